@@ -1,0 +1,1 @@
+//! ftd: the daemon's library: configuration, roles, arbitration, control.

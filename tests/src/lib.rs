@@ -1,0 +1,1 @@
+//! End-to-end and simulation tests of ftd, and the tools they use.

@@ -1,0 +1,66 @@
+//! What a machine is: the part of its description that both hosts must agree on. Host-side wiring (TAP names, console
+//! sinks) is not here: two replicas of one machine have equal specs and different wiring.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The machine. Equal on both hosts, or the handshake refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Number of vCPUs, 1 to 64.
+    pub vcpus: u8,
+    /// Guest RAM in bytes: a multiple of 2 MiB, at least 16 MiB.
+    pub ram_bytes: u64,
+    /// Network card, if any.
+    pub net: Option<NetSpec>,
+    /// Disks in order; all read-only for now.
+    pub disks: Vec<DiskSpec>,
+    /// Whether the guest gets a virtio-rng.
+    pub rng: bool,
+}
+
+/// A virtio network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetSpec {
+    /// The card's address.
+    pub mac: [u8; 6],
+}
+
+/// A virtio disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Size in bytes, a multiple of 512; both hosts' images must have it.
+    pub bytes: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What runs in the machine when it is booted afresh. Needed only where a boot happens, not to restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// Linux: bzImage or vmlinux (ELF), with an optional initramfs.
+    Linux {
+        /// Path of the kernel.
+        kernel: PathBuf,
+        /// Path of the initramfs.
+        initrd: Option<PathBuf>,
+        /// Kernel command line, without what the machine itself adds for its devices.
+        cmdline: String,
+    },
+    /// An ELF program started in 64-bit mode at CPL 3 on every vCPU.
+    Freestanding {
+        /// The ELF image.
+        image: FreestandingImage,
+        /// Passed to the program (RSI: address, RDX: length in bytes).
+        cmdline: String,
+    },
+}
+
+/// Where a freestanding program comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FreestandingImage {
+    /// The guest that is built into this crate.
+    BuiltIn,
+    /// A file.
+    File(PathBuf),
+}
