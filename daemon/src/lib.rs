@@ -1,1 +1,4 @@
 //! ftd: the daemon's library: configuration, roles, arbitration, control.
+
+pub mod arbiter;
+pub mod role;

@@ -1,0 +1,358 @@
+//! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
+
+use super::command::{Command, Exit};
+use super::core::{Core, Next, Settled, ViewState};
+use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::primary::Primary;
+use crate::arbiter::Cell;
+
+/// A node that follows.
+#[derive(Clone, Debug)]
+pub(super) struct Backup {
+    link: Option<Link>,
+    hold: Hold,
+    stage: Stage,
+    /// We promised not to contest before this time (the primary's lease, see the module's documentation).
+    promise_until: Micros,
+    paired: bool,
+    why: String,
+}
+
+#[derive(Clone, Debug)]
+struct Link {
+    conn: ConnId,
+    last_heard: Micros,
+}
+
+/// What we have of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Nothing,
+    /// Part of a full copy: of no use.
+    Partial {
+        pairing: u64,
+    },
+    Sealed(Held),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// With the primary, or dialling it.
+    Following,
+    /// The primary is lost and we hold a sealed state: after a while the cell is asked.
+    Orphaned { since: Micros },
+    /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
+    Contesting { handed_over: bool },
+}
+
+impl Backup {
+    /// Holds nothing, dials.
+    pub(super) fn new(_now: Micros, why: &str) -> Self {
+        Self {
+            link: None,
+            hold: Hold::Nothing,
+            stage: Stage::Following,
+            promise_until: 0,
+            paired: false,
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
+        match event {
+            Event::Tick => self.on_tick(core),
+            Event::PeerHello { conn, .. } => {
+                core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
+            }
+            Event::Welcomed { conn, generation, pairing, resumed } => {
+                self.on_welcome(core, conn, generation, pairing, resumed);
+            }
+            Event::PeerGone { conn, why } if self.is_linked(conn) => match why {
+                Gone::Lost(why) => self.lose_peer(core, why),
+                Gone::Bye(why) => {
+                    // The primary says so before it closes: it has ended the VM, or will not have us.
+                    self.link = None;
+                    self.discard(core, format!("the primary left: {why}"));
+                }
+            },
+            Event::Heard { conn } => self.heard(core, conn),
+            Event::Heartbeat { conn, stamp } if self.is_linked(conn) => {
+                self.heard(core, conn);
+                if self.may_answer() {
+                    self.promise(core);
+                    core.out.push(Command::SendEcho { conn, stamp });
+                }
+            }
+            Event::Sealed { conn, pairing, epoch, stamp } if self.is_linked(conn) => {
+                self.heard(core, conn);
+                // Whatever is sealed is what we hold, also when we may not say so any more.
+                if self.pairing() == Some(pairing) {
+                    self.hold = Hold::Sealed(Held { pairing, epoch });
+                    if self.may_answer() {
+                        self.promise(core);
+                        core.out.push(Command::SendAck { conn, epoch, stamp });
+                    }
+                }
+            }
+            Event::Paired { conn, generation } if self.is_linked(conn) => {
+                core.learn_generation(generation);
+                self.paired = true;
+                self.why = "in step".into();
+            }
+            Event::HandedOver { conn, epoch } if self.is_linked(conn) => {
+                self.on_handed_over(core, conn, epoch)
+            }
+            Event::TakeOverFailed(why) => {
+                return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
+            }
+            Event::SwitchoverRequested => {
+                let why = "this node is the backup; ask the primary".to_string();
+                core.out.push(Command::SwitchoverDone(Err(why)));
+            }
+            Event::StopRequested => {
+                core.stop_requested = true;
+                return self.stop_if_free(core);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    fn is_linked(&self, conn: ConnId) -> bool {
+        self.link.as_ref().is_some_and(|link| link.conn == conn)
+    }
+
+    fn pairing(&self) -> Option<u64> {
+        match self.hold {
+            Hold::Nothing => None,
+            Hold::Partial { pairing } => Some(pairing),
+            Hold::Sealed(held) => Some(held.pairing),
+        }
+    }
+
+    fn may_answer(&self) -> bool {
+        self.stage == Stage::Following
+    }
+
+    fn promise(&mut self, core: &Core) {
+        self.promise_until = self.promise_until.max(core.now + core.policy.promise_us());
+    }
+
+    fn heard(&mut self, core: &Core, conn: ConnId) {
+        if let Some(link) = &mut self.link
+            && link.conn == conn
+        {
+            link.last_heard = core.now;
+        }
+    }
+
+    pub(super) fn excuse_silence(&mut self, now: Micros) {
+        if let Some(link) = &mut self.link {
+            link.last_heard = now;
+        }
+    }
+
+    fn on_welcome(&mut self, core: &mut Core, conn: ConnId, generation: u64, pairing: u64, resumed: bool) {
+        if matches!(self.stage, Stage::Contesting { .. }) {
+            core.drop_link(conn);
+            return;
+        }
+        core.learn_generation(generation);
+        if resumed && !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) {
+            core.drop_link(conn);
+            return;
+        }
+        if !resumed {
+            if self.hold != Hold::Nothing {
+                core.out.push(Command::Discard);
+            }
+            self.hold = Hold::Partial { pairing };
+            self.paired = false;
+        }
+        self.stage = Stage::Following;
+        self.link = Some(Link { conn, last_heard: core.now });
+        self.why = if resumed { "in step again" } else { "receiving a full copy" }.into();
+    }
+
+    fn on_tick(&mut self, core: &mut Core) {
+        if let Some(link) = &self.link {
+            let silence = core.now.saturating_sub(link.last_heard);
+            if silence > core.policy.failure_timeout_us {
+                core.drop_link(link.conn);
+                self.lose_peer(core, format!("silent for {} ms", silence / 1000));
+            }
+        }
+    }
+
+    fn lose_peer(&mut self, core: &mut Core, why: String) {
+        self.link = None;
+        self.why = format!("lost the primary: {why}");
+        match (self.hold, self.stage) {
+            (_, Stage::Contesting { .. }) => {}
+            (Hold::Sealed(_), _) => {
+                self.stage = Stage::Orphaned { since: core.now };
+                core.arbiter.hurry();
+                core.out.push(Command::Dial);
+            }
+            _ => self.discard(core, format!("lost the primary before a checkpoint was complete: {why}")),
+        }
+    }
+
+    /// Holds nothing any more and follows anew.
+    fn discard(&mut self, core: &mut Core, why: String) {
+        if let Some(link) = self.link.take() {
+            core.drop_link(link.conn);
+        }
+        if self.hold != Hold::Nothing {
+            core.out.push(Command::Discard);
+        }
+        self.hold = Hold::Nothing;
+        self.stage = Stage::Following;
+        self.paired = false;
+        self.why = why;
+        core.out.push(Command::Dial);
+    }
+
+    fn on_handed_over(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
+        self.heard(core, conn);
+        let refusal = match self.hold {
+            _ if self.stage != Stage::Following => Some("not following".to_string()),
+            _ if core.stop_requested => Some("this node is stopping".to_string()),
+            Hold::Sealed(held) if held.epoch == epoch => None,
+            Hold::Sealed(held) => Some(format!("I hold epoch {}, not {epoch}", held.epoch)),
+            _ => Some("I hold no complete checkpoint".to_string()),
+        };
+        match refusal {
+            Some(why) => core.out.push(Command::SendDecline { conn, why }),
+            None => {
+                // The primary emits nothing more by its own word: no promise binds us.
+                self.stage = Stage::Contesting { handed_over: true };
+                core.arbiter.hurry();
+            }
+        }
+    }
+
+    /// What the state wants of the arbiter: first its cell, and if that names us with what we hold, the cell itself.
+    pub(super) fn pursue(&mut self, core: &mut Core) {
+        match self.stage {
+            Stage::Following => {}
+            Stage::Orphaned { since } => {
+                let earliest = self.promise_until.max(since + core.policy.takeover_delay_us);
+                if core.now >= earliest {
+                    core.ask_read();
+                }
+            }
+            Stage::Contesting { .. } => core.ask_read(),
+        }
+    }
+
+    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
+        let handed_over = match self.stage {
+            Stage::Following => return None,
+            Stage::Orphaned { .. } => false,
+            Stage::Contesting { handed_over } => handed_over,
+        };
+        let cell = match answer {
+            Ok(cell) => cell,
+            Err(why) => return self.arbiter_silent(core, why),
+        };
+        let Hold::Sealed(held) = self.hold else { return None };
+        let names_us = cell.as_ref().is_some_and(|cell| {
+            cell.owner.as_deref() == Some(&core.policy.peer)
+                && cell.standby.as_ref().is_some_and(|standby| {
+                    standby.node == core.policy.node && standby.pairing == held.pairing
+                })
+        });
+        match cell {
+            Some(cell) if names_us => {
+                self.stage = Stage::Contesting { handed_over };
+                core.out.push(Command::StopDialling);
+                let owner = Some(core.policy.node.clone());
+                core.ask_set(
+                    Some(cell.generation),
+                    Cell { generation: cell.generation + 1, owner, standby: None },
+                );
+                None
+            }
+            _ => {
+                self.discard(
+                    core,
+                    "the cell does not name what this node holds: the primary goes on without it".into(),
+                );
+                self.stop_if_free(core)
+            }
+        }
+    }
+
+    /// The arbiter cannot be asked, and nothing was changed: a hand-over is declined, an orphan waits on.
+    fn arbiter_silent(&mut self, core: &mut Core, why: String) -> Option<Next> {
+        self.why = format!("the arbiter does not answer: {why}");
+        match (self.stage, &self.link) {
+            (Stage::Contesting { .. }, Some(link)) => {
+                core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
+                self.stage = Stage::Following;
+            }
+            (Stage::Contesting { .. }, None) => {
+                self.stage = Stage::Orphaned { since: core.now };
+                core.out.push(Command::Dial);
+            }
+            _ => {}
+        }
+        self.stop_if_free(core)
+    }
+
+    pub(super) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
+        match settled {
+            Settled::Won(cell) => {
+                let Hold::Sealed(held) = self.hold else {
+                    return Some(Next::Ended(Exit::Failed(
+                        "won the cell without a sealed checkpoint".into(),
+                    )));
+                };
+                core.out.push(Command::TakeOver { epoch: held.epoch, generation: cell.generation });
+                if let Some(link) = self.link.take() {
+                    core.out.push(Command::SendTookOver { conn: link.conn, generation: cell.generation });
+                    core.drop_link(link.conn);
+                }
+                Some(Next::Primary(Primary::solo(cell, "took over")))
+            }
+            Settled::Lost(_) => {
+                self.discard(core, "lost the arbitration: the primary goes on".into());
+                self.stop_if_free(core)
+            }
+            Settled::NotAttempted(why) => self.arbiter_silent(core, why),
+        }
+    }
+
+    /// Stops as asked, unless the cell may be about to become ours: then its answer comes first.
+    fn stop_if_free(&mut self, core: &mut Core) -> Option<Next> {
+        if !core.stop_requested || core.arbiter.is_setting() {
+            return None;
+        }
+        if let Some(link) = self.link.take() {
+            core.out.push(Command::SendBye { conn: link.conn, why: "the backup was stopped".into() });
+            core.drop_link(link.conn);
+        }
+        core.out.push(Command::Discard);
+        Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
+    }
+
+    pub(super) fn view_state(&self) -> ViewState {
+        match (self.hold, self.stage) {
+            (_, Stage::Orphaned { .. } | Stage::Contesting { .. }) => ViewState::Waiting,
+            (Hold::Sealed(_), Stage::Following) if self.paired => ViewState::Protected,
+            (Hold::Nothing, Stage::Following) => ViewState::Waiting,
+            (_, Stage::Following) => ViewState::Resyncing,
+        }
+    }
+
+    pub(super) fn detail(&self) -> String {
+        match self.stage {
+            Stage::Following => self.why.clone(),
+            Stage::Orphaned { .. } => {
+                format!("holds a sealed checkpoint, about to ask the arbiter ({})", self.why)
+            }
+            Stage::Contesting { .. } => format!("asking the arbiter for the VM ({})", self.why),
+        }
+    }
+}

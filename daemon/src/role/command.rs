@@ -1,0 +1,161 @@
+//! What the core asks its executor to do. Commands are executed in order, each to its end, before the next event.
+
+use super::event::{ConnId, Micros};
+use crate::arbiter::Cell;
+
+/// How a backup is welcomed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Welcome {
+    /// A full copy begins a new pairing.
+    Copy,
+    /// The pairing goes on: re-send what the backup has not sealed, after this epoch.
+    ResumeAfter(u64),
+}
+
+/// How a process ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As asked, nothing lost.
+    Stopped(String),
+    /// Lost the arbitration.
+    Fenced(String),
+    /// The guest crashed.
+    GuestCrashed(String),
+    /// Something that should work did not.
+    Failed(String),
+}
+
+/// An output of the core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Read the arbiter's cell; answer with `CellRead`. At most one arbiter request is under way.
+    ReadCell,
+    /// Compare-and-set the whole cell; answer with `CellSet`.
+    CompareAndSet {
+        /// Generation that the cell must have (none: the cell is empty).
+        expected: Option<u64>,
+        /// What it becomes.
+        new: Cell,
+    },
+
+    /// Keep dialling the peer until a connection is welcomed.
+    Dial,
+    /// Stop dialling.
+    StopDialling,
+    /// Accept a backup, and start or go on replicating to it.
+    Welcome {
+        /// Connection.
+        conn: ConnId,
+        /// The pairing.
+        pairing: u64,
+        /// The generation we own.
+        generation: u64,
+        /// Where to begin.
+        how: Welcome,
+    },
+    /// Decline a peer's hello, or a welcome; the connection closes after it.
+    Refuse {
+        /// Connection.
+        conn: ConnId,
+        /// Told to the peer.
+        why: String,
+    },
+    /// Close a connection.
+    DropLink {
+        /// Which.
+        conn: ConnId,
+    },
+    /// Stop replicating: no more checkpoints, what is unacked is forgotten. Frames stay in the buffer.
+    EndPairing,
+
+    /// Boot the guest afresh and let its output pass.
+    Boot,
+    /// Let everything that is held go out in order, and what follows pass: nobody else can own this VM.
+    EmitFreely,
+    /// Let the frames of epochs up to `through` go out, as long as this node's clock is before `until`.
+    Release {
+        /// Last epoch that is acked.
+        through: u64,
+        /// When the permission lapses.
+        until: Micros,
+    },
+    /// Send a heartbeat carrying this stamp.
+    SendHeartbeat {
+        /// Connection.
+        conn: ConnId,
+        /// Our clock.
+        stamp: Micros,
+    },
+    /// Tell the backup that the cell names it.
+    SendPaired {
+        /// Connection.
+        conn: ConnId,
+        /// The pair's generation.
+        generation: u64,
+    },
+    /// Pause the VM, capture a last checkpoint, keep the VM paused; answer with `FinalCaptured`.
+    FinalCheckpoint,
+    /// Tell the backup that the VM stopped for good at this epoch.
+    SendHandOver {
+        /// Connection.
+        conn: ConnId,
+        /// The final epoch.
+        epoch: u64,
+    },
+    /// The switchover is off: let the VM run again, checkpoints go on.
+    Thaw,
+
+    /// Backup: acknowledge a sealed checkpoint.
+    SendAck {
+        /// Connection.
+        conn: ConnId,
+        /// Epoch.
+        epoch: u64,
+        /// The primary's stamp.
+        stamp: Micros,
+    },
+    /// Backup: answer a heartbeat.
+    SendEcho {
+        /// Connection.
+        conn: ConnId,
+        /// The primary's stamp.
+        stamp: Micros,
+    },
+    /// Backup: we will not take over; nothing has changed.
+    SendDecline {
+        /// Connection.
+        conn: ConnId,
+        /// Why.
+        why: String,
+    },
+    /// Backup: resume the VM from the sealed state of this epoch, announce it, let its output pass.
+    TakeOver {
+        /// Epoch to resume from.
+        epoch: u64,
+        /// The generation we own now.
+        generation: u64,
+    },
+    /// Tell the former primary that we run the VM.
+    SendTookOver {
+        /// Connection.
+        conn: ConnId,
+        /// Our generation.
+        generation: u64,
+    },
+    /// Backup: forget what was received.
+    Discard,
+
+    /// Stop the VM, mute its output for good, drop its state.
+    StopVm,
+    /// Say good-bye to the peer.
+    SendBye {
+        /// Connection.
+        conn: ConnId,
+        /// Why.
+        why: String,
+    },
+    /// Tell whoever asked for a switchover how it ended.
+    SwitchoverDone(Result<(), String>),
+    /// End the process.
+    Exit(Exit),
+}

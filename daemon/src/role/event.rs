@@ -1,0 +1,170 @@
+//! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
+
+use crate::arbiter::{Cell, Outcome};
+
+/// Microseconds on this node's monotonic clock.
+pub type Micros = u64;
+
+/// One connection to the peer. Numbers are never used twice in a process, so that late news of an old connection is
+/// recognised.
+pub type ConnId = u64;
+
+/// What a backup says it holds: a sealed checkpoint of a pairing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The pairing.
+    pub pairing: u64,
+    /// The last sealed epoch.
+    pub epoch: u64,
+}
+
+/// Why a connection is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
+    Lost(String),
+    /// The peer said good-bye: its VM has ended, or it has given up what it held.
+    Bye(String),
+}
+
+/// How the guest came to an end by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEnd {
+    /// It powered off.
+    PoweredOff,
+    /// It asked for a reset.
+    Reset,
+    /// It cannot go on (triple fault, failed entry): what the machine says of it.
+    Crashed(String),
+}
+
+/// An input of the core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed. Comes at least every few milliseconds.
+    Tick,
+
+    /// The answer to [`super::Command::ReadCell`]: the cell, or why it could not be read.
+    CellRead(Result<Option<Cell>, String>),
+    /// The answer to [`super::Command::CompareAndSet`].
+    CellSet(Outcome),
+
+    /// A peer that may be our backup asks to be: its identity was checked, this is what it holds.
+    PeerHello {
+        /// Connection that it came on.
+        conn: ConnId,
+        /// The highest generation that the peer knows.
+        generation: u64,
+        /// What it holds.
+        held: Option<Held>,
+    },
+    /// The primary has accepted us as its backup.
+    Welcomed {
+        /// Connection.
+        conn: ConnId,
+        /// The primary's generation.
+        generation: u64,
+        /// The pairing that begins or goes on.
+        pairing: u64,
+        /// Whether it goes on where we stopped (else a full copy comes).
+        resumed: bool,
+    },
+    /// A connection has ended.
+    PeerGone {
+        /// Which.
+        conn: ConnId,
+        /// How.
+        why: Gone,
+    },
+    /// Something that proves the peer alive came in (any verified frame; progress inside a long one counts).
+    Heard {
+        /// Connection.
+        conn: ConnId,
+    },
+
+    /// Primary: the first checkpoint of the pairing is captured; from this capture on output is held.
+    FirstCaptured {
+        /// The pairing.
+        pairing: u64,
+    },
+    /// Primary: the backup has sealed `epoch`.
+    Ack {
+        /// Connection.
+        conn: ConnId,
+        /// The epoch sealed.
+        epoch: u64,
+        /// Our own clock when we sent what it answers.
+        stamp: Micros,
+    },
+    /// Primary: the backup answered a heartbeat.
+    Echo {
+        /// Connection.
+        conn: ConnId,
+        /// Our own clock when we sent it.
+        stamp: Micros,
+    },
+    /// Primary: a release stopped early because its permit had lapsed.
+    ReleaseCut,
+
+    /// Backup: a heartbeat of the primary.
+    Heartbeat {
+        /// Connection.
+        conn: ConnId,
+        /// The primary's clock, to be sent back.
+        stamp: Micros,
+    },
+    /// Backup: a checkpoint is complete and verified.
+    Sealed {
+        /// Connection.
+        conn: ConnId,
+        /// Its pairing.
+        pairing: u64,
+        /// Its epoch.
+        epoch: u64,
+        /// The primary's clock, to be sent back.
+        stamp: Micros,
+    },
+    /// Backup: the cell now names us as standby.
+    Paired {
+        /// Connection.
+        conn: ConnId,
+        /// The pair's generation.
+        generation: u64,
+    },
+    /// Backup: restoring the sealed state failed. The VM cannot be saved.
+    TakeOverFailed(String),
+
+    /// Backup: the primary has stopped its VM at `epoch` for good and asks us to go on.
+    HandedOver {
+        /// Connection.
+        conn: ConnId,
+        /// The final epoch.
+        epoch: u64,
+    },
+    /// Primary: the backup runs the VM now.
+    PeerTookOver {
+        /// Connection.
+        conn: ConnId,
+        /// Its generation.
+        generation: u64,
+    },
+    /// Primary: the backup will not take over, and has changed nothing.
+    HandOverDeclined {
+        /// Connection.
+        conn: ConnId,
+        /// Why.
+        why: String,
+    },
+    /// Primary: the VM is paused for the hand-over; this was the last epoch captured.
+    FinalCaptured {
+        /// The final epoch.
+        epoch: u64,
+    },
+
+    /// The operator asks for a planned switchover.
+    SwitchoverRequested,
+    /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.
+    StopRequested,
+    /// The guest has come to an end.
+    GuestEnded(GuestEnd),
+}

@@ -1,0 +1,46 @@
+//! Who may run the VM, and who may speak for it: roles, pairing, acks, arbitration, as one pure state machine.
+//!
+//! [`Core`] takes an [`Event`] and the time, and answers with [`Command`]s. It does no I/O, reads no clock and draws no
+//! random numbers, so that the same code runs in the daemon (`replica.rs` executes the commands) and under a seeded
+//! simulator (`tests/sim`).
+//!
+//! ```text
+//!  start ── cell empty or VM shut down, start_as = primary ── founding ── cell set ──> primary, solo
+//!        ── owner is the peer, or start_as = backup ─────────────────────────────────> backup
+//!        ── owner is me, but my memory is gone ──────────────────────────────────────> bereft: waits for the peer
+//!
+//!  primary   solo ── hello ──> copying ── first capture ──> sealing ── its ack ──> enlisting ── cell set ──> protected
+//!              ^                  │ peer lost                 │ peer lost            │ peer lost                │ peer lost
+//!              └──────────────────┴──── (cell names nobody: the output passes) ──────┘ cell unchanged           v
+//!              ^                                                                                              alone
+//!              └───────────────────────── cell set to "me, alone" ────────────────────────────────────────────┤
+//!                      the arbiter cannot be asked: waits, output held; the peer comes back: protected <──────┤
+//!                                                  cell set by the peer: fenced  <────────────────────────────┘
+//!
+//!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── delay and promise over, the cell names
+//!               ^                                                     │         me and what I hold ──> contesting
+//!               └──────────── the peer comes back ────────────────────┘   won: takes over, primary solo
+//!                                                                         lost: discards, follows again
+//! ```
+//!
+//! # Why nobody speaks out of turn
+//!
+//! - The cell decides who goes on alone (`arbiter`). A backup contests only when the cell names it with the very pairing
+//!   that it holds sealed, and from the moment it may have asked, it acknowledges nothing until the answer is certain.
+//! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
+//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. A backup that
+//!   answers promises not to contest for a lease (and a margin for clock drift) from then on. Since the stamp is older than
+//!   the answer, the permission is over before the promise is, however long a message or a process was held up. A
+//!   primary whose permission has lapsed asks again before it lets anything out.
+//! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
+//!   repetition finds the cell as wanted, and that counts as won.
+
+mod backup;
+mod command;
+mod core;
+mod event;
+mod primary;
+
+pub use self::core::{Core, Policy, StartAs, View, ViewRole, ViewState};
+pub use command::{Command, Exit, Welcome};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
