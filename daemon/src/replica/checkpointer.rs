@@ -1,0 +1,440 @@
+//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
+//! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
+//! threads. It takes its orders over a channel and answers each when it is done.
+
+use super::Input;
+use super::pairing::Pairing;
+use super::shipper::Shipper;
+use crate::clock::Clock;
+use crate::role::Event;
+use crate::telemetry::Telemetry;
+use ft_checkpoint::arena::Capture;
+use ft_checkpoint::copy::FullCopy;
+use ft_checkpoint::encoder::Encoder;
+use ft_netbuf::OutputBuffer;
+use ft_vm::devices::Wiring;
+use ft_vm::machine::Machine;
+use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_vm::spec::{Boot, MachineSpec};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// What the checkpointer is told to do. Orders with a reply are answered when they are carried out.
+pub enum Order {
+    /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
+    Prepare(Reply<Result<GuestRam, String>>),
+    /// Fresh RAM and machine, booted and running.
+    Boot(Reply<Result<(), String>>),
+    /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
+    Restore(Vec<u8>, Reply<Result<(), String>>),
+    /// Full copy, then epochs, for this pairing.
+    BeginPairing(Arc<Pairing>),
+    /// No more checkpoints.
+    EndPairing(Reply<()>),
+    /// One last checkpoint of the running pairing, after which the guest stays paused.
+    Freeze,
+    /// The guest runs again, checkpoints go on.
+    Thaw,
+    /// There may be room for the next checkpoint.
+    Room,
+    /// Stops and drops the machine.
+    Stop(Reply<()>),
+}
+
+/// Where an order's answer goes.
+pub type Reply<T> = SyncSender<T>;
+
+/// What does not change while the daemon runs.
+pub struct Setup {
+    /// The machine.
+    pub spec: MachineSpec,
+    /// What it boots.
+    pub boot: Boot,
+    /// Run interval.
+    pub epoch: Duration,
+    /// Bytes of last-sent pages to remember for deltas.
+    pub shadow_bytes: usize,
+    /// Makes the host side of the devices.
+    pub wiring: Box<dyn Fn() -> Result<Wiring, String> + Send>,
+    /// Told about every new machine, so that its network port and console can be reached; and when it is gone.
+    pub attach: Box<dyn Fn(Option<&Machine>) + Send>,
+    /// Output commit.
+    pub output: OutputBuffer,
+    /// Where news goes.
+    pub inputs: Sender<Input>,
+    /// This node's clock.
+    pub clock: Clock,
+    /// Figures.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.
+const PRECOPY_PAGES_LEFT: usize = 2048;
+/// A guest that dirties faster than it is copied gets a longer first pause rather than an endless copy.
+const PRECOPY_ROUNDS_MAX: u32 = 8;
+/// Pages of the full copy between two looks at the orders.
+const COPY_STEP_PAGES: u32 = 256;
+/// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
+const EPOCH_STRETCH: u32 = 4;
+
+/// See the module.
+pub struct Checkpointer {
+    setup: Setup,
+    orders: Receiver<Order>,
+    vm: Option<Vm>,
+    mode: Mode,
+}
+
+struct Vm {
+    machine: Machine,
+    ram: GuestRam,
+    view: RamView,
+}
+
+enum Mode {
+    /// No machine, or a parked one, or one that runs without replication.
+    Quiet,
+    Copying(Box<Copying>),
+    Epochs(Epochs),
+}
+
+struct Copying {
+    pairing: Arc<Pairing>,
+    encoder: Encoder,
+    copy: FullCopy,
+    round: u32,
+    dirty: Vec<PageIndex>,
+}
+
+struct Epochs {
+    pairing: Arc<Pairing>,
+    shipper: Shipper,
+    last: u64,
+    began: Instant,
+    /// The guest stands still.
+    paused: bool,
+    /// The epoch is over, but there is no room for its checkpoint.
+    starved: bool,
+    /// The next checkpoint is the last one, or was.
+    freezing: bool,
+}
+
+impl Epochs {
+    fn is_frozen(&self) -> bool {
+        self.freezing && self.paused && !self.starved
+    }
+}
+
+impl Checkpointer {
+    /// Starts the thread.
+    pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        std::thread::Builder::new().name("ftd-checkpoint".into()).spawn(move || {
+            Self { setup, orders, vm: None, mode: Mode::Quiet }.run();
+        })
+    }
+
+    fn run(mut self) {
+        loop {
+            let order = match self.wait_limit() {
+                None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(Duration::ZERO) => self.orders.try_recv().map_err(|e| match e {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                }),
+                Some(limit) => self.orders.recv_timeout(limit),
+            };
+            let result = match order {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => self.work(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Err(why) = result {
+                // The machine itself failed. What the backup holds is the VM now.
+                let _ = self.setup.inputs.send(Input::MachineFailed(why));
+                self.mode = Mode::Quiet;
+                self.drop_machine();
+            }
+        }
+    }
+
+    /// How long to wait for an order before there is work to do.
+    fn wait_limit(&self) -> Option<Duration> {
+        match &self.mode {
+            Mode::Quiet => None,
+            Mode::Copying(_) => Some(Duration::ZERO),
+            Mode::Epochs(epochs) if epochs.is_frozen() => None,
+            // Order::Room comes when an ack has made room; this is only for one that came just before.
+            Mode::Epochs(epochs) if epochs.starved => Some(Duration::from_millis(1)),
+            Mode::Epochs(epochs) => Some(self.setup.epoch.saturating_sub(epochs.began.elapsed())),
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), String> {
+        match order {
+            Order::Prepare(reply) => answer(reply, self.prepare()),
+            Order::Boot(reply) => answer(reply, self.boot()),
+            Order::Restore(state, reply) => answer(reply, self.restore(&state)),
+            Order::BeginPairing(pairing) => return self.begin_copy(pairing),
+            Order::EndPairing(reply) => {
+                let result = self.end_pairing();
+                answer(reply, ());
+                return result;
+            }
+            Order::Freeze => {
+                if let Mode::Epochs(epochs) = &mut self.mode {
+                    epochs.freezing = true;
+                    return self.end_epoch();
+                }
+            }
+            Order::Thaw => {
+                if let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    epochs.freezing = false;
+                    epochs.let_run(vm)?;
+                }
+            }
+            Order::Room => {
+                if let Mode::Epochs(epochs) = &self.mode
+                    && epochs.starved
+                {
+                    return self.end_epoch();
+                }
+            }
+            Order::Stop(reply) => {
+                self.mode = Mode::Quiet;
+                self.drop_machine();
+                answer(reply, ());
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&mut self) -> Result<(), String> {
+        match &mut self.mode {
+            Mode::Quiet => Ok(()),
+            Mode::Copying(_) => self.copy_step(),
+            Mode::Epochs(_) => self.end_epoch(),
+        }
+    }
+
+    fn new_vm(&mut self) -> Result<&mut Vm, String> {
+        self.mode = Mode::Quiet;
+        self.drop_machine();
+        let ram = GuestRam::new(self.setup.spec.ram_bytes).map_err(|e| e.to_string())?;
+        let view = ram.view().map_err(|e| e.to_string())?;
+        let wiring = (self.setup.wiring)()?;
+        let machine = Machine::new(&self.setup.spec, &ram, wiring).map_err(|e| e.to_string())?;
+        Ok(self.vm.insert(Vm { machine, ram, view }))
+    }
+
+    fn drop_machine(&mut self) {
+        (self.setup.attach)(None);
+        self.vm = None;
+    }
+
+    fn prepare(&mut self) -> Result<GuestRam, String> {
+        Ok(self.new_vm()?.ram.clone())
+    }
+
+    fn boot(&mut self) -> Result<(), String> {
+        let boot = self.setup.boot.clone();
+        let vm = self.new_vm()?;
+        vm.machine.boot(&boot).map_err(|e| e.to_string())?;
+        self.set_running()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let vm = self.vm.as_mut().ok_or("there is no prepared machine")?;
+        vm.machine.restore(state).map_err(|e| e.to_string())?;
+        self.set_running()
+    }
+
+    fn set_running(&mut self) -> Result<(), String> {
+        let vm = self.vm.as_mut().ok_or("there is no machine")?;
+        (self.setup.attach)(Some(&vm.machine));
+        vm.machine.resume().map_err(|e| e.to_string())
+    }
+
+    fn begin_copy(&mut self, pairing: Arc<Pairing>) -> Result<(), String> {
+        let vm = self.vm.as_mut().ok_or("there is no machine to protect")?;
+        // Before the first page is read: what changes while it is copied is dirty afterwards.
+        vm.machine.start_dirty_log().map_err(|e| e.to_string())?;
+        let mut encoder = Encoder::new(vm.ram.pages(), self.setup.shadow_bytes);
+        match FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink()) {
+            Ok(copy) => {
+                let copying = Copying { pairing, encoder, copy, round: 0, dirty: Vec::new() };
+                self.mode = Mode::Copying(Box::new(copying));
+            }
+            // The connection is gone already; whoever closed it has told the core.
+            Err(e) => tracing::debug!("full copy not begun: {e}"),
+        }
+        Ok(())
+    }
+
+    fn copy_step(&mut self) -> Result<(), String> {
+        let (Mode::Copying(copying), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
+        let Copying { pairing, encoder, copy, round, dirty } = &mut **copying;
+        let mut sink = pairing.copy_sink();
+        let progress = if copy.progress().is_complete() {
+            dirty.clear();
+            vm.machine.harvest(dirty).map_err(|e| e.to_string())?;
+            *round += 1;
+            copy.resend(encoder, &vm.view, dirty, &mut sink)
+        } else {
+            copy.step(encoder, &vm.view, COPY_STEP_PAGES, &mut sink)
+        };
+        match progress {
+            Ok(progress) => {
+                self.setup.telemetry.copying(progress);
+                if progress.is_complete()
+                    && *round > 0
+                    && (dirty.len() <= PRECOPY_PAGES_LEFT || *round >= PRECOPY_ROUNDS_MAX)
+                {
+                    return self.begin_epochs();
+                }
+            }
+            // The connection is gone; the core hears of it from the reader and ends the pairing.
+            Err(e) => {
+                tracing::debug!("full copy stopped: {e}");
+                self.mode = Mode::Quiet;
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
+    fn begin_epochs(&mut self) -> Result<(), String> {
+        let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) else { return Ok(()) };
+        let Copying { pairing, encoder, .. } = *copying;
+        let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
+        let Setup { inputs, telemetry, .. } = &self.setup;
+        let shipper =
+            Shipper::start(encoder, Arc::clone(&pairing), pages_max, inputs.clone(), Arc::clone(telemetry))
+                .map_err(|e| format!("cannot start the shipper: {e}"))?;
+        let (began, last) = (Instant::now(), 0);
+        let epochs = Epochs { pairing, shipper, last, began, paused: false, starved: false, freezing: false };
+        self.mode = Mode::Epochs(epochs);
+        self.end_epoch()
+    }
+
+    /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
+    fn end_epoch(&mut self) -> Result<(), String> {
+        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
+        if !epochs.pairing.reserve() {
+            return epochs.starve(vm, self.setup.epoch, &self.setup.telemetry);
+        }
+        let first = epochs.last == 0;
+        let epoch = epochs.last + 1;
+        let mut capture = epochs.shipper.empty_capture();
+        let started = Instant::now();
+        let stamp_us = self.setup.clock.now_us();
+        if !epochs.paused {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            epochs.paused = true;
+        }
+        let stopped = Instant::now();
+        vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
+        let harvested = Instant::now();
+        vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
+        let captured = Instant::now();
+        capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
+        let copied = Instant::now();
+        if first {
+            self.setup.output.hold();
+        } else {
+            self.setup.output.close_epoch(epoch);
+        }
+        epochs.starved = false;
+        if !epochs.freezing {
+            epochs.let_run(vm)?;
+        }
+        let resumed = Instant::now();
+        (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
+        let pages = capture.pages.len();
+
+        epochs.last = epoch;
+        // Said before the checkpoint is on its way, so that its ack cannot come first.
+        if first {
+            let pairing = epochs.pairing.nonce;
+            let _ = self.setup.inputs.send(Input::Event(Event::FirstCaptured { pairing }));
+        }
+        if epochs.freezing {
+            let _ = self.setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
+        }
+        epochs.shipper.ship(capture);
+        self.setup.telemetry.paused(PauseParts {
+            epoch,
+            pages,
+            stop: stopped - started,
+            harvest: harvested - stopped,
+            capture: captured - harvested,
+            copy: copied - captured,
+            resume: resumed - copied,
+        });
+        Ok(())
+    }
+
+    fn end_pairing(&mut self) -> Result<(), String> {
+        let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
+        let Some(vm) = &mut self.vm else { return Ok(()) };
+        match mode {
+            Mode::Quiet => return Ok(()),
+            Mode::Copying(_) => {}
+            Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
+        }
+        vm.machine.stop_dirty_log().map_err(|e| e.to_string())
+    }
+}
+
+impl Epochs {
+    /// Begins the next epoch.
+    fn let_run(&mut self, vm: &mut Vm) -> Result<(), String> {
+        if std::mem::take(&mut self.paused) {
+            vm.machine.resume().map_err(|e| e.to_string())?;
+        }
+        self.began = Instant::now();
+        Ok(())
+    }
+
+    /// No room for a checkpoint: the epoch grows longer, and when it has grown enough the guest stands still.
+    fn starve(&mut self, vm: &mut Vm, epoch: Duration, telemetry: &Telemetry) -> Result<(), String> {
+        self.starved = true;
+        if !self.paused && (self.freezing || self.began.elapsed() >= epoch * EPOCH_STRETCH) {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            self.paused = true;
+            telemetry.choked();
+        }
+        Ok(())
+    }
+}
+
+/// What a pause was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct PauseParts {
+    /// The epoch that it ended.
+    pub epoch: u64,
+    /// Dirty pages.
+    pub pages: usize,
+    /// Until every vCPU stood still.
+    pub stop: Duration,
+    /// Reading and clearing the dirty logs.
+    pub harvest: Duration,
+    /// Machine state.
+    pub capture: Duration,
+    /// Copying the dirty pages aside.
+    pub copy: Duration,
+    /// Closing the epoch's output and letting the guest go.
+    pub resume: Duration,
+}
+
+impl PauseParts {
+    /// The whole pause.
+    pub fn total(&self) -> Duration {
+        self.stop + self.harvest + self.capture + self.copy + self.resume
+    }
+}
+
+fn answer<T>(reply: Reply<T>, value: T) {
+    // Nobody waits any more: the daemon is ending.
+    let _ = reply.send(value);
+}

@@ -1,0 +1,237 @@
+//! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
+//! dialler sends them. Every step has a deadline, every refusal a reason.
+
+use super::Input;
+use super::link::{PeerReader, PeerStream, PeerWriter};
+use crate::role::ConnId;
+use ft_checkpoint::wire::handshake::{self, Refusal, Side};
+use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_vm::machine::CpuProfile;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// A whole handshake takes no longer.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// Connections that are shaking hands at once; more are closed.
+const HANDSHAKES_MAX: usize = 16;
+/// A dial takes no longer.
+const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Between two dials.
+const DIAL_PAUSE: Duration = Duration::from_millis(50);
+
+/// What this node says of itself.
+pub struct Local {
+    /// All but the generation, which `generation` holds.
+    pub identity: Identity,
+    /// The highest generation known.
+    pub generation: AtomicU64,
+    /// What this node holds, asked at every dial.
+    pub held: Box<dyn Fn() -> Option<Held> + Send + Sync>,
+}
+
+impl Local {
+    fn identity(&self) -> Identity {
+        Identity { generation: self.generation.load(Ordering::Relaxed), ..self.identity.clone() }
+    }
+
+    fn check(&self, theirs: &Identity, side: Side) -> Result<(), Refusal> {
+        handshake::check(theirs, &self.identity(), side, |theirs, ours| match side {
+            // The VM runs here and would go on there.
+            Side::Primary => cpu_fits(theirs, ours),
+            Side::Backup => cpu_fits(ours, theirs),
+        })
+    }
+}
+
+/// Whether a machine that runs on CPU `from` can go on on CPU `to`.
+fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), String> {
+    let parse = |bytes: &[u8]| CpuProfile::from_bytes(bytes).map_err(|e| format!("unreadable description: {e}"));
+    parse(to)?.can_resume_from(&parse(from)?).map_err(|e| e.to_string())
+}
+
+/// Numbers for connections.
+#[derive(Default)]
+pub struct ConnIds(AtomicU64);
+
+impl ConnIds {
+    /// A number never given before.
+    pub fn next(&self) -> ConnId {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// A connection on which both nodes have found that they fit.
+pub struct Fitting {
+    /// Its number.
+    pub conn: ConnId,
+    /// Reading side.
+    pub reader: PeerReader,
+    /// Writing side.
+    pub writer: PeerWriter,
+}
+
+/// Takes connections of peers for as long as the process lives.
+pub fn listen(listener: TcpListener, local: Arc<Local>, ids: Arc<ConnIds>, inputs: Sender<Input>) -> std::io::Result<()> {
+    let busy = Arc::new(AtomicUsize::new(0));
+    std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    tracing::warn!("accepting a connection: {e}");
+                    std::thread::sleep(DIAL_PAUSE);
+                    continue;
+                }
+            };
+            if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
+                tracing::debug!("too many handshakes at once, closing one");
+                continue;
+            }
+            busy.fetch_add(1, Ordering::Relaxed);
+            let (local, ids, inputs, slot) = (Arc::clone(&local), Arc::clone(&ids), inputs.clone(), Slot(Arc::clone(&busy)));
+            let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
+                let _slot = slot;
+                let from = stream.peer_addr().ok();
+                match take_hello(stream, &local) {
+                    Ok((reader, writer, hello)) => {
+                        let fitting = Fitting { conn: ids.next(), reader, writer };
+                        let _ = inputs.send(Input::Accepted { fitting, hello });
+                    }
+                    Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
+                }
+            });
+            if let Err(e) = spawned {
+                tracing::warn!("no thread for a handshake: {e}");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+struct Slot(Arc<AtomicUsize>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The connection failed, or what came is not ours.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// We do not fit, by our judgement.
+    #[error("{0}")]
+    Misfit(#[from] Refusal),
+    /// The peer refuses us.
+    #[error("the peer refuses: {}", .0.text)]
+    Refused(Refuse),
+    /// Not the message that belongs here.
+    #[error("expected {0}, got another message")]
+    Unexpected(&'static str),
+}
+
+fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter), HandshakeError> {
+    super::link::tune(&stream)?;
+    let vm = vm_id(&local.identity.vm);
+    let writer = FrameWriter::new(stream.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
+    let reader = FrameReader::new(PeerStream::new(stream, Instant::now() + HANDSHAKE_LIMIT));
+    Ok((reader, writer))
+}
+
+fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter, Hello), HandshakeError> {
+    let (mut reader, mut writer) = prepare(stream, local)?;
+    let Message::Hello(hello) = Message::decode(&reader.read()?)? else {
+        return Err(HandshakeError::Unexpected("a hello"));
+    };
+    // The generation is the core's to judge: a node that does not own the VM cannot compare.
+    let theirs = Identity { generation: 0, ..hello.identity.clone() };
+    if let Err(refusal) = local.check(&theirs, Side::Primary) {
+        Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
+        return Err(refusal.into());
+    }
+    reader.expect(vm_id(&local.identity.vm), 0);
+    Ok((reader, writer, hello))
+}
+
+/// The thread that dials the peer while it is wanted.
+pub struct Dialler {
+    wanted: Arc<AtomicBool>,
+    thread: std::thread::Thread,
+}
+
+impl Dialler {
+    /// Starts the thread; it does nothing until [`Self::dial`].
+    pub fn start(peer: String, local: Arc<Local>, ids: Arc<ConnIds>, inputs: Sender<Input>) -> std::io::Result<Self> {
+        let wanted = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&wanted);
+        let handle = std::thread::Builder::new().name("ftd-dial".into()).spawn(move || {
+            loop {
+                while !flag.load(Ordering::Acquire) {
+                    std::thread::park();
+                }
+                match dial(&peer, &local) {
+                    Ok((reader, writer, welcome)) => {
+                        flag.store(false, Ordering::Release);
+                        let fitting = Fitting { conn: ids.next(), reader, writer };
+                        if inputs.send(Input::Dialled { fitting, welcome }).is_err() {
+                            return;
+                        }
+                    }
+                    Err(e) => {
+                        if inputs.send(Input::DialFailed(e)).is_err() {
+                            return;
+                        }
+                        std::thread::sleep(DIAL_PAUSE);
+                    }
+                }
+            }
+        })?;
+        Ok(Self { wanted, thread: handle.thread().clone() })
+    }
+
+    /// Dials until a connection is welcomed.
+    pub fn dial(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    /// Dials no more. A connection that is welcomed at this moment still arrives.
+    pub fn stop(&self) {
+        self.wanted.store(false, Ordering::Release);
+    }
+}
+
+fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
+    let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
+    let mut last = std::io::Error::other(format!("{peer} has no address"));
+    let connected = addresses.iter().find_map(|address| {
+        TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok()
+    });
+    let stream = connected.ok_or(last)?;
+    let (mut reader, mut writer) = prepare(stream, local)?;
+    Message::Hello(Hello { identity: local.identity(), held: (local.held)() }).send(0, &mut writer)?;
+    match Message::decode(&reader.read()?)? {
+        Message::Welcome(welcome) => {
+            local.check(&welcome.identity, Side::Backup)?;
+            reader.expect(vm_id(&local.identity.vm), welcome.identity.generation);
+            Ok((reader, writer, welcome))
+        }
+        Message::Refuse(refuse) => Err(HandshakeError::Refused(refuse)),
+        _ => Err(HandshakeError::Unexpected("a welcome")),
+    }
+}
+
+/// Refusals that no waiting mends: the configuration of the two nodes does not fit.
+pub fn is_permanent(code: u16) -> bool {
+    (1..=6).contains(&code)
+}

@@ -1,0 +1,204 @@
+//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
+//! down at once. Reading is done by whoever knows what comes in (`primary_reader`, `standby`).
+
+use super::Input;
+use super::handshake::Fitting;
+use super::outbox::{Item, Outbox};
+use crate::role::{ConnId, Event, Gone};
+use ft_checkpoint::encoder::EncodedCheckpoint;
+use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::cell::Cell;
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+/// A piece of a checkpoint, or a whole one that goes out again.
+pub enum Bulk {
+    /// One frame's content.
+    Frame(FrameType, u64, Vec<u8>),
+    /// Everything of an owed checkpoint.
+    Again(Arc<EncodedCheckpoint>),
+}
+
+/// The outbox of a connection to a peer.
+pub type PeerOutbox = Outbox<Message<'static>, Bulk>;
+
+/// Bytes of a checkpoint that may wait in front of the socket. Encoding overlaps with sending by as much.
+const BULK_BYTES_MAX: usize = 4 << 20;
+/// The kernel's buffer: small, so that a heartbeat that overtakes the bulk in the outbox is not stuck behind it there.
+const SOCKET_BUFFER_BYTES: usize = 512 << 10;
+/// A write that makes no progress for this long is a peer that reads nothing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection.
+pub struct Link {
+    /// Its number.
+    pub conn: ConnId,
+    /// What is to be written.
+    pub outbox: Arc<PeerOutbox>,
+    /// Bytes written, headers included.
+    pub written: Arc<AtomicU64>,
+    stream: TcpStream,
+    /// The reader shall take nothing more.
+    stopped: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more time.
+pub struct PeerStream {
+    stream: TcpStream,
+    deadline: Cell<Option<Instant>>,
+}
+
+impl PeerStream {
+    /// Reads fail after `deadline`.
+    pub fn new(stream: TcpStream, deadline: Instant) -> Self {
+        Self { stream, deadline: Cell::new(Some(deadline)) }
+    }
+
+    /// From here on silence is judged by the core, which knows what to make of it.
+    pub fn lift_deadline(&self) -> std::io::Result<()> {
+        self.deadline.set(None);
+        self.stream.set_read_timeout(None)
+    }
+}
+
+impl Read for PeerStream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(deadline) = self.deadline.get() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(buffer)
+    }
+}
+
+/// The reading side of a connection that has shaken hands.
+pub type PeerReader = FrameReader<PeerStream>;
+/// The writing side.
+pub type PeerWriter = FrameWriter<TcpStream>;
+
+/// Socket options that both sides want.
+pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let size = SOCKET_BUFFER_BYTES;
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBuf, &size)?;
+    Ok(())
+}
+
+impl Link {
+    /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read` with a flag that
+    /// says when to stop, and answers how the connection ended (none: it was asked to stop).
+    pub fn start(
+        fitting: Fitting,
+        inputs: Sender<Input>,
+        read: impl FnOnce(PeerReader, &AtomicBool) -> Option<Gone> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let Fitting { conn, reader, writer } = fitting;
+        reader.get_ref().lift_deadline()?;
+        let stream = writer.get_ref().try_clone()?;
+        let outbox = PeerOutbox::new(BULK_BYTES_MAX);
+        let written = Arc::new(AtomicU64::new(0));
+        let stopped = Arc::new(AtomicBool::new(false));
+        let work = WriterThread { conn, writer, outbox: Arc::clone(&outbox), written: Arc::clone(&written) };
+        let gone = {
+            let inputs = inputs.clone();
+            move |why| drop(inputs.send(Input::Event(Event::PeerGone { conn, why })))
+        };
+        let write_failed = gone.clone();
+        std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
+            if let Err(e) = work.run() {
+                write_failed(Gone::Lost(format!("writing: {e}")));
+            }
+        })?;
+        let flag = Arc::clone(&stopped);
+        let reader = std::thread::Builder::new().name(format!("ftd-read-{conn}")).spawn(move || {
+            if let Some(why) = read(reader, &flag) {
+                gone(why);
+            }
+        })?;
+        Ok(Self { conn, outbox, written, stream, stopped, reader: Some(reader) })
+    }
+
+    /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.
+    pub fn stop_reading(&mut self) {
+        self.stopped.store(true, Ordering::Release);
+        let _ = self.stream.shutdown(Shutdown::Read);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+
+    /// Queues a message.
+    pub fn send(&self, message: Message<'static>) {
+        // A closed outbox has already been reported by whoever closed it.
+        if self.outbox.send(message).is_err() {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Ends the connection now: nothing more is read or written.
+    pub fn close(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.outbox.close();
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Ends the connection after the messages that are queued (a good-bye) are written.
+    pub fn finish(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.outbox.finish();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.outbox.finish();
+    }
+}
+
+struct WriterThread {
+    conn: ConnId,
+    writer: PeerWriter,
+    outbox: Arc<PeerOutbox>,
+    written: Arc<AtomicU64>,
+}
+
+impl WriterThread {
+    fn run(mut self) -> Result<(), FrameError> {
+        let result = self.drain();
+        // The reader's side learns of it by the shutdown.
+        self.outbox.close();
+        let _ = self.writer.get_ref().shutdown(Shutdown::Both);
+        tracing::debug!(conn = self.conn, "writer ended");
+        result
+    }
+
+    fn drain(&mut self) -> Result<(), FrameError> {
+        while let Some(item) = self.outbox.next() {
+            match item {
+                // The message that says so is the first of the new generation.
+                Item::Urgent(message @ (Message::Paired { generation } | Message::TookOver { generation })) => {
+                    self.writer.set_generation(generation);
+                    message.write(0, &mut self.writer)?;
+                }
+                Item::Urgent(message) => message.write(0, &mut self.writer)?,
+                Item::Bulk(Bulk::Frame(kind, epoch, payload)) => self.writer.frame(kind, epoch, &payload)?,
+                Item::Bulk(Bulk::Again(checkpoint)) => checkpoint.send(&mut self.writer)?,
+            }
+            if self.outbox.is_idle() {
+                self.writer.flush()?;
+            }
+            self.written.store(self.writer.bytes(), Ordering::Relaxed);
+        }
+        self.writer.flush()
+    }
+}

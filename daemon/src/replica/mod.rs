@@ -1,0 +1,663 @@
+//! One replica of the VM: carries out what the protocol core commands, and tells it what happens.
+//!
+//! ```text
+//!                 control socket      arbiter thread      listener, dialler
+//!                       \                  |                  /
+//!                        +------> executor (this file) <-----+
+//!                                 core: events -> commands
+//!   primary:                     /         |           \                       backup:
+//!   checkpointer --captures--> shipper   release     acks, heartbeats   reader --frames--> receiver --> applier
+//!     (owns the machine)         |      (netbuf)          |                                  |
+//!                                +--> pairing --> outbox --> writer thread                 sealed --> event
+//! ```
+//!
+//! The executor is one thread; nothing that it does waits for the peer or for the arbiter. It owns the core, the
+//! connections and the standby; the machine is the checkpointer's.
+
+mod arbiter_thread;
+mod checkpointer;
+mod handshake;
+mod link;
+mod outbox;
+mod pairing;
+mod pump;
+mod shipper;
+mod standby;
+mod wiring;
+
+pub use checkpointer::PauseParts;
+pub use wiring::{ConsoleHub, Host, prepare_host};
+
+use crate::clock::Clock;
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome as Welcoming};
+use crate::telemetry::{TakeOver, Telemetry};
+use arbiter_thread::Question;
+use checkpointer::{Checkpointer, Order, Setup};
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
+use ft_netbuf::{OutputBuffer, Permit};
+use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
+use link::Link;
+use pairing::Pairing;
+use parking_lot::Mutex;
+use standby::{Feed, Standby};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// What reaches the executor.
+pub enum Input {
+    /// For the core.
+    Event(Event),
+    /// A peer has shaken hands and asks to be our backup.
+    Accepted {
+        /// The connection.
+        fitting: Fitting,
+        /// What it says.
+        hello: Hello,
+    },
+    /// The primary has welcomed us.
+    Dialled {
+        /// The connection.
+        fitting: Fitting,
+        /// What it says.
+        welcome: Welcome,
+    },
+    /// A dial came to nothing; the dialler goes on.
+    DialFailed(HandshakeError),
+    /// Checkpoints cannot be encoded or kept any more: the pairing must begin anew.
+    PairingBroken(String),
+    /// The machine failed for a reason of the host's.
+    MachineFailed(String),
+    /// The operator asks for a switchover; this is where the outcome goes.
+    Switchover(SwitchoverReply),
+}
+
+/// Where the outcome of a switchover goes.
+pub type SwitchoverReply = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// What other threads may look at.
+#[derive(Default)]
+pub struct Window {
+    view: Mutex<Option<View>>,
+    peer: Mutex<PeerView>,
+}
+
+/// The connection to the peer as `status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerView {
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// What the last attempt came to, when there is none.
+    pub trouble: Option<String>,
+}
+
+impl Window {
+    /// The core's view of itself.
+    pub fn view(&self) -> Option<View> {
+        self.view.lock().clone()
+    }
+
+    /// The connection to the peer.
+    pub fn peer(&self) -> PeerView {
+        self.peer.lock().clone()
+    }
+}
+
+/// What a replica is made of.
+pub struct Parts {
+    /// The core's configuration.
+    pub policy: Policy,
+    /// The machine's host side.
+    pub host: Host,
+    /// Checkpoints in flight at most.
+    pub pipeline_depth: u64,
+    /// Bytes in flight, about.
+    pub inflight_bytes: usize,
+    /// Run interval.
+    pub epoch: Duration,
+    /// Bytes of last-sent pages to remember.
+    pub shadow_bytes: usize,
+    /// `ip:port` of the peer.
+    pub peer_address: String,
+    /// Where we listen.
+    pub listener: std::net::TcpListener,
+    /// What we say of ourselves in a handshake.
+    pub identity: ft_checkpoint::wire::message::Identity,
+    /// The arbiter.
+    pub arbiter: Box<dyn crate::arbiter::Arbiter>,
+    /// Inputs; the sender's clones are everywhere.
+    pub inputs: (Sender<Input>, Receiver<Input>),
+    /// For other threads to look through.
+    pub window: Arc<Window>,
+    /// Figures.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// The core is given the time at least this often.
+const TICK: Duration = Duration::from_millis(2);
+/// A process that ends gives its last messages so long to leave.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// The executor.
+pub struct Replica {
+    core: Core,
+    clock: Clock,
+    inputs: Sender<Input>,
+    orders: Sender<Order>,
+    questions: Sender<Question>,
+    dialler: Dialler,
+    local: Arc<Local>,
+    /// The standby's receiver, for the dialler's hellos.
+    held: Arc<Mutex<Option<Feed>>>,
+    output: OutputBuffer,
+    announce: Arc<dyn Fn() + Send + Sync>,
+    arriving: HashMap<ConnId, Fitting>,
+    links: HashMap<ConnId, Link>,
+    pairing: Option<Arc<Pairing>>,
+    standby: Option<Standby>,
+    switchovers: Vec<SwitchoverReply>,
+    pipeline_depth: u64,
+    inflight_bytes: usize,
+    window: Arc<Window>,
+    telemetry: Arc<Telemetry>,
+    peer_lost: Option<Instant>,
+    exit: Option<Exit>,
+    /// News that commands themselves made; handled before anything else.
+    own_news: VecDeque<Event>,
+}
+
+/// Why a replica cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {what}: {source}")]
+pub struct StartError {
+    what: &'static str,
+    source: std::io::Error,
+}
+
+impl Replica {
+    /// Runs the replica until it ends, and says how it ended. The caller's thread becomes the executor.
+    pub fn run(parts: Parts) -> Result<Exit, StartError> {
+        let failed = |what| move |source| StartError { what, source };
+        let clock = Clock::start();
+        let (inputs, received) = parts.inputs;
+        let (orders, for_checkpointer) = std::sync::mpsc::channel();
+        let held = Arc::new(Mutex::new(None::<Feed>));
+        let held_now = Arc::clone(&held);
+        let local = Arc::new(Local {
+            identity: parts.identity,
+            generation: 0.into(),
+            held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
+        });
+        let ids = Arc::new(ConnIds::default());
+        let Host { spec, boot, wiring, attach, output, announce } = parts.host;
+        let setup = Setup {
+            spec,
+            boot,
+            epoch: parts.epoch,
+            shadow_bytes: parts.shadow_bytes,
+            wiring,
+            attach,
+            output: output.clone(),
+            inputs: inputs.clone(),
+            clock,
+            telemetry: Arc::clone(&parts.telemetry),
+        };
+        Checkpointer::start(setup, for_checkpointer).map_err(failed("the checkpointer"))?;
+        let questions =
+            arbiter_thread::start(parts.arbiter, inputs.clone()).map_err(failed("the arbiter's thread"))?;
+        handshake::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), inputs.clone())
+            .map_err(failed("the listener"))?;
+        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, inputs.clone())
+            .map_err(failed("the dialler"))?;
+        let (core, commands) = Core::new(parts.policy, clock.now_us());
+        let mut replica = Self {
+            core,
+            clock,
+            inputs,
+            orders,
+            questions,
+            dialler,
+            local,
+            held,
+            output,
+            announce,
+            arriving: HashMap::new(),
+            links: HashMap::new(),
+            pairing: None,
+            standby: None,
+            switchovers: Vec::new(),
+            pipeline_depth: parts.pipeline_depth,
+            inflight_bytes: parts.inflight_bytes,
+            window: parts.window,
+            telemetry: parts.telemetry,
+            peer_lost: None,
+            exit: None,
+            own_news: VecDeque::new(),
+        };
+        replica.carry_out(commands);
+        Ok(replica.event_loop(&received))
+    }
+
+    fn event_loop(mut self, inputs: &Receiver<Input>) -> Exit {
+        let mut next_tick = Instant::now();
+        loop {
+            if let Some(exit) = self.exit.take() {
+                self.farewell();
+                return exit;
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tell(Event::Tick);
+                continue;
+            }
+            match inputs.recv_timeout(next_tick - now) {
+                Ok(input) => self.take(input),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the executor holds a sender itself"),
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.on_event(event),
+            Input::Accepted { fitting, hello } => {
+                let conn = fitting.conn;
+                let held = hello.held.map(|held| crate::role::Held { pairing: held.pairing, epoch: held.epoch });
+                self.arriving.insert(conn, fitting);
+                self.tell(Event::PeerHello { conn, generation: hello.identity.generation, held });
+                // A core that did not take it has refused it; what is left over is closed.
+                self.arriving.remove(&conn);
+            }
+            Input::Dialled { fitting, welcome } => self.on_welcome(fitting, welcome),
+            Input::DialFailed(error) => self.on_dial_failed(&error),
+            Input::PairingBroken(why) => {
+                tracing::error!("the pairing broke: {why}");
+                for link in self.links.values() {
+                    link.close();
+                }
+            }
+            Input::MachineFailed(why) => {
+                // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
+                self.output.mute();
+                self.exit = Some(Exit::Failed(format!("the machine failed: {why}")));
+            }
+            Input::Switchover(reply) => {
+                self.switchovers.push(reply);
+                self.tell(Event::SwitchoverRequested);
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match &event {
+            Event::Ack { conn, epoch, .. } if self.links.contains_key(conn) => {
+                let Some(pairing) = &self.pairing else { return };
+                match pairing.ack(*epoch) {
+                    Ok(committed) => self.telemetry.acked(*epoch, committed),
+                    Err(e) => {
+                        let why = Gone::Lost(e.to_string());
+                        return self.on_event(Event::PeerGone { conn: *conn, why });
+                    }
+                }
+                let _ = self.orders.send(Order::Room);
+            }
+            Event::Sealed { epoch, .. } => self.telemetry.sealed(*epoch),
+            Event::PeerGone { conn, why } => {
+                let Some(link) = self.links.remove(conn) else { return };
+                link.close();
+                self.peer_lost = Some(Instant::now());
+                if let Some(pairing) = &self.pairing {
+                    pairing.unlink();
+                }
+                match why {
+                    Gone::Lost(why) => {
+                        tracing::warn!("lost the peer: {why}");
+                        self.note_peer(false, Some(why.clone()));
+                    }
+                    Gone::Bye(why) => {
+                        tracing::info!("the peer says good-bye: {why}");
+                        self.note_peer(false, Some(format!("it said good-bye: {why}")));
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.tell(event);
+    }
+
+    /// Gives an event to the core and carries out what it answers, and what follows from that.
+    fn tell(&mut self, event: Event) {
+        let mut commands = Vec::new();
+        self.own_news.push_back(event);
+        while let Some(event) = self.own_news.pop_front() {
+            self.core.handle(self.clock.now_us(), event, &mut commands);
+            self.carry_out(std::mem::take(&mut commands));
+        }
+        self.local.generation.store(self.core.generation(), Ordering::Relaxed);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let view = self.core.view();
+        let mut shown = self.window.view.lock();
+        if let Some(before) = &*shown
+            && (before.role, before.state, before.generation) != (view.role, view.state, view.generation)
+        {
+            tracing::info!(generation = view.generation, "{:?}, {:?}: {}", view.role, view.state, view.detail);
+        }
+        *shown = Some(view);
+    }
+
+    fn note_peer(&self, connected: bool, trouble: Option<String>) {
+        *self.window.peer.lock() = PeerView { connected, trouble };
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            if self.exit.is_some() {
+                return;
+            }
+            self.execute(command);
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::ReadCell => self.ask(Question::Read),
+            Command::CompareAndSet { expected, new } => self.ask(Question::Set { expected, new }),
+            Command::Dial => self.dialler.dial(),
+            Command::StopDialling => self.dialler.stop(),
+            Command::Welcome { conn, pairing, generation, how } => self.welcome(conn, pairing, generation, how),
+            Command::Refuse { conn, why } => {
+                if let Some(mut fitting) = self.arriving.remove(&conn) {
+                    tracing::debug!("refused the peer: {why}");
+                    // A peer that does not even take the refusal is closed all the same.
+                    let _ = Message::Refuse(Refuse { code: 0, text: why }).send(0, &mut fitting.writer);
+                }
+            }
+            Command::DropLink { conn } => {
+                if let Some(link) = self.links.remove(&conn) {
+                    link.finish();
+                    self.note_peer(false, None);
+                }
+                if let Some(pairing) = &self.pairing {
+                    pairing.unlink();
+                }
+            }
+            Command::EndPairing => self.end_pairing(),
+            Command::Boot => self.boot(),
+            Command::EmitFreely => {
+                let released = self.output.pass();
+                tracing::info!(frames = released.frames, "output passes");
+            }
+            Command::Release { through, until } => {
+                let permit = Permit { valid_until: self.clock.instant(until) };
+                let released = self.output.release_through(through, permit);
+                if released.left > 0 {
+                    self.own_news.push_back(Event::ReleaseCut);
+                }
+            }
+            Command::SendHeartbeat { conn, stamp } => self.send(conn, Message::Heartbeat { stamp_us: stamp }),
+            Command::SendPaired { conn, generation } => self.send(conn, Message::Paired { generation }),
+            Command::FinalCheckpoint => self.order(Order::Freeze),
+            Command::SendHandOver { conn, epoch } => self.send(conn, Message::Switchover { epoch }),
+            Command::Thaw => self.order(Order::Thaw),
+            Command::SendAck { conn, epoch, stamp } => {
+                self.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
+            }
+            Command::SendEcho { conn, stamp } => self.send(conn, Message::Echo { stamp_us: stamp }),
+            Command::SendDecline { conn, why } => self.send(conn, Message::Decline { text: why }),
+            Command::TakeOver { epoch, generation } => {
+                if let Err(why) = self.take_over(epoch, generation) {
+                    self.output.mute();
+                    self.own_news.push_back(Event::TakeOverFailed(why));
+                }
+            }
+            Command::SendTookOver { conn, generation } => self.send(conn, Message::TookOver { generation }),
+            Command::Discard => self.discard(),
+            Command::StopVm => {
+                self.output.mute();
+                self.order_and_wait(Order::Stop);
+            }
+            Command::SendBye { conn, why } => self.send(conn, Message::Bye(Bye { reason: 0, text: why })),
+            Command::SwitchoverDone(result) => {
+                for reply in self.switchovers.drain(..) {
+                    reply(result.clone());
+                }
+            }
+            Command::Exit(exit) => self.exit = Some(exit),
+        }
+    }
+
+    fn ask(&self, question: Question) {
+        // The arbiter's thread lives as long as we hold its sender.
+        let _ = self.questions.send(question);
+    }
+
+    fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+    }
+
+    fn order_and_wait<T>(&self, order: impl FnOnce(checkpointer::Reply<T>) -> Order) -> Option<T> {
+        let (reply, answer) = sync_channel(1);
+        self.order(order(reply));
+        answer.recv().ok()
+    }
+
+    fn send(&self, conn: ConnId, message: Message<'static>) {
+        if let Some(link) = self.links.get(&conn) {
+            link.send(message);
+        }
+    }
+
+    /// Primary: a backup is accepted.
+    fn welcome(&mut self, conn: ConnId, pairing: u64, generation: u64, how: Welcoming) {
+        let Some(mut fitting) = self.arriving.remove(&conn) else { return };
+        let resume_from = match how {
+            Welcoming::Copy => None,
+            Welcoming::ResumeAfter(epoch) => Some(epoch),
+        };
+        let identity = ft_checkpoint::wire::message::Identity { generation, ..self.local.identity.clone() };
+        fitting.writer.set_generation(generation);
+        let link = Message::Welcome(Welcome { identity, pairing, resume_from })
+            .send(0, &mut fitting.writer)
+            .map_err(|e| e.to_string())
+            .and_then(|()| {
+                let inputs = self.inputs.clone();
+                Link::start(fitting, self.inputs.clone(), move |reader, stopped| {
+                    read_backup(conn, reader, stopped, &inputs)
+                })
+                .map_err(|e| e.to_string())
+            });
+        let link = match link {
+            Ok(link) => link,
+            Err(why) => return self.own_news.push_back(Event::PeerGone { conn, why: Gone::Lost(why) }),
+        };
+        self.telemetry.connected(Arc::clone(&link.written));
+        self.note_peer(true, None);
+        let outbox = Arc::clone(&link.outbox);
+        self.links.insert(conn, link);
+        match (how, &self.pairing) {
+            (Welcoming::Copy, _) => {
+                tracing::info!("a backup has connected: full copy");
+                let pairing = Pairing::new(pairing, outbox, self.pipeline_depth, self.inflight_bytes);
+                self.pairing = Some(Arc::clone(&pairing));
+                self.order(Order::BeginPairing(pairing));
+            }
+            (Welcoming::ResumeAfter(held), Some(current)) => {
+                tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
+                if let Err(e) = current.resume(held, outbox) {
+                    self.own_news.push_back(Event::PeerGone { conn, why: Gone::Lost(e.to_string()) });
+                }
+                self.order(Order::Room);
+            }
+            (Welcoming::ResumeAfter(_), None) => unreachable!("the core resumes only a pairing it has not ended"),
+        }
+    }
+
+    /// Backup: the primary has accepted us.
+    fn on_welcome(&mut self, fitting: Fitting, welcome: Welcome) {
+        let conn = fitting.conn;
+        let generation = welcome.identity.generation;
+        let resumed = welcome.resume_from.is_some();
+        self.arriving.insert(conn, fitting);
+        self.tell(Event::Welcomed { conn, generation, pairing: welcome.pairing, resumed });
+        // If the core does not want it (any more), it has dropped it.
+        let Some(fitting) = self.arriving.remove(&conn) else { return };
+        if let Err(why) = self.follow(fitting, generation, resumed) {
+            self.tell(Event::PeerGone { conn, why: Gone::Lost(why) });
+        }
+    }
+
+    fn follow(&mut self, fitting: Fitting, generation: u64, resumed: bool) -> Result<(), String> {
+        let conn = fitting.conn;
+        if !resumed {
+            self.output.mute();
+            let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
+            let standby = Standby::new(ram)?;
+            *self.held.lock() = Some(standby.feed());
+            self.standby = Some(standby);
+        }
+        let feed = self.standby.as_ref().ok_or("nothing to go on with")?.feed();
+        feed.connected(generation);
+        let (inputs, telemetry) = (self.inputs.clone(), Arc::clone(&self.telemetry));
+        let link = Link::start(fitting, self.inputs.clone(), move |reader, stopped| {
+            feed.read(conn, reader, stopped, &inputs, &telemetry)
+        })
+        .map_err(|e| e.to_string())?;
+        self.telemetry.connected(Arc::clone(&link.written));
+        self.note_peer(true, None);
+        self.links.insert(conn, link);
+        Ok(())
+    }
+
+    fn on_dial_failed(&mut self, error: &HandshakeError) {
+        let permanent = match error {
+            HandshakeError::Misfit(refusal) => handshake::is_permanent(refusal.code()),
+            HandshakeError::Refused(refuse) => handshake::is_permanent(refuse.code),
+            _ => false,
+        };
+        if permanent && self.standby.is_none() {
+            self.exit = Some(Exit::Misfit(error.to_string()));
+            return;
+        }
+        self.note_peer(false, Some(error.to_string()));
+    }
+
+    fn end_pairing(&mut self) {
+        let Some(pairing) = self.pairing.take() else { return };
+        // Whoever waits for room in a connection's outbox must not: the checkpointer might be the one.
+        pairing.close();
+        self.order_and_wait(Order::EndPairing);
+        self.telemetry.pairing_ended();
+    }
+
+    fn boot(&mut self) {
+        let _ = self.output.pass();
+        match self.order_and_wait(Order::Boot) {
+            Some(Ok(())) => tracing::info!("the guest is booting"),
+            Some(Err(why)) => self.exit = Some(Exit::Failed(format!("cannot boot the guest: {why}"))),
+            None => self.exit = Some(Exit::Failed("the checkpointer has ended".into())),
+        }
+    }
+
+    /// Backup: the VM is ours. From the sealed checkpoint to a running guest.
+    fn take_over(&mut self, epoch: u64, generation: u64) -> Result<(), String> {
+        let began = Instant::now();
+        for link in self.links.values_mut() {
+            link.stop_reading();
+        }
+        *self.held.lock() = None;
+        let standby = self.standby.take().ok_or("nothing is held")?;
+        let (ram, sealed) = standby.into_sealed()?;
+        if sealed.epoch < epoch {
+            return Err(format!("epoch {epoch} was sealed, but {} is held", sealed.epoch));
+        }
+        let resumed_epoch = sealed.epoch;
+        let pending: usize = sealed.pending.iter().map(|checkpoint| checkpoint.len()).sum();
+        let (lazy, state) = standby::settle_memory(&ram, sealed)?;
+        let _ = self.output.pass();
+        self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
+        let took = began.elapsed();
+        (self.announce)();
+        // Serves what is still pending until it is all applied.
+        lazy.detach();
+        let lost_for = self.peer_lost.take().map(|at| at.elapsed());
+        tracing::info!(generation, epoch = resumed_epoch, pending, ?took, ?lost_for, "took over: the guest runs here");
+        self.telemetry.took_over(TakeOver::now(generation, resumed_epoch, took, lost_for));
+        Ok(())
+    }
+
+    fn discard(&mut self) {
+        *self.held.lock() = None;
+        for link in self.links.values_mut() {
+            link.stop_reading();
+        }
+        if let Some(standby) = self.standby.take() {
+            standby.discard();
+        }
+        self.order_and_wait(Order::Stop);
+    }
+
+    fn farewell(mut self) {
+        self.output.mute();
+        for reply in self.switchovers.drain(..) {
+            reply(Err("the daemon is ending".into()));
+        }
+        let links: Vec<Link> = self.links.drain().map(|(_, link)| link).collect();
+        for link in &links {
+            link.finish();
+        }
+        let until = Instant::now() + FAREWELL;
+        while links.iter().any(|link| !link.outbox.is_idle()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.publish();
+        self.order_and_wait(Order::Stop);
+    }
+}
+
+/// Primary: what a backup says.
+fn read_backup(
+    conn: ConnId,
+    mut reader: link::PeerReader,
+    stopped: &std::sync::atomic::AtomicBool,
+    inputs: &Sender<Input>,
+) -> Option<Gone> {
+    loop {
+        let message = match reader.read().and_then(|frame| Message::decode(&frame).map(own)) {
+            _ if stopped.load(Ordering::Acquire) => return None,
+            Ok(Some(message)) => message,
+            Ok(None) => return Some(Gone::Lost("it sent what only a primary sends".into())),
+            Err(e) => return Some(Gone::Lost(e.to_string())),
+        };
+        let event = match message {
+            Message::Ack(Ack { epoch, stamp_us }) => Event::Ack { conn, epoch, stamp: stamp_us },
+            Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
+            Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
+            Message::Decline { text } => Event::HandOverDeclined { conn, why: text },
+            Message::Bye(bye) => return Some(Gone::Bye(bye.text)),
+            _ => return Some(Gone::Lost("it sent what only a primary sends".into())),
+        };
+        if inputs.send(Input::Event(event)).is_err() {
+            return None;
+        }
+    }
+}
+
+/// A message that borrows nothing from its frame; a backup sends no others.
+fn own(message: Message<'_>) -> Option<Message<'static>> {
+    Some(match message {
+        Message::Ack(ack) => Message::Ack(ack),
+        Message::Echo { stamp_us } => Message::Echo { stamp_us },
+        Message::TookOver { generation } => Message::TookOver { generation },
+        Message::Decline { text } => Message::Decline { text },
+        Message::Bye(bye) => Message::Bye(bye),
+        _ => return None,
+    })
+}

@@ -1,0 +1,135 @@
+//! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
+//! the take-over.
+
+use super::link::PeerReader;
+use crate::role::{ConnId, Event, Gone};
+use crate::telemetry::Telemetry;
+use super::Input;
+use ft_checkpoint::lazy::LazyApply;
+use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
+use ft_checkpoint::wire::message::Held;
+use ft_vm::memory::GuestRam;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+/// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
+pub struct Standby {
+    ram: GuestRam,
+    feed: Feed,
+    applier: JoinHandle<()>,
+}
+
+/// Frames between two pieces of news that the peer is alive.
+const HEARD_EVERY: u64 = 16;
+
+/// The receiver, for the connection that feeds it.
+#[derive(Clone)]
+pub struct Feed(Arc<Mutex<Option<Receiver>>>);
+
+impl Standby {
+    /// Ready for a full copy into `ram`.
+    pub fn new(ram: GuestRam) -> Result<Self, String> {
+        let view = ram.view().map_err(|e| e.to_string())?;
+        let receiver = Receiver::new(view, Limits::of_memory(ram.pages()));
+        let applier = receiver.applier();
+        let applier = std::thread::Builder::new()
+            .name("ftd-apply".into())
+            .spawn(move || applier.run())
+            .map_err(|e| format!("no thread to apply checkpoints: {e}"))?;
+        Ok(Self { ram, feed: Feed(Arc::new(Mutex::new(Some(receiver)))), applier })
+    }
+
+    /// The receiver, for a connection.
+    pub fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// Stops receiving and applying, and hands out the last sealed checkpoint. The connection's reader has stopped.
+    pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), String> {
+        let receiver = self.feed.0.lock().take().ok_or("the receiver is gone")?;
+        let sealed = receiver.into_sealed().map_err(|_| "no sealed checkpoint is held")?;
+        self.applier.join().map_err(|_| "the applier has crashed")?;
+        Ok((self.ram, sealed))
+    }
+
+    /// Gives up what is held.
+    pub fn discard(self) {
+        // Dropping the receiver stops the applier.
+        drop(self.feed.0.lock().take());
+        let _ = self.applier.join();
+    }
+}
+
+/// Brings the guest's memory to the sealed checkpoint: at once, or served on demand where much is pending.
+pub fn settle_memory(ram: &GuestRam, sealed: SealedImage) -> Result<(LazyApply, Vec<u8>), String> {
+    let SealedImage { state, pending, image, .. } = sealed;
+    let lazy = LazyApply::start(ram, image, pending).map_err(|e| format!("serving pending pages: {e}"))?;
+    Ok((lazy, state))
+}
+
+impl Feed {
+    /// What is held, for a hello.
+    pub fn held(&self) -> Option<Held> {
+        self.0.lock().as_ref().and_then(Receiver::held)
+    }
+
+    /// A connection was welcomed in this generation.
+    pub fn connected(&self, generation: u64) {
+        if let Some(receiver) = &mut *self.0.lock() {
+            receiver.connected(generation);
+        }
+    }
+
+    /// Feeds a connection's frames to the receiver until the connection ends or is stopped.
+    pub fn read(
+        &self,
+        conn: ConnId,
+        mut reader: PeerReader,
+        stopped: &AtomicBool,
+        inputs: &Sender<Input>,
+        telemetry: &Telemetry,
+    ) -> Option<Gone> {
+        let mut frames = 0u64;
+        loop {
+            let frame = match reader.read() {
+                Ok(frame) => frame,
+                Err(_) if stopped.load(Ordering::Acquire) => return None,
+                Err(e) => return Some(Gone::Lost(e.to_string())),
+            };
+            telemetry.received(frame.payload.len());
+            let received = {
+                let mut receiver = self.0.lock();
+                if stopped.load(Ordering::Acquire) {
+                    return None;
+                }
+                receiver.as_mut()?.on_frame(&frame).map(|received| (received, receiver.as_ref().and_then(Receiver::held)))
+            };
+            let news = match received {
+                Err(e) => return Some(Gone::Lost(e.to_string())),
+                Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
+                    Some(Event::Sealed { conn, pairing: held.pairing, epoch, stamp: stamp_us })
+                }
+                Ok((Received::Heartbeat { stamp_us }, _)) => Some(Event::Heartbeat { conn, stamp: stamp_us }),
+                Ok((Received::Paired { generation }, _)) => Some(Event::Paired { conn, generation }),
+                Ok((Received::Switchover { epoch }, _)) => Some(Event::HandedOver { conn, epoch }),
+                Ok((Received::Bye(bye), _)) => return Some(Gone::Bye(bye.text)),
+                Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
+                    telemetry.copy_received(received_pages, total_pages);
+                    None
+                }
+                Ok(_) => None,
+            };
+            // A part of a long checkpoint or copy is a sign of life too.
+            frames += 1;
+            let news = news.or_else(|| (frames % HEARD_EVERY == 0).then_some(Event::Heard { conn }));
+            if let Some(news) = news
+                && inputs.send(Input::Event(news)).is_err()
+            {
+                return None;
+            }
+        }
+    }
+}
