@@ -2,6 +2,7 @@
 //! that state into a fresh machine. Knows nothing of replication: frames leave through a [`devices::FrameSink`],
 //! captures leave through [`machine::Machine`], and what happens to them is the caller's business.
 
+pub mod boot;
 pub mod devices;
 pub mod layout;
 pub mod memory;
