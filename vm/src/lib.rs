@@ -4,6 +4,9 @@
 
 pub mod boot;
 pub mod devices;
+mod engine;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod spec;
+pub mod state;
