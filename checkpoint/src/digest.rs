@@ -1,0 +1,40 @@
+//! The digest of a pairing: one number that both sides carry along over everything since the copy began, as decoded:
+//! every page's number and content in order, every epoch's number and state. It agrees at the end of an epoch only if
+//! the backup holds exactly the primary's history, so a wrong base for a delta, a lost page or an epoch out of order
+//! shows at once. It guards against mistakes and damage, not against an adversary.
+
+use crate::page::Page;
+use ft_vm::memory::PageIndex;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The running digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain(u64);
+
+impl Chain {
+    /// The digest of a pairing in which nothing was sent yet.
+    pub fn new(pairing: u64) -> Self {
+        Self(xxh3_64(&pairing.to_le_bytes()))
+    }
+
+    /// Adds a page.
+    pub fn page(&mut self, index: PageIndex, page: &Page) {
+        self.fold(u64::from(index), xxh3_64(page));
+    }
+
+    /// Adds the end of an epoch: its number and state.
+    pub fn epoch(&mut self, epoch: u64, state: &[u8]) {
+        self.fold(epoch, xxh3_64(state));
+    }
+
+    /// The digest so far.
+    pub fn value(&self) -> u64 {
+        self.0
+    }
+
+    /// Each step is a bijection of the running value and mixes order in.
+    fn fold(&mut self, number: u64, hash: u64) {
+        let mixed = self.0 ^ hash ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9).rotate_left(29);
+    }
+}

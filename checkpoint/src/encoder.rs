@@ -1,0 +1,374 @@
+//! The encoder: turns captures into frames, remembers what was last sent, and keeps what it encoded so that it can be
+//! sent again. One encoder serves one VM on its primary; a pairing begins with a full copy (see [`crate::copy`]).
+//!
+//! The stream of a pairing is one chain: each delta is against what was *sent* last, acked or not. That is right
+//! because the backup takes epochs in order and without gaps, or not at all.
+
+use crate::arena::Capture;
+use crate::digest::Chain;
+use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
+use crate::shadow::Shadow;
+use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd};
+use crate::wire::{FrameError, FrameType, Message, WireSink};
+use ft_vm::layout::PAGE_SIZE;
+use ft_vm::memory::PageIndex;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// Batches of records are sent when another record might take them beyond this.
+pub const BATCH_BYTES: usize = 256 << 10;
+/// Most bytes of machine state in a checkpoint.
+pub const STATE_BYTES_MAX: usize = 16 << 20;
+
+/// Why a capture cannot be encoded. The encoder is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// No full copy was begun.
+    #[error("no pairing: a full copy has to come first")]
+    NoPairing,
+    /// The epochs of a pairing have no gaps.
+    #[error("epoch {epoch} does not follow epoch {last}")]
+    Epoch {
+        /// The capture's.
+        epoch: u64,
+        /// The one encoded before.
+        last: u64,
+    },
+    /// The dirty set is not a set in order, or not one of this memory.
+    #[error("dirty page {page} at place {at} is out of order or outside the memory of {pages} pages")]
+    Pages {
+        /// The page.
+        page: PageIndex,
+        /// Its place in the capture.
+        at: usize,
+        /// The memory's size.
+        pages: PageIndex,
+    },
+    /// The arena does not hold the pages.
+    #[error("the capture lists {listed} pages and holds {held}")]
+    Count {
+        /// Page numbers.
+        listed: usize,
+        /// Page copies.
+        held: usize,
+    },
+    /// More state than any machine has.
+    #[error("{0} bytes of machine state, at most {STATE_BYTES_MAX} are allowed")]
+    State(usize),
+}
+
+/// What an epoch, or a piece of a copy, came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncodeStats {
+    /// Pages by encoding, in the order of [`Encoding::ALL`].
+    pub pages: [u64; Encoding::COUNT],
+    /// Bytes of pages and state before encoding.
+    pub bytes_in: u64,
+    /// Bytes of payload after encoding.
+    pub bytes_out: u64,
+    /// Time spent, including waiting for the sink.
+    pub elapsed: Duration,
+}
+
+impl EncodeStats {
+    /// Pages in all.
+    pub fn total_pages(&self) -> u64 {
+        self.pages.iter().sum()
+    }
+}
+
+/// A checkpoint as it is sent: payloads that are framed at the moment of sending.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct EncodedCheckpoint {
+    epoch: u64,
+    bytes: Vec<u8>,
+    frames: Vec<(FrameType, Range<usize>)>,
+}
+
+impl EncodedCheckpoint {
+    /// Its epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Bytes of payload.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Sends it (again) and flushes.
+    pub fn send(&self, out: &mut impl WireSink) -> Result<(), FrameError> {
+        for (kind, payload) in &self.frames {
+            out.frame(*kind, self.epoch, &self.bytes[payload.clone()])?;
+        }
+        out.flush()
+    }
+
+    fn restart(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.bytes.clear();
+        self.frames.clear();
+    }
+}
+
+/// An encoded epoch.
+#[derive(Debug)]
+pub struct Encoded {
+    /// To be kept until it is acked.
+    pub checkpoint: EncodedCheckpoint,
+    /// What it came to.
+    pub stats: EncodeStats,
+    /// Whether it went out. After a failure it was encoded all the same: it is owed, and goes out after a reconnect.
+    pub sent: Result<(), FrameError>,
+}
+
+/// See the module.
+pub struct Encoder {
+    shadow: Shadow,
+    codec: PageCodec,
+    last_state: Vec<u8>,
+    ram_pages: PageIndex,
+    chain: Option<Pairing>,
+    /// A copy's batch under construction.
+    batch: Vec<u8>,
+}
+
+struct Pairing {
+    nonce: u64,
+    last_epoch: Option<u64>,
+    chain: Chain,
+}
+
+impl Encoder {
+    /// An encoder for a memory of `ram_pages`, remembering at most `shadow_bytes` of last-sent pages.
+    pub fn new(ram_pages: PageIndex, shadow_bytes: usize) -> Self {
+        Self {
+            shadow: Shadow::new(ram_pages, shadow_bytes),
+            codec: PageCodec::new(),
+            last_state: Vec::new(),
+            ram_pages,
+            chain: None,
+            batch: Vec::new(),
+        }
+    }
+
+    /// The pairing being sent.
+    pub fn pairing(&self) -> Option<u64> {
+        self.chain.as_ref().map(|pairing| pairing.nonce)
+    }
+
+    /// Bytes of last-sent pages remembered.
+    pub fn shadow_bytes(&self) -> usize {
+        self.shadow.bytes()
+    }
+
+    /// Starts a pairing: nothing is known to be held by the backup any more.
+    pub(crate) fn begin_copy(&mut self, pairing: u64, out: &mut impl WireSink) -> Result<(), FrameError> {
+        self.shadow.clear();
+        self.last_state.clear();
+        self.chain = Some(Pairing { nonce: pairing, last_epoch: None, chain: Chain::new(pairing) });
+        Message::CopyBegin(CopyBegin { pairing, total_pages: self.ram_pages }).write(0, out)
+    }
+
+    /// Sends pages of a copy. After an error the pairing is of no more use: part of it may never have gone out.
+    pub(crate) fn copy_pages<'p>(
+        &mut self,
+        pages: impl Iterator<Item = (PageIndex, &'p Page)>,
+        out: &mut impl WireSink,
+        stats: &mut EncodeStats,
+    ) -> Result<(), CopyError> {
+        let started = Instant::now();
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        for (index, page) in pages {
+            if batch.len() + RECORD_MAX > BATCH_BYTES {
+                out.frame(FrameType::CopyPages, 0, &batch)?;
+                stats.bytes_out += batch.len() as u64;
+                batch.clear();
+            }
+            self.page(index, page, &mut batch, stats);
+        }
+        if !batch.is_empty() {
+            out.frame(FrameType::CopyPages, 0, &batch)?;
+            stats.bytes_out += batch.len() as u64;
+        }
+        self.batch = batch;
+        stats.elapsed += started.elapsed();
+        Ok(())
+    }
+
+    /// Encodes an epoch into `reuse` (see [`crate::owed::Owed::spare`]), sending each piece as soon as it is complete.
+    /// An error means that nothing was sent and nothing has changed.
+    pub fn encode(
+        &mut self,
+        capture: &Capture,
+        reuse: EncodedCheckpoint,
+        out: &mut impl WireSink,
+    ) -> Result<Encoded, EncodeError> {
+        let started = Instant::now();
+        self.check(capture)?;
+        let pairing = self.chain.as_mut().ok_or(EncodeError::NoPairing)?;
+        pairing.last_epoch = Some(capture.epoch);
+        let pairing = pairing.nonce;
+
+        let mut pieces = Pieces::new(reuse, capture.epoch, out);
+        let mut stats = EncodeStats { bytes_in: capture.state.len() as u64, ..EncodeStats::default() };
+        pieces.message(&Message::EpochBegin(EpochBegin {
+            pairing,
+            pages: capture.pages.len() as u32,
+            state_bytes: capture.state.len() as u32,
+        }));
+        for (slot, &index) in capture.pages.iter().enumerate() {
+            pieces.make_room(FrameType::Pages);
+            self.page(index, capture.arena.page(slot), &mut pieces.checkpoint.bytes, &mut stats);
+        }
+        pieces.cut(FrameType::Pages);
+        self.state(&capture.state, &mut pieces);
+        pieces.cut(FrameType::State);
+
+        let digest = self.chain.as_mut().map_or(0, |pairing| {
+            pairing.chain.epoch(capture.epoch, &capture.state);
+            pairing.chain.value()
+        });
+        pieces.message(&Message::EpochEnd(EpochEnd { digest, stamp_us: capture.stamp_us }));
+        let (checkpoint, sent) = pieces.finish();
+        stats.bytes_out = checkpoint.bytes.len() as u64;
+        stats.elapsed = started.elapsed();
+        Ok(Encoded { checkpoint, stats, sent })
+    }
+
+    fn check(&self, capture: &Capture) -> Result<(), EncodeError> {
+        let pairing = self.chain.as_ref().ok_or(EncodeError::NoPairing)?;
+        let epoch = capture.epoch;
+        let last = pairing.last_epoch.unwrap_or(epoch.saturating_sub(1));
+        if epoch == 0 || last.checked_add(1) != Some(epoch) {
+            return Err(EncodeError::Epoch { epoch, last });
+        }
+        let (listed, held) = (capture.pages.len(), capture.arena.len());
+        if listed != held {
+            return Err(EncodeError::Count { listed, held });
+        }
+        if capture.state.len() > STATE_BYTES_MAX {
+            return Err(EncodeError::State(capture.state.len()));
+        }
+        let mut at_least = 0;
+        for (at, &page) in capture.pages.iter().enumerate() {
+            if page < at_least || page >= self.ram_pages {
+                return Err(EncodeError::Pages { page, at, pages: self.ram_pages });
+            }
+            at_least = page + 1;
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, index: PageIndex, page: &Page, out: &mut Vec<u8>, stats: &mut EncodeStats) {
+        let base = self.shadow.get(index);
+        let known = base.is_some();
+        let encoding = self.codec.encode(index, page, base, out);
+        if !known && encoding != Encoding::Zero {
+            self.shadow.insert(index, page);
+        }
+        if let Some(pairing) = &mut self.chain {
+            pairing.chain.page(index, page);
+        }
+        stats.pages[encoding as usize] += 1;
+        stats.bytes_in += PAGE_SIZE as u64;
+    }
+
+    /// The state goes in blocks of a page, through the same encodings, against the state sent before.
+    fn state(&mut self, state: &[u8], pieces: &mut Pieces<'_, impl WireSink>) {
+        let known = self.last_state.len();
+        self.last_state.resize(state.len().next_multiple_of(PAGE_SIZE), 0);
+        for (index, chunk) in state.chunks(PAGE_SIZE).enumerate() {
+            pieces.make_room(FrameType::State);
+            let mut block = crate::page::ZERO_PAGE;
+            block[..chunk.len()].copy_from_slice(chunk);
+            let last = &mut self.last_state.as_chunks_mut::<PAGE_SIZE>().0[index];
+            let base = if index * PAGE_SIZE < known { Some(&mut *last) } else { None };
+            let fresh = base.is_none();
+            self.codec.encode(index as PageIndex, &block, base, &mut pieces.checkpoint.bytes);
+            if fresh {
+                last.copy_from_slice(&block);
+            }
+        }
+    }
+}
+
+/// Why a piece of a copy failed. The pairing has to be begun again.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// It could not be sent.
+    #[error(transparent)]
+    Send(#[from] FrameError),
+    /// A page outside the memory was asked for.
+    #[error("page {page} is outside the memory of {pages} pages")]
+    Page {
+        /// The page.
+        page: PageIndex,
+        /// The memory's size.
+        pages: PageIndex,
+    },
+}
+
+/// A checkpoint under construction: grows in one buffer, each finished piece is offered to the sink at once. After the
+/// sink's first failure it is only built.
+struct Pieces<'s, S> {
+    checkpoint: EncodedCheckpoint,
+    start: usize,
+    out: &'s mut S,
+    sent: Result<(), FrameError>,
+}
+
+impl<'s, S: WireSink> Pieces<'s, S> {
+    fn new(mut checkpoint: EncodedCheckpoint, epoch: u64, out: &'s mut S) -> Self {
+        checkpoint.restart(epoch);
+        Self { checkpoint, start: 0, out, sent: Ok(()) }
+    }
+
+    /// Ends the piece if another record might make it too long.
+    fn make_room(&mut self, kind: FrameType) {
+        if self.checkpoint.bytes.len() - self.start + RECORD_MAX > BATCH_BYTES {
+            self.cut(kind);
+        }
+    }
+
+    /// Ends the piece, if it is not empty.
+    fn cut(&mut self, kind: FrameType) {
+        let piece = self.start..self.checkpoint.bytes.len();
+        if piece.is_empty() {
+            return;
+        }
+        self.start = piece.end;
+        if self.sent.is_ok() {
+            self.sent = self.out.frame(kind, self.checkpoint.epoch, &self.checkpoint.bytes[piece.clone()]);
+        }
+        self.checkpoint.frames.push((kind, piece));
+    }
+
+    fn message(&mut self, message: &Message<'_>) {
+        match message.write(self.checkpoint.epoch, &mut Collect(&mut self.checkpoint.bytes)) {
+            Ok(()) => self.cut(message.kind()),
+            Err(e) => self.sent = Err(e),
+        }
+    }
+
+    fn finish(mut self) -> (EncodedCheckpoint, Result<(), FrameError>) {
+        if self.sent.is_ok() {
+            self.sent = self.out.flush();
+        }
+        (self.checkpoint, self.sent)
+    }
+}
+
+/// Collects a message's payload.
+struct Collect<'b>(&'b mut Vec<u8>);
+
+impl WireSink for Collect<'_> {
+    fn frame(&mut self, _: FrameType, _: u64, payload: &[u8]) -> Result<(), FrameError> {
+        self.0.extend_from_slice(payload);
+        Ok(())
+    }
+    fn flush(&mut self) -> Result<(), FrameError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! The backup's image of the guest's RAM: the second mapping of the memory that the guest will run on. It knows which
+//! pages were ever written since the copy began, so that zero pages of a fresh image cost neither time nor memory.
+
+use crate::page::{Page, is_zero};
+use ft_vm::memory::{PageIndex, RamView};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One bit a page. Relaxed: whoever hands pages from one thread to another synchronises by itself.
+struct PageSet(Vec<AtomicU64>);
+
+impl PageSet {
+    fn new(pages: PageIndex) -> Self {
+        Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn contains(&self, page: PageIndex) -> bool {
+        self.0[page as usize / 64].load(Ordering::Relaxed) >> (page % 64) & 1 != 0
+    }
+
+    /// Whether it is new.
+    fn insert(&self, page: PageIndex) -> bool {
+        let bit = 1 << (page % 64);
+        self.0[page as usize / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    fn fill(&self, word: u64) {
+        self.0.iter().for_each(|w| w.store(word, Ordering::Relaxed));
+    }
+}
+
+/// See the module.
+pub struct Image {
+    view: RamView,
+    written: PageSet,
+    received: PageSet,
+}
+
+impl Image {
+    /// The image behind `view`, with whatever content.
+    pub fn new(view: RamView) -> Self {
+        let (written, received) = (PageSet::new(view.pages()), PageSet::new(view.pages()));
+        written.fill(u64::MAX);
+        Self { view, written, received }
+    }
+
+    /// The mapping.
+    pub fn view(&self) -> &RamView {
+        &self.view
+    }
+
+    /// Makes every page zero by giving the memory back, and forgets what was received.
+    pub(crate) fn empty(&self) {
+        self.received.fill(0);
+        let bytes = self.view.pages() as usize * ft_vm::layout::PAGE_SIZE;
+        // SAFETY: the whole of the view's mapping; nobody holds references into it, and its content is to be lost.
+        let removed = unsafe { libc::madvise(self.view.page_ptr(0).cast(), bytes, libc::MADV_REMOVE) } == 0;
+        // Where the kernel cannot (it can for memfds), zero pages are written like all others.
+        self.written.fill(if removed { 0 } else { u64::MAX });
+    }
+
+    /// A page of the full copy has come. Returns whether it is the first time.
+    pub(crate) fn mark_received(&self, page: PageIndex) -> bool {
+        self.received.insert(page)
+    }
+
+    pub(crate) fn was_received(&self, page: PageIndex) -> bool {
+        self.received.contains(page)
+    }
+
+    /// Reads a page without making the kernel allocate one that was never written.
+    pub(crate) fn read(&self, page: PageIndex, into: &mut Page) {
+        if self.written.contains(page) { self.view.read_page(page, into) } else { into.fill(0) }
+    }
+
+    /// Writes a page; none means zero.
+    pub(crate) fn write(&self, page: PageIndex, content: Option<&Page>) {
+        match content {
+            Some(content) => {
+                self.written.insert(page);
+                self.view.write_page(page, content);
+            }
+            None if self.written.contains(page) => self.view.write_page(page, &crate::page::ZERO_PAGE),
+            None => {}
+        }
+    }
+
+    /// As [`Self::write`], for content not known to be zero or not.
+    pub(crate) fn write_any(&self, page: PageIndex, content: &Page) {
+        self.write(page, (!is_zero(content)).then_some(content));
+    }
+}

@@ -1,0 +1,618 @@
+//! The backup's side of the stream: takes frames, and at any moment holds either nothing or exactly one sealed
+//! checkpoint (invariant I3).
+//!
+//! Each page of an epoch is decoded on arrival to its full content, beside the image. The base of a delta is the page
+//! as of the last sealed checkpoint: in the newest checkpoint of the backlog that has it, else in the image. That is
+//! right without any lock held: the list is taken when the epoch begins; what is in it does not change even if it is
+//! applied meanwhile; what is not in it is not being applied, and nothing new is queued before this epoch ends. The
+//! digest over the decoded content then proves it. Applying whole pages cannot fail.
+//!
+//! Any error leaves the last sealed checkpoint as it was and drops what was half received; the connection is to be
+//! closed. Memory is bounded: a checkpoint by [`Limits::epoch_pages`], the backlog by [`Limits::backlog_pages`] (beyond
+//! it the receiver applies by itself before it takes more, which slows the sender down through the channel).
+
+use crate::backlog::{Applier, Backlog, Pages, Pool, SealedCheckpoint, ZERO_SLOT};
+use crate::digest::Chain;
+use crate::encoder::STATE_BYTES_MAX;
+use crate::image::Image;
+use crate::page::{Encoding, Page, PageError, Record, Records, ZERO_PAGE};
+use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held};
+use crate::wire::{Frame, FrameError, FrameType, Message};
+use ft_vm::layout::PAGE_SIZE;
+use ft_vm::memory::{PageIndex, RamView};
+use std::sync::Arc;
+
+/// Bounds on what a receiver holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most pages of one checkpoint; more is refused.
+    pub epoch_pages: usize,
+    /// Most pages of sealed checkpoints waiting to be applied, those of the one being received included.
+    pub backlog_pages: usize,
+}
+
+impl Limits {
+    /// No checkpoint of a memory of `pages` is refused, and no more than that waits.
+    pub fn of_memory(pages: PageIndex) -> Self {
+        Self { epoch_pages: pages as usize, backlog_pages: pages as usize }
+    }
+}
+
+/// What a frame came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Part of something; nothing to do.
+    Nothing,
+    /// A full copy has begun; nothing is held from now on.
+    CopyStarted {
+        /// The pairing.
+        pairing: u64,
+    },
+    /// A full copy goes on.
+    CopyProgress {
+        /// Pages received at least once.
+        received_pages: PageIndex,
+        /// Pages of RAM.
+        total_pages: PageIndex,
+    },
+    /// A checkpoint is complete and verified: to be acked.
+    Sealed {
+        /// Its epoch.
+        epoch: u64,
+        /// To be sent back in the ack.
+        stamp_us: u64,
+    },
+    /// To be echoed.
+    Heartbeat {
+        /// To be sent back.
+        stamp_us: u64,
+    },
+    /// The pair is protected since this generation.
+    Paired {
+        /// The generation.
+        generation: u64,
+    },
+    /// Planned hand-over once this epoch is sealed.
+    Switchover {
+        /// The last epoch.
+        epoch: u64,
+    },
+    /// The peer runs the VM in this generation.
+    TookOver {
+        /// The generation.
+        generation: u64,
+    },
+    /// Nothing follows.
+    Bye(Bye),
+}
+
+/// Why a frame is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// Its payload does not parse.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A page record does not decode.
+    #[error("epoch {epoch}: {source}")]
+    Page {
+        /// The epoch, 0 in a copy.
+        epoch: u64,
+        /// What is wrong.
+        source: PageError,
+    },
+    /// No place for this type of frame.
+    #[error("{kind:?} {when}")]
+    Unexpected {
+        /// The frame's type.
+        kind: FrameType,
+        /// Where it came.
+        when: &'static str,
+    },
+    /// The generation rose without the message that says so.
+    #[error("{kind:?} of generation {theirs}, this pair is at {ours}")]
+    Generation {
+        /// The frame's type.
+        kind: FrameType,
+        /// The frame's.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// The copy is of another size of memory.
+    #[error("a copy of {theirs} pages for a memory of {ours}")]
+    MemorySize {
+        /// The copy's.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// The epoch belongs to another pairing.
+    #[error("epoch of pairing {theirs:#x}, held is {ours:#x}")]
+    Pairing {
+        /// The epoch's.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// An epoch is missing, repeated or mixed into another.
+    #[error("epoch {theirs} where {ours} was due")]
+    Epoch {
+        /// The frame's.
+        theirs: u64,
+        /// The one due.
+        ours: u64,
+    },
+    /// An epoch before the copy is complete.
+    #[error("the copy is incomplete: {received} of {total} pages")]
+    CopyIncomplete {
+        /// Pages received.
+        received: PageIndex,
+        /// Pages of RAM.
+        total: PageIndex,
+    },
+    /// A page that does not exist, or not at this place.
+    #[error("epoch {epoch}: page {page} is out of order or outside the memory of {pages} pages")]
+    PageIndex {
+        /// The epoch, 0 in a copy.
+        epoch: u64,
+        /// The page.
+        page: PageIndex,
+        /// Pages of RAM.
+        pages: PageIndex,
+    },
+    /// More than is allowed.
+    #[error("epoch {epoch}: {what} {announced}, at most {max}")]
+    TooMuch {
+        /// The epoch.
+        epoch: u64,
+        /// Of what.
+        what: &'static str,
+        /// What it announces.
+        announced: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// More or less came than was announced.
+    #[error("epoch {epoch}: {received} {what}, {announced} were announced")]
+    Count {
+        /// The epoch.
+        epoch: u64,
+        /// Of what.
+        what: &'static str,
+        /// What came.
+        received: usize,
+        /// What was announced.
+        announced: usize,
+    },
+    /// What was decoded is not what was encoded.
+    #[error("epoch {epoch}: digest {computed:#018x}, the primary's is {stated:#018x}")]
+    Digest {
+        /// The epoch.
+        epoch: u64,
+        /// Over what was decoded.
+        computed: u64,
+        /// The primary's.
+        stated: u64,
+    },
+    /// No memory for the checkpoint.
+    #[error(transparent)]
+    Memory(#[from] crate::arena::ArenaError),
+}
+
+/// The last sealed checkpoint.
+struct Sealed {
+    pairing: u64,
+    epoch: u64,
+    chain: Chain,
+    state: Vec<u8>,
+}
+
+/// What is held or being received.
+enum Holding {
+    /// Nothing, or a copy that failed.
+    Nothing,
+    /// A full copy is coming in.
+    Copy { pairing: u64, received: PageIndex, chain: Chain },
+    /// A sealed checkpoint.
+    Sealed(Sealed),
+}
+
+/// An epoch being received.
+struct Incoming {
+    epoch: u64,
+    begin: EpochBegin,
+    chain: Chain,
+    /// Pages so far, those that did not change included.
+    count: usize,
+    /// The lowest page that may come next. Wider than a page's number, for what follows the last one.
+    next_page: u64,
+    pages: Pages,
+    state: Vec<u8>,
+    state_blocks: usize,
+}
+
+/// See the module.
+pub struct Receiver {
+    image: Arc<Image>,
+    backlog: Arc<Backlog>,
+    pool: Arc<Pool>,
+    limits: Limits,
+    generation: u64,
+    holding: Holding,
+    incoming: Option<Incoming>,
+    /// The backlog as of the incoming epoch's beginning, newest first.
+    bases: Vec<Arc<SealedCheckpoint>>,
+    spare_state: Vec<u8>,
+}
+
+impl Receiver {
+    /// A receiver into the memory behind `view`, which holds nothing yet.
+    pub fn new(view: RamView, limits: Limits) -> Self {
+        let image = Arc::new(Image::new(view));
+        Self {
+            backlog: Backlog::new(Arc::clone(&image)),
+            image,
+            pool: Pool::new(limits.epoch_pages, limits.backlog_pages),
+            limits,
+            generation: 0,
+            holding: Holding::Nothing,
+            incoming: None,
+            bases: Vec::new(),
+            spare_state: Vec::new(),
+        }
+    }
+
+    /// The worker for the backlog.
+    pub fn applier(&self) -> Applier {
+        Applier(Arc::clone(&self.backlog))
+    }
+
+    /// What to offer in a hello.
+    pub fn held(&self) -> Option<Held> {
+        match &self.holding {
+            Holding::Sealed(sealed) => Some(Held { pairing: sealed.pairing, epoch: sealed.epoch }),
+            _ => None,
+        }
+    }
+
+    /// Sealed checkpoints not applied yet, and pages in them.
+    pub fn backlog(&self) -> (usize, usize) {
+        self.backlog.len()
+    }
+
+    /// A new connection was welcomed in this generation: forgets what the last one left half received.
+    pub fn connected(&mut self, generation: u64) {
+        self.generation = generation;
+        self.drop_partial();
+    }
+
+    /// Drops what is half received: an epoch, or a whole unfinished copy.
+    pub fn drop_partial(&mut self) {
+        self.bases.clear();
+        if let Some(incoming) = self.incoming.take() {
+            self.pool.put(incoming.pages);
+            self.spare_state = incoming.state;
+        }
+        if matches!(self.holding, Holding::Copy { .. }) {
+            self.holding = Holding::Nothing;
+        }
+    }
+
+    /// Takes a frame. After an error the connection is to be closed; what is held is as before.
+    pub fn on_frame(&mut self, frame: &Frame<'_>) -> Result<Received, ReceiveError> {
+        let result = self.take(frame);
+        if result.is_err() {
+            self.drop_partial();
+        }
+        result
+    }
+
+    fn take(&mut self, frame: &Frame<'_>) -> Result<Received, ReceiveError> {
+        let kind = frame.kind;
+        if frame.generation != self.generation && !matches!(kind, FrameType::Paired | FrameType::TookOver) {
+            let (theirs, ours) = (frame.generation, self.generation);
+            return Err(ReceiveError::Generation { kind, theirs, ours });
+        }
+        let in_epoch =
+            matches!(kind, FrameType::Pages | FrameType::State | FrameType::EpochEnd | FrameType::Heartbeat);
+        if self.incoming.is_some() && !in_epoch {
+            return Err(ReceiveError::Unexpected { kind, when: "inside an epoch" });
+        }
+        match Message::decode(frame)? {
+            Message::CopyBegin(begin) => self.copy_begin(begin),
+            Message::CopyPages(batch) => self.copy_pages(batch),
+            Message::EpochBegin(begin) => self.epoch_begin(frame.epoch, begin),
+            Message::Pages(batch) => self.pages(frame.epoch, batch),
+            Message::State(batch) => self.state(frame.epoch, batch),
+            Message::EpochEnd(end) => self.epoch_end(frame.epoch, end),
+            Message::Heartbeat { stamp_us } => Ok(Received::Heartbeat { stamp_us }),
+            Message::Paired { generation } => {
+                if generation != frame.generation || generation < self.generation {
+                    let ours = self.generation;
+                    return Err(ReceiveError::Generation { kind, theirs: generation, ours });
+                }
+                self.generation = generation;
+                Ok(Received::Paired { generation })
+            }
+            Message::Switchover { epoch } => Ok(Received::Switchover { epoch }),
+            Message::TookOver { generation } => Ok(Received::TookOver { generation }),
+            Message::Bye(bye) => Ok(Received::Bye(bye)),
+            Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) => {
+                Err(ReceiveError::Unexpected { kind, when: "after the handshake" })
+            }
+            Message::Ack(_) | Message::Echo { .. } => {
+                Err(ReceiveError::Unexpected { kind, when: "from a primary" })
+            }
+        }
+    }
+
+    fn copy_begin(&mut self, begin: CopyBegin) -> Result<Received, ReceiveError> {
+        let ours = self.image.view().pages();
+        if begin.total_pages != ours {
+            return Err(ReceiveError::MemorySize { theirs: begin.total_pages, ours });
+        }
+        let pairing = begin.pairing;
+        self.holding = Holding::Copy { pairing, received: 0, chain: Chain::new(pairing) };
+        self.backlog.discard();
+        self.image.empty();
+        Ok(Received::CopyStarted { pairing })
+    }
+
+    fn copy_pages(&mut self, batch: &[u8]) -> Result<Received, ReceiveError> {
+        let Holding::Copy { received, chain, .. } = &mut self.holding else {
+            return Err(ReceiveError::Unexpected { kind: FrameType::CopyPages, when: "outside a copy" });
+        };
+        let total = self.image.view().pages();
+        let mut content = ZERO_PAGE;
+        for record in Records::new(batch) {
+            let record = record.map_err(|source| ReceiveError::Page { epoch: 0, source })?;
+            if record.page >= total {
+                return Err(ReceiveError::PageIndex { epoch: 0, page: record.page, pages: total });
+            }
+            if record.needs_base() {
+                if !self.image.was_received(record.page) {
+                    return Err(no_base(0, &record));
+                }
+                self.image.read(record.page, &mut content);
+            }
+            record.decode(&mut content).map_err(|source| ReceiveError::Page { epoch: 0, source })?;
+            chain.page(record.page, &content);
+            if record.encoding != Encoding::Same {
+                self.image.write_any(record.page, &content);
+            }
+            *received += u32::from(self.image.mark_received(record.page));
+        }
+        Ok(Received::CopyProgress { received_pages: *received, total_pages: total })
+    }
+
+    fn epoch_begin(&mut self, epoch: u64, begin: EpochBegin) -> Result<Received, ReceiveError> {
+        let total = self.image.view().pages();
+        let (pairing, chain, due) = match &self.holding {
+            Holding::Nothing => {
+                return Err(ReceiveError::Unexpected { kind: FrameType::EpochBegin, when: "without a copy" });
+            }
+            Holding::Copy { received, .. } if *received < total => {
+                return Err(ReceiveError::CopyIncomplete { received: *received, total });
+            }
+            Holding::Copy { pairing, chain, .. } => (*pairing, *chain, epoch.max(1)),
+            Holding::Sealed(sealed) => (sealed.pairing, sealed.chain, sealed.epoch.saturating_add(1)),
+        };
+        if begin.pairing != pairing {
+            return Err(ReceiveError::Pairing { theirs: begin.pairing, ours: pairing });
+        }
+        if epoch != due {
+            return Err(ReceiveError::Epoch { theirs: epoch, ours: due });
+        }
+        let bounded = |what, announced: u32, max: usize| match announced as usize {
+            announced if announced > max => Err(ReceiveError::TooMuch { epoch, what, announced, max }),
+            _ => Ok(()),
+        };
+        bounded("pages", begin.pages, self.limits.epoch_pages.min(total as usize))?;
+        bounded("bytes of state", begin.state_bytes, STATE_BYTES_MAX)?;
+        while self.backlog.len().1.saturating_add(begin.pages as usize) > self.limits.backlog_pages
+            && self.backlog.apply_next().is_some()
+        {}
+        self.backlog.snapshot(&mut self.bases);
+        let mut state = std::mem::take(&mut self.spare_state);
+        state.clear();
+        self.incoming = Some(Incoming {
+            epoch,
+            begin,
+            chain,
+            count: 0,
+            next_page: 0,
+            pages: self.pool.take(),
+            state,
+            state_blocks: 0,
+        });
+        Ok(Received::Nothing)
+    }
+
+    fn pages(&mut self, epoch: u64, batch: &[u8]) -> Result<Received, ReceiveError> {
+        let incoming = due(&mut self.incoming, epoch, FrameType::Pages)?;
+        let total = self.image.view().pages();
+        for record in Records::new(batch) {
+            let record = record.map_err(|source| ReceiveError::Page { epoch, source })?;
+            let page = record.page;
+            if u64::from(page) < incoming.next_page || page >= total {
+                return Err(ReceiveError::PageIndex { epoch, page, pages: total });
+            }
+            incoming.next_page = u64::from(page) + 1;
+            incoming.count += 1;
+            if incoming.count > incoming.begin.pages as usize {
+                return Err(incoming.miscounted("pages or more", incoming.count, incoming.begin.pages));
+            }
+            incoming.page(&record, &self.image, &self.bases)?;
+        }
+        Ok(Received::Nothing)
+    }
+
+    fn state(&mut self, epoch: u64, batch: &[u8]) -> Result<Received, ReceiveError> {
+        let incoming = due(&mut self.incoming, epoch, FrameType::State)?;
+        let last: &[u8] = match &self.holding {
+            Holding::Sealed(sealed) => &sealed.state,
+            _ => &[],
+        };
+        for record in Records::new(batch) {
+            let record = record.map_err(|source| ReceiveError::Page { epoch, source })?;
+            incoming.state_block(&record, last)?;
+        }
+        Ok(Received::Nothing)
+    }
+
+    fn epoch_end(&mut self, epoch: u64, end: EpochEnd) -> Result<Received, ReceiveError> {
+        let incoming = due(&mut self.incoming, epoch, FrameType::EpochEnd)?;
+        if incoming.count != incoming.begin.pages as usize {
+            return Err(incoming.miscounted("pages", incoming.count, incoming.begin.pages));
+        }
+        if incoming.state.len() != incoming.begin.state_bytes as usize {
+            let announced = incoming.begin.state_bytes;
+            return Err(incoming.miscounted("bytes of state", incoming.state.len(), announced));
+        }
+        incoming.chain.epoch(epoch, &incoming.state);
+        let (computed, stated) = (incoming.chain.value(), end.digest);
+        if computed != stated {
+            return Err(ReceiveError::Digest { epoch, computed, stated });
+        }
+        // Verified. From here on nothing can fail.
+        if let Some(incoming) = self.incoming.take() {
+            let before = std::mem::replace(&mut self.holding, Holding::Nothing);
+            if let Holding::Sealed(before) = before {
+                self.spare_state = before.state;
+            }
+            let pairing = incoming.begin.pairing;
+            self.bases.clear();
+            self.backlog.push(SealedCheckpoint::new(epoch, incoming.pages, Arc::clone(&self.pool)));
+            self.holding =
+                Holding::Sealed(Sealed { pairing, epoch, chain: incoming.chain, state: incoming.state });
+        }
+        Ok(Received::Sealed { epoch, stamp_us: end.stamp_us })
+    }
+
+    /// Take-over: drops what is half received, stops the applier, and hands out the sealed checkpoint. The receiver
+    /// itself comes back if it holds none.
+    pub fn into_sealed(mut self) -> Result<SealedImage, Box<Self>> {
+        self.drop_partial();
+        match std::mem::replace(&mut self.holding, Holding::Nothing) {
+            Holding::Sealed(sealed) => Ok(SealedImage {
+                pairing: sealed.pairing,
+                epoch: sealed.epoch,
+                state: sealed.state,
+                pending: self.backlog.stop(),
+                image: Arc::clone(&self.image),
+            }),
+            other => {
+                self.holding = other;
+                Err(Box::new(self))
+            }
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.backlog.stop();
+    }
+}
+
+fn due(incoming: &mut Option<Incoming>, epoch: u64, kind: FrameType) -> Result<&mut Incoming, ReceiveError> {
+    match incoming {
+        None => Err(ReceiveError::Unexpected { kind, when: "outside an epoch" }),
+        Some(incoming) if incoming.epoch != epoch => {
+            Err(ReceiveError::Epoch { theirs: epoch, ours: incoming.epoch })
+        }
+        Some(incoming) => Ok(incoming),
+    }
+}
+
+fn no_base(epoch: u64, record: &Record<'_>) -> ReceiveError {
+    let source = PageError::NoBase { page: record.page, encoding: record.encoding };
+    ReceiveError::Page { epoch, source }
+}
+
+impl Incoming {
+    fn page(
+        &mut self,
+        record: &Record<'_>,
+        image: &Image,
+        bases: &[Arc<SealedCheckpoint>],
+    ) -> Result<(), ReceiveError> {
+        let index = record.page;
+        if record.encoding == Encoding::Zero {
+            self.chain.page(index, &ZERO_PAGE);
+            self.pages.index.push(index);
+            self.pages.slot.push(ZERO_SLOT);
+            return Ok(());
+        }
+        let slot = self.pages.arena.len() as u32;
+        let content = self.pages.arena.push()?;
+        if record.needs_base() {
+            match bases.iter().find_map(|checkpoint| checkpoint.find(index)) {
+                Some(Some(base)) => content.copy_from_slice(base),
+                Some(None) => content.fill(0),
+                None => image.read(index, content),
+            }
+        }
+        record.decode(content).map_err(|source| ReceiveError::Page { epoch: self.epoch, source })?;
+        self.chain.page(index, content);
+        if record.encoding == Encoding::Same {
+            self.pages.arena.pop();
+        } else {
+            self.pages.index.push(index);
+            self.pages.slot.push(slot);
+        }
+        Ok(())
+    }
+
+    /// A block of a page's size of the state; the last one is padded with zeros.
+    fn state_block(&mut self, record: &Record<'_>, last: &[u8]) -> Result<(), ReceiveError> {
+        let epoch = self.epoch;
+        let announced = self.begin.state_bytes as usize;
+        let at = self.state_blocks * PAGE_SIZE;
+        if record.page as usize != self.state_blocks || at >= announced {
+            let pages = announced.div_ceil(PAGE_SIZE) as PageIndex;
+            return Err(ReceiveError::PageIndex { epoch, page: record.page, pages });
+        }
+        let mut block: Page = ZERO_PAGE;
+        if record.needs_base() {
+            let base =
+                last.get(at..).filter(|base| !base.is_empty()).ok_or_else(|| no_base(epoch, record))?;
+            let length = base.len().min(PAGE_SIZE);
+            block[..length].copy_from_slice(&base[..length]);
+        }
+        record.decode(&mut block).map_err(|source| ReceiveError::Page { epoch, source })?;
+        let length = (announced - at).min(PAGE_SIZE);
+        self.state.extend_from_slice(&block[..length]);
+        self.state_blocks += 1;
+        Ok(())
+    }
+
+    fn miscounted(&self, what: &'static str, received: usize, announced: u32) -> ReceiveError {
+        ReceiveError::Count { epoch: self.epoch, what, received, announced: announced as usize }
+    }
+}
+
+/// The checkpoint that a backup takes over with.
+pub struct SealedImage {
+    /// Its pairing.
+    pub pairing: u64,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The machine's state.
+    pub state: Vec<u8>,
+    /// What the image lacks, oldest first.
+    pub pending: Vec<Arc<SealedCheckpoint>>,
+    /// The RAM.
+    pub image: Arc<Image>,
+}
+
+impl SealedImage {
+    /// Applies everything: the image is the guest's memory as of the checkpoint.
+    pub fn apply_all(&mut self) {
+        for checkpoint in self.pending.drain(..) {
+            for (page, content) in checkpoint.pages() {
+                self.image.write(page, content);
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]) and are
+//! only borrowed here.
+
+use super::frame::{Frame, FrameError, FrameType, WireSink};
+use serde::{Deserialize, Serialize};
+
+/// Who a node is and what it brings: the content of both hello and welcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Version of the messages' meaning, above the frame's own version.
+    pub protocol: u16,
+    /// The VM's name.
+    pub vm: String,
+    /// The node's name.
+    pub node: String,
+    /// The newest generation it knows of.
+    pub generation: u64,
+    /// postcard of its `MachineSpec`.
+    pub spec: Vec<u8>,
+    /// Its CPU's profile, opaque here.
+    pub cpu: Vec<u8>,
+    /// Bits of optional abilities; unknown ones are ignored.
+    pub features: u64,
+}
+
+/// What a backup holds: a sealed checkpoint of a pairing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The pairing.
+    pub pairing: u64,
+    /// The last sealed epoch.
+    pub epoch: u64,
+}
+
+/// Backup to primary, first: who I am and what I hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The backup.
+    pub identity: Identity,
+    /// Its sealed checkpoint, if any.
+    pub held: Option<Held>,
+}
+
+/// Primary to backup: accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The primary.
+    pub identity: Identity,
+    /// The pairing that follows.
+    pub pairing: u64,
+    /// The epoch after which the stream goes on, or none: a full copy comes.
+    pub resume_from: Option<u64>,
+}
+
+/// Either side: no, and why. Nothing follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refuse {
+    /// See [`super::handshake::Refusal::code`].
+    pub code: u16,
+    /// For people.
+    pub text: String,
+}
+
+/// A full copy starts; whatever the backup held is gone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyBegin {
+    /// Names the copy and what follows it.
+    pub pairing: u64,
+    /// Pages of RAM; every one must come at least once.
+    pub total_pages: u32,
+}
+
+/// A checkpoint starts; its epoch is the frame's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochBegin {
+    /// The pairing it belongs to.
+    pub pairing: u64,
+    /// Pages in it.
+    pub pages: u32,
+    /// Bytes of machine state in it, decoded.
+    pub state_bytes: u32,
+}
+
+/// A checkpoint is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochEnd {
+    /// The pairing's digest after this checkpoint (see [`crate::digest`]).
+    pub digest: u64,
+    /// The primary's clock at its pause; comes back in the ack.
+    pub stamp_us: u64,
+}
+
+/// The backup has sealed `epoch`, and with it all before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The epoch.
+    pub epoch: u64,
+    /// From its [`EpochEnd`].
+    pub stamp_us: u64,
+}
+
+/// Nothing follows on this connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bye {
+    /// A code of the daemon's.
+    pub reason: u16,
+    /// For people.
+    pub text: String,
+}
+
+/// Any message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// See [`Hello`].
+    Hello(Hello),
+    /// See [`Welcome`].
+    Welcome(Welcome),
+    /// See [`Refuse`].
+    Refuse(Refuse),
+    /// See [`CopyBegin`].
+    CopyBegin(CopyBegin),
+    /// Page records of a full copy.
+    CopyPages(&'a [u8]),
+    /// See [`EpochBegin`].
+    EpochBegin(EpochBegin),
+    /// Page records of a checkpoint.
+    Pages(&'a [u8]),
+    /// State block records of a checkpoint.
+    State(&'a [u8]),
+    /// See [`EpochEnd`].
+    EpochEnd(EpochEnd),
+    /// See [`Ack`].
+    Ack(Ack),
+    /// I live; the sender's clock.
+    Heartbeat {
+        /// Microseconds of the sender's clock.
+        stamp_us: u64,
+    },
+    /// Answer to a heartbeat, with its stamp.
+    Echo {
+        /// From the heartbeat.
+        stamp_us: u64,
+    },
+    /// The cell names this pairing and its backup since this generation: protected.
+    Paired {
+        /// The new generation.
+        generation: u64,
+    },
+    /// Planned hand-over: the checkpoint of `epoch` is the last, take over once it is sealed.
+    Switchover {
+        /// The last epoch.
+        epoch: u64,
+    },
+    /// The sender has taken over.
+    TookOver {
+        /// In this generation.
+        generation: u64,
+    },
+    /// See [`Bye`].
+    Bye(Bye),
+}
+
+impl<'a> Message<'a> {
+    /// The type of frame it travels in.
+    pub fn kind(&self) -> FrameType {
+        match self {
+            Self::Hello(_) => FrameType::Hello,
+            Self::Welcome(_) => FrameType::Welcome,
+            Self::Refuse(_) => FrameType::Refuse,
+            Self::CopyBegin(_) => FrameType::CopyBegin,
+            Self::CopyPages(_) => FrameType::CopyPages,
+            Self::EpochBegin(_) => FrameType::EpochBegin,
+            Self::Pages(_) => FrameType::Pages,
+            Self::State(_) => FrameType::State,
+            Self::EpochEnd(_) => FrameType::EpochEnd,
+            Self::Ack(_) => FrameType::Ack,
+            Self::Heartbeat { .. } => FrameType::Heartbeat,
+            Self::Echo { .. } => FrameType::Echo,
+            Self::Paired { .. } => FrameType::Paired,
+            Self::Switchover { .. } => FrameType::Switchover,
+            Self::TookOver { .. } => FrameType::TookOver,
+            Self::Bye(_) => FrameType::Bye,
+        }
+    }
+
+    /// The message in a frame.
+    pub fn decode(frame: &Frame<'a>) -> Result<Self, FrameError> {
+        let kind = frame.kind;
+        Ok(match kind {
+            FrameType::Hello => Self::Hello(parse(frame)?),
+            FrameType::Welcome => Self::Welcome(parse(frame)?),
+            FrameType::Refuse => Self::Refuse(parse(frame)?),
+            FrameType::CopyBegin => Self::CopyBegin(parse(frame)?),
+            FrameType::CopyPages => Self::CopyPages(frame.payload),
+            FrameType::EpochBegin => Self::EpochBegin(parse(frame)?),
+            FrameType::Pages => Self::Pages(frame.payload),
+            FrameType::State => Self::State(frame.payload),
+            FrameType::EpochEnd => Self::EpochEnd(parse(frame)?),
+            FrameType::Ack => Self::Ack(parse(frame)?),
+            FrameType::Heartbeat => Self::Heartbeat { stamp_us: parse(frame)? },
+            FrameType::Echo => Self::Echo { stamp_us: parse(frame)? },
+            FrameType::Paired => Self::Paired { generation: parse(frame)? },
+            FrameType::Switchover => Self::Switchover { epoch: parse(frame)? },
+            FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
+            FrameType::Bye => Self::Bye(parse(frame)?),
+        })
+    }
+
+    /// Writes it as a frame of `epoch`. Not flushed.
+    pub fn write(&self, epoch: u64, out: &mut impl WireSink) -> Result<(), FrameError> {
+        out.frame(self.kind(), epoch, &self.payload()?)
+    }
+
+    /// Writes it and flushes.
+    pub fn send(&self, epoch: u64, out: &mut impl WireSink) -> Result<(), FrameError> {
+        self.write(epoch, out)?;
+        out.flush()
+    }
+
+    fn payload(&self) -> Result<std::borrow::Cow<'a, [u8]>, FrameError> {
+        let encoded = match self {
+            Self::CopyPages(bytes) | Self::Pages(bytes) | Self::State(bytes) => return Ok((*bytes).into()),
+            Self::Hello(m) => postcard::to_stdvec(m),
+            Self::Welcome(m) => postcard::to_stdvec(m),
+            Self::Refuse(m) => postcard::to_stdvec(m),
+            Self::CopyBegin(m) => postcard::to_stdvec(m),
+            Self::EpochBegin(m) => postcard::to_stdvec(m),
+            Self::EpochEnd(m) => postcard::to_stdvec(m),
+            Self::Ack(m) => postcard::to_stdvec(m),
+            Self::Heartbeat { stamp_us: n }
+            | Self::Echo { stamp_us: n }
+            | Self::Paired { generation: n }
+            | Self::Switchover { epoch: n }
+            | Self::TookOver { generation: n } => postcard::to_stdvec(n),
+            Self::Bye(m) => postcard::to_stdvec(m),
+        };
+        let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
+        Ok(encoded.map_err(malformed)?.into())
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<T, FrameError> {
+    let malformed = |why: String| FrameError::Malformed { kind: frame.kind, why };
+    let (message, rest) = postcard::take_from_bytes(frame.payload).map_err(|e| malformed(e.to_string()))?;
+    if rest.is_empty() { Ok(message) } else { Err(malformed(format!("{} bytes too many", rest.len()))) }
+}
