@@ -1,0 +1,223 @@
+//! A TAP interface: the VM's cable on this host. Frames only (no packet information, no offloads), non-blocking.
+//!
+//! An interface that exists is attached to (an administrator may have created it for the daemon's user, and put it on a
+//! bridge); otherwise it is created, which needs CAP_NET_ADMIN, and then lives as long as the `Tap`.
+
+use crate::buffer::Emit;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+const CLONE_DEVICE: &str = "/dev/net/tun";
+/// Longest interface name: IFNAMSIZ without the terminating zero.
+pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Why there is no TAP.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// Not a name the kernel takes.
+    #[error(
+        "interface name '{name}' is not usable: 1 to {NAME_BYTES_MAX} bytes, no '/', ':', '%' or white space, not '.' or '..'"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The TUN driver is missing.
+    #[error("{CLONE_DEVICE} is missing; load the tun module, or give the container that device")]
+    NoDriver,
+    /// Not allowed to open the driver or to make or attach the interface.
+    #[error(
+        "no right to use TAP interface '{name}' ({at}); it needs CAP_NET_ADMIN, or the interface made beforehand: ip tuntap add {name} mode tap user USER"
+    )]
+    NoRights {
+        /// The interface.
+        name: String,
+        /// Which step was refused.
+        at: &'static str,
+    },
+    /// Another process is attached to it.
+    #[error("TAP interface '{name}' is in use by another process")]
+    InUse {
+        /// The interface.
+        name: String,
+    },
+    /// There is such an interface, of another kind.
+    #[error("interface '{name}' exists and is not a single-queue TAP interface")]
+    NotATap {
+        /// The interface.
+        name: String,
+    },
+    /// Anything else.
+    #[error("TAP interface '{name}': {at}: {source}")]
+    Io {
+        /// The interface.
+        name: String,
+        /// The step that failed.
+        at: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Whether the kernel takes `name` for an interface.
+#[must_use]
+pub fn is_interface_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(|byte| matches!(byte, b'/' | b':' | b'%' | 0) || byte.is_ascii_whitespace())
+}
+
+/// An attached TAP interface. Frames may be sent by any thread while one receives.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    file: File,
+    wake: Arc<EventFd>,
+}
+
+/// Ends a [`Tap::receive`] from another thread.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<EventFd>);
+
+impl Waker {
+    /// Makes the current or the next `receive` return `None`.
+    pub fn wake(&self) {
+        // It fails only when the counter would overflow, and then the receiver is awake anyway.
+        let _ = self.0.write(1);
+    }
+}
+
+impl Tap {
+    /// Attaches to the TAP interface `name`, or creates it.
+    pub fn open(name: &str) -> Result<Self, TapError> {
+        if !is_interface_name(name) {
+            return Err(TapError::Name { name: name.to_owned() });
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open(CLONE_DEVICE)
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver,
+                Some(libc::EACCES | libc::EPERM) => {
+                    TapError::NoRights { name: name.to_owned(), at: "opening /dev/net/tun" }
+                }
+                _ => TapError::Io { name: name.to_owned(), at: "opening /dev/net/tun", source },
+            })?;
+        let mut request = interface_request(name);
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and keeps no pointer to it.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+        Errno::result(result).map_err(|errno| match errno {
+            Errno::EPERM | Errno::EACCES => TapError::NoRights { name: name.to_owned(), at: "TUNSETIFF" },
+            Errno::EBUSY => TapError::InUse { name: name.to_owned() },
+            Errno::EINVAL => TapError::NotATap { name: name.to_owned() },
+            errno => TapError::Io { name: name.to_owned(), at: "TUNSETIFF", source: errno.into() },
+        })?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(|errno| {
+            TapError::Io { name: name.to_owned(), at: "creating an eventfd", source: errno.into() }
+        })?;
+        Ok(Self { name: name.to_owned(), file, wake: Arc::new(wake) })
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Brings the interface up (`ip link set NAME up`); needs CAP_NET_ADMIN unless it is up already.
+    pub fn set_up(&self) -> Result<(), TapError> {
+        let io_error = |at| {
+            move |errno: Errno| match errno {
+                Errno::EPERM | Errno::EACCES => TapError::NoRights { name: self.name.clone(), at },
+                errno => TapError::Io { name: self.name.clone(), at, source: errno.into() },
+            }
+        };
+        // SAFETY: no pointer is passed; the descriptor returned is owned by nobody else.
+        let socket = unsafe {
+            let fd = Errno::result(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))
+                .map_err(io_error("opening a socket to set it up"))?;
+            OwnedFd::from_raw_fd(fd)
+        };
+        let mut request = interface_request(&self.name);
+        // SAFETY: SIOCGIFFLAGS fills in the flags of the ifreq that `request` is.
+        Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })
+            .map_err(io_error("SIOCGIFFLAGS"))?;
+        // SAFETY: SIOCGIFFLAGS has just initialised the flags.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        if flags & libc::IFF_UP as libc::c_short != 0 {
+            return Ok(());
+        }
+        request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+        // SAFETY: SIOCSIFFLAGS reads the ifreq that `request` is.
+        Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })
+            .map_err(io_error("SIOCSIFFLAGS"))?;
+        Ok(())
+    }
+
+    /// What ends a `receive`.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(self.wake.clone())
+    }
+
+    /// Waits for one frame and reads it into `buffer` (longer ones are cut); `None` when woken by a [`Waker`].
+    /// An error is final: the interface is gone.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match (&self.file).read(buffer) {
+                Ok(len) => return Ok(Some(len)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let mut ready = [
+                PollFd::new(self.file.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            if ready[1].any() == Some(true) {
+                // Taken back, so that the next call waits again.
+                let _ = self.wake.read();
+                return Ok(None);
+            }
+        }
+    }
+}
+
+impl Emit for Tap {
+    fn emit(&self, frame: &[u8]) -> io::Result<()> {
+        // The kernel takes a frame whole or not at all.
+        (&self.file).write(frame).map(drop)
+    }
+
+    fn wait_room(&self, timeout: Duration) {
+        let mut ready = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        // The outcome does not matter: the caller tries again in any case.
+        let _ = poll(&mut ready, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO));
+    }
+}
+
+/// An interface request that names `name`, which is at most [`NAME_BYTES_MAX`] long, and is zero otherwise.
+fn interface_request(name: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data for which all zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(NAME_BYTES_MAX).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
+}
