@@ -3,6 +3,7 @@
 //! captures leave through [`machine::Machine`], and what happens to them is the caller's business.
 
 pub mod devices;
+pub mod guest;
 pub mod layout;
 pub mod memory;
 pub mod spec;
