@@ -68,7 +68,7 @@ fn every_request_has_the_answer_that_the_protocol_says() {
         ("MEMDIGEST", "MEMDIGEST 0000000000000abc 0"),
         ("SPIN 1", "SPUN 100000 1000"),
         ("SPIN 10001", "ERR milliseconds: missing, not a decimal number, or out of range"),
-        ("STATS", "STATS uptime_ns=500000 keys=3 store_bytes=423 store_bytes_max=100000 test=1"),
+        ("STATS", "STATS uptime_ns=500000 keys=3 store_bytes=425 store_bytes_max=100000 test=1"),
         ("POWEROFF", "OK"),
         ("", "ERR empty line"),
         ("ping", "ERR unknown command"),
