@@ -369,7 +369,7 @@ impl phy::Device for Card {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Transmit<'_>> {
-        self.can_transmit().then(|| Transmit(self))
+        if self.can_transmit() { Some(Transmit(self)) } else { None }
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -107,9 +107,8 @@ impl Pacer {
 
     /// `pages` of the due ones were written.
     pub fn wrote(&mut self, pages: u64) {
-        if self.pages_per_second > 0 {
-            self.paid_until_ns += pages.saturating_mul(1_000_000_000) / self.pages_per_second;
-        }
+        let ns = pages.saturating_mul(1_000_000_000).checked_div(self.pages_per_second);
+        self.paid_until_ns += ns.unwrap_or(0);
     }
 
     /// Nanoseconds from `now_ns` until a page is due. `None`: never.
