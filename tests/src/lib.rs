@@ -1,1 +1,4 @@
 //! End-to-end and simulation tests of ftd, and the tools they use.
+
+pub mod proxy;
+pub mod wire;
