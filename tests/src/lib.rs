@@ -1,3 +1,5 @@
 //! End-to-end and simulation tests of ftd, and the tools they use.
 
 pub mod kv;
+pub mod proxy;
+pub mod wire;

@@ -85,10 +85,10 @@ pub(crate) fn load(boot: &Boot, ram: &GuestRam, state: &mut MachineState) -> Res
             let image = std::fs::read(path).map_err(unreadable("program", path))?;
             freestanding::load(&path.display().to_string(), &image, cmdline, ram, state)
         }
-        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: _ } => Err(BootError::NotAProgram {
-            name: "the built-in guest".into(),
-            why: "this build has none".into(),
-        }),
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => {
+            let cmdline = if cmdline.is_empty() { crate::guest::CMDLINE_DEFAULT } else { cmdline };
+            freestanding::load("the built-in guest", crate::guest::IMAGE, cmdline, ram, state)
+        }
     }
 }
 

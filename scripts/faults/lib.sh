@@ -1,0 +1,268 @@
+# The frame of a fault trial. A script under scripts/faults sources this, defines what its fault is, and calls
+# run_trials "$@". Every trial: a protected pair (the last trial's, when it is healthy again), a client that checks its
+# own history, a capture on the client's bridge and the cell's history; the fault at a moment drawn by the seed; and a
+# verdict from what was seen outside.
+#
+# A script defines
+#   fault_about        one line for --help
+#   inject             the fault; calls mark_fault at its moment
+#   settle             waits until the pair has come to rest; calls `violation TEXT` when it does not
+# and may define
+#   parse_option       takes an option of its own: sets option_words to the number of words taken, or returns 1
+#   prepare            brings up what the trial starts from (default: a protected pair)
+#   restore            brings the pair back to health for the next trial (default: pair_heal)
+# and may set, before run_trials or in inject:
+#   expect_client      survives (default) | lost (the VM is allowed to be gone) | any
+#   expect_switches    changes of speaker: a number | any (default)
+#   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: fenced)
+#   fresh_pair         1: every trial starts a new pair
+
+set -euo pipefail
+FTD_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+for faults_part in say cleanup setup net pair; do
+    # shellcheck source=/dev/null
+    source "$FTD_ROOT/scripts/lib/$faults_part.sh"
+done
+
+fault_name=$(basename "$0")
+expect_client=survives
+expect_switches=any
+expect_exits=$pair_exit_fenced
+fresh_pair=0
+# Exit status of a process that SIGKILL ended, as the shell counts it.
+faults_killed=137
+# How long the client talks before the fault at least, and at most how much longer; after it, at least.
+faults_before_ms=150 faults_jitter_ms=400 faults_after_ms=300
+faults_patience_s=${FT_PATIENCE_S:-60}
+
+parse_option() { return 1; }
+prepare() { pair_healthy || { pair_down && pair_up "$faults_patience_s"; }; }
+restore() { pair_heal "$faults_patience_s"; }
+
+faults_usage() {
+    cat <<EOF
+scripts/faults/$fault_name: $fault_about
+
+usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest builtin|linux] [--keep] ${fault_options:-}
+
+  --count N     trials (default 10)
+  --seed S      seed of the first trial (default 1); trial i has seed S+i-1, so one trial is repeated by
+                --count 1 --seed ITS-SEED
+  --guest G     the guest in the VM (default builtin)
+  --keep        keep the run's directory even when all is well
+${fault_options_help:-}
+One line a trial and a total on stdout. Exit status: 0 no violation, 1 violations (the run's directory is kept and
+named), 2 usage, 77 cannot run here (said why).
+EOF
+}
+
+# random_between VARIABLE LOW HIGH: the next number of the trial's seed.
+random_between() { printf -v "$1" '%s' $(($2 + (RANDOM << 15 | RANDOM) % ($3 - $2 + 1))); }
+
+# sleep_ms N
+sleep_ms() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
+
+# mark_fault: now is the moment of the fault.
+mark_fault() { now_us fault_us; }
+
+# violation TEXT...: the trial fails; it goes on, to see everything.
+violation() { violations+=("$*"); }
+
+# detail TEXT...: what was drawn in this trial, for its line.
+detail() { details+=" $*"; }
+
+pair_healthy() { [[ -e $run_dir/a/ftd.pid ]] && pair_is_protected; }
+
+run_trials() {
+    local count=10 seed=1
+    while (($#)); do
+        case $1 in
+        --count) count=${2:?} && shift 2 ;;
+        --seed) seed=${2:?} && shift 2 ;;
+        --guest) export FT_GUEST=${2:?} && shift 2 ;;
+        --keep) keep_run_dir=1 && shift ;;
+        -h | --help) faults_usage && exit 0 ;;
+        *)
+            option_words=0
+            parse_option "$@" || { faults_usage >&2 && exit 2; }
+            shift "$option_words"
+            ;;
+        esac
+    done
+    [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ ]] || { faults_usage >&2 && exit 2; }
+    setup_need network
+    net_preflight && [[ -c /dev/kvm ]] || {
+        say_error "SKIPPED $fault_name: this needs root, network namespaces, /dev/net/tun and /dev/kvm"
+        exit 77
+    }
+    setup_binaries
+    make_run_dir "$fault_name"
+    net_up
+
+    local trial failed=0
+    take_overs_ms=() gaps_ms=()
+    for ((trial = 1; trial <= count; trial++)); do
+        run_trial "$trial" "$count" $((seed + trial - 1)) || ((++failed))
+    done
+    printf '%s: %d trials from seed %d, %d ok, %d with violations%s%s\n' "$fault_name" "$count" "$seed" \
+        $((count - failed)) "$failed" "$(spread '; take-over' "${take_overs_ms[@]}")" "$(spread '; gap' "${gaps_ms[@]}")"
+    if ((failed)); then
+        keep_run_dir=1
+        exit 1
+    fi
+}
+
+# spread LABEL NUMBER...: minimum, median and maximum, in ms.
+spread() {
+    local label=$1 sorted
+    shift
+    (($#)) || return 0
+    mapfile -t sorted < <(printf '%s\n' "$@" | sort -n)
+    printf '%s %s/%s/%s ms' "$label" "${sorted[0]}" "${sorted[$# / 2]}" "${sorted[-1]}"
+}
+
+# run_trial NUMBER COUNT SEED: fails on a violation.
+run_trial() {
+    local number=$1 count=$2 seed=$3 wait_ms
+    violations=() details='' take_over_ms='' gap_ms='' fault_us=''
+    RANDOM=$((seed % 32768))
+    trial_seed=$seed
+    trial_dir=$run_dir/trial-$number
+    mkdir -p "$trial_dir"
+    say_passing "trial $number/$count seed $seed: preparing"
+    ((fresh_pair == 0)) || pair_down
+    if prepare && watch_start; then
+        random_between wait_ms "$faults_before_ms" $((faults_before_ms + faults_jitter_ms))
+        sleep_ms "$wait_ms"
+        say_passing "trial $number/$count seed $seed: $fault_name"
+        inject
+        settle
+        sleep_ms "$faults_after_ms"
+        watch_end
+        judge
+    else
+        violation "trouble: the trial could not begin: $(pair_explain 2>&1 | tr -s ' \n' ' ')"
+        watch_end || true
+    fi
+    local text="trial $number/$count seed $seed $fault_name$details "
+    [[ -z $take_over_ms ]] || { text+=" take-over $take_over_ms ms" && take_overs_ms+=("$take_over_ms"); }
+    [[ -z $gap_ms ]] || { text+=" gap $gap_ms ms" && gaps_ms+=("$gap_ms"); }
+    if ((${#violations[@]})); then
+        keep_run_dir=1
+        printf '%s%s  %sVIOLATION%s\n' "$say_line" "$text" "$say_red" "$say_off"
+        printf '    %s\n' "${violations[@]}" "see $trial_dir and $run_dir/{a,b}/ftd.log"
+        save_logs
+        # Nothing that follows should build on a state that is already wrong.
+        pair_down || true
+        return 1
+    fi
+    printf '%s%s  %sok%s\n' "$say_line" "$text" "$say_green" "$say_off"
+    [[ $keep_run_dir == 1 ]] || rm -rf -- "$trial_dir"
+    # A pair that does not heal is a violation of its own, told by the next trial's beginning or here by the last.
+    if ! restore; then
+        printf '    %s\n' "VIOLATION: the pair was not protected again within $faults_patience_s s"
+        keep_run_dir=1
+        mkdir -p "$trial_dir"
+        save_logs
+        pair_down || true
+        return 1
+    fi
+}
+
+# The next trial goes on in the same files; this keeps them as they are now.
+save_logs() {
+    local host
+    for host in a b; do
+        cp "$run_dir/$host/ftd.log" "$trial_dir/$host-ftd.log" 2>/dev/null || true
+        host_status "$host" . >"$trial_dir/$host-status.json" 2>/dev/null || true
+    done
+    cp "$pair_cell" "$trial_dir/cell" 2>/dev/null || true
+}
+
+# watch_start: the capture, the cell's history and the client are running, the client with its first answers.
+watch_start() {
+    local name=${trial_dir##*/}
+    spawn "$name/wire" ip netns exec "$(net_ns w)" "$FTD_BIN_DIR/ft-wire" capture --mac "$pair_mac" \
+        --port "${pair_node[a]}=a" --port "${pair_node[b]}=b" --out "$trial_dir/capture.json"
+    spawn "$name/owners" "$FTD_BIN_DIR/ft-wire" watch-cell --cell "$pair_cell" --out "$trial_dir/owners.jsonl"
+    wait_until 10 grep -qs ready "$trial_dir/wire.log" && wait_until 10 grep -qs ready "$trial_dir/owners.log" || return 1
+    spawn "$name/client" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
+        --addr "$net_vm_address:$pair_client_port" --stop-file "$trial_dir/client.stop"
+    wait_until "$faults_patience_s" client_has_answers 20
+}
+
+# client_has_answers N: it had at least that many.
+client_has_answers() {
+    local ops
+    ops=$(tail -n 1 "$trial_dir/client.log" 2>/dev/null | jq -r '.ops // 0' 2>/dev/null) || return 1
+    [[ $ops =~ ^[0-9]+$ ]] && ((ops >= $1))
+}
+
+# client_goes_on SECONDS: new answers came.
+client_goes_on() {
+    local ops
+    ops=$(tail -n 1 "$trial_dir/client.log" 2>/dev/null | jq -r '.ops // 0' 2>/dev/null) || ops=0
+    wait_until "$1" client_has_answers $((ops + 20))
+}
+
+watch_end() {
+    local name=${trial_dir##*/}
+    touch "$trial_dir/client.stop"
+    wait_until 40 has_ended "$name/client" || { violation "trouble: ft-client did not end" && end_spawned "$name/client" KILL; }
+    end_spawned "$name/wire"
+    end_spawned "$name/owners"
+}
+
+judge() {
+    judge_client
+    judge_wire
+    judge_daemons
+}
+
+# The client's history: I1, I3, I6 as the user sees them.
+judge_client() {
+    local summary survived lost wrong gap
+    summary=$(grep acked_writes "$trial_dir/client.log" | tail -n 1) || true
+    if [[ -z $summary ]]; then
+        violation "trouble: ft-client left no summary, see $trial_dir/client.log"
+        return
+    fi
+    read -r survived lost wrong gap < <(
+        jq -r '"\(.connection_survived) \(.acked_lost) \(.wrong_answers) \(.client_gap_ms | floor)"' <<<"$summary")
+    gap_ms=$gap
+    [[ $lost == 0 ]] || violation "$lost acknowledged writes were lost"
+    [[ $wrong == 0 ]] || violation "$wrong answers were wrong"
+    [[ $expect_client != survives || $survived == true ]] || violation "the client's connection did not survive"
+}
+
+# Who spoke, and who had the right to: I1, I2.
+judge_wire() {
+    local verdict text switches
+    verdict=$("$FTD_BIN_DIR/ft-wire" check --capture "$trial_dir/capture.json" --owners "$trial_dir/owners.jsonl" \
+        2>"$trial_dir/check.log") || true
+    if [[ -z $verdict ]]; then
+        violation "trouble: no verdict on the wire, see $trial_dir/check.log"
+        return
+    fi
+    echo "$verdict" >"$trial_dir/verdict.json"
+    while IFS= read -r text; do
+        violation "$text"
+    done < <(jq -r '.violations[] | "wire, \(.rule): \(.text)"' <<<"$verdict")
+    switches=$(jq .switches <<<"$verdict")
+    [[ $expect_switches == any || $switches == "$expect_switches" ]] ||
+        violation "the speaker changed $switches times, not $expect_switches"
+    # From the fault to the first frame of whoever spoke next.
+    [[ -z $fault_us ]] || take_over_ms=$(jq -r --argjson fault "$fault_us" '
+        [.speakers[1:][] | select(.first_ns / 1000 >= $fault)][0]
+        | if . then (.first_ns / 1000 - $fault) / 1000 | floor else empty end' "$trial_dir/capture.json")
+}
+
+# What the daemons left behind: I7.
+judge_daemons() {
+    local host code
+    for host in a b; do
+        ! grep -qs 'panicked at' "$run_dir/$host/ftd.log" || violation "host $host: ftd panicked, see its log"
+        code=$(host_exit_code "$host") || continue
+        [[ " 0 $faults_killed $expect_exits " == *" $code "* ]] || violation "host $host: ftd ended with $code"
+    done
+}

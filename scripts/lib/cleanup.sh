@@ -1,0 +1,95 @@
+# What a script started or made, it ends and removes: a stack of actions run in reverse at exit, however that comes.
+# Processes are known by pid only. Sourced; needs say.sh.
+
+cleanup_actions=()
+cleanup_pid=$BASHPID
+
+# on_exit COMMAND ARGUMENT...: to be run at exit, last one first.
+on_exit() {
+    local action
+    printf -v action '%q ' "$@"
+    cleanup_actions+=("$action")
+}
+
+run_cleanup() {
+    local status=$? index
+    [[ $BASHPID == "$cleanup_pid" ]] || return "$status"
+    # A second Ctrl-C must not leave the rest behind.
+    trap '' INT TERM HUP
+    for ((index = ${#cleanup_actions[@]} - 1; index >= 0; index--)); do
+        eval "${cleanup_actions[index]}" || say_warn "clean-up failed: ${cleanup_actions[index]}"
+    done
+    cleanup_actions=()
+    return "$status"
+}
+
+trap run_cleanup EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# make_run_dir NAME: creates run_dir, removed at exit unless keep_run_dir is 1. The name carries the pid; it is short,
+# because the path of a Unix socket in it must stay below 108 bytes.
+keep_run_dir=0
+make_run_dir() {
+    run_dir=$(mktemp -d "${TMPDIR:-/tmp}/ftd-$1-$$-XXXX")
+    ((${#run_dir} < 80)) || die "the temporary directory's path is too long for Unix sockets in it: $run_dir"
+    on_exit remove_run_dir
+}
+
+remove_run_dir() {
+    if [[ $keep_run_dir == 1 ]]; then
+        say "kept: $run_dir"
+    else
+        rm -rf --one-file-system -- "$run_dir"
+    fi
+}
+
+# spawn NAME COMMAND ARGUMENT...: runs an external command in the background. $run_dir/NAME.log gets its output,
+# NAME.pid its pid, NAME.exit its exit status once it has ended. It is killed at exit.
+spawn() {
+    local name=$1 base=$run_dir/$1
+    shift
+    rm -f "$base.pid" "$base.exit"
+    (
+        trap - EXIT
+        "$@" >>"$base.log" 2>&1 </dev/null &
+        echo $! >"$base.pid.new" && mv "$base.pid.new" "$base.pid"
+        status=0
+        wait $! || status=$?
+        echo "$status" >"$base.exit.new" && mv "$base.exit.new" "$base.exit"
+    ) 2>/dev/null &
+    disown $!
+    wait_until 10 test -s "$base.pid" || die "could not start $name"
+    on_exit end_spawned "$name" KILL
+}
+
+spawned_pid() { cat "$run_dir/$1.pid" 2>/dev/null; }
+is_running() { [[ -s $run_dir/$1.pid && ! -e $run_dir/$1.exit ]]; }
+has_ended() { ! is_running "$1"; }
+
+# signal_spawned NAME SIGNAL: the pid is ours as long as its waiter has not written the exit status.
+signal_spawned() { is_running "$1" && kill -s "$2" "$(spawned_pid "$1")" 2>/dev/null; }
+
+# end_spawned NAME [SIGNAL [SECONDS]]: asks it to end, and kills it if it does not within the time.
+end_spawned() {
+    is_running "$1" || return 0
+    signal_spawned "$1" "${2:-TERM}" || true
+    wait_until "${3:-10}" has_ended "$1" && return 0
+    say_warn "$1 did not end on SIG${2:-TERM} within ${3:-10} s: killed"
+    signal_spawned "$1" KILL || true
+    wait_until 10 has_ended "$1"
+}
+
+# wait_until SECONDS COMMAND ARGUMENT...: repeats the command until it succeeds; fails when the time is over.
+wait_until() {
+    local now end
+    now_us end
+    end=$((end + $1 * 1000000))
+    shift
+    until "$@"; do
+        now_us now
+        ((now < end)) || return 1
+        sleep 0.01
+    done
+}

@@ -1,0 +1,121 @@
+# The test network of one run, in namespaces of its own: nothing on the machine's own network is touched.
+# Sourced; needs say.sh and cleanup.sh.
+#
+#      host a                 wire w                host b
+#   vm ── br ── up ───────── a ── br ── b ───────── up ── br ── vm         vm: the VM's TAP
+#   repl 10.78.0.1 ═══════════════════════════════════ repl 10.78.0.2      the replication link
+#                                 c
+#                                 │
+#                    client c   eth0 10.77.0.100/24                        the VM is 10.77.0.2
+#
+# The replication link is a cable of its own, so it can be cut while the client's side goes on.
+
+net_prefix=ft$$
+net_vm_address=10.77.0.2
+net_client_address=10.77.0.100
+declare -A net_repl_address=([a]=10.78.0.1 [b]=10.78.0.2)
+
+# net_ns PLACE: the namespace's name; PLACE is a, b, c or w.
+net_ns() { echo "$net_prefix-$1"; }
+
+# in_ns PLACE COMMAND ARGUMENT...: runs it there, in a mount namespace of its own (ip-netns(8)).
+in_ns() {
+    local place=$1
+    shift
+    ip netns exec "$(net_ns "$place")" "$@"
+}
+
+# net_preflight: says everything that is missing; fails if anything is.
+net_preflight() {
+    local tool missing=0
+    ((EUID == 0)) || { say_error "must be root, to make network namespaces"; missing=1; }
+    for tool in ip tc nft sysctl nsenter jq; do
+        command -v "$tool" >/dev/null || { say_error "$tool is missing (see scripts/lib/setup.sh)"; missing=1; }
+    done
+    [[ -c /dev/net/tun ]] || { say_error "/dev/net/tun is missing: load the kernel's tun module"; missing=1; }
+    ((missing == 0)) || return 1
+    ip netns add "$net_prefix-try" 2>/dev/null && ip netns del "$net_prefix-try" ||
+        { say_error "network namespaces cannot be made here"; return 1; }
+}
+
+net_up() {
+    local place host
+    on_exit net_down
+    for place in a b c w; do
+        ip netns add "$(net_ns $place)"
+        in_ns $place sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+        ip -n "$(net_ns $place)" link set lo up
+    done
+    for place in w a b; do
+        ip -n "$(net_ns $place)" link add br type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+        ip -n "$(net_ns $place)" link set br up
+    done
+    for host in a b; do
+        ip link add up netns "$(net_ns $host)" type veth peer name $host netns "$(net_ns w)"
+        ip -n "$(net_ns $host)" tuntap add vm mode tap
+        ip -n "$(net_ns $host)" link set up master br up
+        ip -n "$(net_ns $host)" link set vm master br up
+        ip -n "$(net_ns w)" link set $host master br up
+    done
+    ip link add repl netns "$(net_ns a)" type veth peer name repl netns "$(net_ns b)"
+    for host in a b; do
+        ip -n "$(net_ns $host)" address add "${net_repl_address[$host]}/24" dev repl
+        ip -n "$(net_ns $host)" link set repl up
+    done
+    ip link add eth0 netns "$(net_ns c)" type veth peer name c netns "$(net_ns w)"
+    ip -n "$(net_ns w)" link set c master br up
+    ip -n "$(net_ns c)" address add "$net_client_address/24" dev eth0
+    ip -n "$(net_ns c)" link set eth0 up
+}
+
+# Removes the namespaces, and with them everything in them; may be called at any time, any number of times.
+net_down() {
+    local place
+    for place in a b c w; do
+        [[ ! -e /run/netns/$(net_ns $place) ]] || ip netns del "$(net_ns $place)"
+    done
+}
+
+# net_drop PLACE INTERFACE: silently loses every packet to or from this interface; net_undrop ends it.
+net_drop() {
+    in_ns "$1" nft -f - <<EOF
+table inet cut-$2 {
+    chain in { type filter hook input priority -300; iifname "$2" drop; }
+    chain out { type filter hook output priority -300; oifname "$2" drop; }
+}
+EOF
+}
+net_undrop() { in_ns "$1" nft delete table inet "cut-$2" 2>/dev/null || true; }
+
+# cut_replication [drop|link]: lose every packet (the default), or take the link down.
+cut_replication() {
+    case ${1:-drop} in
+    drop) net_drop a repl ;;
+    link) ip -n "$(net_ns a)" link set repl down ;;
+    *) die "cut_replication: \`$1\` is neither drop nor link" ;;
+    esac
+}
+
+# Ends either kind of cut.
+heal_replication() {
+    net_undrop a repl
+    ip -n "$(net_ns a)" link set repl up
+}
+
+cut_client() { net_drop c eth0; }
+heal_client() { net_undrop c eth0; }
+
+# set_replication_rate MBIT: slows the replication link, each way; clear_replication_rate ends it. A token bucket is
+# the only shaper that kernels without netem have, so there is no plain delay.
+set_replication_rate() {
+    local host
+    for host in a b; do
+        tc -n "$(net_ns $host)" qdisc replace dev repl root tbf rate "${1}mbit" burst 64kb latency 100ms
+    done
+}
+clear_replication_rate() {
+    local host
+    for host in a b; do
+        tc -n "$(net_ns $host)" qdisc del dev repl root 2>/dev/null || true
+    done
+}

@@ -1,0 +1,210 @@
+# Two hosts, a and b, each with its ftd, over the network of net.sh and one cell both can reach.
+# Sourced; needs say.sh, cleanup.sh (run_dir) and net.sh (up), and FTD_BIN_DIR.
+#
+# Each daemon runs in its host's network namespace and in a mount namespace of its own, where the cell's directory is a
+# bind mount: so one host can lose the shared storage while the other keeps it.
+#
+# Settings, from the environment of the script:
+#   FT_GUEST builtin|linux|freestanding, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
+#   FT_REPLICATION (further lines for the configuration's [replication])
+
+pair_vm=web
+pair_mac=52:54:00:77:00:02
+declare -A pair_node=([a]=alpha [b]=beta)
+declare -A pair_peer=([a]=b [b]=a)
+pair_port=7400
+pair_client_port=7777
+# Exit codes of ftd (its --help): lost the arbitration.
+pair_exit_fenced=20
+
+# pair_config HOST START_AS: the configuration, on stdout.
+pair_config() {
+    local host=$1 peer=${pair_peer[$1]} dir=$run_dir/$1
+    cat <<EOF
+vm = "$pair_vm"
+node = "${pair_node[$host]}"
+start_as = "$2"
+state_dir = "$dir/state"
+control_socket = "$dir/ctl.sock"
+
+[peer]
+node = "${pair_node[$peer]}"
+address = "${net_repl_address[$peer]}:${FT_PEER_PORT:-$pair_port}"
+
+[machine]
+vcpus = ${FT_VCPUS:-1}
+memory_mib = ${FT_MEMORY_MIB:-64}
+$(pair_guest_config)
+console = "file:$dir/console.log"
+
+[machine.net]
+tap = "vm"
+mac = "$pair_mac"
+addresses = ["$net_vm_address"]
+
+[replication]
+listen = "${net_repl_address[$host]}:$pair_port"
+epoch_ms = ${FT_EPOCH_MS:-5}
+${FT_REPLICATION:-}
+
+[arbiter]
+kind = "file"
+path = "$dir/arbiter/shared/$pair_vm.cell"
+EOF
+}
+
+pair_guest_config() {
+    case ${FT_GUEST:-builtin} in
+    builtin)
+        echo 'guest = "builtin"'
+        echo "cmdline = \"ip=$net_vm_address/24 gw=10.77.0.1 port=$pair_client_port\""
+        ;;
+    linux)
+        echo 'guest = "linux"'
+        echo "kernel = \"$FT_LINUX_DIR/vmlinux\""
+        echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
+        echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")\""
+        ;;
+    *) die "unknown guest \`$FT_GUEST\`" ;;
+    esac
+}
+
+# pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
+pair_prepare() {
+    local host
+    if [[ ${FT_GUEST:-builtin} == linux && -z ${FT_LINUX_DIR:-} ]]; then
+        FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build")
+    fi
+    rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b"
+    mkdir -p "$run_dir/arbiter/shared"
+    pair_cell=$run_dir/arbiter/shared/$pair_vm.cell
+    for host in a b; do
+        mkdir -p "$run_dir/$host"/{state,arbiter}
+    done
+    pair_config a primary >"$run_dir/a/ftd.toml"
+    pair_config b backup >"$run_dir/b/ftd.toml"
+}
+
+# host_start HOST [ARGUMENT...]: starts its ftd; further arguments go to `ftd run`.
+host_start() {
+    local host=$1
+    shift
+    spawn "$host/ftd" ip netns exec "$(net_ns "$host")" bash -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' _ \
+        "$run_dir/arbiter" "$run_dir/$host/arbiter" \
+        "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
+}
+
+host_is_up() { is_running "$1/ftd"; }
+host_kill() { signal_spawned "$1/ftd" KILL; }
+host_freeze() { signal_spawned "$1/ftd" STOP; }
+host_thaw() { signal_spawned "$1/ftd" CONT; }
+host_wait_end() { wait_until "$2" has_ended "$1/ftd"; }
+# The exit status of an ftd that has ended; nothing while it runs.
+host_exit_code() { cat "$run_dir/$1/ftd.exit" 2>/dev/null; }
+
+# host_stop HOST: ends it in order.
+host_stop() {
+    host_thaw "$1" || true
+    end_spawned "$1/ftd" TERM 10
+}
+
+# ctl HOST ARGUMENT...: ftctl for that host's daemon.
+ctl() {
+    local host=$1
+    shift
+    "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$host/ctl.sock" "$@"
+}
+
+# host_status HOST FILTER: a field of its status by a jq filter; nothing when the daemon does not answer.
+host_status() {
+    local status
+    host_is_up "$1" && status=$(timeout 2 "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$1/ctl.sock" status --json 2>/dev/null)
+    # ftctl's exit code tells the state of protection; what it printed counts here.
+    [[ -n ${status:-} ]] && jq -r "$2" <<<"$status"
+}
+
+# host_is HOST ROLE STATE...: whether it says so. Any role: `-`; any state: none given.
+host_is() {
+    local host=$1 want_role=$2 role state
+    shift 2
+    read -r role state < <(host_status "$host" '"\(.role) \(.state)"') || return 1
+    [[ $want_role == - || $role == "$want_role" ]] || return 1
+    (($# == 0)) || [[ " $* " == *" $state "* ]]
+}
+
+# pair_primary: the host that says it is the primary and runs the VM; fails when none or both do.
+pair_primary() {
+    local host found=''
+    for host in a b; do
+        if host_is "$host" primary protected solo resyncing; then
+            [[ -z $found ]] || return 1
+            found=$host
+        fi
+    done
+    [[ -n $found ]] && echo "$found"
+}
+
+pair_is_protected() {
+    local primary
+    primary=$(pair_primary) && host_is "$primary" primary protected && host_is "${pair_peer[$primary]}" backup
+}
+
+# pair_wait_protected SECONDS
+pair_wait_protected() { wait_until "$1" pair_is_protected; }
+
+# pair_up: a new pair, protected.
+pair_up() {
+    pair_prepare
+    host_start a
+    wait_until "${1:-60}" host_is a primary solo || { pair_explain; return 1; }
+    host_start b
+    pair_wait_protected "${1:-60}" || { pair_explain; return 1; }
+}
+
+# pair_heal: starts what has ended, and waits for protection. The VM goes on meanwhile.
+pair_heal() {
+    local host
+    heal_replication
+    for host in a b; do
+        arbiter_return "$host"
+        host_thaw "$host" || true
+        host_is_up "$host" || host_start "$host"
+    done
+    pair_wait_protected "${1:-60}" || { pair_explain; return 1; }
+}
+
+# pair_down: ends both, the backup first.
+pair_down() {
+    local host primary=a
+    primary=$(pair_primary) || primary=a
+    for host in "${pair_peer[$primary]}" "$primary"; do
+        host_stop "$host" || true
+    done
+}
+
+# pair_explain: why it is not as it should be, from the daemons' own words.
+pair_explain() {
+    local host
+    for host in a b; do
+        if host_is_up "$host"; then
+            say_warn "host $host: $(host_status "$host" '"\(.role) \(.state) generation \(.generation) \(.detail // "")"')"
+        else
+            say_warn "host $host: ftd ended with $(host_exit_code "$host")"
+        fi
+        tail -n 3 "$run_dir/$host/ftd.log" 2>/dev/null | sed 's/^/    /' >&2
+    done
+}
+
+# arbiter_lose HOST: the shared storage goes away for this host; its path ends in an empty read-only directory, as when
+# a mount was lost. arbiter_return brings it back.
+arbiter_lose() {
+    nsenter --mount --target "$(spawned_pid "$1/ftd")" mount -t tmpfs -o ro,size=4k lost "$run_dir/$1/arbiter"
+}
+arbiter_return() {
+    local mounted
+    host_is_up "$1" || return 0
+    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" |
+        tail -n 1) || return 0
+    [[ $mounted != lost ]] || nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter"
+}

@@ -1,0 +1,53 @@
+# Output of the scripts: steps with the time they took, tables, failures. Colour only on a terminal.
+# Everything goes to stderr, so that stdout stays free for data (--json). Sourced; needs nothing else.
+
+if [[ -t 2 && -z ${NO_COLOR:-} ]]; then
+    say_bold=$'\e[1m' say_dim=$'\e[2m' say_red=$'\e[31m' say_green=$'\e[32m' say_yellow=$'\e[33m' say_off=$'\e[0m'
+    say_line=$'\r\e[K'
+else
+    say_bold='' say_dim='' say_red='' say_green='' say_yellow='' say_off='' say_line=''
+fi
+say_quiet=${say_quiet:-0}
+
+# The time of day in microseconds, without a process.
+now_us() { printf -v "$1" '%s' "${EPOCHREALTIME//[!0-9]/}"; }
+
+now_us say_started_us
+
+# say TEXT...: a line.
+say() { [[ $say_quiet == 1 ]] || printf '%s%s\n' "$say_line" "$*" >&2; }
+
+# say_title TEXT...: a line that stands out.
+say_title() { say "$say_bold$*$say_off"; }
+
+# say_at TEXT...: a line with the seconds since the script began.
+say_at() {
+    local now
+    now_us now
+    say "$(printf '%s%8.3f s%s  %s' "$say_dim" "$(((now - say_started_us) / 1000))e-3" "$say_off" "$*")"
+}
+
+# say_passing TEXT...: progress that the next line replaces; nothing where there is no terminal.
+say_passing() {
+    [[ $say_quiet == 1 || -z $say_line ]] || printf '%s%s%.*s%s' "$say_line" "$say_dim" "$((${COLUMNS:-80} - 1))" "$*" "$say_off" >&2
+}
+
+say_ok() { say "${say_green}$*${say_off}"; }
+say_warn() { printf '%s%s%s%s\n' "$say_line" "$say_yellow" "$*" "$say_off" >&2; }
+say_error() { printf '%s%s%s%s\n' "$say_line" "$say_red" "$*" "$say_off" >&2; }
+
+# die TEXT...: says why and ends the script.
+die() {
+    say_error "$*"
+    exit 1
+}
+
+# say_table: aligns lines of tab-separated cells from stdin; the first line is the head.
+say_table() {
+    [[ $say_quiet == 1 ]] && return 0
+    column -t -s $'\t' -o '  ' | {
+        IFS= read -r head
+        printf '%s%s%s\n' "$say_bold" "$head" "$say_off"
+        cat
+    } >&2
+}

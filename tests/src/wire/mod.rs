@@ -1,0 +1,11 @@
+//! The view from outside: who spoke for the VM on the client's bridge, and who had the right to.
+//!
+//! [`capture`] reads the frames that arrive from each host's port, [`speakers`] condenses them into the sequence of
+//! speakers, [`owners`] records the history of the arbiter's cell, and [`check`] holds one against the other. Nothing
+//! here uses the daemon's own code: a witness that shares the bug sees nothing.
+
+pub mod capture;
+pub mod check;
+pub mod frame;
+pub mod owners;
+pub mod speakers;
