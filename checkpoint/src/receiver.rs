@@ -313,8 +313,12 @@ impl Receiver {
             let (theirs, ours) = (frame.generation, self.generation);
             return Err(ReceiveError::Generation { kind, theirs, ours });
         }
-        let in_epoch =
-            matches!(kind, FrameType::Pages | FrameType::State | FrameType::EpochEnd | FrameType::Heartbeat);
+        let in_epoch = match kind {
+            FrameType::Pages | FrameType::State | FrameType::EpochEnd => true,
+            // The sender lets these overtake the pages.
+            FrameType::Heartbeat | FrameType::Paired | FrameType::Bye => true,
+            _ => false,
+        };
         if self.incoming.is_some() && !in_epoch {
             return Err(ReceiveError::Unexpected { kind, when: "inside an epoch" });
         }
@@ -340,7 +344,7 @@ impl Receiver {
             Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) => {
                 Err(ReceiveError::Unexpected { kind, when: "after the handshake" })
             }
-            Message::Ack(_) | Message::Echo { .. } => {
+            Message::Ack(_) | Message::Echo { .. } | Message::Decline { .. } => {
                 Err(ReceiveError::Unexpected { kind, when: "from a primary" })
             }
         }

@@ -50,11 +50,12 @@ pub enum FrameType {
     Switchover = 14,
     TookOver = 15,
     Bye = 16,
+    Decline = 17,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -71,6 +72,7 @@ impl FrameType {
         Self::Switchover,
         Self::TookOver,
         Self::Bye,
+        Self::Decline,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {

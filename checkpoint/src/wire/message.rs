@@ -158,6 +158,11 @@ pub enum Message<'a> {
     },
     /// See [`Bye`].
     Bye(Bye),
+    /// The backup will not take over as asked, and has changed nothing.
+    Decline {
+        /// Why, for people.
+        text: String,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -180,6 +185,7 @@ impl<'a> Message<'a> {
             Self::Switchover { .. } => FrameType::Switchover,
             Self::TookOver { .. } => FrameType::TookOver,
             Self::Bye(_) => FrameType::Bye,
+            Self::Decline { .. } => FrameType::Decline,
         }
     }
 
@@ -203,6 +209,7 @@ impl<'a> Message<'a> {
             FrameType::Switchover => Self::Switchover { epoch: parse(frame)? },
             FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
             FrameType::Bye => Self::Bye(parse(frame)?),
+            FrameType::Decline => Self::Decline { text: parse(frame)? },
         })
     }
 
@@ -233,6 +240,7 @@ impl<'a> Message<'a> {
             | Self::Switchover { epoch: n }
             | Self::TookOver { generation: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),
+            Self::Decline { text } => postcard::to_stdvec(text),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())

@@ -1,0 +1,263 @@
+//! The host's side of the machine: TAP, output buffer, console, disk images, made from the configuration.
+
+use super::pump::{self, Socket};
+use crate::config::{Config, Console};
+use crate::exit::DaemonExit;
+use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapError, Transmitted};
+use ft_vm::devices::{ConsoleSink, FrameSink, Transmit, Wiring};
+use ft_vm::machine::{ConsoleHandle, Machine};
+use ft_vm::spec::{Boot, DiskSpec, MachineSpec, NetSpec};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// What the replica needs of the host.
+pub struct Host {
+    /// The machine, as both hosts describe it.
+    pub spec: MachineSpec,
+    /// What it boots.
+    pub boot: Boot,
+    pub(super) wiring: Box<dyn Fn() -> Result<Wiring, String> + Send>,
+    pub(super) attach: Box<dyn Fn(Option<&Machine>) + Send>,
+    /// Output commit.
+    pub output: OutputBuffer,
+    pub(super) announce: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Why this host cannot run the VM.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No network for it.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A disk image.
+    #[error("disk image {}: {source}", path.display())]
+    Disk {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A disk image of a size that no disk has.
+    #[error("disk image {} has {bytes} bytes: a disk is a multiple of 512", path.display())]
+    DiskSize {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The console's file.
+    #[error("console file {}: {source}", path.display())]
+    Console {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl HostError {
+    /// How the daemon ends because of it.
+    pub fn exit(&self) -> DaemonExit {
+        match self {
+            Self::Tap(TapError::InUse { .. }) => DaemonExit::InUse,
+            _ => DaemonExit::Host,
+        }
+    }
+}
+
+/// After a take-over the announcement goes out again after these pauses: each frame may be lost.
+const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
+
+/// Opens everything on this host that the machine will be wired to. Nothing runs yet.
+pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
+    let machine = &config.machine;
+    let disks = machine.disks.iter().map(|disk| disk_spec(&disk.image, disk.read_only)).collect::<Result<_, _>>()?;
+    let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
+    let spec = MachineSpec {
+        vcpus: machine.vcpus,
+        ram_bytes: machine.memory_mib << 20,
+        net: machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),
+        disks,
+        rng: machine.rng,
+    };
+    let console = ConsoleHub::start(&machine.console)?;
+    let replication = &config.replication;
+    let bounds = Bounds { frames: replication.hold_frames as usize, bytes: (replication.hold_mib as usize) << 20 };
+    let socket = Socket::default();
+    let (output, announcement) = match &machine.net {
+        Some(net) => {
+            let tap = Arc::new(Tap::open(&net.tap)?);
+            tap.set_up()?;
+            let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
+            let waker = pump::start(tap, socket.clone()).map_err(HostError::Thread)?;
+            output.on_room(move || waker.wake());
+            (output, Announcement::new(net.mac.0, &net.addresses))
+        }
+        None => (OutputBuffer::new(Box::new(NoNetwork), bounds), Announcement::new([0; 6], &[])),
+    };
+    output.mute();
+
+    let frames = machine.net.as_ref().map(|_| Arc::new(Held(output.clone())) as Arc<dyn FrameSink>);
+    let hub = console.clone();
+    let wiring = Box::new(move || {
+        let disks = images
+            .iter()
+            .map(|path| File::open(path).map_err(|e| format!("disk image {}: {e}", path.display())))
+            .collect::<Result<_, _>>()?;
+        Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
+    });
+    let hub = console.clone();
+    let attach = Box::new(move |machine: Option<&Machine>| {
+        socket.plug(machine.and_then(Machine::net));
+        *hub.0.input.lock() = machine.map(Machine::console);
+    });
+    let announce: Arc<dyn Fn() + Send + Sync> = match &machine.net {
+        Some(_) => announcer(output.clone(), announcement),
+        None => Arc::new(|| {}),
+    };
+    Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
+}
+
+fn disk_spec(path: &Path, read_only: bool) -> Result<DiskSpec, HostError> {
+    let bytes = File::open(path)
+        .and_then(|file| file.metadata())
+        .map_err(|source| HostError::Disk { path: path.to_owned(), source })?
+        .len();
+    if bytes == 0 || bytes % 512 != 0 {
+        return Err(HostError::DiskSize { path: path.to_owned(), bytes });
+    }
+    Ok(DiskSpec { bytes, read_only })
+}
+
+/// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more) does
+/// not announce itself either.
+fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() + Send + Sync> {
+    let announcement = Arc::new(announcement);
+    Arc::new(move || {
+        let say = {
+            let (output, announcement) = (output.clone(), Arc::clone(&announcement));
+            move || {
+                for frame in announcement.frames() {
+                    // A buffer without room is busy with the VM's own frames, which announce it as well.
+                    let _ = output.transmit(frame);
+                }
+            }
+        };
+        say();
+        let again = std::thread::Builder::new().name("ftd-announce".into()).spawn(move || {
+            for pause in ANNOUNCE_AGAIN {
+                std::thread::sleep(pause);
+                say();
+            }
+        });
+        if let Err(e) = again {
+            tracing::warn!("announcing the VM only once: {e}");
+        }
+    })
+}
+
+/// The guest's frames go through output commit.
+struct Held(OutputBuffer);
+
+impl FrameSink for Held {
+    fn transmit(&self, frame: &[u8]) -> Transmit {
+        match self.0.transmit(frame) {
+            Transmitted::Taken => Transmit::Taken,
+            Transmitted::Full => Transmit::Full,
+        }
+    }
+}
+
+/// The wire of a VM that has no network card.
+struct NoNetwork;
+
+impl Emit for NoNetwork {
+    fn emit(&self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The guest's console: to whoever is attached, and to a file or stdout if so configured. Never blocks the guest: what
+/// nobody takes in time is dropped.
+#[derive(Clone)]
+pub struct ConsoleHub(Arc<HubInner>);
+
+struct HubInner {
+    output: broadcast::Sender<Vec<u8>>,
+    recent: Mutex<VecDeque<u8>>,
+    input: Mutex<Option<ConsoleHandle>>,
+    file: Option<SyncSender<Vec<u8>>>,
+}
+
+/// What a newly attached console sees of the past.
+const RECENT_BYTES: usize = 16 << 10;
+/// Pieces of output that may wait for a slow reader.
+const BACKLOG: usize = 1024;
+
+impl ConsoleHub {
+    fn start(console: &Console) -> Result<Self, HostError> {
+        let sink: Option<Box<dyn Write + Send>> = match console {
+            Console::Socket => None,
+            Console::Stdout => Some(Box::new(std::io::stdout())),
+            Console::File(path) => {
+                let failed = |source| HostError::Console { path: path.clone(), source };
+                Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
+            }
+        };
+        let file = sink.map(|mut sink| {
+            let (sender, pieces) = sync_channel::<Vec<u8>>(BACKLOG);
+            std::thread::Builder::new().name("ftd-console".into()).spawn(move || {
+                while let Ok(piece) = pieces.recv() {
+                    // A console file on a full disk must not stop the guest.
+                    let _ = sink.write_all(&piece).and_then(|()| sink.flush());
+                }
+            })?;
+            Ok(sender)
+        });
+        let file = file.transpose().map_err(HostError::Thread)?;
+        let (output, _) = broadcast::channel(BACKLOG);
+        Ok(Self(Arc::new(HubInner { output, recent: Mutex::default(), input: Mutex::default(), file })))
+    }
+
+    /// The recent past, and what follows it.
+    pub fn attach(&self) -> (Vec<u8>, broadcast::Receiver<Vec<u8>>) {
+        let recent = self.0.recent.lock();
+        (recent.iter().copied().collect(), self.0.output.subscribe())
+    }
+
+    /// Types into the guest's console, if a guest runs here.
+    pub fn input(&self, bytes: &[u8]) {
+        let console = self.0.input.lock().clone();
+        if let Some(console) = console {
+            console.input(bytes);
+        }
+    }
+}
+
+impl ConsoleSink for ConsoleHub {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut recent = self.0.recent.lock();
+        recent.extend(bytes);
+        let excess = recent.len().saturating_sub(RECENT_BYTES);
+        recent.drain(..excess);
+        // Under the lock, so that whoever attaches misses nothing and sees nothing twice. Nobody attached is fine.
+        let _ = self.0.output.send(bytes.to_vec());
+        drop(recent);
+        if let Some(file) = &self.0.file {
+            match file.try_send(bytes.to_vec()) {
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+}
