@@ -1,1 +1,5 @@
 //! ftd: the daemon's library: configuration, roles, arbitration, control.
+
+pub mod arbiter;
+pub mod config;
+pub mod exit;
