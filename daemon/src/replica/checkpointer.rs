@@ -6,14 +6,13 @@ use super::Input;
 use super::pairing::Pairing;
 use super::shipper::Shipper;
 use crate::clock::Clock;
-use crate::role::Event;
+use crate::role::{Event, GuestEnd};
 use crate::telemetry::Telemetry;
-use ft_checkpoint::arena::Capture;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
 use ft_netbuf::OutputBuffer;
 use ft_vm::devices::Wiring;
-use ft_vm::machine::Machine;
+use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex, RamView};
 use ft_vm::spec::{Boot, MachineSpec};
 use std::sync::Arc;
@@ -78,12 +77,17 @@ const COPY_STEP_PAGES: u32 = 256;
 /// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
+/// How often a guest that is not checkpointed is looked at.
+const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
+
 /// See the module.
 pub struct Checkpointer {
     setup: Setup,
     orders: Receiver<Order>,
     vm: Option<Vm>,
     mode: Mode,
+    /// The guest has come to an end by itself and stands still.
+    ended: bool,
 }
 
 struct Vm {
@@ -130,7 +134,7 @@ impl Checkpointer {
     /// Starts the thread.
     pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new().name("ftd-checkpoint".into()).spawn(move || {
-            Self { setup, orders, vm: None, mode: Mode::Quiet }.run();
+            Self { setup, orders, vm: None, mode: Mode::Quiet, ended: false }.run();
         })
     }
 
@@ -144,6 +148,9 @@ impl Checkpointer {
                 }),
                 Some(limit) => self.orders.recv_timeout(limit),
             };
+            if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
+                continue;
+            }
             let result = match order {
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => self.work(),
@@ -161,9 +168,10 @@ impl Checkpointer {
     /// How long to wait for an order before there is work to do.
     fn wait_limit(&self) -> Option<Duration> {
         match &self.mode {
-            Mode::Quiet => None,
+            _ if self.ended => None,
+            Mode::Quiet => self.vm.as_ref().map(|_| EVENTS_INTERVAL),
             Mode::Copying(_) => Some(Duration::ZERO),
-            Mode::Epochs(epochs) if epochs.is_frozen() => None,
+            Mode::Epochs(epochs) if epochs.is_frozen() => Some(EVENTS_INTERVAL),
             // Order::Room comes when an ack has made room; this is only for one that came just before.
             Mode::Epochs(epochs) if epochs.starved => Some(Duration::from_millis(1)),
             Mode::Epochs(epochs) => Some(self.setup.epoch.saturating_sub(epochs.began.elapsed())),
@@ -184,11 +192,11 @@ impl Checkpointer {
             Order::Freeze => {
                 if let Mode::Epochs(epochs) = &mut self.mode {
                     epochs.freezing = true;
-                    return self.end_epoch();
+                    return self.work();
                 }
             }
             Order::Thaw => {
-                if let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                if let (Mode::Epochs(epochs), Some(vm), false) = (&mut self.mode, &mut self.vm, self.ended) {
                     epochs.freezing = false;
                     epochs.let_run(vm)?;
                 }
@@ -197,7 +205,7 @@ impl Checkpointer {
                 if let Mode::Epochs(epochs) = &self.mode
                     && epochs.starved
                 {
-                    return self.end_epoch();
+                    return self.work();
                 }
             }
             Order::Stop(reply) => {
@@ -209,8 +217,29 @@ impl Checkpointer {
         Ok(())
     }
 
+    /// Looks whether the guest has come to an end by itself. Then it stands still from now on.
+    fn poll_guest_end(&mut self) -> bool {
+        if let Some(vm) = &mut self.vm
+            && !self.ended
+            && let Ok(event) = vm.machine.events().try_recv()
+        {
+            self.ended = true;
+            let end = match event {
+                MachineEvent::PoweredOff => GuestEnd::PoweredOff,
+                MachineEvent::Reset => GuestEnd::Reset,
+                MachineEvent::Crashed { vcpu, why } => GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")),
+            };
+            if let Err(e) = vm.machine.pause() {
+                tracing::error!("stopping a guest that has ended: {e}");
+            }
+            let _ = self.setup.inputs.send(Input::Event(Event::GuestEnded(end)));
+        }
+        self.ended
+    }
+
     fn work(&mut self) -> Result<(), String> {
         match &mut self.mode {
+            _ if self.ended => Ok(()),
             Mode::Quiet => Ok(()),
             Mode::Copying(_) => self.copy_step(),
             Mode::Epochs(_) => self.end_epoch(),
@@ -230,6 +259,7 @@ impl Checkpointer {
     fn drop_machine(&mut self) {
         (self.setup.attach)(None);
         self.vm = None;
+        self.ended = false;
     }
 
     fn prepare(&mut self) -> Result<GuestRam, String> {
@@ -333,6 +363,11 @@ impl Checkpointer {
             epochs.paused = true;
         }
         let stopped = Instant::now();
+        // A guest that ended in this epoch has no state to go on from.
+        if self.poll_guest_end() {
+            return Ok(());
+        }
+        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
         vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
         let harvested = Instant::now();
         vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
@@ -380,6 +415,7 @@ impl Checkpointer {
         match mode {
             Mode::Quiet => return Ok(()),
             Mode::Copying(_) => {}
+            Mode::Epochs(_) if self.ended => {}
             Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
         }
         vm.machine.stop_dirty_log().map_err(|e| e.to_string())

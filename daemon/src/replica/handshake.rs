@@ -49,7 +49,9 @@ impl Local {
 
 /// Whether a machine that runs on CPU `from` can go on on CPU `to`.
 fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), String> {
-    let parse = |bytes: &[u8]| CpuProfile::from_bytes(bytes).map_err(|e| format!("unreadable description: {e}"));
+    let parse = |bytes: &[u8]| {
+        serde_json::from_slice::<CpuProfile>(bytes).map_err(|e| format!("unreadable description: {e}"))
+    };
     parse(to)?.can_resume_from(&parse(from)?).map_err(|e| e.to_string())
 }
 
@@ -75,7 +77,12 @@ pub struct Fitting {
 }
 
 /// Takes connections of peers for as long as the process lives.
-pub fn listen(listener: TcpListener, local: Arc<Local>, ids: Arc<ConnIds>, inputs: Sender<Input>) -> std::io::Result<()> {
+pub fn listen(
+    listener: TcpListener,
+    local: Arc<Local>,
+    ids: Arc<ConnIds>,
+    inputs: Sender<Input>,
+) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
@@ -92,7 +99,8 @@ pub fn listen(listener: TcpListener, local: Arc<Local>, ids: Arc<ConnIds>, input
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
-            let (local, ids, inputs, slot) = (Arc::clone(&local), Arc::clone(&ids), inputs.clone(), Slot(Arc::clone(&busy)));
+            let (local, ids, inputs, slot) =
+                (Arc::clone(&local), Arc::clone(&ids), inputs.clone(), Slot(Arc::clone(&busy)));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
@@ -171,7 +179,12 @@ pub struct Dialler {
 
 impl Dialler {
     /// Starts the thread; it does nothing until [`Self::dial`].
-    pub fn start(peer: String, local: Arc<Local>, ids: Arc<ConnIds>, inputs: Sender<Input>) -> std::io::Result<Self> {
+    pub fn start(
+        peer: String,
+        local: Arc<Local>,
+        ids: Arc<ConnIds>,
+        inputs: Sender<Input>,
+    ) -> std::io::Result<Self> {
         let wanted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&wanted);
         let handle = std::thread::Builder::new().name("ftd-dial".into()).spawn(move || {
@@ -214,9 +227,9 @@ impl Dialler {
 fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
     let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
     let mut last = std::io::Error::other(format!("{peer} has no address"));
-    let connected = addresses.iter().find_map(|address| {
-        TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok()
-    });
+    let connected = addresses
+        .iter()
+        .find_map(|address| TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok());
     let stream = connected.ok_or(last)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
     Message::Hello(Hello { identity: local.identity(), held: (local.held)() }).send(0, &mut writer)?;

@@ -7,13 +7,13 @@ use super::outbox::{Item, Outbox};
 use crate::role::{ConnId, Event, Gone};
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink};
+use std::cell::Cell;
+use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
-use std::cell::Cell;
-use std::io::Read;
 use std::time::{Duration, Instant};
 
 /// A piece of a checkpoint, or a whole one that goes out again.
@@ -186,7 +186,9 @@ impl WriterThread {
         while let Some(item) = self.outbox.next() {
             match item {
                 // The message that says so is the first of the new generation.
-                Item::Urgent(message @ (Message::Paired { generation } | Message::TookOver { generation })) => {
+                Item::Urgent(
+                    message @ (Message::Paired { generation } | Message::TookOver { generation }),
+                ) => {
                     self.writer.set_generation(generation);
                     message.write(0, &mut self.writer)?;
                 }

@@ -267,7 +267,8 @@ impl Replica {
             Input::Event(event) => self.on_event(event),
             Input::Accepted { fitting, hello } => {
                 let conn = fitting.conn;
-                let held = hello.held.map(|held| crate::role::Held { pairing: held.pairing, epoch: held.epoch });
+                let held =
+                    hello.held.map(|held| crate::role::Held { pairing: held.pairing, epoch: held.epoch });
                 self.arriving.insert(conn, fitting);
                 self.tell(Event::PeerHello { conn, generation: hello.identity.generation, held });
                 // A core that did not take it has refused it; what is left over is closed.
@@ -348,7 +349,13 @@ impl Replica {
         if let Some(before) = &*shown
             && (before.role, before.state, before.generation) != (view.role, view.state, view.generation)
         {
-            tracing::info!(generation = view.generation, "{:?}, {:?}: {}", view.role, view.state, view.detail);
+            tracing::info!(
+                generation = view.generation,
+                "{:?}, {:?}: {}",
+                view.role,
+                view.state,
+                view.detail
+            );
         }
         *shown = Some(view);
     }
@@ -372,7 +379,9 @@ impl Replica {
             Command::CompareAndSet { expected, new } => self.ask(Question::Set { expected, new }),
             Command::Dial => self.dialler.dial(),
             Command::StopDialling => self.dialler.stop(),
-            Command::Welcome { conn, pairing, generation, how } => self.welcome(conn, pairing, generation, how),
+            Command::Welcome { conn, pairing, generation, how } => {
+                self.welcome(conn, pairing, generation, how)
+            }
             Command::Refuse { conn, why } => {
                 if let Some(mut fitting) = self.arriving.remove(&conn) {
                     tracing::debug!("refused the peer: {why}");
@@ -496,7 +505,9 @@ impl Replica {
                 }
                 self.order(Order::Room);
             }
-            (Welcoming::ResumeAfter(_), None) => unreachable!("the core resumes only a pairing it has not ended"),
+            (Welcoming::ResumeAfter(_), None) => {
+                unreachable!("the core resumes only a pairing it has not ended")
+            }
         }
     }
 
@@ -588,7 +599,14 @@ impl Replica {
         // Serves what is still pending until it is all applied.
         lazy.detach();
         let lost_for = self.peer_lost.take().map(|at| at.elapsed());
-        tracing::info!(generation, epoch = resumed_epoch, pending, ?took, ?lost_for, "took over: the guest runs here");
+        tracing::info!(
+            generation,
+            epoch = resumed_epoch,
+            pending,
+            ?took,
+            ?lost_for,
+            "took over: the guest runs here"
+        );
         self.telemetry.took_over(TakeOver::now(generation, resumed_epoch, took, lost_for));
         Ok(())
     }

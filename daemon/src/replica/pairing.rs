@@ -74,7 +74,7 @@ impl Pairing {
     }
 
     /// The backup has sealed `epoch`. Returns how many checkpoints that commits.
-    pub fn ack(&self, epoch: u64) -> Result<usize, OwedError> {
+    pub fn ack(&self, epoch: u64) -> Result<u64, OwedError> {
         self.inner.lock().owed.ack(epoch)
     }
 
@@ -93,6 +93,15 @@ impl Pairing {
         let mut inner = self.inner.lock();
         inner.outbox = None;
         inner.streaming = None;
+    }
+
+    /// The pairing is over: whoever waits for its connection stops waiting.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock();
+        inner.streaming = None;
+        if let Some(outbox) = inner.outbox.take() {
+            outbox.finish();
+        }
     }
 
     /// A sink for what is not kept: the full copy, which begins anew when it fails.
@@ -120,7 +129,9 @@ pub struct PairingSink {
 impl WireSink for PairingSink {
     fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError> {
         let Some(outbox) = &self.outbox else { return Err(FrameError::Closed) };
-        outbox.ship(Bulk::Frame(kind, epoch, payload.to_vec()), payload.len()).map_err(|Closed| FrameError::Closed)
+        outbox
+            .ship(Bulk::Frame(kind, epoch, payload.to_vec()), payload.len())
+            .map_err(|Closed| FrameError::Closed)
     }
 
     fn flush(&mut self) -> Result<(), FrameError> {

@@ -1,10 +1,10 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
 //! the take-over.
 
+use super::Input;
 use super::link::PeerReader;
 use crate::role::{ConnId, Event, Gone};
 use crate::telemetry::Telemetry;
-use super::Input;
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::message::Held;
@@ -105,7 +105,10 @@ impl Feed {
                 if stopped.load(Ordering::Acquire) {
                     return None;
                 }
-                receiver.as_mut()?.on_frame(&frame).map(|received| (received, receiver.as_ref().and_then(Receiver::held)))
+                receiver
+                    .as_mut()?
+                    .on_frame(&frame)
+                    .map(|received| (received, receiver.as_ref().and_then(Receiver::held)))
             };
             let news = match received {
                 Err(e) => return Some(Gone::Lost(e.to_string())),

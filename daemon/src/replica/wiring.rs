@@ -82,7 +82,8 @@ const ANNOUNCE_AGAIN: [Duration; 3] =
 /// Opens everything on this host that the machine will be wired to. Nothing runs yet.
 pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let machine = &config.machine;
-    let disks = machine.disks.iter().map(|disk| disk_spec(&disk.image, disk.read_only)).collect::<Result<_, _>>()?;
+    let disks =
+        machine.disks.iter().map(|disk| disk_spec(&disk.image, disk.read_only)).collect::<Result<_, _>>()?;
     let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
     let spec = MachineSpec {
         vcpus: machine.vcpus,
@@ -93,7 +94,8 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     };
     let console = ConsoleHub::start(&machine.console)?;
     let replication = &config.replication;
-    let bounds = Bounds { frames: replication.hold_frames as usize, bytes: (replication.hold_mib as usize) << 20 };
+    let bounds =
+        Bounds { frames: replication.hold_frames as usize, bytes: (replication.hold_mib as usize) << 20 };
     let socket = Socket::default();
     let (output, announcement) = match &machine.net {
         Some(net) => {

@@ -21,6 +21,8 @@ pub enum Exit {
     Fenced(String),
     /// The guest crashed.
     GuestCrashed(String),
+    /// The peer and this node do not fit each other.
+    Misfit(String),
     /// Something that should work did not.
     Failed(String),
 }

@@ -2,9 +2,9 @@
 
 use super::backup::Backup;
 use super::command::{Command, Exit};
-use super::event::{ConnId, Event, Micros};
+use super::event::{ConnId, Event, Micros, Outcome};
 use super::primary::Primary;
-use crate::arbiter::{Cell, Outcome};
+use crate::arbiter::Cell;
 
 /// What a node does with an empty cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,7 +275,9 @@ impl Core {
     fn end(&mut self, exit: Exit) {
         let (fenced, detail) = match &exit {
             Exit::Fenced(why) => (true, why.clone()),
-            Exit::Stopped(why) | Exit::GuestCrashed(why) | Exit::Failed(why) => (false, why.clone()),
+            Exit::Stopped(why) | Exit::GuestCrashed(why) | Exit::Failed(why) | Exit::Misfit(why) => {
+                (false, why.clone())
+            }
         };
         self.role = Role::Ended { fenced, detail };
         self.out.push(Command::Exit(exit));

@@ -1,6 +1,6 @@
 //! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
 
-use crate::arbiter::{Cell, Outcome};
+use crate::arbiter::Cell;
 
 /// Microseconds on this node's monotonic clock.
 pub type Micros = u64;
@@ -36,6 +36,19 @@ pub enum GuestEnd {
     Reset,
     /// It cannot go on (triple fault, failed entry): what the machine says of it.
     Crashed(String),
+}
+
+/// The answer to a compare-and-set, as the core needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The cell is as asked.
+    Won(Cell),
+    /// The cell had another generation: this is what it holds.
+    Lost(Option<Cell>),
+    /// Certain: nothing changed, nothing is under way.
+    NotAttempted(String),
+    /// It may have happened, or may yet.
+    Unknown(String),
 }
 
 /// An input of the core.

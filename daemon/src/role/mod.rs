@@ -43,4 +43,4 @@ mod primary;
 
 pub use self::core::{Core, Policy, StartAs, View, ViewRole, ViewState};
 pub use command::{Command, Exit, Welcome};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Outcome};

@@ -1,0 +1,655 @@
+//! The configuration file: TOML, one VM a file, unknown keys refused. Every error says which file, which key, what it
+//! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
+//! on the host by [`Config::check_host`].
+
+use ft_netbuf::tap;
+use ft_vm::spec::{Boot, FreestandingImage};
+use serde::Deserialize;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use thiserror::Error;
+
+/// Longest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// One protected VM, as one node sees it. The comments of `scripts/systemd/ftd.example.toml` are the user's manual.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The VM's name, equal on both nodes.
+    pub vm: Name,
+    /// This node.
+    pub node: Name,
+    /// Who boots the VM while the arbiter's cell is empty.
+    pub start_as: StartAs,
+    /// Lock file and node record; /var/lib/ftd/VM unless given.
+    #[serde(default)]
+    pub state_dir: PathBuf,
+    /// Where `ftctl` connects; /run/ftd/VM.sock unless given.
+    #[serde(default)]
+    pub control_socket: PathBuf,
+    /// Group that may use the control socket.
+    pub control_group: Option<String>,
+    /// The other node.
+    pub peer: Peer,
+    /// The VM.
+    #[serde(default)]
+    pub machine: Machine,
+    /// How it is protected.
+    #[serde(default)]
+    pub replication: Replication,
+    /// Who decides when the nodes lose each other.
+    pub arbiter: Arbiter,
+    /// Messages.
+    #[serde(default)]
+    pub log: Log,
+    /// Prometheus.
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+/// Who boots the VM while the arbiter's cell is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartAs {
+    /// This node does.
+    Primary,
+    /// The peer does.
+    Backup,
+}
+
+/// The other node.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name, other than this node's.
+    pub node: Name,
+    /// Its `replication.listen`, as seen from here.
+    pub address: SocketAddr,
+}
+
+/// The VM.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Machine {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory_mib: u64,
+    /// What boots.
+    pub guest: Guest,
+    /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
+    pub kernel: Option<PathBuf>,
+    /// Linux: initramfs.
+    pub initrd: Option<PathBuf>,
+    /// Command line or argument.
+    pub cmdline: String,
+    /// Whether there is a virtio-rng.
+    pub rng: bool,
+    /// Where the serial console goes.
+    pub console: Console,
+    /// What a reset by the guest does.
+    pub on_reset: OnReset,
+    /// The network card.
+    pub net: Option<Net>,
+    /// The disks.
+    #[serde(rename = "disk")]
+    pub disks: Vec<Disk>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            guest: Guest::Builtin,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            rng: true,
+            console: Console::Socket,
+            on_reset: OnReset::Restart,
+            net: None,
+            disks: Vec::new(),
+        }
+    }
+}
+
+/// What boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Guest {
+    /// The program built into ftd.
+    Builtin,
+    /// A Linux kernel.
+    Linux,
+    /// An ELF program without an operating system.
+    Freestanding,
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The VM boots again.
+    Restart,
+    /// The VM stops.
+    Stop,
+}
+
+/// Where the serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Console {
+    /// To `ftctl console`.
+    Socket,
+    /// To the daemon's stdout.
+    Stdout,
+    /// Into a file.
+    File(PathBuf),
+}
+
+impl TryFrom<String> for Console {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "socket" => Ok(Self::Socket),
+            "stdout" => Ok(Self::Stdout),
+            _ => match text.strip_prefix("file:") {
+                Some(path) if path.starts_with('/') => Ok(Self::File(path.into())),
+                _ => Err(format!("console '{text}' is not one of: socket, stdout, file:/PATH")),
+            },
+        }
+    }
+}
+
+/// The network card.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// TAP interface on this host.
+    pub tap: String,
+    /// The guest's MAC address, equal on both nodes.
+    pub mac: Mac,
+    /// The guest's addresses, announced at take-over.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Raw image on this host.
+    pub image: PathBuf,
+    /// Must be true for now.
+    pub read_only: bool,
+}
+
+/// How the VM is protected. Times in milliseconds.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replication {
+    /// Where this node waits for its peer.
+    pub listen: SocketAddr,
+    /// How.
+    pub mode: Mode,
+    /// On what.
+    pub engine: Engine,
+    /// Length of an epoch.
+    pub epoch_ms: u64,
+    /// Checkpoints captured and not yet acked, at most.
+    pub pipeline_depth: u64,
+    /// Their memory, at most.
+    pub inflight_mib: u64,
+    /// Memory for the copies of pages that deltas are made against.
+    pub shadow_mib: u64,
+    /// Frames held, at most.
+    pub hold_frames: u64,
+    /// Their memory, at most.
+    pub hold_mib: u64,
+    /// Interval of heartbeats when there is nothing else to say.
+    pub heartbeat_ms: u64,
+    /// How long a word from the peer permits output.
+    pub lease_ms: u64,
+    /// Silence after which the peer is suspected.
+    pub failure_timeout_ms: u64,
+    /// Head start that the backup gives to the primary in the arbitration.
+    pub takeover_delay_ms: u64,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
+            mode: Mode::Checkpoint,
+            engine: Engine::Kvm,
+            epoch_ms: 5,
+            pipeline_depth: 4,
+            inflight_mib: 64,
+            shadow_mib: 256,
+            hold_frames: 4096,
+            hold_mib: 16,
+            heartbeat_ms: 5,
+            lease_ms: 25,
+            failure_timeout_ms: 300,
+            takeover_delay_ms: 5,
+        }
+    }
+}
+
+/// Who decides.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arbiter {
+    /// The back end.
+    #[serde(default)]
+    pub kind: ArbiterKind,
+    /// The cell's file, on storage that both nodes share.
+    pub path: PathBuf,
+}
+
+/// Messages.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Their form.
+    pub format: LogFormat,
+    /// The least severe that is written.
+    pub level: LogLevel,
+}
+
+/// Form of the messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line of text each.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Severity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where metrics are served over HTTP, if at all.
+    pub listen: Option<SocketAddr>,
+}
+
+/// A choice with one alternative for now: the others are known by name and refused.
+macro_rules! only {
+    ($(#[doc = $doc:literal])+ $name:ident: $key:literal = $text:literal => $variant:ident, later: [$($later:literal),*]) => {
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+        #[serde(try_from = "String")]
+        pub enum $name {
+            #[doc = concat!("`", $text, "`")]
+            #[default]
+            $variant,
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                match text.as_str() {
+                    $text => Ok(Self::$variant),
+                    $($later)|* => Err(format!(concat!($key, " '{}' is not available yet; use \"", $text, "\""), text)),
+                    _ => Err(format!(concat!($key, " '{}' is not known; allowed: \"", $text, "\""), text)),
+                }
+            }
+        }
+    };
+}
+
+only! {
+    /// How the VM is protected.
+    Mode: "mode" = "checkpoint" => Checkpoint, later: ["replay"]
+}
+only! {
+    /// What runs the VM.
+    Engine: "engine" = "kvm" => Kvm, later: ["soft"]
+}
+only! {
+    /// The arbiter's back end.
+    ArbiterKind: "kind" = "file" => File, later: ["network", "etcd"]
+}
+
+/// The name of a VM or a node: 1 to 32 of a-z, 0-9 and '-'.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text))
+        } else {
+            Err(format!("name '{text}' is not 1 to 32 of a-z, 0-9 and '-'"))
+        }
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.to_owned().try_into()
+    }
+}
+
+/// A unicast MAC address, aa:bb:cc:dd:ee:ff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            *byte = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                .and_then(|part| u8::from_str_radix(part, 16).ok())
+                .ok_or_else(|| format!("mac '{text}' is not of the form 52:54:00:12:34:56"))?;
+        }
+        if parts.next().is_some() {
+            return Err(format!("mac '{text}' has more than six bytes"));
+        }
+        if mac[0] & 1 != 0 || mac == [0; 6] {
+            return Err(format!(
+                "mac '{text}' is not a unicast address: its first byte must be even, and not all zero"
+            ));
+        }
+        Ok(Self(mac))
+    }
+}
+
+/// Why a configuration file is refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("{}: cannot be read: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is longer than any configuration.
+    #[error("{}: longer than {FILE_BYTES_MAX} bytes; this is no configuration file", file.display())]
+    TooLong {
+        /// The file.
+        file: PathBuf,
+    },
+    /// It is not TOML, or has an unknown key or a value of the wrong kind.
+    #[error("{}: {source}", file.display())]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// Where and what.
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of its range or contradicts another.
+    #[error("{}: {key} = {value}: {allowed}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The key with its sections.
+        key: &'static str,
+        /// What it holds.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+impl Config {
+    /// Reads and judges a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read_error = |source| ConfigError::Read { file: path.to_owned(), source };
+        let mut text = String::new();
+        File::open(path)
+            .map_err(read_error)?
+            .take(FILE_BYTES_MAX + 1)
+            .read_to_string(&mut text)
+            .map_err(read_error)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLong { file: path.to_owned() });
+        }
+        Self::parse(&text, path)
+    }
+
+    /// Judges a text; `file` is for the messages.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { file: file.to_owned(), source: Box::new(source) })?;
+        if config.state_dir.as_os_str().is_empty() {
+            config.state_dir = Path::new("/var/lib/ftd").join(config.vm.as_str());
+        }
+        if config.control_socket.as_os_str().is_empty() {
+            config.control_socket = PathBuf::from(format!("/run/ftd/{}.sock", config.vm));
+        }
+        config.validate().map_err(|Refusal { key, value, allowed }| ConfigError::Value {
+            file: file.to_owned(),
+            key,
+            value,
+            allowed,
+        })?;
+        Ok(config)
+    }
+
+    /// What boots when the VM is booted afresh.
+    #[must_use]
+    pub fn boot(&self) -> Boot {
+        let cmdline = self.machine.cmdline.clone();
+        match (self.machine.guest, &self.machine.kernel) {
+            (Guest::Linux, Some(kernel)) => {
+                Boot::Linux { kernel: kernel.clone(), initrd: self.machine.initrd.clone(), cmdline }
+            }
+            (Guest::Freestanding, Some(kernel)) => {
+                Boot::Freestanding { image: FreestandingImage::File(kernel.clone()), cmdline }
+            }
+            // Validation leaves no other guest without a kernel.
+            _ => Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline },
+        }
+    }
+
+    fn validate(&self) -> Result<(), Refusal> {
+        if self.peer.node == self.node {
+            return refuse("peer.node", &self.peer.node, "must differ from node, which names this node");
+        }
+        if self.control_group.as_deref() == Some("") {
+            return refuse("control_group", "\"\"", "must name a group, or be left out");
+        }
+        self.validate_paths()?;
+        self.validate_machine()?;
+        self.validate_replication()
+    }
+
+    fn validate_paths(&self) -> Result<(), Refusal> {
+        let machine = &self.machine;
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("control_socket", Some(&self.control_socket)),
+            ("machine.kernel", machine.kernel.as_ref()),
+            ("machine.initrd", machine.initrd.as_ref()),
+            ("arbiter.path", Some(&self.arbiter.path)),
+        ];
+        let disks = machine.disks.iter().map(|disk| ("machine.disk.image", Some(&disk.image)));
+        for (key, path) in paths.into_iter().chain(disks) {
+            if let Some(path) = path
+                && (!path.is_absolute() || path.file_name().is_none())
+            {
+                return refuse(key, path.display(), "must be an absolute path");
+            }
+        }
+        // sockaddr_un has 108 bytes with the terminating zero.
+        if self.control_socket.as_os_str().len() > 107 {
+            return refuse("control_socket", self.control_socket.display(), "must be at most 107 bytes long");
+        }
+        Ok(())
+    }
+
+    fn validate_machine(&self) -> Result<(), Refusal> {
+        let machine = &self.machine;
+        within("machine.vcpus", u64::from(machine.vcpus), 1..=64)?;
+        within("machine.memory_mib", machine.memory_mib, 16..=1 << 20)?;
+        if machine.memory_mib % 2 != 0 {
+            return refuse(
+                "machine.memory_mib",
+                machine.memory_mib,
+                "must be even: guest memory comes in 2 MiB",
+            );
+        }
+        let guest = match machine.guest {
+            Guest::Builtin => "builtin",
+            Guest::Linux => "linux",
+            Guest::Freestanding => "freestanding",
+        };
+        match (machine.guest, &machine.kernel, &machine.initrd) {
+            (Guest::Linux | Guest::Freestanding, None, _) => {
+                return refuse("machine.guest", guest, "needs machine.kernel, the path of what to boot");
+            }
+            (Guest::Builtin, Some(kernel), _) => {
+                return refuse(
+                    "machine.kernel",
+                    kernel.display(),
+                    "the builtin guest takes none; set machine.guest",
+                );
+            }
+            (Guest::Builtin | Guest::Freestanding, _, Some(initrd)) => {
+                return refuse(
+                    "machine.initrd",
+                    initrd.display(),
+                    "only machine.guest = \"linux\" takes one",
+                );
+            }
+            _ => {}
+        }
+        if machine.cmdline.len() > 2000 || machine.cmdline.contains('\0') {
+            return refuse(
+                "machine.cmdline",
+                &machine.cmdline,
+                "must be at most 2000 bytes long, without zero bytes",
+            );
+        }
+        if let Some(net) = &machine.net {
+            if !tap::is_interface_name(&net.tap) {
+                return refuse(
+                    "machine.net.tap",
+                    &net.tap,
+                    format!(
+                        "must be an interface name: 1 to {} bytes, no '/', ':' or space",
+                        tap::NAME_BYTES_MAX
+                    ),
+                );
+            }
+            within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
+        }
+        within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;
+        for disk in &machine.disks {
+            if !disk.read_only {
+                return refuse(
+                    "machine.disk.read_only",
+                    false,
+                    format!(
+                        "a writable disk ({}) cannot be protected yet; set it to true",
+                        disk.image.display()
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_replication(&self) -> Result<(), Refusal> {
+        let r = &self.replication;
+        within("replication.epoch_ms", r.epoch_ms, 1..=1000)?;
+        within("replication.pipeline_depth", r.pipeline_depth, 1..=64)?;
+        within("replication.inflight_mib", r.inflight_mib, 1..=1 << 16)?;
+        within("replication.shadow_mib", r.shadow_mib, 0..=1 << 20)?;
+        within("replication.hold_frames", r.hold_frames, 16..=1 << 20)?;
+        within("replication.hold_mib", r.hold_mib, 1..=1 << 12)?;
+        within("replication.heartbeat_ms", r.heartbeat_ms, 1..=10_000)?;
+        within("replication.lease_ms", r.lease_ms, 2..=60_000)?;
+        within("replication.failure_timeout_ms", r.failure_timeout_ms, 10..=600_000)?;
+        within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
+        if r.lease_ms < 2 * r.heartbeat_ms {
+            let allowed = format!(
+                "must be at least twice heartbeat_ms ({}), or output stops between two heartbeats",
+                r.heartbeat_ms
+            );
+            return refuse("replication.lease_ms", r.lease_ms, allowed);
+        }
+        if r.lease_ms >= r.failure_timeout_ms {
+            let allowed = format!(
+                "must be below failure_timeout_ms ({}): the leave to emit ends before the peer may take over",
+                r.failure_timeout_ms
+            );
+            return refuse("replication.lease_ms", r.lease_ms, allowed);
+        }
+        Ok(())
+    }
+}
+
+struct Refusal {
+    key: &'static str,
+    value: String,
+    allowed: String,
+}
+
+fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), Refusal> {
+    Err(Refusal { key, value: value.to_string(), allowed: allowed.into() })
+}
+
+fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), Refusal> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    refuse(key, value, format!("must be {} to {}", range.start(), range.end()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Tests of the configuration: the example tells the truth, and what is wrong is named.
+
+use super::*;
+use proptest::prelude::*;
+
+const EXAMPLE: &str = include_str!("../../../scripts/systemd/ftd.example.toml");
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/ftd/web.toml"))
+}
+
+/// The example with `from` replaced, which must be in it.
+fn edited(from: &str, to: &str) -> String {
+    assert!(EXAMPLE.contains(from), "the example has no {from}");
+    EXAMPLE.replacen(from, to, 1)
+}
+
+fn message(text: &str) -> String {
+    parse(text).expect_err("it should be refused").to_string()
+}
+
+#[test]
+fn the_example_states_the_true_defaults() {
+    let is_default =
+        |line: &&str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase());
+    assert_eq!(EXAMPLE.lines().filter(is_default).count(), 25);
+    let spelled_out: String = EXAMPLE
+        .lines()
+        .map(|line| if is_default(&line) { &line[1..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_eq!(parse(&spelled_out).unwrap(), parse(EXAMPLE).unwrap());
+}
+
+#[test]
+fn the_example_mentions_every_key() {
+    let probes = [
+        edited("vm = \"web\"", "vm = \"web\"\nzz = 1"),
+        edited("[peer]", "[peer]\nzz = 1"),
+        edited("[machine]", "[machine]\nzz = 1"),
+        edited("[machine.net]", "[machine.net]\nzz = 1"),
+        edited("[replication]", "[[machine.disk]]\nzz = 1\n[replication]"),
+        edited("[replication]", "[replication]\nzz = 1"),
+        edited("[arbiter]", "[arbiter]\nzz = 1"),
+        edited("[log]", "[log]\nzz = 1"),
+        edited("[metrics]", "[metrics]\nzz = 1"),
+    ];
+    for probe in probes {
+        let message = message(&probe);
+        assert!(message.contains("unknown field `zz`"), "{message}");
+        // "unknown field `zz`, expected one of `a`, `b`": the words between backquotes are the keys.
+        let names = message.split("expected").nth(1).unwrap().split('`').skip(1).step_by(2);
+        for key in names {
+            assert!(
+                EXAMPLE.contains(&format!("{key} = ")) || EXAMPLE.contains(&format!("{key}]")),
+                "no {key}"
+            );
+        }
+    }
+}
+
+#[test]
+fn errors_name_file_place_and_what_is_allowed() {
+    let message = message(&edited("#epoch_ms = 5", "epoch_ms = 0"));
+    assert_eq!(message, "/etc/ftd/web.toml: replication.epoch_ms = 0: must be 1 to 1000");
+    let message = self::message(&edited("node = \"beta\"", "node = \"BETA\""));
+    assert!(message.starts_with("/etc/ftd/web.toml: TOML parse error at line "), "{message}");
+    assert!(message.contains("name 'BETA' is not 1 to 32 of a-z, 0-9 and '-'"), "{message}");
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_its_reason() {
+    let cases = [
+        ("node = \"beta\"", "node = \"alpha\"", "peer.node = alpha: must differ"),
+        ("address = \"10.0.0.2:7400\"", "address = \"beta\"", "socket address"),
+        ("\"10.0.0.5\"", "\"10.0.0.500\"", "IP address"),
+        ("#vcpus = 1", "vcpus = 65", "machine.vcpus = 65: must be 1 to 64"),
+        ("#vcpus = 1", "vcpus = 300", "expected u8"),
+        ("#memory_mib = 256", "memory_mib = 17", "must be even"),
+        ("#memory_mib = 256", "memory_mib = -2", "-2"),
+        ("#guest = \"builtin\"", "guest = \"linux\"", "needs machine.kernel"),
+        ("#guest = \"builtin\"", "guest = \"windows\"", "unknown variant `windows`"),
+        ("# kernel = ", "kernel = ", "the builtin guest takes none"),
+        ("# initrd = ", "initrd = ", "only machine.guest = \"linux\""),
+        ("#console = \"socket\"", "console = \"tty\"", "not one of: socket, stdout, file:/PATH"),
+        ("tap = \"ftd-web\"", "tap = \"a-name-far-too-long\"", "must be an interface name"),
+        ("52:54:00:12:34:56", "53:54:00:12:34:56", "not a unicast address"),
+        ("52:54:00:12:34:56", "52:54:00:12:34", "not of the form"),
+        ("52:54:00:12:34:56", "52:54:00:12:34:+6", "not of the form"),
+        (
+            "[replication]",
+            "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]",
+            "a writable disk (/i)",
+        ),
+        ("#mode = \"checkpoint\"", "mode = \"replay\"", "mode 'replay' is not available yet"),
+        ("#engine = \"kvm\"", "engine = \"hvf\"", "engine 'hvf' is not known; allowed: \"kvm\""),
+        ("#kind = \"file\"", "kind = \"etcd\"", "kind 'etcd' is not available yet; use \"file\""),
+        ("#lease_ms = 25", "lease_ms = 300", "must be below failure_timeout_ms (300)"),
+        ("#heartbeat_ms = 5", "heartbeat_ms = 20", "must be at least twice heartbeat_ms (20)"),
+        (
+            "path = \"/shared/ftd/web.cell\"",
+            "path = \"web.cell\"",
+            "arbiter.path = web.cell: must be an absolute path",
+        ),
+        ("path = \"/shared/ftd/web.cell\"", "", "missing field `path`"),
+        ("#level = \"info\"", "level = \"loud\"", "unknown variant `loud`"),
+    ];
+    for (from, to, reason) in cases {
+        let message = message(&edited(from, to));
+        assert!(message.contains(reason), "{to}: {message}");
+    }
+    let long = format!("control_socket = \"/{}\"", "s".repeat(107));
+    assert!(message(&edited("#control_socket = \"/run/ftd/web.sock\"", &long)).contains("at most 107"));
+}
+
+#[test]
+fn paths_follow_from_the_name_of_the_vm() {
+    let config = parse(&edited("vm = \"web\"", "vm = \"db-1\"")).unwrap();
+    assert_eq!(config.state_dir, Path::new("/var/lib/ftd/db-1"));
+    assert_eq!(config.control_socket, Path::new("/run/ftd/db-1.sock"));
+}
+
+#[test]
+fn what_boots_follows_from_guest_and_kernel() {
+    assert!(matches!(
+        parse(EXAMPLE).unwrap().boot(),
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, .. }
+    ));
+    let linux = edited("#guest = \"builtin\"", "guest = \"linux\"\nkernel = \"/k\"");
+    assert!(matches!(parse(&linux).unwrap().boot(), Boot::Linux { kernel, .. } if kernel == Path::new("/k")));
+}
+
+#[test]
+fn a_file_that_is_missing_or_endless_is_refused_by_name() {
+    let message = Config::load(Path::new("/nowhere/ftd.toml")).unwrap_err().to_string();
+    assert!(message.starts_with("/nowhere/ftd.toml: cannot be read: No such file"), "{message}");
+    assert!(matches!(Config::load(Path::new("/dev/zero")), Err(ConfigError::TooLong { .. })));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in ".{0,400}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_damage_to_the_example_makes_it_panic(at in 0..EXAMPLE.len(), len in 0..80usize, with in ".{0,20}") {
+        let bytes = EXAMPLE.as_bytes();
+        let damaged = [&bytes[..at], with.as_bytes(), &bytes[bytes.len().min(at + len)..]].concat();
+        let _ = parse(&String::from_utf8_lossy(&damaged));
+    }
+
+    #[test]
+    fn any_numbers_are_judged_and_not_computed_with(a in any::<i64>(), b in any::<i64>(), c in any::<i64>()) {
+        let text = edited("#heartbeat_ms = 5", &format!("heartbeat_ms = {a}"));
+        let text = text.replacen("#lease_ms = 25", &format!("lease_ms = {b}"), 1);
+        let _ = parse(&text.replacen("#memory_mib = 256", &format!("memory_mib = {c}"), 1));
+    }
+}

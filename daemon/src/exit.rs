@@ -1,0 +1,82 @@
+//! The exit codes of the two programs: one place, used by the code, by `--help` and by the systemd units.
+
+use std::process::ExitCode;
+
+macro_rules! exit_codes {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $code:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[doc = $doc])+ $variant = $code,)+
+        }
+
+        impl $name {
+            /// The table that `--help` ends with.
+            pub const HELP: &str =
+                concat!("Exit codes:", $("\n  ", stringify!($code), "\t", $($doc,)+)+);
+        }
+
+        impl From<$name> for ExitCode {
+            fn from(code: $name) -> Self {
+                Self::from(code as u8)
+            }
+        }
+    };
+}
+
+exit_codes! {
+    /// How `ftd` ends.
+    DaemonExit {
+        /// ended as asked: stopped, handed over, or the check passed
+        Ok = 0,
+        /// failed; the last message says why
+        Failure = 1,
+        /// wrong usage or configuration
+        Usage = 2,
+        /// this host cannot run it: no /dev/kvm, no right to the TAP, a file missing or unreadable
+        Host = 10,
+        /// an address, TAP, lock or socket is in use: most likely another daemon for the same VM
+        InUse = 11,
+        /// the arbiter cannot be used
+        Arbiter = 12,
+        /// the peer refused this node, or this node the peer: another VM, version, memory size or CPU
+        Peer = 13,
+        /// fenced: the other replica won the arbitration and has the VM
+        Fenced = 20,
+        /// the guest crashed
+        GuestCrashed = 21,
+    }
+}
+
+exit_codes! {
+    /// How `ftctl` ends.
+    CtlExit {
+        /// done; for status: the VM is protected
+        Ok = 0,
+        /// failed; the message says why
+        Failure = 1,
+        /// wrong usage
+        Usage = 2,
+        /// status only: degraded, the VM is not protected at the moment
+        Degraded = 3,
+        /// the daemon cannot be reached
+        Unreachable = 4,
+        /// the daemon refused
+        Refused = 5,
+        /// not within the time given
+        Timeout = 6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_every_code() {
+        assert!(DaemonExit::HELP.starts_with("Exit codes:\n  0\t ended as asked"));
+        assert!(DaemonExit::HELP.contains("\n  20\t fenced"));
+        assert!(CtlExit::HELP.ends_with("\n  6\t not within the time given"));
+    }
+}
