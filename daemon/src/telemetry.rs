@@ -201,10 +201,10 @@ impl Telemetry {
     }
 
     /// Primary: the backup has sealed `epoch`, and with it `committed` checkpoints.
-    pub fn acked(&self, epoch: u64, committed: usize) {
+    pub fn acked(&self, epoch: u64, committed: u64) {
         self.acked_epoch.fetch_max(epoch, Ordering::Relaxed);
-        self.committed.fetch_add(committed as u64, Ordering::Relaxed);
-        self.commits.count(committed);
+        self.committed.fetch_add(committed, Ordering::Relaxed);
+        self.commits.count(committed as usize);
     }
 
     /// Backup: a checkpoint is sealed.

@@ -33,6 +33,7 @@ use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcom
 use crate::telemetry::{TakeOver, Telemetry};
 use arbiter_thread::Question;
 use checkpointer::{Checkpointer, Order, Setup};
+use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
 use ft_netbuf::{OutputBuffer, Permit};
@@ -158,6 +159,7 @@ pub struct Replica {
     links: HashMap<ConnId, Link>,
     pairing: Option<Arc<Pairing>>,
     standby: Option<Standby>,
+    settling: Option<LazyApply>,
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
@@ -228,6 +230,7 @@ impl Replica {
             links: HashMap::new(),
             pairing: None,
             standby: None,
+            settling: None,
             switchovers: Vec::new(),
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
@@ -585,19 +588,19 @@ impl Replica {
         }
         *self.held.lock() = None;
         let standby = self.standby.take().ok_or("nothing is held")?;
-        let (ram, sealed) = standby.into_sealed()?;
+        let (ram, mut sealed) = standby.into_sealed()?;
         if sealed.epoch < epoch {
             return Err(format!("epoch {epoch} was sealed, but {} is held", sealed.epoch));
         }
         let resumed_epoch = sealed.epoch;
         let pending: usize = sealed.pending.iter().map(|checkpoint| checkpoint.len()).sum();
-        let (lazy, state) = standby::settle_memory(&ram, sealed)?;
+        let state = std::mem::take(&mut sealed.state);
+        // Serves what is still pending while the guest runs already; kept until it is all applied.
+        self.settling = Some(LazyApply::start(&ram, sealed));
         let _ = self.output.pass();
         self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
         let took = began.elapsed();
         (self.announce)();
-        // Serves what is still pending until it is all applied.
-        lazy.detach();
         let lost_for = self.peer_lost.take().map(|at| at.elapsed());
         tracing::info!(
             generation,

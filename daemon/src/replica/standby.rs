@@ -5,7 +5,6 @@ use super::Input;
 use super::link::PeerReader;
 use crate::role::{ConnId, Event, Gone};
 use crate::telemetry::Telemetry;
-use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::message::Held;
 use ft_vm::memory::GuestRam;
@@ -61,13 +60,6 @@ impl Standby {
         drop(self.feed.0.lock().take());
         let _ = self.applier.join();
     }
-}
-
-/// Brings the guest's memory to the sealed checkpoint: at once, or served on demand where much is pending.
-pub fn settle_memory(ram: &GuestRam, sealed: SealedImage) -> Result<(LazyApply, Vec<u8>), String> {
-    let SealedImage { state, pending, image, .. } = sealed;
-    let lazy = LazyApply::start(ram, image, pending).map_err(|e| format!("serving pending pages: {e}"))?;
-    Ok((lazy, state))
 }
 
 impl Feed {
