@@ -14,10 +14,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 const PAGE_2M: u64 = 2 << 20;
 const TABLE_BYTES: u64 = 4096;
-/// Present, writable, user.
-const TABLE: u64 = 0b111;
-/// As above, and a 2 MiB page.
-const LARGE_PAGE: u64 = TABLE | 1 << 7;
+/// Present, writable, user, and accessed already, so that the processor has no reason to dirty the tables.
+const TABLE: u64 = 0b111 | 1 << 5;
+/// As above, dirty already, and a 2 MiB page.
+const LARGE_PAGE: u64 = TABLE | 1 << 6 | 1 << 7;
 /// The levels above the four page directories, which map 1 GiB each.
 const DIRECTORIES: u64 = FREESTANDING_PAGE_TABLES + 2 * TABLE_BYTES;
 const TABLES_END: u64 = DIRECTORIES + 4 * TABLE_BYTES;
