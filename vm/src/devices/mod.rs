@@ -11,6 +11,8 @@ mod idle;
 mod platform;
 mod power;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod virtio;
 
 pub use counters::DeviceCounters;
