@@ -14,6 +14,7 @@ use crate::memory::{PageIndex, RamView};
 use crate::spec::{DiskSpec, NetSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::LazyLock;
 
 const RAM_BYTES: u64 = 16 << 20;
 const DISK_BYTES: usize = 256 << 10;
@@ -93,13 +94,15 @@ fn spec() -> MachineSpec {
     }
 }
 
-fn disk_content() -> Vec<u8> {
-    (0..DISK_BYTES).map(|i| (i / 512) as u8 | 0x80).collect()
+fn disk_content() -> &'static [u8] {
+    static CONTENT: LazyLock<Vec<u8>> =
+        LazyLock::new(|| (0..DISK_BYTES).map(|i| (i / 512) as u8 | 0x80).collect());
+    &CONTENT
 }
 
 fn disk_image() -> File {
     let mut image = tempfile::tempfile().unwrap();
-    image.write_all(&disk_content()).unwrap();
+    image.write_all(disk_content()).unwrap();
     image
 }
 
@@ -145,13 +148,17 @@ impl Rig {
         }
     }
 
+    fn page(&self, index: PageIndex) -> [u8; PAGE_SIZE] {
+        let mut page = [0; PAGE_SIZE];
+        self.view.read_page(index, &mut page);
+        page
+    }
+
     fn peek(&self, address: u64, bytes: usize) -> Vec<u8> {
         let (first, skip) = (address as usize / PAGE_SIZE, address as usize % PAGE_SIZE);
         let mut memory = Vec::new();
-        let mut page = [0; PAGE_SIZE];
         for index in first..(first * PAGE_SIZE + skip + bytes).div_ceil(PAGE_SIZE) {
-            self.view.read_page(index as PageIndex, &mut page);
-            memory.extend_from_slice(&page);
+            memory.extend_from_slice(&self.page(index as PageIndex));
         }
         memory.drain(..skip);
         memory.truncate(bytes);
