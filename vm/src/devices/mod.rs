@@ -314,7 +314,8 @@ impl Devices {
     }
 
     /// A write of 1 to 8 bytes to an address without memory. A write to the platform device's IDLE_US blocks until a
-    /// virtio device has interrupt status set, the time is over (100 ms at most), or [`Self::interrupt_idle`].
+    /// virtio device has signalled since this thread last returned from it, the time is over (100 ms at most), or
+    /// [`Self::interrupt_idle`].
     pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
         match self.place(addr) {
             Some(Place::Virtio(window, offset)) => window.write(offset, data),

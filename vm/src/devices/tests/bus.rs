@@ -111,6 +111,7 @@ fn a_kick_ends_idling_and_idling_returns_at_once_until_resume() {
         assert_eq!(write_platform(&rig, IDLE_US, u64::MAX), None);
         start.elapsed()
     };
+    idle();
     std::thread::scope(|scope| {
         // Idles again and again, so that only the kick ends it, whenever it comes.
         let vcpu = scope.spawn(|| while idle() >= idle::IDLE_MAX {});

@@ -312,8 +312,8 @@ impl<B: Backend> Virtio<B> {
         self.registers.interrupt_status |= bits;
         if was == 0 {
             self.around.chip.set_level(self.gsi, true);
-            self.around.idle.set_signalled(self.index, true);
         }
+        self.around.idle.signal();
     }
 
     fn acknowledge(&mut self, bits: u32) {
@@ -327,8 +327,6 @@ impl<B: Backend> Virtio<B> {
         if now != 0 {
             // An edge for a pin that is programmed as edge triggered: what is left would otherwise stay unseen.
             self.around.chip.set_level(self.gsi, true);
-        } else {
-            self.around.idle.set_signalled(self.index, false);
         }
     }
 
@@ -477,9 +475,7 @@ impl<B: Backend> Window for Shared<B> {
     }
 
     fn restore(&self, registers: Registers) {
-        let mut device = self.device.lock();
-        device.around.idle.set_signalled(device.index, registers.interrupt_status != 0);
-        device.registers = registers;
+        self.device.lock().registers = registers;
     }
 
     fn drive_line(&self) {
