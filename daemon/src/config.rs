@@ -2,6 +2,10 @@
 //! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
 //! on the host by [`Config::check_host`].
 
+mod host;
+
+pub use host::HostError;
+
 use ft_netbuf::tap;
 use ft_vm::spec::{Boot, FreestandingImage};
 use serde::Deserialize;

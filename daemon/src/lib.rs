@@ -3,3 +3,5 @@
 pub mod arbiter;
 pub mod config;
 pub mod exit;
+pub mod metrics;
+pub mod service;
