@@ -2,6 +2,7 @@
 
 pub mod arbiter;
 pub mod config;
+pub mod control;
 pub mod exit;
 pub mod metrics;
 pub mod service;
