@@ -540,7 +540,7 @@ impl Config {
         let machine = &self.machine;
         within("machine.vcpus", u64::from(machine.vcpus), 1..=64)?;
         within("machine.memory_mib", machine.memory_mib, 16..=1 << 20)?;
-        if machine.memory_mib % 2 != 0 {
+        if !machine.memory_mib.is_multiple_of(2) {
             return refuse(
                 "machine.memory_mib",
                 machine.memory_mib,

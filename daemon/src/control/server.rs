@@ -330,4 +330,4 @@ fn parse(bytes: &[u8]) -> Result<Request, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

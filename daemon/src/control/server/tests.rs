@@ -57,7 +57,7 @@ impl Controlled for Puppet {
     }
 }
 
-fn status() -> Status {
+pub(in super::super) fn status() -> Status {
     Status {
         schema: STATUS_SCHEMA,
         version: "0.0.0".into(),
