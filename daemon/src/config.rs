@@ -2,6 +2,10 @@
 //! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
 //! on the host by [`Config::check_host`].
 
+mod host;
+
+pub use host::HostError;
+
 use ft_netbuf::tap;
 use ft_vm::spec::{Boot, FreestandingImage};
 use serde::Deserialize;
@@ -536,7 +540,7 @@ impl Config {
         let machine = &self.machine;
         within("machine.vcpus", u64::from(machine.vcpus), 1..=64)?;
         within("machine.memory_mib", machine.memory_mib, 16..=1 << 20)?;
-        if machine.memory_mib % 2 != 0 {
+        if !machine.memory_mib.is_multiple_of(2) {
             return refuse(
                 "machine.memory_mib",
                 machine.memory_mib,

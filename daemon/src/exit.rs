@@ -14,7 +14,7 @@ macro_rules! exit_codes {
         impl $name {
             /// The table that `--help` ends with.
             pub const HELP: &str =
-                concat!("Exit codes:", $("\n  ", stringify!($code), "\t", $($doc,)+)+);
+                concat!("Exit codes:", $("\n  ", stringify!($code), ":", $($doc,)+)+);
         }
 
         impl From<$name> for ExitCode {
@@ -75,8 +75,8 @@ mod tests {
 
     #[test]
     fn help_names_every_code() {
-        assert!(DaemonExit::HELP.starts_with("Exit codes:\n  0\t ended as asked"));
-        assert!(DaemonExit::HELP.contains("\n  20\t fenced"));
-        assert!(CtlExit::HELP.ends_with("\n  6\t not within the time given"));
+        assert!(DaemonExit::HELP.starts_with("Exit codes:\n  0: ended as asked"));
+        assert!(DaemonExit::HELP.contains("\n  20: fenced"));
+        assert!(CtlExit::HELP.ends_with("\n  6: not within the time given"));
     }
 }

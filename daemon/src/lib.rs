@@ -3,7 +3,10 @@
 pub mod arbiter;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod exit;
+pub mod metrics;
 pub mod replica;
 pub mod role;
+pub mod service;
 pub mod telemetry;

@@ -1,2 +1,370 @@
-//! placeholder
-fn main() {}
+//! ftctl: what an operator does to a running ftd. Data on stdout, messages on stderr, documented exit codes.
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use ftd::config::Name;
+use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, State, Status};
+use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
+use ftd::control::show;
+use ftd::exit::CtlExit;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Ctrl-]
+const DETACH: u8 = 0x1d;
+const WATCH_INTERVAL_MS: u64 = 1000;
+/// Between two tries of `wait` to reach a daemon that is not there yet.
+const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Shows and steers a VM that ftd protects.
+#[derive(Parser)]
+#[command(version, after_help = CtlExit::HELP)]
+struct Command {
+    #[command(flatten)]
+    target: Target,
+    /// Print JSON: a status, or {"schema":1,"done":"..."}
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Args)]
+struct Target {
+    /// The VM; not needed when only one runs on this host
+    #[arg(long, global = true, conflicts_with = "socket")]
+    vm: Option<Name>,
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Show how the VM is; ends with 0 if it is protected and with 3 if not
+    Status {
+        /// Go on showing it: at every change and every second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Hand the VM over to the backup, losing nothing
+    Failover {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Give up after this time, leaving the VM where it is: 30s, 500ms, 2m
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+        timeout: Duration,
+    },
+    /// Attach to the VM's serial console; Ctrl-] detaches
+    Console,
+    /// Wait until the VM is as wanted, also for a daemon that is only just starting
+    Wait {
+        /// What to wait for
+        #[arg(long = "for", value_name = "GOAL")]
+        goal: Goal,
+        /// Give up after this time: 30s, 500ms, 2m
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+        timeout: Duration,
+    },
+    /// Stop the daemon; on the primary this stops the VM
+    Stop,
+    /// Print the metrics in the text format of Prometheus
+    Metrics,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command ends early.
+enum End {
+    Client(ClientError),
+    /// Our own input or output failed.
+    Local(io::Error),
+    /// The operator did not confirm.
+    Unconfirmed(&'static str),
+}
+
+impl From<ClientError> for End {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Local(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let end = match run(&Command::parse()) {
+        Ok(exit) => return exit.into(),
+        Err(end) => end,
+    };
+    let (message, exit) = match end {
+        // Whoever read our output has seen enough.
+        End::Local(error) if error.kind() == io::ErrorKind::BrokenPipe => return CtlExit::Ok.into(),
+        End::Local(error) => (error.to_string(), CtlExit::Failure),
+        End::Unconfirmed(message) => (message.to_owned(), CtlExit::Usage),
+        End::Client(error) => (error.to_string(), exit_of(&error)),
+    };
+    eprintln!("ftctl: {message}");
+    exit.into()
+}
+
+fn exit_of(error: &ClientError) -> CtlExit {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::NoSocket { .. } => CtlExit::Unreachable,
+        ClientError::Several { .. } => CtlExit::Usage,
+        ClientError::BrokenOff(_) | ClientError::Nonsense(_) => CtlExit::Failure,
+        ClientError::Failure(failure) => match failure {
+            Failure::Refused(_) | Failure::Busy(_) => CtlExit::Refused,
+            Failure::TimedOut(_) => CtlExit::Timeout,
+            Failure::BadRequest(_) | Failure::Failed(_) => CtlExit::Failure,
+        },
+    }
+}
+
+fn run(command: &Command) -> Result<CtlExit, End> {
+    let connect = || command.target.socket().and_then(|path| Client::connect(&path));
+    match &command.action {
+        Action::Status { watch: false } => {
+            let status = connect()?.status()?;
+            print_status(&status, command.json)?;
+            Ok(exit_for(&status))
+        }
+        Action::Status { watch: true } => watch(connect()?, command.json),
+        Action::Failover { yes, timeout } => {
+            let mut client = connect()?;
+            if !yes {
+                confirm(&client.status()?)?;
+            }
+            print_done(&client.request(Request::Failover { timeout_ms: millis(*timeout) })?, command.json)
+        }
+        Action::Console => console(connect()?),
+        Action::Wait { goal, timeout } => {
+            let status = wait(&command.target, *goal, Instant::now() + *timeout)?;
+            print_status(&status, command.json)?;
+            Ok(CtlExit::Ok)
+        }
+        Action::Stop => print_done(&connect()?.request(Request::Stop)?, command.json),
+        Action::Metrics => match connect()?.request(Request::Metrics)? {
+            Response::Metrics(text) => print(&text),
+            other => Err(unexpected(&other).into()),
+        },
+        Action::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Command::command(), "ftctl", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+impl Target {
+    fn socket(&self) -> Result<PathBuf, ClientError> {
+        let directory = Path::new(SOCKET_DIRECTORY);
+        match (&self.socket, &self.vm) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, Some(vm)) => Ok(directory.join(format!("{vm}.sock"))),
+            (None, None) => only_socket(directory),
+        }
+    }
+}
+
+fn exit_for(status: &Status) -> CtlExit {
+    if status.state == State::Protected { CtlExit::Ok } else { CtlExit::Degraded }
+}
+
+fn print(text: &str) -> Result<CtlExit, End> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(CtlExit::Ok)
+}
+
+fn print_status(status: &Status, json: bool) -> Result<CtlExit, End> {
+    if json {
+        return print(&format!("{}\n", serde_json::to_string(status).map_err(io::Error::from)?));
+    }
+    print(&show::block(status, is_coloured()))
+}
+
+fn print_done(response: &Response, json: bool) -> Result<CtlExit, End> {
+    match response {
+        Response::Done(message) if json => {
+            print(&format!("{}\n", serde_json::json!({ "schema": STATUS_SCHEMA, "done": message })))
+        }
+        Response::Done(message) => {
+            eprintln!("ftctl: {message}");
+            Ok(CtlExit::Ok)
+        }
+        other => Err(unexpected(other).into()),
+    }
+}
+
+fn is_coloured() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn watch(mut client: Client, json: bool) -> Result<CtlExit, End> {
+    let mut response = client.request(Request::Watch { interval_ms: WATCH_INTERVAL_MS })?;
+    loop {
+        let status = status_in(response)?;
+        if json {
+            print_status(&status, true)?;
+        } else if io::stdout().is_terminal() {
+            // Home, the new lines over the old ones, and whatever is left below cleared.
+            let block = show::block(&status, is_coloured()).replace('\n', "\x1b[K\n");
+            print(&format!("\x1b[H{block}\x1b[J"))?;
+        } else {
+            print(&show::line(&status))?;
+        }
+        response = client.response()?;
+    }
+}
+
+fn confirm(status: &Status) -> Result<(), End> {
+    if !io::stdin().is_terminal() {
+        return Err(End::Unconfirmed("give --yes to hand the VM over without being asked"));
+    }
+    eprint!("Hand {} over from {} to {}? [y/N] ", status.vm, status.node, status.peer.node);
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(End::Unconfirmed("nothing was done")),
+    }
+}
+
+fn wait(target: &Target, goal: Goal, deadline: Instant) -> Result<Status, End> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let result = target
+            .socket()
+            .and_then(|path| Client::connect(&path))
+            .and_then(|mut client| client.request(Request::Wait { goal, timeout_ms: millis(left) }))
+            .and_then(status_in);
+        match result {
+            // Not there yet, or restarting.
+            Err(
+                ClientError::Unreachable { .. } | ClientError::NoSocket { .. } | ClientError::BrokenOff(_),
+            ) if left > RECONNECT_INTERVAL => std::thread::sleep(RECONNECT_INTERVAL),
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A number with ms, s, m or h; seconds without.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("not a time such as 500ms, 30s, 2m or 1h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "not a time such as 500ms, 30s, 2m or 1h".to_owned())?;
+    let time = number.checked_mul(unit_ms).filter(|ms| *ms <= ftd::control::api::TIMEOUT_MS_MAX);
+    time.map(Duration::from_millis).ok_or_else(|| "longer than a day".to_owned())
+}
+
+/// Puts the terminal back as it was.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    fn enter() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
+    }
+}
+
+/// Bytes both ways, until Ctrl-] on a terminal or the daemon ends it. Without a terminal the end of the input is not
+/// the end: the output goes on.
+fn console(client: Client) -> Result<CtlExit, End> {
+    let (mut output, mut input) = client.console()?;
+    let on_terminal = io::stdin().is_terminal();
+    let _raw = if on_terminal {
+        eprintln!("ftctl: attached; Ctrl-] detaches");
+        Some(RawTerminal::enter()?)
+    } else {
+        None
+    };
+    let mut typing = true;
+    loop {
+        if !output.buffer().is_empty() {
+            let bytes = output.buffer().to_vec();
+            output.consume(bytes.len());
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(&bytes)?;
+            stdout.flush()?;
+        }
+        let stdin = io::stdin();
+        let mut ready = vec![PollFd::new(output.get_ref().as_fd(), PollFlags::POLLIN)];
+        if typing {
+            ready.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut ready, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+        let readable: Vec<bool> = ready.iter().map(|fd| fd.any() == Some(true)).collect();
+        drop(ready);
+        if readable.get(1) == Some(&true) {
+            let mut bytes = [0; 1024];
+            // Not through stdin's buffer, which poll does not see.
+            let len = nix::unistd::read(&stdin, &mut bytes).map_err(io::Error::from)?;
+            let typed = &bytes[..len];
+            let detach = typed.iter().position(|byte| on_terminal && *byte == DETACH);
+            input.write_all(&typed[..detach.unwrap_or(len)])?;
+            if detach.is_some() {
+                return Ok(CtlExit::Ok);
+            }
+            typing = len > 0;
+        }
+        if readable[0] && output.fill_buf()?.is_empty() {
+            return Err(ClientError::BrokenOff(io::Error::other("the console was closed")).into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units_and_a_bound() {
+        assert_eq!(parse_time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_time("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_time("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "-1s", "1.5s", "25h", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The status as people like to read it.
+
+use super::api::{Role, State, Status};
+use crate::metrics::Percentiles;
+use std::fmt::Write;
+
+/// Several aligned lines, coloured if asked.
+#[must_use]
+pub fn block(status: &Status, colour: bool) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:>13}  {value}");
+    };
+    row("vm", format!("{} on {}", status.vm, status.node));
+    row("role", status.role.to_string());
+    row("state", painted(status.state, colour));
+    if !status.detail.is_empty() {
+        row("", status.detail.clone());
+    }
+    if let Some(copy) = status.copy {
+        let percent = 100.0 * copy.done_bytes as f64 / copy.total_bytes.max(1) as f64;
+        row("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
+    }
+    row("generation", status.generation.to_string());
+    row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
+    if status.role == Role::Primary {
+        let dirty = format!("{} dirty pages in the last one", status.dirty_pages);
+        row("checkpoints", format!("{:.1} /s, {dirty}", status.checkpoints_per_s));
+        row("pause", times(status.pause_us));
+        row("output held", times(status.hold_us));
+        row("sent", format!("{}, compressed {:.1} : 1", bytes(status.bytes_sent), status.compression_ratio));
+    } else {
+        row("checkpoints", format!("{:.1} /s", status.checkpoints_per_s));
+    }
+    let connected = if status.peer.connected { "connected" } else { "not connected" };
+    row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
+    let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
+    row("arbiter", format!("{}, {reachable}", status.arbiter.place));
+    row("up", duration(status.uptime_s));
+    text
+}
+
+/// One line, for a log of statuses.
+#[must_use]
+pub fn line(status: &Status) -> String {
+    let Status { vm, node, role, state, generation, acked_epoch, checkpoints_per_s, detail, .. } = status;
+    let numbers = format!("generation {generation} acked {acked_epoch} {checkpoints_per_s:.1}/s");
+    let separator = if detail.is_empty() { "" } else { ": " };
+    format!("{vm} on {node} {role} {state} {numbers}{separator}{detail}\n")
+}
+
+fn painted(state: State, colour: bool) -> String {
+    let code = match state {
+        State::Protected => 32,
+        State::Solo | State::Resyncing => 33,
+        State::Waiting | State::Fenced => 31,
+    };
+    if colour { format!("\x1b[1;{code}m{state}\x1b[0m") } else { state.to_string() }
+}
+
+fn times(us: Percentiles) -> String {
+    let ms = |us: u64| us as f64 / 1000.0;
+    format!("{:.2} ms median, {:.2} ms p99", ms(us.p50), ms(us.p99))
+}
+
+fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            let decimals = usize::from(unit != "B");
+            return format!("{value:.decimals$} {unit}");
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::api::CopyProgress;
+    use super::super::server::tests::status;
+    use super::*;
+
+    #[test]
+    fn a_status_is_shown_aligned() {
+        let copy = Some(CopyProgress { done_bytes: 64 << 20, total_bytes: 256 << 20 });
+        let text = block(&Status { copy, ..status() }, false);
+        let expected = "           vm  web on alpha
+         role  primary
+        state  resyncing
+               copying
+    full copy  25 % of 256.0 MiB
+   generation  3
+        epoch  1200, 1199 acked
+  checkpoints  187.5 /s, 150 dirty pages in the last one
+        pause  0.40 ms median, 0.90 ms p99
+  output held  6.00 ms median, 9.00 ms p99
+         sent  1.0 GiB, compressed 9.5 : 1
+         peer  beta at 10.0.0.2:7400, connected
+      arbiter  file /shared/web.cell, answers
+           up  1 min 0 s
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn colour_is_only_where_asked() {
+        assert!(!block(&status(), false).contains('\x1b'));
+        assert!(block(&status(), true).contains("\x1b[1;33mresyncing\x1b[0m"));
+    }
+
+    #[test]
+    fn a_line_says_who_and_why() {
+        assert_eq!(
+            line(&status()),
+            "web on alpha primary resyncing generation 3 acked 1199 187.5/s: copying\n"
+        );
+    }
+}

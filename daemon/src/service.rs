@@ -1,0 +1,217 @@
+//! The daemon as a service of its host: one per VM (the lock), known to systemd (readiness, status, watchdog), and with
+//! its messages on stderr in the form that the journal reads.
+
+use crate::config::{LogFormat, LogLevel};
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
+use sd_notify::NotifyState;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{self, FmtContext};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Environment variable that overrides `log.level`, in the syntax of tracing's filters (`debug,ftd::control=trace`).
+pub const LOG_FILTER_VARIABLE: &str = "FTD_LOG";
+
+/// Why a second daemon does not start.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Another one holds the lock.
+    #[error("{}: a daemon for this VM runs already on this host (process {holder})", path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// Its process id, as it wrote it.
+        holder: String,
+    },
+    /// The lock cannot be taken.
+    #[error("{}: cannot be locked: {source}", path.display())]
+    Io {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Keeps a second daemon for the same VM off this host. Freed when dropped and when the process dies.
+#[derive(Debug)]
+pub struct InstanceLock(#[allow(dead_code, reason = "held, not used")] Flock<File>);
+
+impl InstanceLock {
+    /// Takes the lock in `state_dir`, which is made if missing.
+    pub fn acquire(state_dir: &Path) -> Result<Self, LockError> {
+        let path = state_dir.join("lock");
+        let failed = |source| LockError::Io { path: path.clone(), source };
+        fs::create_dir_all(state_dir).map_err(failed)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
+                Ok(Self(lock))
+            }
+            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.take(20).read_to_string(&mut holder);
+                Err(LockError::Held { holder: holder.trim().to_owned(), path })
+            }
+            Err((_, errno)) => Err(failed(errno.into())),
+        }
+    }
+}
+
+/// What systemd is told. Without systemd every call does nothing.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    last_status: Mutex<String>,
+}
+
+impl Notifier {
+    /// The service is up: protected, or solo on purpose.
+    pub fn ready(&self) {
+        notify(&[NotifyState::Ready]);
+    }
+
+    /// The service is going down.
+    pub fn stopping(&self) {
+        notify(&[NotifyState::Stopping]);
+    }
+
+    /// The line that `systemctl status` shows; sent when it changes.
+    pub fn status(&self, line: &str) {
+        let mut last = self.last_status.lock();
+        if *last != line {
+            // A line break would start another assignment of the protocol.
+            notify(&[NotifyState::Status(&line.replace(['\n', '\r'], " "))]);
+            line.clone_into(&mut last);
+        }
+    }
+}
+
+/// Tells systemd that the daemon still does its work. Fed by the loop that does it, not by a timer beside it.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// A quarter of the time that systemd allows.
+    interval: Option<Duration>,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Watchdog {
+    /// As systemd asks for it (`WatchdogSec=`), or one that does nothing.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        Self { interval: sd_notify::watchdog_enabled().map(|limit| limit / 4), last: Mutex::new(None) }
+    }
+
+    /// One round of work is done. Cheap: most calls only look at the clock.
+    pub fn fed(&self) {
+        if self.due(Instant::now()) {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+
+    fn due(&self, now: Instant) -> bool {
+        let Some(interval) = self.interval else { return false };
+        let mut last = self.last.lock();
+        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= interval);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told {state:?}");
+    }
+}
+
+/// Starts writing messages to stderr: JSON lines; or text, with the journal's priority prefixes instead of a time when
+/// stderr is the journal. A second call does nothing.
+pub fn init_logging(format: LogFormat, level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    };
+    let filter = EnvFilter::try_from_env(LOG_FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Fails only if messages go somewhere already.
+    let _ = match format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => builder
+            .with_ansi(false)
+            .event_format(JournalLine(fmt::format().with_target(false).with_level(false).without_time()))
+            .try_init(),
+        LogFormat::Text => {
+            let colour = io::IsTerminal::is_terminal(&io::stderr());
+            builder.with_ansi(colour).with_target(false).try_init()
+        }
+    };
+}
+
+/// A line that starts with its syslog priority in angle brackets, which the journal takes off (sd-daemon(3)).
+struct JournalLine<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for JournalLine<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_for_the_same_vm_is_refused_and_told_who_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("web");
+        let lock = InstanceLock::acquire(&state_dir).unwrap();
+        let error = InstanceLock::acquire(&state_dir).unwrap_err();
+        assert!(error.to_string().ends_with(&format!("(process {})", std::process::id())), "{error}");
+        drop(lock);
+        InstanceLock::acquire(&state_dir).unwrap();
+    }
+
+    #[test]
+    fn the_watchdog_is_told_four_times_in_its_limit_however_often_it_is_fed() {
+        let watchdog = Watchdog { interval: Some(Duration::from_secs(1)), last: Mutex::new(None) };
+        let start = Instant::now();
+        let told = (0..1000u64).filter(|ms| watchdog.due(start + Duration::from_millis(ms * 4))).count();
+        assert_eq!(told, 4);
+        assert!(!Watchdog { interval: None, last: Mutex::new(None) }.due(start));
+    }
+}
