@@ -2,8 +2,12 @@
 //! that state into a fresh machine. Knows nothing of replication: frames leave through a [`devices::FrameSink`],
 //! captures leave through [`machine::Machine`], and what happens to them is the caller's business.
 
+pub mod boot;
 pub mod devices;
+mod engine;
 pub mod guest;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod spec;
+pub mod state;

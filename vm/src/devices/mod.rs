@@ -1,5 +1,47 @@
 //! The device model. `Devices` owns every device, dispatches port and memory-mapped accesses from the vCPU threads to
 //! them, and captures and restores them all.
+//!
+//! Every device has its own lock, taken by the vCPU thread that accesses it and by the host threads behind
+//! [`NetPort`] and [`Devices::console_input`]. Work is done synchronously under that lock and interrupts are raised
+//! synchronously, so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. What the
+//! guest can see of a device is its captured state; host-side wiring and counters are not part of it.
+
+mod counters;
+mod idle;
+mod platform;
+mod power;
+mod serial;
+mod virtio;
+
+pub use counters::DeviceCounters;
+pub use platform::PlatformState;
+pub use power::PowerState;
+pub use serial::Com1State;
+pub use virtio::net::{Delivered, NetPort};
+pub use virtio::queue::{RingPosition, RingState};
+pub use virtio::transport::VirtioState;
+pub use virtio::{VirtioWindow, windows as virtio_windows};
+
+use crate::layout::{
+    COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_DEVICES_MAX, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
+use crate::memory::GuestRam;
+use crate::spec::MachineSpec;
+use counters::{Counters, add};
+use idle::Idle;
+use parking_lot::Mutex;
+use platform::Platform;
+use power::Power;
+use serde::{Deserialize, Serialize};
+use serial::{Com1, Console};
+use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use virtio::block::{Block, SECTOR_BYTES};
+use virtio::net::Net;
+use virtio::rng::Rng;
+use virtio::transport::{Shared, Surroundings, Virtio, Window};
 
 /// Takes the frames that the guest transmits.
 ///
@@ -23,4 +65,421 @@ pub enum Transmit {
 pub trait ConsoleSink: Send {
     /// Bytes as the guest wrote them.
     fn write(&mut self, bytes: &[u8]);
+}
+
+/// Raises and lowers interrupt lines of the in-kernel chips.
+///
+/// Synchronous: when it returns, the chip has it (KVM_IRQ_LINE, not irqfd), so that nothing is in flight when the
+/// machine is captured.
+pub trait IrqChip: Send + Sync {
+    /// Sets the level of a line.
+    fn set_level(&self, gsi: u32, high: bool);
+}
+
+/// What a device asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// The guest powered the machine off.
+    PoweredOff,
+    /// The guest reset the machine.
+    Reset,
+}
+
+/// The host's side of the devices.
+pub struct Wiring {
+    /// Takes the frames that the guest transmits; without it the card's cable is unplugged.
+    pub frames: Option<Arc<dyn FrameSink>>,
+    /// Takes the guest's console output.
+    pub console: Box<dyn ConsoleSink>,
+    /// The disks' images, one for each disk of the specification.
+    pub disks: Vec<File>,
+}
+
+/// Why the devices could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// More virtio devices than there is room for.
+    #[error("{0} virtio devices: at most {VIRTIO_DEVICES_MAX}")]
+    TooMany(usize),
+    /// The images do not match the specification.
+    #[error("{images} disk images for {disks} disks")]
+    DiskCount {
+        /// Disks in the specification.
+        disks: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// A writable disk.
+    #[error("disk {0} is writable: writable disks in a protected VM are not supported yet, set read_only")]
+    DiskWritable(usize),
+    /// The specified size is not one that a disk can have.
+    #[error("disk {index}: {bytes} bytes is not a positive multiple of {SECTOR_BYTES}")]
+    DiskSectors {
+        /// Place in the specification.
+        index: usize,
+        /// Size there.
+        bytes: u64,
+    },
+    /// The image has another size than the specification says.
+    #[error("disk {index}: the image has {image_bytes} bytes, the machine's specification says {spec_bytes}")]
+    DiskSize {
+        /// Place in the specification.
+        index: usize,
+        /// Size there.
+        spec_bytes: u64,
+        /// Size of the image.
+        image_bytes: u64,
+    },
+    /// The image's size cannot be read.
+    #[error("disk {index}: cannot read the image's size: {source}")]
+    DiskMetadata {
+        /// Place in the specification.
+        index: usize,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Why a captured state is refused. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Another number of virtio devices.
+    #[error("state of {state} virtio devices for a machine that has {machine}")]
+    DeviceCount {
+        /// In the state.
+        state: usize,
+        /// In the machine.
+        machine: usize,
+    },
+    /// A virtio device's state is not one that it can be in.
+    #[error("{device} (virtio device {index}): {why}")]
+    Virtio {
+        /// Type of the device.
+        device: &'static str,
+        /// Its place.
+        index: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// A queue's state is not one that it can be in.
+    #[error("queue: {0}")]
+    Queue(String),
+    /// More received bytes than the UART holds.
+    #[error("COM1: {bytes} bytes in the receive FIFO")]
+    SerialFifo {
+        /// In the state.
+        bytes: usize,
+    },
+    /// Power-management control with a write-only bit set.
+    #[error("power management control register {control:#x}")]
+    Power {
+        /// In the state.
+        control: u16,
+    },
+    /// A guest time that no machine reaches.
+    #[error("guest time of {guest_time_ns} ns")]
+    GuestTime {
+        /// In the state.
+        guest_time_ns: u64,
+    },
+}
+
+/// The state of all devices: all that a guest can see of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesState {
+    /// COM1.
+    pub com1: Com1State,
+    /// Power management registers.
+    pub power: PowerState,
+    /// The platform device.
+    pub platform: PlatformState,
+    /// The virtio devices, in their windows' order.
+    pub virtio: Vec<VirtioState>,
+}
+
+/// All devices of a machine.
+pub struct Devices {
+    com1: Mutex<Com1>,
+    power: Mutex<Power>,
+    platform: Platform,
+    windows: Vec<Arc<dyn Window>>,
+    net: Option<NetPort>,
+    idle: Arc<Idle>,
+    /// Checked by host threads under the lock of the device that they are about to touch.
+    quiesced: Arc<AtomicBool>,
+    /// A state was taken over and the interrupt lines have not been driven since.
+    restored: AtomicBool,
+    counters: Arc<Counters>,
+}
+
+impl Devices {
+    /// Makes the devices of a machine, in their power-on state.
+    pub fn new(
+        spec: &MachineSpec,
+        ram: &GuestRam,
+        irq: Arc<dyn IrqChip>,
+        wiring: Wiring,
+    ) -> Result<Self, DeviceError> {
+        let Wiring { frames, console, disks } = wiring;
+        let counters = Arc::new(Counters::default());
+        let idle = Arc::new(Idle::default());
+        let quiesced = Arc::new(AtomicBool::new(false));
+        let console = Console::new(console);
+        let com1 = Com1::new(Arc::clone(&irq), console.clone(), Arc::clone(&counters));
+        let platform =
+            Platform::new(spec.vcpus, spec.ram_bytes, Arc::clone(&idle), console, Arc::clone(&counters));
+        let around = Surroundings {
+            ram: ram.clone(),
+            chip: irq,
+            idle: Arc::clone(&idle),
+            counters: Arc::clone(&counters),
+        };
+
+        let count = usize::from(spec.net.is_some()) + spec.disks.len() + usize::from(spec.rng);
+        let mut places = virtio_windows(spec);
+        let mut place = || places.next().ok_or(DeviceError::TooMany(count));
+        let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
+        let mut net = None;
+        if let Some(card) = &spec.net {
+            let card = Net::new(card.mac, frames, Arc::clone(&counters));
+            let card = Shared::new(Virtio::new(card, place()?, around.clone()));
+            net = Some(NetPort { card: Arc::clone(&card), quiesced: Arc::clone(&quiesced) });
+            windows.push(card);
+        }
+        for (index, (image, bytes)) in check_disks(spec, disks)?.into_iter().enumerate() {
+            let disk = Block::new(index, image, bytes, Arc::clone(&counters));
+            windows.push(Shared::new(Virtio::new(disk, place()?, around.clone())));
+        }
+        if spec.rng {
+            windows.push(Shared::new(Virtio::new(Rng::default(), place()?, around)));
+        }
+        Ok(Self {
+            com1: Mutex::new(com1),
+            power: Mutex::default(),
+            platform,
+            windows,
+            net,
+            idle,
+            quiesced,
+            restored: AtomicBool::new(false),
+            counters,
+        })
+    }
+
+    /// An `in` of 1, 2 or 4 bytes. What no device answers reads as all ones.
+    pub fn pio_read(&self, port: u16, data: &mut [u8]) {
+        for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {
+            *byte = if let Some(register) = com1_register(port) {
+                self.com1.lock().read(register)
+            } else if Power::owns(port) {
+                self.power.lock().read(port)
+            } else {
+                add(&self.counters.unknown_io, 1);
+                0xff
+            };
+        }
+    }
+
+    /// An `out` of 1, 2 or 4 bytes.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<DeviceEvent> {
+        let mut event = None;
+        for (&byte, port) in data.iter().zip(port..=u16::MAX) {
+            if let Some(register) = com1_register(port) {
+                self.com1.lock().write(register, byte);
+            } else if Power::owns(port) {
+                event = self.power.lock().write(port, byte).or(event);
+            } else {
+                add(&self.counters.unknown_io, 1);
+            }
+        }
+        event
+    }
+
+    /// A read of 1 to 8 bytes from an address without memory. What no device answers reads as all ones.
+    pub fn mmio_read(&self, addr: u64, data: &mut [u8]) {
+        match self.place(addr) {
+            Some(Place::Virtio(window, offset)) => window.read(offset, data),
+            Some(Place::Platform(offset)) if self.platform.read(offset, data) => {}
+            _ => {
+                data.fill(0xff);
+                add(&self.counters.unknown_io, 1);
+            }
+        }
+    }
+
+    /// A write of 1 to 8 bytes to an address without memory. A write to the platform device's IDLE_US blocks until a
+    /// virtio device has interrupt status set, the time is over (100 ms at most), or [`Self::interrupt_idle`].
+    pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
+        match self.place(addr) {
+            Some(Place::Virtio(window, offset)) => window.write(offset, data),
+            Some(Place::Platform(offset)) => return self.platform.write(offset, data),
+            None => add(&self.counters.unknown_io, 1),
+        }
+        None
+    }
+
+    fn place(&self, addr: u64) -> Option<Place<'_>> {
+        if let Some(offset) = addr.checked_sub(PLATFORM_BASE).filter(|&offset| offset < PLATFORM_SIZE) {
+            return Some(Place::Platform(offset));
+        }
+        let offset = addr.checked_sub(VIRTIO_MMIO_BASE)?;
+        let window = self.windows.get(usize::try_from(offset / VIRTIO_MMIO_SIZE).ok()?)?;
+        Some(Place::Virtio(window.as_ref(), offset % VIRTIO_MMIO_SIZE))
+    }
+
+    /// Part of kicking the vCPUs: every vCPU thread that idles inside [`Self::mmio_write`] returns, and idling returns
+    /// at once from now on until [`Self::resume`].
+    pub fn interrupt_idle(&self) {
+        self.idle.forbid();
+    }
+
+    /// Stops the host threads' access: when it returns, and until [`Self::resume`], none of them touches guest memory,
+    /// device state or an interrupt line. The caller has parked the vCPU threads.
+    pub fn quiesce(&self) {
+        self.idle.forbid();
+        self.quiesced.store(true, Ordering::Relaxed);
+        // Whoever holds a lock may have looked before the store; whoever takes it after us sees the store.
+        drop(self.com1.lock());
+        for window in &self.windows {
+            window.settle();
+        }
+    }
+
+    /// Undoes [`Self::quiesce`], before the vCPUs run. Frames that the guest had left in its transmit queue are
+    /// offered again. After [`Self::restore`] it also drives the interrupt lines, so the interrupt chips must have
+    /// their state by then.
+    pub fn resume(&self) {
+        if self.restored.swap(false, Ordering::Relaxed) {
+            // Setting a line to the level that the chips already have for it changes nothing.
+            for window in &self.windows {
+                window.drive_line();
+            }
+        }
+        self.quiesced.store(false, Ordering::Relaxed);
+        self.idle.allow();
+        self.com1.lock().feed();
+        if let Some(net) = &self.net {
+            net.resume_transmit();
+            net.card.changed.notify_all();
+        }
+    }
+
+    /// The state of all devices. The devices are quiesced.
+    pub fn capture(&self) -> DevicesState {
+        DevicesState {
+            com1: self.com1.lock().capture(),
+            power: self.power.lock().capture(),
+            platform: self.platform.capture(),
+            virtio: self.windows.iter().map(|window| window.capture()).collect(),
+        }
+    }
+
+    /// Takes over a captured state, whole or not at all. The devices are quiesced or have never run. Neither guest
+    /// memory nor any interrupt line is touched; guest time goes on from the captured one at once.
+    pub fn restore(&self, state: &DevicesState) -> Result<(), StateError> {
+        let DevicesState { com1, power, platform, virtio } = state;
+        if virtio.len() != self.windows.len() {
+            return Err(StateError::DeviceCount { state: virtio.len(), machine: self.windows.len() });
+        }
+        Com1::check(com1)?;
+        Power::check(power)?;
+        Platform::check(platform)?;
+        let checked = self
+            .windows
+            .iter()
+            .zip(virtio)
+            .map(|(window, state)| window.check(state))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        self.com1.lock().restore(com1)?;
+        self.power.lock().restore(*power);
+        self.platform.restore(platform);
+        for (window, registers) in self.windows.iter().zip(checked) {
+            window.restore(registers);
+        }
+        self.restored.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts every device into its power-on state. Guest time goes on.
+    pub fn reset(&self) {
+        self.com1.lock().reset();
+        self.power.lock().reset();
+        for window in &self.windows {
+            window.reset();
+        }
+    }
+
+    /// The network card, if there is one.
+    pub fn net(&self) -> Option<NetPort> {
+        self.net.clone()
+    }
+
+    /// Types into the guest's console. What the guest is too slow to read (beyond 4 KiB) is dropped.
+    pub fn console_input(&self, bytes: &[u8]) {
+        let mut com1 = self.com1.lock();
+        com1.enqueue(bytes);
+        if !self.quiesced.load(Ordering::Relaxed) {
+            com1.feed();
+        }
+    }
+
+    /// What the devices have counted.
+    pub fn counters(&self) -> DeviceCounters {
+        self.counters.snapshot()
+    }
+}
+
+/// What a Linux kernel without ACPI needs on its command line to find the virtio devices; empty when there are none.
+pub fn cmdline_additions(spec: &MachineSpec) -> String {
+    virtio_windows(spec)
+        .map(|window| {
+            let kib = VIRTIO_MMIO_SIZE / 1024;
+            format!("virtio_mmio.device={kib}K@{:#x}:{}", window.base, window.gsi)
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+enum Place<'a> {
+    Virtio(&'a dyn Window, u64),
+    Platform(u64),
+}
+
+fn com1_register(port: u16) -> Option<u8> {
+    port.checked_sub(COM1_PORT).filter(|&register| register < 8).map(|register| register as u8)
+}
+
+/// The disks' images with their sizes, if they are as specified.
+fn check_disks(spec: &MachineSpec, images: Vec<File>) -> Result<Vec<(File, u64)>, DeviceError> {
+    if images.len() != spec.disks.len() {
+        return Err(DeviceError::DiskCount { disks: spec.disks.len(), images: images.len() });
+    }
+    let mut checked = Vec::with_capacity(images.len());
+    for (index, (disk, image)) in spec.disks.iter().zip(images).enumerate() {
+        if !disk.read_only {
+            return Err(DeviceError::DiskWritable(index));
+        }
+        let spec_bytes = disk.bytes;
+        if spec_bytes == 0 || !spec_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(DeviceError::DiskSectors { index, bytes: spec_bytes });
+        }
+        let image_bytes =
+            image_bytes(&image).map_err(|source| DeviceError::DiskMetadata { index, source })?;
+        if image_bytes != spec_bytes {
+            return Err(DeviceError::DiskSize { index, spec_bytes, image_bytes });
+        }
+        checked.push((image, spec_bytes));
+    }
+    Ok(checked)
+}
+
+/// Size of a file or block device.
+fn image_bytes(mut image: &File) -> std::io::Result<u64> {
+    let metadata = image.metadata()?;
+    if metadata.file_type().is_block_device() {
+        use std::io::{Seek, SeekFrom};
+        return image.seek(SeekFrom::End(0));
+    }
+    Ok(metadata.len())
 }

@@ -1,0 +1,278 @@
+//! Linux by its 64-bit boot protocol (Documentation/arch/x86/boot.rst): bzImage or vmlinux, initramfs, command line,
+//! e820 map, ACPI tables and MP table, and the first vCPU at the kernel's entry. The others wait for their start, as
+//! after power-on.
+
+use super::{BootError, acpi, code_segment, control, data_segment, mptable, unreadable, write_cmdline};
+use crate::devices::cmdline_additions;
+use crate::layout::{
+    ACPI_BASE, ACPI_SIZE, BOOT_GDT, BOOT_PAGE_TABLES, CMDLINE_BASE, CMDLINE_SIZE, HIGH_RAM_BASE, HIMEM_BASE,
+    MPTABLE_BASE, PAGE_SIZE, ZERO_PAGE,
+};
+use crate::memory::GuestRam;
+use crate::state::{MachineState, VcpuState};
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::Path;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
+
+/// "HdrS"
+const HEADER_MAGIC: u32 = 0x5372_6448;
+const BOOT_FLAG: u16 = 0xaa55;
+/// A loader without a number of its own.
+const LOADER_OTHER: u8 = 0xff;
+/// The kernel has an entry for 64-bit mode, 0x200 bytes after its start.
+const XLF_KERNEL_64: u16 = 1;
+const ENTRY_64: u64 = 0x200;
+const LOADED_HIGH: u8 = 1;
+/// Highest address of an initramfs for kernels that do not say (vmlinux): 32 bits, less what old kernels spare.
+const INITRD_END_MAX: u64 = 0x8000_0000;
+
+const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+/// Base memory ends where the MP table begins; the legacy video and ROM area follows.
+const BIOS_AREA: u64 = 0xa_0000;
+
+/// `__BOOT_CS` and `__BOOT_DS` of the protocol.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
+const TSS_SELECTOR: u16 = 0x20;
+
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// MTRRs enabled, write-back by default: what firmware leaves behind. Without, the kernel takes all memory for uncached.
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+/// Offsets of the LAPIC's LINT registers, and the delivery modes that firmware sets there.
+const LVT_LINT: [(usize, u32); 2] = [(0x350, 0x700), (0x360, 0x400)];
+
+pub(super) fn load(
+    kernel: &Path,
+    initrd: Option<&Path>,
+    cmdline: &str,
+    ram: &GuestRam,
+    state: &mut MachineState,
+) -> Result<(), BootError> {
+    let additions = cmdline_additions(&state.spec);
+    let cmdline = [cmdline.trim(), additions.as_str()].join(" ");
+    let cmdline_bytes = write_cmdline(ram, cmdline.trim())?;
+    let loaded = load_kernel(kernel, ram)?;
+
+    let mut params = boot_params { hdr: loaded.header, ..Default::default() };
+    if let Some(path) = initrd {
+        let highest = match u64::from(params.hdr.initrd_addr_max) {
+            0 => INITRD_END_MAX,
+            last => last + 1,
+        };
+        let (base, bytes) = load_initrd(path, loaded.end, highest, ram)?;
+        (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = (base as u32, bytes as u32);
+    }
+    params.hdr.type_of_loader = LOADER_OTHER;
+    params.hdr.cmd_line_ptr = CMDLINE_BASE as u32;
+    params.hdr.cmdline_size = cmdline_bytes as u32;
+    params.acpi_rsdp_addr = acpi::write_tables(ram.memory(), &state.spec)?;
+    mptable::write_mptable(ram.memory(), &state.spec)?;
+    let map = e820(ram);
+    params.e820_entries = map.len() as u8;
+    params.e820_table[..map.len()].copy_from_slice(&map);
+    ram.memory().write_obj(params, GuestAddress(ZERO_PAGE))?;
+
+    write_page_tables(ram)?;
+    for vcpu in &mut state.vcpus {
+        set_firmware_registers(vcpu);
+    }
+    if let Some(first) = state.vcpus.first_mut() {
+        set_entry(first, loaded.entry, ram)?;
+    }
+    Ok(())
+}
+
+struct LoadedKernel {
+    entry: u64,
+    /// First address that the kernel does not need while it starts.
+    end: u64,
+    header: setup_header,
+}
+
+fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
+    let mut file = File::open(path).map_err(unreadable("kernel", path))?;
+    let mut magic = [0; 4];
+    let not_a_kernel = |why: &dyn std::fmt::Display| BootError::NotAKernel { path: path.to_owned(), why: why.to_string() };
+    file.read_exact(&mut magic).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => not_a_kernel(&"it has less than four bytes"),
+        _ => unreadable("kernel", path)(e),
+    })?;
+    let file_bytes = file.metadata().map_err(unreadable("kernel", path))?.len();
+    let fits = |end: u64| match end <= ram.low_end() {
+        true => Ok(end),
+        false => Err(BootError::TooLarge { what: "kernel", end, room: ram.low_end() }),
+    };
+    if magic == *b"\x7fELF" {
+        let end = elf_end(&mut file).map_err(|why| not_a_kernel(&why))?;
+        let end = fits(end)?;
+        let KernelLoaderResult { kernel_load, .. } =
+            load_by::<Elf>(&mut file, ram).map_err(|e| not_a_kernel(&e))?;
+        let header = setup_header {
+            boot_flag: BOOT_FLAG,
+            header: HEADER_MAGIC,
+            kernel_alignment: 0x100_0000,
+            loadflags: LOADED_HIGH,
+            ..Default::default()
+        };
+        return Ok(LoadedKernel { entry: kernel_load.0, end, header });
+    }
+    // The part that is loaded is shorter than the file.
+    fits(HIMEM_BASE + file_bytes)?;
+    let KernelLoaderResult { kernel_load, kernel_end, setup_header, .. } =
+        load_by::<BzImage>(&mut file, ram).map_err(|e| not_a_kernel(&e))?;
+    let Some(header) = setup_header.filter(|header| header.xloadflags & XLF_KERNEL_64 != 0) else {
+        return Err(not_a_kernel(&"it has no entry for 64-bit mode"));
+    };
+    // It unpacks itself in place, or to where it prefers to be.
+    let unpacked = kernel_load.0.max(header.pref_address).saturating_add(header.init_size.into());
+    Ok(LoadedKernel { entry: kernel_load.0 + ENTRY_64, end: fits(unpacked.max(kernel_end))?, header })
+}
+
+fn load_by<L: KernelLoader>(
+    file: &mut File,
+    ram: &GuestRam,
+) -> Result<KernelLoaderResult, linux_loader::loader::Error> {
+    L::load(ram.memory(), None, file, Some(GuestAddress(HIMEM_BASE)))
+}
+
+/// First address after a vmlinux' segments, checked before linux-loader writes the first of them.
+fn elf_end(file: &mut File) -> Result<u64, String> {
+    let mut header = [0; 64];
+    file.rewind().and_then(|()| file.read_exact(&mut header)).map_err(|e| e.to_string())?;
+    if header[4] != 2 {
+        return Err("it is not a 64-bit ELF file".into());
+    }
+    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let table = u64_at(&header, 32);
+    let count = u16::from_le_bytes([header[56], header[57]]);
+    let mut end = HIMEM_BASE;
+    file.seek(std::io::SeekFrom::Start(table)).map_err(|e| e.to_string())?;
+    for _ in 0..count {
+        let mut segment = [0; 56];
+        file.read_exact(&mut segment).map_err(|_| "its program headers are cut off".to_owned())?;
+        if segment[..4] == [1, 0, 0, 0] {
+            end = end.max(u64_at(&segment, 24).saturating_add(u64_at(&segment, 40)));
+        }
+    }
+    Ok(end)
+}
+
+/// Loads the initramfs as high as it may be; its address and size.
+fn load_initrd(path: &Path, after: u64, highest: u64, ram: &GuestRam) -> Result<(u64, u64), BootError> {
+    let mut file = File::open(path).map_err(unreadable("initramfs", path))?;
+    let bytes = file.metadata().map_err(unreadable("initramfs", path))?.len();
+    let room = ram.low_end().min(highest);
+    let base = room.checked_sub(bytes).map(|base| base & !(PAGE_SIZE as u64 - 1)).filter(|&base| base >= after);
+    let Some(base) = base else {
+        return Err(BootError::TooLarge { what: "initramfs", end: after.saturating_add(bytes), room });
+    };
+    let mut at = 0;
+    while at < bytes {
+        let chunk = (bytes - at).min(1 << 20);
+        let slice = ram.memory().get_slice(GuestAddress(base + at), chunk as usize)?;
+        file.read_exact_volatile(&mut slice.offset(0).map_err(vm_memory::GuestMemoryError::from)?)
+            .map_err(|e| unreadable("initramfs", path)(std::io::Error::other(e.to_string())))?;
+        at += chunk;
+    }
+    Ok((base, bytes))
+}
+
+fn e820(ram: &GuestRam) -> Vec<boot_e820_entry> {
+    let entry = |addr: u64, end: u64, kind: u32| boot_e820_entry { addr, size: end - addr, r#type: kind };
+    let mut map = vec![
+        entry(0, MPTABLE_BASE, E820_RAM),
+        entry(MPTABLE_BASE, BIOS_AREA, E820_RESERVED),
+        entry(ACPI_BASE, ACPI_BASE + ACPI_SIZE, E820_RESERVED),
+        entry(HIMEM_BASE, ram.low_end(), E820_RAM),
+    ];
+    let high = ram.bytes() - ram.low_end();
+    if high > 0 {
+        map.push(entry(HIGH_RAM_BASE, HIGH_RAM_BASE + high, E820_RAM));
+    }
+    map
+}
+
+/// The first 4 GiB, identity-mapped by 2 MiB pages: kernel, zero page and command line are among them, as the
+/// protocol asks.
+fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
+    const TABLE: u64 = 0b11;
+    const LARGE_PAGE: u64 = TABLE | 1 << 7;
+    let pdpt = BOOT_PAGE_TABLES + 0x1000;
+    let directories = BOOT_PAGE_TABLES + 0x2000;
+    ram.memory().write_obj(pdpt | TABLE, GuestAddress(BOOT_PAGE_TABLES))?;
+    for directory in 0..4u64 {
+        ram.memory().write_obj((directories + directory * 0x1000) | TABLE, GuestAddress(pdpt + directory * 8))?;
+    }
+    for page in 0..4 * 512u64 {
+        ram.memory().write_obj((page << 21) | LARGE_PAGE, GuestAddress(directories + page * 8))?;
+    }
+    Ok(())
+}
+
+/// What firmware would have set on every processor.
+fn set_firmware_registers(vcpu: &mut VcpuState) {
+    if let Some(msr) = vcpu.msrs.iter_mut().find(|msr| msr.index == MSR_MTRR_DEF_TYPE) {
+        msr.data = MTRR_WRITE_BACK;
+    }
+    for (offset, mode) in LVT_LINT {
+        let register = &mut vcpu.lapic.regs[offset..offset + 4];
+        let bytes: [u8; 4] = std::array::from_fn(|i| register[i] as u8);
+        let value = (u32::from_le_bytes(bytes) & !0x700) | mode;
+        for (to, from) in register.iter_mut().zip(value.to_le_bytes()) {
+            *to = from as std::os::raw::c_char;
+        }
+    }
+}
+
+/// 64-bit mode at the kernel's entry, with a GDT of the segments that the protocol names.
+fn set_entry(vcpu: &mut VcpuState, entry: u64, ram: &GuestRam) -> Result<(), BootError> {
+    let code = code_segment(CODE_SELECTOR, 0);
+    let data = data_segment(DATA_SELECTOR, 0);
+    let tss = kvm_segment { selector: TSS_SELECTOR, type_: 0xb, present: 1, limit: 0x67, ..Default::default() };
+    let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&tss), 0];
+    for (index, entry) in (0u64..).zip(gdt) {
+        ram.memory().write_obj(entry, GuestAddress(BOOT_GDT + index * 8))?;
+    }
+    vcpu.regs = kvm_regs {
+        rip: entry,
+        rsi: ZERO_PAGE,
+        rsp: BOOT_PAGE_TABLES - 0x10,
+        rbp: BOOT_PAGE_TABLES - 0x10,
+        rflags: 2,
+        ..Default::default()
+    };
+    let sregs = &mut vcpu.sregs.base;
+    (sregs.cs, sregs.tr) = (code, tss);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.gdt = kvm_dtable { base: BOOT_GDT, limit: (gdt.len() * 8 - 1) as u16, ..Default::default() };
+    sregs.idt = kvm_dtable::default();
+    sregs.cr0 = control::CR0_PE_ET_PG;
+    sregs.cr3 = BOOT_PAGE_TABLES;
+    sregs.cr4 = control::CR4_PAE;
+    sregs.efer = control::EFER_LME_LMA;
+    Ok(())
+}
+
+/// A segment as the GDT has it (Intel SDM volume 3, 3.4.5).
+fn descriptor(segment: &kvm_segment) -> u64 {
+    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
+    let flags = u64::from(segment.type_)
+        | u64::from(segment.s) << 4
+        | u64::from(segment.dpl) << 5
+        | u64::from(segment.present) << 7
+        | u64::from(segment.l) << 13
+        | u64::from(segment.db) << 14
+        | u64::from(segment.g) << 15;
+    (limit & 0xffff)
+        | (segment.base & 0xff_ffff) << 16
+        | flags << 40
+        | (limit & 0xf_0000) << 32
+        | (segment.base & 0xff00_0000) << 32
+}
+
+const _: () = assert!(CMDLINE_BASE as usize + CMDLINE_SIZE <= MPTABLE_BASE as usize);

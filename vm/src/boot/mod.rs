@@ -1,0 +1,143 @@
+//! Puts a guest into a fresh machine: the image into memory, the vCPUs at its entry.
+
+pub(crate) mod acpi;
+mod freestanding;
+mod linux;
+pub(crate) mod mptable;
+
+use crate::layout::{CMDLINE_BASE, CMDLINE_SIZE, PAGE_SIZE};
+use crate::memory::GuestRam;
+use crate::spec::{Boot, FreestandingImage};
+use crate::state::{MachineState, StateError};
+use kvm_bindings::kvm_segment;
+use std::path::{Path, PathBuf};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
+
+/// Why a guest could not be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file of the guest cannot be read.
+    #[error("cannot read the {what} {}: {source}", .path.display())]
+    Read {
+        /// Kernel, initramfs or program.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// The kernel is no kernel.
+    #[error("{} is not a kernel that can be booted: {why}", .path.display())]
+    NotAKernel {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The program is no program.
+    #[error("{name} is not a freestanding program: {why}")]
+    NotAProgram {
+        /// Its path, or what it is.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It does not fit.
+    #[error("the {what} does not fit: it needs memory up to {end:#x}, the guest has {room:#x} there")]
+    TooLarge {
+        /// Kernel, initramfs or program.
+        what: &'static str,
+        /// First address after it.
+        end: u64,
+        /// Where it must end.
+        room: u64,
+    },
+    /// The command line does not fit.
+    #[error("the command line has {0} bytes, at most {max} fit", max = CMDLINE_SIZE - 1)]
+    CmdlineTooLong(usize),
+    /// The command line is cut by a NUL.
+    #[error("the command line contains a NUL")]
+    CmdlineNul,
+    /// More vCPUs than fit their stacks.
+    #[error("no room for the stacks of {vcpus} vCPUs above the program")]
+    Stacks {
+        /// vCPUs.
+        vcpus: usize,
+    },
+    /// The boot tables cannot be written.
+    #[error(transparent)]
+    Tables(#[from] acpi::TableError),
+    /// Guest memory refused an access: the machine is too small for what is written.
+    #[error("guest memory: {0}")]
+    Memory(#[from] GuestMemoryError),
+    /// The initial state was refused.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Loads `boot` and sets up `state`, which is that of a machine after power-on.
+pub(crate) fn load(boot: &Boot, ram: &GuestRam, state: &mut MachineState) -> Result<(), BootError> {
+    match boot {
+        Boot::Linux { kernel, initrd, cmdline } => {
+            linux::load(kernel, initrd.as_deref(), cmdline, ram, state)
+        }
+        Boot::Freestanding { image: FreestandingImage::File(path), cmdline } => {
+            let image = std::fs::read(path).map_err(unreadable("program", path))?;
+            freestanding::load(&path.display().to_string(), &image, cmdline, ram, state)
+        }
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => {
+            freestanding::load("the built-in guest", crate::guest::IMAGE, cmdline, ram, state)
+        }
+    }
+}
+
+/// Zeroes a used machine's memory: only pages that have content are written, and are dirty afterwards.
+pub(crate) fn clear(ram: &GuestRam) -> Result<(), BootError> {
+    let zeros = [0; PAGE_SIZE];
+    let mut page = [0; PAGE_SIZE];
+    for region in ram.memory().iter() {
+        for offset in (0..region.len()).step_by(PAGE_SIZE) {
+            let address = GuestAddress(region.start_addr().0 + offset);
+            ram.memory().read_slice(&mut page, address)?;
+            if page != zeros {
+                ram.memory().write_slice(&zeros, address)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> BootError {
+    let path = path.to_owned();
+    move |source| BootError::Read { what, path, source }
+}
+
+/// Writes the command line with its NUL; its length without.
+fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<usize, BootError> {
+    if cmdline.len() >= CMDLINE_SIZE {
+        return Err(BootError::CmdlineTooLong(cmdline.len()));
+    }
+    if cmdline.contains('\0') {
+        return Err(BootError::CmdlineNul);
+    }
+    ram.memory().write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE_BASE))?;
+    ram.memory().write_obj(0u8, GuestAddress(CMDLINE_BASE + cmdline.len() as u64))?;
+    Ok(cmdline.len())
+}
+
+/// A flat 64-bit code segment.
+fn code_segment(selector: u16, dpl: u8) -> kvm_segment {
+    kvm_segment { selector, type_: 0xb, present: 1, dpl, s: 1, l: 1, g: 1, limit: !0, ..Default::default() }
+}
+
+/// A flat data segment.
+fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
+    kvm_segment { selector, type_: 0x3, present: 1, dpl, s: 1, db: 1, g: 1, limit: !0, ..Default::default() }
+}
+
+/// Control register bits of 64-bit mode with paging.
+mod control {
+    pub const CR0_PE_ET_PG: u64 = 0x8000_0011;
+    pub const CR4_PAE: u64 = 0x20;
+    pub const EFER_LME_LMA: u64 = 0x500;
+}

@@ -1,0 +1,57 @@
+//! virtio 1.2 over virtio-mmio: the transport, its queues, and the devices behind it. Everything the driver writes,
+//! in registers and in rings, is taken for hostile: what breaks the rules stops that device until its driver resets it.
+
+pub(crate) mod block;
+pub(crate) mod net;
+pub(crate) mod queue;
+pub(crate) mod rng;
+pub(crate) mod transport;
+
+use crate::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+use crate::spec::MachineSpec;
+
+/// Where one virtio-mmio device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtioWindow {
+    /// Its place among the machine's virtio devices.
+    pub index: usize,
+    /// Guest-physical address of its registers, [`VIRTIO_MMIO_SIZE`] bytes.
+    pub base: u64,
+    /// Its interrupt.
+    pub gsi: u32,
+}
+
+/// The windows of a machine's virtio devices: the network card, the disks in order, the rng.
+pub fn windows(spec: &MachineSpec) -> impl Iterator<Item = VirtioWindow> + use<> {
+    let devices = usize::from(spec.net.is_some()) + spec.disks.len() + usize::from(spec.rng);
+    (0..devices.min(VIRTIO_DEVICES_MAX)).map(|index| VirtioWindow {
+        index,
+        base: VIRTIO_MMIO_BASE + index as u64 * VIRTIO_MMIO_SIZE,
+        gsi: VIRTIO_GSI_BASE + index as u32,
+    })
+}
+
+/// What a driver did wrong. Its device is stopped until it is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    #[error("queue of {0} entries")]
+    QueueSize(u32),
+    #[error("queue parts at {desc:#x}, {avail:#x}, {used:#x}: misaligned or not in RAM")]
+    QueueAddress { desc: u64, avail: u64, used: u64 },
+    #[error("available index jumps by {0}")]
+    AvailIndex(u16),
+    #[error("ring in memory that cannot be accessed")]
+    Ring,
+    #[error("chain {head}: descriptors that loop, lead nowhere, or number more than the queue's size")]
+    Chain { head: u16 },
+    #[error("chain {head}: buffer of {bytes} bytes at {address:#x}: empty or not in RAM")]
+    Buffer { head: u16, address: u64, bytes: u32 },
+    #[error("chain {head}: a buffer to read after one to write")]
+    Order { head: u16 },
+    #[error("chain {head}: wrong number or size of buffers for this device")]
+    Shape { head: u16 },
+    #[error("frame asks for offloads that were not negotiated")]
+    Offload,
+    #[error("status {from:#x} to {to:#x}")]
+    Status { from: u32, to: u32 },
+}

@@ -1,0 +1,209 @@
+//! virtio-net: one receive and one transmit queue, no offloads. Frames out go to the [`FrameSink`]; frames in come
+//! from a pump outside through [`NetPort`].
+//!
+//! A frame that the sink has no room for stays in the guest's queue, which is part of the machine's state, so it is
+//! never lost: it is offered again by [`NetPort::resume_transmit`], and by `Devices::resume`.
+
+use super::Malformed;
+use super::queue::{Chain, Ring};
+use super::transport::{Backend, Shared};
+use crate::devices::counters::{Counters, add};
+use crate::devices::{FrameSink, Transmit};
+use crate::memory::GuestMemory;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+};
+
+/// virtio_net_hdr with num_buffers, always there with VERSION_1 (virtio 1.2 §5.1.6).
+const HEADER_BYTES: usize = 12;
+/// Ethernet header without payload.
+const FRAME_BYTES_MIN: usize = 14;
+/// The longest frame taken from the guest or given to it.
+pub(crate) const FRAME_BYTES_MAX: usize = 9216;
+const RX: usize = 0;
+const TX: usize = 1;
+
+pub(crate) struct Net {
+    mac: [u8; 6],
+    sink: Option<Arc<dyn FrameSink>>,
+    counters: Arc<Counters>,
+    chain: Chain,
+    frame: Vec<u8>,
+}
+
+impl Net {
+    /// A card with this address. Without a sink its cable is unplugged: frames are taken and lost.
+    pub(crate) fn new(mac: [u8; 6], sink: Option<Arc<dyn FrameSink>>, counters: Arc<Counters>) -> Self {
+        let frame = Vec::with_capacity(HEADER_BYTES + FRAME_BYTES_MAX);
+        Self { mac, sink, counters, chain: Chain::default(), frame }
+    }
+
+    fn transmit(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
+        let Self { mac: _, sink, counters, chain, frame } = self;
+        let ring = &mut rings[TX];
+        let mut sent = false;
+        for _ in 0..ring.available(memory)? {
+            if !ring.pop(memory, chain)? {
+                break;
+            }
+            let bytes = chain.readable_bytes();
+            let fits = (HEADER_BYTES + FRAME_BYTES_MIN) as u64..=(HEADER_BYTES + FRAME_BYTES_MAX) as u64;
+            if !chain.writable.is_empty() || !fits.contains(&bytes) {
+                return Err(Malformed::Shape { head: chain.head });
+            }
+            frame.clear();
+            chain.read_all(memory, frame)?;
+            let (header, frame) = frame.split_at(HEADER_BYTES);
+            // flags and gso_type: without negotiated offloads the frame must be complete as it is.
+            if u32::from(header[0]) & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0
+                || u32::from(header[1]) != VIRTIO_NET_HDR_GSO_NONE
+            {
+                return Err(Malformed::Offload);
+            }
+            if let Some(sink) = sink {
+                if sink.transmit(frame) == Transmit::Full {
+                    ring.unpop();
+                    add(&counters.tx_stalls, 1);
+                    break;
+                }
+                add(&counters.frames_out, 1);
+                add(&counters.bytes_out, frame.len() as u64);
+            }
+            ring.complete(memory, chain, 0)?;
+            sent = true;
+        }
+        Ok(sent && ring.wants_interrupt(memory)?)
+    }
+
+    /// Puts one frame into the receive queue.
+    fn receive(
+        &mut self,
+        frame: &[u8],
+        rings: &mut [Ring],
+        memory: &GuestMemory,
+    ) -> Result<(Delivered, bool), Malformed> {
+        let Self { mac: _, sink: _, counters, chain, frame: _ } = self;
+        let ring = &mut rings[RX];
+        if !ring.pop(memory, chain)? {
+            return Ok((Delivered::NoBuffers, false));
+        }
+        if !chain.readable.is_empty() {
+            return Err(Malformed::Shape { head: chain.head });
+        }
+        let bytes = HEADER_BYTES + frame.len();
+        if chain.writable_bytes() < bytes as u64 {
+            ring.unpop();
+            add(&counters.rx_dropped, 1);
+            return Ok((Delivered::TooLong, false));
+        }
+        // No offloads, one buffer.
+        let mut header = [0; HEADER_BYTES];
+        header[10..].copy_from_slice(&1u16.to_le_bytes());
+        chain.write_at(memory, 0, &header)?;
+        chain.write_at(memory, HEADER_BYTES, frame)?;
+        ring.complete(memory, chain, bytes as u32)?;
+        add(&counters.frames_in, 1);
+        add(&counters.bytes_in, frame.len() as u64);
+        Ok((Delivered::Yes, ring.wants_interrupt(memory)?))
+    }
+}
+
+impl Backend for Net {
+    const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+    const QUEUES: &'static [u16] = &[256, 256];
+    const NAME: &'static str = "net";
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_MAC
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.mac
+    }
+
+    fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
+        match queue {
+            TX => self.transmit(rings, memory),
+            // New receive buffers: whoever waits for them is woken by the transport.
+            _ => Ok(false),
+        }
+    }
+}
+
+/// What became of a frame for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Delivered {
+    /// The guest has it.
+    Yes,
+    /// The guest has no receive buffer now: try again after [`NetPort::wait_for_buffers`].
+    NoBuffers,
+    /// The machine is paused: try again after [`NetPort::wait_for_buffers`].
+    Paused,
+    /// The guest runs no driver: the frame is lost, as with any card.
+    NotReady,
+    /// Longer than the guest's receive buffer: the frame is lost, and counted.
+    TooLong,
+}
+
+/// The host's side of the network card, for other threads. Clones are the same card.
+#[derive(Clone)]
+pub struct NetPort {
+    pub(crate) card: Arc<Shared<Net>>,
+    pub(crate) quiesced: Arc<AtomicBool>,
+}
+
+impl NetPort {
+    /// Gives the guest one Ethernet frame (no FCS). Never blocks for long; touches nothing while the machine is paused.
+    pub fn deliver(&self, frame: &[u8]) -> Delivered {
+        let mut card = self.card.device.lock();
+        if self.quiesced.load(Ordering::Relaxed) {
+            return Delivered::Paused;
+        }
+        if !card.running() || !card.registers.rings[RX].ready() {
+            add(&card.around.counters.rx_dropped, 1);
+            return Delivered::NotReady;
+        }
+        if frame.len() > FRAME_BYTES_MAX {
+            add(&card.around.counters.rx_dropped, 1);
+            return Delivered::TooLong;
+        }
+        let mut delivered = Delivered::NotReady;
+        card.serve(|net, rings, memory| {
+            let (outcome, interrupt) = net.receive(frame, rings, memory)?;
+            delivered = outcome;
+            Ok(interrupt)
+        });
+        delivered
+    }
+
+    /// Waits until [`Self::deliver`] would not answer `NoBuffers` or `Paused`, or until the time is over; says which.
+    pub fn wait_for_buffers(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut card = self.card.device.lock();
+        loop {
+            let paused = self.quiesced.load(Ordering::Relaxed);
+            // A broken ring counts as one with buffers: delivering finds out and stops the device.
+            let empty =
+                card.running() && card.registers.rings[RX].available(card.around.ram.memory()) == Ok(0);
+            if !paused && !empty {
+                return true;
+            }
+            if self.card.changed.wait_until(&mut card, deadline).timed_out() {
+                return false;
+            }
+        }
+    }
+
+    /// Offers the frames again that the sink had no room for. Not to be called from within [`FrameSink::transmit`].
+    /// While the machine is paused this does nothing: resuming offers them again.
+    pub fn resume_transmit(&self) {
+        let mut card = self.card.device.lock();
+        if !self.quiesced.load(Ordering::Relaxed) && card.running() {
+            card.serve(|net, rings, memory| net.transmit(rings, memory));
+        }
+    }
+}

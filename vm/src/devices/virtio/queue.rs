@@ -1,0 +1,271 @@
+//! One virtqueue: virtio-queue's ring, set up from the driver's registers and its chains checked whole before a device
+//! sees them.
+//!
+//! virtio-queue ends a broken chain as if it were complete; [`Ring::pop`] tells the two apart. EVENT_IDX is not
+//! offered and notifications are never suppressed, so every chain is followed by a notification that comes after it:
+//! serving those that are available when the notification arrives (at most the queue's size) leaves none behind.
+
+use super::Malformed;
+use crate::devices::StateError;
+use crate::memory::GuestMemory;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{Ordering, fence};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+/// A queue as the driver set it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    /// Entries.
+    pub size: u32,
+    /// Guest-physical address of the descriptor table.
+    pub desc: u64,
+    /// Guest-physical address of the available ring (driver area).
+    pub avail: u64,
+    /// Guest-physical address of the used ring (device area).
+    pub used: u64,
+    /// How far the device has come; none when the queue is not ready.
+    pub position: Option<RingPosition>,
+}
+
+/// How far the device has come in a queue, both modulo 2^16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingPosition {
+    /// Next entry of the available ring to take.
+    pub next_avail: u16,
+    /// Next entry of the used ring to fill.
+    pub next_used: u16,
+}
+
+/// One buffer of a chain, within RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffer {
+    pub(crate) address: GuestAddress,
+    pub(crate) bytes: usize,
+}
+
+/// A descriptor chain taken from a queue. Reused from chain to chain.
+#[derive(Default)]
+pub(crate) struct Chain {
+    pub(crate) head: u16,
+    /// Buffers for the device to read, in order.
+    pub(crate) readable: Vec<Buffer>,
+    /// Buffers for the device to write, in order.
+    pub(crate) writable: Vec<Buffer>,
+}
+
+fn total(buffers: &[Buffer]) -> u64 {
+    buffers.iter().map(|buffer| buffer.bytes as u64).sum()
+}
+
+impl Chain {
+    pub(crate) fn readable_bytes(&self) -> u64 {
+        total(&self.readable)
+    }
+
+    pub(crate) fn writable_bytes(&self) -> u64 {
+        total(&self.writable)
+    }
+
+    /// Appends the readable bytes to `out`.
+    pub(crate) fn read_all(&self, memory: &GuestMemory, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        for buffer in &self.readable {
+            let start = out.len();
+            out.resize(start + buffer.bytes, 0);
+            memory.read_slice(&mut out[start..], buffer.address).map_err(|_| Malformed::Ring)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at `skip` bytes into the writable buffers; the caller has checked that they fit.
+    pub(crate) fn write_at(
+        &self,
+        memory: &GuestMemory,
+        mut skip: usize,
+        mut bytes: &[u8],
+    ) -> Result<(), Malformed> {
+        for buffer in &self.writable {
+            if bytes.is_empty() {
+                break;
+            }
+            if skip >= buffer.bytes {
+                skip -= buffer.bytes;
+                continue;
+            }
+            let (now, rest) = bytes.split_at(bytes.len().min(buffer.bytes - skip));
+            let address = GuestAddress(buffer.address.0 + skip as u64);
+            memory.write_slice(now, address).map_err(|_| Malformed::Ring)?;
+            (bytes, skip) = (rest, 0);
+        }
+        if bytes.is_empty() { Ok(()) } else { Err(Malformed::Shape { head: self.head }) }
+    }
+}
+
+/// A queue of a device.
+pub(crate) struct Ring {
+    max_size: u16,
+    pub(crate) size: u32,
+    pub(crate) desc: u64,
+    pub(crate) avail: u64,
+    pub(crate) used: u64,
+    /// There when the queue is ready.
+    queue: Option<Queue>,
+}
+
+impl Ring {
+    pub(crate) fn new(max_size: u16) -> Self {
+        Self { max_size, size: u32::from(max_size), desc: 0, avail: 0, used: 0, queue: None }
+    }
+
+    pub(crate) fn max_size(&self) -> u16 {
+        self.max_size
+    }
+
+    pub(crate) fn ready(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    pub(crate) fn disable(&mut self) {
+        self.queue = None;
+    }
+
+    /// The driver says that the queue is set up.
+    pub(crate) fn enable(&mut self, memory: &GuestMemory) -> Result<(), Malformed> {
+        let start = RingPosition { next_avail: 0, next_used: 0 };
+        self.queue = Some(self.queue_at(start, memory)?);
+        Ok(())
+    }
+
+    fn queue_at(&self, position: RingPosition, memory: &GuestMemory) -> Result<Queue, Malformed> {
+        let &Self { max_size, size, desc, avail, used, queue: _ } = self;
+        let entries = u16::try_from(size).map_err(|_| Malformed::QueueSize(size))?;
+        if !entries.is_power_of_two() || entries > max_size {
+            return Err(Malformed::QueueSize(size));
+        }
+        let address = Malformed::QueueAddress { desc, avail, used };
+        // virtio 1.2 §2.7: 16 bytes a descriptor, 2 and 8 bytes an entry, 6 bytes around the entries.
+        let entries64 = u64::from(entries);
+        let parts = [(desc, 16 * entries64), (avail, 6 + 2 * entries64), (used, 6 + 8 * entries64)];
+        for (base, bytes) in parts {
+            // virtio-queue takes an available ring at 0 for one that was never set.
+            let in_ram = base != 0
+                && base.checked_add(bytes).is_some()
+                && memory.check_range(GuestAddress(base), bytes as usize);
+            if !in_ram {
+                return Err(address);
+            }
+        }
+        Queue::try_from(QueueState {
+            max_size,
+            next_avail: position.next_avail,
+            next_used: position.next_used,
+            event_idx_enabled: false,
+            size: entries,
+            ready: true,
+            desc_table: desc,
+            avail_ring: avail,
+            used_ring: used,
+        })
+        .map_err(|_| address)
+    }
+
+    /// How many chains wait to be taken: at most the queue's size.
+    pub(crate) fn available(&self, memory: &GuestMemory) -> Result<u16, Malformed> {
+        let Some(queue) = &self.queue else { return Ok(0) };
+        let index = queue.avail_idx(memory, Ordering::Acquire).map_err(|_| Malformed::Ring)?;
+        let waiting = index.0.wrapping_sub(queue.next_avail());
+        if waiting > queue.size() { Err(Malformed::AvailIndex(waiting)) } else { Ok(waiting) }
+    }
+
+    /// Takes the next chain; false when there is none.
+    pub(crate) fn pop(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<bool, Malformed> {
+        if self.available(memory)? == 0 {
+            return Ok(false);
+        }
+        let Some(queue) = &mut self.queue else { return Ok(false) };
+        let entries = usize::from(queue.size());
+        let mut descriptors =
+            queue.iter(memory).map_err(|_| Malformed::Ring)?.next().ok_or(Malformed::Ring)?;
+        let head = descriptors.head_index();
+        chain.head = head;
+        chain.readable.clear();
+        chain.writable.clear();
+        let mut complete = false;
+        for descriptor in descriptors.by_ref().take(entries) {
+            let (address, bytes) = (descriptor.addr(), descriptor.len());
+            let in_ram = bytes != 0
+                && address.0.checked_add(u64::from(bytes)).is_some()
+                && memory.check_range(address, bytes as usize);
+            if !in_ram {
+                return Err(Malformed::Buffer { head, address: address.0, bytes });
+            }
+            let buffer = Buffer { address, bytes: bytes as usize };
+            if descriptor.is_write_only() {
+                chain.writable.push(buffer);
+            } else if chain.writable.is_empty() {
+                chain.readable.push(buffer);
+            } else {
+                return Err(Malformed::Order { head });
+            }
+            complete = !descriptor.has_next();
+        }
+        if complete { Ok(true) } else { Err(Malformed::Chain { head }) }
+    }
+
+    /// Puts the chain that was taken last back to the front.
+    pub(crate) fn unpop(&mut self) {
+        if let Some(queue) = &mut self.queue {
+            queue.go_to_previous_position();
+        }
+    }
+
+    /// Gives a chain back to the driver, with the number of bytes written into it.
+    pub(crate) fn complete(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        written: u32,
+    ) -> Result<(), Malformed> {
+        let Some(queue) = &mut self.queue else { return Ok(()) };
+        queue.add_used(memory, chain.head, written).map_err(|_| Malformed::Ring)
+    }
+
+    /// Whether the driver wants an interrupt for chains given back.
+    pub(crate) fn wants_interrupt(&self, memory: &GuestMemory) -> Result<bool, Malformed> {
+        // The used index must be visible before the flag is read, or both sides could miss each other.
+        fence(Ordering::SeqCst);
+        let flags: u16 =
+            memory.load(GuestAddress(self.avail), Ordering::Relaxed).map_err(|_| Malformed::Ring)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    pub(crate) fn capture(&self) -> RingState {
+        let &Self { max_size: _, size, desc, avail, used, ref queue } = self;
+        let position = queue
+            .as_ref()
+            .map(|queue| RingPosition { next_avail: queue.next_avail(), next_used: queue.next_used() });
+        RingState { size, desc, avail, used, position }
+    }
+
+    /// A queue of `max_size` as captured, if that is a state a queue can be in.
+    pub(crate) fn from_state(
+        max_size: u16,
+        state: &RingState,
+        memory: &GuestMemory,
+    ) -> Result<Self, StateError> {
+        let &RingState { size, desc, avail, used, position } = state;
+        let mut ring = Self { max_size, size, desc, avail, used, queue: None };
+        if let Some(position) = position {
+            let queue = ring.queue_at(position, memory).map_err(|e| StateError::Queue(e.to_string()))?;
+            // Chains are served to the end while the queue is locked: at most one, which broke the rules, was taken
+            // and not given back.
+            let taken = position.next_avail.wrapping_sub(position.next_used);
+            if taken > queue.size() {
+                return Err(StateError::Queue(format!("{taken} chains taken of {}", queue.size())));
+            }
+            ring.queue = Some(queue);
+        }
+        Ok(ring)
+    }
+}

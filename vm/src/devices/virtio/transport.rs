@@ -1,0 +1,487 @@
+//! The virtio-mmio transport (virtio 1.2 §4.2, version 2; the legacy interface is refused): registers, feature
+//! negotiation, queue set-up, interrupt status, and stopping a device whose driver breaks the rules.
+//!
+//! Notifications are served on the vCPU thread that sent them, with the device locked, so nothing is ever in flight
+//! when the vCPUs stand still.
+
+use super::Malformed;
+use super::queue::{Ring, RingState};
+use crate::devices::counters::{Counters, add, count};
+use crate::devices::idle::Idle;
+use crate::devices::{IrqChip, StateError};
+use crate::memory::{GuestMemory, GuestRam};
+use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use virtio_bindings::bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"ftd\0");
+const CONFIG_SPACE: u64 = 0x100;
+const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
+    | VIRTIO_CONFIG_S_DRIVER
+    | VIRTIO_CONFIG_S_DRIVER_OK
+    | VIRTIO_CONFIG_S_FEATURES_OK
+    | VIRTIO_CONFIG_S_FAILED;
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const INT_VRING: u32 = VIRTIO_MMIO_INT_VRING;
+const INT_CONFIG: u32 = VIRTIO_MMIO_INT_CONFIG;
+
+/// What a virtio device is, behind its transport. It keeps no state of its own between notifications: what the guest
+/// can see is in the registers and the rings, which the transport captures.
+pub(crate) trait Backend: Send {
+    /// Device type (virtio 1.2 §5).
+    const DEVICE_ID: u32;
+    /// The most entries that each queue can have.
+    const QUEUES: &'static [u16];
+    /// For messages.
+    const NAME: &'static str;
+
+    /// Feature bits beyond VERSION_1.
+    fn features(&self) -> u64;
+
+    /// The configuration space, which never changes.
+    fn config(&self) -> &[u8];
+
+    /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt.
+    fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
+}
+
+/// Registers and queues of a virtio device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioState {
+    /// Device type; a state of another type is refused.
+    pub device_id: u32,
+    /// Status register.
+    pub status: u32,
+    /// Features that the driver took.
+    pub driver_features: u64,
+    /// DeviceFeaturesSel.
+    pub device_features_select: u32,
+    /// DriverFeaturesSel.
+    pub driver_features_select: u32,
+    /// QueueSel.
+    pub queue_select: u32,
+    /// Interrupt status; the line is high while it is not zero.
+    pub interrupt_status: u32,
+    /// The queues.
+    pub rings: Vec<RingState>,
+}
+
+/// A checked [`VirtioState`], to be taken over by the device that checked it.
+pub(crate) struct Registers {
+    status: u32,
+    driver_features: u64,
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u32,
+    interrupt_status: u32,
+    pub(crate) rings: Vec<Ring>,
+}
+
+impl Registers {
+    fn new(queues: &[u16]) -> Self {
+        Self {
+            status: 0,
+            driver_features: 0,
+            device_features_select: 0,
+            driver_features_select: 0,
+            queue_select: 0,
+            interrupt_status: 0,
+            rings: queues.iter().map(|&max_size| Ring::new(max_size)).collect(),
+        }
+    }
+}
+
+/// What every virtio device is given.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) ram: GuestRam,
+    pub(crate) chip: Arc<dyn IrqChip>,
+    pub(crate) idle: Arc<Idle>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// A virtio-mmio device.
+pub(crate) struct Virtio<B> {
+    pub(crate) backend: B,
+    pub(crate) registers: Registers,
+    pub(crate) around: Surroundings,
+    index: usize,
+    gsi: u32,
+}
+
+impl<B: Backend> Virtio<B> {
+    pub(crate) fn new(backend: B, window: super::VirtioWindow, around: Surroundings) -> Self {
+        let registers = Registers::new(B::QUEUES);
+        Self { backend, registers, around, index: window.index, gsi: window.gsi }
+    }
+
+    fn features(&self) -> u64 {
+        self.backend.features() | VERSION_1
+    }
+
+    /// The driver has set the device up and nothing is wrong.
+    pub(crate) fn running(&self) -> bool {
+        let stopped = VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED;
+        self.registers.status & (VIRTIO_CONFIG_S_DRIVER_OK | stopped) == VIRTIO_CONFIG_S_DRIVER_OK
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let answered = if offset >= CONFIG_SPACE {
+            self.read_config(offset - CONFIG_SPACE, data)
+        } else if let Ok(data) = <&mut [u8; 4]>::try_from(&mut *data) {
+            self.read_register(offset).map(|value| *data = value.to_le_bytes()).is_some()
+        } else {
+            false
+        };
+        if !answered {
+            data.fill(0xff);
+            add(&self.around.counters.unknown_io, 1);
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) -> bool {
+        let config = self.backend.config();
+        let Ok(start) = usize::try_from(offset) else { return false };
+        let Some(bytes) = config.get(start..start.saturating_add(data.len())) else { return false };
+        data.copy_from_slice(bytes);
+        true
+    }
+
+    fn read_register(&self, offset: u64) -> Option<u32> {
+        let registers = &self.registers;
+        let ring = registers.rings.get(registers.queue_select as usize);
+        Some(match offset {
+            0x000 => MAGIC,
+            0x004 => VERSION,
+            0x008 => B::DEVICE_ID,
+            0x00c => VENDOR,
+            0x010 => match registers.device_features_select {
+                0 => self.features() as u32,
+                1 => (self.features() >> 32) as u32,
+                _ => 0,
+            },
+            0x034 => ring.map_or(0, |ring| u32::from(ring.max_size())),
+            0x044 => ring.map_or(0, |ring| u32::from(ring.ready())),
+            0x060 => registers.interrupt_status,
+            0x070 => registers.status,
+            // Shared memory regions: none, which reads as a length and a base of all ones.
+            0x0b0 | 0x0b4 | 0x0b8 | 0x0bc => u32::MAX,
+            // Configuration generation: the configuration never changes.
+            0x0fc => 0,
+            _ => return None,
+        })
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let written = <[u8; 4]>::try_from(data)
+            .ok()
+            .filter(|_| offset < CONFIG_SPACE)
+            .is_some_and(|data| self.write_register(offset, u32::from_le_bytes(data)));
+        if !written {
+            add(&self.around.counters.unknown_io, 1);
+        }
+    }
+
+    fn write_register(&mut self, offset: u64, value: u32) -> bool {
+        let negotiating = self.registers.status & (VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK)
+            == VIRTIO_CONFIG_S_DRIVER;
+        match offset {
+            0x014 => self.registers.device_features_select = value,
+            0x020 if negotiating => match self.registers.driver_features_select {
+                0 => set_low(&mut self.registers.driver_features, value),
+                1 => set_high(&mut self.registers.driver_features, value),
+                // Feature bits from 64 are not offered, so taking them is refused at FEATURES_OK.
+                _ => return value == 0,
+            },
+            0x024 => self.registers.driver_features_select = value,
+            0x030 => self.registers.queue_select = value,
+            0x038 => self.set_up_queue(|ring| ring.size = value),
+            0x044 => self.set_queue_ready(value),
+            0x050 => self.notify(value),
+            0x064 => self.acknowledge(value),
+            0x070 => self.set_status(value),
+            0x080 => self.set_up_queue(|ring| set_low(&mut ring.desc, value)),
+            0x084 => self.set_up_queue(|ring| set_high(&mut ring.desc, value)),
+            0x090 => self.set_up_queue(|ring| set_low(&mut ring.avail, value)),
+            0x094 => self.set_up_queue(|ring| set_high(&mut ring.avail, value)),
+            0x0a0 => self.set_up_queue(|ring| set_low(&mut ring.used, value)),
+            0x0a4 => self.set_up_queue(|ring| set_high(&mut ring.used, value)),
+            // Shared memory region select.
+            0x0ac => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// Changes the selected queue, which the driver may do from FEATURES_OK to DRIVER_OK while it is not ready; at
+    /// other times it has no effect.
+    fn set_up_queue(&mut self, change: impl FnOnce(&mut Ring)) {
+        let status = self.registers.status;
+        let may = status & VIRTIO_CONFIG_S_FEATURES_OK != 0
+            && status & (VIRTIO_CONFIG_S_DRIVER_OK | VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED)
+                == 0;
+        let ring = self.registers.rings.get_mut(self.registers.queue_select as usize);
+        if let Some(ring) = ring.filter(|ring| may && !ring.ready()) {
+            change(ring);
+        }
+    }
+
+    fn set_queue_ready(&mut self, value: u32) {
+        if value & 1 == 0 {
+            if let Some(ring) = self.registers.rings.get_mut(self.registers.queue_select as usize) {
+                ring.disable();
+            }
+            return;
+        }
+        let mut result = Ok(());
+        let ram = self.around.ram.clone();
+        self.set_up_queue(|ring| result = ring.enable(ram.memory()));
+        if let Err(malformed) = result {
+            self.stop(malformed);
+        }
+    }
+
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            add(&self.around.counters.resets, 1);
+            self.reset();
+            return;
+        }
+        let from = self.registers.status;
+        // The driver only ever adds bits; NEEDS_RESET is the device's.
+        let mut to = from | (value & STATUS_DRIVER_BITS);
+        let added = to & !from;
+        if added & VIRTIO_CONFIG_S_FEATURES_OK != 0 {
+            let features = self.registers.driver_features;
+            // Left clear when the driver's choice will not do; the driver reads it back (virtio 1.2 §3.1.1).
+            if features & !self.features() != 0 || features & VERSION_1 == 0 {
+                to &= !VIRTIO_CONFIG_S_FEATURES_OK;
+            }
+        }
+        if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 && to & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
+            self.stop(Malformed::Status { from, to: value });
+            return;
+        }
+        self.registers.status = to;
+    }
+
+    fn notify(&mut self, queue: u32) {
+        let queue = queue as usize;
+        if !self.running() || !self.registers.rings.get(queue).is_some_and(Ring::ready) {
+            return;
+        }
+        self.serve(|backend, rings, memory| backend.notify(queue, rings, memory));
+    }
+
+    /// Lets the backend work on its queues, and interrupts or stops the device accordingly.
+    pub(crate) fn serve(
+        &mut self,
+        work: impl FnOnce(&mut B, &mut [Ring], &GuestMemory) -> Result<bool, Malformed>,
+    ) {
+        let memory = self.around.ram.memory();
+        match work(&mut self.backend, &mut self.registers.rings, memory) {
+            Ok(true) => self.raise(INT_VRING),
+            Ok(false) => {}
+            Err(malformed) => self.stop(malformed),
+        }
+    }
+
+    /// Stops the device: the driver must reset it (virtio 1.2 §2.1.2).
+    pub(crate) fn stop(&mut self, malformed: Malformed) {
+        if count(&self.around.counters.malformed) {
+            tracing::warn!(device = B::NAME, index = self.index, %malformed, "virtio device stopped");
+        }
+        let was_running = self.running();
+        self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        if was_running {
+            self.raise(INT_CONFIG);
+        }
+    }
+
+    fn raise(&mut self, bits: u32) {
+        let was = self.registers.interrupt_status;
+        self.registers.interrupt_status |= bits;
+        if was == 0 {
+            self.around.chip.set_level(self.gsi, true);
+            self.around.idle.set_signalled(self.index, true);
+        }
+    }
+
+    fn acknowledge(&mut self, bits: u32) {
+        let was = self.registers.interrupt_status;
+        let now = was & !bits;
+        if now == was {
+            return;
+        }
+        self.registers.interrupt_status = now;
+        self.around.chip.set_level(self.gsi, false);
+        if now != 0 {
+            // An edge for a pin that is programmed as edge triggered: what is left would otherwise stay unseen.
+            self.around.chip.set_level(self.gsi, true);
+        } else {
+            self.around.idle.set_signalled(self.index, false);
+        }
+    }
+
+    fn reset(&mut self) {
+        if self.registers.interrupt_status != 0 {
+            self.acknowledge(u32::MAX);
+        }
+        self.registers = Registers::new(B::QUEUES);
+    }
+
+    fn capture(&self) -> VirtioState {
+        let &Registers {
+            status,
+            driver_features,
+            device_features_select,
+            driver_features_select,
+            queue_select,
+            interrupt_status,
+            ref rings,
+        } = &self.registers;
+        VirtioState {
+            device_id: B::DEVICE_ID,
+            status,
+            driver_features,
+            device_features_select,
+            driver_features_select,
+            queue_select,
+            interrupt_status,
+            rings: rings.iter().map(Ring::capture).collect(),
+        }
+    }
+
+    fn check(&self, state: &VirtioState) -> Result<Registers, StateError> {
+        let &VirtioState {
+            device_id,
+            status,
+            driver_features,
+            device_features_select,
+            driver_features_select,
+            queue_select,
+            interrupt_status,
+            ref rings,
+        } = state;
+        let refuse = |why: String| StateError::Virtio { device: B::NAME, index: self.index, why };
+        if device_id != B::DEVICE_ID {
+            return Err(refuse(format!("state of a device of type {device_id}")));
+        }
+        let negotiated = status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if status & !(STATUS_DRIVER_BITS | VIRTIO_CONFIG_S_NEEDS_RESET) != 0
+            || (status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !negotiated)
+        {
+            return Err(refuse(format!("status {status:#x}")));
+        }
+        if negotiated && (driver_features & !self.features() != 0 || driver_features & VERSION_1 == 0) {
+            return Err(refuse(format!("features {driver_features:#x} of {:#x}", self.features())));
+        }
+        if interrupt_status & !(INT_VRING | INT_CONFIG) != 0 {
+            return Err(refuse(format!("interrupt status {interrupt_status:#x}")));
+        }
+        if rings.len() != B::QUEUES.len() {
+            return Err(refuse(format!("{} queues of {}", rings.len(), B::QUEUES.len())));
+        }
+        if !negotiated && rings.iter().any(|ring| ring.position.is_some()) {
+            return Err(refuse("queues in use before feature negotiation".into()));
+        }
+        let rings = rings
+            .iter()
+            .zip(B::QUEUES)
+            .map(|(ring, &max_size)| Ring::from_state(max_size, ring, self.around.ram.memory()))
+            .collect::<Result<_, _>>()
+            .map_err(|e| refuse(e.to_string()))?;
+        Ok(Registers {
+            status,
+            driver_features,
+            device_features_select,
+            driver_features_select,
+            queue_select,
+            interrupt_status,
+            rings,
+        })
+    }
+}
+
+fn set_low(register: &mut u64, low: u32) {
+    *register = *register & !u64::from(u32::MAX) | u64::from(low);
+}
+
+fn set_high(register: &mut u64, high: u32) {
+    *register = *register & u64::from(u32::MAX) | u64::from(high) << 32;
+}
+
+/// A virtio device whatever its type, with its lock. `changed` tells who waits for the device that a driver's write
+/// may have changed what they wait for.
+pub(crate) struct Shared<B> {
+    pub(crate) device: Mutex<Virtio<B>>,
+    pub(crate) changed: Condvar,
+}
+
+impl<B: Backend> Shared<B> {
+    pub(crate) fn new(device: Virtio<B>) -> Arc<Self> {
+        Arc::new(Self { device: Mutex::new(device), changed: Condvar::new() })
+    }
+}
+
+/// What the bus and the capture need of a virtio device.
+pub(crate) trait Window: Send + Sync {
+    fn read(&self, offset: u64, data: &mut [u8]);
+    fn write(&self, offset: u64, data: &[u8]);
+    fn reset(&self);
+    /// Returns when nobody is working on the device.
+    fn settle(&self);
+    fn capture(&self) -> VirtioState;
+    /// Checks a state, which is untrusted, without taking it over.
+    fn check(&self, state: &VirtioState) -> Result<Registers, StateError>;
+    /// Takes over what [`Self::check`] passed. Leaves the interrupt line alone.
+    fn restore(&self, registers: Registers);
+    /// Puts the interrupt line to where the interrupt status says it is.
+    fn drive_line(&self);
+}
+
+impl<B: Backend> Window for Shared<B> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.device.lock().read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.device.lock().write(offset, data);
+        self.changed.notify_all();
+    }
+
+    fn reset(&self) {
+        self.device.lock().reset();
+        self.changed.notify_all();
+    }
+
+    fn settle(&self) {
+        drop(self.device.lock());
+    }
+
+    fn capture(&self) -> VirtioState {
+        self.device.lock().capture()
+    }
+
+    fn check(&self, state: &VirtioState) -> Result<Registers, StateError> {
+        self.device.lock().check(state)
+    }
+
+    fn restore(&self, registers: Registers) {
+        let mut device = self.device.lock();
+        device.around.idle.set_signalled(device.index, registers.interrupt_status != 0);
+        device.registers = registers;
+    }
+
+    fn drive_line(&self) {
+        let device = self.device.lock();
+        device.around.chip.set_level(device.gsi, device.registers.interrupt_status != 0);
+    }
+}

@@ -1,0 +1,199 @@
+//! Which pages were written: KVM's dirty log for what the guest wrote, joined with the VMM's own bitmap for what the
+//! devices wrote.
+//!
+//! With manual protection (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) reading the log leaves it as it is, and KVM_CLEAR_DIRTY_LOG
+//! clears and write-protects just the ranges that are named: work and time under KVM's lock go with the dirty pages, not
+//! with the guest's size. KVM_DIRTY_LOG_INITIALLY_SET is used where there is any: without it, switching the log on
+//! write-protects (and splits) the whole guest at once while it runs; with it that happens piece by piece, at the first
+//! clearing, which is [`DirtyLog::start`].
+//!
+//! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content is
+//! copied after the clearing.
+
+use super::host::Host;
+use super::vm::set_slots;
+use super::{KvmError, ioctl};
+use crate::layout::PAGE_SIZE;
+use crate::memory::{GuestRam, PageIndex};
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
+};
+use kvm_ioctls::VmFd;
+
+/// Words (of 64 pages) between two dirty ones that are cleared along: scanning these costs the kernel less than
+/// another call.
+const GAP_WORDS: usize = 64;
+/// Words that one call clears at most: 256 MiB of guest memory, to bound the time under KVM's lock.
+const CLEAR_WORDS_MAX: usize = 1024;
+
+pub(crate) struct DirtyLog {
+    slots: Vec<SlotPages>,
+    manual: bool,
+    initially_set: bool,
+    on: bool,
+    /// One bit for each page, as KVM says now.
+    log: Vec<u64>,
+    /// One bit for each page that was dirtied and not yet reported.
+    owed: Vec<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct SlotPages {
+    first: PageIndex,
+    count: u64,
+}
+
+impl DirtyLog {
+    pub(crate) fn new(vm: &VmFd, host: &Host, ram: &GuestRam) -> Result<Self, KvmError> {
+        let flags = host.manual_protect & (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
+        if flags != 0 {
+            let cap = kvm_enable_cap {
+                cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+                args: [flags.into(), 0, 0, 0],
+                ..Default::default()
+            };
+            vm.enable_cap(&cap)
+                .map_err(KvmError::of("KVM_ENABLE_CAP(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"))?;
+        }
+        let slots = ram
+            .slots()
+            .iter()
+            .map(|slot| SlotPages { first: slot.first_page, count: slot.bytes / PAGE_SIZE as u64 })
+            .collect();
+        let words = ram.pages().div_ceil(64) as usize;
+        Ok(Self {
+            slots,
+            manual: flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0,
+            initially_set: flags & KVM_DIRTY_LOG_INITIALLY_SET != 0,
+            on: false,
+            log: vec![0; words],
+            owed: vec![0; words],
+        })
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Starts afresh: what was written before is not reported.
+    pub(crate) fn start(&mut self, vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
+        if self.on {
+            self.stop(vm, ram)?;
+        }
+        self.owed.fill(0);
+        ram.take_vmm_dirty(|_| ());
+        set_slots(vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
+        self.on = true;
+        if self.initially_set {
+            for slot in 0..self.slots.len() {
+                let range = self.read(vm, slot)?;
+                clear(vm, slot as u32, &self.log[range])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was written and not reported is forgotten.
+    pub(crate) fn stop(&mut self, vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
+        set_slots(vm, ram, 0)?;
+        self.on = false;
+        self.owed.fill(0);
+        Ok(())
+    }
+
+    /// Appends the pages written since the last harvest, in order, each once. On an error nothing is appended and
+    /// nothing is forgotten.
+    pub(crate) fn harvest(
+        &mut self,
+        vm: &VmFd,
+        ram: &GuestRam,
+        dirty: &mut Vec<PageIndex>,
+    ) -> Result<(), KvmError> {
+        let Self { owed, .. } = self;
+        ram.take_vmm_dirty(|page| owed[page as usize / 64] |= 1 << (page % 64));
+        for slot in 0..self.slots.len() {
+            let range = self.read(vm, slot)?;
+            // From here on the pages are owed, whatever becomes of the clearing.
+            for (owed, log) in self.owed[range.clone()].iter_mut().zip(&self.log[range.clone()]) {
+                *owed |= log;
+            }
+            if self.manual {
+                clear(vm, slot as u32, &self.log[range])?;
+            }
+        }
+        for (index, word) in self.owed.iter_mut().enumerate() {
+            let mut rest = std::mem::take(word);
+            while rest != 0 {
+                dirty.push(index as PageIndex * 64 + rest.trailing_zeros());
+                rest &= rest - 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a slot's log; the words of `self.log` that it is in.
+    fn read(&mut self, vm: &VmFd, slot: usize) -> Result<std::ops::Range<usize>, KvmError> {
+        // Slots begin and end at multiples of 2 MiB, so at whole words.
+        let SlotPages { first, count } = self.slots[slot];
+        let first = first as usize / 64;
+        let range = first..first + count.div_ceil(64) as usize;
+        ioctl::get_dirty_log(vm, slot as u32, count, &mut self.log[range.clone()])
+            .map_err(KvmError::io("KVM_GET_DIRTY_LOG"))?;
+        Ok(range)
+    }
+}
+
+/// Clears what is set in `log`, in as few calls as the gaps allow.
+fn clear(vm: &VmFd, slot: u32, log: &[u64]) -> Result<(), KvmError> {
+    for run in runs(log) {
+        ioctl::clear_dirty_log(vm, slot, run.start as u64 * 64, &log[run])
+            .map_err(KvmError::io("KVM_CLEAR_DIRTY_LOG"))?;
+    }
+    Ok(())
+}
+
+/// The ranges of words to clear: every non-zero word is in exactly one, gaps up to [`GAP_WORDS`] are closed, none is
+/// longer than [`CLEAR_WORDS_MAX`].
+fn runs(log: &[u64]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at + log[at..].iter().position(|&word| word != 0)?;
+        let limit = log.len().min(start + CLEAR_WORDS_MAX);
+        let mut end = start + 1;
+        let mut look = end;
+        while look < limit && look - end <= GAP_WORDS {
+            if log[look] != 0 {
+                end = look + 1;
+            }
+            look += 1;
+        }
+        at = end;
+        Some(start..end)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_dirty_word_is_cleared_exactly_once_and_runs_are_bounded(
+            set in proptest::collection::vec(0usize..6000, 0..200)
+        ) {
+            let mut log = vec![0u64; 6000];
+            set.iter().for_each(|&word| log[word] = 1);
+            let mut covered = vec![false; log.len()];
+            let mut last_end = 0;
+            for run in runs(&log) {
+                prop_assert!(run.start >= last_end && run.len() <= CLEAR_WORDS_MAX);
+                prop_assert!(log[run.start] != 0 && log[run.end - 1] != 0);
+                last_end = run.end;
+                covered[run].fill(true);
+            }
+            prop_assert!((0..log.len()).all(|word| log[word] == 0 || covered[word]));
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! One vCPU, one thread. The thread owns the vCPU's descriptor and is the only one that issues its ioctls.
+//!
+//! ```text
+//!            order Run                KVM_RUN returned EINTR, all others stopped too, state collected
+//!   Parked ─────────────> Running ───────────────────────────────────────────────────────────────────> Parked
+//!     │  order Load: takes over a state, stays parked
+//!     └─ order Quit: the thread ends
+//! ```
+//!
+//! A vCPU leaves the guest for good only by an EINTR of KVM_RUN with `immediate_exit` set: by then KVM has completed
+//! the port or memory-mapped access that it had handed out, so that the registers are those after the instruction.
+//! Whoever stops it sets `immediate_exit` and then sends the signal: one that is about to enter the guest sees the
+//! former, one that is in the guest is thrown out by the latter.
+//!
+//! No state is collected before the last vCPU has stopped: an interrupt that a running one sends to one that has been
+//! collected already would be lost.
+
+use super::host::Host;
+use super::run_page::RunPage;
+use super::state::{Collector, apply};
+use super::{KvmError, cpuid};
+use crate::devices::{DeviceEvent, Devices};
+use crate::machine::{MachineError, MachineEvent};
+use crate::state::{StateError, VcpuState};
+use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Barrier, Once, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
+
+/// How long one kick may take before the next one.
+const KICK_EVERY: Duration = Duration::from_millis(10);
+/// How long a vCPU may take to stop: its thread can be in a device, and the host can be busy.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Starting,
+    Parked,
+    Running,
+    Ended,
+}
+
+enum Order {
+    Run,
+    Load(Box<VcpuState>),
+    Quit,
+}
+
+struct Control {
+    phase: Phase,
+    order: Option<Order>,
+    /// How the thread's start went, while it is `Ended`.
+    start: Option<KvmError>,
+    /// The answer to `Load`.
+    loaded: Option<Result<(), StateError>>,
+    /// As of the last time it was parked.
+    state: Option<VcpuState>,
+    /// Why its state is not one to go on from.
+    trouble: Option<String>,
+}
+
+/// What the thread shares with those who command it.
+struct Shared {
+    control: Mutex<Control>,
+    changed: Condvar,
+    stop: AtomicBool,
+    page: OnceLock<RunPage>,
+}
+
+impl Shared {
+    fn set_phase(&self, phase: Phase) {
+        self.control.lock().phase = phase;
+        self.changed.notify_all();
+    }
+}
+
+/// Where a vCPU thread reports and what it runs against.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub vm: Arc<VmFd>,
+    pub host: Arc<Host>,
+    pub devices: Arc<Devices>,
+    pub events: Sender<MachineEvent>,
+    /// As many parties as vCPUs.
+    pub stopped: Arc<Barrier>,
+}
+
+/// A vCPU, seen from outside.
+pub(crate) struct Vcpu {
+    index: usize,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts the thread, which creates vCPU `index` of `count`. [`Self::started`] waits for it.
+    pub(crate) fn start(index: usize, count: usize, around: Surroundings) -> Result<Self, MachineError> {
+        static HANDLER: Once = Once::new();
+        extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        let mut installed = Ok(());
+        HANDLER.call_once(|| installed = register_signal_handler(SIGRTMIN(), kicked));
+        installed.map_err(KvmError::of("sigaction"))?;
+
+        let shared = Arc::new(Shared {
+            control: Mutex::new(Control {
+                phase: Phase::Starting,
+                order: None,
+                start: None,
+                loaded: None,
+                state: None,
+                trouble: None,
+            }),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            page: OnceLock::new(),
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || thread_main(index, count, around, &theirs))
+            .map_err(KvmError::io("starting a vCPU thread"))?;
+        Ok(Self { index, shared, thread: Some(thread) })
+    }
+
+    /// Waits until the vCPU exists and is parked; its initial state.
+    pub(crate) fn started(&self) -> Result<VcpuState, MachineError> {
+        let mut control = self.wait(|control| control.phase != Phase::Starting);
+        match (control.start.take(), control.state.clone()) {
+            (None, Some(state)) => Ok(state),
+            (Some(source), _) => Err(MachineError::Vcpu { vcpu: self.index, source }),
+            (None, None) => Err(MachineError::Unresponsive { vcpu: self.index, waited: Duration::ZERO }),
+        }
+    }
+
+    fn wait(&self, mut until: impl FnMut(&Control) -> bool) -> MutexGuard<'_, Control> {
+        let mut control = self.shared.control.lock();
+        while !until(&control) {
+            self.shared.changed.wait(&mut control);
+        }
+        control
+    }
+
+    /// Lets it run. It is parked.
+    pub(crate) fn run(&self) {
+        let mut control = self.shared.control.lock();
+        if control.phase == Phase::Parked {
+            self.shared.stop.store(false, Ordering::SeqCst);
+            if let Some(page) = self.shared.page.get() {
+                page.set_immediate_exit(false);
+            }
+            control.phase = Phase::Running;
+            control.order = Some(Order::Run);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Tells it to stop; returns at once.
+    pub(crate) fn kick(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(page) = self.shared.page.get() {
+            page.set_immediate_exit(true);
+        }
+        if let Some(thread) = &self.thread {
+            // Fails only for a thread that has ended, which needs no kick.
+            let _ = thread.kill(SIGRTMIN());
+        }
+    }
+
+    /// Waits for a vCPU that was kicked, kicking again (with `again` called each time), until it is parked. Its
+    /// collected state is swapped with `state`.
+    pub(crate) fn parked(&self, state: &mut VcpuState, mut again: impl FnMut()) -> Result<(), MachineError> {
+        let begun = Instant::now();
+        let mut control = self.shared.control.lock();
+        while control.phase == Phase::Running {
+            if !self.shared.changed.wait_for(&mut control, KICK_EVERY).timed_out() {
+                continue;
+            }
+            if begun.elapsed() > STOP_WITHIN {
+                return Err(MachineError::Unresponsive { vcpu: self.index, waited: begun.elapsed() });
+            }
+            MutexGuard::unlocked(&mut control, || {
+                again();
+                self.kick();
+            });
+        }
+        let Control { phase: Phase::Parked, state: Some(collected), .. } = &mut *control else {
+            return Err(MachineError::Unresponsive { vcpu: self.index, waited: begun.elapsed() });
+        };
+        std::mem::swap(collected, state);
+        Ok(())
+    }
+
+    /// Why the state that was collected last is not one to go on from, if it is not.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.shared.control.lock().trouble.clone()
+    }
+
+    /// Has a parked vCPU take over a state; returns at once.
+    pub(crate) fn load(&self, state: VcpuState) {
+        let mut control = self.shared.control.lock();
+        control.loaded = None;
+        control.order = Some(Order::Load(Box::new(state)));
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits for [`Self::load`].
+    pub(crate) fn loaded(&self) -> Result<(), StateError> {
+        let mut control = self.wait(|control| control.loaded.is_some() || control.phase == Phase::Ended);
+        control.loaded.take().unwrap_or(Err(StateError::Gone { vcpu: self.index }))
+    }
+
+    /// Tells the thread to end as soon as it is parked.
+    fn quit(&self) {
+        self.shared.control.lock().order = Some(Order::Quit);
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.quit();
+        self.kick();
+        if let Some(thread) = self.thread.take() {
+            // The thread's panics are caught inside it.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn thread_main(index: usize, count: usize, around: Surroundings, shared: &Shared) {
+    let mut runner = match Runner::new(index, count, around, shared) {
+        Ok((runner, state)) => {
+            shared.control.lock().state = Some(state);
+            shared.set_phase(Phase::Parked);
+            runner
+        }
+        Err(e) => {
+            shared.control.lock().start = Some(e);
+            return shared.set_phase(Phase::Ended);
+        }
+    };
+    loop {
+        let order = {
+            let mut control = shared.control.lock();
+            loop {
+                match control.order.take() {
+                    Some(order) => break order,
+                    None => shared.changed.wait(&mut control),
+                }
+            }
+        };
+        match order {
+            Order::Run => runner.run_until_stopped(),
+            Order::Load(state) => runner.load(*state),
+            Order::Quit => return shared.set_phase(Phase::Ended),
+        }
+    }
+}
+
+/// Why the vCPU does not go back into the guest, though nobody asked.
+enum Ended {
+    /// The guest (or a device on its behalf) said so; the access it said so with is still to be completed.
+    Event(MachineEvent),
+    /// It cannot go on.
+    Crashed(String),
+}
+
+struct Runner<'a> {
+    index: usize,
+    fd: VcpuFd,
+    around: Surroundings,
+    shared: &'a Shared,
+    page: &'a RunPage,
+    collector: Collector,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        index: usize,
+        count: usize,
+        around: Surroundings,
+        shared: &'a Shared,
+    ) -> Result<(Self, VcpuState), KvmError> {
+        // A thread inherits its creator's signal mask; kicks must get through.
+        unblock_signal(SIGRTMIN()).map_err(|e| KvmError::Call {
+            call: "pthread_sigmask",
+            source: std::io::Error::other(format!("{e:?}")),
+        })?;
+        let fd = around.vm.create_vcpu(index as u64).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
+        let mapped = RunPage::map(&fd).map_err(KvmError::io("mmap of kvm_run"))?;
+        let page = shared.page.get_or_init(|| mapped);
+        let entries = cpuid::guest_cpuid(&around.host.supported_cpuid, index, count);
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::TooMany("CPUID entries"))?;
+        fd.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        let (collector, state) = Collector::new(&fd, &around.host, entries)?;
+        Ok((Self { index, fd, around, shared, page, collector }, state))
+    }
+
+    fn load(&mut self, state: VcpuState) {
+        let mut control = self.shared.control.lock();
+        let result = match &control.state {
+            Some(current) => apply(&self.fd, self.index, &self.around.host, &state, current),
+            None => Err(StateError::Gone { vcpu: self.index }),
+        };
+        if result.is_ok() {
+            // Tells a guest with kvmclock that it was stopped, so that it does not take the gap for a lockup.
+            // Refused when the guest has no kvmclock.
+            let _ = self.fd.kvmclock_ctrl();
+            control.state = Some(state);
+            control.trouble = None;
+        }
+        control.loaded = Some(result);
+        self.shared.changed.notify_all();
+    }
+
+    fn run_until_stopped(&mut self) {
+        let mut trouble = None;
+        // A panic is a bug, in a device most likely. It must not take the other vCPUs along in the barrier below.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
+            let why = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+            let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Some(Ended::Crashed(format!("internal error: {why}")))
+        });
+        if let Some(ended) = ended {
+            let event = match ended {
+                Ended::Event(event) => event,
+                Ended::Crashed(why) => {
+                    trouble = Some(why.clone());
+                    MachineEvent::Crashed { vcpu: self.index, why }
+                }
+            };
+            // Nobody listens any more when the machine is being dropped.
+            let _ = self.around.events.send(event);
+            self.wait_for_stop();
+        }
+        self.around.stopped.wait();
+
+        let mut control = self.shared.control.lock();
+        let Control { state, .. } = &mut *control;
+        if trouble.is_none()
+            && let Some(state) = state
+            && let Err(e) = self.collector.collect(&self.fd, state)
+        {
+            trouble = Some(format!("its state cannot be read: {e}"));
+        }
+        control.trouble = trouble;
+        control.phase = Phase::Parked;
+        self.shared.changed.notify_all();
+    }
+
+    fn wait_for_stop(&self) {
+        let mut control = self.shared.control.lock();
+        while !self.shared.stop.load(Ordering::SeqCst) {
+            // `kick` does not take the lock: look again now and then.
+            self.shared.changed.wait_for(&mut control, KICK_EVERY);
+        }
+    }
+
+    /// Runs the guest until somebody asks for a stop (none) or it has ended.
+    fn run(&mut self) -> Option<Ended> {
+        let mut event = None;
+        loop {
+            let devices = &self.around.devices;
+            let said = match self.fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    data.chunks_mut(self.page.port_io_size()).for_each(|item| devices.pio_read(port, item));
+                    None
+                }
+                Ok(VcpuExit::IoOut(port, data)) => data
+                    .chunks(self.page.port_io_size())
+                    .fold(None, |said, item| devices.pio_write(port, item).or(said)),
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    devices.mmio_read(address, data);
+                    None
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
+                Ok(VcpuExit::Intr) => None,
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(DeviceEvent::PoweredOff),
+                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Some(DeviceEvent::Reset),
+                Ok(VcpuExit::Shutdown) => return Some(self.crashed("triple fault".into())),
+                Ok(VcpuExit::InternalError) => {
+                    // SAFETY: the exit reason says which member of the union the kernel has filled.
+                    let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+                    let what = if suberror == 1 { " (an instruction that KVM cannot emulate)" } else { "" };
+                    return Some(self.crashed(format!("KVM internal error {suberror}{what}")));
+                }
+                Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                    return Some(
+                        self.crashed(format!("failed entry into the guest, reason {reason:#x}, CPU {cpu}")),
+                    );
+                }
+                Ok(exit) => {
+                    let what = format!("unexpected exit {exit:?}");
+                    return Some(self.crashed(what));
+                }
+                Err(e) if e.errno() == libc::EINTR => {
+                    if let Some(event) = event {
+                        return Some(Ended::Event(event));
+                    }
+                    if self.shared.stop.load(Ordering::SeqCst) {
+                        return None;
+                    }
+                    continue;
+                }
+                // An AP that was woken from waiting for its start.
+                Err(e) if e.errno() == libc::EAGAIN => continue,
+                Err(e) => return Some(self.crashed(format!("KVM_RUN failed: {e}"))),
+            };
+            if let Some(said) = said {
+                // The access that said so is completed by one more KVM_RUN, which must not enter the guest.
+                event = Some(match said {
+                    DeviceEvent::PoweredOff => MachineEvent::PoweredOff,
+                    DeviceEvent::Reset => MachineEvent::Reset,
+                });
+                self.page.set_immediate_exit(true);
+            }
+        }
+    }
+
+    fn crashed(&self, what: String) -> Ended {
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+            return Ended::Crashed(what);
+        };
+        Ended::Crashed(format!(
+            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+            regs.rip,
+            regs.rsp,
+            regs.rflags,
+            sregs.cs.selector,
+            sregs.ss.dpl,
+            sregs.cr0,
+            sregs.cr2,
+            sregs.cr3,
+            sregs.cr4,
+            sregs.efer,
+        ))
+    }
+}

@@ -1,0 +1,3 @@
+//! What executes the guest: KVM.
+
+pub(crate) mod kvm;

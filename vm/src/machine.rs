@@ -1,0 +1,371 @@
+//! The machine: the one face of this crate. Built parked, booted or given a captured state, run, paused, captured.
+//!
+//! ```text
+//!              boot / restore                    resume
+//!   new ──> Paused ──┐       Paused ───────────────────────────> Running
+//!             ^──────┘          ^─────────────── pause ─────────────┘
+//!                          capture, harvest              harvest (pre-copy)
+//! ```
+//!
+//! A pause first shuts out the host threads that work on the devices, then stops the vCPUs, and only when the last one
+//! has stopped is any state read. Otherwise a frame that arrives, or an interrupt that one vCPU sends to another, could
+//! reach an interrupt controller that has been read already, and would be lost with the primary.
+
+use crate::boot::{self, BootError};
+use crate::devices::{DeviceCounters, DeviceError, Devices, IrqChip, NetPort, Wiring};
+use crate::engine::kvm::KvmError;
+use crate::engine::kvm::dirty::DirtyLog;
+use crate::engine::kvm::host::Host;
+use crate::engine::kvm::state::{apply_vm, collect_vm};
+use crate::engine::kvm::vcpu::{Surroundings, Vcpu};
+use crate::engine::kvm::vm::{self, Lines};
+use crate::memory::{GuestRam, PageIndex};
+use crate::spec::{Boot, MachineSpec};
+use crate::state::{self, MachineState, StateError};
+use kvm_ioctls::VmFd;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, host_cpu_profile};
+
+/// vCPUs that a machine can have at most.
+pub const VCPUS_MAX: u8 = 64;
+
+/// Why a machine could not be made or driven.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No KVM.
+    #[error("cannot open /dev/kvm: {source} ({hint})")]
+    Open {
+        /// The kernel's answer.
+        source: std::io::Error,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// Not the KVM that the world has.
+    #[error("KVM has API version {theirs}, this program speaks {ours}")]
+    ApiVersion {
+        /// The kernel's.
+        theirs: i32,
+        /// This program's.
+        ours: i32,
+    },
+    /// The kernel cannot do something that a machine needs.
+    #[error("this kernel's KVM lacks {0}")]
+    Capability(&'static str),
+    /// A number of vCPUs that cannot be.
+    #[error("{asked} vCPUs: a machine has 1 to {max} on this host")]
+    Vcpus {
+        /// In the specification.
+        asked: u8,
+        /// The program's bound or KVM's, whichever is lower.
+        max: usize,
+    },
+    /// The memory is not the specification's.
+    #[error("the specification says {spec} bytes of RAM, the memory given has {given}")]
+    RamBytes {
+        /// In the specification.
+        spec: u64,
+        /// What was given.
+        given: u64,
+    },
+    /// A KVM call failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A vCPU could not be created.
+    #[error("cannot create vCPU {vcpu}: {source}")]
+    Vcpu {
+        /// Which.
+        vcpu: usize,
+        /// Why.
+        source: KvmError,
+    },
+    /// The devices could not be made.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// A vCPU thread does not come out of what it is doing.
+    #[error("vCPU {vcpu} did not stop within {waited:?}")]
+    Unresponsive {
+        /// Which.
+        vcpu: usize,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The state is not one to go on from.
+    #[error("vCPU {vcpu} has crashed, its state is not captured: {why}")]
+    Crashed {
+        /// Which.
+        vcpu: usize,
+        /// What happened.
+        why: String,
+    },
+    /// State can be read only while nothing moves.
+    #[error("the machine runs: pause it before its state is captured")]
+    Running,
+    /// Nothing is logged.
+    #[error("the dirty log is not on")]
+    NotLogging,
+    /// The state cannot be encoded.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl MachineError {
+    pub(crate) fn open(source: std::io::Error) -> Self {
+        let hint = match source.raw_os_error() {
+            Some(libc::ENOENT) => "is the kvm module loaded, and virtualisation enabled in the firmware?",
+            Some(libc::EACCES | libc::EPERM) => "is this user in the group kvm, and the device allowed to the service?",
+            Some(libc::ENODEV | libc::ENXIO) => "the kernel has no KVM for this processor",
+            _ => "KVM is needed to run a machine",
+        };
+        Self::Open { source, hint }
+    }
+}
+
+/// What a running machine says of its own accord.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest powered off. The vCPU that did it does not go on until the machine is paused and resumed.
+    PoweredOff,
+    /// The guest asked for a reset. As above; [`Machine::boot`] on the paused machine performs it.
+    Reset,
+    /// A vCPU cannot go on.
+    Crashed {
+        /// Which.
+        vcpu: usize,
+        /// What happened, with the registers that tell where.
+        why: String,
+    },
+}
+
+/// Types into the guest's console. Cheap to clone.
+#[derive(Clone)]
+pub struct ConsoleHandle {
+    devices: Arc<Devices>,
+}
+
+impl ConsoleHandle {
+    /// Offers input to the guest.
+    pub fn input(&self, bytes: &[u8]) {
+        self.devices.console_input(bytes);
+    }
+}
+
+/// One virtual machine. Belongs to one thread at a time; its vCPUs have their own.
+pub struct Machine {
+    /// What was collected last. While the machine runs, of the last pause.
+    state: MachineState,
+    /// As a fresh machine has it, to boot from.
+    power_on: Vec<u8>,
+    running: bool,
+    /// The guest's memory is not that of a fresh machine any more.
+    used: bool,
+    events: Receiver<MachineEvent>,
+    dirty: DirtyLog,
+    // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
+    vcpus: Vec<Vcpu>,
+    devices: Arc<Devices>,
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+}
+
+impl Machine {
+    /// Makes a machine with everything it needs to run: descriptors, threads, interrupt chips, devices. Nothing runs.
+    pub fn new(spec: &MachineSpec, ram: &GuestRam, wiring: Wiring) -> Result<Self, MachineError> {
+        let host = Arc::new(Host::open()?);
+        let count = usize::from(spec.vcpus);
+        let max = host.kvm.get_max_vcpus().min(usize::from(VCPUS_MAX));
+        if count == 0 || count > max {
+            return Err(MachineError::Vcpus { asked: spec.vcpus, max });
+        }
+        if ram.bytes() != spec.ram_bytes {
+            return Err(MachineError::RamBytes { spec: spec.ram_bytes, given: ram.bytes() });
+        }
+        let vm = Arc::new(vm::create(&host, ram)?);
+        let dirty = DirtyLog::new(&vm, &host, ram)?;
+        let lines: Arc<dyn IrqChip> = Arc::new(Lines::new(Arc::clone(&vm)));
+        let devices = Arc::new(Devices::new(spec, ram, lines, wiring)?);
+        devices.quiesce();
+        let (sender, events) = channel();
+        let around = Surroundings {
+            vm: Arc::clone(&vm),
+            host,
+            devices: Arc::clone(&devices),
+            events: sender,
+            stopped: Arc::new(Barrier::new(count)),
+        };
+        let vcpus = (0..count)
+            .map(|index| Vcpu::start(index, count, around.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let states = vcpus.iter().map(Vcpu::started).collect::<Result<Vec<_>, _>>()?;
+        let state = MachineState {
+            spec: spec.clone(),
+            vcpus: states,
+            vm: collect_vm(&vm)?,
+            devices: devices.capture(),
+        };
+        let mut power_on = Vec::new();
+        state::encode(&state, &mut power_on)?;
+        Ok(Self {
+            state,
+            power_on,
+            running: false,
+            used: false,
+            events,
+            dirty,
+            vcpus,
+            devices,
+            vm,
+            ram: ram.clone(),
+        })
+    }
+
+    /// Puts the guest into memory and the vCPUs at its entry. On a paused machine that has run before this is a reset:
+    /// everything is as at power-on, memory included.
+    pub fn boot(&mut self, boot: &Boot) -> Result<(), BootError> {
+        if self.running {
+            return Err(StateError::Running.into());
+        }
+        let mut state = state::decode(&self.power_on)?;
+        if self.used {
+            boot::clear(&self.ram)?;
+            self.devices.reset();
+            state.devices = self.devices.capture();
+        }
+        self.used = true;
+        boot::load(boot, &self.ram, &mut state)?;
+        Ok(self.apply(state)?)
+    }
+
+    /// Lets the vCPUs run.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        if !self.running {
+            self.devices.resume();
+            self.vcpus.iter().for_each(Vcpu::run);
+            self.running = true;
+            self.used = true;
+        }
+        Ok(())
+    }
+
+    /// Stops everything. When it returns, each vCPU has completed what was pending and read out its own state, and no
+    /// thread touches the devices or guest memory.
+    pub fn pause(&mut self) -> Result<(), MachineError> {
+        if !self.running {
+            return Ok(());
+        }
+        self.devices.quiesce();
+        self.vcpus.iter().for_each(Vcpu::kick);
+        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
+            vcpu.parked(state, || self.devices.interrupt_idle())?;
+        }
+        self.running = false;
+        Ok(())
+    }
+
+    /// Whether the vCPUs run.
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Appends the encoded state of the paused machine, memory apart, to `out`.
+    pub fn capture(&mut self, out: &mut Vec<u8>) -> Result<(), MachineError> {
+        if self.running {
+            return Err(MachineError::Running);
+        }
+        if let Some((vcpu, why)) =
+            self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))
+        {
+            return Err(MachineError::Crashed { vcpu, why });
+        }
+        self.state.vm = collect_vm(&self.vm)?;
+        self.state.devices = self.devices.capture();
+        Ok(state::encode(&self.state, out)?)
+    }
+
+    /// Takes over a captured state. Memory is the caller's business: it has the content that belongs to the state.
+    ///
+    /// After an error the machine is good for another `restore` or a `boot`, and must not be resumed.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if self.running {
+            return Err(StateError::Running);
+        }
+        let state = state::decode(state)?;
+        state::check_spec(&state.spec, &self.state.spec)?;
+        self.used = true;
+        self.apply(state)
+    }
+
+    /// The vCPUs in parallel, then what they share, then the devices (see the ordering at each).
+    fn apply(&mut self, state: MachineState) -> Result<(), StateError> {
+        if state.vcpus.len() != self.vcpus.len() {
+            let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
+            return Err(StateError::Spec { field: "vCPU states", theirs, ours });
+        }
+        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
+            vcpu.load(state.clone());
+        }
+        // All are waited for, whatever the first says: no order may be left behind.
+        let loaded: Vec<_> = self.vcpus.iter().map(Vcpu::loaded).collect();
+        loaded.into_iter().collect::<Result<(), _>>()?;
+        apply_vm(&self.vm, &state.vm)?;
+        self.devices.restore(&state.devices)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Starts logging which pages are written, afresh: what was written before is not in the log. The machine may run.
+    pub fn start_dirty_log(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.start(&self.vm, &self.ram)?)
+    }
+
+    /// Stops logging and forgets what was logged.
+    pub fn stop_dirty_log(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.stop(&self.vm, &self.ram)?)
+    }
+
+    /// Appends the pages written since the last harvest, by the guest or by its devices: sorted, each once. On an
+    /// error nothing is appended and nothing is forgotten. The machine may run: a page that is written while this is
+    /// under way is in this harvest or in the next one, and whoever copies pages does so after this returns.
+    pub fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
+        if !self.dirty.is_on() {
+            return Err(MachineError::NotLogging);
+        }
+        Ok(self.dirty.harvest(&self.vm, &self.ram, dirty)?)
+    }
+
+    /// What the machine says of its own accord.
+    pub fn events(&self) -> &Receiver<MachineEvent> {
+        &self.events
+    }
+
+    /// The network card's host side.
+    pub fn net(&self) -> Option<NetPort> {
+        self.devices.net()
+    }
+
+    /// The console's input.
+    pub fn console(&self) -> ConsoleHandle {
+        ConsoleHandle { devices: Arc::clone(&self.devices) }
+    }
+
+    /// What the devices have counted.
+    pub fn counters(&self) -> DeviceCounters {
+        self.devices.counters()
+    }
+
+    /// The machine's specification.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.state.spec
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All vCPUs have to be on their way out before the first thread is waited for.
+        if let Err(e) = self.pause() {
+            tracing::error!("stopping the machine: {e}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The complete state of a machine, memory apart, and its encoding.
+//!
+//! The state is plain data and is not trusted when it comes back: [`encode`] puts it behind a header with a length and
+//! a CRC, [`decode`] checks length, CRC and version before it looks at a single field, and refuses what does not encode
+//! back to the very same bytes (so that nothing is cut, padded or ignored on the way in). What the fields mean to this
+//! host is checked where they are applied. A field that is forgotten where state is collected or applied does not
+//! compile: both places name every field.
+
+use crate::devices::DevicesState;
+use crate::spec::MachineSpec;
+use kvm_bindings::{
+    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use serde::{Deserialize, Serialize};
+
+const MAGIC: [u8; 4] = *b"FTVM";
+/// Version of the layout below. It changes with any change of a captured field.
+pub const STATE_VERSION: u16 = 1;
+/// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
+const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
+/// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
+const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Why a captured state was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Not even a header.
+    #[error("machine state of {0} bytes is shorter than its header")]
+    TooShort(usize),
+    /// Something else than a machine state.
+    #[error("not a machine state (magic {0:02x?})")]
+    Magic([u8; 4]),
+    /// Cut, or followed by something.
+    #[error("machine state says {said} bytes of body and has {is}")]
+    Length {
+        /// What the header says.
+        said: usize,
+        /// What is there.
+        is: usize,
+    },
+    /// Damaged.
+    #[error("machine state is damaged: CRC {is:08x}, should be {said:08x}")]
+    Crc {
+        /// What the header says.
+        said: u32,
+        /// What the bytes have.
+        is: u32,
+    },
+    /// From another version of the program.
+    #[error("machine state has version {theirs}, this program reads version {ours}")]
+    Version {
+        /// The state's.
+        theirs: u16,
+        /// This program's.
+        ours: u16,
+    },
+    /// The body is not what this version writes.
+    #[error("machine state cannot be decoded: {0}")]
+    Decode(String),
+    /// The state is too large to be one.
+    #[error("machine state of {0} bytes cannot be encoded: too long")]
+    Encode(usize),
+    /// The state belongs to another machine.
+    #[error("machine state is of a machine with {field} {theirs}, this one has {ours}")]
+    Spec {
+        /// Which part of the spec.
+        field: &'static str,
+        /// The state's.
+        theirs: String,
+        /// This machine's.
+        ours: String,
+    },
+    /// KVM would not take a part of it.
+    #[error("vCPU {vcpu}: {call} refused the captured state: {source}")]
+    Vcpu {
+        /// The vCPU.
+        vcpu: usize,
+        /// The ioctl.
+        call: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A model-specific register has another value here and cannot be set.
+    #[error("vCPU {vcpu}: MSR {index:#x} was captured as {captured:#x}, is {} here and cannot be set",
+        .here.map_or("unreadable".to_owned(), |value| format!("{value:#x}")))]
+    Msr {
+        /// The vCPU.
+        vcpu: usize,
+        /// The register's number.
+        index: u32,
+        /// Its captured value.
+        captured: u64,
+        /// Its value on this host, if it can be read at all.
+        here: Option<u64>,
+    },
+    /// The captured extended state has components that this host does not know.
+    #[error("vCPU {vcpu}: captured extended state has {theirs} bytes, this host takes {ours}")]
+    Xsave {
+        /// The vCPU.
+        vcpu: usize,
+        /// The state's.
+        theirs: usize,
+        /// This host's.
+        ours: usize,
+    },
+    /// The time stamp counters run at different speeds, and this host's KVM cannot scale.
+    #[error(
+        "vCPU {vcpu}: captured with a time stamp counter of {theirs} kHz, this host has {ours} kHz and cannot scale"
+    )]
+    TscKhz {
+        /// The vCPU.
+        vcpu: usize,
+        /// The state's.
+        theirs: u32,
+        /// This host's.
+        ours: u32,
+    },
+    /// KVM would not take a part of the state that all vCPUs share.
+    #[error("{call} refused the captured state: {source}")]
+    Vm {
+        /// The ioctl.
+        call: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A device would not take its state.
+    #[error("captured device state refused: {0}")]
+    Device(#[from] crate::devices::StateError),
+    /// A vCPU thread is gone.
+    #[error("vCPU {vcpu} does not run any more")]
+    Gone {
+        /// The vCPU.
+        vcpu: usize,
+    },
+    /// The machine runs.
+    #[error("the machine runs: pause it before its state is replaced")]
+    Running,
+}
+
+/// Everything about a machine but its memory.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct MachineState {
+    /// Whose state this is; compared before anything is applied.
+    pub spec: MachineSpec,
+    /// In the order of their indices.
+    pub vcpus: Vec<VcpuState>,
+    pub vm: VmState,
+    pub devices: DevicesState,
+}
+
+/// One virtual processor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VcpuState {
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    pub tsc_khz: u32,
+    pub mp_state: kvm_mp_state,
+    pub regs: kvm_regs,
+    pub sregs: Sregs,
+    pub xcrs: kvm_xcrs,
+    /// As KVM_GET_XSAVE2 gives it.
+    #[serde(with = "as_bytes")]
+    pub xsave: Vec<u8>,
+    pub debug_regs: kvm_debugregs,
+    pub lapic: kvm_lapic_state,
+    pub msrs: Vec<kvm_msr_entry>,
+    pub events: kvm_vcpu_events,
+}
+
+/// Segments and control registers. `base.interrupt_bitmap` is always zero: the interrupt that it would name is in the
+/// vCPU's events.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sregs {
+    pub base: kvm_sregs,
+    /// PAE's page directory pointers, which are registers and may differ from what memory holds by now.
+    pub pdptrs: Option<[u64; 4]>,
+}
+
+/// What all vCPUs share inside the kernel.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct VmState {
+    pub pic_master: kvm_irqchip,
+    pub pic_slave: kvm_irqchip,
+    pub ioapic: kvm_irqchip,
+    pub pit: kvm_pit_state2,
+    pub clock: kvm_clock_data,
+}
+
+/// Appends the encoded state to `out`.
+pub(crate) fn encode(state: &MachineState, out: &mut Vec<u8>) -> Result<(), StateError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
+    let body_bytes = out.len() - start - HEADER_BYTES;
+    if body_bytes > BODY_BYTES_MAX {
+        out.truncate(start);
+        return Err(StateError::Encode(body_bytes));
+    }
+    let header = &mut out[start..];
+    header[..4].copy_from_slice(&MAGIC);
+    header[4..6].copy_from_slice(&STATE_VERSION.to_le_bytes());
+    header[8..12].copy_from_slice(&(body_bytes as u32).to_le_bytes());
+    let crc = checksum(header);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
+}
+
+/// Reads a state back: length, then CRC, then version, then the fields.
+pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
+    let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(StateError::TooShort(bytes.len()));
+    };
+    let [m0, m1, m2, m3, v0, v1, _, _, l0, l1, l2, l3, c0, c1, c2, c3] = *header;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(StateError::Magic([m0, m1, m2, m3]));
+    }
+    let said = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if said != body.len() || said > BODY_BYTES_MAX {
+        return Err(StateError::Length { said, is: body.len() });
+    }
+    let (said, is) = (u32::from_le_bytes([c0, c1, c2, c3]), checksum(bytes));
+    if said != is {
+        return Err(StateError::Crc { said, is });
+    }
+    let theirs = u16::from_le_bytes([v0, v1]);
+    if theirs != STATE_VERSION {
+        return Err(StateError::Version { theirs, ours: STATE_VERSION });
+    }
+    let state: MachineState =
+        postcard::from_bytes(body).map_err(|e| StateError::Decode(format!("{e} ({} bytes)", body.len())))?;
+    let mut again = Vec::with_capacity(bytes.len());
+    encode(&state, &mut again)?;
+    if again != bytes {
+        return Err(StateError::Decode("it has bytes that mean nothing".into()));
+    }
+    Ok(state)
+}
+
+/// Over the header without its CRC, and the body.
+fn checksum(bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[HEADER_BYTES..])
+}
+
+/// Names the first part of the spec in which a state differs from the machine that is to take it.
+pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), StateError> {
+    fn same<T: PartialEq + std::fmt::Debug>(field: &'static str, theirs: &T, ours: &T) -> Result<(), StateError> {
+        if theirs == ours {
+            return Ok(());
+        }
+        Err(StateError::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
+    }
+    let MachineSpec { vcpus, ram_bytes, net, disks, rng } = theirs;
+    same("vcpus", vcpus, &ours.vcpus)?;
+    same("ram_bytes", ram_bytes, &ours.ram_bytes)?;
+    same("net", net, &ours.net)?;
+    same("disks", disks, &ours.disks)?;
+    same("rng", rng, &ours.rng)
+}
+
+/// A byte vector as one run of bytes rather than element by element.
+mod as_bytes {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(<[u8]>::to_vec)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+use super::*;
+use crate::devices::{ConsoleSink, Devices, IrqChip, Wiring};
+use crate::memory::GuestRam;
+use crate::spec::{DiskSpec, NetSpec};
+use proptest::prelude::*;
+use std::sync::{Arc, LazyLock};
+
+fn spec() -> MachineSpec {
+    MachineSpec {
+        vcpus: 2,
+        ram_bytes: 64 << 20,
+        net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
+        disks: Vec::new(),
+        rng: true,
+    }
+}
+
+struct Nowhere;
+
+impl ConsoleSink for Nowhere {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+impl IrqChip for Nowhere {
+    fn set_level(&self, _: u32, _: bool) {}
+}
+
+/// The state of fresh devices.
+fn devices() -> DevicesState {
+    let spec = spec();
+    let ram = GuestRam::new(spec.ram_bytes).unwrap();
+    let wiring = Wiring { frames: None, console: Box::new(Nowhere), disks: Vec::new() };
+    Devices::new(&spec, &ram, Arc::new(Nowhere), wiring).unwrap().capture()
+}
+
+fn vcpu(seed: u64) -> VcpuState {
+    VcpuState {
+        cpuid: vec![kvm_cpuid_entry2 { function: 1, eax: 7, ..Default::default() }; 3],
+        tsc_khz: 2_600_000,
+        mp_state: kvm_mp_state { mp_state: 3 },
+        regs: kvm_regs { rip: seed, ..Default::default() },
+        sregs: Sregs { base: kvm_sregs { cr3: seed, ..Default::default() }, pdptrs: Some([1, 2, 3, seed]) },
+        xcrs: Default::default(),
+        xsave: (0..4096u32).map(|i| (u64::from(i) * seed) as u8).collect(),
+        debug_regs: Default::default(),
+        lapic: Default::default(),
+        msrs: vec![kvm_msr_entry { index: 0x10, data: seed, ..Default::default() }; 5],
+        events: Default::default(),
+    }
+}
+
+fn state() -> MachineState {
+    let chip = kvm_irqchip::default();
+    MachineState {
+        spec: spec(),
+        vcpus: vec![vcpu(3), vcpu(5)],
+        vm: VmState {
+            pic_master: chip,
+            pic_slave: chip,
+            ioapic: chip,
+            pit: Default::default(),
+            clock: kvm_clock_data { clock: 77, ..Default::default() },
+        },
+        devices: devices(),
+    }
+}
+
+static ENCODED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut bytes = b"before".to_vec();
+    encode(&state(), &mut bytes).unwrap();
+    assert_eq!(&bytes[..6], b"before");
+    bytes.split_off(6)
+});
+
+/// The body with a header that fits it.
+fn with_header(version: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = ENCODED[..HEADER_BYTES].to_vec();
+    bytes[4..6].copy_from_slice(&version.to_le_bytes());
+    bytes[8..12].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(body);
+    let crc = checksum(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn refusal(bytes: &[u8]) -> StateError {
+    decode(bytes).err().expect("refused")
+}
+
+#[test]
+fn a_state_comes_back_as_it_was() {
+    let back = decode(&ENCODED).unwrap();
+    assert_eq!((back.spec, back.vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
+    assert_eq!(back.vm.clock.clock, 77);
+}
+
+#[test]
+fn every_truncation_is_refused_by_its_length() {
+    for length in 0..ENCODED.len() {
+        match refusal(&ENCODED[..length]) {
+            StateError::TooShort(n) => assert!(n == length && length < HEADER_BYTES),
+            StateError::Length { said, is } => assert_eq!(said - is, ENCODED.len() - length),
+            other => panic!("{length}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_body_that_is_not_one_is_refused_though_length_and_crc_fit() {
+    let body = &ENCODED[HEADER_BYTES..];
+    let mut longer = body.to_vec();
+    longer.push(0);
+    assert!(matches!(refusal(&with_header(STATE_VERSION, &longer)), StateError::Decode(_)));
+    assert!(matches!(refusal(&with_header(STATE_VERSION, &body[..body.len() - 1])), StateError::Decode(_)));
+    assert!(matches!(refusal(&with_header(STATE_VERSION, &[0xff; 64])), StateError::Decode(_)));
+    let theirs = STATE_VERSION + 1;
+    assert!(matches!(refusal(&with_header(theirs, body)), StateError::Version { theirs: t, .. } if t == theirs));
+    assert!(matches!(refusal(&[b'x'; 64]), StateError::Magic(_)));
+}
+
+#[test]
+fn a_register_file_of_another_size_is_refused_and_not_padded() {
+    // kvm_regs is the first run of 144 bytes after a length of 144 (varint 0x90 0x01).
+    let body = &ENCODED[HEADER_BYTES..];
+    let at = body.windows(3).position(|w| w == [0x90, 0x01, 0]).expect("the registers");
+    let mut shorter = body.to_vec();
+    shorter[at] = 0x8f;
+    shorter.remove(at + 2);
+    assert!(matches!(refusal(&with_header(STATE_VERSION, &shorter)), StateError::Decode(_)));
+}
+
+#[test]
+fn the_first_difference_of_the_specs_is_named() {
+    let named = |change: &dyn Fn(&mut MachineSpec)| {
+        let mut theirs = spec();
+        change(&mut theirs);
+        match check_spec(&theirs, &spec()) {
+            Err(StateError::Spec { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(check_spec(&spec(), &spec()).is_ok());
+    assert_eq!(named(&|s| s.vcpus = 1), "vcpus");
+    assert_eq!(named(&|s| s.ram_bytes *= 2), "ram_bytes");
+    assert_eq!(named(&|s| s.net = None), "net");
+    assert_eq!(named(&|s| s.disks.push(DiskSpec { bytes: 512, read_only: true })), "disks");
+    assert_eq!(named(&|s| s.rng = false), "rng");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn arbitrary_bodies_behind_a_good_header_never_panic(
+        body in proptest::collection::vec(any::<u8>(), 0..600)
+    ) {
+        prop_assert!(decode(&with_header(STATE_VERSION, &body)).is_err());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused(bit in 0..ENCODED.len() * 8) {
+        let mut bytes = ENCODED.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_changed_body_with_a_new_crc_never_panics_and_what_decodes_is_canonical(
+        changes in proptest::collection::vec((0..ENCODED.len() - HEADER_BYTES, any::<u8>()), 1..4)
+    ) {
+        let mut body = ENCODED[HEADER_BYTES..].to_vec();
+        changes.iter().for_each(|&(at, byte)| body[at] = byte);
+        let bytes = with_header(STATE_VERSION, &body);
+        if let Ok(state) = decode(&bytes) {
+            let mut again = Vec::new();
+            encode(&state, &mut again).unwrap();
+            prop_assert_eq!(again, bytes);
+        }
+    }
+}
