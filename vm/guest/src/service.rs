@@ -233,7 +233,8 @@ impl Connection {
             }
             self.send(socket);
         }
-        if !socket.may_recv() && !socket.can_recv() && self.pending.is_empty() {
+        // The peer has closed its side, and everything that it asked is answered.
+        if socket.state() == tcp::State::CloseWait && !socket.can_recv() && self.pending.is_empty() {
             socket.close();
         }
         power
