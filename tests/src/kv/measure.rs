@@ -32,7 +32,9 @@ impl Default for RoundTrips {
 impl RoundTrips {
     /// Takes in one.
     pub fn record(&mut self, rtt: Duration) {
-        self.0.saturating_record(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+        // Within the bounds of a histogram that grows: an hour at most.
+        let us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).min(3_600_000_000);
+        let _ = self.0.record(us);
     }
 
     /// The quantiles so far.
@@ -43,7 +45,7 @@ impl RoundTrips {
 
     /// Starts anew.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.0.reset();
     }
 }
 
@@ -68,5 +70,22 @@ impl Gap {
     /// In milliseconds.
     pub fn ms(&self) -> f64 {
         (self.longest.as_secs_f64() * 1e6).round() / 1e3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_round_trip_is_told_as_long_as_it_was_and_forgotten_when_cleared() {
+        let mut round_trips = RoundTrips::default();
+        (0..99).for_each(|_| round_trips.record(Duration::from_micros(200)));
+        round_trips.record(Duration::from_secs(2));
+        let quantiles = round_trips.quantiles();
+        assert_eq!(quantiles.p50, 200);
+        assert!((1_990_000..=2_010_000).contains(&quantiles.max), "{quantiles:?}");
+        round_trips.clear();
+        assert_eq!(round_trips.quantiles().max, 0);
     }
 }

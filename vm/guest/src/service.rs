@@ -8,7 +8,7 @@ use crate::{platform, rt};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Write;
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
@@ -17,6 +17,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 const CONNECTIONS: usize = 32;
 const RECEIVE_BYTES: usize = 8 * 1024;
 const TRANSMIT_BYTES: usize = 16 * 1024;
+/// Frames taken in before requests are answered and frames sent.
+const FRAMES_PER_TURN: usize = 64;
 /// Longest idling.
 const IDLE_US_MAX: u64 = 50_000;
 /// A peer is asked for a sign of life after this time, and given up after [`DEAD_S`].
@@ -139,16 +141,26 @@ impl Server {
     /// Serves for good.
     pub fn run(mut self) -> ! {
         loop {
-            let time = now();
-            self.interface.poll(time, &mut self.card, &mut self.sockets);
+            self.receive();
             self.serve();
-            // What was answered goes out now, not at the next wake-up.
-            self.interface.poll(time, &mut self.card, &mut self.sockets);
+            // Answers go out with the acknowledgement of what they answer in one frame.
+            self.interface.poll_egress(now(), &mut self.card, &mut self.sockets);
             self.card.flush();
             self.stop_if_asked();
 
             let load_idle_ns = self.worker.as_mut().and_then(|worker| worker.run(load::SLICE_NS));
             self.idle(load_idle_ns);
+        }
+    }
+
+    /// Takes in what has arrived, but not without end.
+    fn receive(&mut self) {
+        let time = now();
+        for _ in 0..FRAMES_PER_TURN {
+            let result = self.interface.poll_ingress_single(time, &mut self.card, &mut self.sockets);
+            if matches!(result, PollIngressSingleResult::None) {
+                break;
+            }
         }
     }
 
@@ -233,7 +245,8 @@ impl Connection {
             }
             self.send(socket);
         }
-        if !socket.may_recv() && !socket.can_recv() && self.pending.is_empty() {
+        // The peer has closed its side, and everything that it asked is answered.
+        if socket.state() == tcp::State::CloseWait && !socket.can_recv() && self.pending.is_empty() {
             socket.close();
         }
         power
