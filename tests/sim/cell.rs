@@ -158,7 +158,12 @@ impl World {
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
-        self.check_copies(if dead { "a dead process's request was carried out" } else { "cell set" }, dead);
+        let cause = match (dead, self.nodes[node].fresh) {
+            (true, _) => "a dead process's request was carried out",
+            (false, true) => "given up by the operator (--fresh)",
+            (false, false) => "cell set",
+        };
+        self.check_copies(cause, dead || self.nodes[node].fresh);
         self.hook(Hook::CellSet);
     }
 }

@@ -12,18 +12,11 @@ use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
 
-/// Who started a run of the VM.
-#[derive(Clone, Copy, Debug)]
-pub struct Run {
-    pub node: usize,
-    pub inc: u32,
-}
-
 /// The truth.
 #[derive(Clone, Debug, Default)]
 pub struct Truth {
-    /// The newest run is the last one.
-    pub runs: Vec<Run>,
+    /// How often the VM was started: by a boot or a take-over.
+    pub runs: u32,
     /// The highest counter that any frame of this life of the VM showed to the world.
     pub shown: u64,
     /// The highest counter sealed by pairing.
@@ -38,7 +31,7 @@ pub struct Truth {
 
 impl Truth {
     pub fn newest_run(&self) -> Option<u32> {
-        (self.runs.len() as u32).checked_sub(1)
+        self.runs.checked_sub(1)
     }
 
     pub fn note_sealed(&mut self, pairing: u64, counter: u64) {
@@ -84,7 +77,10 @@ impl World {
         self.stats.add(Count::Frames);
         let newest = self.truth.newest_run();
         if newest != Some(frame.run) {
-            self.fail(format!("I2: {} emits a frame of run {}, but run {newest:?} began", NAMES[n], frame.run));
+            self.fail(format!(
+                "I2: {} emits a frame of run {}, but run {newest:?} began",
+                NAMES[n], frame.run
+            ));
         }
         if self.owner() != Some(n) {
             self.fail(format!("I2: {} emits, but the cell says {:?}", NAMES[n], self.arbiter.cell));
@@ -119,7 +115,7 @@ impl World {
         if self.truth.alive && !self.nodes[n].fresh {
             self.fail(format!("{} boots silently over a state that exists or existed", NAMES[n]));
         }
-        self.truth.runs.push(Run { node: n, inc: self.nodes[n].inc });
+        self.truth.runs += 1;
         self.truth.shown = 0;
         self.truth.alive = true;
         self.truth.lost = None;
@@ -157,7 +153,7 @@ impl World {
                 image.counter, self.truth.shown
             ));
         }
-        self.truth.runs.push(Run { node: n, inc });
+        self.truth.runs += 1;
         self.truth.alive = true;
     }
 
@@ -169,18 +165,14 @@ impl World {
         }
     }
 
-    /// Whether some copy of the VM's state is left that may go on, by the cell. Losing the last one needs a cause
-    /// `from_outside`.
-    pub fn check_copies(&mut self, cause: &str, from_outside: bool) {
-        if !self.truth.alive || self.truth.lost.is_some() {
-            return;
-        }
-        let Some(cell) = self.arbiter.cell.clone() else { return };
+    /// Whether some copy of the VM's state is left that may go on, by the cell.
+    fn has_copy(&self) -> bool {
+        let Some(cell) = &self.arbiter.cell else { return false };
         let holds = |n: usize, pairing: u64| {
             self.nodes[n].up && self.nodes[n].exec.image.is_some_and(|image| image.pairing == pairing)
         };
         let newest = self.truth.newest_run();
-        let by_owner = cell.owner.as_deref().and_then(index_of).is_some_and(|owner| {
+        let by_owner = self.owner().is_some_and(|owner| {
             let node = &self.nodes[owner];
             let runs = node.up && node.exec.vm.as_ref().is_some_and(|vm| Some(vm.run) == newest);
             let entry = &self.arbiter.log[&cell.generation];
@@ -192,19 +184,38 @@ impl World {
         });
         let by_standby =
             cell.standby.as_ref().is_some_and(|s| index_of(&s.node).is_some_and(|n| holds(n, s.pairing)));
-        if !by_owner && !by_standby {
-            trace!(self, "the VM's state is lost: {cause}");
-            self.truth.lost = Some(cause.to_string());
-            if !from_outside {
-                self.fail(format!("the last copy of the VM's state was given up: {cause}"));
-            }
+        by_owner || by_standby
+    }
+
+    /// Something happened to a copy of the VM's state. Losing the last one needs a cause `from_outside`.
+    pub fn check_copies(&mut self, cause: &str, from_outside: bool) {
+        if !self.truth.alive || self.truth.lost.is_some() || self.has_copy() {
+            return;
         }
+        trace!(self, "the VM's state is lost: {cause}");
+        self.truth.lost = Some(cause.to_string());
+        if !from_outside {
+            self.fail(format!("the last copy of the VM's state was given up: {cause}"));
+        }
+    }
+
+    /// A node has stopped its VM.
+    pub fn check_stopped(&mut self, n: usize, ended: bool) {
+        if ended && !self.has_copy() {
+            // It had come to its end by itself, and nobody may resume it from before that.
+            self.truth.alive = false;
+        }
+        self.check_copies("the VM was stopped", self.nodes[n].stopping);
     }
 
     /// Frames that may pass freely only while the cell names nobody else.
     pub fn check_passing(&mut self, n: usize) {
-        if self.nodes[n].exec.gate == Gate::Passing && self.owner() != Some(n) {
-            self.fail(format!("I2: {} lets its output pass, the cell says {:?}", NAMES[n], self.arbiter.cell));
+        let runs = self.nodes[n].exec.vm.as_ref().is_some_and(|vm| !vm.ended);
+        if runs && self.nodes[n].exec.gate == Gate::Passing && self.owner() != Some(n) {
+            self.fail(format!(
+                "I2: {} lets its output pass, the cell says {:?}",
+                NAMES[n], self.arbiter.cell
+            ));
         }
     }
 }

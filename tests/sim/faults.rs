@@ -19,19 +19,54 @@ pub enum Whom {
 /// A fault, or a request from outside.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    Break { spread_us: Micros, one_side: bool },
-    Cut { from_owner: bool, from_other: bool, us: Micros },
-    Lag { us: Micros, lag_us: Micros },
-    ArbiterDown { owner: bool, other: bool, us: Micros },
-    ArbiterFlaky { us: Micros },
-    ArbiterSlow { us: Micros, latency_us: Micros },
+    Break {
+        spread_us: Micros,
+        one_side: bool,
+    },
+    Cut {
+        from_owner: bool,
+        from_other: bool,
+        us: Micros,
+    },
+    Lag {
+        us: Micros,
+        lag_us: Micros,
+    },
+    ArbiterDown {
+        owner: bool,
+        other: bool,
+        us: Micros,
+    },
+    ArbiterFlaky {
+        us: Micros,
+    },
+    ArbiterSlow {
+        us: Micros,
+        latency_us: Micros,
+    },
     /// The process comes to this after some more steps.
-    Trip { whom: Whom, steps: u32, trip: Trip },
-    Slow { whom: Whom, us: Micros, step_us: Micros },
-    Switchover { whom: Whom },
-    Stop { whom: Whom },
-    Guest { kind: u8 },
-    FailTakeOver { whom: Whom },
+    Trip {
+        whom: Whom,
+        steps: u32,
+        trip: Trip,
+    },
+    Slow {
+        whom: Whom,
+        us: Micros,
+        step_us: Micros,
+    },
+    Switchover {
+        whom: Whom,
+    },
+    Stop {
+        whom: Whom,
+    },
+    Guest {
+        kind: u8,
+    },
+    FailTakeOver {
+        whom: Whom,
+    },
 }
 
 /// The end of a fault that lasts.
@@ -112,13 +147,14 @@ fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
             Fault::ArbiterDown { owner, other, us: span(rng) }
         }
         4 => Fault::ArbiterFlaky { us: span(rng) },
-        5 => Fault::Trip { whom: whom(rng), steps: rng.random_range(0..30), trip: Trip::Freeze { us: span(rng) } },
+        5 => Fault::Trip {
+            whom: whom(rng),
+            steps: rng.random_range(0..30),
+            trip: Trip::Freeze { us: span(rng) },
+        },
         6 => {
-            let trip = Trip::Kill {
-                silent: rng.random_bool(0.4),
-                down_us: span(rng),
-                fresh: rng.random_bool(0.05),
-            };
+            let trip =
+                Trip::Kill { silent: rng.random_bool(0.4), down_us: span(rng), fresh: rng.random_bool(0.05) };
             Fault::Trip { whom: whom(rng), steps: rng.random_range(0..30), trip }
         }
         7 => Fault::ArbiterSlow { us: span(rng), latency_us: span(rng) },

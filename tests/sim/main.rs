@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use model::Mutant;
 use stats::{Count, Stats};
-use world::{End, Setup, World};
+use world::{Setup, World};
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -36,7 +36,12 @@ fn setup_of(seed: u64) -> Setup {
 }
 
 /// Runs seeds on every core; the first failures (lowest seeds first), and what happened in all.
-fn run_many(first: u64, many: u64, setup: impl Fn(u64) -> Setup + Sync, failures_max: usize) -> (Stats, Vec<(u64, String)>) {
+fn run_many(
+    first: u64,
+    many: u64,
+    setup: impl Fn(u64) -> Setup + Sync,
+    failures_max: usize,
+) -> (Stats, Vec<(u64, String)>) {
     let next = AtomicU64::new(first);
     let enough = AtomicBool::new(false);
     let total = Mutex::new(Stats::default());
@@ -70,7 +75,9 @@ fn run_many(first: u64, many: u64, setup: impl Fn(u64) -> Setup + Sync, failures
 
 fn report(failures: &[(u64, String)]) -> String {
     let lines = failures.iter().map(|(seed, violation)| {
-        format!("\n  {violation}\n    FTD_SIM_SEED={seed} cargo test -p ft-tests --test sim -- replay --nocapture")
+        format!(
+            "\n  {violation}\n    FTD_SIM_SEED={seed} cargo test -p ft-tests --test sim -- replay --nocapture"
+        )
     });
     format!("{} schedules failed:{}", failures.len(), lines.collect::<String>())
 }
@@ -81,9 +88,74 @@ fn every_schedule_keeps_the_invariants_and_heals() {
     let many = number("FTD_SIM_SCHEDULES").unwrap_or(default);
     let first = number("FTD_SIM_FIRST").unwrap_or(0);
     let start = Instant::now();
-    let (stats, failures) = run_many(first, many, setup_of, 10);
+    let (stats, failures) =
+        run_many(first, many, setup_of, number("FTD_SIM_FAILURES").unwrap_or(10) as usize);
     println!("{stats}{:>12.1}  seconds", start.elapsed().as_secs_f64());
     assert!(failures.is_empty(), "{}", report(&failures));
+    if many >= 10_000 {
+        demand_coverage(&stats);
+    }
+}
+
+/// A set of schedules in which the interesting things hardly happen proves nothing.
+fn demand_coverage(stats: &Stats) {
+    let schedules = stats.get(Count::Schedules);
+    for (count, per_thousand) in [
+        (Count::Frames, 1_000),
+        (Count::FramesHeld, 1_000),
+        (Count::TakeOvers, 100),
+        (Count::HandedOver, 50),
+        (Count::Fences, 10),
+        (Count::SoloGrants, 100),
+        (Count::Resumed, 10),
+        (Count::ReleaseCuts, 1),
+        (Count::SwitchoversDone, 50),
+        (Count::SwitchoversFailed, 10),
+        (Count::CasLost, 50),
+        (Count::CasUnknown, 50),
+        (Count::CasLate, 20),
+        (Count::CasNotAttempted, 20),
+        (Count::FaultReset, 100),
+        (Count::FaultCut, 100),
+        (Count::FaultLag, 100),
+        (Count::FaultArbiterDown, 100),
+        (Count::FaultArbiterFlaky, 100),
+        (Count::FaultArbiterSlow, 50),
+        (Count::FaultKill, 50),
+        (Count::FaultCrash, 50),
+        (Count::FaultFreeze, 100),
+        (Count::FaultSlow, 20),
+        (Count::FaultTakeOver, 1),
+        (Count::OperatorStop, 5),
+        (Count::GuestPowerOff, 5),
+        (Count::GuestReset, 5),
+        (Count::GuestCrash, 5),
+        (Count::EndProtected, 700),
+    ] {
+        let seen = stats.get(count);
+        assert!(
+            seen * 1_000 >= schedules * per_thousand,
+            "too few {count:?} in {schedules} schedules: {seen}"
+        );
+    }
+}
+
+/// Every broken behaviour is seen within so many schedules.
+#[test]
+fn every_mutant_is_caught() {
+    let mut missed = Vec::new();
+    for mutant in Mutant::ALL {
+        let setup = |seed| Setup { mutant: Some(mutant), ..setup_of(seed) };
+        let (stats, failures) = run_many(0, 20_000, setup, 1);
+        match failures.first() {
+            Some((seed, violation)) => println!(
+                "{mutant:?}: after {} schedules, seed {seed}: {violation}",
+                stats.get(Count::Schedules)
+            ),
+            None => missed.push(mutant),
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
 }
 
 #[test]

@@ -4,9 +4,7 @@
 use ftd::role::{Command, ConnId, Event, Exit, Gone, Held, Welcome};
 use rand::Rng;
 
-use crate::model::{
-    Ask, Checkpoint, Frame, Gate, Image, Input, Item, Msg, Mutant, NAMES, Replication, Vm,
-};
+use crate::model::{Ask, Checkpoint, Frame, Gate, Image, Input, Item, Msg, Mutant, NAMES, Replication, Vm};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::{Act, Hook, World};
@@ -309,10 +307,7 @@ impl World {
                 exec.gate = Gate::Muted;
                 exec.frames.clear();
                 exec.repl = None;
-                if ended && self.copyless() {
-                    self.truth.alive = false;
-                }
-                self.check_copies("the VM was stopped", self.nodes[n].stopping);
+                self.check_stopped(n, ended);
             }
             Command::SendBye { conn, why } => self.send(n, conn, Msg::Bye { why }),
             Command::SwitchoverDone(Ok(())) => self.stats.add(Count::SwitchoversDone),
@@ -328,11 +323,6 @@ impl World {
                 self.later(delay, Act::Start { n, fresh: false });
             }
         }
-    }
-
-    /// No node's image could go on for a VM that has ended by itself.
-    fn copyless(&self) -> bool {
-        self.nodes.iter().all(|node| node.exec.image.is_none())
     }
 
     fn welcome(&mut self, n: usize, conn: ConnId, pairing: u64, generation: u64, how: Welcome) {
@@ -371,7 +361,8 @@ impl World {
                 let owed: Vec<_> = repl.owed.iter().copied().collect();
                 let first = owed.first().map_or(repl.next_epoch, |owed| owed.epoch);
                 if first != epoch + 1 && self.mutant.is_none() {
-                    return self.fail(format!("I4: {} resumes after {epoch}, but owes from {first}", NAMES[n]));
+                    return self
+                        .fail(format!("I4: {} resumes after {epoch}, but owes from {first}", NAMES[n]));
                 }
                 for checkpoint in owed {
                     self.send_checkpoint(n, checkpoint);

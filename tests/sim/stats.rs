@@ -53,6 +53,7 @@ counts! {
     EndProtected: "end: protected again",
     EndVmEnded: "end: the VM was shut down",
     EndStateLost: "end: the state is lost",
+    EndNeverBooted: "end: founded, never booted",
 }
 
 /// The counters.

@@ -119,6 +119,8 @@ pub enum End {
     VmEnded,
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
+    /// The process that founded the cell died before it booted the VM: only the operator can say that nothing is lost.
+    NeverBooted,
 }
 
 /// One schedule.
@@ -268,11 +270,15 @@ impl World {
                     End::Protected => Count::EndProtected,
                     End::VmEnded => Count::EndVmEnded,
                     End::StateLost(_) => Count::EndStateLost,
+                    End::NeverBooted => Count::EndNeverBooted,
                 });
                 return Ok(end);
             }
             if at > deadline {
-                return Err(format!("liveness: not in step {HEALTHY_WITHIN_US} us after the last fault: {}", self.describe()));
+                return Err(format!(
+                    "liveness: not in step {HEALTHY_WITHIN_US} us after the last fault: {}",
+                    self.describe()
+                ));
             }
             if events > EVENTS_MAX {
                 return Err(format!("liveness: {EVENTS_MAX} events and no end: {}", self.describe()));
@@ -479,16 +485,22 @@ impl World {
             }
         } else if let Some(cause) = &self.truth.lost {
             self.end = Some(End::StateLost(cause.clone()));
-        } else if self.arbiter.cell.as_ref().is_some_and(|cell| cell.owner.is_none())
-            && self.now > self.knobs.heal_at + 500_000
+        } else if self.now > self.knobs.heal_at + 1_500_000
+            && let Some(cell) = &self.arbiter.cell
         {
-            self.end = Some(End::VmEnded);
+            let founder = &self.arbiter.log[&cell.generation];
+            match cell.owner {
+                None => self.end = Some(End::VmEnded),
+                Some(_) if !self.lives(founder.node, founder.inc) => self.end = Some(End::NeverBooted),
+                Some(_) => {}
+            }
         }
     }
 
     /// The owner, when both nodes say that the pair is protected.
     fn in_step(&self) -> Option<usize> {
-        let views = [0, 1].map(|n| self.nodes[n].core.as_ref().map(|core| (core.view().role, core.view().state)));
+        let views =
+            [0, 1].map(|n| self.nodes[n].core.as_ref().map(|core| (core.view().role, core.view().state)));
         let role = |n: usize, role: ViewRole| views[n] == Some((role, ViewState::Protected));
         (0..2).find(|n| role(*n, ViewRole::Primary) && role(1 - *n, ViewRole::Backup))
     }
