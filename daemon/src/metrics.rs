@@ -172,7 +172,8 @@ metrics! {
     held_bytes: Gauge "ftd_held_bytes" "Bytes of the frames held now",
     checkpoints: Counter "ftd_checkpoints_total" "Checkpoints acked",
     pages: Counter "ftd_pages_total" "Pages captured",
-    bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of the pages captured, before encoding",
+    bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of pages and state captured, before encoding",
+    bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes that they were encoded to",
     bytes_sent: Counter "ftd_sent_bytes_total" "Bytes sent to the peer",
     throttled: Counter "ftd_throttled_total" "Times the VM was slowed because the backup lagged",
     frames_released: Counter "ftd_frames_released_total" "Frames that left",
@@ -188,17 +189,6 @@ metrics! {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Metrics {
-    /// Bytes captured for each byte sent; 0 before anything was sent.
-    #[must_use]
-    pub fn compression_ratio(&self) -> f64 {
-        match self.bytes_sent.get() {
-            0 => 0.0,
-            sent => self.bytes_raw.get() as f64 / sent as f64,
-        }
     }
 }
 
@@ -304,7 +294,6 @@ mod tests {
     fn the_text_for_prometheus_has_help_type_and_labels() {
         let metrics = Metrics::new();
         metrics.bytes_sent.add(100);
-        metrics.bytes_raw.add(850);
         metrics.pause_us.lock().record(500, Instant::now());
         let text = metrics.render("web", "alpha");
         assert!(text.contains(
@@ -312,6 +301,5 @@ mod tests {
              ftd_sent_bytes_total{vm=\"web\",node=\"alpha\"} 100\n"
         ));
         assert!(text.contains("ftd_pause_us{vm=\"web\",node=\"alpha\",quantile=\"0.5\"} 5"), "{text}");
-        assert_eq!(metrics.compression_ratio(), 8.5);
     }
 }

@@ -1,118 +1,19 @@
-//! Figures of the replica as it runs: written by its threads, read by `status` and the metrics endpoint. Counters are atomics;
-//! distributions are kept over a sliding window, so that a figure is about now and not about last week.
+//! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under way,
+//! the last take-over. Written on the hot path, read by `status`.
 
+use crate::metrics::{Metrics, Percentiles, WINDOW, Window};
 use crate::replica::PauseParts;
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
-use hdrhistogram::Histogram;
+use ft_vm::layout::PAGE_SIZE;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Length of half a window: figures cover the last one to two of these.
-const HALF_WINDOW: Duration = Duration::from_secs(5);
-/// Highest value of a distribution, in microseconds.
-const VALUE_MAX: u64 = 60_000_000;
-
-/// Median and 99th percentile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Percentiles {
-    /// Median.
-    pub p50: u64,
-    /// 99th percentile.
-    pub p99: u64,
-}
-
-/// A distribution over the last few seconds.
-pub struct Recorder(Mutex<Halves>);
-
-struct Halves {
-    now: Histogram<u64>,
-    before: Histogram<u64>,
-    began: Instant,
-}
-
-impl Default for Recorder {
-    fn default() -> Self {
-        let empty = || {
-            Histogram::new_with_bounds(1, VALUE_MAX, 3).expect("constant bounds that hdrhistogram accepts")
-        };
-        Self(Mutex::new(Halves { now: empty(), before: empty(), began: Instant::now() }))
-    }
-}
-
-impl Halves {
-    fn turn(&mut self) {
-        let age = self.began.elapsed();
-        if age >= HALF_WINDOW {
-            std::mem::swap(&mut self.now, &mut self.before);
-            self.now.reset();
-            if age >= 2 * HALF_WINDOW {
-                self.before.reset();
-            }
-            self.began = Instant::now();
-        }
-    }
-}
-
-impl Recorder {
-    /// Adds a value.
-    pub fn record(&self, value: u64) {
-        let mut halves = self.0.lock();
-        halves.turn();
-        halves.now.saturating_record(value);
-    }
-
-    /// Adds a duration, in microseconds.
-    pub fn record_duration(&self, value: Duration) {
-        self.record(value.as_micros() as u64);
-    }
-
-    /// Median and 99th percentile of the window; 0 if it is empty.
-    pub fn percentiles(&self) -> Percentiles {
-        let mut halves = self.0.lock();
-        halves.turn();
-        let mut all = halves.before.clone();
-        // Equal bounds: adding cannot fail.
-        let _ = all.add(&halves.now);
-        Percentiles { p50: all.value_at_quantile(0.5), p99: all.value_at_quantile(0.99) }
-    }
-}
-
-/// Events a second over the last few seconds.
-#[derive(Default)]
-struct Rate(Mutex<VecDeque<Instant>>);
-
-impl Rate {
-    const WINDOW: Duration = Duration::from_secs(2);
-
-    fn count(&self, events: usize) {
-        let mut times = self.0.lock();
-        let now = Instant::now();
-        times.extend(std::iter::repeat_n(now, events));
-        while times.front().is_some_and(|at| now - *at > Self::WINDOW) {
-            times.pop_front();
-        }
-    }
-
-    fn per_second(&self) -> f64 {
-        let mut times = self.0.lock();
-        let now = Instant::now();
-        while times.front().is_some_and(|at| now - *at > Self::WINDOW) {
-            times.pop_front();
-        }
-        match times.front() {
-            Some(first) => times.len() as f64 / (now - *first).as_secs_f64().max(0.25),
-            None => 0.0,
-        }
-    }
-}
-
 /// The last take-over that this process did.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakeOver {
     /// The generation that it began.
     pub generation: u64,
@@ -122,190 +23,210 @@ pub struct TakeOver {
     pub running_unix_us: u64,
     /// From winning the arbitration to the guest running.
     pub resume_us: u64,
-    /// From the loss of the primary (as this node saw it) to the guest running; 0 if it was handed over.
+    /// From the loss of the primary, as this node saw it, to the guest running; 0 if it was handed over.
     pub total_us: u64,
+    /// Pages that were still to be applied, and were served on demand or applied first.
+    pub pending_pages: u64,
 }
 
-impl TakeOver {
-    /// A take-over that is complete now.
-    pub fn now(generation: u64, epoch: u64, resume: Duration, since_loss: Option<Duration>) -> Self {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// What the last pauses and checkpoints were made of, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parts {
+    /// Until every vCPU stood still.
+    pub stop_us: Percentiles,
+    /// Reading and clearing the dirty logs.
+    pub harvest_us: Percentiles,
+    /// Reading the machine's state.
+    pub capture_us: Percentiles,
+    /// Copying the dirty pages aside.
+    pub copy_us: Percentiles,
+    /// Encoding, after the pause; waiting for the connection included.
+    pub encode_us: Percentiles,
+    /// From capture to ack.
+    pub commit_us: Percentiles,
+    /// Dirty pages of a checkpoint (pages, not microseconds).
+    pub dirty_pages: Percentiles,
+}
+
+/// See the module.
+pub struct Telemetry {
+    /// For Prometheus.
+    pub metrics: Metrics,
+    windows: Mutex<Windows>,
+    /// Of what is being written to now.
+    written: Mutex<Arc<AtomicU64>>,
+    written_before: AtomicU64,
+    take_over: Mutex<Option<TakeOver>>,
+}
+
+struct Windows {
+    stop: Window,
+    harvest: Window,
+    capture: Window,
+    copy: Window,
+    encode: Window,
+    dirty: Window,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        let window = || Window::new(WINDOW, Instant::now());
+        let windows = Windows {
+            stop: window(),
+            harvest: window(),
+            capture: window(),
+            copy: window(),
+            encode: window(),
+            dirty: window(),
+        };
         Self {
-            generation,
-            epoch,
-            running_unix_us: unix.as_micros() as u64,
-            resume_us: resume.as_micros() as u64,
-            total_us: since_loss.unwrap_or_default().as_micros() as u64,
+            metrics: Metrics::new(),
+            windows: Mutex::new(windows),
+            written: Mutex::default(),
+            written_before: AtomicU64::new(0),
+            take_over: Mutex::default(),
         }
     }
 }
 
-/// How far a full copy is, on either side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyView {
-    /// Pages sent or received at least once.
-    pub pages: u64,
-    /// Pages of RAM.
-    pub total_pages: u64,
-}
-
-/// See the module.
-#[derive(Default)]
-pub struct Telemetry {
-    /// Whole pauses.
-    pub pause_us: Recorder,
-    /// Until every vCPU stood still.
-    pub stop_us: Recorder,
-    /// Reading and clearing the dirty logs.
-    pub harvest_us: Recorder,
-    /// Reading the machine's state.
-    pub capture_us: Recorder,
-    /// Copying the dirty pages aside.
-    pub copy_us: Recorder,
-    /// Encoding a checkpoint, waiting for the connection included.
-    pub encode_us: Recorder,
-    /// Dirty pages of a checkpoint.
-    pub dirty_pages: Recorder,
-    epoch: AtomicU64,
-    acked_epoch: AtomicU64,
-    commits: Rate,
-    committed: AtomicU64,
-    chokes: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    bytes_received: AtomicU64,
-    written_before: AtomicU64,
-    written_now: Mutex<Option<Arc<AtomicU64>>>,
-    copy: Mutex<Option<CopyView>>,
-    take_over: Mutex<Option<TakeOver>>,
+fn us(duration: Duration) -> u64 {
+    duration.as_micros() as u64
 }
 
 impl Telemetry {
     /// Primary: a checkpoint was captured.
     pub fn paused(&self, parts: PauseParts) {
-        self.pause_us.record_duration(parts.total());
-        self.stop_us.record_duration(parts.stop);
-        self.harvest_us.record_duration(parts.harvest);
-        self.capture_us.record_duration(parts.capture);
-        self.copy_us.record_duration(parts.copy);
-        self.dirty_pages.record(parts.pages as u64);
-        self.epoch.store(parts.epoch, Ordering::Relaxed);
-        *self.copy.lock() = None;
+        let now = Instant::now();
+        self.metrics.pause_us.lock().record(us(parts.total()), now);
+        {
+            let mut windows = self.windows.lock();
+            windows.stop.record(us(parts.stop), now);
+            windows.harvest.record(us(parts.harvest), now);
+            windows.capture.record(us(parts.capture), now);
+            windows.copy.record(us(parts.copy), now);
+            windows.dirty.record(parts.pages as u64, now);
+        }
+        self.metrics.epoch.set(parts.epoch);
+        self.metrics.dirty_pages.set(parts.pages as u64);
+        self.metrics.pages.add(parts.pages as u64);
+        self.metrics.copy_total_bytes.set(0);
     }
 
     /// Primary: a checkpoint was encoded.
     pub fn encoded(&self, stats: &EncodeStats) {
-        self.encode_us.record_duration(stats.elapsed);
-        self.bytes_in.fetch_add(stats.bytes_in, Ordering::Relaxed);
-        self.bytes_out.fetch_add(stats.bytes_out, Ordering::Relaxed);
+        self.windows.lock().encode.record(us(stats.elapsed), Instant::now());
+        self.metrics.bytes_raw.add(stats.bytes_in);
+        self.metrics.bytes_encoded.add(stats.bytes_out);
     }
 
-    /// Primary: the backup has sealed `epoch`, and with it `committed` checkpoints.
-    pub fn acked(&self, epoch: u64, committed: u64) {
-        self.acked_epoch.fetch_max(epoch, Ordering::Relaxed);
-        self.committed.fetch_add(committed, Ordering::Relaxed);
-        self.commits.count(committed as usize);
+    /// Primary: the backup has sealed `epoch`, which commits `checkpoints`; it was captured `age_us` ago.
+    pub fn acked(&self, epoch: u64, checkpoints: u64, age_us: u64) {
+        self.metrics.acked_epoch.set(epoch);
+        self.metrics.checkpoints.add(checkpoints);
+        let mut commits = self.metrics.commit_us.lock();
+        for _ in 0..checkpoints {
+            commits.record(age_us, Instant::now());
+        }
     }
 
     /// Backup: a checkpoint is sealed.
     pub fn sealed(&self, epoch: u64) {
-        self.epoch.store(epoch, Ordering::Relaxed);
-        self.acked_epoch.store(epoch, Ordering::Relaxed);
-        self.committed.fetch_add(1, Ordering::Relaxed);
-        self.commits.count(1);
-        *self.copy.lock() = None;
+        self.metrics.epoch.set(epoch);
+        self.metrics.acked_epoch.set(epoch);
+        self.metrics.checkpoints.add(1);
+        self.metrics.commit_us.lock().record(0, Instant::now());
+        self.metrics.copy_total_bytes.set(0);
     }
 
-    /// Primary: the guest was paused because the backup lags behind.
+    /// Primary: the guest stands still because the backup lags behind.
     pub fn choked(&self) {
-        self.chokes.fetch_add(1, Ordering::Relaxed);
+        self.metrics.throttled.add(1);
     }
 
     /// Primary: the full copy is so far.
     pub fn copying(&self, progress: CopyProgress) {
-        let (pages, total_pages) = (progress.sent_pages.into(), progress.total_pages.into());
-        *self.copy.lock() = Some(CopyView { pages, total_pages });
+        self.copy(progress.sent_pages.into(), progress.total_pages.into());
     }
 
-    /// Backup: the full copy is so far.
-    pub fn copy_received(&self, pages: u32, total: u32) {
-        *self.copy.lock() = Some(CopyView { pages: pages.into(), total_pages: total.into() });
+    /// Either side: this many pages of a full copy are done.
+    pub fn copy(&self, pages: u64, total: u64) {
+        self.metrics.copy_done_bytes.set(pages * PAGE_SIZE as u64);
+        self.metrics.copy_total_bytes.set(total * PAGE_SIZE as u64);
     }
 
-    /// Backup: a frame came in.
-    pub fn received(&self, bytes: usize) {
-        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// A full copy begins.
+    pub fn copy_begun(&self) {
+        self.metrics.resyncs.add(1);
     }
 
-    /// A connection began; this counts what is written to it.
+    /// A connection began; `written` counts what is written to it.
     pub fn connected(&self, written: Arc<AtomicU64>) {
-        if let Some(before) = self.written_now.lock().replace(written) {
-            self.written_before.fetch_add(before.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-    }
-
-    /// Primary: a pairing is over; its numbers do not go on.
-    pub fn pairing_ended(&self) {
-        self.epoch.store(0, Ordering::Relaxed);
-        self.acked_epoch.store(0, Ordering::Relaxed);
-        *self.copy.lock() = None;
-    }
-
-    /// Backup: the VM runs here now.
-    pub fn took_over(&self, take_over: TakeOver) {
-        self.pairing_ended();
-        *self.take_over.lock() = Some(take_over);
-    }
-
-    /// The last epoch captured (or received) in this pairing.
-    pub fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
-    }
-
-    /// The last epoch acked.
-    pub fn acked_epoch(&self) -> u64 {
-        self.acked_epoch.load(Ordering::Relaxed)
-    }
-
-    /// Checkpoints committed since the process began.
-    pub fn committed(&self) -> u64 {
-        self.committed.load(Ordering::Relaxed)
-    }
-
-    /// Checkpoints committed a second.
-    pub fn checkpoints_per_s(&self) -> f64 {
-        self.commits.per_second()
-    }
-
-    /// Times the guest stood still because the backup lagged.
-    pub fn chokes(&self) -> u64 {
-        self.chokes.load(Ordering::Relaxed)
+        let before = std::mem::replace(&mut *self.written.lock(), written);
+        self.written_before.fetch_add(before.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Bytes written to the peer since the process began.
     pub fn bytes_sent(&self) -> u64 {
-        let now = self.written_now.lock().as_ref().map_or(0, |written| written.load(Ordering::Relaxed));
-        self.written_before.load(Ordering::Relaxed) + now
+        self.written_before.load(Ordering::Relaxed) + self.written.lock().load(Ordering::Relaxed)
     }
 
-    /// Bytes received from the peer since the process began.
-    pub fn bytes_received(&self) -> u64 {
-        self.bytes_received.load(Ordering::Relaxed)
+    /// A pairing is over; its numbers do not go on.
+    pub fn pairing_ended(&self) {
+        self.metrics.epoch.set(0);
+        self.metrics.acked_epoch.set(0);
+        self.metrics.copy_total_bytes.set(0);
     }
 
-    /// Bytes of dirty pages and state for each byte sent; 0 before the first checkpoint.
-    pub fn compression_ratio(&self) -> f64 {
-        let out = self.bytes_out.load(Ordering::Relaxed);
-        if out == 0 { 0.0 } else { self.bytes_in.load(Ordering::Relaxed) as f64 / out as f64 }
-    }
-
-    /// The full copy under way.
-    pub fn copy_progress(&self) -> Option<CopyView> {
-        *self.copy.lock()
+    /// The VM runs here since now, from `epoch`. `since_loss` is missing when it was handed over.
+    pub fn took_over(
+        &self,
+        generation: u64,
+        epoch: u64,
+        resume: Duration,
+        since_loss: Option<Duration>,
+        pending_pages: u64,
+    ) {
+        self.pairing_ended();
+        match since_loss {
+            Some(_) => self.metrics.takeovers.add(1),
+            None => self.metrics.switchovers.add(1),
+        }
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        *self.take_over.lock() = Some(TakeOver {
+            generation,
+            epoch,
+            running_unix_us: us(unix),
+            resume_us: us(resume),
+            total_us: us(since_loss.unwrap_or_default()),
+            pending_pages,
+        });
     }
 
     /// The last take-over.
     pub fn take_over(&self) -> Option<TakeOver> {
         *self.take_over.lock()
+    }
+
+    /// What the last pauses and checkpoints were made of.
+    pub fn parts(&self) -> Parts {
+        let now = Instant::now();
+        let windows = &mut *self.windows.lock();
+        Parts {
+            stop_us: windows.stop.percentiles(now),
+            harvest_us: windows.harvest.percentiles(now),
+            capture_us: windows.capture.percentiles(now),
+            copy_us: windows.copy.percentiles(now),
+            encode_us: windows.encode.percentiles(now),
+            commit_us: self.metrics.commit_us.lock().percentiles(now),
+            dirty_pages: windows.dirty.percentiles(now),
+        }
+    }
+
+    /// Bytes of dirty pages and state for each byte that they were encoded to; 0 before the first checkpoint.
+    pub fn compression_ratio(&self) -> f64 {
+        match self.metrics.bytes_encoded.get() {
+            0 => 0.0,
+            encoded => self.metrics.bytes_raw.get() as f64 / encoded as f64,
+        }
     }
 }

@@ -72,6 +72,9 @@ pub enum HostError {
         /// The group.
         group: String,
     },
+    /// The system gives no more threads.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// The arbiter's cell cannot be used.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),

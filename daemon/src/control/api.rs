@@ -9,6 +9,7 @@
 //! `console`, after whose response the connection carries raw bytes both ways.
 
 use crate::metrics::Percentiles;
+use crate::telemetry::{Parts, TakeOver};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -211,8 +212,12 @@ pub struct Status {
     pub bytes_sent: u64,
     /// Bytes captured for each byte sent.
     pub compression_ratio: f64,
+    /// What pauses and checkpoints are made of.
+    pub parts: Parts,
     /// The full copy under way.
     pub copy: Option<CopyProgress>,
+    /// The last take-over by this daemon.
+    pub take_over: Option<TakeOver>,
     /// The other node.
     pub peer: PeerStatus,
     /// The arbiter.
@@ -239,6 +244,8 @@ pub struct PeerStatus {
     pub address: String,
     /// Whether it is connected.
     pub connected: bool,
+    /// What the last attempt to connect, or the last connection, came to.
+    pub trouble: Option<String>,
 }
 
 /// The arbiter.

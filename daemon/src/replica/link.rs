@@ -36,8 +36,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection.
 pub struct Link {
-    /// Its number.
-    pub conn: ConnId,
     /// What is to be written.
     pub outbox: Arc<PeerOutbox>,
     /// Bytes written, headers included.
@@ -125,7 +123,7 @@ impl Link {
                 gone(why);
             }
         })?;
-        Ok(Self { conn, outbox, written, stream, stopped, reader: Some(reader) })
+        Ok(Self { outbox, written, stream, stopped, reader: Some(reader) })
     }
 
     /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.

@@ -30,7 +30,7 @@ pub use wiring::{ConsoleHub, Host, prepare_host};
 
 use crate::clock::Clock;
 use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome as Welcoming};
-use crate::telemetry::{TakeOver, Telemetry};
+use crate::telemetry::Telemetry;
 use arbiter_thread::Question;
 use checkpointer::{Checkpointer, Order, Setup};
 use ft_checkpoint::lazy::LazyApply;
@@ -299,10 +299,13 @@ impl Replica {
 
     fn on_event(&mut self, event: Event) {
         match &event {
-            Event::Ack { conn, epoch, .. } if self.links.contains_key(conn) => {
+            Event::Ack { conn, epoch, stamp } if self.links.contains_key(conn) => {
                 let Some(pairing) = &self.pairing else { return };
                 match pairing.ack(*epoch) {
-                    Ok(committed) => self.telemetry.acked(*epoch, committed),
+                    Ok(committed) => {
+                        let age_us = self.clock.now_us().saturating_sub(*stamp);
+                        self.telemetry.acked(*epoch, committed, age_us);
+                    }
                     Err(e) => {
                         let why = Gone::Lost(e.to_string());
                         return self.on_event(Event::PeerGone { conn: *conn, why });
@@ -497,6 +500,7 @@ impl Replica {
         match (how, &self.pairing) {
             (Welcoming::Copy, _) => {
                 tracing::info!("a backup has connected: full copy");
+                self.telemetry.copy_begun();
                 let pairing = Pairing::new(pairing, outbox, self.pipeline_depth, self.inflight_bytes);
                 self.pairing = Some(Arc::clone(&pairing));
                 self.order(Order::BeginPairing(pairing));
@@ -610,7 +614,7 @@ impl Replica {
             ?lost_for,
             "took over: the guest runs here"
         );
-        self.telemetry.took_over(TakeOver::now(generation, resumed_epoch, took, lost_for));
+        self.telemetry.took_over(generation, resumed_epoch, took, lost_for, pending as u64);
         Ok(())
     }
 

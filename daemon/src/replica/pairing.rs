@@ -45,12 +45,6 @@ impl Pairing {
         room
     }
 
-    /// Checkpoints captured and not acked.
-    pub fn in_flight(&self) -> u64 {
-        let inner = self.inner.lock();
-        inner.owed.in_flight() + inner.unencoded
-    }
-
     /// Encoding of a reserved epoch begins: a buffer for it, and the sink for its frames.
     pub fn begin(self: &Arc<Self>, epoch: u64) -> Result<(EncodedCheckpoint, PairingSink), OwedError> {
         let mut inner = self.inner.lock();

@@ -91,7 +91,6 @@ impl Feed {
                 Err(_) if stopped.load(Ordering::Acquire) => return None,
                 Err(e) => return Some(Gone::Lost(e.to_string())),
             };
-            telemetry.received(frame.payload.len());
             let received = {
                 let mut receiver = self.0.lock();
                 if stopped.load(Ordering::Acquire) {
@@ -112,7 +111,7 @@ impl Feed {
                 Ok((Received::Switchover { epoch }, _)) => Some(Event::HandedOver { conn, epoch }),
                 Ok((Received::Bye(bye), _)) => return Some(Gone::Bye(bye.text)),
                 Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
-                    telemetry.copy_received(received_pages, total_pages);
+                    telemetry.copy(received_pages.into(), total_pages.into());
                     None
                 }
                 Ok(_) => None,

@@ -1,17 +1,16 @@
 //! The host's side of the machine: TAP, output buffer, console, disk images, made from the configuration.
 
 use super::pump::{self, Socket};
-use crate::config::{Config, Console};
-use crate::exit::DaemonExit;
-use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapError, Transmitted};
+use crate::config::{Config, Console, HostError};
+use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
 use ft_vm::devices::{ConsoleSink, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{ConsoleHandle, Machine};
-use ft_vm::spec::{Boot, DiskSpec, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, MachineSpec};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -30,51 +29,6 @@ pub struct Host {
     pub(super) announce: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Why this host cannot run the VM.
-#[derive(Debug, thiserror::Error)]
-pub enum HostError {
-    /// No network for it.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// A disk image.
-    #[error("disk image {}: {source}", path.display())]
-    Disk {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A disk image of a size that no disk has.
-    #[error("disk image {} has {bytes} bytes: a disk is a multiple of 512", path.display())]
-    DiskSize {
-        /// Which.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// The console's file.
-    #[error("console file {}: {source}", path.display())]
-    Console {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A thread.
-    #[error("cannot start a thread: {0}")]
-    Thread(std::io::Error),
-}
-
-impl HostError {
-    /// How the daemon ends because of it.
-    pub fn exit(&self) -> DaemonExit {
-        match self {
-            Self::Tap(TapError::InUse { .. }) => DaemonExit::InUse,
-            _ => DaemonExit::Host,
-        }
-    }
-}
-
 /// After a take-over the announcement goes out again after these pauses: each frame may be lost.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
@@ -82,16 +36,8 @@ const ANNOUNCE_AGAIN: [Duration; 3] =
 /// Opens everything on this host that the machine will be wired to. Nothing runs yet.
 pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let machine = &config.machine;
-    let disks =
-        machine.disks.iter().map(|disk| disk_spec(&disk.image, disk.read_only)).collect::<Result<_, _>>()?;
+    let spec = config.machine_spec()?;
     let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
-    let spec = MachineSpec {
-        vcpus: machine.vcpus,
-        ram_bytes: machine.memory_mib << 20,
-        net: machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),
-        disks,
-        rng: machine.rng,
-    };
     let console = ConsoleHub::start(&machine.console)?;
     let replication = &config.replication;
     let bounds =
@@ -129,17 +75,6 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         None => Arc::new(|| {}),
     };
     Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
-}
-
-fn disk_spec(path: &Path, read_only: bool) -> Result<DiskSpec, HostError> {
-    let bytes = File::open(path)
-        .and_then(|file| file.metadata())
-        .map_err(|source| HostError::Disk { path: path.to_owned(), source })?
-        .len();
-    if bytes == 0 || bytes % 512 != 0 {
-        return Err(HostError::DiskSize { path: path.to_owned(), bytes });
-    }
-    Ok(DiskSpec { bytes, read_only })
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more) does
@@ -196,7 +131,7 @@ impl Emit for NoNetwork {
 pub struct ConsoleHub(Arc<HubInner>);
 
 struct HubInner {
-    output: broadcast::Sender<Vec<u8>>,
+    output: broadcast::Sender<Arc<[u8]>>,
     recent: Mutex<VecDeque<u8>>,
     input: Mutex<Option<ConsoleHandle>>,
     file: Option<SyncSender<Vec<u8>>>,
@@ -213,7 +148,7 @@ impl ConsoleHub {
             Console::Socket => None,
             Console::Stdout => Some(Box::new(std::io::stdout())),
             Console::File(path) => {
-                let failed = |source| HostError::Console { path: path.clone(), source };
+                let failed = |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
                 Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
             }
         };
@@ -233,7 +168,7 @@ impl ConsoleHub {
     }
 
     /// The recent past, and what follows it.
-    pub fn attach(&self) -> (Vec<u8>, broadcast::Receiver<Vec<u8>>) {
+    pub fn attach(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
         let recent = self.0.recent.lock();
         (recent.iter().copied().collect(), self.0.output.subscribe())
     }
@@ -254,7 +189,7 @@ impl ConsoleSink for ConsoleHub {
         let excess = recent.len().saturating_sub(RECENT_BYTES);
         recent.drain(..excess);
         // Under the lock, so that whoever attaches misses nothing and sees nothing twice. Nobody attached is fine.
-        let _ = self.0.output.send(bytes.to_vec());
+        let _ = self.0.output.send(bytes.into());
         drop(recent);
         if let Some(file) = &self.0.file {
             match file.try_send(bytes.to_vec()) {

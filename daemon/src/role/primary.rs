@@ -126,6 +126,7 @@ impl Primary {
                 }
                 if self.permit.wanting {
                     self.release(core);
+                    self.offer_if_drained(core);
                 }
             }
             Event::ReleaseCut => {
@@ -147,6 +148,10 @@ impl Primary {
             Event::HandOverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
                 return self.abandon_handover(core, format!("the backup declined: {why}"));
             }
+            Event::TakeOverFailed(why) => {
+                core.out.push(Command::StopVm);
+                return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
+            }
             Event::SwitchoverRequested => self.on_switchover(core, false),
             Event::StopRequested => return self.on_stop(core),
             Event::GuestEnded(end) => return self.on_guest_end(core, end),
@@ -161,6 +166,11 @@ impl Primary {
 
     fn has_offered(&self) -> bool {
         self.handover.as_ref().is_some_and(|handover| handover.step == Step::Offered)
+    }
+
+    /// The cell may be about to name nobody, or does so already.
+    fn is_giving_up(&self, core: &Core) -> bool {
+        matches!(&self.ending, Some(Ending { end: End::Exit(_), .. })) && core.arbiter.is_setting()
     }
 
     fn heard(&mut self, core: &Core, conn: ConnId) {
@@ -266,6 +276,9 @@ impl Primary {
                     let generation = self.cell.generation;
                     let how = Welcome::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
+                    // It may have been lost before it was ever told.
+                    core.out.push(Command::SendPaired { conn, generation });
+                    self.why = "in step".into();
                     self.beat(core);
                 }
                 _ => refuse(core, "the arbiter has not yet said that I may go on without you"),
@@ -304,6 +317,11 @@ impl Primary {
     /// Lets out what is acked, if the permission is alive; else asks for it anew.
     fn release(&mut self, core: &mut Core) {
         if self.has_offered() {
+            return;
+        }
+        if self.is_giving_up(core) {
+            // Once the cell names nobody, anybody may found anew; no lease binds a founder.
+            self.permit.wanting = true;
             return;
         }
         if core.now < self.permit.until {
@@ -345,10 +363,15 @@ impl Primary {
         self.pair = Pair::Solo;
         self.permit = Permit::default();
         core.out.push(Command::EndPairing);
-        core.out.push(Command::EmitFreely);
+        if !self.is_giving_up(core) {
+            core.out.push(Command::EmitFreely);
+        }
         if self.handover.take().is_some() {
             core.out.push(Command::Thaw);
             core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
+        }
+        if core.stop_requested {
+            self.shut_down(core);
         }
     }
 
@@ -378,7 +401,7 @@ impl Primary {
                     self.go_solo(core);
                 }
                 self.why = format!("the arbiter does not answer: {why}");
-                None
+                self.stop_if_left_to_peer(core)
             }
         }
     }
@@ -486,17 +509,12 @@ impl Primary {
     fn abandon_handover(&mut self, core: &mut Core, why: String) -> Option<Next> {
         let handover = self.handover.take()?;
         core.out.push(Command::SwitchoverDone(Err(why.clone())));
+        self.why = why;
         if handover.then_stop {
             // Nothing is lost: the cell names the backup, which holds all that was ever released.
-            core.out.push(Command::EndPairing);
-            core.out.push(Command::StopVm);
-            return Some(Next::Ended(Exit::Stopped(format!(
-                "stopped; {} may take over ({why})",
-                core.policy.peer
-            ))));
+            return self.stop_if_left_to_peer(core);
         }
         core.out.push(Command::Thaw);
-        self.why = why;
         None
     }
 
@@ -510,18 +528,35 @@ impl Primary {
                 }
                 None
             }
-            Pair::Alone { .. } => {
-                core.out.push(Command::EndPairing);
-                core.out.push(Command::StopVm);
-                Some(Next::Ended(Exit::Failed(format!(
-                    "stopped while waiting for the arbiter; {} may hold the VM's state and take over",
-                    core.policy.peer
-                ))))
-            }
+            Pair::Alone { .. } => self.stop_if_left_to_peer(core),
             _ => {
-                self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
+                self.shut_down(core);
                 None
             }
+        }
+    }
+
+    /// Stops as asked while the cell names the backup, which may go on. While the cell is being asked to name us alone,
+    /// its answer comes first: else the only copy of the VM could be dropped.
+    fn stop_if_left_to_peer(&mut self, core: &mut Core) -> Option<Next> {
+        let left_to_peer = matches!(self.pair, Pair::Protected { .. } | Pair::Alone { .. });
+        if !core.stop_requested || !left_to_peer || self.ending.is_some() || core.arbiter.is_setting() {
+            return None;
+        }
+        if self.handover.take().is_some() {
+            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
+        }
+        core.out.push(Command::EndPairing);
+        core.out.push(Command::StopVm);
+        Some(Next::Ended(Exit::Stopped(format!("stopped; {} may take over ({})", core.policy.peer, self.why))))
+    }
+
+    /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
+    /// nothing may leave any more.
+    fn shut_down(&mut self, core: &mut Core) {
+        if self.ending.is_none() {
+            core.out.push(Command::StopVm);
+            self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
         }
     }
 

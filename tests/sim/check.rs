@@ -1,0 +1,221 @@
+//! The truth that no node knows, and the invariants checked against it at every step:
+//!
+//! - I1: while the cell names a standby, or a request to name one may still be carried out, a frame leaves only if a
+//!   checkpoint sealed under that very pairing covers it; and whoever resumes the VM knows every frame that ever left.
+//! - I2: a frame leaves only from the process that started the newest run of the VM, on the node that the cell names as
+//!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
+//! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the cell.
+//! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
+
+use crate::model::{Ask, Frame, Gate, NAMES, index_of};
+use crate::stats::Count;
+use crate::trace;
+use crate::world::World;
+
+/// The truth.
+#[derive(Clone, Debug, Default)]
+pub struct Truth {
+    /// How often the VM was started: by a boot or a take-over.
+    pub runs: u32,
+    /// The highest counter that any frame of this life of the VM showed to the world.
+    pub shown: u64,
+    /// The highest counter sealed by pairing.
+    pub sealed: Vec<(u64, u64)>,
+    /// A VM was booted and has not been ended or given up.
+    pub alive: bool,
+    /// Why no copy of the state is left that could go on.
+    pub lost: Option<String>,
+    /// The newest birth time of a frame that left.
+    pub newest_birth: u64,
+}
+
+impl Truth {
+    pub fn newest_run(&self) -> Option<u32> {
+        self.runs.checked_sub(1)
+    }
+
+    pub fn note_sealed(&mut self, pairing: u64, counter: u64) {
+        match self.sealed.iter_mut().find(|(known, _)| *known == pairing) {
+            Some((_, sealed)) => *sealed = (*sealed).max(counter),
+            None => self.sealed.push((pairing, counter)),
+        }
+    }
+
+    fn sealed(&self, pairing: u64) -> Option<u64> {
+        self.sealed.iter().find(|(known, _)| *known == pairing).map(|(_, counter)| *counter)
+    }
+}
+
+impl World {
+    pub fn fail(&mut self, what: String) {
+        trace!(self, "VIOLATION: {what}");
+        if self.violation.is_none() {
+            self.violation = Some(format!("{what} (at {} us)", self.now));
+        }
+    }
+
+    /// The pairings that the cell names, or may come to name by a request under way.
+    fn exposed(&self) -> Vec<u64> {
+        let cell = self.arbiter.cell.as_ref();
+        let generation = cell.map(|cell| cell.generation);
+        let named = cell.and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing);
+        let asked = self.arbiter.requests.iter().rev().take(32).filter(|request| request.pending);
+        let asked = asked.filter_map(|request| match &request.what {
+            Ask::Set { expected, new } if *expected == generation => new.standby.as_ref().map(|s| s.pairing),
+            _ => None,
+        });
+        named.into_iter().chain(asked).collect()
+    }
+
+    fn owner(&self) -> Option<usize> {
+        self.arbiter.cell.as_ref().and_then(|cell| cell.owner.as_deref()).and_then(index_of)
+    }
+
+    /// A frame leaves node `n`.
+    pub fn emit(&mut self, n: usize, frame: Frame) {
+        trace!(self, "{} EMITS {frame:?}", NAMES[n]);
+        self.stats.add(Count::Frames);
+        let newest = self.truth.newest_run();
+        if newest != Some(frame.run) {
+            self.fail(format!(
+                "I2: {} emits a frame of run {}, but run {newest:?} began",
+                NAMES[n], frame.run
+            ));
+        }
+        if self.owner() != Some(n) {
+            self.fail(format!("I2: {} emits, but the cell says {:?}", NAMES[n], self.arbiter.cell));
+        }
+        if self.arbiter.cell.as_ref().is_some_and(|cell| cell.standby.is_some())
+            || self.arbiter.requests.iter().rev().take(32).any(|request| request.pending)
+        {
+            for pairing in self.exposed() {
+                if self.truth.sealed(pairing).is_none_or(|sealed| sealed < frame.counter) {
+                    self.fail(format!(
+                        "I1: {} emits counter {}, standby of pairing {pairing:x} has sealed {:?}",
+                        NAMES[n],
+                        frame.counter,
+                        self.truth.sealed(pairing)
+                    ));
+                }
+            }
+        }
+        self.truth.shown = self.truth.shown.max(frame.counter);
+        self.truth.newest_birth = self.truth.newest_birth.max(frame.born);
+    }
+
+    /// A node is about to boot the VM.
+    pub fn check_boot(&mut self, n: usize) {
+        self.stats.add(Count::Boots);
+        let Some(cell) = self.arbiter.cell.clone() else {
+            return self.fail(format!("{} boots over an empty cell", NAMES[n]));
+        };
+        if self.owner() != Some(n) || cell.standby.is_some() {
+            self.fail(format!("I2: {} boots, the cell says {cell:?}", NAMES[n]));
+        }
+        if self.truth.alive && !self.nodes[n].fresh {
+            self.fail(format!("{} boots silently over a state that exists or existed", NAMES[n]));
+        }
+        self.truth.runs += 1;
+        self.truth.shown = 0;
+        self.truth.alive = true;
+        self.truth.lost = None;
+    }
+
+    /// A node is about to resume the VM from what it holds.
+    pub fn check_take_over(&mut self, n: usize, epoch: u64, generation: u64) {
+        self.stats.add(Count::TakeOvers);
+        let name = NAMES[n];
+        let inc = self.nodes[n].inc;
+        let won = self.arbiter.log.get(&generation).cloned();
+        let before = generation.checked_sub(1).and_then(|g| self.arbiter.log.get(&g)).cloned();
+        let (Some(won), Some(before)) = (won, before) else {
+            return self.fail(format!("I2: {name} takes over generation {generation}, which does not exist"));
+        };
+        if won.cell.owner.as_deref() != Some(name) || (won.node, won.inc) != (n, inc) {
+            self.fail(format!("I2: {name} takes over generation {generation}, which is {won:?}"));
+        }
+        if self.arbiter.cell.as_ref() != Some(&won.cell) {
+            self.fail(format!("I2: {name} takes over, the cell has moved on to {:?}", self.arbiter.cell));
+        }
+        let Some(image) = self.nodes[n].exec.image else {
+            return self.fail(format!("I3: {name} takes over with no sealed state"));
+        };
+        if !image.complete || image.epoch < epoch {
+            self.fail(format!("I3: {name} takes over at epoch {epoch} from {image:?}"));
+        }
+        let named = before.cell.standby.as_ref().map(|s| (s.node.as_str(), s.pairing));
+        if named != Some((name, image.pairing)) {
+            self.fail(format!("I3: {name} takes over with {image:?}, the cell named {named:?}"));
+        }
+        if image.counter < self.truth.shown {
+            self.fail(format!(
+                "I1: {name} resumes from counter {}, the world has seen {}",
+                image.counter, self.truth.shown
+            ));
+        }
+        self.truth.runs += 1;
+        self.truth.alive = true;
+    }
+
+    /// A backup is about to forget what it holds.
+    pub fn check_discard(&mut self, n: usize) {
+        let Some(image) = self.nodes[n].exec.image else { return };
+        if self.truth.alive && !self.nodes[n].stopping && self.exposed().contains(&image.pairing) {
+            self.fail(format!("{} gives up {image:?}, which the cell names or is about to name", NAMES[n]));
+        }
+    }
+
+    /// Whether some copy of the VM's state is left that may go on, by the cell.
+    fn has_copy(&self) -> bool {
+        let Some(cell) = &self.arbiter.cell else { return false };
+        let holds = |n: usize, pairing: u64| {
+            self.nodes[n].up && self.nodes[n].exec.image.is_some_and(|image| image.pairing == pairing)
+        };
+        let newest = self.truth.newest_run();
+        let by_owner = self.owner().is_some_and(|owner| {
+            let node = &self.nodes[owner];
+            let runs = node.up && node.exec.vm.as_ref().is_some_and(|vm| Some(vm.run) == newest);
+            let entry = &self.arbiter.log[&cell.generation];
+            let before = self.arbiter.log.get(&(cell.generation - 1));
+            let named = before.and_then(|before| before.cell.standby.as_ref());
+            let may_resume = entry.inc == node.inc
+                && named.is_some_and(|s| s.node == NAMES[owner] && holds(owner, s.pairing));
+            runs || may_resume
+        });
+        let by_standby =
+            cell.standby.as_ref().is_some_and(|s| index_of(&s.node).is_some_and(|n| holds(n, s.pairing)));
+        by_owner || by_standby
+    }
+
+    /// Something happened to a copy of the VM's state. Losing the last one needs a cause `from_outside`.
+    pub fn check_copies(&mut self, cause: &str, from_outside: bool) {
+        if !self.truth.alive || self.truth.lost.is_some() || self.has_copy() {
+            return;
+        }
+        trace!(self, "the VM's state is lost: {cause}");
+        self.truth.lost = Some(cause.to_string());
+        if !from_outside {
+            self.fail(format!("the last copy of the VM's state was given up: {cause}"));
+        }
+    }
+
+    /// A node has stopped its VM.
+    pub fn check_stopped(&mut self, n: usize, ended: bool) {
+        if ended && !self.has_copy() {
+            // It had come to its end by itself, and nobody may resume it from before that.
+            self.truth.alive = false;
+        }
+        self.check_copies("the VM was stopped", self.nodes[n].stopping);
+    }
+
+    /// Frames that may pass freely only while the cell names nobody else.
+    pub fn check_passing(&mut self, n: usize) {
+        let runs = self.nodes[n].exec.vm.as_ref().is_some_and(|vm| !vm.ended);
+        if runs && self.nodes[n].exec.gate == Gate::Passing && self.owner() != Some(n) {
+            self.fail(format!(
+                "I2: {} lets its output pass, the cell says {:?}",
+                NAMES[n], self.arbiter.cell
+            ));
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! What goes wrong in a schedule, and when: at a time, or right after something interesting happened.
+
+use ftd::role::{Event, GuestEnd, Micros};
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use crate::model::{Input, NAMES, Trip, index_of};
+use crate::stats::Count;
+use crate::trace;
+use crate::world::{Act, Hook, World};
+
+/// Which node a fault hits.
+#[derive(Clone, Copy, Debug)]
+pub enum Whom {
+    Owner,
+    Other,
+}
+
+/// A fault, or a request from outside.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    Break {
+        spread_us: Micros,
+        one_side: bool,
+    },
+    Cut {
+        from_owner: bool,
+        from_other: bool,
+        us: Micros,
+    },
+    Lag {
+        us: Micros,
+        lag_us: Micros,
+    },
+    ArbiterDown {
+        owner: bool,
+        other: bool,
+        us: Micros,
+    },
+    ArbiterFlaky {
+        us: Micros,
+    },
+    ArbiterSlow {
+        us: Micros,
+        latency_us: Micros,
+    },
+    /// The process comes to this after some more steps.
+    Trip {
+        whom: Whom,
+        steps: u32,
+        trip: Trip,
+    },
+    Slow {
+        whom: Whom,
+        us: Micros,
+        step_us: Micros,
+    },
+    Switchover {
+        whom: Whom,
+    },
+    Stop {
+        whom: Whom,
+    },
+    Guest {
+        kind: u8,
+    },
+    FailTakeOver {
+        whom: Whom,
+    },
+}
+
+/// The end of a fault that lasts.
+#[derive(Clone, Copy, Debug)]
+pub enum Undo {
+    Cut(usize),
+    Lag,
+    ArbiterDown(usize),
+    ArbiterFlaky,
+    ArbiterSlow,
+    Slow(usize),
+}
+
+/// When a fault happens.
+#[derive(Clone, Copy, Debug)]
+pub enum When {
+    At(Micros),
+    /// The `nth` time from now that this happens.
+    On(Hook, u32),
+}
+
+const KINDS: u32 = 12;
+
+/// Draws the faults of a schedule. Each schedule uses only some kinds, so that each kind also meets calm water.
+pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
+    let rare = [8, 9, 10, 11];
+    let kinds: Vec<u32> = (0..KINDS)
+        .filter(|kind| {
+            let likely = match kind {
+                7 => 0.3,
+                kind if rare.contains(kind) => 0.15,
+                _ => 0.5,
+            };
+            rng.random_bool(likely)
+        })
+        .collect();
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let many = rng.random_range(1..=8);
+    (0..many)
+        .map(|_| {
+            let kind = kinds[rng.random_range(0..kinds.len())];
+            let fault = draw_one(rng, kind);
+            let when = if rng.random_bool(0.5) {
+                When::At(rng.random_range(0..until))
+            } else {
+                let hook = Hook::ALL[rng.random_range(0..Hook::ALL.len())];
+                let most = if hook == Hook::Ack { 60 } else { 5 };
+                When::On(hook, rng.random_range(0..most))
+            };
+            (when, fault)
+        })
+        .collect()
+}
+
+fn span(rng: &mut SmallRng) -> Micros {
+    // Short and long ones alike.
+    let top = [20_000, 100_000, 300_000, 900_000][rng.random_range(0..4)];
+    rng.random_range(1_000..top)
+}
+
+fn whom(rng: &mut SmallRng) -> Whom {
+    if rng.random_bool(0.6) { Whom::Owner } else { Whom::Other }
+}
+
+fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
+    match kind {
+        0 => Fault::Break { spread_us: span(rng), one_side: rng.random_bool(0.3) },
+        1 => {
+            let (from_owner, from_other) =
+                [(true, true), (true, false), (false, true)][rng.random_range(0..3)];
+            Fault::Cut { from_owner, from_other, us: span(rng) }
+        }
+        2 => Fault::Lag { us: span(rng), lag_us: span(rng) / 2 },
+        3 => {
+            let (owner, other) = [(true, true), (true, false), (false, true)][rng.random_range(0..3)];
+            Fault::ArbiterDown { owner, other, us: span(rng) }
+        }
+        4 => Fault::ArbiterFlaky { us: span(rng) },
+        5 => Fault::Trip {
+            whom: whom(rng),
+            steps: rng.random_range(0..30),
+            trip: Trip::Freeze { us: span(rng) },
+        },
+        6 => {
+            let trip =
+                Trip::Kill { silent: rng.random_bool(0.4), down_us: span(rng), fresh: rng.random_bool(0.05) };
+            Fault::Trip { whom: whom(rng), steps: rng.random_range(0..30), trip }
+        }
+        7 => Fault::ArbiterSlow { us: span(rng), latency_us: span(rng) },
+        8 => Fault::Slow { whom: whom(rng), us: span(rng), step_us: rng.random_range(100..8_000) },
+        9 => Fault::Switchover { whom: whom(rng) },
+        10 => match rng.random_range(0..3) {
+            0 => Fault::Stop { whom: whom(rng) },
+            1 => Fault::FailTakeOver { whom: whom(rng) },
+            _ => Fault::Switchover { whom: Whom::Owner },
+        },
+        _ => Fault::Guest { kind: rng.random_range(0..3) },
+    }
+}
+
+impl World {
+    fn owner_index(&self) -> usize {
+        let cell = self.arbiter.cell.as_ref();
+        cell.and_then(|cell| cell.owner.as_deref()).and_then(index_of).unwrap_or(0)
+    }
+
+    fn pick(&self, whom: Whom) -> usize {
+        match whom {
+            Whom::Owner => self.owner_index(),
+            Whom::Other => 1 - self.owner_index(),
+        }
+    }
+
+    /// Carries a fault out.
+    pub fn inject(&mut self, fault: Fault) {
+        trace!(self, "FAULT {fault:?}");
+        let owner = self.owner_index();
+        let ends = |on_owner: bool, on_other: bool| {
+            [(owner, on_owner), (1 - owner, on_other)].into_iter().filter(|(_, hit)| *hit).map(|(n, _)| n)
+        };
+        match fault {
+            Fault::Break { spread_us, one_side } => {
+                self.stats.add(Count::FaultReset);
+                self.break_newest(spread_us, one_side);
+            }
+            Fault::Cut { from_owner, from_other, us } => {
+                self.stats.add(Count::FaultCut);
+                for n in ends(from_owner, from_other) {
+                    self.cut(n);
+                    self.later(us, Act::Undo(Undo::Cut(n)));
+                }
+            }
+            Fault::Lag { us, lag_us } => {
+                self.stats.add(Count::FaultLag);
+                self.net.lag_us = lag_us;
+                self.later(us, Act::Undo(Undo::Lag));
+            }
+            Fault::ArbiterDown { owner, other, us } => {
+                self.stats.add(Count::FaultArbiterDown);
+                for n in ends(owner, other) {
+                    self.arbiter.down[n] += 1;
+                    self.later(us, Act::Undo(Undo::ArbiterDown(n)));
+                }
+            }
+            Fault::ArbiterFlaky { us } => {
+                self.stats.add(Count::FaultArbiterFlaky);
+                self.arbiter.flaky += 1;
+                self.later(us, Act::Undo(Undo::ArbiterFlaky));
+            }
+            Fault::ArbiterSlow { us, latency_us } => {
+                self.stats.add(Count::FaultArbiterSlow);
+                self.arbiter.slow_us = latency_us;
+                self.later(us, Act::Undo(Undo::ArbiterSlow));
+            }
+            Fault::Trip { whom, steps, trip } => {
+                let n = self.pick(whom);
+                self.nodes[n].trip = Some((steps, trip));
+            }
+            Fault::Slow { whom, us, step_us } => {
+                self.stats.add(Count::FaultSlow);
+                let n = self.pick(whom);
+                self.nodes[n].slow_us = step_us;
+                self.later(us, Act::Undo(Undo::Slow(n)));
+            }
+            Fault::Switchover { whom } => {
+                let n = self.pick(whom);
+                self.stats.add(Count::SwitchoversAsked);
+                self.incoming(n, Input::Event(Event::SwitchoverRequested));
+            }
+            Fault::Stop { whom } => {
+                let n = self.pick(whom);
+                self.stats.add(Count::OperatorStop);
+                if self.nodes[n].up {
+                    self.nodes[n].stopping = true;
+                    self.incoming(n, Input::Event(Event::StopRequested));
+                }
+            }
+            Fault::Guest { kind } => self.end_guest(owner, kind),
+            Fault::FailTakeOver { whom } => {
+                let n = self.pick(whom);
+                self.nodes[n].fail_takeover = true;
+            }
+        }
+    }
+
+    fn end_guest(&mut self, n: usize, kind: u8) {
+        let node = &mut self.nodes[n];
+        let Some(vm) = node.exec.vm.as_mut().filter(|vm| !vm.ended) else { return };
+        if !node.up || node.frozen_until.is_some() {
+            return;
+        }
+        vm.ended = true;
+        let (count, end) = match kind {
+            0 => (Count::GuestPowerOff, GuestEnd::PoweredOff),
+            1 => (Count::GuestReset, GuestEnd::Reset),
+            _ => (Count::GuestCrash, GuestEnd::Crashed("triple fault".into())),
+        };
+        self.stats.add(count);
+        self.incoming(n, Input::Event(Event::GuestEnded(end)));
+    }
+
+    pub fn undo(&mut self, undo: Undo) {
+        trace!(self, "over: {undo:?}");
+        match undo {
+            Undo::Cut(n) => self.heal_cut(n),
+            Undo::Lag => self.net.lag_us = 0,
+            Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
+            Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
+            Undo::ArbiterSlow => self.arbiter.slow_us = 0,
+            Undo::Slow(n) => self.nodes[n].slow_us = 0,
+        }
+    }
+
+    /// A process comes to the step at which something happens to it.
+    pub fn trip(&mut self, n: usize, trip: Trip) {
+        trace!(self, "FAULT {trip:?} hits {}", NAMES[n]);
+        match trip {
+            Trip::Freeze { us } => {
+                self.stats.add(Count::FaultFreeze);
+                self.nodes[n].frozen_until = Some(self.now + us);
+                let inc = self.nodes[n].inc;
+                self.later(us, Act::Thaw { n, inc });
+            }
+            Trip::Kill { silent, down_us, fresh } => {
+                self.stats.add(if silent { Count::FaultCrash } else { Count::FaultKill });
+                self.die(n, silent, "killed", true);
+                self.later(down_us, Act::Start { n, fresh });
+            }
+        }
+    }
+
+    /// The faults stop; what is still broken is mended.
+    pub fn heal(&mut self) {
+        trace!(self, "HEAL: from here on nothing goes wrong");
+        self.healed = true;
+        self.hooks.clear();
+        for n in 0..2 {
+            self.net.cuts[n] = 0;
+            self.heal_cut(n);
+            self.arbiter.down[n] = 0;
+            let node = &mut self.nodes[n];
+            node.trip = None;
+            node.slow_us = 0;
+            node.fail_takeover = false;
+            if node.frozen_until.is_some() {
+                let inc = node.inc;
+                self.thaw(n, inc, true);
+            }
+            let delay = self.rng.random_range(0..100_000);
+            self.later(delay, Act::Start { n, fresh: false });
+        }
+        self.net.lag_us = 0;
+        self.arbiter.flaky = 0;
+        self.arbiter.slow_us = 0;
+    }
+}

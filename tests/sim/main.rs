@@ -1,0 +1,171 @@
+//! The seeded simulator: two protocol cores, each with a model of the daemon's executor, an arbiter, a network that
+//! loses, delays and partitions, processes that die and freeze. One seed is one schedule.
+//!
+//! `FTD_SIM_SEED=... cargo test -p ft-tests --test sim -- replay --nocapture` shows one schedule in full.
+//! `FTD_SIM_SCHEDULES=n` and `FTD_SIM_FIRST=n` change which seeds `every_schedule...` runs.
+
+mod cell;
+mod check;
+mod faults;
+mod model;
+mod net;
+mod node;
+mod stats;
+mod world;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use model::Mutant;
+use stats::{Count, Stats};
+use world::{Setup, World};
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    Some(parsed.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+/// The setup that a seed stands for: one in 16 is calm.
+fn setup_of(seed: u64) -> Setup {
+    Setup { calm: seed.is_multiple_of(16), ..Setup::default() }
+}
+
+/// Runs seeds on every core; the first failures (lowest seeds first), and what happened in all.
+fn run_many(
+    first: u64,
+    many: u64,
+    setup: impl Fn(u64) -> Setup + Sync,
+    failures_max: usize,
+) -> (Stats, Vec<(u64, String)>) {
+    let next = AtomicU64::new(first);
+    let enough = AtomicBool::new(false);
+    let total = Mutex::new(Stats::default());
+    let failures = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut stats = Stats::default();
+                while !enough.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + many {
+                        break;
+                    }
+                    let mut world = World::new(seed, setup(seed));
+                    if let Err(violation) = world.run() {
+                        let mut failures = failures.lock().unwrap();
+                        failures.push((seed, violation));
+                        enough.store(failures.len() >= failures_max, Ordering::Relaxed);
+                    }
+                    stats.merge(&world.stats);
+                }
+                total.lock().unwrap().merge(&stats);
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    (total.into_inner().unwrap(), failures)
+}
+
+fn report(failures: &[(u64, String)]) -> String {
+    let lines = failures.iter().map(|(seed, violation)| {
+        format!(
+            "\n  {violation}\n    FTD_SIM_SEED={seed} cargo test -p ft-tests --test sim -- replay --nocapture"
+        )
+    });
+    format!("{} schedules failed:{}", failures.len(), lines.collect::<String>())
+}
+
+#[test]
+fn every_schedule_keeps_the_invariants_and_heals() {
+    let default = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
+    let many = number("FTD_SIM_SCHEDULES").unwrap_or(default);
+    let first = number("FTD_SIM_FIRST").unwrap_or(0);
+    let start = Instant::now();
+    let (stats, failures) =
+        run_many(first, many, setup_of, number("FTD_SIM_FAILURES").unwrap_or(10) as usize);
+    println!("{stats}{:>12.1}  seconds", start.elapsed().as_secs_f64());
+    assert!(failures.is_empty(), "{}", report(&failures));
+    if many >= 10_000 {
+        demand_coverage(&stats);
+    }
+}
+
+/// A set of schedules in which the interesting things hardly happen proves nothing.
+fn demand_coverage(stats: &Stats) {
+    let schedules = stats.get(Count::Schedules);
+    for (count, per_thousand) in [
+        (Count::Frames, 1_000),
+        (Count::FramesHeld, 1_000),
+        (Count::TakeOvers, 100),
+        (Count::HandedOver, 50),
+        (Count::Fences, 10),
+        (Count::SoloGrants, 100),
+        (Count::Resumed, 10),
+        (Count::ReleaseCuts, 1),
+        (Count::SwitchoversDone, 50),
+        (Count::SwitchoversFailed, 10),
+        (Count::CasLost, 50),
+        (Count::CasUnknown, 50),
+        (Count::CasLate, 20),
+        (Count::CasNotAttempted, 20),
+        (Count::FaultReset, 100),
+        (Count::FaultCut, 100),
+        (Count::FaultLag, 100),
+        (Count::FaultArbiterDown, 100),
+        (Count::FaultArbiterFlaky, 100),
+        (Count::FaultArbiterSlow, 50),
+        (Count::FaultKill, 50),
+        (Count::FaultCrash, 50),
+        (Count::FaultFreeze, 100),
+        (Count::FaultSlow, 20),
+        (Count::FaultTakeOver, 1),
+        (Count::OperatorStop, 5),
+        (Count::GuestPowerOff, 5),
+        (Count::GuestReset, 5),
+        (Count::GuestCrash, 5),
+        (Count::EndProtected, 700),
+    ] {
+        let seen = stats.get(count);
+        assert!(
+            seen * 1_000 >= schedules * per_thousand,
+            "too few {count:?} in {schedules} schedules: {seen}"
+        );
+    }
+}
+
+/// Every broken behaviour is seen within so many schedules.
+#[test]
+fn every_mutant_is_caught() {
+    let mut missed = Vec::new();
+    for mutant in Mutant::ALL {
+        let setup = |seed| Setup { mutant: Some(mutant), ..setup_of(seed) };
+        let (stats, failures) = run_many(0, 20_000, setup, 1);
+        match failures.first() {
+            Some((seed, violation)) => println!(
+                "{mutant:?}: after {} schedules, seed {seed}: {violation}",
+                stats.get(Count::Schedules)
+            ),
+            None => missed.push(mutant),
+        }
+    }
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn replay() {
+    let Some(seed) = number("FTD_SIM_SEED") else { return };
+    let mut world = World::new(seed, Setup { tracing: true, ..setup_of(seed) });
+    let end = world.run();
+    println!("{}", world.stats);
+    match end {
+        Ok(end) => println!("seed {seed}: {end:?}"),
+        Err(violation) => panic!("seed {seed}: {violation}"),
+    }
+}

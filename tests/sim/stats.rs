@@ -1,0 +1,98 @@
+//! What happened over many schedules, by kind, so that the coverage of a run can be judged and demanded.
+
+macro_rules! counts {
+    ($($name:ident: $text:literal,)*) => {
+        /// Something that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Count { $($name,)* }
+
+        const TEXTS: &[&str] = &[$($text,)*];
+    };
+}
+
+counts! {
+    Schedules: "schedules",
+    Events: "events",
+    Frames: "frames emitted",
+    FramesHeld: "frames released after an ack",
+    Checkpoints: "checkpoints sealed",
+    FullCopies: "full copies completed",
+    Protected: "times protected",
+    Resumed: "pairings resumed",
+    Boots: "boots",
+    TakeOvers: "take-overs",
+    HandedOver: "of them by hand-over",
+    Fences: "fenced",
+    SoloGrants: "solo grants (protected to alone)",
+    ReleaseCuts: "releases cut by a lapsed permit",
+    SwitchoversAsked: "switchovers asked",
+    SwitchoversDone: "switchovers done",
+    SwitchoversFailed: "switchovers refused or failed",
+    CasWon: "cell changes",
+    CasLost: "cell changes refused",
+    CasUnknown: "answers lost",
+    CasLate: "carried out after the answer was given up",
+    CasNotAttempted: "requests not attempted",
+    ReadFailed: "reads failed",
+    FaultReset: "fault: connection lost",
+    FaultCut: "fault: partition",
+    FaultLag: "fault: network lag",
+    FaultArbiterDown: "fault: arbiter unreachable",
+    FaultArbiterFlaky: "fault: arbiter loses answers",
+    FaultArbiterSlow: "fault: arbiter slow",
+    FaultKill: "fault: process killed",
+    FaultCrash: "fault: host dead",
+    FaultFreeze: "fault: process frozen",
+    FaultSlow: "fault: slow executor",
+    FaultTakeOver: "fault: take-over fails",
+    OperatorStop: "operator: stop",
+    GuestPowerOff: "guest: power-off",
+    GuestReset: "guest: reset",
+    GuestCrash: "guest: crash",
+    Exits: "process exits of its own",
+    EndProtected: "end: protected again",
+    EndVmEnded: "end: the VM was shut down",
+    EndStateLost: "end: the state is lost",
+    EndNeverBooted: "end: founded, never booted",
+}
+
+/// The counters.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    counts: Vec<u64>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self { counts: vec![0; TEXTS.len()] }
+    }
+}
+
+impl Stats {
+    pub fn add(&mut self, count: Count) {
+        self.add_many(count, 1);
+    }
+
+    pub fn add_many(&mut self, count: Count, many: u64) {
+        self.counts[count as usize] += many;
+    }
+
+    pub fn get(&self, count: Count) -> u64 {
+        self.counts[count as usize]
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for (sum, more) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += more;
+        }
+    }
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (text, count) in TEXTS.iter().zip(&self.counts) {
+            writeln!(f, "{count:>12}  {text}")?;
+        }
+        Ok(())
+    }
+}

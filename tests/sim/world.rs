@@ -1,0 +1,507 @@
+//! The simulated world: time, what is scheduled, two nodes, the run of one schedule from its seed to its verdict.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use ftd::role::{ConnId, Core, Event, Micros, Policy, StartAs, ViewRole, ViewState};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::cell::Arbiter;
+use crate::check::Truth;
+use crate::faults::{self, Fault, Undo, When};
+use crate::model::{Exec, Input, Item, Knobs, Mutant, NAMES, Node};
+use crate::net::Net;
+use crate::stats::{Count, Stats};
+
+/// Adds a line to the trace of a replay; costs nothing otherwise.
+#[macro_export]
+macro_rules! trace {
+    ($world:expr, $($text:tt)*) => {
+        if $world.tracing {
+            let line = format!($($text)*);
+            println!("{:>9} {line}", $world.now);
+        }
+    };
+}
+
+/// Something scheduled.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Tick { n: usize, inc: u32 },
+    Step { n: usize, inc: u32 },
+    Vm { n: usize, inc: u32, run: u32 },
+    Capture { n: usize, inc: u32, repl: u32 },
+    Copy { n: usize, inc: u32, repl: u32, left: u32 },
+    Last { n: usize, inc: u32, request: u32 },
+    Dial { n: usize, inc: u32 },
+    Deliver { conn: ConnId, from: usize, item: Item },
+    Reset { conn: ConnId, side: usize },
+    Arrive { id: usize, answer: bool },
+    Answer { n: usize, inc: u32, event: Event },
+    Inject(Fault),
+    Undo(Undo),
+    Thaw { n: usize, inc: u32 },
+    Start { n: usize, fresh: bool },
+    Heal,
+}
+
+/// Moments right after which faults like to strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    ReadSent,
+    SetSent,
+    CellSet,
+    FirstCaptured,
+    Hello,
+    HandOver,
+    TakeOver,
+    Ack,
+    Release,
+    PeerGone,
+    Welcome,
+}
+
+impl Hook {
+    pub const ALL: [Self; 11] = [
+        Self::ReadSent,
+        Self::SetSent,
+        Self::CellSet,
+        Self::FirstCaptured,
+        Self::Hello,
+        Self::HandOver,
+        Self::TakeOver,
+        Self::Ack,
+        Self::Release,
+        Self::PeerGone,
+        Self::Welcome,
+    ];
+}
+
+struct Entry {
+    at: Micros,
+    seq: u64,
+    act: Act,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
+
+/// What a schedule is to be like.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup {
+    pub mutant: Option<Mutant>,
+    pub tracing: bool,
+    /// No faults but a planned switchover, which must succeed and lose nothing.
+    pub calm: bool,
+}
+
+/// How a schedule ended, legitimately.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The pair is protected again, and frames pass.
+    Protected,
+    /// The VM was shut down or crashed, and the cell says so.
+    VmEnded,
+    /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
+    StateLost(String),
+    /// The process that founded the cell died before it booted the VM: only the operator can say that nothing is lost.
+    NeverBooted,
+}
+
+/// One schedule.
+pub struct World {
+    pub now: Micros,
+    seq: u64,
+    queue: BinaryHeap<Reverse<Entry>>,
+    pub rng: SmallRng,
+    pub knobs: Knobs,
+    pub nodes: [Node; 2],
+    pub net: Net,
+    pub arbiter: Arbiter,
+    pub truth: Truth,
+    pub stats: Stats,
+    pub mutant: Option<Mutant>,
+    pub tracing: bool,
+    pub violation: Option<String>,
+    pub hooks: Vec<(Hook, u32, Fault)>,
+    pub healed: bool,
+    pub repls: u32,
+    calm: bool,
+    switchovers_asked: u64,
+    protected_at: Option<Micros>,
+    end: Option<End>,
+}
+
+/// How long after the last fault the pair must be in step again. Requests given up may still be carried out for most of
+/// the first second; an ending VM and a hand-over each have their patience.
+const HEALTHY_WITHIN_US: Micros = 8_000_000;
+
+/// A schedule with more than this many events does not end by itself.
+const EVENTS_MAX: u64 = 400_000;
+
+fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
+    let lease_us = rng.random_range(60_000..200_000);
+    let failure_timeout_us = rng.random_range(60_000..200_000);
+    Knobs {
+        lease_us,
+        failure_timeout_us,
+        takeover_delay_us: [0, 5_000, 30_000][rng.random_range(0..3)],
+        heartbeat_us: (lease_us.min(failure_timeout_us)) / rng.random_range(4..8),
+        arbiter_retry_us: rng.random_range(10_000..60_000),
+        patience_us: rng.random_range(300_000..700_000),
+        tick_us: rng.random_range(5_000..12_000),
+        epoch_us: rng.random_range(10_000..25_000),
+        depth: rng.random_range(1..4),
+        net_us: [200, 1_000, 5_000][rng.random_range(0..3)],
+        arbiter_us: [500, 3_000, 15_000][rng.random_range(0..3)],
+        restart_on_reset: rng.random_bool(0.5),
+        eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
+        both_primary: rng.random_bool(0.2),
+        heal_at: if calm { 700_000 } else { rng.random_range(600_000..1_800_000) },
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, setup: Setup) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let knobs = draw_knobs(&mut rng, setup.calm);
+        let mut world = Self {
+            now: 0,
+            seq: 0,
+            queue: BinaryHeap::new(),
+            rng,
+            knobs,
+            nodes: Default::default(),
+            net: Net::default(),
+            arbiter: Arbiter::default(),
+            truth: Truth::default(),
+            stats: Stats::default(),
+            mutant: setup.mutant,
+            tracing: setup.tracing,
+            violation: None,
+            hooks: Vec::new(),
+            healed: false,
+            repls: 0,
+            calm: setup.calm,
+            switchovers_asked: 0,
+            protected_at: None,
+            end: None,
+        };
+        trace!(world, "{:?}", world.knobs);
+        let wild = world.mutant == Some(Mutant::WildClocks);
+        for n in 0..2 {
+            let node = &mut world.nodes[n];
+            node.offset_us = world.rng.random_range(0..10_000_000_000);
+            let most = if wild { 300_000 } else { 20_000 };
+            node.drift_ppm = world.rng.random_range(-most..=most);
+            let delay = world.rng.random_range(0..50_000);
+            world.later(delay, Act::Start { n, fresh: false });
+        }
+        let heal_at = world.knobs.heal_at;
+        world.at(heal_at, Act::Heal);
+        if !setup.calm {
+            for (when, fault) in faults::draw(&mut world.rng, heal_at) {
+                trace!(world, "plan: {when:?} {fault:?}");
+                match when {
+                    When::At(at) => world.at(at, Act::Inject(fault)),
+                    When::On(hook, nth) => world.hooks.push((hook, nth, fault)),
+                }
+            }
+        }
+        world
+    }
+
+    pub fn at(&mut self, at: Micros, act: Act) {
+        self.seq += 1;
+        self.queue.push(Reverse(Entry { at, seq: self.seq, act }));
+    }
+
+    pub fn later(&mut self, us: Micros, act: Act) {
+        self.at(self.now + us, act);
+    }
+
+    /// Something interesting has happened: what waits for it strikes, at once or a moment later.
+    pub fn hook(&mut self, hook: Hook) {
+        let mut i = 0;
+        while i < self.hooks.len() {
+            if self.hooks[i].0 == hook {
+                if self.hooks[i].1 == 0 {
+                    let (_, _, fault) = self.hooks.remove(i);
+                    let delay = if self.rng.random_bool(0.5) { 0 } else { self.rng.random_range(0..20_000) };
+                    self.later(delay, Act::Inject(fault));
+                    continue;
+                }
+                self.hooks[i].1 -= 1;
+            }
+            i += 1;
+        }
+    }
+
+    /// Runs the schedule to its end.
+    pub fn run(&mut self) -> Result<End, String> {
+        self.stats.add(Count::Schedules);
+        let deadline = self.knobs.heal_at + HEALTHY_WITHIN_US;
+        let mut events = 0;
+        while let Some(Reverse(Entry { at, act, .. })) = self.queue.pop() {
+            self.now = at;
+            events += 1;
+            self.perform(act);
+            if let Some(violation) = self.violation.take() {
+                return Err(violation);
+            }
+            if let Some(end) = self.end.take() {
+                self.stats.add_many(Count::Events, events);
+                self.stats.add(match end {
+                    End::Protected => Count::EndProtected,
+                    End::VmEnded => Count::EndVmEnded,
+                    End::StateLost(_) => Count::EndStateLost,
+                    End::NeverBooted => Count::EndNeverBooted,
+                });
+                return Ok(end);
+            }
+            if at > deadline {
+                return Err(format!(
+                    "liveness: not in step {HEALTHY_WITHIN_US} us after the last fault: {}",
+                    self.describe()
+                ));
+            }
+            if events > EVENTS_MAX {
+                return Err(format!("liveness: {EVENTS_MAX} events and no end: {}", self.describe()));
+            }
+        }
+        Err("liveness: nothing is scheduled any more".into())
+    }
+
+    fn describe(&self) -> String {
+        let node = |n: usize| match &self.nodes[n].core {
+            Some(core) => format!("{} {:?}", NAMES[n], core.view()),
+            None => format!("{} is down", NAMES[n]),
+        };
+        format!("{}; {}; cell {:?}", node(0), node(1), self.arbiter.cell)
+    }
+
+    fn perform(&mut self, act: Act) {
+        match act {
+            Act::Tick { n, inc } => {
+                if self.lives(n, inc) {
+                    if let Some(until) = self.nodes[n].frozen_until {
+                        return self.at(until + 1, Act::Tick { n, inc });
+                    }
+                    self.incoming(n, Input::Event(Event::Tick));
+                    let tick = self.knobs.tick_us;
+                    self.later(tick, Act::Tick { n, inc });
+                    if n == 0 {
+                        self.look();
+                    }
+                }
+            }
+            Act::Step { n, inc } => {
+                if self.lives(n, inc) {
+                    self.nodes[n].stepping = false;
+                    self.drive(n);
+                }
+            }
+            Act::Vm { n, inc, run } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.run_vm(n, inc, run);
+                }
+            }
+            Act::Capture { n, inc, repl } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.capture_tick(n, inc, repl);
+                }
+            }
+            Act::Copy { n, inc, repl, left } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.copy_on(n, inc, repl, left);
+                }
+            }
+            Act::Last { n, inc, request } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.capture_last(n, request);
+                }
+            }
+            Act::Dial { n, inc } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.dial_on(n, inc);
+                }
+            }
+            Act::Deliver { conn, from, item } => self.deliver(conn, from, item),
+            Act::Reset { conn, side } => self.reset(conn, side),
+            Act::Arrive { id, answer } => self.arrive(id, answer),
+            Act::Answer { n, inc, event } => self.answered(n, inc, event),
+            Act::Inject(fault) => {
+                if !self.healed {
+                    self.inject(fault);
+                }
+            }
+            Act::Undo(undo) => {
+                if !self.healed {
+                    self.undo(undo);
+                }
+            }
+            Act::Thaw { n, inc } => self.thaw(n, inc, false),
+            Act::Start { n, fresh } => self.start(n, fresh),
+            Act::Heal => self.heal(),
+        }
+    }
+
+    pub fn lives(&self, n: usize, inc: u32) -> bool {
+        self.nodes[n].up && self.nodes[n].inc == inc
+    }
+
+    /// Whether this process can do something now; a frozen one does it when it is thawed.
+    fn awake_or_again(&mut self, n: usize, inc: u32, act: &Act) -> bool {
+        if !self.lives(n, inc) {
+            return false;
+        }
+        if let Some(until) = self.nodes[n].frozen_until {
+            self.at(until + 1, act.clone());
+            return false;
+        }
+        true
+    }
+
+    pub fn thaw(&mut self, n: usize, inc: u32, early: bool) {
+        if !self.lives(n, inc) {
+            return;
+        }
+        match self.nodes[n].frozen_until {
+            Some(until) if early || until <= self.now => {}
+            _ => return,
+        }
+        trace!(self, "{} thaws", NAMES[n]);
+        self.nodes[n].frozen_until = None;
+        let waiting = std::mem::take(&mut self.nodes[n].socket);
+        for input in waiting {
+            self.incoming(n, input);
+        }
+        self.drive(n);
+    }
+
+    /// A process starts on a node where none runs.
+    pub fn start(&mut self, n: usize, fresh: bool) {
+        if self.nodes[n].up {
+            return;
+        }
+        let both_primary = self.knobs.both_primary;
+        let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
+        let policy = Policy {
+            node: NAMES[n].into(),
+            peer: NAMES[1 - n].into(),
+            start_as: if n == 0 || both_primary { StartAs::Primary } else { StartAs::Backup },
+            fresh,
+            restart_on_reset: self.knobs.restart_on_reset,
+            lease_us: if promise_less { 0 } else { self.knobs.lease_us },
+            failure_timeout_us: self.knobs.failure_timeout_us,
+            takeover_delay_us: self.knobs.takeover_delay_us,
+            heartbeat_us: self.knobs.heartbeat_us,
+            arbiter_retry_us: self.knobs.arbiter_retry_us,
+            patience_us: self.knobs.patience_us,
+            nonce: self.rng.random(),
+        };
+        let node = &mut self.nodes[n];
+        node.inc += 1;
+        node.up = true;
+        node.silent = false;
+        node.fresh = fresh;
+        node.stopping = false;
+        node.stepping = false;
+        node.frozen_until = None;
+        node.exec = Exec::default();
+        let now = node.clock(self.now);
+        let (core, commands) = Core::new(policy, now);
+        node.asked_at = now;
+        node.core = Some(core);
+        node.todo = commands.into();
+        let inc = node.inc;
+        trace!(self, "{} starts process {inc} (fresh: {fresh})", NAMES[n]);
+        let tick = self.rng.random_range(1..self.knobs.tick_us);
+        self.later(tick, Act::Tick { n, inc });
+        self.drive(n);
+    }
+
+    /// A process ends.
+    pub fn die(&mut self, n: usize, silent: bool, cause: &str, from_outside: bool) {
+        trace!(self, "{} dies: {cause} (silently: {silent})", NAMES[n]);
+        self.close_all(n, silent);
+        let node = &mut self.nodes[n];
+        node.up = false;
+        node.silent = silent;
+        node.core = None;
+        node.inbox.clear();
+        node.todo.clear();
+        node.socket.clear();
+        node.exec = Exec::default();
+        node.trip = None;
+        node.frozen_until = None;
+        self.check_copies(cause, from_outside);
+    }
+
+    /// Looks whether the schedule has come to an end.
+    fn look(&mut self) {
+        for n in 0..2 {
+            self.check_passing(n);
+        }
+        if self.calm && self.switchovers_asked == 0 && self.in_step().is_some() && self.now > 300_000 {
+            self.switchovers_asked = 1;
+            let owner = self.in_step().unwrap_or(0);
+            self.stats.add(Count::SwitchoversAsked);
+            self.incoming(owner, Input::Event(Event::SwitchoverRequested));
+        }
+        if !self.healed {
+            return;
+        }
+        if self.calm && (self.stats.get(Count::SwitchoversFailed) > 0) {
+            self.fail("a planned switchover without any fault failed".into());
+        }
+        if self.truth.alive && self.truth.lost.is_none() {
+            match (self.in_step(), self.protected_at) {
+                (None, _) => self.protected_at = None,
+                (Some(_), None) => self.protected_at = Some(self.now),
+                // A frame born under protection has left: nothing is stuck.
+                (Some(_), Some(since)) if self.truth.newest_birth > since => {
+                    if self.calm && self.stats.get(Count::SwitchoversDone) == 0 {
+                        self.fail("a planned switchover without any fault did not happen".into());
+                    }
+                    self.end = Some(End::Protected);
+                }
+                _ => {}
+            }
+        } else if let Some(cause) = &self.truth.lost {
+            self.end = Some(End::StateLost(cause.clone()));
+        } else if self.now > self.knobs.heal_at + 1_500_000
+            && let Some(cell) = &self.arbiter.cell
+        {
+            let founder = &self.arbiter.log[&cell.generation];
+            match cell.owner {
+                None => self.end = Some(End::VmEnded),
+                Some(_) if !self.lives(founder.node, founder.inc) => self.end = Some(End::NeverBooted),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The owner, when both nodes say that the pair is protected.
+    fn in_step(&self) -> Option<usize> {
+        let views =
+            [0, 1].map(|n| self.nodes[n].core.as_ref().map(|core| (core.view().role, core.view().state)));
+        let role = |n: usize, role: ViewRole| views[n] == Some((role, ViewState::Protected));
+        (0..2).find(|n| role(*n, ViewRole::Primary) && role(1 - *n, ViewRole::Backup))
+    }
+}
