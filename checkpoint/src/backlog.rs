@@ -62,7 +62,13 @@ impl SealedCheckpoint {
         self.pages.index.binary_search(&page).ok().map(|at| self.content(at))
     }
 
-    fn content(&self, at: usize) -> Option<&Page> {
+    /// The pages, ascending.
+    pub(crate) fn indices(&self) -> &[PageIndex] {
+        &self.pages.index
+    }
+
+    /// Content of the page at a place in [`Self::indices`]; none means zero.
+    pub(crate) fn content(&self, at: usize) -> Option<&Page> {
         let slot = self.pages.slot[at];
         (slot != ZERO_SLOT).then(|| self.pages.arena.page(slot as usize))
     }

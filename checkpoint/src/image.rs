@@ -72,6 +72,12 @@ impl Image {
         if self.written.contains(page) { self.view.read_page(page, into) } else { into.fill(0) }
     }
 
+    /// Makes sure that there is memory behind a page.
+    pub(crate) fn touch(&self, page: PageIndex) {
+        // SAFETY: a mapped page; the value does not matter.
+        unsafe { std::ptr::read_volatile(self.view.page_ptr(page)) };
+    }
+
     /// Writes a page; none means zero.
     pub(crate) fn write(&self, page: PageIndex, content: Option<&Page>) {
         match content {

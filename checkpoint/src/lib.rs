@@ -2,7 +2,7 @@
 //!
 //! Data flows one way. Primary: [`arena::Capture`] (copied in the pause) -> [`encoder::Encoder`] -> frames on the wire,
 //! kept in [`owed::Owed`] until acked. Backup: frames -> [`receiver::Receiver`] (decode, verify, seal) ->
-//! [`backlog::Applier`] (into the RAM image). There are no sockets and, but for
+//! [`backlog::Applier`] (into the RAM image), and at take-over [`lazy::LazyApply`]. There are no sockets and, but for
 //! the take-over's handler, no threads here: everything works over `std::io` and plain structs, and the daemon owns the
 //! threads and the roles.
 //!
@@ -29,6 +29,7 @@ pub mod copy;
 pub mod digest;
 pub mod encoder;
 pub mod image;
+pub mod lazy;
 pub mod owed;
 pub mod page;
 pub mod receiver;

@@ -22,7 +22,7 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// The writer collects small frames up to this many bytes and hands larger payloads to the system uncopied.
 const COALESCE_BYTES: usize = 16 << 10;
 /// What the reader asks the system for at a time, until a longer frame is announced.
-const READ_BYTES: usize = 384 << 10;
+const READ_BYTES: usize = 64 << 10;
 
 /// The id of a VM on the wire: a hash of its name.
 pub fn vm_id(name: &str) -> u64 {
