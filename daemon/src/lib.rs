@@ -4,6 +4,7 @@ pub mod arbiter;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod exit;
 pub mod metrics;
 pub mod replica;

@@ -8,6 +8,7 @@ use sd_notify::NotifyState;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tracing::{Event, Level, Subscriber};
@@ -76,12 +77,15 @@ impl InstanceLock {
 #[derive(Debug, Default)]
 pub struct Notifier {
     last_status: Mutex<String>,
+    said_ready: AtomicBool,
 }
 
 impl Notifier {
-    /// The service is up: protected, or solo on purpose.
-    pub fn ready(&self) {
-        notify(&[NotifyState::Ready]);
+    /// The service does what it is there for. Said once.
+    pub fn ready_once(&self) {
+        if !self.said_ready.swap(true, Ordering::Relaxed) {
+            notify(&[NotifyState::Ready]);
+        }
     }
 
     /// The service is going down.
@@ -100,24 +104,37 @@ impl Notifier {
     }
 }
 
+/// A checkpoint loop that takes longer for one round hangs.
+const ROUND_LIMIT: Duration = Duration::from_secs(5);
+
 /// Tells systemd that the daemon still does its work. Fed by the loop that does it, not by a timer beside it.
 #[derive(Debug)]
 pub struct Watchdog {
     /// A quarter of the time that systemd allows.
     interval: Option<Duration>,
     last: Mutex<Option<Instant>>,
+    /// When the checkpoint loop last went round.
+    round: Mutex<Instant>,
 }
 
 impl Watchdog {
     /// As systemd asks for it (`WatchdogSec=`), or one that does nothing.
     #[must_use]
     pub fn from_environment() -> Self {
-        Self { interval: sd_notify::watchdog_enabled().map(|limit| limit / 4), last: Mutex::new(None) }
+        let interval = sd_notify::watchdog_enabled().map(|limit| limit / 4);
+        Self { interval, last: Mutex::new(None), round: Mutex::new(Instant::now()) }
     }
 
-    /// One round of work is done. Cheap: most calls only look at the clock.
+    /// The checkpoint loop has gone round.
+    pub fn round(&self) {
+        *self.round.lock() = Instant::now();
+    }
+
+    /// The executor has gone round. systemd hears of it as long as the checkpoint loop goes round as well. Cheap: most
+    /// calls only look at the clock.
     pub fn fed(&self) {
-        if self.due(Instant::now()) {
+        let now = Instant::now();
+        if now.saturating_duration_since(*self.round.lock()) < ROUND_LIMIT && self.due(now) {
             notify(&[NotifyState::Watchdog]);
         }
     }

@@ -1,79 +1,98 @@
-//! The daemon.
+//! The daemon: `ftd run` protects one VM on this node, `ftd check-config` says whether it could.
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
-use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::message::Identity;
-use ftd::arbiter::FileArbiter;
-use ftd::config::{Config, OnReset, StartAs};
-use ftd::replica::{Parts, Replica, Window, prepare_host};
-use ftd::role::{self, Policy};
-use ftd::telemetry::Telemetry;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use ftd::config::Config;
+use ftd::daemon;
+use ftd::exit::DaemonExit;
+use ftd::role::Exit;
+use ftd::service::init_logging;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
+/// Protects a virtual machine against the loss of its host.
+///
+/// Two hosts each run ftd for the same VM: one runs it, the other holds its state and goes on with it when the first
+/// dies. Clients keep their TCP connections. Operators talk to a running ftd with ftctl.
 #[derive(Parser)]
+#[command(version, after_help = DaemonExit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Cmd,
 }
+
 #[derive(Subcommand)]
 enum Cmd {
-    Run { #[arg(long)] config: PathBuf, #[arg(long)] fresh: bool },
+    /// Run this node until it is stopped or fenced
+    Run {
+        /// The configuration, as in ftd.example.toml
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Boot the VM anew although its memory may still be held by the peer: what ran before is given up.
+        /// Only on the node that owns the VM
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Check a configuration and this host for it; change nothing
+    CheckConfig {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Judge the file only, not this host
+        #[arg(long)]
+        syntax_only: bool,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_env_filter("debug").with_writer(std::io::stderr).init();
-    let Cmd::Run { config, fresh } = Cli::parse().command;
-    let config = Config::load(&config)?;
-    let r = &config.replication;
-    let (host, _console) = prepare_host(&config)?;
-    let listener = std::net::TcpListener::bind(r.listen).context("bind")?;
-    let cpu = ft_vm::machine::host_cpu_profile()?;
-    let ms = |ms: u64| ms * 1000;
-    let parts = Parts {
-        policy: Policy {
-            node: config.node.to_string(),
-            peer: config.peer.node.to_string(),
-            start_as: match config.start_as { StartAs::Primary => role::StartAs::Primary, StartAs::Backup => role::StartAs::Backup },
-            fresh,
-            restart_on_reset: config.machine.on_reset == OnReset::Restart,
-            lease_us: ms(r.lease_ms),
-            failure_timeout_us: ms(r.failure_timeout_ms),
-            takeover_delay_us: ms(r.takeover_delay_ms),
-            heartbeat_us: ms(r.heartbeat_ms),
-            arbiter_retry_us: 200_000,
-            patience_us: 10_000_000,
-            nonce: std::process::id() as u64 * 77777,
-        },
-        pipeline_depth: r.pipeline_depth,
-        inflight_bytes: (r.inflight_mib as usize) << 20,
-        epoch: Duration::from_millis(r.epoch_ms),
-        shadow_bytes: (r.shadow_mib as usize) << 20,
-        peer_address: config.peer.address.to_string(),
-        listener,
-        identity: Identity {
-            protocol: PROTOCOL,
-            vm: config.vm.to_string(),
-            node: config.node.to_string(),
-            generation: 0,
-            spec: vec![],
-            cpu: serde_json::to_vec(&cpu)?,
-            features: 0,
-        },
-        host,
-        arbiter: Box::new(FileArbiter::new(&config.arbiter.path, config.vm.as_str())),
-        inputs: std::sync::mpsc::channel(),
-        window: Arc::new(Window::default()),
-        telemetry: Arc::new(Telemetry::default()),
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Cmd::Run { config, fresh } => run(&config, fresh),
+        Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
+    }
+    .into()
+}
+
+fn load(path: &Path) -> Result<Config, DaemonExit> {
+    Config::load(path).map_err(|e| {
+        eprintln!("ftd: {e}");
+        DaemonExit::Usage
+    })
+}
+
+fn check(path: &Path, syntax_only: bool) -> DaemonExit {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
     };
-    let t = Arc::clone(&parts.telemetry);
-    std::thread::spawn(move || loop {
-        std::thread::sleep(Duration::from_secs(1));
-        eprintln!("epoch {} acked {} rate {:.0} pause {:?} dirty {:?} enc {:?} ratio {:.1} stop {:?} harv {:?} capt {:?} copy {:?}", t.epoch(), t.acked_epoch(), t.checkpoints_per_s(), t.pause_us.percentiles(), t.dirty_pages.percentiles(), t.encode_us.percentiles(), t.compression_ratio(),t.stop_us.percentiles(),t.harvest_us.percentiles(),t.capture_us.percentiles(),t.copy_us.percentiles());
-    });
-    let exit = Replica::run(parts)?;
-    eprintln!("{exit:?}");
-    Ok(())
+    if !syntax_only && let Err(e) = config.check_host() {
+        eprintln!("ftd: {e}");
+        return e.exit();
+    }
+    println!("{}: fine", path.display());
+    DaemonExit::Ok
+}
+
+fn run(path: &Path, fresh: bool) -> DaemonExit {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    init_logging(config.log.format, config.log.level);
+    tracing::info!(vm = %config.vm, node = %config.node, "ftd {}", env!("CARGO_PKG_VERSION"));
+    match daemon::run(&config, fresh) {
+        Ok(exit) => {
+            let code = daemon::exit_code(&exit);
+            match exit {
+                Exit::Stopped(why) => tracing::info!("{why}"),
+                Exit::Fenced(why) => tracing::error!("fenced: {why}"),
+                Exit::GuestCrashed(why) => tracing::error!("the guest crashed: {why}"),
+                Exit::Misfit(why) => tracing::error!("the peer does not fit: {why}"),
+                Exit::Failed(why) => tracing::error!("{why}"),
+            }
+            code
+        }
+        Err(e) => {
+            tracing::error!("{e}");
+            e.exit()
+        }
+    }
 }

@@ -7,6 +7,7 @@ use super::pairing::Pairing;
 use super::shipper::Shipper;
 use crate::clock::Clock;
 use crate::role::{Event, GuestEnd};
+use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
@@ -66,6 +67,8 @@ pub struct Setup {
     pub clock: Clock,
     /// Figures.
     pub telemetry: Arc<Telemetry>,
+    /// Shown that this loop lives.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.
@@ -79,6 +82,8 @@ const EPOCH_STRETCH: u32 = 4;
 
 /// How often a guest that is not checkpointed is looked at.
 const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
+/// Without a machine the loop only shows that it lives.
+const IDLE_ROUND: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct Checkpointer {
@@ -140,13 +145,13 @@ impl Checkpointer {
 
     fn run(mut self) {
         loop {
+            self.setup.watchdog.round();
             let order = match self.wait_limit() {
-                None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(Duration::ZERO) => self.orders.try_recv().map_err(|e| match e {
+                Duration::ZERO => self.orders.try_recv().map_err(|e| match e {
                     TryRecvError::Empty => RecvTimeoutError::Timeout,
                     TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
                 }),
-                Some(limit) => self.orders.recv_timeout(limit),
+                limit => self.orders.recv_timeout(limit),
             };
             if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
                 continue;
@@ -165,16 +170,20 @@ impl Checkpointer {
         }
     }
 
-    /// How long to wait for an order before there is work to do.
-    fn wait_limit(&self) -> Option<Duration> {
+    /// How long to wait for an order before there is something to look at.
+    fn wait_limit(&self) -> Duration {
         match &self.mode {
-            _ if self.ended => None,
-            Mode::Quiet => self.vm.as_ref().map(|_| EVENTS_INTERVAL),
-            Mode::Copying(_) => Some(Duration::ZERO),
-            Mode::Epochs(epochs) if epochs.is_frozen() => Some(EVENTS_INTERVAL),
-            // Order::Room comes when an ack has made room; this is only for one that came just before.
-            Mode::Epochs(epochs) if epochs.starved => Some(Duration::from_millis(1)),
-            Mode::Epochs(epochs) => Some(self.setup.epoch.saturating_sub(epochs.began.elapsed())),
+            Mode::Copying(_) if !self.ended => Duration::ZERO,
+            Mode::Epochs(epochs) if !self.ended && !epochs.is_frozen() => {
+                if epochs.starved {
+                    // Order::Room comes when an ack has made room; this is only for one that came just before.
+                    Duration::from_millis(1)
+                } else {
+                    self.setup.epoch.saturating_sub(epochs.began.elapsed())
+                }
+            }
+            _ if self.vm.is_some() => EVENTS_INTERVAL,
+            _ => IDLE_ROUND,
         }
     }
 

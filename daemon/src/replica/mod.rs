@@ -29,7 +29,8 @@ pub use checkpointer::PauseParts;
 pub use wiring::{ConsoleHub, Host, prepare_host};
 
 use crate::clock::Clock;
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome as Welcoming};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View, Welcome as Welcoming};
+use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use arbiter_thread::Question;
 use checkpointer::{Checkpointer, Order, Setup};
@@ -44,7 +45,7 @@ use parking_lot::Mutex;
 use standby::{Feed, Standby};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,7 @@ pub type SwitchoverReply = Box<dyn FnOnce(Result<(), String>) + Send>;
 pub struct Window {
     view: Mutex<Option<View>>,
     peer: Mutex<PeerView>,
+    arbiter_silent: AtomicBool,
 }
 
 /// The connection to the peer as `status` shows it.
@@ -99,6 +101,11 @@ impl Window {
     /// The core's view of itself.
     pub fn view(&self) -> Option<View> {
         self.view.lock().clone()
+    }
+
+    /// Whether the arbiter answered the last request.
+    pub fn is_arbiter_reachable(&self) -> bool {
+        !self.arbiter_silent.load(Ordering::Relaxed)
     }
 
     /// The connection to the peer.
@@ -135,6 +142,8 @@ pub struct Parts {
     pub window: Arc<Window>,
     /// Figures.
     pub telemetry: Arc<Telemetry>,
+    /// systemd's.
+    pub watchdog: Arc<Watchdog>,
 }
 
 /// The core is given the time at least this often.
@@ -165,6 +174,7 @@ pub struct Replica {
     inflight_bytes: usize,
     window: Arc<Window>,
     telemetry: Arc<Telemetry>,
+    watchdog: Arc<Watchdog>,
     peer_lost: Option<Instant>,
     exit: Option<Exit>,
     /// News that commands themselves made; handled before anything else.
@@ -206,6 +216,7 @@ impl Replica {
             inputs: inputs.clone(),
             clock,
             telemetry: Arc::clone(&parts.telemetry),
+            watchdog: Arc::clone(&parts.watchdog),
         };
         Checkpointer::start(setup, for_checkpointer).map_err(failed("the checkpointer"))?;
         let questions =
@@ -236,6 +247,7 @@ impl Replica {
             inflight_bytes: parts.inflight_bytes,
             window: parts.window,
             telemetry: parts.telemetry,
+            watchdog: parts.watchdog,
             peer_lost: None,
             exit: None,
             own_news: VecDeque::new(),
@@ -254,6 +266,7 @@ impl Replica {
             let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
+                self.watchdog.fed();
                 self.tell(Event::Tick);
                 continue;
             }
@@ -313,6 +326,10 @@ impl Replica {
                 }
                 let _ = self.orders.send(Order::Room);
             }
+            Event::CellRead(answer) => self.note_arbiter(answer.is_ok()),
+            Event::CellSet(outcome) => {
+                self.note_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
+            }
             Event::Sealed { epoch, .. } => self.telemetry.sealed(*epoch),
             Event::PeerGone { conn, why } => {
                 let Some(link) = self.links.remove(conn) else { return };
@@ -368,6 +385,10 @@ impl Replica {
 
     fn note_peer(&self, connected: bool, trouble: Option<String>) {
         *self.window.peer.lock() = PeerView { connected, trouble };
+    }
+
+    fn note_arbiter(&self, answered: bool) {
+        self.window.arbiter_silent.store(!answered, Ordering::Relaxed);
     }
 
     fn carry_out(&mut self, commands: Vec<Command>) {
@@ -651,7 +672,7 @@ impl Replica {
 fn read_backup(
     conn: ConnId,
     mut reader: link::PeerReader,
-    stopped: &std::sync::atomic::AtomicBool,
+    stopped: &AtomicBool,
     inputs: &Sender<Input>,
 ) -> Option<Gone> {
     loop {

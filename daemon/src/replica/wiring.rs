@@ -148,7 +148,8 @@ impl ConsoleHub {
             Console::Socket => None,
             Console::Stdout => Some(Box::new(std::io::stdout())),
             Console::File(path) => {
-                let failed = |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
+                let failed =
+                    |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
                 Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
             }
         };

@@ -548,7 +548,10 @@ impl Primary {
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
-        Some(Next::Ended(Exit::Stopped(format!("stopped; {} may take over ({})", core.policy.peer, self.why))))
+        Some(Next::Ended(Exit::Stopped(format!(
+            "stopped; {} may take over ({})",
+            core.policy.peer, self.why
+        ))))
     }
 
     /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
