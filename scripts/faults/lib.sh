@@ -71,7 +71,7 @@ violation() { violations+=("$*"); }
 # detail TEXT...: what was drawn in this trial, for its line.
 detail() { details+=" $*"; }
 
-pair_healthy() { [[ -e $run_dir/a/ftd.pid ]] && pair_is_protected; }
+pair_healthy() { host_is_up a && pair_is_protected; }
 
 run_trials() {
     local count=10 seed=1
@@ -131,7 +131,12 @@ run_trial() {
     mkdir -p "$trial_dir"
     say_passing "trial $number/$count seed $seed: preparing"
     ((fresh_pair == 0)) || pair_down
-    if prepare && watch_start; then
+    if ! prepare; then
+        violation "trouble: the pair did not get ready: $(pair_explain 2>&1 | tr -s ' \n' ' ')"
+    elif ! watch_start; then
+        violation "trouble: no client or capture: $(tail -qn 1 "$trial_dir"/{client,wire,owners}.log 2>&1 | tr '\n' ' ')"
+        watch_end || true
+    else
         random_between wait_ms "$faults_before_ms" $((faults_before_ms + faults_jitter_ms))
         sleep_ms "$wait_ms"
         say_passing "trial $number/$count seed $seed: $fault_name"
@@ -140,9 +145,6 @@ run_trial() {
         sleep_ms "$faults_after_ms"
         watch_end
         judge
-    else
-        violation "trouble: the trial could not begin: $(pair_explain 2>&1 | tr -s ' \n' ' ')"
-        watch_end || true
     fi
     local text="trial $number/$count seed $seed $fault_name$details "
     [[ -z $take_over_ms ]] || { text+=" take-over $take_over_ms ms" && take_overs_ms+=("$take_over_ms"); }
@@ -150,14 +152,15 @@ run_trial() {
     if ((${#violations[@]})); then
         keep_run_dir=1
         printf '%s%s  %sVIOLATION%s\n' "$say_line" "$text" "$say_red" "$say_off"
-        printf '    %s\n' "${violations[@]}" "see $trial_dir and $run_dir/{a,b}/ftd.log"
+        printf '    %s\n' "${violations[@]:0:8}"
+        ((${#violations[@]} <= 8)) || printf '    and %d more\n' $((${#violations[@]} - 8))
+        printf '    see %s\n' "$trial_dir"
         save_logs
         # Nothing that follows should build on a state that is already wrong.
         pair_down || true
         return 1
     fi
     printf '%s%s  %sok%s\n' "$say_line" "$text" "$say_green" "$say_off"
-    [[ $keep_run_dir == 1 ]] || rm -rf -- "$trial_dir"
     # A pair that does not heal is a violation of its own, told by the next trial's beginning or here by the last.
     if ! restore; then
         printf '    %s\n' "VIOLATION: the pair was not protected again within $faults_patience_s s"
@@ -167,6 +170,7 @@ run_trial() {
         pair_down || true
         return 1
     fi
+    [[ $keep_run_dir == 1 ]] || rm -rf -- "$trial_dir"
 }
 
 # The next trial goes on in the same files; this keeps them as they are now.
@@ -176,14 +180,14 @@ save_logs() {
         cp "$run_dir/$host/ftd.log" "$trial_dir/$host-ftd.log" 2>/dev/null || true
         host_status "$host" . >"$trial_dir/$host-status.json" 2>/dev/null || true
     done
-    cp "$pair_cell" "$trial_dir/cell" 2>/dev/null || true
+    cp -r "$pair_cell" "$trial_dir/cell" 2>/dev/null || true
 }
 
 # watch_start: the capture, the cell's history and the client are running, the client with its first answers.
 watch_start() {
     local name=${trial_dir##*/}
     spawn "$name/wire" ip netns exec "$(net_ns w)" "$FTD_BIN_DIR/ft-wire" capture --mac "$pair_mac" \
-        --port "${pair_node[a]}=a" --port "${pair_node[b]}=b" --out "$trial_dir/capture.json"
+        --port "${pair_node[a]}=to-a" --port "${pair_node[b]}=to-b" --out "$trial_dir/capture.json"
     spawn "$name/owners" "$FTD_BIN_DIR/ft-wire" watch-cell --cell "$pair_cell" --out "$trial_dir/owners.jsonl"
     wait_until 10 grep -qs ready "$trial_dir/wire.log" && wait_until 10 grep -qs ready "$trial_dir/owners.log" || return 1
     spawn "$name/client" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
@@ -233,6 +237,13 @@ judge_client() {
     [[ $lost == 0 ]] || violation "$lost acknowledged writes were lost"
     [[ $wrong == 0 ]] || violation "$wrong answers were wrong"
     [[ $expect_client != survives || $survived == true ]] || violation "the client's connection did not survive"
+}
+
+# frames_between FROM_US TO_US: how many frames of the VM were heard in that time.
+frames_between() {
+    jq --argjson from "$1" --argjson to "$2" '
+        [.speakers[].bursts[] | select(.last_ns / 1000 > $from and .first_ns / 1000 < $to) | .frames] | add // 0' \
+        "$trial_dir/capture.json"
 }
 
 # Who spoke, and who had the right to: I1, I2.

@@ -45,18 +45,25 @@ remove_run_dir() {
     fi
 }
 
-# spawn NAME COMMAND ARGUMENT...: runs an external command in the background. $run_dir/NAME.log gets its output,
-# NAME.pid its pid, NAME.exit its exit status once it has ended. It is killed at exit.
+# spawn NAME COMMAND ARGUMENT...: runs an external command in the background; $run_dir/NAME.log gets its output. Under
+# processes/, NAME.pid holds its pid and, once it has ended, NAME.exit its exit status. It is killed at exit.
 spawn() {
-    local name=$1 base=$run_dir/$1
+    local name=$1 base=$run_dir/processes/$1 log=$run_dir/$1.log
     shift
+    mkdir -p "${base%/*}" "${log%/*}"
     rm -f "$base.pid" "$base.exit"
     (
+        # A signal to the whole process group must not end this one before it has told how its child ended.
         trap - EXIT
-        "$@" >>"$base.log" 2>&1 </dev/null &
-        echo $! >"$base.pid.new" && mv "$base.pid.new" "$base.pid"
-        status=0
-        wait $! || status=$?
+        trap : HUP INT TERM
+        "$@" >>"$log" 2>&1 </dev/null &
+        pid=$! status=0
+        echo "$pid" >"$base.pid.new" && mv "$base.pid.new" "$base.pid"
+        wait "$pid" || status=$?
+        while kill -0 "$pid"; do
+            status=0
+            wait "$pid" || status=$?
+        done
         echo "$status" >"$base.exit.new" && mv "$base.exit.new" "$base.exit"
     ) 2>/dev/null &
     disown $!
@@ -64,8 +71,10 @@ spawn() {
     on_exit end_spawned "$name" KILL
 }
 
-spawned_pid() { cat "$run_dir/$1.pid" 2>/dev/null; }
-is_running() { [[ -s $run_dir/$1.pid && ! -e $run_dir/$1.exit ]]; }
+spawned_pid() { cat "$run_dir/processes/$1.pid" 2>/dev/null; }
+# The exit status of what has ended; nothing while it runs.
+spawned_exit() { cat "$run_dir/processes/$1.exit" 2>/dev/null; }
+is_running() { [[ -s $run_dir/processes/$1.pid && ! -e $run_dir/processes/$1.exit ]]; }
 has_ended() { ! is_running "$1"; }
 
 # signal_spawned NAME SIGNAL: the pid is ours as long as its waiter has not written the exit status.

@@ -1,12 +1,12 @@
 # The test network of one run, in namespaces of its own: nothing on the machine's own network is touched.
 # Sourced; needs say.sh and cleanup.sh.
 #
-#      host a                 wire w                host b
-#   vm ── br ── up ───────── a ── br ── b ───────── up ── br ── vm         vm: the VM's TAP
-#   repl 10.78.0.1 ═══════════════════════════════════ repl 10.78.0.2      the replication link
-#                                 c
-#                                 │
-#                    client c   eth0 10.77.0.100/24                        the VM is 10.77.0.2
+#      host a                   wire w                    host b
+#   vm ── lan ── out ──── to-a ── lan ── to-b ──── out ── lan ── vm        vm: the VM's TAP
+#   repl 10.78.0.1 ══════════════════════════════════════ repl 10.78.0.2   the replication link
+#                                 to-c
+#                                  │
+#                     client c    eth0 10.77.0.100/24                      the VM is 10.77.0.2
 #
 # The replication link is a cable of its own, so it can be cut while the client's side goes on.
 
@@ -34,8 +34,10 @@ net_preflight() {
     done
     [[ -c /dev/net/tun ]] || { say_error "/dev/net/tun is missing: load the kernel's tun module"; missing=1; }
     ((missing == 0)) || return 1
-    ip netns add "$net_prefix-try" 2>/dev/null && ip netns del "$net_prefix-try" ||
-        { say_error "network namespaces cannot be made here"; return 1; }
+    if ! { ip netns add "$net_prefix-try" && ip netns del "$net_prefix-try"; } 2>/dev/null; then
+        say_error "network namespaces cannot be made here"
+        return 1
+    fi
 }
 
 net_up() {
@@ -44,28 +46,28 @@ net_up() {
     for place in a b c w; do
         ip netns add "$(net_ns $place)"
         in_ns $place sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
-        ip -n "$(net_ns $place)" link set lo up
+        ip -n "$(net_ns $place)" link set dev lo up
     done
     for place in w a b; do
-        ip -n "$(net_ns $place)" link add br type bridge stp_state 0 forward_delay 0 mcast_snooping 0
-        ip -n "$(net_ns $place)" link set br up
+        ip -n "$(net_ns $place)" link add name lan type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+        ip -n "$(net_ns $place)" link set dev lan up
     done
     for host in a b; do
-        ip link add up netns "$(net_ns $host)" type veth peer name $host netns "$(net_ns w)"
-        ip -n "$(net_ns $host)" tuntap add vm mode tap
-        ip -n "$(net_ns $host)" link set up master br up
-        ip -n "$(net_ns $host)" link set vm master br up
-        ip -n "$(net_ns w)" link set $host master br up
+        ip link add name out netns "$(net_ns $host)" type veth peer name to-$host netns "$(net_ns w)"
+        ip -n "$(net_ns $host)" tuntap add dev vm mode tap
+        ip -n "$(net_ns $host)" link set dev out master lan up
+        ip -n "$(net_ns $host)" link set dev vm master lan up
+        ip -n "$(net_ns w)" link set dev to-$host master lan up
     done
-    ip link add repl netns "$(net_ns a)" type veth peer name repl netns "$(net_ns b)"
+    ip link add name repl netns "$(net_ns a)" type veth peer name repl netns "$(net_ns b)"
     for host in a b; do
         ip -n "$(net_ns $host)" address add "${net_repl_address[$host]}/24" dev repl
-        ip -n "$(net_ns $host)" link set repl up
+        ip -n "$(net_ns $host)" link set dev repl up
     done
-    ip link add eth0 netns "$(net_ns c)" type veth peer name c netns "$(net_ns w)"
-    ip -n "$(net_ns w)" link set c master br up
+    ip link add name eth0 netns "$(net_ns c)" type veth peer name to-c netns "$(net_ns w)"
+    ip -n "$(net_ns w)" link set dev to-c master lan up
     ip -n "$(net_ns c)" address add "$net_client_address/24" dev eth0
-    ip -n "$(net_ns c)" link set eth0 up
+    ip -n "$(net_ns c)" link set dev eth0 up
 }
 
 # Removes the namespaces, and with them everything in them; may be called at any time, any number of times.
@@ -91,7 +93,7 @@ net_undrop() { in_ns "$1" nft delete table inet "cut-$2" 2>/dev/null || true; }
 cut_replication() {
     case ${1:-drop} in
     drop) net_drop a repl ;;
-    link) ip -n "$(net_ns a)" link set repl down ;;
+    link) ip -n "$(net_ns a)" link set dev repl down ;;
     *) die "cut_replication: \`$1\` is neither drop nor link" ;;
     esac
 }
@@ -99,7 +101,7 @@ cut_replication() {
 # Ends either kind of cut.
 heal_replication() {
     net_undrop a repl
-    ip -n "$(net_ns a)" link set repl up
+    ip -n "$(net_ns a)" link set dev repl up
 }
 
 cut_client() { net_drop c eth0; }

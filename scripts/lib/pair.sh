@@ -100,8 +100,7 @@ host_kill() { signal_spawned "$1/ftd" KILL; }
 host_freeze() { signal_spawned "$1/ftd" STOP; }
 host_thaw() { signal_spawned "$1/ftd" CONT; }
 host_wait_end() { wait_until "$2" has_ended "$1/ftd"; }
-# The exit status of an ftd that has ended; nothing while it runs.
-host_exit_code() { cat "$run_dir/$1/ftd.exit" 2>/dev/null; }
+host_exit_code() { spawned_exit "$1/ftd"; }
 
 # host_stop HOST: ends it in order.
 host_stop() {
@@ -162,16 +161,27 @@ pair_up() {
     pair_wait_protected "${1:-60}" || { pair_explain; return 1; }
 }
 
-# pair_heal: starts what has ended, and waits for protection. The VM goes on meanwhile.
+# pair_heal: heals the link and the arbiter, starts what has been killed or fenced, and waits for protection. The VM
+# goes on meanwhile.
 pair_heal() {
     local host
     heal_replication
     for host in a b; do
         arbiter_return "$host"
         host_thaw "$host" || true
-        host_is_up "$host" || host_start "$host"
     done
-    pair_wait_protected "${1:-60}" || { pair_explain; return 1; }
+    wait_until "${1:-60}" pair_is_healed || { pair_explain; return 1; }
+}
+
+pair_is_healed() {
+    local host
+    for host in a b; do
+        # What ended for another reason shall be seen.
+        case $(host_exit_code "$host") in
+        137 | "$pair_exit_fenced") host_start "$host" ;;
+        esac
+    done
+    pair_is_protected
 }
 
 # pair_down: ends both, the backup first.

@@ -34,7 +34,7 @@ enum Command {
     ///
     /// Prints `ready` once it watches.
     WatchCell {
-        /// The cell's file; its directory must exist
+        /// The cell's path, as in the daemons' configuration; the directory it is in must exist
         #[arg(long)]
         cell: PathBuf,
         /// Where the history goes, a JSON object a line

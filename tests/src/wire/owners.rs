@@ -1,11 +1,13 @@
 //! The history of the arbiter's cell, read from outside: who had the right to speak, from when.
 //!
-//! The file back end replaces one small file by rename, so the directory is watched with inotify and the file read after
-//! each event; a slow poll covers file systems that report nothing. A record carries two times that enclose the moment
-//! of the change: the file's own (written before the rename) and the time at which it was seen (after it).
+//! The file back end keeps the cell as a directory with one small file for each generation, named by its number. The
+//! directory is watched with inotify, and new files are read in the order of their numbers, so no generation is missed;
+//! a slow poll covers file systems that report nothing. A record carries two times that enclose the moment of the
+//! change: the file's own (written before it got its name) and the time at which it was seen (after that).
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,11 +19,11 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-/// Cells larger than this are not read.
+/// Files larger than this are not read.
 const CELL_BYTES_MAX: u64 = 64 * 1024;
-/// The file is also read this often without an event.
+/// The directory is also listed this often without an event.
 const POLL_MS: u16 = 20;
 
 /// One value of the cell.
@@ -51,33 +53,20 @@ pub fn timespec_ns(time: TimeSpec) -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
 }
 
-/// Generation, owner and standby out of the cell's text: a JSON or TOML object that has them, at the top level or in a
-/// table beside a checksum.
+/// Generation, owner and standby out of a generation's file: its first line is a JSON object with the cell in it, what
+/// follows is a checksum.
 pub fn parse_cell(text: &str) -> Result<(u64, Option<String>, Option<String>)> {
-    let value: Value = match serde_json::from_str(text) {
-        Ok(value) => value,
-        Err(_) => toml::from_str(text).context("the cell is neither JSON nor TOML")?,
-    };
-    let object = value.as_object().context("the cell is not an object")?;
-    let cell = with_generation(object)
-        .or_else(|| object.values().filter_map(Value::as_object).find_map(with_generation))
-        .context("the cell has no `generation`")?;
-    let generation = cell["generation"].as_u64().context("the cell's `generation` is not a number")?;
+    let line = text.lines().next().context("the file is empty")?;
+    let value: Value = serde_json::from_str(line).context("its first line is not JSON")?;
+    let cell = value.get("cell").context("it has no `cell`")?;
+    let generation = cell.get("generation").and_then(Value::as_u64).context("it has no `generation`")?;
     let owner = match cell.get("owner") {
         None | Some(Value::Null) => None,
         Some(Value::String(owner)) => Some(owner.clone()),
-        Some(other) => bail!("the cell's `owner` is {other}, not a name"),
+        Some(other) => bail!("its `owner` is {other}, not a name"),
     };
-    let standby = match cell.get("standby") {
-        Some(Value::String(node)) => Some(node.clone()),
-        Some(Value::Object(standby)) => standby.get("node").and_then(Value::as_str).map(str::to_owned),
-        _ => None,
-    };
-    Ok((generation, owner, standby))
-}
-
-fn with_generation(object: &Map<String, Value>) -> Option<&Map<String, Value>> {
-    object.contains_key("generation").then_some(object)
+    let standby = cell.get("standby").and_then(|standby| standby.get("node")).and_then(Value::as_str);
+    Ok((generation, owner, standby.map(str::to_owned)))
 }
 
 /// Reads the history that [`Watcher::run`] wrote.
@@ -100,30 +89,34 @@ pub fn read_history(path: &Path) -> Result<Vec<Record>> {
 pub struct Watcher {
     cell: PathBuf,
     inotify: Inotify,
-    last: Option<(u64, u64, u64)>,
+    watches_cell: bool,
+    /// The last generation recorded.
+    last: Option<u64>,
 }
 
 impl Watcher {
-    /// Starts watching; the cell need not be there yet, its directory must.
+    /// Starts watching; the cell need not be there yet, the directory it will be in must.
     pub fn new(cell: &Path) -> Result<Self> {
-        let directory = match cell.parent() {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).context("inotify")?;
+        let parent = match cell.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).context("inotify")?;
-        let events = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_CREATE;
-        inotify
-            .add_watch(directory, events)
-            .with_context(|| format!("cannot watch the directory {}", directory.display()))?;
-        Ok(Self { cell: cell.to_owned(), inotify, last: None })
+        watch(&inotify, parent)?;
+        Ok(Self { cell: cell.to_owned(), inotify, watches_cell: false, last: None })
     }
 
-    /// Writes a JSON line for every new value of the cell until `stop` becomes readable.
+    /// Writes a JSON line for every generation, beginning with the current one, until `stop` becomes readable.
     pub fn run(mut self, out: &mut dyn Write, stop: BorrowedFd<'_>) -> Result<()> {
+        let mut stopping = false;
         loop {
-            if let Some(record) = self.changed()? {
+            for record in self.news()? {
                 writeln!(out, "{}", serde_json::to_string(&record)?)?;
-                out.flush()?;
+            }
+            out.flush()?;
+            // Only after one last look: a change just before the stop belongs to the history.
+            if stopping {
+                return Ok(());
             }
             let mut fds =
                 [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
@@ -131,13 +124,7 @@ impl Watcher {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("poll"),
             }
-            if fds[1].any() == Some(true) {
-                // One last look: a change just before the stop belongs to the history.
-                if let Some(record) = self.changed()? {
-                    writeln!(out, "{}", serde_json::to_string(&record)?)?;
-                }
-                return Ok(out.flush()?);
-            }
+            stopping = fds[1].any() == Some(true);
             match self.inotify.read_events() {
                 Ok(_) | Err(Errno::EAGAIN) => {}
                 Err(error) => return Err(error).context("reading inotify events"),
@@ -145,36 +132,65 @@ impl Watcher {
         }
     }
 
-    /// The cell's value, if it is another than at the last call. A cell that is being replaced, or is not there yet, is
-    /// no change; one that cannot be understood is an error, for then there is no history to hold anything against.
-    fn changed(&mut self) -> Result<Option<Record>> {
-        let file = match fs::File::open(&self.cell) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot open {}", self.cell.display())),
+    /// The generations that are new since the last call, in order. One that cannot be understood is an error, for then
+    /// there is no history to hold anything against.
+    fn news(&mut self) -> Result<Vec<Record>> {
+        if !self.watches_cell && self.cell.is_dir() {
+            watch(&self.inotify, &self.cell)?;
+            self.watches_cell = true;
+        }
+        let failed = || format!("cannot list {}", self.cell.display());
+        let entries = match fs::read_dir(&self.cell) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).with_context(failed),
         };
-        let metadata = file.metadata()?;
-        let written_ns = timespec_ns(TimeSpec::new(metadata.mtime(), metadata.mtime_nsec()));
-        let identity = (metadata.ino(), written_ns, metadata.len());
-        if self.last == Some(identity) {
-            return Ok(None);
+        let mut generations = Vec::new();
+        for entry in entries {
+            let generation = generation_of(&entry.with_context(failed)?.file_name());
+            generations
+                .extend(generation.filter(|&generation| self.last.is_none_or(|last| generation > last)));
         }
-        if metadata.len() > CELL_BYTES_MAX {
-            bail!(
-                "{} has {} bytes; a cell has at most {CELL_BYTES_MAX}",
-                self.cell.display(),
-                metadata.len()
-            );
+        generations.sort_unstable();
+        if self.last.is_none() {
+            // What was before is no concern of this history.
+            generations.drain(..generations.len().saturating_sub(1));
         }
-        let text = io::read_to_string(file)?;
-        if text.trim().is_empty() {
-            return Ok(None);
+        let mut records = Vec::new();
+        for generation in generations {
+            records.push(self.read(generation)?);
+            self.last = Some(generation);
         }
-        let (generation, owner, standby) =
-            parse_cell(&text).with_context(|| format!("cannot read the cell {}", self.cell.display()))?;
-        self.last = Some(identity);
-        Ok(Some(Record { t_ns: now_ns()?, written_ns, generation, owner, standby }))
+        Ok(records)
     }
+
+    fn read(&self, generation: u64) -> Result<Record> {
+        let path = self.cell.join(format!("{generation:020}"));
+        let failed = || format!("cannot read {}", path.display());
+        let file = fs::File::open(&path).with_context(failed)?;
+        let metadata = file.metadata().with_context(failed)?;
+        let mut text = String::new();
+        file.take(CELL_BYTES_MAX).read_to_string(&mut text).with_context(failed)?;
+        let (found, owner, standby) = parse_cell(&text).with_context(failed)?;
+        if found != generation {
+            bail!("{} holds generation {found}", path.display());
+        }
+        let written_ns = timespec_ns(TimeSpec::new(metadata.mtime(), metadata.mtime_nsec()));
+        Ok(Record { t_ns: now_ns()?, written_ns, generation, owner, standby })
+    }
+}
+
+fn watch(inotify: &Inotify, directory: &Path) -> Result<()> {
+    inotify
+        .add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
+        .with_context(|| format!("cannot watch the directory {}", directory.display()))?;
+    Ok(())
+}
+
+/// The generation a file is named after; other files, such as temporary ones, have none.
+fn generation_of(name: &OsStr) -> Option<u64> {
+    let name = name.to_str()?;
+    name.bytes().all(|byte| byte.is_ascii_digit()).then(|| name.parse().ok())?
 }
 
 #[cfg(test)]
@@ -187,48 +203,73 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_is_read_as_json_or_toml_flat_or_beside_a_checksum() {
-        let expected = (7, Some("alpha".to_owned()), Some("beta".to_owned()));
-        for text in [
-            r#"{"generation":7,"owner":"alpha","standby":{"node":"beta","pairing":12}}"#,
-            r#"{"version":1,"crc32c":99,"cell":{"generation":7,"owner":"alpha","standby":{"node":"beta","pairing":1}}}"#,
-            "generation = 7\nowner = \"alpha\"\nstandby = { node = \"beta\", pairing = 12 }\n",
-        ] {
-            assert_eq!(parse_cell(text).unwrap(), expected, "{text}");
-        }
-        assert_eq!(parse_cell(r#"{"generation":1,"owner":null}"#).unwrap(), (1, None, None));
+    fn a_cell_is_read_with_what_its_file_says_about_it() {
+        let text = concat!(
+            r#"{"version":1,"vm":"web","cell":{"generation":7,"owner":"alpha","standby":{"node":"beta","pairing":12}}}"#,
+            "\n0badc0de\n",
+        );
+        assert_eq!(parse_cell(text).unwrap(), (7, Some("alpha".to_owned()), Some("beta".to_owned())));
+        let text = r#"{"version":1,"vm":"web","cell":{"generation":1,"owner":null,"standby":null}}"#;
+        assert_eq!(parse_cell(text).unwrap(), (1, None, None));
     }
 
     #[test]
     fn what_is_no_cell_is_refused() {
-        for text in ["", "[]", "{}", "7", r#"{"generation":"x"}"#, r#"{"generation":1,"owner":3}"#] {
+        for text in
+            ["", "[]", "{}", "7", r#"{"cell":{"generation":"x"}}"#, r#"{"cell":{"generation":1,"owner":3}}"#]
+        {
             assert!(parse_cell(text).is_err(), "{text}");
         }
     }
 
+    fn set(cell: &Path, generation: u64, owner: &str) {
+        let temporary = cell.join(".tmp-1");
+        let text = format!(r#"{{"cell":{{"generation":{generation},"owner":"{owner}"}}}}"#);
+        fs::write(&temporary, text).unwrap();
+        fs::rename(&temporary, cell.join(format!("{generation:020}"))).unwrap();
+    }
+
     #[test]
-    fn every_replacement_of_the_cell_is_recorded_once() {
+    fn every_generation_is_recorded_once_from_the_current_one_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let cell = directory.path().join("cell");
+        let mut watcher = Watcher::new(&cell).unwrap();
+        assert_eq!(watcher.news().unwrap(), []);
+        fs::create_dir(&cell).unwrap();
+        for generation in 1..=3 {
+            set(&cell, generation, "alpha");
+        }
+        let seen = |watcher: &mut Watcher| -> Vec<(u64, Option<String>)> {
+            watcher.news().unwrap().into_iter().map(|record| (record.generation, record.owner)).collect()
+        };
+        assert_eq!(seen(&mut watcher), [(3, Some("alpha".to_owned()))]);
+        for generation in 4..=12 {
+            set(&cell, generation, "beta");
+        }
+        let generations: Vec<_> = seen(&mut watcher).into_iter().map(|(generation, _)| generation).collect();
+        assert_eq!(generations, (4..=12).collect::<Vec<_>>());
+        assert_eq!(seen(&mut watcher), []);
+    }
+
+    #[test]
+    fn a_running_watcher_reports_changes_and_ends_when_told_to() {
         let directory = tempfile::tempdir().unwrap();
         let cell = directory.path().join("cell");
         let watcher = Watcher::new(&cell).unwrap();
         let (stop_read, stop_write) = pipe().unwrap();
         let (seen_read, seen_write) = pipe().unwrap();
-        let reader = std::thread::spawn(move || {
-            let mut out = fs::File::from(seen_write);
-            watcher.run(&mut out, stop_read.as_fd())
-        });
+        let running =
+            std::thread::spawn(move || watcher.run(&mut fs::File::from(seen_write), stop_read.as_fd()));
         let mut lines = io::BufReader::new(fs::File::from(seen_read)).lines();
-        for generation in 1..=20u64 {
-            let temporary = directory.path().join("new");
-            let owner = if generation % 3 == 0 { "beta" } else { "alpha" };
-            fs::write(&temporary, format!(r#"{{"generation":{generation},"owner":"{owner}"}}"#)).unwrap();
-            fs::rename(&temporary, &cell).unwrap();
+        fs::create_dir(&cell).unwrap();
+        for generation in 1..=20 {
+            set(&cell, generation, "alpha");
             let record: Record = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-            assert_eq!((record.generation, record.owner.as_deref()), (generation, Some(owner)));
+            assert_eq!(record.generation, generation);
             assert!(record.written_ns <= record.t_ns);
         }
         drop(stop_write);
-        reader.join().unwrap().unwrap();
+        running.join().unwrap().unwrap();
         assert!(lines.next().is_none());
     }
 
