@@ -5,6 +5,7 @@
 pub mod boot;
 pub mod devices;
 mod engine;
+pub mod guest;
 pub mod layout;
 pub mod machine;
 pub mod memory;

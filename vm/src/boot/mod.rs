@@ -85,10 +85,9 @@ pub(crate) fn load(boot: &Boot, ram: &GuestRam, state: &mut MachineState) -> Res
             let image = std::fs::read(path).map_err(unreadable("program", path))?;
             freestanding::load(&path.display().to_string(), &image, cmdline, ram, state)
         }
-        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: _ } => Err(BootError::NotAProgram {
-            name: "the built-in guest".into(),
-            why: "this build has none".into(),
-        }),
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => {
+            freestanding::load("the built-in guest", crate::guest::IMAGE, cmdline, ram, state)
+        }
     }
 }
 

@@ -1,0 +1,75 @@
+//! The Linux guest's key-value service: one static program without dependencies, started by the guest's /init.
+
+#[path = "../../../vm/src/layout.rs"]
+#[allow(dead_code)]
+mod layout;
+#[path = "../../../vm/guest/src/kv/mod.rs"]
+#[allow(unused_imports)]
+mod protocol;
+mod serve;
+
+use protocol::Power;
+use std::fs::OpenOptions;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+
+fn main() {
+    let memory_bytes = memory_bytes().unwrap_or(64 << 20);
+    let listener = match TcpListener::bind(("0.0.0.0", protocol::PORT)) {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("ft-service: cannot listen on port {}: {error}", protocol::PORT);
+            std::process::exit(1)
+        }
+    };
+    println!("ft-service: port {}", protocol::PORT);
+    // A quarter for the store, half for the load: what is left is the kernel's.
+    serve::serve(&listener, memory_bytes / 4, (memory_bytes / 2 / protocol::PAGE) as u64, stop);
+}
+
+/// Memory that programs can still have.
+fn memory_bytes() -> Option<usize> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// Ends the machine's run. The guest's kernel knows no ACPI and so no way to power off or to reset: the platform
+/// device has one. A crash is the kernel's own.
+fn stop(power: Power) {
+    let result = match power {
+        Power::Off => write_platform_register(layout::platform::POWER_OFF),
+        Power::Reset => write_platform_register(layout::platform::RESET),
+        Power::Crash => std::fs::write("/proc/sysrq-trigger", "c"),
+    };
+    if let Err(error) = result {
+        eprintln!("ft-service: {power:?}: {error}");
+    }
+}
+
+unsafe extern "C" {
+    fn mmap(at: *mut u8, bytes: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
+}
+
+fn write_platform_register(register: u64) -> std::io::Result<()> {
+    const PROT_READ_WRITE: i32 = 3;
+    const MAP_SHARED: i32 = 1;
+    let memory = OpenOptions::new().read(true).write(true).open("/dev/mem")?;
+    // SAFETY: a fresh mapping of a device's registers, aliasing nothing.
+    let window = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            layout::PLATFORM_SIZE as usize,
+            PROT_READ_WRITE,
+            MAP_SHARED,
+            memory.as_raw_fd(),
+            layout::PLATFORM_BASE as i64,
+        )
+    };
+    if window as isize == -1 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a register inside the window that was just mapped.
+    unsafe { window.add(register as usize).cast::<u64>().write_volatile(1) }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! The key-value guests seen from outside: a client that knows what every answer has to be, its history check, and the
+//! measurements that the demo and the fault tests report.
+
+pub mod connection;
+pub mod history;
+pub mod measure;
+#[path = "../../../vm/guest/src/kv/mod.rs"]
+#[allow(missing_docs)]
+pub mod protocol;
+pub mod run;
+#[path = "../../../scripts/guest/service/serve.rs"]
+pub mod serve;
