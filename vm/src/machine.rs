@@ -115,7 +115,9 @@ impl MachineError {
     pub(crate) fn open(source: std::io::Error) -> Self {
         let hint = match source.raw_os_error() {
             Some(libc::ENOENT) => "is the kvm module loaded, and virtualisation enabled in the firmware?",
-            Some(libc::EACCES | libc::EPERM) => "is this user in the group kvm, and the device allowed to the service?",
+            Some(libc::EACCES | libc::EPERM) => {
+                "is this user in the group kvm, and the device allowed to the service?"
+            }
             Some(libc::ENODEV | libc::ENXIO) => "the kernel has no KVM for this processor",
             _ => "KVM is needed to run a machine",
         };

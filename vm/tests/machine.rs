@@ -46,9 +46,9 @@ std::arch::global_asm!(
     "  mov [r14 + 0x18], rax",
     "  jmp 2b",
     "7:",
-    "  mov rcx, [r14 + 0x28]",      // one vCPU: 1
+    "  mov rcx, [r14 + 0x28]", // one vCPU: 1
     "  add rbx, rcx",
-    "  mov [r14 + 0x40], rbx",      // nobody there
+    "  mov [r14 + 0x40], rbx", // nobody there
     "  inc r15",
     "  mov [0x701000], rbx",
     "  cmp rbx, r15",
@@ -273,7 +273,10 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
     assert!(matches!(linux(kernel.path(), Some(missing), ""), BootError::Read { what: "initramfs", .. }));
     let large = file(&[]);
     large.as_file().set_len(RAM_BYTES).unwrap();
-    assert!(matches!(linux(kernel.path(), Some(large.path()), ""), BootError::TooLarge { what: "initramfs", .. }));
+    assert!(matches!(
+        linux(kernel.path(), Some(large.path()), ""),
+        BootError::TooLarge { what: "initramfs", .. }
+    ));
     let mut huge = common::elf(&[0x90; 100]);
     huge[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
     assert!(matches!(linux(file(&huge).path(), None, ""), BootError::TooLarge { what: "kernel", .. }));

@@ -19,9 +19,9 @@ use std::time::Duration;
 std::arch::global_asm!(
     ".globl mix_start",
     "mix_start:",
-    "  mov r14, 0xd0100000",          // the platform device
+    "  mov r14, 0xd0100000", // the platform device
     "  lea r12, [rdi + 4]",
-    "  shl r12, 21",                  // this vCPU's memory: 8 MiB + index * 2 MiB
+    "  shl r12, 21", // this vCPU's memory: 8 MiB + index * 2 MiB
     "  movabs rbx, 0x9e3779b97f4a7c15",
     "  add rbx, rdi",
     "  mov r13d, 40000000",
@@ -52,13 +52,13 @@ std::arch::global_asm!(
     "  xor [r12 + rcx + 8], rdx",
     "  test r13d, 0xfff",
     "  jnz 3f",
-    "  add rbx, [r14 + 0x28]",        // read: number of vCPUs
+    "  add rbx, [r14 + 0x28]", // read: number of vCPUs
     "  test r13d, 0xfffff",
     "  jnz 3f",
     "  mov al, bl",
     "  and al, 15",
     "  add al, 'a'",
-    "  mov [r14 + 0x20], al",         // write: a character
+    "  mov [r14 + 0x20], al", // write: a character
     "3:",
     "  dec r13d",
     "  jnz 2b",
@@ -74,10 +74,10 @@ std::arch::global_asm!(
     "  pause",
     "  cmp [0x700000], rcx",
     "  jb 4b",
-    "  mov [r14 + 0x10], rax",        // power off
+    "  mov [r14 + 0x10], rax", // power off
     "5:",
     "  mov eax, 1000",
-    "  mov [r14 + 0x08], rax",        // idle
+    "  mov [r14 + 0x08], rax", // idle
     "  jmp 5b",
     ".globl mix_end",
     "mix_end:",
