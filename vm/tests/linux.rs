@@ -9,9 +9,9 @@ use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, MachineSpec};
 use std::time::{Duration, Instant};
 
-const RAM_BYTES: u64 = 128 << 20;
-const MOVE_EVERY: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(300);
+const RAM_BYTES: u64 = 64 << 20;
+const MOVE_EVERY: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 fn boot_from_environment() -> Option<(Boot, String)> {
     let kernel = std::env::var_os("FTD_TEST_KERNEL")?;
