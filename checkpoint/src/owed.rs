@@ -112,9 +112,10 @@ impl Owed {
         };
         let committed = epoch.saturating_sub(span.acked);
         span.acked += committed;
-        while let Some(oldest) = self.kept.pop_front_if(|oldest| oldest.epoch() <= epoch) {
-            self.bytes -= oldest.bytes();
-            self.recycle(oldest);
+        let covered = self.kept.partition_point(|checkpoint| checkpoint.epoch() <= epoch);
+        for checkpoint in self.kept.drain(..covered).collect::<Vec<_>>() {
+            self.bytes -= checkpoint.bytes();
+            self.recycle(checkpoint);
         }
         Ok(committed)
     }

@@ -48,7 +48,7 @@ fn backlog() -> (GuestRam, SealedImage) {
 /// 0: not ours, whatever the random beginning left there.
 fn expected_epoch(page: PageIndex) -> u32 {
     match page {
-        _ if page % 3 == 0 && page % 1000 < 800 => 3,
+        _ if page.is_multiple_of(3) && page % 1000 < 800 => 3,
         0..2048 => 2,
         _ => 0,
     }
@@ -188,11 +188,9 @@ fn a_kvm_guest_sees_only_applied_pages() {
     vcpu.set_regs(&regs).unwrap();
 
     let lazy = LazyApply::start(&ram, sealed);
-    let sum = loop {
-        match vcpu.run().unwrap() {
-            VcpuExit::IoOut(0x3f8, data) => break u32::from_le_bytes(data.try_into().unwrap()),
-            other => panic!("{other:?}"),
-        }
+    let sum = match vcpu.run().unwrap() {
+        VcpuExit::IoOut(0x3f8, data) => u32::from_le_bytes(data.try_into().unwrap()),
+        other => panic!("{other:?}"),
     };
     let stats = lazy.finish();
     eprintln!("{stats:?}");

@@ -11,14 +11,14 @@ const WORD: usize = 8;
 const BODY_MAX: usize = 3072;
 
 /// Bit `i` is set where line `i` of the page differs from the base.
-pub fn changed_lines(page: &Page, base: &Page) -> u64 {
+pub(super) fn changed_lines(page: &Page, base: &Page) -> u64 {
     let (page, _) = page.as_chunks::<LINE>();
     let (base, _) = base.as_chunks::<LINE>();
     page.iter().zip(base).enumerate().fold(0, |mask, (i, (a, b))| mask | u64::from(a != b) << i)
 }
 
 /// Makes the base equal to the page, where `changed` says it is not.
-pub fn patch_lines(page: &Page, base: &mut Page, mut changed: u64) {
+pub(super) fn patch_lines(page: &Page, base: &mut Page, mut changed: u64) {
     while changed != 0 {
         let at = changed.trailing_zeros() as usize * LINE;
         base[at..at + LINE].copy_from_slice(&page[at..at + LINE]);
@@ -27,16 +27,16 @@ pub fn patch_lines(page: &Page, base: &mut Page, mut changed: u64) {
 }
 
 /// Space to build a delta in.
-pub struct Scratch(Box<[u8; BODY_MAX + LINE + 1]>);
+pub(super) struct Scratch(Box<[u8; BODY_MAX + LINE + 1]>);
 
 impl Scratch {
     /// Space for one delta.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Box::new([0; BODY_MAX + LINE + 1]))
     }
 
     /// The delta's body, or none if it is too long to be worth it.
-    pub fn encode(&mut self, page: &Page, base: &Page, changed: u64) -> Option<&[u8]> {
+    pub(super) fn encode(&mut self, page: &Page, base: &Page, changed: u64) -> Option<&[u8]> {
         let (page, _) = page.as_chunks::<LINE>();
         let (base, _) = base.as_chunks::<LINE>();
         let out = &mut self.0[..];
@@ -68,7 +68,7 @@ impl Scratch {
 }
 
 /// Applies a delta's body to the copy that it was made against. None if it is not a delta.
-pub fn apply(body: &[u8], page: &mut Page) -> Option<()> {
+pub(super) fn apply(body: &[u8], page: &mut Page) -> Option<()> {
     let (mut lines, mut rest) = body.split_first_chunk::<8>().map(|(m, r)| (u64::from_le_bytes(*m), r))?;
     let (page, _) = page.as_chunks_mut::<LINE>();
     while lines != 0 {

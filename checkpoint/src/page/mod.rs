@@ -1,11 +1,11 @@
 //! Page encodings: what a dirty page becomes on the wire, and back.
 //!
 //! A batch is a sequence of records: `page u32 LE, tag u16 LE (kind << 13 | body bytes), body`. The body of each kind:
-//! zero and same: none; delta: the words that differ from the last sent copy (see [`delta`]); lz4: an lz4 block; raw:
+//! zero and same: none; delta: the words that differ from the last sent copy (see `delta.rs`); lz4: an lz4 block; raw:
 //! the page. Which one is chosen: zero if it is, same or delta if the last sent copy is known and little differs,
 //! otherwise the smallest of delta, lz4 (tried only where a sample looks compressible) and raw.
 
-pub mod delta;
+mod delta;
 mod lz4;
 
 use ft_vm::layout::PAGE_SIZE;
