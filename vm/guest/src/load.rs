@@ -11,6 +11,8 @@ const VCPUS_MAX: usize = 64;
 const BATCH: u64 = 8;
 /// Longest idling of a worker without a load to run, and so the longest time until it sees a new one.
 const WORKER_IDLE_US: u64 = 10_000;
+/// Shortest wait for the next page: pages that come due within it are written together.
+const NAP_NS: u64 = 2_000_000;
 /// Longest slice on the vCPU that also serves the network.
 pub const SLICE_NS: u64 = 200_000;
 
@@ -147,7 +149,7 @@ impl Worker {
         loop {
             let batch = self.pacer.due(now_ns).min(BATCH);
             if batch == 0 || SHARED.stopped.load(Ordering::SeqCst) {
-                return self.pacer.due_in_ns(now_ns);
+                return self.pacer.due_in_ns(now_ns).map(|ns| ns.max(NAP_NS));
             }
             for _ in 0..batch {
                 self.write_page();

@@ -144,12 +144,13 @@ impl Server {
             self.receive();
             self.serve();
             // Answers go out with the acknowledgement of what they answer in one frame.
-            self.interface.poll_egress(now(), &mut self.card, &mut self.sockets);
+            let time = now();
+            self.interface.poll_egress(time, &mut self.card, &mut self.sockets);
             self.card.flush();
             self.stop_if_asked();
 
             let load_idle_ns = self.worker.as_mut().and_then(|worker| worker.run(load::SLICE_NS));
-            self.idle(load_idle_ns);
+            self.idle(time, load_idle_ns);
         }
     }
 
@@ -165,12 +166,12 @@ impl Server {
     }
 
     /// Gives the processor up until the network, a timer or the load needs it.
-    fn idle(&mut self, load_idle_ns: Option<u64>) {
+    fn idle(&mut self, time: Instant, load_idle_ns: Option<u64>) {
         let mut idle_us = IDLE_US_MAX;
         if let Some(ns) = load_idle_ns {
             idle_us = idle_us.min(ns / 1000);
         }
-        if let Some(delay) = self.interface.poll_delay(now(), &self.sockets) {
+        if let Some(delay) = self.interface.poll_delay(time, &self.sockets) {
             idle_us = idle_us.min(delay.total_micros());
         }
         if idle_us > 0 {

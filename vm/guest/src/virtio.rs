@@ -148,7 +148,8 @@ pub struct Card {
     free: [u8; QUEUE_SIZE],
     free_count: usize,
     notify_transmit: bool,
-    notify_receive: bool,
+    /// Receive buffers given back since the device was last told.
+    returned: usize,
     /// What was done.
     pub counters: Counters,
 }
@@ -214,7 +215,7 @@ impl Card {
             free: core::array::from_fn(|i| i as u8),
             free_count: QUEUE_SIZE,
             notify_transmit: false,
-            notify_receive: false,
+            returned: QUEUE_SIZE,
             counters: Counters::default(),
         };
         for i in 0..QUEUE_SIZE {
@@ -230,7 +231,6 @@ impl Card {
             return Err(ProbeError::Failed);
         }
         card.disarm();
-        card.notify_receive = true;
         card.flush();
         Ok(card)
     }
@@ -268,7 +268,10 @@ impl Card {
         if core::mem::take(&mut self.notify_transmit) {
             write(self.window, QUEUE_NOTIFY, TRANSMIT as u32);
         }
-        if core::mem::take(&mut self.notify_receive) {
+        // The device sees given buffers in the ring; it is told for the case that it has run out of them and waits. Then
+        // more than this many are on their way back to it.
+        if self.returned >= QUEUE_SIZE / 4 {
+            self.returned = 0;
             write(self.window, QUEUE_NOTIFY, RECEIVE as u32);
         }
     }
@@ -363,7 +366,7 @@ impl phy::Device for Card {
         assert!(id < QUEUE_SIZE && bytes <= BUFFER_SIZE, "device filled buffer {id} with {bytes} bytes");
         self.receive_used = self.receive_used.wrapping_add(1);
         self.counters.frames_in += 1;
-        self.notify_receive = true;
+        self.returned += 1;
         let received = Received { ring: self.receive, id, bytes, lifetime: core::marker::PhantomData };
         Some((received, Transmit(self)))
     }
