@@ -255,7 +255,7 @@ pub struct Arbiter {
     /// The back end.
     #[serde(default)]
     pub kind: ArbiterKind,
-    /// The cell's file, on storage that both nodes share.
+    /// The cell's directory, on storage that both nodes share.
     pub path: PathBuf,
 }
 
