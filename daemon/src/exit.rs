@@ -79,4 +79,23 @@ mod tests {
         assert!(DaemonExit::HELP.contains("\n  20: fenced"));
         assert!(CtlExit::HELP.ends_with("\n  6: not within the time given"));
     }
+
+    const UNIT: &str = include_str!("../../scripts/systemd/ftd.service");
+    const TEMPLATE: &str = include_str!("../../scripts/systemd/ftd@.service");
+
+    #[test]
+    fn the_units_do_not_restart_what_needs_an_operator_first() {
+        let codes =
+            format!("RestartPreventExitStatus={} {}\n", DaemonExit::Usage as u8, DaemonExit::Fenced as u8);
+        assert!(UNIT.contains(&codes) && TEMPLATE.contains(&codes), "{codes}");
+    }
+
+    #[test]
+    fn the_unit_and_its_template_differ_in_their_configuration_only() {
+        fn settings(unit: &str) -> Vec<&str> {
+            unit.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+        }
+        let named = TEMPLATE.replace("VM %i", "VM").replace("%i.toml", "ftd.toml");
+        assert_eq!(settings(UNIT), settings(&named));
+    }
 }

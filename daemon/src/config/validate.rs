@@ -1,0 +1,163 @@
+//! What a configuration must fulfil beyond the types of its values: ranges, and values that must fit each other.
+
+use super::{Config, Guest};
+use ft_netbuf::tap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+impl Config {
+    pub(super) fn validate(&self) -> Result<(), Refusal> {
+        if self.peer.node == self.node {
+            return refuse("peer.node", &self.peer.node, "must differ from node, which names this node");
+        }
+        if self.control_group.as_deref() == Some("") {
+            return refuse("control_group", "\"\"", "must name a group, or be left out");
+        }
+        self.validate_paths()?;
+        self.validate_machine()?;
+        self.validate_replication()
+    }
+
+    fn validate_paths(&self) -> Result<(), Refusal> {
+        let machine = &self.machine;
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("control_socket", Some(&self.control_socket)),
+            ("machine.kernel", machine.kernel.as_ref()),
+            ("machine.initrd", machine.initrd.as_ref()),
+            ("arbiter.path", Some(&self.arbiter.path)),
+        ];
+        let disks = machine.disks.iter().map(|disk| ("machine.disk.image", Some(&disk.image)));
+        for (key, path) in paths.into_iter().chain(disks) {
+            if let Some(path) = path
+                && (!path.is_absolute() || path.file_name().is_none())
+            {
+                return refuse(key, path.display(), "must be an absolute path");
+            }
+        }
+        // sockaddr_un has 108 bytes with the terminating zero.
+        if self.control_socket.as_os_str().len() > 107 {
+            return refuse("control_socket", self.control_socket.display(), "must be at most 107 bytes long");
+        }
+        Ok(())
+    }
+
+    fn validate_machine(&self) -> Result<(), Refusal> {
+        let machine = &self.machine;
+        within("machine.vcpus", u64::from(machine.vcpus), 1..=64)?;
+        within("machine.memory_mib", machine.memory_mib, 16..=1 << 20)?;
+        if !machine.memory_mib.is_multiple_of(2) {
+            return refuse(
+                "machine.memory_mib",
+                machine.memory_mib,
+                "must be even: guest memory comes in 2 MiB",
+            );
+        }
+        let guest = match machine.guest {
+            Guest::Builtin => "builtin",
+            Guest::Linux => "linux",
+            Guest::Freestanding => "freestanding",
+        };
+        match (machine.guest, &machine.kernel, &machine.initrd) {
+            (Guest::Linux | Guest::Freestanding, None, _) => {
+                return refuse("machine.guest", guest, "needs machine.kernel, the path of what to boot");
+            }
+            (Guest::Builtin, Some(kernel), _) => {
+                return refuse(
+                    "machine.kernel",
+                    kernel.display(),
+                    "the builtin guest takes none; set machine.guest",
+                );
+            }
+            (Guest::Builtin | Guest::Freestanding, _, Some(initrd)) => {
+                return refuse(
+                    "machine.initrd",
+                    initrd.display(),
+                    "only machine.guest = \"linux\" takes one",
+                );
+            }
+            _ => {}
+        }
+        if machine.cmdline.len() > 2000 || machine.cmdline.contains('\0') {
+            return refuse(
+                "machine.cmdline",
+                &machine.cmdline,
+                "must be at most 2000 bytes long, without zero bytes",
+            );
+        }
+        if let Some(net) = &machine.net {
+            if !tap::is_interface_name(&net.tap) {
+                return refuse(
+                    "machine.net.tap",
+                    &net.tap,
+                    format!(
+                        "must be an interface name: 1 to {} bytes, no '/', ':' or space",
+                        tap::NAME_BYTES_MAX
+                    ),
+                );
+            }
+            within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
+        }
+        within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;
+        for disk in &machine.disks {
+            if !disk.read_only {
+                return refuse(
+                    "machine.disk.read_only",
+                    false,
+                    format!(
+                        "a writable disk ({}) cannot be protected yet; set it to true",
+                        disk.image.display()
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_replication(&self) -> Result<(), Refusal> {
+        let r = &self.replication;
+        within("replication.epoch_ms", r.epoch_ms, 1..=1000)?;
+        within("replication.pipeline_depth", r.pipeline_depth, 1..=64)?;
+        within("replication.inflight_mib", r.inflight_mib, 1..=1 << 16)?;
+        within("replication.shadow_mib", r.shadow_mib, 0..=1 << 20)?;
+        within("replication.hold_frames", r.hold_frames, 16..=1 << 20)?;
+        within("replication.hold_mib", r.hold_mib, 1..=1 << 12)?;
+        within("replication.heartbeat_ms", r.heartbeat_ms, 1..=10_000)?;
+        within("replication.lease_ms", r.lease_ms, 2..=60_000)?;
+        within("replication.failure_timeout_ms", r.failure_timeout_ms, 10..=600_000)?;
+        within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
+        if r.lease_ms < 2 * r.heartbeat_ms {
+            let allowed = format!(
+                "must be at least twice heartbeat_ms ({}), or output stops between two heartbeats",
+                r.heartbeat_ms
+            );
+            return refuse("replication.lease_ms", r.lease_ms, allowed);
+        }
+        if r.lease_ms >= r.failure_timeout_ms {
+            let allowed = format!(
+                "must be below failure_timeout_ms ({}): the leave to emit ends before the peer may take over",
+                r.failure_timeout_ms
+            );
+            return refuse("replication.lease_ms", r.lease_ms, allowed);
+        }
+        Ok(())
+    }
+}
+
+/// A value that is refused.
+pub(super) struct Refusal {
+    pub(super) key: &'static str,
+    pub(super) value: String,
+    pub(super) allowed: String,
+}
+
+fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), Refusal> {
+    Err(Refusal { key, value: value.to_string(), allowed: allowed.into() })
+}
+
+fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), Refusal> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    refuse(key, value, format!("must be {} to {}", range.start(), range.end()))
+}
