@@ -609,6 +609,14 @@ impl Primary {
         if self.handover.take().is_some() {
             core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
         }
+        if core.stop_requested {
+            self.pair = Pair::Solo;
+            self.end_vm(
+                core,
+                End::Exit(Exit::Stopped("the guest asked for a reset while it was to stop".into())),
+            );
+            return None;
+        }
         core.out.push(Command::Boot);
         Some(Next::Primary(Primary::solo(self.cell.clone(), "rebooted")))
     }
