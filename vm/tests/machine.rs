@@ -46,7 +46,9 @@ std::arch::global_asm!(
     "  mov [r14 + 0x18], rax",
     "  jmp 2b",
     "7:",
-    "  mov rcx, [r14 + 0x28]", // one vCPU: 1
+    "  mov r13, [r14 + 0x28]", // the number of vCPUs
+    "8:",
+    "  mov rcx, [r14 + 0x28]",
     "  add rbx, rcx",
     "  mov [r14 + 0x40], rbx", // nobody there
     "  add r15, r13",
