@@ -50,7 +50,7 @@ pub struct GuestRam {
 impl GuestRam {
     /// Allocates `ram_bytes` of zeroed guest RAM in a memfd.
     pub fn new(ram_bytes: u64) -> Result<Self, MemoryError> {
-        if ram_bytes % (2 << 20) != 0 || !((16 << 20)..=(4 << 40)).contains(&ram_bytes) {
+        if !ram_bytes.is_multiple_of(2 << 20) || !((16 << 20)..=(4 << 40)).contains(&ram_bytes) {
             return Err(MemoryError::Size(ram_bytes));
         }
         let allocate = |source: std::io::Error| MemoryError::Allocate { bytes: ram_bytes, source };

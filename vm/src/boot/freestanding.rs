@@ -86,7 +86,8 @@ pub(super) fn load(
 }
 
 fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
-    let put = |table: u64, index: u64, entry: u64| ram.memory().write_obj(entry, GuestAddress(table + index * 8));
+    let put =
+        |table: u64, index: u64, entry: u64| ram.memory().write_obj(entry, GuestAddress(table + index * 8));
     put(FREESTANDING_PAGE_TABLES, 0, (FREESTANDING_PAGE_TABLES + TABLE_BYTES) | TABLE)?;
     for directory in 0..4 {
         let address = DIRECTORIES + directory * TABLE_BYTES;
@@ -137,8 +138,10 @@ impl<'a> Program<'a> {
         let (entry, table) = (u64_at(header, 24), u64_at(header, 32));
         let mut segments = Vec::new();
         for index in 0..u64::from(u16_at(header, 56)) {
-            let at = table.checked_add(index * SEGMENT_HEADER_BYTES as u64).ok_or("bad program header offset")?;
-            let segment = part(image, at, SEGMENT_HEADER_BYTES as u64).ok_or("its program headers are cut off")?;
+            let at =
+                table.checked_add(index * SEGMENT_HEADER_BYTES as u64).ok_or("bad program header offset")?;
+            let segment =
+                part(image, at, SEGMENT_HEADER_BYTES as u64).ok_or("its program headers are cut off")?;
             let kind = u32_at(segment, 0);
             if kind == PT_INTERP {
                 return Err("it is dynamically linked");
@@ -147,7 +150,8 @@ impl<'a> Program<'a> {
             if kind != PT_LOAD || bytes_in_memory == 0 {
                 continue;
             }
-            let content = part(image, u64_at(segment, 8), u64_at(segment, 32)).ok_or("a segment is cut off")?;
+            let content =
+                part(image, u64_at(segment, 8), u64_at(segment, 32)).ok_or("a segment is cut off")?;
             if content.len() as u64 > bytes_in_memory {
                 return Err("a segment has more bytes in the file than in memory");
             }

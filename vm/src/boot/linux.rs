@@ -97,7 +97,8 @@ struct LoadedKernel {
 fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
     let mut file = File::open(path).map_err(unreadable("kernel", path))?;
     let mut magic = [0; 4];
-    let not_a_kernel = |why: &dyn std::fmt::Display| BootError::NotAKernel { path: path.to_owned(), why: why.to_string() };
+    let not_a_kernel =
+        |why: &dyn std::fmt::Display| BootError::NotAKernel { path: path.to_owned(), why: why.to_string() };
     file.read_exact(&mut magic).map_err(|e| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => not_a_kernel(&"it has less than four bytes"),
         _ => unreadable("kernel", path)(e),
@@ -167,7 +168,8 @@ fn load_initrd(path: &Path, after: u64, highest: u64, ram: &GuestRam) -> Result<
     let mut file = File::open(path).map_err(unreadable("initramfs", path))?;
     let bytes = file.metadata().map_err(unreadable("initramfs", path))?.len();
     let room = ram.low_end().min(highest);
-    let base = room.checked_sub(bytes).map(|base| base & !(PAGE_SIZE as u64 - 1)).filter(|&base| base >= after);
+    let base =
+        room.checked_sub(bytes).map(|base| base & !(PAGE_SIZE as u64 - 1)).filter(|&base| base >= after);
     let Some(base) = base else {
         return Err(BootError::TooLarge { what: "initramfs", end: after.saturating_add(bytes), room });
     };
@@ -206,7 +208,8 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     let directories = BOOT_PAGE_TABLES + 0x2000;
     ram.memory().write_obj(pdpt | TABLE, GuestAddress(BOOT_PAGE_TABLES))?;
     for directory in 0..4u64 {
-        ram.memory().write_obj((directories + directory * 0x1000) | TABLE, GuestAddress(pdpt + directory * 8))?;
+        ram.memory()
+            .write_obj((directories + directory * 0x1000) | TABLE, GuestAddress(pdpt + directory * 8))?;
     }
     for page in 0..4 * 512u64 {
         ram.memory().write_obj((page << 21) | LARGE_PAGE, GuestAddress(directories + page * 8))?;
@@ -233,7 +236,8 @@ fn set_firmware_registers(vcpu: &mut VcpuState) {
 fn set_entry(vcpu: &mut VcpuState, entry: u64, ram: &GuestRam) -> Result<(), BootError> {
     let code = code_segment(CODE_SELECTOR, 0);
     let data = data_segment(DATA_SELECTOR, 0);
-    let tss = kvm_segment { selector: TSS_SELECTOR, type_: 0xb, present: 1, limit: 0x67, ..Default::default() };
+    let tss =
+        kvm_segment { selector: TSS_SELECTOR, type_: 0xb, present: 1, limit: 0x67, ..Default::default() };
     let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&tss), 0];
     for (index, entry) in (0u64..).zip(gdt) {
         ram.memory().write_obj(entry, GuestAddress(BOOT_GDT + index * 8))?;

@@ -1,11 +1,14 @@
 //! Where a vCPU thread waits when its guest has nothing to do and cannot halt (CPL 3, no interrupts).
 //!
-//! No wake-up can be lost because the condition is a level, not an event: idling waits while no virtio device has an
-//! interrupt status bit set, and only the guest's own acknowledgement clears it. A guest that acknowledges, then looks
-//! at its rings, then idles returns at once from the last step when something happened after the first. (A guest that
-//! never acknowledges never waits.) A kick is a level too: from [`Idle::forbid`] to [`Idle::allow`] nobody waits.
+//! No wake-up can be lost: every signal of a device begins a new generation, and a thread only waits for as long as the
+//! generation is the one in which it last returned from here. So when a guest looks at its rings, a device signals, and
+//! then the guest idles, it returns at once; and it returns once for each signal, whether or not the guest acknowledges
+//! interrupts, so that vCPUs which have nothing to do with a device do not spin while another one is busy. A kick is a
+//! level: from [`Idle::forbid`] to [`Idle::allow`] nobody waits.
 
 use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// The longest wait for one write of the guest.
@@ -19,21 +22,17 @@ pub(crate) struct Idle {
 
 #[derive(Default)]
 struct State {
-    /// Bit `i`: virtio device `i` has interrupt status set.
-    signalled: u32,
+    generation: u64,
+    /// The generation in which each vCPU thread last returned. A thread that never idled here returns at once.
+    seen: HashMap<ThreadId, u64>,
     forbidden: bool,
 }
 
 impl Idle {
-    /// Device `index` has, or no longer has, interrupt status set.
-    pub(crate) fn set_signalled(&self, index: usize, signalled: bool) {
-        let mut state = self.state.lock();
-        if signalled {
-            state.signalled |= 1 << index;
-            self.changed.notify_all();
-        } else {
-            state.signalled &= !(1 << index);
-        }
+    /// A device has something for the guest.
+    pub(crate) fn signal(&self) {
+        self.state.lock().generation += 1;
+        self.changed.notify_all();
     }
 
     /// Whoever idles returns, and nobody idles from now on.
@@ -50,12 +49,15 @@ impl Idle {
     /// Waits for a signal, a kick or `limit` (at most [`IDLE_MAX`]).
     pub(crate) fn wait(&self, limit: Duration) {
         let deadline = Instant::now() + limit.min(IDLE_MAX);
+        let thread = std::thread::current().id();
         let mut state = self.state.lock();
-        while state.signalled == 0 && !state.forbidden {
+        while state.seen.get(&thread) == Some(&state.generation) && !state.forbidden {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return;
+                break;
             }
         }
+        let generation = state.generation;
+        state.seen.insert(thread, generation);
     }
 }
 
@@ -71,17 +73,19 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_before_the_wait_is_not_lost_and_the_wait_is_capped() {
+    fn a_signal_before_the_wait_is_not_lost_and_ends_one_wait_only() {
         let idle = Idle::default();
-        idle.set_signalled(3, true);
+        assert!(elapsed(&idle) < IDLE_MAX, "the first time, as there may have been anything before");
+        idle.signal();
+        idle.signal();
         assert!(elapsed(&idle) < IDLE_MAX);
-        idle.set_signalled(3, false);
-        assert!(elapsed(&idle) >= IDLE_MAX);
+        assert!(elapsed(&idle) >= IDLE_MAX, "capped");
     }
 
     #[test]
     fn while_forbidden_nobody_waits() {
         let idle = Idle::default();
+        idle.wait(Duration::ZERO);
         idle.forbid();
         assert!(elapsed(&idle) < IDLE_MAX);
         idle.allow();
@@ -89,16 +93,23 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_from_another_thread_ends_every_wait() {
+    fn one_signal_ends_the_wait_of_every_thread() {
         let idle = Arc::new(Idle::default());
         let waiters: Vec<_> = (0..3)
             .map(|_| {
                 let idle = Arc::clone(&idle);
-                // Loops over the cap, so that only the signal can end it.
-                std::thread::spawn(move || while elapsed(&idle) >= IDLE_MAX {})
+                std::thread::spawn(move || {
+                    idle.wait(Duration::ZERO);
+                    // Loops over the cap, so that only the signal can end it.
+                    while elapsed(&idle) >= IDLE_MAX {}
+                })
             })
             .collect();
-        idle.set_signalled(0, true);
+        // Not before all have begun: the first wait of a thread never lasts.
+        while idle.state.lock().seen.len() < waiters.len() {
+            std::thread::yield_now();
+        }
+        idle.signal();
         for waiter in waiters {
             waiter.join().unwrap();
         }

@@ -11,6 +11,8 @@ mod idle;
 mod platform;
 mod power;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod virtio;
 
 pub use counters::DeviceCounters;
@@ -268,30 +270,34 @@ impl Devices {
 
     /// An `in` of 1, 2 or 4 bytes. What no device answers reads as all ones.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        let mut unknown = false;
         for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {
-            *byte = if let Some(register) = com1_register(port) {
-                self.com1.lock().read(register)
+            if let Some(register) = com1_register(port) {
+                *byte = self.com1.lock().read(register);
             } else if Power::owns(port) {
-                self.power.lock().read(port)
+                *byte = self.power.lock().read(port);
             } else {
-                add(&self.counters.unknown_io, 1);
-                0xff
-            };
+                unknown = true;
+            }
         }
+        add(&self.counters.unknown_io, u64::from(unknown));
     }
 
     /// An `out` of 1, 2 or 4 bytes.
     pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<DeviceEvent> {
         let mut event = None;
+        let mut unknown = false;
         for (&byte, port) in data.iter().zip(port..=u16::MAX) {
             if let Some(register) = com1_register(port) {
                 self.com1.lock().write(register, byte);
             } else if Power::owns(port) {
                 event = self.power.lock().write(port, byte).or(event);
             } else {
-                add(&self.counters.unknown_io, 1);
+                unknown = true;
             }
         }
+        add(&self.counters.unknown_io, u64::from(unknown));
         event
     }
 
@@ -308,7 +314,8 @@ impl Devices {
     }
 
     /// A write of 1 to 8 bytes to an address without memory. A write to the platform device's IDLE_US blocks until a
-    /// virtio device has interrupt status set, the time is over (100 ms at most), or [`Self::interrupt_idle`].
+    /// virtio device has signalled since this thread last returned from it, the time is over (100 ms at most), or
+    /// [`Self::interrupt_idle`].
     pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
         match self.place(addr) {
             Some(Place::Virtio(window, offset)) => window.write(offset, data),

@@ -243,7 +243,11 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 /// Names the first part of the spec in which a state differs from the machine that is to take it.
 pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), StateError> {
-    fn same<T: PartialEq + std::fmt::Debug>(field: &'static str, theirs: &T, ours: &T) -> Result<(), StateError> {
+    fn same<T: PartialEq + std::fmt::Debug>(
+        field: &'static str,
+        theirs: &T,
+        ours: &T,
+    ) -> Result<(), StateError> {
         if theirs == ours {
             return Ok(());
         }

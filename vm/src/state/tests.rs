@@ -114,7 +114,9 @@ fn a_body_that_is_not_one_is_refused_though_length_and_crc_fit() {
     assert!(matches!(refusal(&with_header(STATE_VERSION, &body[..body.len() - 1])), StateError::Decode(_)));
     assert!(matches!(refusal(&with_header(STATE_VERSION, &[0xff; 64])), StateError::Decode(_)));
     let theirs = STATE_VERSION + 1;
-    assert!(matches!(refusal(&with_header(theirs, body)), StateError::Version { theirs: t, .. } if t == theirs));
+    assert!(
+        matches!(refusal(&with_header(theirs, body)), StateError::Version { theirs: t, .. } if t == theirs)
+    );
     assert!(matches!(refusal(&[b'x'; 64]), StateError::Magic(_)));
 }
 

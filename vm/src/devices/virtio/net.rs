@@ -198,8 +198,9 @@ impl NetPort {
         }
     }
 
-    /// Offers the frames again that the sink had no room for. Not to be called from within [`FrameSink::transmit`].
-    /// While the machine is paused this does nothing: resuming offers them again.
+    /// Offers the frames again that the sink had no room for. It calls [`FrameSink::transmit`], so not to be called from
+    /// within that, nor with a lock held that the sink takes. While the machine is paused this does nothing: resuming
+    /// offers them again.
     pub fn resume_transmit(&self) {
         let mut card = self.card.device.lock();
         if !self.quiesced.load(Ordering::Relaxed) && card.running() {

@@ -18,6 +18,7 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -29,6 +30,7 @@ const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_FEATURES_OK
     | VIRTIO_CONFIG_S_FAILED;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 const INT_VRING: u32 = VIRTIO_MMIO_INT_VRING;
 const INT_CONFIG: u32 = VIRTIO_MMIO_INT_CONFIG;
 
@@ -42,7 +44,7 @@ pub(crate) trait Backend: Send {
     /// For messages.
     const NAME: &'static str;
 
-    /// Feature bits beyond VERSION_1.
+    /// Feature bits of this type of device.
     fn features(&self) -> u64;
 
     /// The configuration space, which never changes.
@@ -123,7 +125,7 @@ impl<B: Backend> Virtio<B> {
     }
 
     fn features(&self) -> u64 {
-        self.backend.features() | VERSION_1
+        self.backend.features() | VERSION_1 | INDIRECT_DESC
     }
 
     /// The driver has set the device up and nothing is wrong.
@@ -310,8 +312,8 @@ impl<B: Backend> Virtio<B> {
         self.registers.interrupt_status |= bits;
         if was == 0 {
             self.around.chip.set_level(self.gsi, true);
-            self.around.idle.set_signalled(self.index, true);
         }
+        self.around.idle.signal();
     }
 
     fn acknowledge(&mut self, bits: u32) {
@@ -325,8 +327,6 @@ impl<B: Backend> Virtio<B> {
         if now != 0 {
             // An edge for a pin that is programmed as edge triggered: what is left would otherwise stay unseen.
             self.around.chip.set_level(self.gsi, true);
-        } else {
-            self.around.idle.set_signalled(self.index, false);
         }
     }
 
@@ -475,9 +475,7 @@ impl<B: Backend> Window for Shared<B> {
     }
 
     fn restore(&self, registers: Registers) {
-        let mut device = self.device.lock();
-        device.around.idle.set_signalled(device.index, registers.interrupt_status != 0);
-        device.registers = registers;
+        self.device.lock().registers = registers;
     }
 
     fn drive_line(&self) {

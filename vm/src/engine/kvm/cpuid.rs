@@ -171,7 +171,9 @@ pub enum CpuMismatch {
         ours: u64,
     },
     /// The guest's time would run at another speed.
-    #[error("the guest's time stamp counter has {theirs} kHz, this host's {ours} kHz, and its KVM cannot scale")]
+    #[error(
+        "the guest's time stamp counter has {theirs} kHz, this host's {ours} kHz, and its KVM cannot scale"
+    )]
     Tsc {
         /// Where the guest comes from.
         theirs: u32,

@@ -53,8 +53,7 @@ impl DirtyLog {
                 args: [flags.into(), 0, 0, 0],
                 ..Default::default()
             };
-            vm.enable_cap(&cap)
-                .map_err(KvmError::of("KVM_ENABLE_CAP(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"))?;
+            vm.enable_cap(&cap).map_err(KvmError::of("KVM_ENABLE_CAP(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2)"))?;
         }
         let slots = ram
             .slots()

@@ -2,8 +2,8 @@
 
 use crate::machine::MachineError;
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Cap, Kvm};
 use std::os::raw::c_ulong;

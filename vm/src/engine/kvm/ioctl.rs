@@ -1,8 +1,8 @@
 //! The KVM ioctls that kvm-ioctls has no wrapper for, or wraps in a way that allocates on every checkpoint.
 
 use kvm_bindings::{
-    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
-    kvm_sregs2, kvm_xsave,
+    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
+    kvm_dirty_log__bindgen_ty_1, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
@@ -26,7 +26,11 @@ fn check(returned: i32) -> io::Result<()> {
 
 /// Reads a slot's dirty bitmap into `bitmap`, one bit a page. Without manual protection it is cleared by this.
 pub(super) fn get_dirty_log(vm: &VmFd, slot: u32, pages: u64, bitmap: &mut [u64]) -> io::Result<()> {
-    assert!(bitmap.len() as u64 >= pages.div_ceil(64), "a bitmap of {} words for {pages} pages", bitmap.len());
+    assert!(
+        bitmap.len() as u64 >= pages.div_ceil(64),
+        "a bitmap of {} words for {pages} pages",
+        bitmap.len()
+    );
     let request = kvm_dirty_log {
         slot,
         padding1: 0,
@@ -43,7 +47,9 @@ pub(super) fn clear_dirty_log(vm: &VmFd, slot: u32, first_page: u64, bitmap: &[u
         num_pages: u32::try_from(bitmap.len() * 64).map_err(io::Error::other)?,
         first_page,
         // The kernel only reads it.
-        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_ptr().cast_mut().cast() },
+        __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+            dirty_bitmap: bitmap.as_ptr().cast_mut().cast(),
+        },
     };
     // SAFETY: the kernel reads `num_pages` bits from the bitmap, which is as long.
     check(unsafe { ioctl_with_mut_ref(vm, KVM_CLEAR_DIRTY_LOG(), &mut request) })

@@ -25,8 +25,9 @@ impl RunPage {
         // SAFETY: the descriptor is open as long as `vcpu` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
         // SAFETY: a fresh shared mapping at an address of the kernel's choice aliases no Rust object.
-        let base =
-            unsafe { mmap(None, BYTES, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }?;
+        let base = unsafe {
+            mmap(None, BYTES, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0)
+        }?;
         Ok(Self { base: base.cast() })
     }
 

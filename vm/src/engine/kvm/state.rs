@@ -51,7 +51,11 @@ impl Collector {
             MSR_IA32_TSC_DEADLINE => (2, index),
             _ => (1, index),
         });
-        tracing::debug!(read = indices.len(), ?unreadable, "model-specific registers that are part of the state");
+        tracing::debug!(
+            read = indices.len(),
+            ?unreadable,
+            "model-specific registers that are part of the state"
+        );
         let entries: Vec<_> =
             indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
         let msrs = entries.chunks(KVM_MAX_MSR_ENTRIES).map(msrs_of).collect::<Result<_, _>>()?;
@@ -203,9 +207,14 @@ pub(super) fn apply(
     state: &VcpuState,
     current: &VcpuState,
 ) -> Result<(), StateError> {
-    let VcpuState { cpuid, tsc_khz, mp_state, regs, sregs, xcrs, xsave, debug_regs, lapic, msrs, events } = state;
+    let VcpuState { cpuid, tsc_khz, mp_state, regs, sregs, xcrs, xsave, debug_regs, lapic, msrs, events } =
+        state;
     let refused = |call: &'static str| {
-        move |source: vmm_sys_util::errno::Error| StateError::Vcpu { vcpu: index, call, source: source.into() }
+        move |source: vmm_sys_util::errno::Error| StateError::Vcpu {
+            vcpu: index,
+            call,
+            source: source.into(),
+        }
     };
     let refused_io =
         |call: &'static str| move |source: std::io::Error| StateError::Vcpu { vcpu: index, call, source };
@@ -256,7 +265,12 @@ fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), S
             let refused = &chunk[set];
             let here = read_msr(vcpu, refused.index);
             if here != Some(refused.data) {
-                return Err(StateError::Msr { vcpu: index, index: refused.index, captured: refused.data, here });
+                return Err(StateError::Msr {
+                    vcpu: index,
+                    index: refused.index,
+                    captured: refused.data,
+                    here,
+                });
             }
             rest = &rest[1..];
         }
@@ -287,8 +301,9 @@ pub(crate) fn collect_vm(vm: &VmFd) -> Result<VmState, KvmError> {
 /// of their lines is not in the chips' state, they raise them again.
 pub(crate) fn apply_vm(vm: &VmFd, state: &VmState) -> Result<(), StateError> {
     let VmState { pic_master, pic_slave, ioapic, pit, clock } = state;
-    let refused =
-        |call: &'static str| move |source: vmm_sys_util::errno::Error| StateError::Vm { call, source: source.into() };
+    let refused = |call: &'static str| {
+        move |source: vmm_sys_util::errno::Error| StateError::Vm { call, source: source.into() }
+    };
     for (chip, id) in [
         (pic_master, KVM_IRQCHIP_PIC_MASTER),
         (pic_slave, KVM_IRQCHIP_PIC_SLAVE),
@@ -307,6 +322,5 @@ pub(crate) fn apply_vm(vm: &VmFd, state: &VmState) -> Result<(), StateError> {
 /// time between capture and restore, with the outage seen as a jump of the clock by every timer it has.
 fn set_clock(vm: &VmFd, clock: &kvm_clock_data) -> Result<(), StateError> {
     let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
-    vm.set_clock(&clock)
-        .map_err(|source| StateError::Vm { call: "KVM_SET_CLOCK", source: source.into() })
+    vm.set_clock(&clock).map_err(|source| StateError::Vm { call: "KVM_SET_CLOCK", source: source.into() })
 }

@@ -6,8 +6,8 @@ use crate::devices::IrqChip;
 use crate::layout::{KVM_IDENTITY_MAP_BASE, KVM_TSS_BASE};
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
@@ -26,8 +26,7 @@ pub(crate) fn create(host: &Host, ram: &GuestRam) -> Result<VmFd, KvmError> {
             vm.enable_cap(&on).map_err(KvmError::of("KVM_ENABLE_CAP"))?;
         }
     }
-    vm.set_identity_map_address(KVM_IDENTITY_MAP_BASE)
-        .map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP_BASE).map_err(KvmError::of("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(KVM_TSS_BASE as usize).map_err(KvmError::of("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(KvmError::of("KVM_CREATE_IRQCHIP"))?;
     // The speaker's port is answered in the kernel, next to the timer it belongs to.

@@ -1,0 +1,80 @@
+//! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL (bzImage
+//! or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init prints).
+
+mod common;
+
+use common::{Remember, kvm, spec, wiring};
+use ft_vm::machine::{Machine, MachineEvent};
+use ft_vm::memory::GuestRam;
+use ft_vm::spec::{Boot, MachineSpec};
+use std::time::{Duration, Instant};
+
+const RAM_BYTES: u64 = 64 << 20;
+const MOVE_EVERY: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn boot_from_environment() -> Option<(Boot, String)> {
+    let kernel = std::env::var_os("FTD_TEST_KERNEL")?;
+    let initrd = std::env::var_os("FTD_TEST_INITRD").map(Into::into);
+    let cmdline = std::env::var("FTD_TEST_CMDLINE").unwrap_or_else(|_| "console=ttyS0 panic=-1".into());
+    // Without an initramfs the last thing that a kernel does is to say that there is no root file system.
+    let says = std::env::var("FTD_TEST_SAYS").unwrap_or_else(|_| "Kernel panic - not syncing: VFS".into());
+    Some((Boot::Linux { kernel: kernel.into(), initrd, cmdline }, says))
+}
+
+/// Runs until the console says what it should, moving the machine now and then; the last machine.
+fn boot(test: &str, spec: &MachineSpec, moving: bool) {
+    let Some((boot, says)) = boot_from_environment() else {
+        eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
+        return;
+    };
+    if !kvm(test) {
+        return;
+    }
+    let console = Remember::default();
+    let mut ram = GuestRam::new(spec.ram_bytes).unwrap();
+    let mut machine = Machine::new(spec, &ram, wiring(&console)).unwrap();
+    machine.boot(&boot).unwrap();
+    machine.resume().unwrap();
+    let begun = Instant::now();
+    let mut moves = 0;
+    let mut said = None;
+    while said.is_none() && !console.text().contains(&says) {
+        assert!(begun.elapsed() < PATIENCE, "it said no {says:?} but\n{}", console.text());
+        said = machine.events().recv_timeout(MOVE_EVERY).ok();
+        if !moving || said.is_some() {
+            continue;
+        }
+        machine.pause().unwrap();
+        let mut state = Vec::new();
+        machine.capture(&mut state).unwrap();
+        let next_ram = GuestRam::new(spec.ram_bytes).unwrap();
+        let view = next_ram.view().unwrap();
+        common::content(&ram).iter().for_each(|(index, page)| view.write_page(*index, page));
+        let mut next = Machine::new(spec, &next_ram, wiring(&console)).unwrap();
+        next.restore(&state).unwrap();
+        next.resume().unwrap();
+        (machine, ram) = (next, next_ram);
+        moves += 1;
+    }
+    eprintln!("{test}: {moves} moves in {:?}, event {said:?}", begun.elapsed());
+    assert!(console.text().contains(&says), "{said:?} after\n{}", console.text());
+    if said.is_none() && says.contains("panic") {
+        // panic=-1: the kernel reboots at once.
+        said = machine.events().recv_timeout(PATIENCE).ok();
+    }
+    if says.contains("panic") {
+        assert_eq!(said, Some(MachineEvent::Reset), "{}", console.text());
+    }
+}
+
+#[test]
+fn a_linux_kernel_boots_and_resets() {
+    boot("Linux boots", &spec(1, RAM_BYTES), false);
+}
+
+#[test]
+fn a_linux_kernel_boots_while_it_is_moved_from_machine_to_machine() {
+    let spec = MachineSpec { rng: true, ..spec(1, RAM_BYTES) };
+    boot("Linux boots while moved", &spec, true);
+}
