@@ -103,6 +103,9 @@ pub enum MachineError {
     /// State can be read only while nothing moves.
     #[error("the machine runs: pause it before its state is captured")]
     Running,
+    /// There is no guest, or only half of one.
+    #[error("the machine has nothing to run: it was not booted, or its boot or restore failed")]
+    Incomplete,
     /// Nothing is logged.
     #[error("the dirty log is not on")]
     NotLogging,
@@ -161,6 +164,8 @@ pub struct Machine {
     /// As a fresh machine has it, to boot from.
     power_on: Vec<u8>,
     running: bool,
+    /// Booted or restored, as a whole.
+    complete: bool,
     /// The guest's memory is not that of a fresh machine any more.
     used: bool,
     events: Receiver<MachineEvent>,
@@ -213,6 +218,7 @@ impl Machine {
             state,
             power_on,
             running: false,
+            complete: false,
             used: false,
             events,
             dirty,
@@ -229,6 +235,7 @@ impl Machine {
         if self.running {
             return Err(StateError::Running.into());
         }
+        self.complete = false;
         let mut state = state::decode(&self.power_on)?;
         if self.used {
             boot::clear(&self.ram)?;
@@ -242,11 +249,13 @@ impl Machine {
 
     /// Lets the vCPUs run.
     pub fn resume(&mut self) -> Result<(), MachineError> {
+        if !self.complete {
+            return Err(MachineError::Incomplete);
+        }
         if !self.running {
             self.devices.resume();
             self.vcpus.iter().for_each(Vcpu::run);
             self.running = true;
-            self.used = true;
         }
         Ok(())
     }
@@ -288,7 +297,8 @@ impl Machine {
 
     /// Takes over a captured state. Memory is the caller's business: it has the content that belongs to the state.
     ///
-    /// After an error the machine is good for another `restore` or a `boot`, and must not be resumed.
+    /// After an error that came while the state was being applied the machine is good for another `restore` or a
+    /// `boot`, and refuses to be resumed.
     pub fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
         if self.running {
             return Err(StateError::Running);
@@ -305,6 +315,7 @@ impl Machine {
             let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
             return Err(StateError::Spec { field: "vCPU states", theirs, ours });
         }
+        self.complete = false;
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             vcpu.load(state.clone());
         }
@@ -314,6 +325,7 @@ impl Machine {
         apply_vm(&self.vm, &state.vm)?;
         self.devices.restore(&state.devices)?;
         self.state = state;
+        self.complete = true;
         Ok(())
     }
 

@@ -46,13 +46,15 @@ std::arch::global_asm!(
     "  mov [r14 + 0x18], rax",
     "  jmp 2b",
     "7:",
-    "  mov rcx, [r14 + 0x28]", // one vCPU: 1
+    "  mov r13, [r14 + 0x28]", // the number of vCPUs
+    "8:",
+    "  mov rcx, [r14 + 0x28]",
     "  add rbx, rcx",
     "  mov [r14 + 0x40], rbx", // nobody there
-    "  inc r15",
+    "  add r15, r13",
     "  mov [0x701000], rbx",
     "  cmp rbx, r15",
-    "  je 7b",
+    "  je 8b",
     "  ud2",
     ".globl acts_end",
     "acts_end:",
@@ -159,6 +161,12 @@ fn a_fault_is_reported_with_its_place_and_the_state_is_not_captured() {
     assert!(why.contains("triple fault") && why.contains("rip 0x2000"), "{why}");
     machine.pause().unwrap();
     assert!(matches!(machine.capture(&mut Vec::new()), Err(MachineError::Crashed { .. })));
+    // Running on changes nothing: what has crashed stays where it is.
+    for _ in 0..20 {
+        machine.resume().unwrap();
+        machine.pause().unwrap();
+        assert!(matches!(machine.capture(&mut Vec::new()), Err(MachineError::Crashed { .. })));
+    }
     // A reset makes it a good machine again.
     act_in(&mut machine, &ram, SPIN);
     machine.resume().unwrap();
@@ -244,6 +252,15 @@ fn machines_that_cannot_be_are_refused_by_name() {
     assert!(new(spec(0, RAM_BYTES)).starts_with("0 vCPUs"));
     assert!(new(spec(65, RAM_BYTES)).starts_with("65 vCPUs"));
     assert!(new(spec(1, 2 * RAM_BYTES)).contains("33554432 bytes of RAM"));
+}
+
+#[test]
+fn a_machine_without_a_guest_is_not_resumed() {
+    if !kvm("nothing to run") {
+        return;
+    }
+    let (mut machine, _ram, _) = common::machine(&spec(1, RAM_BYTES));
+    assert!(matches!(machine.resume(), Err(MachineError::Incomplete)));
 }
 
 #[test]

@@ -24,7 +24,7 @@ std::arch::global_asm!(
     "  shl r12, 21", // this vCPU's memory: 8 MiB + index * 2 MiB
     "  movabs rbx, 0x9e3779b97f4a7c15",
     "  add rbx, rdi",
-    "  mov r13d, 40000000",
+    "  mov r13d, 10000000",
     "  mov eax, 3",
     "  cvtsi2sd xmm3, eax",
     "  movq xmm5, rbx",
@@ -53,7 +53,7 @@ std::arch::global_asm!(
     "  test r13d, 0xfff",
     "  jnz 3f",
     "  add rbx, [r14 + 0x28]", // read: number of vCPUs
-    "  test r13d, 0xfffff",
+    "  test r13d, 0x3ffff",
     "  jnz 3f",
     "  mov al, bl",
     "  and al, 15",
@@ -131,7 +131,7 @@ fn leg() {
     load(&dir, &ram);
     machine.restore(&std::fs::read(dir.join("state")).unwrap()).unwrap();
     machine.resume().unwrap();
-    let moment = Duration::from_micros(rand::rngs::StdRng::from_os_rng().random_range(0..20_000));
+    let moment = Duration::from_micros(rand::rngs::StdRng::from_os_rng().random_range(0..10_000));
     let said = machine.events().recv_timeout(moment);
     machine.pause().unwrap();
     match said {
@@ -157,13 +157,24 @@ fn ends_as_if_undisturbed(test: &str, vcpus: u8) {
     assert_eq!(event(&undisturbed), MachineEvent::PoweredOff);
     undisturbed.pause().unwrap();
 
+    // How far a leg gets depends on how busy the host is: journeys are made until there are enough legs.
+    let (mut legs, mut journeys) = (0, 0);
+    while legs < LEGS_MIN {
+        legs += journey(&spec, &expected_output.text(), &content(&expected_ram));
+        journeys += 1;
+    }
+    eprintln!("{test}: {legs} legs in as many processes, {journeys} journeys");
+}
+
+/// From the start to the end of the program, each leg in a process of its own; the number of legs.
+fn journey(spec: &MachineSpec, expected_output: &str, expected: &[(PageIndex, Box<[u8; 4096]>)]) -> usize {
     let dir = tempfile::tempdir().unwrap();
     {
-        let (mut first, ram, _) = machine(&spec);
+        let (mut first, ram, _) = machine(spec);
         boot_code(&mut first, &mix());
         let mut state = Vec::new();
         first.capture(&mut state).unwrap();
-        save(dir.path(), &spec, &ram, &state);
+        save(dir.path(), spec, &ram, &state);
     }
     let mut legs = 0;
     while !dir.path().join("done").exists() {
@@ -179,24 +190,23 @@ fn ends_as_if_undisturbed(test: &str, vcpus: u8) {
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     load(dir.path(), &ram);
     let output = std::fs::read_to_string(dir.path().join("output")).unwrap();
-    eprintln!("{test}: {legs} legs in as many processes, output of {} characters", output.len());
-    assert!(legs >= LEGS_MIN, "only {legs} legs");
     // The vCPUs' characters come in the order in which they were written, which is not the same in every run.
     let sorted = |text: &str| {
         let mut chars: Vec<_> = text.chars().collect();
         chars.sort_unstable();
         chars
     };
-    assert_eq!(sorted(&output), sorted(&expected_output.text()));
-    if vcpus == 1 {
-        assert_eq!(output, expected_output.text());
+    assert_eq!(sorted(&output), sorted(expected_output));
+    if spec.vcpus == 1 {
+        assert_eq!(output, expected_output);
     }
-    let (pages, expected) = (content(&ram), content(&expected_ram));
+    let pages = content(&ram);
     let indices = |pages: &[(PageIndex, _)]| pages.iter().map(|(index, _)| *index).collect::<Vec<_>>();
-    assert_eq!(indices(&pages), indices(&expected));
-    for ((index, page), (_, expected)) in pages.iter().zip(&expected) {
+    assert_eq!(indices(&pages), indices(expected));
+    for ((index, page), (_, expected)) in pages.iter().zip(expected) {
         assert!(page == expected, "page {index} differs");
     }
+    legs
 }
 
 #[test]

@@ -10,6 +10,9 @@ use crate::memory::GuestRam;
 use crate::spec::{Boot, FreestandingImage};
 use crate::state::{MachineState, StateError};
 use kvm_bindings::kvm_segment;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
@@ -70,6 +73,9 @@ pub enum BootError {
     /// Guest memory refused an access: the machine is too small for what is written.
     #[error("guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
+    /// The memory of the last run cannot be cleared.
+    #[error("cannot find what memory the last run used: {0}")]
+    Clear(std::io::Error),
     /// The initial state was refused.
     #[error(transparent)]
     State(#[from] StateError),
@@ -92,20 +98,47 @@ pub(crate) fn load(boot: &Boot, ram: &GuestRam, state: &mut MachineState) -> Res
     }
 }
 
-/// Zeroes a used machine's memory: only pages that have content are written, and are dirty afterwards.
+/// Zeroes a used machine's memory: only pages that have content are written, and are dirty afterwards. Holes in the
+/// memfd are not even read, since that would fill them.
 pub(crate) fn clear(ram: &GuestRam) -> Result<(), BootError> {
     let zeros = [0; PAGE_SIZE];
     let mut page = [0; PAGE_SIZE];
     for region in ram.memory().iter() {
-        for offset in (0..region.len()).step_by(PAGE_SIZE) {
-            let address = GuestAddress(region.start_addr().0 + offset);
-            ram.memory().read_slice(&mut page, address)?;
-            if page != zeros {
-                ram.memory().write_slice(&zeros, address)?;
+        for used in used_ranges(region)? {
+            for offset in used.step_by(PAGE_SIZE) {
+                let address = GuestAddress(region.start_addr().0 + offset);
+                ram.memory().read_slice(&mut page, address)?;
+                if page != zeros {
+                    ram.memory().write_slice(&zeros, address)?;
+                }
             }
         }
     }
     Ok(())
+}
+
+/// The parts of a region (offsets in it) that the memfd has pages for.
+fn used_ranges(region: &impl GuestMemoryRegion) -> Result<Vec<Range<u64>>, BootError> {
+    let Some(backing) = region.file_offset() else {
+        return Ok(std::iter::once(0..region.len()).collect());
+    };
+    let (start, end) = (backing.start(), backing.start() + region.len());
+    let mut ranges = Vec::new();
+    let mut at = start;
+    while at < end {
+        let seek = |from: u64, whence| match lseek(backing.file(), from as i64, whence) {
+            Ok(found) => Ok((found as u64).min(end)),
+            // Nothing but a hole from here on.
+            Err(Errno::ENXIO) => Ok(end),
+            Err(e) => Err(BootError::Clear(e.into())),
+        };
+        let data = seek(at, Whence::SeekData)?;
+        at = if data < end { seek(data, Whence::SeekHole)? } else { end };
+        if data < at {
+            ranges.push(data - start..at - start);
+        }
+    }
+    Ok(ranges)
 }
 
 fn unreadable(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> BootError {

@@ -162,7 +162,12 @@ impl Vcpu {
 
     /// Tells it to stop; returns at once.
     pub(crate) fn kick(&self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            // Under the lock, so that a thread that waits for this misses neither the flag nor the notice.
+            let _control = self.shared.control.lock();
+            self.shared.stop.store(true, Ordering::SeqCst);
+            self.shared.changed.notify_all();
+        }
         if let Some(page) = self.shared.page.get() {
             page.set_immediate_exit(true);
         }
@@ -320,7 +325,12 @@ impl<'a> Runner<'a> {
     }
 
     fn run_until_stopped(&mut self) {
-        let mut trouble = None;
+        let mut trouble = self.shared.control.lock().trouble.clone();
+        if trouble.is_some() {
+            // It has crashed before and got no new state: it only stands with the others.
+            self.wait_for_stop();
+            return self.park(trouble);
+        }
         // A panic is a bug, in a device most likely. It must not take the other vCPUs along in the barrier below.
         let ended = catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
             let why = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
@@ -339,8 +349,12 @@ impl<'a> Runner<'a> {
             let _ = self.around.events.send(event);
             self.wait_for_stop();
         }
-        self.around.stopped.wait();
+        self.park(trouble);
+    }
 
+    /// Waits for the other vCPUs to stop, and reads out this one's state, unless that is none to go on from.
+    fn park(&mut self, mut trouble: Option<String>) {
+        self.around.stopped.wait();
         let mut control = self.shared.control.lock();
         let Control { state, .. } = &mut *control;
         if trouble.is_none()
@@ -357,8 +371,7 @@ impl<'a> Runner<'a> {
     fn wait_for_stop(&self) {
         let mut control = self.shared.control.lock();
         while !self.shared.stop.load(Ordering::SeqCst) {
-            // `kick` does not take the lock: look again now and then.
-            self.shared.changed.wait_for(&mut control, KICK_EVERY);
+            self.shared.changed.wait(&mut control);
         }
     }
 
