@@ -298,6 +298,10 @@ impl Live {
         metrics.bytes_sent.set_total(self.telemetry.bytes_sent());
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
+        // Each lock is let go before the next: `parts` takes one of them again.
+        let checkpoints_per_s = metrics.commit_us.lock().rate(now);
+        let pause_us = metrics.pause_us.lock().percentiles(now);
+        let hold_us = metrics.hold_us.lock().percentiles(now);
         let status = Status {
             role: match view.role {
                 ViewRole::Primary => Role::Primary,
@@ -314,10 +318,10 @@ impl Live {
             generation: view.generation,
             epoch: metrics.epoch.get(),
             acked_epoch: metrics.acked_epoch.get(),
-            checkpoints_per_s: metrics.commit_us.lock().rate(now),
+            checkpoints_per_s,
             dirty_pages: metrics.dirty_pages.get(),
-            pause_us: metrics.pause_us.lock().percentiles(now),
-            hold_us: metrics.hold_us.lock().percentiles(now),
+            pause_us,
+            hold_us,
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: self.telemetry.compression_ratio(),
             parts: self.telemetry.parts(),

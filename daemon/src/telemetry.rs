@@ -210,6 +210,7 @@ impl Telemetry {
     /// What the last pauses and checkpoints were made of.
     pub fn parts(&self) -> Parts {
         let now = Instant::now();
+        let commit_us = self.metrics.commit_us.lock().percentiles(now);
         let windows = &mut *self.windows.lock();
         Parts {
             stop_us: windows.stop.percentiles(now),
@@ -217,7 +218,7 @@ impl Telemetry {
             capture_us: windows.capture.percentiles(now),
             copy_us: windows.copy.percentiles(now),
             encode_us: windows.encode.percentiles(now),
-            commit_us: self.metrics.commit_us.lock().percentiles(now),
+            commit_us,
             dirty_pages: windows.dirty.percentiles(now),
         }
     }

@@ -79,7 +79,14 @@ impl Fixture {
             bytes_sent: 0,
             compression_ratio: 0.0,
             copy: None,
-            peer: PeerStatus { node: "beta".into(), address: "10.0.0.2:7400".into(), connected: false },
+            peer: PeerStatus {
+                node: "beta".into(),
+                address: "10.0.0.2:7400".into(),
+                connected: false,
+                trouble: None,
+            },
+            parts: ftd::telemetry::Parts::default(),
+            take_over: None,
             arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
             uptime_s: 3,
         };

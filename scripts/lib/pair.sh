@@ -118,8 +118,9 @@ ctl() {
 # host_status HOST FILTER: a field of its status by a jq filter; nothing when the daemon does not answer.
 host_status() {
     local status
-    host_is_up "$1" && status=$(timeout 2 "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$1/ctl.sock" status --json 2>/dev/null)
+    host_is_up "$1" || return 1
     # ftctl's exit code tells the state of protection; what it printed counts here.
+    status=$(timeout 2 "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$1/ctl.sock" status --json 2>/dev/null) || true
     [[ -n ${status:-} ]] && jq -r "$2" <<<"$status"
 }
 

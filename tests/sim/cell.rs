@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use ftd::arbiter::{Cell, Outcome};
+use ftd::arbiter::Cell;
+use ftd::role::Outcome;
 use ftd::role::{Event, Micros};
 use rand::Rng;
 

@@ -1,7 +1,8 @@
 //! What the simulator taught, as single claims about the core: each test failed before the bug it names was fixed.
 
 use super::*;
-use crate::arbiter::{Cell, Outcome, Standby};
+use crate::arbiter::{Cell, Standby};
+use crate::role::Outcome;
 
 const LEASE_US: Micros = 100_000;
 const PAIRING_OF_A: u64 = 1_001;

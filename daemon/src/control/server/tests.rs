@@ -76,7 +76,14 @@ pub(in super::super) fn status() -> Status {
         bytes_sent: 1 << 30,
         compression_ratio: 9.5,
         copy: None,
-        peer: PeerStatus { node: "beta".into(), address: "10.0.0.2:7400".into(), connected: true },
+        peer: PeerStatus {
+            node: "beta".into(),
+            address: "10.0.0.2:7400".into(),
+            connected: true,
+            trouble: None,
+        },
+        parts: crate::telemetry::Parts::default(),
+        take_over: None,
         arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
         uptime_s: 60,
     }
