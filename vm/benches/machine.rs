@@ -57,6 +57,9 @@ fn main() {
     if !kvm("the machine's benchmark") {
         return;
     }
+    if std::env::args().any(|arg| arg == "take-over") {
+        return take_over();
+    }
     println!("microseconds, median and p99; {} MiB of RAM", RAM_BYTES >> 20);
     println!(
         "{:>5} {:>6} {:>17} {:>17} {:>17} {:>17} {:>7}",
