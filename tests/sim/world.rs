@@ -35,7 +35,7 @@ pub enum Act {
     Copy { n: usize, inc: u32, repl: u32, left: u32 },
     Last { n: usize, inc: u32, request: u32 },
     Dial { n: usize, inc: u32 },
-    Deliver { conn: ConnId, from: usize, item: Item },
+    Deliver { conn: ConnId, from: usize, nth: u64, item: Item },
     Reset { conn: ConnId, side: usize },
     Arrive { id: usize, answer: bool },
     Answer { n: usize, inc: u32, event: Event },
@@ -206,7 +206,7 @@ impl World {
         let wild = world.mutant == Some(Mutant::WildClocks);
         for n in 0..2 {
             let node = &mut world.nodes[n];
-            node.offset_us = world.rng.random_range(0..10_000_000_000);
+            node.offset_us = world.rng.random_range(10_000_000..10_000_000_000);
             let most = if wild { 300_000 } else { 20_000 };
             node.drift_ppm = world.rng.random_range(-most..=most);
             let delay = world.rng.random_range(0..50_000);
@@ -341,7 +341,7 @@ impl World {
                     self.dial_on(n, inc);
                 }
             }
-            Act::Deliver { conn, from, item } => self.deliver(conn, from, item),
+            Act::Deliver { conn, from, nth, item } => self.deliver(conn, from, nth, item),
             Act::Reset { conn, side } => self.reset(conn, side),
             Act::Arrive { id, answer } => self.arrive(id, answer),
             Act::Answer { n, inc, event } => self.answered(n, inc, event),
