@@ -1,6 +1,8 @@
 //! Throughput of the pipeline's stages, in bytes of dirty memory: encode by kind of page and mixed, decode (receive),
-//! frames, and the copy in the pause.
+//! frames, and the copy in the pause. Measured in the thread's CPU time: the figures are a core's, also on a machine
+//! that has other work.
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ft_checkpoint::arena::{Capture, PageArena};
 use ft_checkpoint::bench_support::{Kind, mixed_pages, page_pair};
@@ -12,6 +14,35 @@ use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameType, FrameWriter, WireSink};
 use ft_vm::memory::{GuestRam, PageIndex, RamView};
 use std::hint::black_box;
+use std::time::Duration;
+
+/// CPU time of this thread.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+        Duration::from(now)
+    }
+    fn end(&self, start: Duration) -> Duration {
+        self.start() - start
+    }
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn to_f64(&self, value: &Duration) -> f64 {
+        value.as_nanos() as f64
+    }
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
 
 const PAGES: usize = 4096;
 const PAGE_BYTES: u64 = 4096;
@@ -70,7 +101,7 @@ fn kinds() -> Vec<(&'static str, Pages)> {
 }
 
 /// Only every second epoch goes from the copies to the contents that the kind names; that one is measured.
-fn encode(c: &mut Criterion) {
+fn encode(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("encode");
     group.throughput(Throughput::Bytes(PAGES as u64 * PAGE_BYTES));
     group.sample_size(20);
@@ -96,7 +127,7 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-fn receive(c: &mut Criterion) {
+fn receive(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("receive");
     group.throughput(Throughput::Bytes(PAGES as u64 * PAGE_BYTES));
     group.sample_size(20);
@@ -137,7 +168,7 @@ fn receive(c: &mut Criterion) {
     group.finish();
 }
 
-fn frames(c: &mut Criterion) {
+fn frames(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("frames");
     let payload = vec![0x5a; 256 << 10];
     let mut bytes = Vec::new();
@@ -157,7 +188,7 @@ fn frames(c: &mut Criterion) {
     group.finish();
 }
 
-fn arena(c: &mut Criterion) {
+fn arena(c: &mut Criterion<CpuTime>) {
     let mut group = c.benchmark_group("arena_copy");
     let ram = GuestRam::new(512 << 20).unwrap();
     let view: RamView = ram.view().unwrap();
@@ -183,5 +214,9 @@ fn arena(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, encode, receive, frames, arena);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime);
+    targets = encode, receive, frames, arena
+}
 criterion_main!(benches);

@@ -17,6 +17,9 @@ const ROUNDS: usize = 9;
 /// A backup with one unapplied checkpoint of `pages` pages spread over the memory.
 fn backlog(pages: PageIndex) -> (GuestRam, SealedImage) {
     let primary = GuestRam::new(RAM_BYTES).unwrap().view().unwrap();
+    for page in 0..primary.pages() {
+        primary.write_page(page, &[1; 4096]);
+    }
     let backup = GuestRam::new(RAM_BYTES).unwrap();
     let mut receiver = Receiver::new(backup.view().unwrap(), Limits::of_memory(primary.pages()));
     let mut encoder = Encoder::new(primary.pages(), 0);
@@ -49,7 +52,7 @@ fn median(mut times: Vec<Duration>) -> u128 {
 fn main() {
     println!("{:>8} {:>12} {:>14} {:>14}", "pages", "all at once", "start() until", "lazy finished");
     println!("{:>8} {:>12} {:>14} {:>14}", "", "us", "guest runs, us", "us");
-    for pages in [16, 128, 512, 513, 1024, 2048, 4096, 16384, 32768] {
+    for pages in [16, 128, 256, 512, 513, 1024, 2048, 4096, 16384, 32768] {
         let (mut eager, mut start, mut whole) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let (_ram, mut sealed) = backlog(pages);
@@ -59,7 +62,7 @@ fn main() {
 
             let (ram, sealed) = backlog(pages);
             let began = Instant::now();
-            let lazy = LazyApply::start(&ram, sealed);
+            let lazy = LazyApply::start(&ram, &sealed);
             start.push(began.elapsed());
             lazy.finish();
             whole.push(began.elapsed());

@@ -62,8 +62,9 @@ impl LazyApply {
     /// Makes `ram` the memory of the sealed checkpoint. When this returns the guest may run (and not before). Small
     /// backlogs, and all of them where the kernel has no userfaultfd for this or refuses it, are applied on the spot.
     ///
-    /// `ram` is the memory that the receiver's view belongs to, and nobody is using it yet.
-    pub fn start(ram: &GuestRam, sealed: SealedImage) -> Self {
+    /// `ram` is the memory that the receiver's view belongs to, and nobody is using it yet. What is `sealed` is better
+    /// dropped later: giving its memory back takes longer than all this.
+    pub fn start(ram: &GuestRam, sealed: &SealedImage) -> Self {
         let started = Instant::now();
         let plan = Plan::new(&sealed.pending);
         let pages = plan.pages.len();

@@ -77,7 +77,7 @@ fn threads_see_only_applied_pages_and_keep_what_they_wrote() {
     kernel_serves();
     for round in 0..5 {
         let (ram, sealed) = backlog();
-        let lazy = LazyApply::start(&ram, sealed);
+        let lazy = LazyApply::start(&ram, &sealed);
         std::thread::scope(|scope| {
             for thread in 0..3_u32 {
                 let ram = &ram;
@@ -114,7 +114,8 @@ fn a_small_backlog_is_applied_at_once() {
     backup.feed_all(&primary.protect(9));
     primary.write(7, &stamped(7, 1));
     backup.feed_all(&stream(|out| primary.checkpoint(out).unwrap()));
-    let lazy = LazyApply::start(&backup.ram, backup.receiver.into_sealed().ok().unwrap());
+    let sealed = backup.receiver.into_sealed().ok().unwrap();
+    let lazy = LazyApply::start(&backup.ram, &sealed);
     assert!(lazy.is_finished());
     let view = backup.ram.view().unwrap();
     support::assert_same_memory(&primary.view, &view, "after the eager take-over");
@@ -187,7 +188,7 @@ fn a_kvm_guest_sees_only_applied_pages() {
     regs.rflags = 2;
     vcpu.set_regs(&regs).unwrap();
 
-    let lazy = LazyApply::start(&ram, sealed);
+    let lazy = LazyApply::start(&ram, &sealed);
     let sum = match vcpu.run().unwrap() {
         VcpuExit::IoOut(0x3f8, data) => u32::from_le_bytes(data.try_into().unwrap()),
         other => panic!("{other:?}"),

@@ -11,15 +11,20 @@
 //! closed. Memory is bounded: a checkpoint by [`Limits::epoch_pages`], the backlog by [`Limits::backlog_pages`] (beyond
 //! it the receiver applies by itself before it takes more, which slows the sender down through the channel).
 
-use crate::backlog::{Applier, Backlog, Pages, Pool, SealedCheckpoint, ZERO_SLOT};
+mod error;
+mod incoming;
+
+pub use error::ReceiveError;
+
+use crate::backlog::{Applier, Backlog, Pool, SealedCheckpoint};
 use crate::digest::Chain;
 use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
-use crate::page::{Encoding, Page, PageError, Record, Records, ZERO_PAGE};
+use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held};
-use crate::wire::{Frame, FrameError, FrameType, Message};
-use ft_vm::layout::PAGE_SIZE;
+use crate::wire::{Frame, FrameType, Message};
 use ft_vm::memory::{PageIndex, RamView};
+use incoming::{Incoming, no_base};
 use std::sync::Arc;
 
 /// Bounds on what a receiver holds.
@@ -86,119 +91,6 @@ pub enum Received {
     Bye(Bye),
 }
 
-/// Why a frame is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
-    /// Its payload does not parse.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// A page record does not decode.
-    #[error("epoch {epoch}: {source}")]
-    Page {
-        /// The epoch, 0 in a copy.
-        epoch: u64,
-        /// What is wrong.
-        source: PageError,
-    },
-    /// No place for this type of frame.
-    #[error("{kind:?} {when}")]
-    Unexpected {
-        /// The frame's type.
-        kind: FrameType,
-        /// Where it came.
-        when: &'static str,
-    },
-    /// The generation rose without the message that says so.
-    #[error("{kind:?} of generation {theirs}, this pair is at {ours}")]
-    Generation {
-        /// The frame's type.
-        kind: FrameType,
-        /// The frame's.
-        theirs: u64,
-        /// Ours.
-        ours: u64,
-    },
-    /// The copy is of another size of memory.
-    #[error("a copy of {theirs} pages for a memory of {ours}")]
-    MemorySize {
-        /// The copy's.
-        theirs: u32,
-        /// Ours.
-        ours: u32,
-    },
-    /// The epoch belongs to another pairing.
-    #[error("epoch of pairing {theirs:#x}, held is {ours:#x}")]
-    Pairing {
-        /// The epoch's.
-        theirs: u64,
-        /// Ours.
-        ours: u64,
-    },
-    /// An epoch is missing, repeated or mixed into another.
-    #[error("epoch {theirs} where {ours} was due")]
-    Epoch {
-        /// The frame's.
-        theirs: u64,
-        /// The one due.
-        ours: u64,
-    },
-    /// An epoch before the copy is complete.
-    #[error("the copy is incomplete: {received} of {total} pages")]
-    CopyIncomplete {
-        /// Pages received.
-        received: PageIndex,
-        /// Pages of RAM.
-        total: PageIndex,
-    },
-    /// A page that does not exist, or not at this place.
-    #[error("epoch {epoch}: page {page} is out of order or outside the memory of {pages} pages")]
-    PageIndex {
-        /// The epoch, 0 in a copy.
-        epoch: u64,
-        /// The page.
-        page: PageIndex,
-        /// Pages of RAM.
-        pages: PageIndex,
-    },
-    /// More than is allowed.
-    #[error("epoch {epoch}: {what} {announced}, at most {max}")]
-    TooMuch {
-        /// The epoch.
-        epoch: u64,
-        /// Of what.
-        what: &'static str,
-        /// What it announces.
-        announced: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// More or less came than was announced.
-    #[error("epoch {epoch}: {received} {what}, {announced} were announced")]
-    Count {
-        /// The epoch.
-        epoch: u64,
-        /// Of what.
-        what: &'static str,
-        /// What came.
-        received: usize,
-        /// What was announced.
-        announced: usize,
-    },
-    /// What was decoded is not what was encoded.
-    #[error("epoch {epoch}: digest {computed:#018x}, the primary's is {stated:#018x}")]
-    Digest {
-        /// The epoch.
-        epoch: u64,
-        /// Over what was decoded.
-        computed: u64,
-        /// The primary's.
-        stated: u64,
-    },
-    /// No memory for the checkpoint.
-    #[error(transparent)]
-    Memory(#[from] crate::arena::ArenaError),
-}
-
 /// The last sealed checkpoint.
 struct Sealed {
     pairing: u64,
@@ -215,20 +107,6 @@ enum Holding {
     Copy { pairing: u64, received: PageIndex, chain: Chain },
     /// A sealed checkpoint.
     Sealed(Sealed),
-}
-
-/// An epoch being received.
-struct Incoming {
-    epoch: u64,
-    begin: EpochBegin,
-    chain: Chain,
-    /// Pages so far, those that did not change included.
-    count: usize,
-    /// The lowest page that may come next. Wider than a page's number, for what follows the last one.
-    next_page: u64,
-    pages: Pages,
-    state: Vec<u8>,
-    state_blocks: usize,
 }
 
 /// See the module.
@@ -526,73 +404,6 @@ fn due(incoming: &mut Option<Incoming>, epoch: u64, kind: FrameType) -> Result<&
             Err(ReceiveError::Epoch { theirs: epoch, ours: incoming.epoch })
         }
         Some(incoming) => Ok(incoming),
-    }
-}
-
-fn no_base(epoch: u64, record: &Record<'_>) -> ReceiveError {
-    let source = PageError::NoBase { page: record.page, encoding: record.encoding };
-    ReceiveError::Page { epoch, source }
-}
-
-impl Incoming {
-    fn page(
-        &mut self,
-        record: &Record<'_>,
-        image: &Image,
-        bases: &[Arc<SealedCheckpoint>],
-    ) -> Result<(), ReceiveError> {
-        let index = record.page;
-        if record.encoding == Encoding::Zero {
-            self.chain.page(index, &ZERO_PAGE);
-            self.pages.index.push(index);
-            self.pages.slot.push(ZERO_SLOT);
-            return Ok(());
-        }
-        let slot = self.pages.arena.len() as u32;
-        let content = self.pages.arena.push()?;
-        if record.needs_base() {
-            match bases.iter().find_map(|checkpoint| checkpoint.find(index)) {
-                Some(Some(base)) => content.copy_from_slice(base),
-                Some(None) => content.fill(0),
-                None => image.read(index, content),
-            }
-        }
-        record.decode(content).map_err(|source| ReceiveError::Page { epoch: self.epoch, source })?;
-        self.chain.page(index, content);
-        if record.encoding == Encoding::Same {
-            self.pages.arena.pop();
-        } else {
-            self.pages.index.push(index);
-            self.pages.slot.push(slot);
-        }
-        Ok(())
-    }
-
-    /// A block of a page's size of the state; the last one is padded with zeros.
-    fn state_block(&mut self, record: &Record<'_>, last: &[u8]) -> Result<(), ReceiveError> {
-        let epoch = self.epoch;
-        let announced = self.begin.state_bytes as usize;
-        let at = self.state_blocks * PAGE_SIZE;
-        if record.page as usize != self.state_blocks || at >= announced {
-            let pages = announced.div_ceil(PAGE_SIZE) as PageIndex;
-            return Err(ReceiveError::PageIndex { epoch, page: record.page, pages });
-        }
-        let mut block: Page = ZERO_PAGE;
-        if record.needs_base() {
-            let base =
-                last.get(at..).filter(|base| !base.is_empty()).ok_or_else(|| no_base(epoch, record))?;
-            let length = base.len().min(PAGE_SIZE);
-            block[..length].copy_from_slice(&base[..length]);
-        }
-        record.decode(&mut block).map_err(|source| ReceiveError::Page { epoch, source })?;
-        let length = (announced - at).min(PAGE_SIZE);
-        self.state.extend_from_slice(&block[..length]);
-        self.state_blocks += 1;
-        Ok(())
-    }
-
-    fn miscounted(&self, what: &'static str, received: usize, announced: u32) -> ReceiveError {
-        ReceiveError::Count { epoch: self.epoch, what, received, announced: announced as usize }
     }
 }
 

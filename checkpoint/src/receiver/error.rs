@@ -1,0 +1,118 @@
+//! Why the backup refuses a frame.
+
+use crate::page::PageError;
+use crate::wire::{FrameError, FrameType};
+use ft_vm::memory::PageIndex;
+
+/// Why a frame is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// Its payload does not parse.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A page record does not decode.
+    #[error("epoch {epoch}: {source}")]
+    Page {
+        /// The epoch, 0 in a copy.
+        epoch: u64,
+        /// What is wrong.
+        source: PageError,
+    },
+    /// No place for this type of frame.
+    #[error("{kind:?} {when}")]
+    Unexpected {
+        /// The frame's type.
+        kind: FrameType,
+        /// Where it came.
+        when: &'static str,
+    },
+    /// The generation rose without the message that says so.
+    #[error("{kind:?} of generation {theirs}, this pair is at {ours}")]
+    Generation {
+        /// The frame's type.
+        kind: FrameType,
+        /// The frame's.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// The copy is of another size of memory.
+    #[error("a copy of {theirs} pages for a memory of {ours}")]
+    MemorySize {
+        /// The copy's.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// The epoch belongs to another pairing.
+    #[error("epoch of pairing {theirs:#x}, held is {ours:#x}")]
+    Pairing {
+        /// The epoch's.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// An epoch is missing, repeated or mixed into another.
+    #[error("epoch {theirs} where {ours} was due")]
+    Epoch {
+        /// The frame's.
+        theirs: u64,
+        /// The one due.
+        ours: u64,
+    },
+    /// An epoch before the copy is complete.
+    #[error("the copy is incomplete: {received} of {total} pages")]
+    CopyIncomplete {
+        /// Pages received.
+        received: PageIndex,
+        /// Pages of RAM.
+        total: PageIndex,
+    },
+    /// A page that does not exist, or not at this place.
+    #[error("epoch {epoch}: page {page} is out of order or outside the memory of {pages} pages")]
+    PageIndex {
+        /// The epoch, 0 in a copy.
+        epoch: u64,
+        /// The page.
+        page: PageIndex,
+        /// Pages of RAM.
+        pages: PageIndex,
+    },
+    /// More than is allowed.
+    #[error("epoch {epoch}: {what} {announced}, at most {max}")]
+    TooMuch {
+        /// The epoch.
+        epoch: u64,
+        /// Of what.
+        what: &'static str,
+        /// What it announces.
+        announced: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// More or less came than was announced.
+    #[error("epoch {epoch}: {received} {what}, {announced} were announced")]
+    Count {
+        /// The epoch.
+        epoch: u64,
+        /// Of what.
+        what: &'static str,
+        /// What came.
+        received: usize,
+        /// What was announced.
+        announced: usize,
+    },
+    /// What was decoded is not what was encoded.
+    #[error("epoch {epoch}: digest {computed:#018x}, the primary's is {stated:#018x}")]
+    Digest {
+        /// The epoch.
+        epoch: u64,
+        /// Over what was decoded.
+        computed: u64,
+        /// The primary's.
+        stated: u64,
+    },
+    /// No memory for the checkpoint.
+    #[error(transparent)]
+    Memory(#[from] crate::arena::ArenaError),
+}
