@@ -80,6 +80,9 @@ const COPY_STEP_PAGES: u32 = 256;
 /// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
+/// Memory for this many pages at least is ready before a pause.
+const RESERVE_PAGES_MIN: usize = 1024;
+
 /// How often a guest that is not checkpointed is looked at.
 const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
 /// Without a machine the loop only shows that it lives.
@@ -120,6 +123,8 @@ struct Epochs {
     pairing: Arc<Pairing>,
     shipper: Shipper,
     last: u64,
+    /// Dirty pages of the last checkpoint.
+    last_pages: usize,
     began: Instant,
     /// The guest stands still.
     paused: bool,
@@ -350,8 +355,17 @@ impl Checkpointer {
         let shipper =
             Shipper::start(encoder, Arc::clone(&pairing), pages_max, inputs.clone(), Arc::clone(telemetry))
                 .map_err(|e| format!("cannot start the shipper: {e}"))?;
-        let (began, last) = (Instant::now(), 0);
-        let epochs = Epochs { pairing, shipper, last, began, paused: false, starved: false, freezing: false };
+        let (began, last, last_pages) = (Instant::now(), 0, PRECOPY_PAGES_LEFT);
+        let epochs = Epochs {
+            pairing,
+            shipper,
+            last,
+            last_pages,
+            began,
+            paused: false,
+            starved: false,
+            freezing: false,
+        };
         self.mode = Mode::Epochs(epochs);
         self.end_epoch()
     }
@@ -365,6 +379,9 @@ impl Checkpointer {
         let first = epochs.last == 0;
         let epoch = epochs.last + 1;
         let mut capture = epochs.shipper.empty_capture();
+        // Ahead of the pause; without memory for it the pause fails, or finds that less will do.
+        let _ =
+            capture.arena.reserve((2 * epochs.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
         let started = Instant::now();
         let stamp_us = self.setup.clock.now_us();
         if !epochs.paused {
@@ -396,7 +413,7 @@ impl Checkpointer {
         (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
         let pages = capture.pages.len();
 
-        epochs.last = epoch;
+        (epochs.last, epochs.last_pages) = (epoch, pages);
         // Said before the checkpoint is on its way, so that its ack cannot come first.
         if first {
             let pairing = epochs.pairing.nonce;

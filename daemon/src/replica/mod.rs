@@ -35,6 +35,7 @@ use crate::telemetry::Telemetry;
 use arbiter_thread::Question;
 use checkpointer::{Checkpointer, Order, Setup};
 use ft_checkpoint::lazy::LazyApply;
+use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
 use ft_netbuf::{OutputBuffer, Permit};
@@ -151,6 +152,13 @@ const TICK: Duration = Duration::from_millis(2);
 /// A process that ends gives its last messages so long to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
+/// The end of a take-over: the guest runs, and what the checkpoint still had pending is being applied. What was sealed is
+/// kept until then, and let go when nobody waits.
+struct Settling {
+    lazy: LazyApply,
+    _sealed: SealedImage,
+}
+
 /// The executor.
 pub struct Replica {
     core: Core,
@@ -168,7 +176,7 @@ pub struct Replica {
     links: HashMap<ConnId, Link>,
     pairing: Option<Arc<Pairing>>,
     standby: Option<Standby>,
-    settling: Option<LazyApply>,
+    settling: Option<Settling>,
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
@@ -520,6 +528,10 @@ impl Replica {
         self.links.insert(conn, link);
         match (how, &self.pairing) {
             (Welcoming::Copy, _) => {
+                // Pages that are applied behind the guest's back are in no dirty log: none may be left.
+                if let Some(Settling { lazy, .. }) = self.settling.take() {
+                    lazy.finish();
+                }
                 tracing::info!("a backup has connected: full copy");
                 self.telemetry.copy_begun();
                 let pairing = Pairing::new(pairing, outbox, self.pipeline_depth, self.inflight_bytes);
@@ -620,8 +632,9 @@ impl Replica {
         let resumed_epoch = sealed.epoch;
         let pending: usize = sealed.pending.iter().map(|checkpoint| checkpoint.len()).sum();
         let state = std::mem::take(&mut sealed.state);
-        // Serves what is still pending while the guest runs already; kept until it is all applied.
-        self.settling = Some(LazyApply::start(&ram, sealed));
+        // Serves what is still pending while the guest runs already.
+        let lazy = LazyApply::start(&ram, &sealed);
+        self.settling = Some(Settling { lazy, _sealed: sealed });
         let _ = self.output.pass();
         self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
         let took = began.elapsed();
