@@ -5,6 +5,7 @@
 use super::Input;
 use super::pairing::Pairing;
 use super::shipper::Shipper;
+use super::wiring::{Attach, MakeWiring};
 use crate::clock::Clock;
 use crate::role::{Event, GuestEnd};
 use crate::service::Watchdog;
@@ -12,7 +13,6 @@ use crate::telemetry::Telemetry;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
 use ft_netbuf::OutputBuffer;
-use ft_vm::devices::Wiring;
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex, RamView};
 use ft_vm::spec::{Boot, MachineSpec};
@@ -56,9 +56,9 @@ pub struct Setup {
     /// Bytes of last-sent pages to remember for deltas.
     pub shadow_bytes: usize,
     /// Makes the host side of the devices.
-    pub wiring: Box<dyn Fn() -> Result<Wiring, String> + Send>,
-    /// Told about every new machine, so that its network port and console can be reached; and when it is gone.
-    pub attach: Box<dyn Fn(Option<&Machine>) + Send>,
+    pub wiring: MakeWiring,
+    /// Told about every machine that comes and goes.
+    pub attach: Attach,
     /// Output commit.
     pub output: OutputBuffer,
     /// Where news goes.

@@ -118,7 +118,7 @@ impl Feed {
             };
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;
-            let news = news.or_else(|| (frames % HEARD_EVERY == 0).then_some(Event::Heard { conn }));
+            let news = news.or_else(|| frames.is_multiple_of(HEARD_EVERY).then_some(Event::Heard { conn }));
             if let Some(news) = news
                 && inputs.send(Input::Event(news)).is_err()
             {

@@ -16,14 +16,19 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 use tokio::sync::broadcast;
 
+/// Makes the host side of a machine's devices.
+pub(super) type MakeWiring = Box<dyn Fn() -> Result<Wiring, String> + Send>;
+/// Is told about every new machine, so that its network port and console can be reached; and when it is gone.
+pub(super) type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
+
 /// What the replica needs of the host.
 pub struct Host {
     /// The machine, as both hosts describe it.
     pub spec: MachineSpec,
     /// What it boots.
     pub boot: Boot,
-    pub(super) wiring: Box<dyn Fn() -> Result<Wiring, String> + Send>,
-    pub(super) attach: Box<dyn Fn(Option<&Machine>) + Send>,
+    pub(super) wiring: MakeWiring,
+    pub(super) attach: Attach,
     /// Output commit.
     pub output: OutputBuffer,
     pub(super) announce: Arc<dyn Fn() + Send + Sync>,
