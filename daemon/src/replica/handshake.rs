@@ -15,9 +15,9 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 /// A whole handshake takes no longer.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 /// Connections that are shaking hands at once; more are closed.
-const HANDSHAKES_MAX: usize = 16;
+const HANDSHAKES_MAX: usize = 64;
 /// A dial takes no longer.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// Between two dials.

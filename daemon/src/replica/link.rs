@@ -3,6 +3,7 @@
 
 use super::Input;
 use super::handshake::Fitting;
+use super::intake::Intake;
 use super::outbox::{Item, Outbox};
 use crate::role::{ConnId, Event, Gone};
 use ft_checkpoint::encoder::EncodedCheckpoint;
@@ -11,7 +12,7 @@ use std::cell::Cell;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,8 +42,7 @@ pub struct Link {
     /// Bytes written, headers included.
     pub written: Arc<AtomicU64>,
     stream: TcpStream,
-    /// The reader shall take nothing more.
-    stopped: Arc<AtomicBool>,
+    intake: Arc<Intake>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -93,19 +93,19 @@ pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 impl Link {
-    /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read` with a flag that
-    /// says when to stop, and answers how the connection ended (none: it was asked to stop).
+    /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read`, which tells
+    /// what comes in through the intake, and answers how the connection ended (none: it was stopped).
     pub fn start(
         fitting: Fitting,
         inputs: Sender<Input>,
-        read: impl FnOnce(PeerReader, &AtomicBool) -> Option<Gone> + Send + 'static,
+        read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Gone> + Send + 'static,
     ) -> std::io::Result<Self> {
         let Fitting { conn, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);
         let written = Arc::new(AtomicU64::new(0));
-        let stopped = Arc::new(AtomicBool::new(false));
+        let intake = Intake::new(inputs.clone());
         let work = WriterThread { conn, writer, outbox: Arc::clone(&outbox), written: Arc::clone(&written) };
         let gone = {
             let inputs = inputs.clone();
@@ -117,18 +117,18 @@ impl Link {
                 write_failed(Gone::Lost(format!("writing: {e}")));
             }
         })?;
-        let flag = Arc::clone(&stopped);
+        let door = Arc::clone(&intake);
         let reader = std::thread::Builder::new().name(format!("ftd-read-{conn}")).spawn(move || {
-            if let Some(why) = read(reader, &flag) {
+            if let Some(why) = read(reader, &door) {
                 gone(why);
             }
         })?;
-        Ok(Self { outbox, written, stream, stopped, reader: Some(reader) })
+        Ok(Self { outbox, written, stream, intake, reader: Some(reader) })
     }
 
     /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.
     pub fn stop_reading(&mut self) {
-        self.stopped.store(true, Ordering::Release);
+        self.intake.stop();
         let _ = self.stream.shutdown(Shutdown::Read);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
@@ -145,14 +145,14 @@ impl Link {
 
     /// Ends the connection now: nothing more is read or written.
     pub fn close(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.intake.stop();
         self.outbox.close();
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Ends the connection after the messages that are queued (a good-bye) are written.
     pub fn finish(&self) {
-        self.stopped.store(true, Ordering::Release);
+        self.intake.stop();
         self.outbox.finish();
     }
 }

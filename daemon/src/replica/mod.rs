@@ -17,6 +17,7 @@
 mod arbiter_thread;
 mod checkpointer;
 mod handshake;
+mod intake;
 mod link;
 mod outbox;
 mod pairing;
@@ -40,6 +41,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
 use ft_netbuf::{OutputBuffer, Permit};
 use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
+use intake::{Intake, Ticket};
 use link::Link;
 use pairing::Pairing;
 use parking_lot::Mutex;
@@ -54,6 +56,8 @@ use std::time::{Duration, Instant};
 pub enum Input {
     /// For the core.
     Event(Event),
+    /// For the core, from a connection.
+    FromPeer(Event, Ticket),
     /// A peer has shaken hands and asks to be our backup.
     Accepted {
         /// The connection.
@@ -288,7 +292,7 @@ impl Replica {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Event(event) => self.on_event(event),
+            Input::Event(event) | Input::FromPeer(event, _) => self.on_event(event),
             Input::Accepted { fitting, hello } => {
                 let conn = fitting.conn;
                 let held =
@@ -512,9 +516,8 @@ impl Replica {
             .send(0, &mut fitting.writer)
             .map_err(|e| e.to_string())
             .and_then(|()| {
-                let inputs = self.inputs.clone();
-                Link::start(fitting, self.inputs.clone(), move |reader, stopped| {
-                    read_backup(conn, reader, stopped, &inputs)
+                Link::start(fitting, self.inputs.clone(), move |reader, intake| {
+                    read_backup(conn, reader, intake)
                 })
                 .map_err(|e| e.to_string())
             });
@@ -576,9 +579,9 @@ impl Replica {
         }
         let feed = self.standby.as_ref().ok_or("nothing to go on with")?.feed();
         feed.connected(generation);
-        let (inputs, telemetry) = (self.inputs.clone(), Arc::clone(&self.telemetry));
-        let link = Link::start(fitting, self.inputs.clone(), move |reader, stopped| {
-            feed.read(conn, reader, stopped, &inputs, &telemetry)
+        let telemetry = Arc::clone(&self.telemetry);
+        let link = Link::start(fitting, self.inputs.clone(), move |reader, intake| {
+            feed.read(conn, reader, intake, &telemetry)
         })
         .map_err(|e| e.to_string())?;
         self.telemetry.connected(Arc::clone(&link.written));
@@ -682,15 +685,10 @@ impl Replica {
 }
 
 /// Primary: what a backup says.
-fn read_backup(
-    conn: ConnId,
-    mut reader: link::PeerReader,
-    stopped: &AtomicBool,
-    inputs: &Sender<Input>,
-) -> Option<Gone> {
+fn read_backup(conn: ConnId, mut reader: link::PeerReader, intake: &Arc<Intake>) -> Option<Gone> {
     loop {
         let message = match reader.read().and_then(|frame| Message::decode(&frame).map(own)) {
-            _ if stopped.load(Ordering::Acquire) => return None,
+            _ if intake.is_stopped() => return None,
             Ok(Some(message)) => message,
             Ok(None) => return Some(Gone::Lost("it sent what only a primary sends".into())),
             Err(e) => return Some(Gone::Lost(e.to_string())),
@@ -703,7 +701,7 @@ fn read_backup(
             Message::Bye(bye) => return Some(Gone::Bye(bye.text)),
             _ => return Some(Gone::Lost("it sent what only a primary sends".into())),
         };
-        if inputs.send(Input::Event(event)).is_err() {
+        if !intake.tell(event) {
             return None;
         }
     }

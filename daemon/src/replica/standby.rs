@@ -1,7 +1,7 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
 //! the take-over.
 
-use super::Input;
+use super::intake::Intake;
 use super::link::PeerReader;
 use crate::role::{ConnId, Event, Gone};
 use crate::telemetry::Telemetry;
@@ -10,8 +10,6 @@ use ft_checkpoint::wire::message::Held;
 use ft_vm::memory::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 
 /// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
@@ -80,20 +78,19 @@ impl Feed {
         &self,
         conn: ConnId,
         mut reader: PeerReader,
-        stopped: &AtomicBool,
-        inputs: &Sender<Input>,
+        intake: &Arc<Intake>,
         telemetry: &Telemetry,
     ) -> Option<Gone> {
         let mut frames = 0u64;
         loop {
             let frame = match reader.read() {
                 Ok(frame) => frame,
-                Err(_) if stopped.load(Ordering::Acquire) => return None,
+                Err(_) if intake.is_stopped() => return None,
                 Err(e) => return Some(Gone::Lost(e.to_string())),
             };
             let received = {
                 let mut receiver = self.0.lock();
-                if stopped.load(Ordering::Acquire) {
+                if intake.is_stopped() {
                     return None;
                 }
                 receiver
@@ -120,7 +117,7 @@ impl Feed {
             frames += 1;
             let news = news.or_else(|| frames.is_multiple_of(HEARD_EVERY).then_some(Event::Heard { conn }));
             if let Some(news) = news
-                && inputs.send(Input::Event(news)).is_err()
+                && !intake.tell(news)
             {
                 return None;
             }
