@@ -215,7 +215,8 @@ arbiter_lose() {
 arbiter_return() {
     local mounted
     host_is_up "$1" || return 0
-    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" |
-        tail -n 1) || return 0
+    # A daemon that ends at this moment has nothing to be brought back to.
+    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" \
+        2>/dev/null | tail -n 1) || return 0
     [[ $mounted != lost ]] || nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter"
 }
