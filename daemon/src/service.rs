@@ -225,7 +225,11 @@ mod tests {
 
     #[test]
     fn the_watchdog_is_told_four_times_in_its_limit_however_often_it_is_fed() {
-        let watchdog = Watchdog { interval: Some(Duration::from_secs(1)), last: Mutex::new(None), round: Mutex::new(Instant::now()) };
+        let watchdog = Watchdog {
+            interval: Some(Duration::from_secs(1)),
+            last: Mutex::new(None),
+            round: Mutex::new(Instant::now()),
+        };
         let start = Instant::now();
         let told = (0..1000u64).filter(|ms| watchdog.due(start + Duration::from_millis(ms * 4))).count();
         assert_eq!(told, 4);
