@@ -1,0 +1,147 @@
+# Runs a list of checks one after the other, whatever becomes of each, and sums up. Sourced; needs say.sh, cleanup.sh and
+# FTD_ROOT.
+#
+# A step is a shell command: status 0 is passed, 77 skipped (its output says why), anything else failed. Its output is in
+# $steps_log_dir/NAME.log.
+
+steps_names=()
+declare -A steps_about steps_command steps_result steps_seconds steps_note
+steps_log_dir=${CARGO_TARGET_DIR:-$FTD_ROOT/target}/logs
+# No step takes longer when nothing hangs.
+steps_time_limit=${FT_STEP_TIME_LIMIT:-20m}
+steps_verbose=0
+
+# step NAME ABOUT COMMAND: adds a step. The command runs in the repository's directory, in a shell with errexit.
+step() {
+    steps_names+=("$1")
+    steps_about[$1]=$2
+    steps_command[$1]=$3
+}
+
+# step_for_each_fault ARGUMENT...: a step for each script of scripts/faults, with these arguments. What a script does in
+# several ways has a step for each.
+step_for_each_fault() {
+    local script name about arbiter
+    for script in "$FTD_ROOT"/scripts/faults/*; do
+        [[ -x $script && ! -d $script ]] || continue
+        name=${script##*/}
+        about=$(sed -n "s/^fault_about='\(.*\)'$/\1/p" "$script")
+        if [[ $name == cut-link ]]; then
+            for arbiter in both one none; do
+                step "$name-$arbiter" "$about (here: $arbiter)" "scripts/faults/$name --arbiter $arbiter $*"
+            done
+        else
+            step "$name" "$about" "scripts/faults/$name $*"
+        fi
+    done
+}
+
+steps_list() {
+    local name
+    for name in "${steps_names[@]}"; do
+        printf '%-20s %s\n' "$name" "${steps_about[$name]}"
+    done
+}
+
+steps_exist() {
+    local name
+    for name in "$@"; do
+        [[ -n ${steps_about[$name]:-} ]] || { say_error "there is no step \`$name\`; --list names them"; return 1; }
+    done
+}
+
+# steps_run NAME...: runs these, in the order of the list.
+steps_run() {
+    local name wanted=" $* "
+    mkdir -p "$steps_log_dir"
+    for name in "${steps_names[@]}"; do
+        [[ $wanted != *" $name "* ]] || step_run "$name"
+    done
+}
+
+step_run() {
+    local name=$1 log=$steps_log_dir/$1.log status=0 started ended
+    say_title "== $name: ${steps_about[$name]}"
+    now_us started
+    # In the background, so that a signal is taken at once; timeout passes it on to all that the step has started.
+    (
+        cd "$FTD_ROOT" || exit
+        exec timeout --kill-after=30 "$steps_time_limit" bash -euo pipefail -c "${steps_command[$name]}"
+    ) >"$log" 2>&1 </dev/null &
+    steps_pid=$!
+    if [[ $steps_verbose == 1 ]]; then
+        tail -n +1 -f --pid="$steps_pid" "$log" >&2 &
+        wait "$steps_pid" || status=$?
+        wait $! || true
+    elif [[ -n $say_line ]]; then
+        while kill -0 "$steps_pid" 2>/dev/null; do
+            say_passing "   $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1)"
+            sleep 0.5
+        done
+        say_passing ''
+        wait "$steps_pid" || status=$?
+    else
+        wait "$steps_pid" || status=$?
+    fi
+    steps_pid=
+    now_us ended
+    steps_seconds[$name]=$(((ended - started) / 1000000))
+    steps_note[$name]=$(step_note "$log")
+    { grep -aE '^ *SKIPPED ' "$log" || true; } | sort -u | while IFS= read -r line; do say_warn "   $line"; done
+    case $status in
+    0) steps_result[$name]=passed && say_ok "   passed in ${steps_seconds[$name]} s  ${steps_note[$name]}" ;;
+    77)
+        steps_result[$name]=skipped
+        steps_note[$name]=$(tail -n 1 "$log")
+        say_warn "   skipped"
+        ;;
+    *)
+        steps_result[$name]=failed
+        steps_note[$name]="status $status, see $log"
+        ((status != 124)) || steps_note[$name]="not done within $steps_time_limit, see $log"
+        [[ $steps_verbose == 1 ]] || tail -n 60 "$log" >&2
+        say_error "   failed after ${steps_seconds[$name]} s: ${steps_note[$name]}"
+        ;;
+    esac
+}
+
+steps_pid=
+steps_kill() { [[ -z $steps_pid ]] || kill "$steps_pid" 2>/dev/null || true; }
+on_exit steps_kill
+
+# What a passed step has to tell: tests and trials, counted.
+step_note() {
+    awk '
+        /^test result: / { tests += $4 }
+        /^ *SKIPPED / { skipped[$0] = 1 }
+        /^[a-z-]+: [0-9]+ trials from seed / { trials = $0; sub(/^[a-z-]+: /, "", trials) }
+        END {
+            if (tests) note = tests " tests"
+            for (line in skipped) skips++
+            if (skips) note = note (note ? ", " : "") skips " skipped in it"
+            print trials ? trials : note
+        }' "$1"
+}
+
+# steps_sum_up: the table, and on stdout the last line. Fails if a step failed.
+steps_sum_up() {
+    local name passed=0 failed=0 skipped=0
+    {
+        printf 'step\tresult\ttime\t\n'
+        for name in "${steps_names[@]}"; do
+            [[ -n ${steps_result[$name]:-} ]] || continue
+            printf '%s\t%s\t%s s\t%s\n' "$name" "${steps_result[$name]}" "${steps_seconds[$name]}" "${steps_note[$name]}"
+        done
+    } | say_table
+    for name in "${!steps_result[@]}"; do
+        case ${steps_result[$name]} in
+        passed) ((++passed)) ;;
+        failed) ((++failed)) ;;
+        skipped) ((++skipped)) ;;
+        esac
+    done
+    local line="$passed passed, $failed failed"
+    ((skipped == 0)) || line+=", $skipped skipped"
+    printf '%s\n' "$line"
+    ((failed == 0))
+}
