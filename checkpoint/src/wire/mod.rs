@@ -1,4 +1,27 @@
 //! The replication protocol's bytes: frames, the messages in them, and the check that two nodes fit each other.
+//!
+//! The backup dials, the primary listens; one TCP connection carries everything. Each frame has a fixed header (magic,
+//! version, type, VM, generation, epoch, sequence number, length, CRC over all of it) and a bounded payload, so that what
+//! is truncated, damaged, reordered, repeated or another VM's is refused before it is looked at.
+//!
+//! ```text
+//!   backup                                             primary
+//!     Hello{identity, held: pairing and epoch} ------>   checks VM, machine, CPU, version; its role decides
+//!     <------------------------------------ Refuse{why}   ... or
+//!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from = E, epochs after E follow
+//!     <----------------------- CopyBegin CopyPages ...
+//!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
+//!     Ack{epoch, stamp} ------------------------------>   releases the epoch's output until stamp + lease
+//!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
+//!     Echo{stamp} ------------------------------------>   extends the permission
+//!     <------------------------------ Paired{generation}   the cell names this backup
+//!     <------------------------------- Switchover{epoch}   planned hand-over: the guest stands still at this epoch
+//!     Decline{why} or TookOver{generation} ----------->
+//!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
+//! ```
+//!
+//! What the messages permit and promise is the role core's business (`daemon/src/role`), what they do to the backup's
+//! memory the [`receiver`](crate::receiver)'s.
 
 pub mod frame;
 pub mod handshake;

@@ -12,9 +12,12 @@
 //! ```
 //!
 //! The executor is one thread; nothing that it does waits for the peer or for the arbiter. It owns the core, the
-//! connections and the standby; the machine is the checkpointer's.
+//! connections and the standby; the machine is the checkpointer's. What it does in either role is in `as_primary` and
+//! `as_backup`.
 
 mod arbiter_thread;
+mod as_backup;
+mod as_primary;
 mod checkpointer;
 mod handshake;
 mod intake;
@@ -30,7 +33,7 @@ pub use checkpointer::PauseParts;
 pub use wiring::{ConsoleHub, Host, prepare_host};
 
 use crate::clock::Clock;
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View, Welcome as Welcoming};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use arbiter_thread::Question;
@@ -41,7 +44,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
 use ft_netbuf::{OutputBuffer, Permit};
 use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
-use intake::{Intake, Ticket};
+use intake::Ticket;
 use link::Link;
 use pairing::Pairing;
 use parking_lot::Mutex;
@@ -503,169 +506,6 @@ impl Replica {
         }
     }
 
-    /// Primary: a backup is accepted.
-    fn welcome(&mut self, conn: ConnId, pairing: u64, generation: u64, how: Welcoming) {
-        let Some(mut fitting) = self.arriving.remove(&conn) else { return };
-        let resume_from = match how {
-            Welcoming::Copy => None,
-            Welcoming::ResumeAfter(epoch) => Some(epoch),
-        };
-        let identity = ft_checkpoint::wire::message::Identity { generation, ..self.local.identity.clone() };
-        fitting.writer.set_generation(generation);
-        let link = Message::Welcome(Welcome { identity, pairing, resume_from })
-            .send(0, &mut fitting.writer)
-            .map_err(|e| e.to_string())
-            .and_then(|()| {
-                Link::start(fitting, self.inputs.clone(), move |reader, intake| {
-                    read_backup(conn, reader, intake)
-                })
-                .map_err(|e| e.to_string())
-            });
-        let link = match link {
-            Ok(link) => link,
-            Err(why) => return self.own_news.push_back(Event::PeerGone { conn, why: Gone::Lost(why) }),
-        };
-        self.telemetry.connected(Arc::clone(&link.written));
-        self.note_peer(true, None);
-        let outbox = Arc::clone(&link.outbox);
-        self.links.insert(conn, link);
-        match (how, &self.pairing) {
-            (Welcoming::Copy, _) => {
-                // Pages that are applied behind the guest's back are in no dirty log: none may be left.
-                if let Some(Settling { lazy, .. }) = self.settling.take() {
-                    lazy.finish();
-                }
-                tracing::info!("a backup has connected: full copy");
-                self.telemetry.copy_begun();
-                let pairing = Pairing::new(pairing, outbox, self.pipeline_depth, self.inflight_bytes);
-                self.pairing = Some(Arc::clone(&pairing));
-                self.order(Order::BeginPairing(pairing));
-            }
-            (Welcoming::ResumeAfter(held), Some(current)) => {
-                tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
-                if let Err(e) = current.resume(held, outbox) {
-                    self.own_news.push_back(Event::PeerGone { conn, why: Gone::Lost(e.to_string()) });
-                }
-                self.order(Order::Room);
-            }
-            (Welcoming::ResumeAfter(_), None) => {
-                unreachable!("the core resumes only a pairing it has not ended")
-            }
-        }
-    }
-
-    /// Backup: the primary has accepted us.
-    fn on_welcome(&mut self, fitting: Fitting, welcome: Welcome) {
-        let conn = fitting.conn;
-        let generation = welcome.identity.generation;
-        let resumed = welcome.resume_from.is_some();
-        self.arriving.insert(conn, fitting);
-        self.tell(Event::Welcomed { conn, generation, pairing: welcome.pairing, resumed });
-        // If the core does not want it (any more), it has dropped it.
-        let Some(fitting) = self.arriving.remove(&conn) else { return };
-        if let Err(why) = self.follow(fitting, generation, resumed) {
-            self.tell(Event::PeerGone { conn, why: Gone::Lost(why) });
-        }
-    }
-
-    fn follow(&mut self, fitting: Fitting, generation: u64, resumed: bool) -> Result<(), String> {
-        let conn = fitting.conn;
-        if !resumed {
-            self.output.mute();
-            let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
-            let standby = Standby::new(ram)?;
-            *self.held.lock() = Some(standby.feed());
-            self.standby = Some(standby);
-        }
-        let feed = self.standby.as_ref().ok_or("nothing to go on with")?.feed();
-        feed.connected(generation);
-        let telemetry = Arc::clone(&self.telemetry);
-        let link = Link::start(fitting, self.inputs.clone(), move |reader, intake| {
-            feed.read(conn, reader, intake, &telemetry)
-        })
-        .map_err(|e| e.to_string())?;
-        self.telemetry.connected(Arc::clone(&link.written));
-        self.note_peer(true, None);
-        self.links.insert(conn, link);
-        Ok(())
-    }
-
-    fn on_dial_failed(&mut self, error: &HandshakeError) {
-        let permanent = match error {
-            HandshakeError::Misfit(refusal) => handshake::is_permanent(refusal.code()),
-            HandshakeError::Refused(refuse) => handshake::is_permanent(refuse.code),
-            _ => false,
-        };
-        if permanent && self.standby.is_none() {
-            self.exit = Some(Exit::Misfit(error.to_string()));
-            return;
-        }
-        self.note_peer(false, Some(error.to_string()));
-    }
-
-    fn end_pairing(&mut self) {
-        let Some(pairing) = self.pairing.take() else { return };
-        // Whoever waits for room in a connection's outbox must not: the checkpointer might be the one.
-        pairing.close();
-        self.order_and_wait(Order::EndPairing);
-        self.telemetry.pairing_ended();
-    }
-
-    fn boot(&mut self) {
-        let _ = self.output.pass();
-        match self.order_and_wait(Order::Boot) {
-            Some(Ok(())) => tracing::info!("the guest is booting"),
-            Some(Err(why)) => self.exit = Some(Exit::Failed(format!("cannot boot the guest: {why}"))),
-            None => self.exit = Some(Exit::Failed("the checkpointer has ended".into())),
-        }
-    }
-
-    /// Backup: the VM is ours. From the sealed checkpoint to a running guest.
-    fn take_over(&mut self, epoch: u64, generation: u64) -> Result<(), String> {
-        let began = Instant::now();
-        for link in self.links.values_mut() {
-            link.stop_reading();
-        }
-        *self.held.lock() = None;
-        let standby = self.standby.take().ok_or("nothing is held")?;
-        let (ram, mut sealed) = standby.into_sealed()?;
-        if sealed.epoch < epoch {
-            return Err(format!("epoch {epoch} was sealed, but {} is held", sealed.epoch));
-        }
-        let resumed_epoch = sealed.epoch;
-        let pending: usize = sealed.pending.iter().map(|checkpoint| checkpoint.len()).sum();
-        let state = std::mem::take(&mut sealed.state);
-        // Serves what is still pending while the guest runs already.
-        let lazy = LazyApply::start(&ram, &sealed);
-        self.settling = Some(Settling { lazy, _sealed: sealed });
-        let _ = self.output.pass();
-        self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
-        let took = began.elapsed();
-        (self.announce)();
-        let lost_for = self.peer_lost.take().map(|at| at.elapsed());
-        tracing::info!(
-            generation,
-            epoch = resumed_epoch,
-            pending,
-            ?took,
-            ?lost_for,
-            "took over: the guest runs here"
-        );
-        self.telemetry.took_over(generation, resumed_epoch, took, lost_for, pending as u64);
-        Ok(())
-    }
-
-    fn discard(&mut self) {
-        *self.held.lock() = None;
-        for link in self.links.values_mut() {
-            link.stop_reading();
-        }
-        if let Some(standby) = self.standby.take() {
-            standby.discard();
-        }
-        self.order_and_wait(Order::Stop);
-    }
-
     fn farewell(mut self) {
         self.output.mute();
         for reply in self.switchovers.drain(..) {
@@ -682,39 +522,4 @@ impl Replica {
         self.publish();
         self.order_and_wait(Order::Stop);
     }
-}
-
-/// Primary: what a backup says.
-fn read_backup(conn: ConnId, mut reader: link::PeerReader, intake: &Arc<Intake>) -> Option<Gone> {
-    loop {
-        let message = match reader.read().and_then(|frame| Message::decode(&frame).map(own)) {
-            _ if intake.is_stopped() => return None,
-            Ok(Some(message)) => message,
-            Ok(None) => return Some(Gone::Lost("it sent what only a primary sends".into())),
-            Err(e) => return Some(Gone::Lost(e.to_string())),
-        };
-        let event = match message {
-            Message::Ack(Ack { epoch, stamp_us }) => Event::Ack { conn, epoch, stamp: stamp_us },
-            Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
-            Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
-            Message::Decline { text } => Event::HandOverDeclined { conn, why: text },
-            Message::Bye(bye) => return Some(Gone::Bye(bye.text)),
-            _ => return Some(Gone::Lost("it sent what only a primary sends".into())),
-        };
-        if !intake.tell(event) {
-            return None;
-        }
-    }
-}
-
-/// A message that borrows nothing from its frame; a backup sends no others.
-fn own(message: Message<'_>) -> Option<Message<'static>> {
-    Some(match message {
-        Message::Ack(ack) => Message::Ack(ack),
-        Message::Echo { stamp_us } => Message::Echo { stamp_us },
-        Message::TookOver { generation } => Message::TookOver { generation },
-        Message::Decline { text } => Message::Decline { text },
-        Message::Bye(bye) => Message::Bye(bye),
-        _ => return None,
-    })
 }
