@@ -169,6 +169,8 @@ impl Backup {
             self.hold = Hold::Partial { pairing };
             self.paired = false;
         }
+        // What was read while we were without the primary is old, and we are about to promise anew.
+        core.arbiter.void_read();
         self.stage = Stage::Following;
         self.link = Some(Link { conn, last_heard: core.now });
         self.why = if resumed { "in step again" } else { "receiving a full copy" }.into();

@@ -143,7 +143,10 @@ pub(super) struct Arbitration {
 
 #[derive(Clone, Debug)]
 enum Asked {
-    Read,
+    /// `void`: asked in a situation that is over; the answer concerns nobody.
+    Read {
+        void: bool,
+    },
     /// `in_doubt`: an earlier attempt at this very request may have been carried out. `resend_at`: its answer was
     /// lost, ask again then.
     Set {
@@ -171,6 +174,13 @@ impl Arbitration {
     /// Whether the cell may be changing by our own request right now.
     pub(super) fn is_setting(&self) -> bool {
         matches!(self.asked, Some(Asked::Set { .. }))
+    }
+
+    /// The answer to a read under way is not to be used: the situation that it was asked in is over.
+    pub(super) fn void_read(&mut self) {
+        if let Some(Asked::Read { void }) = &mut self.asked {
+            *void = true;
+        }
     }
 
     /// Allows the next request at once.
@@ -211,12 +221,14 @@ impl Core {
         }
         match event {
             Event::CellRead(answer) => {
-                if matches!(self.arbiter.asked, Some(Asked::Read)) {
+                if let Some(Asked::Read { void }) = self.arbiter.asked {
                     self.arbiter.asked = None;
                     if answer.is_err() {
                         self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                     }
-                    self.on_cell(answer);
+                    if !void {
+                        self.on_cell(answer);
+                    }
                 }
             }
             Event::CellSet(outcome) => {
@@ -317,7 +329,7 @@ impl Core {
     }
 
     pub(super) fn ask_read(&mut self) {
-        self.arbiter.asked = Some(Asked::Read);
+        self.arbiter.asked = Some(Asked::Read { void: false });
         self.out.push(Command::ReadCell);
     }
 

@@ -40,6 +40,8 @@ mod command;
 mod core;
 mod event;
 mod primary;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::{Core, Policy, StartAs, View, ViewRole, ViewState};
 pub use command::{Command, Exit, Welcome};
