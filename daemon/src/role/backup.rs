@@ -14,6 +14,8 @@ pub(super) struct Backup {
     stage: Stage,
     /// We promised not to contest before this time (the primary's lease, see the module's documentation).
     promise_until: Micros,
+    /// The generation that the primary named when it welcomed us.
+    welcomed_in: u64,
     paired: bool,
     why: String,
 }
@@ -53,6 +55,7 @@ impl Backup {
             hold: Hold::Nothing,
             stage: Stage::Following,
             promise_until: 0,
+            welcomed_in: 0,
             paired: false,
             why: why.into(),
         }
@@ -172,6 +175,7 @@ impl Backup {
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
         self.stage = Stage::Following;
+        self.welcomed_in = generation;
         self.link = Some(Link { conn, last_heard: core.now });
         self.why = if resumed { "in step again" } else { "receiving a full copy" }.into();
     }
@@ -256,7 +260,7 @@ impl Backup {
         };
         let cell = match answer {
             Ok(cell) => cell,
-            Err(why) => return self.arbiter_silent(core, why),
+            Err(why) => return self.stay_passive(core, format!("the arbiter does not answer: {why}")),
         };
         let Hold::Sealed(held) = self.hold else { return None };
         let names_us = cell.as_ref().is_some_and(|cell| {
@@ -276,6 +280,12 @@ impl Backup {
                 );
                 None
             }
+            // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
+            // it has asked, it counts on us.
+            Some(cell) if cell.generation <= self.welcomed_in => {
+                core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
+                self.stay_passive(core, "the cell does not name this node yet".into())
+            }
             _ => {
                 self.discard(
                     core,
@@ -286,9 +296,9 @@ impl Backup {
         }
     }
 
-    /// The arbiter cannot be asked, and nothing was changed: a hand-over is declined, an orphan waits on.
-    fn arbiter_silent(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        self.why = format!("the arbiter does not answer: {why}");
+    /// The cell cannot become ours now, and nothing was changed: a hand-over is declined, an orphan waits on.
+    fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
+        self.why = why;
         match (self.stage, &self.link) {
             (Stage::Contesting { .. }, Some(link)) => {
                 core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
@@ -322,7 +332,9 @@ impl Backup {
                 self.discard(core, "lost the arbitration: the primary goes on".into());
                 self.stop_if_free(core)
             }
-            Settled::NotAttempted(why) => self.arbiter_silent(core, why),
+            Settled::NotAttempted(why) => {
+                self.stay_passive(core, format!("the arbiter does not answer: {why}"))
+            }
         }
     }
 
@@ -352,7 +364,7 @@ impl Backup {
         match self.stage {
             Stage::Following => self.why.clone(),
             Stage::Orphaned { .. } => {
-                format!("holds a sealed checkpoint, about to ask the arbiter ({})", self.why)
+                format!("without the primary; holds a sealed checkpoint, asks the arbiter ({})", self.why)
             }
             Stage::Contesting { .. } => format!("asking the arbiter for the VM ({})", self.why),
         }

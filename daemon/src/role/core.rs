@@ -183,6 +183,11 @@ impl Arbitration {
         }
     }
 
+    /// Allows the next request no sooner than then.
+    pub(super) fn wait_until(&mut self, at: Micros) {
+        self.retry_at = self.retry_at.max(at);
+    }
+
     /// Allows the next request at once.
     pub(super) fn hurry(&mut self) {
         self.retry_at = 0;

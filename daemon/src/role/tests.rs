@@ -155,3 +155,18 @@ fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again(
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
     assert!(!commands.contains(&Command::Discard));
 }
+
+#[test]
+fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
+    let mut rig = Rig::orphaned();
+    // Generation 1 is that of the welcome: the request that names us may be on its way.
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(commands, []);
+    assert_eq!(rig.tick_after(20_000), [Command::ReadCell]);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("b"), None)));
+
+    let mut rig = Rig::orphaned();
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
+    assert!(commands.contains(&Command::Discard));
+}
