@@ -163,6 +163,11 @@ impl Primary {
         self.handover.as_ref().is_some_and(|handover| handover.step == Step::Offered)
     }
 
+    /// The cell may be about to name nobody, or does so already.
+    fn is_giving_up(&self, core: &Core) -> bool {
+        matches!(&self.ending, Some(Ending { end: End::Exit(_), .. })) && core.arbiter.is_setting()
+    }
+
     fn heard(&mut self, core: &Core, conn: ConnId) {
         if let Some(link) = &mut self.link
             && link.conn == conn
@@ -304,6 +309,11 @@ impl Primary {
     /// Lets out what is acked, if the permission is alive; else asks for it anew.
     fn release(&mut self, core: &mut Core) {
         if self.has_offered() {
+            return;
+        }
+        if self.is_giving_up(core) {
+            // Once the cell names nobody, anybody may found anew; no lease binds a founder.
+            self.permit.wanting = true;
             return;
         }
         if core.now < self.permit.until {
@@ -519,9 +529,18 @@ impl Primary {
                 ))))
             }
             _ => {
-                self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
+                self.shut_down(core);
                 None
             }
+        }
+    }
+
+    /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
+    /// nothing may leave any more.
+    fn shut_down(&mut self, core: &mut Core) {
+        if self.ending.is_none() {
+            core.out.push(Command::StopVm);
+            self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
         }
     }
 

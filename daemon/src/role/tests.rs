@@ -170,3 +170,23 @@ fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
     assert!(commands.contains(&Command::Discard));
 }
+
+#[test]
+fn nothing_is_released_while_the_cell_is_being_given_up() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, None, None)));
+    assert!(!releases(&rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now })));
+    // Once it is certain that the cell was not given up, the permission counts again.
+    rig.not_attempted();
+    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })));
+}
+
+#[test]
+fn a_vm_that_is_shut_down_stands_still_before_the_cell_is_given_up() {
+    let mut rig = Rig::solo();
+    let commands = rig.on(Event::StopRequested);
+    let stop = commands.iter().position(|command| *command == Command::StopVm);
+    let ask = commands.iter().position(|command| matches!(command, Command::CompareAndSet { .. }));
+    assert!(stop.is_some() && stop < ask, "{commands:?}");
+}
