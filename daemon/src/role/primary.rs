@@ -360,6 +360,9 @@ impl Primary {
             core.out.push(Command::Thaw);
             core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
         }
+        if core.stop_requested {
+            self.shut_down(core);
+        }
     }
 
     /// What the state wants of the arbiter.

@@ -190,3 +190,15 @@ fn a_vm_that_is_shut_down_stands_still_before_the_cell_is_given_up() {
     let ask = commands.iter().position(|command| matches!(command, Command::CompareAndSet { .. }));
     assert!(stop.is_some() && stop < ask, "{commands:?}");
 }
+
+#[test]
+fn a_stop_whose_hand_over_fails_still_stops() {
+    let mut rig = Rig::protected();
+    rig.on(Event::StopRequested);
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    let commands = rig.lose(7);
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
+    let commands = rig.won(cell(3, Some("a"), None));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)), "{commands:?}");
+    assert!(exits(&rig.won(cell(4, None, None))));
+}
