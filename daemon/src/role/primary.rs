@@ -355,7 +355,9 @@ impl Primary {
         self.pair = Pair::Solo;
         self.permit = Permit::default();
         core.out.push(Command::EndPairing);
-        core.out.push(Command::EmitFreely);
+        if !self.is_giving_up(core) {
+            core.out.push(Command::EmitFreely);
+        }
         if self.handover.take().is_some() {
             core.out.push(Command::Thaw);
             core.out.push(Command::SwitchoverDone(Err(self.why.clone())));

@@ -177,6 +177,12 @@ fn nothing_is_released_while_the_cell_is_being_given_up() {
     let commands = rig.on(Event::GuestEnded(GuestEnd::PoweredOff));
     assert!(asks(&commands).is_some_and(|new| *new == cell(3, None, None)));
     assert!(!releases(&rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now })));
+    // Nor when the peer is lost in the middle of it, before it was ever named.
+    let mut sealing = Rig::solo();
+    sealing.on(Event::PeerHello { conn: 7, generation: 0, held: None });
+    sealing.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
+    sealing.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(!releases(&sealing.lose(7)));
     // Once it is certain that the cell was not given up, the permission counts again.
     rig.not_attempted();
     assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })));
