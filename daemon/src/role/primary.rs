@@ -393,7 +393,7 @@ impl Primary {
                     self.go_solo(core);
                 }
                 self.why = format!("the arbiter does not answer: {why}");
-                None
+                self.stop_if_left_to_peer(core)
             }
         }
     }
@@ -501,17 +501,12 @@ impl Primary {
     fn abandon_handover(&mut self, core: &mut Core, why: String) -> Option<Next> {
         let handover = self.handover.take()?;
         core.out.push(Command::SwitchoverDone(Err(why.clone())));
+        self.why = why;
         if handover.then_stop {
             // Nothing is lost: the cell names the backup, which holds all that was ever released.
-            core.out.push(Command::EndPairing);
-            core.out.push(Command::StopVm);
-            return Some(Next::Ended(Exit::Stopped(format!(
-                "stopped; {} may take over ({why})",
-                core.policy.peer
-            ))));
+            return self.stop_if_left_to_peer(core);
         }
         core.out.push(Command::Thaw);
-        self.why = why;
         None
     }
 
@@ -525,19 +520,27 @@ impl Primary {
                 }
                 None
             }
-            Pair::Alone { .. } => {
-                core.out.push(Command::EndPairing);
-                core.out.push(Command::StopVm);
-                Some(Next::Ended(Exit::Failed(format!(
-                    "stopped while waiting for the arbiter; {} may hold the VM's state and take over",
-                    core.policy.peer
-                ))))
-            }
+            Pair::Alone { .. } => self.stop_if_left_to_peer(core),
             _ => {
                 self.shut_down(core);
                 None
             }
         }
+    }
+
+    /// Stops as asked while the cell names the backup, which may go on. While the cell is being asked to name us alone,
+    /// its answer comes first: else the only copy of the VM could be dropped.
+    fn stop_if_left_to_peer(&mut self, core: &mut Core) -> Option<Next> {
+        let left_to_peer = matches!(self.pair, Pair::Protected { .. } | Pair::Alone { .. });
+        if !core.stop_requested || !left_to_peer || self.ending.is_some() || core.arbiter.is_setting() {
+            return None;
+        }
+        if self.handover.take().is_some() {
+            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
+        }
+        core.out.push(Command::EndPairing);
+        core.out.push(Command::StopVm);
+        Some(Next::Ended(Exit::Stopped(format!("stopped; {} may take over ({})", core.policy.peer, self.why))))
     }
 
     /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on

@@ -208,3 +208,17 @@ fn a_stop_whose_hand_over_fails_still_stops() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)), "{commands:?}");
     assert!(exits(&rig.won(cell(4, None, None))));
 }
+
+#[test]
+fn a_stop_waits_for_the_cell_that_may_name_this_node_alone() {
+    let mut rig = Rig::alone();
+    assert!(!exits(&rig.on(Event::StopRequested)));
+    // It does name us alone: the VM is ended in order.
+    let commands = rig.won(cell(3, Some("a"), None));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)));
+
+    let mut rig = Rig::alone();
+    rig.on(Event::StopRequested);
+    // It certainly still names the backup, which can go on.
+    assert!(exits(&rig.not_attempted()));
+}
