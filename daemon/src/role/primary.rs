@@ -126,6 +126,7 @@ impl Primary {
                 }
                 if self.permit.wanting {
                     self.release(core);
+                    self.offer_if_drained(core);
                 }
             }
             Event::ReleaseCut => {

@@ -222,3 +222,17 @@ fn a_stop_waits_for_the_cell_that_may_name_this_node_alone() {
     // It certainly still names the backup, which can go on.
     assert!(exits(&rig.not_attempted()));
 }
+
+#[test]
+fn a_hand_over_goes_on_when_a_lapsed_permit_is_renewed() {
+    let mut rig = Rig::protected();
+    rig.on(Event::SwitchoverRequested);
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    rig.tick_after(LEASE_US / 2);
+    rig.on(Event::Heard { conn: 7 });
+    rig.tick_after(LEASE_US / 2 + 1);
+    // The ack answers an old stamp: its permission is over.
+    rig.on(Event::Ack { conn: 7, epoch: 2, stamp: 0 });
+    let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now });
+    assert!(commands.contains(&Command::SendHandOver { conn: 7, epoch: 2 }), "{commands:?}");
+}
