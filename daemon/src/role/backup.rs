@@ -105,9 +105,6 @@ impl Backup {
             Event::HandedOver { conn, epoch } if self.is_linked(conn) => {
                 self.on_handed_over(core, conn, epoch)
             }
-            Event::TakeOverFailed(why) => {
-                return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
-            }
             Event::SwitchoverRequested => {
                 let why = "this node is the backup; ask the primary".to_string();
                 core.out.push(Command::SwitchoverDone(Err(why)));

@@ -131,7 +131,7 @@ pub enum Event {
         /// The pair's generation.
         generation: u64,
     },
-    /// Backup: restoring the sealed state failed. The VM cannot be saved.
+    /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.
     TakeOverFailed(String),
 
     /// Backup: the primary has stopped its VM at `epoch` for good and asks us to go on.

@@ -148,6 +148,10 @@ impl Primary {
             Event::HandOverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
                 return self.abandon_handover(core, format!("the backup declined: {why}"));
             }
+            Event::TakeOverFailed(why) => {
+                core.out.push(Command::StopVm);
+                return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
+            }
             Event::SwitchoverRequested => self.on_switchover(core, false),
             Event::StopRequested => return self.on_stop(core),
             Event::GuestEnded(end) => return self.on_guest_end(core, end),

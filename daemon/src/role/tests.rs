@@ -236,3 +236,12 @@ fn a_hand_over_goes_on_when_a_lapsed_permit_is_renewed() {
     let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now });
     assert!(commands.contains(&Command::SendHandOver { conn: 7, epoch: 2 }), "{commands:?}");
 }
+
+#[test]
+fn a_failed_take_over_ends_the_process() {
+    let mut rig = Rig::orphaned();
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.won(cell(3, Some("b"), None));
+    assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3 }));
+    assert!(exits(&rig.on(Event::TakeOverFailed("no memory".into()))));
+}
