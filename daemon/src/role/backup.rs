@@ -160,6 +160,7 @@ impl Backup {
         core.learn_generation(generation);
         if resumed && !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) {
             core.drop_link(conn);
+            core.out.push(Command::Dial);
             return;
         }
         if !resumed {

@@ -276,6 +276,9 @@ impl Primary {
                     let generation = self.cell.generation;
                     let how = Welcome::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
+                    // It may have been lost before it was ever told.
+                    core.out.push(Command::SendPaired { conn, generation });
+                    self.why = "in step".into();
                     self.beat(core);
                 }
                 _ => refuse(core, "the arbiter has not yet said that I may go on without you"),

@@ -245,3 +245,20 @@ fn a_failed_take_over_ends_the_process() {
     assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3 }));
     assert!(exits(&rig.on(Event::TakeOverFailed("no memory".into()))));
 }
+
+#[test]
+fn a_backup_that_comes_back_is_told_that_it_is_paired() {
+    let mut rig = Rig::alone();
+    rig.not_attempted();
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(commands.contains(&Command::SendPaired { conn: 8, generation: 2 }), "{commands:?}");
+}
+
+#[test]
+fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    let commands = rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, resumed: true });
+    assert_eq!(commands, [Command::DropLink { conn: 8 }, Command::Dial]);
+}
