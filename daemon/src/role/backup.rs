@@ -319,6 +319,8 @@ impl Backup {
                         "won the cell without a sealed checkpoint".into(),
                     )));
                 };
+                // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
+                core.stop_requested = false;
                 core.out.push(Command::TakeOver { epoch: held.epoch, generation: cell.generation });
                 if let Some(link) = self.link.take() {
                     core.out.push(Command::SendTookOver { conn: link.conn, generation: cell.generation });

@@ -262,3 +262,13 @@ fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
     let commands = rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, resumed: true });
     assert_eq!(commands, [Command::DropLink { conn: 8 }, Command::Dial]);
 }
+
+#[test]
+fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
+    let mut rig = Rig::orphaned();
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert!(!exits(&rig.on(Event::StopRequested)));
+    rig.won(cell(3, Some("b"), None));
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held: None });
+    assert!(matches!(commands[..], [Command::Welcome { conn: 8, generation: 3, .. }]), "{commands:?}");
+}
