@@ -72,6 +72,8 @@ impl Backup {
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => match why {
                 Gone::Lost(why) => self.lose_peer(core, why),
+                // The answer of the cell decides, not the peer's word.
+                Gone::Bye(why) if matches!(self.stage, Stage::Contesting { .. }) => self.lose_peer(core, why),
                 Gone::Bye(why) => {
                     // The primary says so before it closes: it has ended the VM, or will not have us.
                     self.link = None;
@@ -86,12 +88,13 @@ impl Backup {
                     core.out.push(Command::SendEcho { conn, stamp });
                 }
             }
-            Event::Sealed { conn, pairing, epoch, stamp } if self.is_linked(conn) => {
+            Event::Sealed { conn, pairing, epoch, stamp } => {
                 self.heard(core, conn);
-                // Whatever is sealed is what we hold, also when we may not say so any more.
-                if self.pairing() == Some(pairing) {
+                // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
+                // still under way as we gave the connection up.
+                if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
                     self.hold = Hold::Sealed(Held { pairing, epoch });
-                    if self.may_answer() {
+                    if self.is_linked(conn) && self.may_answer() {
                         self.promise(core);
                         core.out.push(Command::SendAck { conn, epoch, stamp });
                     }
@@ -127,6 +130,13 @@ impl Backup {
             Hold::Nothing => None,
             Hold::Partial { pairing } => Some(pairing),
             Hold::Sealed(held) => Some(held.pairing),
+        }
+    }
+
+    fn sealed_epoch(&self) -> u64 {
+        match self.hold {
+            Hold::Sealed(held) => held.epoch,
+            Hold::Nothing | Hold::Partial { .. } => 0,
         }
     }
 

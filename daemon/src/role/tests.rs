@@ -272,3 +272,24 @@ fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held: None });
     assert!(matches!(commands[..], [Command::Welcome { conn: 8, generation: 3, .. }]), "{commands:?}");
 }
+
+#[test]
+fn a_checkpoint_sealed_as_its_connection_ended_is_held() {
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    assert_eq!(rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 4 }), []);
+    rig.tick_after(2 * LEASE_US);
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.won(cell(3, Some("b"), None));
+    assert!(commands.contains(&Command::TakeOver { epoch: 2, generation: 3 }), "{commands:?}");
+}
+
+#[test]
+fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
+    let mut rig = Rig::sealed();
+    rig.on(Event::HandedOver { conn: 7, epoch: 1 });
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
+    assert!(!commands.contains(&Command::Discard));
+    assert!(rig.won(cell(3, Some("b"), None)).contains(&Command::TakeOver { epoch: 1, generation: 3 }));
+}
