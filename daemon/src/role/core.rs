@@ -241,6 +241,8 @@ impl Core {
                     self.on_settled(settled);
                 }
             }
+            // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
+            Event::StopRequested if !self.in_role() && self.arbiter.is_setting() => self.stop_requested = true,
             Event::StopRequested if !self.in_role() => {
                 self.end(Exit::Stopped("stopped before it had a role".into()));
             }
@@ -374,9 +376,17 @@ impl Core {
             Role::Primary(primary) => primary.on_settled(core, settled),
             Role::Backup(backup) => backup.on_settled(core, settled),
             Role::Founding { trouble, .. } => match settled {
+                Settled::Won(cell) if core.stop_requested => {
+                    let mut primary = Primary::solo(cell, "stopped before it booted");
+                    primary.on_event(core, Event::StopRequested);
+                    Some(Next::Primary(primary))
+                }
                 Settled::Won(cell) => {
                     core.out.push(Command::Boot);
                     Some(Next::Primary(Primary::solo(cell, "booted")))
+                }
+                Settled::Lost(_) | Settled::NotAttempted(_) if core.stop_requested => {
+                    Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
                 }
                 Settled::Lost(_) => Some(Next::Start),
                 Settled::NotAttempted(why) => {

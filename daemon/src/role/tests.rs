@@ -293,3 +293,14 @@ fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
     assert!(!commands.contains(&Command::Discard));
     assert!(rig.won(cell(3, Some("b"), None)).contains(&Command::TakeOver { epoch: 1, generation: 3 }));
 }
+
+#[test]
+fn a_stop_while_founding_leaves_a_cell_that_names_nobody() {
+    let mut rig = Rig::new("a", "b", StartAs::Primary);
+    rig.on(Event::CellRead(Ok(None)));
+    assert!(!exits(&rig.on(Event::StopRequested)));
+    let commands = rig.won(cell(1, Some("a"), None));
+    assert!(!commands.contains(&Command::Boot));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)));
+    assert!(exits(&rig.won(cell(2, None, None))));
+}
