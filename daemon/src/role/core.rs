@@ -144,17 +144,10 @@ pub(super) struct Arbitration {
 #[derive(Clone, Debug)]
 enum Asked {
     /// `void`: asked in a situation that is over; the answer concerns nobody.
-    Read {
-        void: bool,
-    },
+    Read { void: bool },
     /// `in_doubt`: an earlier attempt at this very request may have been carried out. `resend_at`: its answer was
     /// lost, ask again then.
-    Set {
-        expected: Option<u64>,
-        new: Cell,
-        in_doubt: bool,
-        resend_at: Option<Micros>,
-    },
+    Set { expected: Option<u64>, new: Cell, in_doubt: bool, resend_at: Option<Micros> },
 }
 
 /// A certain answer to a compare-and-set.
@@ -242,7 +235,9 @@ impl Core {
                 }
             }
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
-            Event::StopRequested if !self.in_role() && self.arbiter.is_setting() => self.stop_requested = true,
+            Event::StopRequested if !self.in_role() && self.arbiter.is_setting() => {
+                self.stop_requested = true
+            }
             Event::StopRequested if !self.in_role() => {
                 self.end(Exit::Stopped("stopped before it had a role".into()));
             }

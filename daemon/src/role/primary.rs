@@ -548,7 +548,10 @@ impl Primary {
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
-        Some(Next::Ended(Exit::Stopped(format!("stopped; {} may take over ({})", core.policy.peer, self.why))))
+        Some(Next::Ended(Exit::Stopped(format!(
+            "stopped; {} may take over ({})",
+            core.policy.peer, self.why
+        ))))
     }
 
     /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
@@ -605,6 +608,14 @@ impl Primary {
         core.out.push(Command::StopVm);
         if self.handover.take().is_some() {
             core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
+        }
+        if core.stop_requested {
+            self.pair = Pair::Solo;
+            self.end_vm(
+                core,
+                End::Exit(Exit::Stopped("the guest asked for a reset while it was to stop".into())),
+            );
+            return None;
         }
         core.out.push(Command::Boot);
         Some(Next::Primary(Primary::solo(self.cell.clone(), "rebooted")))

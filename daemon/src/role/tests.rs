@@ -304,3 +304,15 @@ fn a_stop_while_founding_leaves_a_cell_that_names_nobody() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)));
     assert!(exits(&rig.won(cell(2, None, None))));
 }
+
+#[test]
+fn a_guest_that_resets_while_it_is_to_stop_is_not_booted_again() {
+    let mut rig = Rig::protected();
+    rig.on(Event::StopRequested);
+    let commands = rig.on(Event::GuestEnded(GuestEnd::Reset));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
+    let commands = rig.won(cell(3, Some("a"), None));
+    assert!(!commands.contains(&Command::Boot));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)));
+    assert!(exits(&rig.won(cell(4, None, None))));
+}
