@@ -134,7 +134,7 @@ impl World {
         };
         if answer {
             let latency = self.arbiter_latency() / 2;
-            self.answer_later(n, latency, event);
+            self.later(latency, Act::Answer { n, inc, event });
         }
     }
 

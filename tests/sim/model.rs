@@ -296,6 +296,19 @@ pub enum Mutant {
 }
 
 impl Mutant {
+    /// The check that it must not get past.
+    pub fn offends(self) -> &'static str {
+        match self {
+            Self::ReleaseAtCapture | Self::PassOnLoss | Self::HoldTooLate => "I1",
+            Self::UnknownIsNotAttempted => "I1",
+            Self::SealAtFirstPiece => "I3",
+            Self::ForgetOwed => "I4",
+            Self::SetWithoutCompare => "arbiter",
+            Self::IgnorePermit | Self::AnswerWhileContesting | Self::NoPromise => "I2",
+            Self::UnknownIsWon | Self::WildClocks | Self::StaleClock => "I2",
+        }
+    }
+
     pub const ALL: [Self; 13] = [
         Self::IgnorePermit,
         Self::AnswerWhileContesting,

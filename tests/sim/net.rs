@@ -18,7 +18,8 @@ pub struct Conn {
     pub open: [bool; 2],
     /// When the last item that this side sent arrives.
     last: [Micros; 2],
-    /// Sent into a black hole: repeated when it is over.
+    /// Was under way when the black hole opened, and what was sent into it: repeated in order when it is over.
+    stalled: [VecDeque<Item>; 2],
     backlog: [VecDeque<Item>; 2],
     /// What this side sends is lost.
     lost: [bool; 2],
@@ -50,7 +51,8 @@ impl World {
             inc: [self.nodes[n].inc, 0],
             open: [true, false],
             last: [0; 2],
-            backlog: [VecDeque::new(), VecDeque::new()],
+            stalled: Default::default(),
+            backlog: Default::default(),
             lost: [false; 2],
         });
         self.post(conn, 0, Item::Msg(hello));
@@ -99,7 +101,7 @@ impl World {
             return;
         }
         if self.net.cut_from[conn.node[from]] {
-            conn.backlog[from].push_back(item);
+            conn.stalled[from].push_back(item);
             return;
         }
         let n = conn.node[to];
@@ -195,8 +197,9 @@ impl World {
         self.net.cut_from[from] = false;
         for id in 0..self.net.conns.len() {
             let side = usize::from(self.net.conns[id].node[0] != from);
+            let stalled = std::mem::take(&mut self.net.conns[id].stalled[side]);
             let backlog = std::mem::take(&mut self.net.conns[id].backlog[side]);
-            for item in backlog {
+            for item in stalled.into_iter().chain(backlog) {
                 self.post(id as ConnId, side, item);
             }
         }

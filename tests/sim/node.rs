@@ -101,7 +101,8 @@ impl World {
         if event != Event::Tick {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }
-        let stale = self.mutant == Some(Mutant::StaleClock);
+        let stale = self.mutant == Some(Mutant::StaleClock)
+            && matches!(event, Event::Heartbeat { .. } | Event::Sealed { .. });
         let answer = match &event {
             _ if self.mutant != Some(Mutant::AnswerWhileContesting) => None,
             Event::Heartbeat { conn, stamp } => Some(Command::SendEcho { conn: *conn, stamp: *stamp }),
@@ -360,7 +361,7 @@ impl World {
                 }
                 let owed: Vec<_> = repl.owed.iter().copied().collect();
                 let first = owed.first().map_or(repl.next_epoch, |owed| owed.epoch);
-                if first != epoch + 1 && self.mutant.is_none() {
+                if first != epoch + 1 {
                     return self
                         .fail(format!("I4: {} resumes after {epoch}, but owes from {first}", NAMES[n]));
                 }
