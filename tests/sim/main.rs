@@ -147,7 +147,7 @@ fn demand_coverage(stats: &Stats) {
 
 /// Every broken behaviour is seen within so many schedules, by the check that it should offend.
 #[test]
-fn every_mutant_is_caught() {
+fn each_mutant_is_caught() {
     let mut missed = Vec::new();
     for mutant in Mutant::ALL {
         let setup = |seed| Setup { mutant: Some(mutant), ..setup_of(seed) };

@@ -235,8 +235,6 @@ pub struct Node {
     /// This process was started with leave to give a lost state up.
     pub fresh: bool,
     pub fail_takeover: bool,
-    /// When the core was last asked, by its clock.
-    pub asked_at: Micros,
 }
 
 impl Node {
@@ -289,8 +287,6 @@ pub enum Mutant {
     HoldTooLate,
     /// Clocks drift by more than the promise's margin.
     WildClocks,
-    /// The core is told the time at which it began to wait for the event.
-    StaleClock,
     /// The arbiter does not compare.
     SetWithoutCompare,
 }
@@ -305,11 +301,11 @@ impl Mutant {
             Self::ForgetOwed => "I4",
             Self::SetWithoutCompare => "arbiter",
             Self::IgnorePermit | Self::AnswerWhileContesting | Self::NoPromise => "I2",
-            Self::UnknownIsWon | Self::WildClocks | Self::StaleClock => "I2",
+            Self::UnknownIsWon | Self::WildClocks => "I2",
         }
     }
 
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::IgnorePermit,
         Self::AnswerWhileContesting,
         Self::NoPromise,
@@ -321,7 +317,6 @@ impl Mutant {
         Self::PassOnLoss,
         Self::HoldTooLate,
         Self::WildClocks,
-        Self::StaleClock,
         Self::SetWithoutCompare,
     ];
 }

@@ -101,8 +101,6 @@ impl World {
         if event != Event::Tick {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }
-        let stale = self.mutant == Some(Mutant::StaleClock)
-            && matches!(event, Event::Heartbeat { .. } | Event::Sealed { .. });
         let answer = match &event {
             _ if self.mutant != Some(Mutant::AnswerWhileContesting) => None,
             Event::Heartbeat { conn, stamp } => Some(Command::SendEcho { conn: *conn, stamp: *stamp }),
@@ -113,11 +111,9 @@ impl World {
         };
         let node = &mut self.nodes[n];
         let now = node.clock(self.now);
-        let told = if stale { node.asked_at } else { now };
-        node.asked_at = now;
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
-            core.handle(told, event, &mut commands);
+            core.handle(now, event, &mut commands);
         }
         if let Some(answer) = answer
             && !commands.contains(&answer)

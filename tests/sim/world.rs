@@ -426,7 +426,6 @@ impl World {
         node.exec = Exec::default();
         let now = node.clock(self.now);
         let (core, commands) = Core::new(policy, now);
-        node.asked_at = now;
         node.core = Some(core);
         node.todo = commands.into();
         let inc = node.inc;
