@@ -4,7 +4,7 @@ use ftd::role::{Event, GuestEnd, Micros};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
-use crate::model::{Input, NAMES, Trip, index_of};
+use crate::model::{Input, Mutant, NAMES, Trip, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::{Act, Hook, World};
@@ -289,6 +289,9 @@ impl World {
             Trip::Freeze { us } => {
                 self.stats.add(Count::FaultFreeze);
                 self.nodes[n].frozen_until = Some(self.now + us);
+                if self.mutant == Some(Mutant::ClockStopsInFreeze) {
+                    self.nodes[n].offset_us = self.nodes[n].offset_us.saturating_sub(us);
+                }
                 let inc = self.nodes[n].inc;
                 self.later(us, Act::Thaw { n, inc });
             }

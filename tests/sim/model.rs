@@ -287,6 +287,8 @@ pub enum Mutant {
     HoldTooLate,
     /// Clocks drift by more than the promise's margin.
     WildClocks,
+    /// A node's clock stands still while its process is frozen (as CLOCK_MONOTONIC does while a host is suspended).
+    ClockStopsInFreeze,
     /// The arbiter does not compare.
     SetWithoutCompare,
 }
@@ -301,11 +303,11 @@ impl Mutant {
             Self::ForgetOwed => "I4",
             Self::SetWithoutCompare => "arbiter",
             Self::IgnorePermit | Self::AnswerWhileContesting | Self::NoPromise => "I2",
-            Self::UnknownIsWon | Self::WildClocks => "I2",
+            Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::IgnorePermit,
         Self::AnswerWhileContesting,
         Self::NoPromise,
@@ -317,6 +319,7 @@ impl Mutant {
         Self::PassOnLoss,
         Self::HoldTooLate,
         Self::WildClocks,
+        Self::ClockStopsInFreeze,
         Self::SetWithoutCompare,
     ];
 }

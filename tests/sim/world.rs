@@ -206,7 +206,7 @@ impl World {
         let wild = world.mutant == Some(Mutant::WildClocks);
         for n in 0..2 {
             let node = &mut world.nodes[n];
-            node.offset_us = world.rng.random_range(0..10_000_000_000);
+            node.offset_us = world.rng.random_range(10_000_000..10_000_000_000);
             let most = if wild { 300_000 } else { 20_000 };
             node.drift_ppm = world.rng.random_range(-most..=most);
             let delay = world.rng.random_range(0..50_000);

@@ -206,6 +206,9 @@ impl Core {
     }
 
     /// Takes one event at `now` and appends what is to be done. Time never goes backwards here.
+    ///
+    /// `now` is read after the event was taken from its queue: a promise that starts before the stamp which it answers
+    /// would end before the permission.
     pub fn handle(&mut self, now: Micros, event: Event, commands: &mut Vec<Command>) {
         let gap = now.saturating_sub(self.now);
         self.now = self.now.max(now);

@@ -2,7 +2,8 @@
 
 use crate::arbiter::{Cell, Outcome};
 
-/// Microseconds on this node's monotonic clock.
+/// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
+/// CLOCK_MONOTONIC): a clock that stands still lets a permission outlive the promise that it rests on.
 pub type Micros = u64;
 
 /// One connection to the peer. Numbers are never used twice in a process, so that late news of an old connection is
