@@ -67,6 +67,12 @@ pub enum Fault {
     FailTakeOver {
         whom: Whom,
     },
+    /// The nodes lose each other for longer than a promise lasts, find each other while what the arbiter was asked
+    /// meanwhile is still unanswered, and lose each other again.
+    Flap {
+        apart_us: Micros,
+        together_us: Micros,
+    },
 }
 
 /// The end of a fault that lasts.
@@ -88,7 +94,7 @@ pub enum When {
     On(Hook, u32),
 }
 
-const KINDS: u32 = 12;
+const KINDS: u32 = 13;
 
 /// Draws the faults of a schedule. Each schedule uses only some kinds, so that each kind also meets calm water.
 pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
@@ -165,7 +171,8 @@ fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
             1 => Fault::FailTakeOver { whom: whom(rng) },
             _ => Fault::Switchover { whom: Whom::Owner },
         },
-        _ => Fault::Guest { kind: rng.random_range(0..3) },
+        11 => Fault::Guest { kind: rng.random_range(0..3) },
+        _ => Fault::Flap { apart_us: span(rng), together_us: rng.random_range(5_000..150_000) },
     }
 }
 
@@ -247,6 +254,16 @@ impl World {
                 }
             }
             Fault::Guest { kind } => self.end_guest(owner, kind),
+            Fault::Flap { apart_us, together_us } => {
+                self.stats.add(Count::FaultFlap);
+                let apart_us = self.knobs.lease_us + apart_us;
+                let whole_us = apart_us + 2 * together_us;
+                self.inject(Fault::Cut { from_owner: true, from_other: true, us: apart_us });
+                self.inject(Fault::ArbiterDown { owner: true, other: false, us: whole_us });
+                self.inject(Fault::ArbiterSlow { us: whole_us, latency_us: apart_us });
+                let again = Fault::Break { spread_us: 20_000, one_side: false };
+                self.later(apart_us + together_us, Act::Inject(again));
+            }
             Fault::FailTakeOver { whom } => {
                 let n = self.pick(whom);
                 self.nodes[n].fail_takeover = true;

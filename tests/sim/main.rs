@@ -130,6 +130,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultCrash, 50),
         (Count::FaultFreeze, 100),
         (Count::FaultSlow, 20),
+        (Count::FaultFlap, 100),
         (Count::FaultTakeOver, 1),
         (Count::OperatorStop, 5),
         (Count::GuestPowerOff, 5),

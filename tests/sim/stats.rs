@@ -44,6 +44,7 @@ counts! {
     FaultCrash: "fault: host dead",
     FaultFreeze: "fault: process frozen",
     FaultSlow: "fault: slow executor",
+    FaultFlap: "fault: link flaps around a slow arbiter",
     FaultTakeOver: "fault: take-over fails",
     OperatorStop: "operator: stop",
     GuestPowerOff: "guest: power-off",
