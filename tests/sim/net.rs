@@ -1,7 +1,7 @@
 //! Connections between the two nodes: bytes in order, delays, black holes in either direction, resets that reach the
 //! two ends at different times or not at all.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use ftd::role::{ConnId, Micros};
 use rand::Rng;
@@ -16,11 +16,14 @@ pub struct Conn {
     pub node: [usize; 2],
     pub inc: [u32; 2],
     pub open: [bool; 2],
-    /// When the last item that this side sent arrives.
-    last: [Micros; 2],
-    /// Was under way when the black hole opened, and what was sent into it: repeated in order when it is over.
-    stalled: [VecDeque<Item>; 2],
-    backlog: [VecDeque<Item>; 2],
+    /// How many items this side has sent.
+    sent: [u64; 2],
+    /// How many items of this side have been delivered: bytes stay in order.
+    delivered: [u64; 2],
+    /// Came in ahead of something that is still under way.
+    early: [BTreeMap<u64, Item>; 2],
+    /// Fell into a black hole: repeated when it is over.
+    stalled: [Vec<(u64, Item)>; 2],
     /// What this side sends is lost.
     lost: [bool; 2],
 }
@@ -50,9 +53,10 @@ impl World {
             node: [n, 1 - n],
             inc: [self.nodes[n].inc, 0],
             open: [true, false],
-            last: [0; 2],
+            sent: [0; 2],
+            delivered: [0; 2],
+            early: Default::default(),
             stalled: Default::default(),
-            backlog: Default::default(),
             lost: [false; 2],
         });
         self.post(conn, 0, Item::Msg(hello));
@@ -80,28 +84,40 @@ impl World {
     }
 
     fn post(&mut self, id: ConnId, from: usize, item: Item) {
-        let delay = self.delay();
         let conn = &mut self.net.conns[id as usize];
-        if conn.lost[from] {
-            return;
-        }
-        if self.net.cut_from[conn.node[from]] || !conn.backlog[from].is_empty() {
-            conn.backlog[from].push_back(item);
-            return;
-        }
-        let at = (self.now + delay).max(conn.last[from] + 1);
-        conn.last[from] = at;
-        self.at(at, Act::Deliver { conn: id, from, item });
+        let nth = conn.sent[from];
+        conn.sent[from] += 1;
+        self.travel(id, from, nth, item);
     }
 
-    pub fn deliver(&mut self, id: ConnId, from: usize, item: Item) {
-        let to = 1 - from;
+    fn travel(&mut self, conn: ConnId, from: usize, nth: u64, item: Item) {
+        let delay = self.delay();
+        self.later(delay, Act::Deliver { conn, from, nth, item });
+    }
+
+    /// An item reaches the other end, or falls into a black hole on the way.
+    pub fn deliver(&mut self, id: ConnId, from: usize, nth: u64, item: Item) {
         let conn = &mut self.net.conns[id as usize];
         if conn.lost[from] {
             return;
         }
         if self.net.cut_from[conn.node[from]] {
-            conn.stalled[from].push_back(item);
+            conn.stalled[from].push((nth, item));
+            return;
+        }
+        conn.early[from].insert(nth, item);
+        loop {
+            let conn = &mut self.net.conns[id as usize];
+            let Some(item) = conn.early[from].remove(&conn.delivered[from]) else { return };
+            conn.delivered[from] += 1;
+            self.deliver_next(id, from, item);
+        }
+    }
+
+    fn deliver_next(&mut self, id: ConnId, from: usize, item: Item) {
+        let to = 1 - from;
+        let conn = &mut self.net.conns[id as usize];
+        if conn.lost[from] {
             return;
         }
         let n = conn.node[to];
@@ -198,9 +214,8 @@ impl World {
         for id in 0..self.net.conns.len() {
             let side = usize::from(self.net.conns[id].node[0] != from);
             let stalled = std::mem::take(&mut self.net.conns[id].stalled[side]);
-            let backlog = std::mem::take(&mut self.net.conns[id].backlog[side]);
-            for item in stalled.into_iter().chain(backlog) {
-                self.post(id as ConnId, side, item);
+            for (nth, item) in stalled {
+                self.travel(id as ConnId, side, nth, item);
             }
         }
     }

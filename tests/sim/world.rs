@@ -35,7 +35,7 @@ pub enum Act {
     Copy { n: usize, inc: u32, repl: u32, left: u32 },
     Last { n: usize, inc: u32, request: u32 },
     Dial { n: usize, inc: u32 },
-    Deliver { conn: ConnId, from: usize, item: Item },
+    Deliver { conn: ConnId, from: usize, nth: u64, item: Item },
     Reset { conn: ConnId, side: usize },
     Arrive { id: usize, answer: bool },
     Answer { n: usize, inc: u32, event: Event },
@@ -341,7 +341,7 @@ impl World {
                     self.dial_on(n, inc);
                 }
             }
-            Act::Deliver { conn, from, item } => self.deliver(conn, from, item),
+            Act::Deliver { conn, from, nth, item } => self.deliver(conn, from, nth, item),
             Act::Reset { conn, side } => self.reset(conn, side),
             Act::Arrive { id, answer } => self.arrive(id, answer),
             Act::Answer { n, inc, event } => self.answered(n, inc, event),
