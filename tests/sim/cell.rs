@@ -82,8 +82,9 @@ impl World {
     }
 
     fn arbiter_latency(&mut self) -> Micros {
+        // Slow on the way there, or on the way back: then the answer is old.
         let slow = self.arbiter.slow_us;
-        let slow = if slow > 0 { self.rng.random_range(0..=slow) } else { 0 };
+        let slow = if slow > 0 && self.rng.random_bool(0.5) { self.rng.random_range(0..=slow) } else { 0 };
         self.knobs.arbiter_us / 4 + self.rng.random_range(0..=self.knobs.arbiter_us) + slow
     }
 
@@ -133,7 +134,7 @@ impl World {
             }
         };
         if answer {
-            let latency = self.arbiter_latency() / 2;
+            let latency = self.arbiter_latency();
             self.later(latency, Act::Answer { n, inc, event });
         }
     }

@@ -172,7 +172,7 @@ fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
             _ => Fault::Switchover { whom: Whom::Owner },
         },
         11 => Fault::Guest { kind: rng.random_range(0..3) },
-        _ => Fault::Flap { apart_us: span(rng), together_us: rng.random_range(5_000..150_000) },
+        _ => Fault::Flap { apart_us: span(rng) / 2, together_us: rng.random_range(5_000..80_000) },
     }
 }
 
