@@ -45,8 +45,8 @@ fn any_frames() -> impl Strategy<Value = Vec<(FrameType, u64, Vec<u8>)>> {
 
 fn any_identity() -> impl Strategy<Value = Identity> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..50);
-    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), bytes(), any::<u64>()).prop_map(
-        |(protocol, vm, node, generation, spec, cpu, features)| Identity {
+    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), bytes(), any::<u64>(), any::<u64>()).prop_map(
+        |(protocol, vm, node, generation, spec, cpu, features, lease_us)| Identity {
             protocol,
             vm,
             node,
@@ -54,6 +54,7 @@ fn any_identity() -> impl Strategy<Value = Identity> {
             spec,
             cpu,
             features,
+            lease_us,
         },
     )
 }

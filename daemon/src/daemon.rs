@@ -109,6 +109,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
         cpu: serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
         features: 0,
+        lease_us: config.replication.lease_ms * 1000,
     };
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());

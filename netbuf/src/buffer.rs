@@ -8,6 +8,7 @@
 //! Whatever leaves does so under a gate that was read after the last change of it: `hold` and `mute` return only once
 //! no frame that an earlier gate allowed is still on its way.
 
+use crate::boottime::BootTime;
 use crate::queue::FrameQueue;
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -80,9 +81,9 @@ pub enum Transmitted {
 /// The leave to emit, with its term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permit {
-    /// No frame leaves at or after this instant. The check and the system call that emits are not one step: a process
+    /// No frame leaves at or after this moment. The check and the system call that emits are not one step: a process
     /// stopped exactly between them emits one frame late, and no more than one.
-    pub valid_until: Instant,
+    pub valid_until: BootTime,
 }
 
 /// Why frames were left although they were asked for.
@@ -341,7 +342,7 @@ impl OutputBuffer {
                 inner.queue.copy_first(wire);
             }
             if let Leave::Covered { permit, .. } = leave
-                && Instant::now() >= permit.valid_until
+                && BootTime::now() >= permit.valid_until
             {
                 released.stopped = Some(Stopped::Lapsed);
                 return released;

@@ -3,11 +3,13 @@
 //! [`announce`] tells the network where the VM lives now.
 
 pub mod announce;
+pub mod boottime;
 pub mod buffer;
 mod queue;
 pub mod tap;
 
 pub use announce::Announcement;
+pub use boottime::BootTime;
 pub use buffer::{
     Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer, Permit, Released, Stats, Stopped, Transmitted,
 };

@@ -1,6 +1,6 @@
 //! The output buffer's promises: nothing before its release, in order, nothing lost, nothing twice.
 
-use ft_netbuf::{Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer, Permit, Stopped, Transmitted};
+use ft_netbuf::{BootTime, Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer, Permit, Stopped, Transmitted};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ fn buffer(bounds: Bounds) -> (OutputBuffer, Arc<Wire>) {
 }
 
 fn long_permit() -> Permit {
-    Permit { valid_until: Instant::now() + Duration::from_secs(3600) }
+    Permit { valid_until: BootTime::now() + Duration::from_secs(3600) }
 }
 
 fn take(out: &OutputBuffer, frame: &[u8]) {
@@ -90,7 +90,7 @@ fn a_lapsed_permit_releases_nothing_and_a_new_one_goes_on() {
     out.hold();
     take(&out, b"a");
     out.close_epoch(1);
-    let released = out.release_through(1, Permit { valid_until: Instant::now() });
+    let released = out.release_through(1, Permit { valid_until: BootTime::now() });
     assert_eq!((released.frames, released.left, released.stopped), (0, 1, Some(Stopped::Lapsed)));
     assert!(wire.sent.lock().is_empty());
     assert_eq!(out.release_through(1, long_permit()).frames, 1);
@@ -104,9 +104,9 @@ fn a_permit_that_lapses_between_two_frames_stops_the_second() {
         take(&out, frame);
     }
     out.close_epoch(1);
-    let valid_until = Instant::now() + Duration::from_millis(200);
+    let valid_until = BootTime::now() + Duration::from_millis(200);
     *wire.after_each.lock() = Some(Box::new(move |count| {
-        while count == 2 && Instant::now() < valid_until {
+        while count == 2 && BootTime::now() < valid_until {
             std::thread::yield_now();
         }
     }));
@@ -373,7 +373,7 @@ proptest! {
                     model.release(epoch.saturating_sub(back));
                 }
                 Op::ReleaseLapsed => {
-                    prop_assert_eq!(out.release_through(epoch, Permit { valid_until: Instant::now() }).frames, 0);
+                    prop_assert_eq!(out.release_through(epoch, Permit { valid_until: BootTime::now() }).frames, 0);
                 }
                 Op::Hold => {
                     out.hold();

@@ -109,11 +109,23 @@ impl World {
             }
             _ => None,
         };
+        let welcomed = match event {
+            Event::Welcomed { conn, .. } => Some(conn),
+            _ => None,
+        };
         let node = &mut self.nodes[n];
         let now = node.clock(self.now);
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
             core.handle(now, event, &mut commands);
+        }
+        // A connection that the core does not follow is closed.
+        if let Some(welcomed) = welcomed
+            && !commands
+                .iter()
+                .any(|command| matches!(command, Command::Follow { conn, .. } if *conn == welcomed))
+        {
+            commands.push(Command::DropLink { conn: welcomed });
         }
         if let Some(answer) = answer
             && !commands.contains(&answer)
@@ -144,7 +156,6 @@ impl World {
                 let exec = &mut self.nodes[n].exec;
                 exec.attempt = None;
                 exec.dialling = false;
-                exec.recv = Some((conn, pairing));
                 self.hook(Hook::Welcome);
                 Event::Welcomed { conn, generation, pairing, resumed }
             }
@@ -248,6 +259,9 @@ impl World {
             Command::Refuse { conn, .. } => {
                 self.send(n, conn, Msg::Refuse);
                 self.close(n, conn, true);
+            }
+            Command::Follow { conn, pairing, resumed: _ } => {
+                self.nodes[n].exec.recv = Some((conn, pairing));
             }
             Command::DropLink { conn } => {
                 let in_order = self.rng.random_bool(0.7);

@@ -55,6 +55,14 @@ pub enum Refusal {
         /// Why.
         why: String,
     },
+    /// A backup promises by its own lease what a primary counts on by its own.
+    #[error("replication.lease_ms differs: the peer has {} ms, this node {} ms; set both alike", theirs_us / 1000, ours_us / 1000)]
+    Lease {
+        /// The peer's.
+        theirs_us: u64,
+        /// Ours.
+        ours_us: u64,
+    },
     /// A machine captured on one CPU could not go on on the other.
     #[error("CPU: {0}")]
     Cpu(String),
@@ -79,6 +87,7 @@ impl Refusal {
             Self::SpecUnreadable { .. } => 5,
             Self::Cpu(_) => 6,
             Self::StalePrimary { .. } => 7,
+            Self::Lease { .. } => 8,
         }
     }
 
@@ -103,6 +112,9 @@ pub fn check(
     }
     if theirs.node == ours.node {
         return Err(Refusal::SameNode(ours.node.clone()));
+    }
+    if theirs.lease_us != ours.lease_us {
+        return Err(Refusal::Lease { theirs_us: theirs.lease_us, ours_us: ours.lease_us });
     }
     if theirs.spec != ours.spec {
         check_spec(&read_spec("peer's", &theirs.spec)?, &read_spec("local", &ours.spec)?)?;
@@ -166,6 +178,7 @@ mod tests {
             spec: postcard::to_stdvec(spec).unwrap(),
             cpu: vec![1],
             features: 0,
+            lease_us: 25_000,
         }
     }
 
@@ -189,6 +202,8 @@ mod tests {
         assert_eq!(refusal(|i| i.protocol = 9), Refusal::Protocol { theirs: 9, ours: PROTOCOL });
         assert_eq!(refusal(|i| i.vm = "db".into()).code(), 2);
         assert_eq!(refusal(|i| i.node = "a".into()), Refusal::SameNode("a".into()));
+        let lease = Refusal::Lease { theirs_us: 50_000, ours_us: 25_000 };
+        assert_eq!(refusal(|i| i.lease_us = 50_000), lease, "safety rests on equal leases");
         assert_eq!(refusal(|i| i.cpu = vec![2]), Refusal::Cpu("other family".into()));
         assert!(matches!(refusal(|i| i.spec.truncate(1)), Refusal::SpecUnreadable { whose: "peer's", .. }));
         let with = |change: fn(&mut MachineSpec)| {

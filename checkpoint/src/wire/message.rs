@@ -21,6 +21,8 @@ pub struct Identity {
     pub cpu: Vec<u8>,
     /// Bits of optional abilities; unknown ones are ignored.
     pub features: u64,
+    /// How long an answer of the backup permits the primary to release, in microseconds: both must mean the same.
+    pub lease_us: u64,
 }
 
 /// What a backup holds: a sealed checkpoint of a pairing.

@@ -3,49 +3,63 @@
 use super::checkpointer::Order;
 use super::handshake::{self, Fitting, HandshakeError};
 use super::link::Link;
-use super::standby::Standby;
+use super::standby::{Feed, Standby};
 use super::{Replica, Settling};
-use crate::role::{Event, Exit, Gone};
+use crate::role::{ConnId, Event, Exit, Gone};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::wire::message::Welcome;
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Replica {
-    /// Backup: the primary has accepted us.
+    /// The primary has accepted us; whether we still want that is the core's to say.
     pub(super) fn on_welcome(&mut self, fitting: Fitting, welcome: Welcome) {
         let conn = fitting.conn;
         let generation = welcome.identity.generation;
         let resumed = welcome.resume_from.is_some();
         self.arriving.insert(conn, fitting);
         self.tell(Event::Welcomed { conn, generation, pairing: welcome.pairing, resumed });
-        // If the core does not want it (any more), it has dropped it.
+        // Still there: the core does not follow it. Dropping it closes it.
+        self.arriving.remove(&conn);
+    }
+
+    /// Receives from a primary that has welcomed us: on top of what is held, or a full copy into fresh memory.
+    pub(super) fn follow(&mut self, conn: ConnId, resumed: bool) {
         let Some(fitting) = self.arriving.remove(&conn) else { return };
-        if let Err(why) = self.follow(fitting, generation, resumed) {
-            self.tell(Event::PeerGone { conn, why: Gone::Lost(why) });
+        let feed = if resumed { self.held_feed() } else { self.fresh_feed() };
+        let link = feed.and_then(|feed| {
+            feed.connected(fitting.generation);
+            let telemetry = Arc::clone(&self.telemetry);
+            Link::start(fitting, self.inputs.clone(), move |reader, intake| {
+                feed.read(conn, reader, intake, &telemetry)
+            })
+            .map_err(|e| e.to_string())
+        });
+        match link {
+            Ok(link) => {
+                self.telemetry.connected(Arc::clone(&link.written));
+                self.note_peer(true, None);
+                self.links.insert(conn, link);
+            }
+            Err(why) => {
+                tracing::error!("cannot receive the VM's state: {why}");
+                self.own_news.push_back(Event::PeerGone { conn, why: Gone::Lost(why) });
+            }
         }
     }
 
-    fn follow(&mut self, fitting: Fitting, generation: u64, resumed: bool) -> Result<(), String> {
-        let conn = fitting.conn;
-        if !resumed {
-            self.output.mute();
-            let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
-            let standby = Standby::new(ram)?;
-            *self.held.lock() = Some(standby.feed());
-            self.standby = Some(standby);
-        }
-        let feed = self.standby.as_ref().ok_or("nothing to go on with")?.feed();
-        feed.connected(generation);
-        let telemetry = Arc::clone(&self.telemetry);
-        let link = Link::start(fitting, self.inputs.clone(), move |reader, intake| {
-            feed.read(conn, reader, intake, &telemetry)
-        })
-        .map_err(|e| e.to_string())?;
-        self.telemetry.connected(Arc::clone(&link.written));
-        self.note_peer(true, None);
-        self.links.insert(conn, link);
-        Ok(())
+    fn held_feed(&self) -> Result<Feed, String> {
+        Ok(self.standby.as_ref().ok_or("nothing is held to go on with")?.feed())
+    }
+
+    fn fresh_feed(&mut self) -> Result<Feed, String> {
+        self.output.mute();
+        let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
+        let standby = Standby::new(ram)?;
+        let feed = standby.feed();
+        *self.held.lock() = Some(feed.clone());
+        self.standby = Some(standby);
+        Ok(feed)
     }
 
     pub(super) fn on_dial_failed(&mut self, error: &HandshakeError) {
@@ -61,7 +75,7 @@ impl Replica {
         self.note_peer(false, Some(error.to_string()));
     }
 
-    /// Backup: the VM is ours. From the sealed checkpoint to a running guest.
+    /// The VM is ours. From the sealed checkpoint to a running guest.
     pub(super) fn take_over(&mut self, epoch: u64, generation: u64) -> Result<(), String> {
         let began = Instant::now();
         for link in self.links.values_mut() {

@@ -6,7 +6,7 @@ use super::Input;
 use super::pairing::Pairing;
 use super::shipper::Shipper;
 use super::wiring::{Attach, MakeWiring};
-use crate::clock::Clock;
+use crate::clock;
 use crate::role::{Event, GuestEnd};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
@@ -63,8 +63,6 @@ pub struct Setup {
     pub output: OutputBuffer,
     /// Where news goes.
     pub inputs: Sender<Input>,
-    /// This node's clock.
-    pub clock: Clock,
     /// Figures.
     pub telemetry: Arc<Telemetry>,
     /// Shown that this loop lives.
@@ -383,7 +381,7 @@ impl Checkpointer {
         let _ =
             capture.arena.reserve((2 * epochs.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
         let started = Instant::now();
-        let stamp_us = self.setup.clock.now_us();
+        let stamp_us = clock::now_us();
         if !epochs.paused {
             vm.machine.pause().map_err(|e| e.to_string())?;
             epochs.paused = true;

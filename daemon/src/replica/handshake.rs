@@ -70,6 +70,8 @@ impl ConnIds {
 pub struct Fitting {
     /// Its number.
     pub conn: ConnId,
+    /// The peer's generation, as it said.
+    pub generation: u64,
     /// Reading side.
     pub reader: PeerReader,
     /// Writing side.
@@ -106,7 +108,8 @@ pub fn listen(
                 let from = stream.peer_addr().ok();
                 match take_hello(stream, &local) {
                     Ok((reader, writer, hello)) => {
-                        let fitting = Fitting { conn: ids.next(), reader, writer };
+                        let generation = hello.identity.generation;
+                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
                         let _ = inputs.send(Input::Accepted { fitting, hello });
                     }
                     Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
@@ -195,7 +198,8 @@ impl Dialler {
                 match dial(&peer, &local) {
                     Ok((reader, writer, welcome)) => {
                         flag.store(false, Ordering::Release);
-                        let fitting = Fitting { conn: ids.next(), reader, writer };
+                        let generation = welcome.identity.generation;
+                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
                         if inputs.send(Input::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
@@ -246,5 +250,5 @@ fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), 
 
 /// Refusals that no waiting mends: the configuration of the two nodes does not fit.
 pub fn is_permanent(code: u16) -> bool {
-    (1..=6).contains(&code)
+    matches!(code, 1..=6 | 8)
 }

@@ -100,7 +100,7 @@ impl Link {
         inputs: Sender<Input>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Gone> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let Fitting { conn, reader, writer } = fitting;
+        let Fitting { conn, generation: _, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);

@@ -32,7 +32,7 @@ mod wiring;
 pub use checkpointer::PauseParts;
 pub use wiring::{ConsoleHub, Host, prepare_host};
 
-use crate::clock::Clock;
+use crate::clock;
 use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
@@ -42,7 +42,7 @@ use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
-use ft_netbuf::{OutputBuffer, Permit};
+use ft_netbuf::{BootTime, OutputBuffer, Permit};
 use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
 use intake::Ticket;
 use link::Link;
@@ -169,7 +169,6 @@ struct Settling {
 /// The executor.
 pub struct Replica {
     core: Core,
-    clock: Clock,
     inputs: Sender<Input>,
     orders: Sender<Order>,
     questions: Sender<Question>,
@@ -208,7 +207,6 @@ impl Replica {
     /// Runs the replica until it ends, and says how it ended. The caller's thread becomes the executor.
     pub fn run(parts: Parts) -> Result<Exit, StartError> {
         let failed = |what| move |source| StartError { what, source };
-        let clock = Clock::start();
         let (inputs, received) = parts.inputs;
         let (orders, for_checkpointer) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
@@ -229,7 +227,6 @@ impl Replica {
             attach,
             output: output.clone(),
             inputs: inputs.clone(),
-            clock,
             telemetry: Arc::clone(&parts.telemetry),
             watchdog: Arc::clone(&parts.watchdog),
         };
@@ -240,10 +237,9 @@ impl Replica {
             .map_err(failed("the listener"))?;
         let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, inputs.clone())
             .map_err(failed("the dialler"))?;
-        let (core, commands) = Core::new(parts.policy, clock.now_us());
+        let (core, commands) = Core::new(parts.policy, clock::now_us());
         let mut replica = Self {
             core,
-            clock,
             inputs,
             orders,
             questions,
@@ -331,7 +327,7 @@ impl Replica {
                 let Some(pairing) = &self.pairing else { return };
                 match pairing.ack(*epoch) {
                     Ok(committed) => {
-                        let age_us = self.clock.now_us().saturating_sub(*stamp);
+                        let age_us = clock::now_us().saturating_sub(*stamp);
                         self.telemetry.acked(*epoch, committed, age_us);
                     }
                     Err(e) => {
@@ -374,7 +370,7 @@ impl Replica {
         let mut commands = Vec::new();
         self.own_news.push_back(event);
         while let Some(event) = self.own_news.pop_front() {
-            self.core.handle(self.clock.now_us(), event, &mut commands);
+            self.core.handle(clock::now_us(), event, &mut commands);
             self.carry_out(std::mem::take(&mut commands));
         }
         self.local.generation.store(self.core.generation(), Ordering::Relaxed);
@@ -431,6 +427,7 @@ impl Replica {
                     let _ = Message::Refuse(Refuse { code: 0, text: why }).send(0, &mut fitting.writer);
                 }
             }
+            Command::Follow { conn, resumed, pairing: _ } => self.follow(conn, resumed),
             Command::DropLink { conn } => {
                 if let Some(link) = self.links.remove(&conn) {
                     link.finish();
@@ -447,7 +444,7 @@ impl Replica {
                 tracing::info!(frames = released.frames, "output passes");
             }
             Command::Release { through, until } => {
-                let permit = Permit { valid_until: self.clock.instant(until) };
+                let permit = Permit { valid_until: BootTime::from_us(until) };
                 let released = self.output.release_through(through, permit);
                 if released.left > 0 {
                     self.own_news.push_back(Event::ReleaseCut);

@@ -164,12 +164,10 @@ impl Backup {
 
     fn on_welcome(&mut self, core: &mut Core, conn: ConnId, generation: u64, pairing: u64, resumed: bool) {
         if matches!(self.stage, Stage::Contesting { .. }) {
-            core.drop_link(conn);
             return;
         }
         core.learn_generation(generation);
         if resumed && !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) {
-            core.drop_link(conn);
             core.out.push(Command::Dial);
             return;
         }
@@ -186,6 +184,7 @@ impl Backup {
         self.welcomed_in = generation;
         self.link = Some(Link { conn, last_heard: core.now });
         self.why = if resumed { "in step again" } else { "receiving a full copy" }.into();
+        core.out.push(Command::Follow { conn, pairing, resumed });
     }
 
     fn on_tick(&mut self, core: &mut Core) {

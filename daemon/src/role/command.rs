@@ -62,6 +62,15 @@ pub enum Command {
         /// Told to the peer.
         why: String,
     },
+    /// Backup: receive what comes on this connection. A welcome that is not answered by this is closed.
+    Follow {
+        /// Connection.
+        conn: ConnId,
+        /// The pairing.
+        pairing: u64,
+        /// Whether it goes on with what is held; else a full copy comes, into fresh memory.
+        resumed: bool,
+    },
     /// Close a connection.
     DropLink {
         /// Which.
