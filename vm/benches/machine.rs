@@ -4,40 +4,11 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{between, boot_code, content, kvm, machine, spec};
-use ft_vm::memory::GuestRam;
+use common::sweep::{self, rounds};
+use common::{boot_code, content, kvm, machine, spec};
 use std::time::{Duration, Instant};
 
-// Writes to each of the first N pages from 8 MiB on, over and over; N is at 0x700000, the rounds are counted at 0x701000.
-std::arch::global_asm!(
-    ".globl sweep_start",
-    "sweep_start:",
-    "  mov rdx, [0x700000]",
-    "2:",
-    "  mov rsi, 0x800000",
-    "  mov rcx, rdx",
-    "3:",
-    "  inc qword ptr [rsi]",
-    "  add rsi, 4096",
-    "  dec rcx",
-    "  jnz 3b",
-    "  inc qword ptr [0x701000]",
-    "  jmp 2b",
-    ".globl sweep_end",
-    "sweep_end:",
-);
-
-unsafe extern "C" {
-    static sweep_start: u8;
-    static sweep_end: u8;
-}
-
 const RAM_BYTES: u64 = 256 << 20;
-
-fn rounds(ram: &GuestRam) -> u64 {
-    use vm_memory::{Bytes, GuestAddress};
-    ram.memory().read_obj(GuestAddress(0x70_1000)).unwrap()
-}
 
 /// Median and 99th percentile in microseconds.
 fn figures(mut times: Vec<Duration>) -> String {
@@ -75,8 +46,8 @@ fn main() {
 
 fn checkpoint(vcpus: u8, pages: u64) {
     let (mut machine, ram, _) = machine(&spec(vcpus, RAM_BYTES));
-    boot_code(&mut machine, &between(&raw const sweep_start, &raw const sweep_end));
-    ram.view().unwrap().write_in_page(0x700, 0, &pages.to_le_bytes());
+    boot_code(&mut machine, &sweep::code());
+    sweep::set_pages(&ram, pages);
     machine.start_dirty_log().unwrap();
     machine.resume().unwrap();
     let (mut state, mut dirty) = (Vec::new(), Vec::new());
@@ -108,8 +79,8 @@ fn checkpoint(vcpus: u8, pages: u64) {
 fn take_over() {
     let spec = spec(1, RAM_BYTES);
     let (mut primary, ram, _) = machine(&spec);
-    boot_code(&mut primary, &between(&raw const sweep_start, &raw const sweep_end));
-    ram.view().unwrap().write_in_page(0x700, 0, &100u64.to_le_bytes());
+    boot_code(&mut primary, &sweep::code());
+    sweep::set_pages(&ram, 100);
     let (mut make, mut restore, mut first) = (vec![], vec![], vec![]);
     let mut state = Vec::new();
     for _ in 0..30 {

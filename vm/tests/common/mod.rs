@@ -4,6 +4,8 @@
 // Each test uses a part of it.
 #![allow(dead_code)]
 
+pub mod sweep;
+
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex};
