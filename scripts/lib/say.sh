@@ -20,11 +20,18 @@ say() { [[ $say_quiet == 1 ]] || printf '%s%s\n' "$say_line" "$*" >&2; }
 # say_title TEXT...: a line that stands out.
 say_title() { say "$say_bold$*$say_off"; }
 
-# say_at TEXT...: a line with the seconds since the script began.
+# say_when US TEXT...: a line with the seconds that had passed since the script began at that time of day.
+say_when() {
+    local since=$((($1 - say_started_us) / 1000))
+    shift
+    say "$(printf '%s%8.3f s%s  %s' "$say_dim" "${since}e-3" "$say_off" "$*")"
+}
+
+# say_at TEXT...: the same, now.
 say_at() {
     local now
     now_us now
-    say "$(printf '%s%8.3f s%s  %s' "$say_dim" "$(((now - say_started_us) / 1000))e-3" "$say_off" "$*")"
+    say_when "$now" "$@"
 }
 
 # say_passing TEXT...: progress that the next line replaces; nothing where there is no terminal.

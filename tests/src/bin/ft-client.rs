@@ -81,6 +81,9 @@ struct RunArgs {
     /// Print a JSON line every 200 ms
     #[arg(long)]
     progress: bool,
+    /// Note every answer in this file: when it came (microseconds since 1970), and its round trip in microseconds
+    #[arg(long)]
+    trace: Option<PathBuf>,
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -132,6 +135,7 @@ fn check(args: RunArgs) -> ExitCode {
         seed: args.seed,
         timeout: Duration::from_secs_f64(args.timeout_s),
         reconnect: args.reconnect,
+        trace: args.trace,
     };
     let stdin_closed = args.until_stdin_closes.then(watch_stdin);
     let end = args.duration_s.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));

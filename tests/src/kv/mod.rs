@@ -10,3 +10,4 @@ pub mod protocol;
 pub mod run;
 #[path = "../../../scripts/guest/service/serve.rs"]
 pub mod serve;
+pub mod trace;

@@ -3,10 +3,12 @@
 use super::connection::{Connection, ConnectionError};
 use super::history::{Key, Operation, Verdict};
 use super::measure::{Gap, Quantiles, RoundTrips, unix_ms};
+use super::trace::Trace;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often progress is told.
@@ -36,6 +38,9 @@ pub struct Plan {
     /// Whether to connect anew when the connection is lost, to find out what the service still knows. The connection did
     /// not survive then.
     pub reconnect: bool,
+    /// Where every answer is noted: a line with the time it came (microseconds since 1970) and its round trip in
+    /// microseconds.
+    pub trace: Option<PathBuf>,
 }
 
 /// How it goes.
@@ -82,6 +87,8 @@ pub struct Summary {
     pub connection_error: Option<String>,
     /// The first unexpected answers.
     pub complaints: Vec<String>,
+    /// Why the trace is not complete.
+    pub trace_error: Option<String>,
 }
 
 impl Summary {
@@ -117,6 +124,7 @@ struct Client<'a> {
     recent_round_trips: RoundTrips,
     recent_gap: Gap,
     told: Instant,
+    trace: Trace,
     verified: bool,
 }
 
@@ -142,6 +150,7 @@ impl<'a> Client<'a> {
             recent_round_trips: RoundTrips::default(),
             recent_gap: Gap::default(),
             told: now,
+            trace: Trace::new(plan.trace.as_deref()),
             verified: false,
         }
     }
@@ -250,8 +259,10 @@ impl<'a> Client<'a> {
             self.gap.waited(sent, sent_unix_ms);
             self.recent_gap.waited(sent, sent_unix_ms);
             if let Some(answer) = answer? {
-                self.round_trips.record(sent.elapsed());
-                self.recent_round_trips.record(sent.elapsed());
+                let rtt = sent.elapsed();
+                self.round_trips.record(rtt);
+                self.recent_round_trips.record(rtt);
+                self.trace.answered(rtt);
                 self.tell_if_due();
                 self.connection = Some(connection);
                 return Ok(answer);
@@ -286,12 +297,14 @@ impl<'a> Client<'a> {
             rtt_us: self.recent_round_trips.quantiles(),
             max_gap_ms: self.recent_gap.ms(),
         });
+        self.trace.flush();
         self.told = Instant::now();
         self.recent_round_trips.clear();
         self.recent_gap = Gap::default();
     }
 
-    fn summary(self, error: Option<ConnectionError>) -> Summary {
+    fn summary(mut self, error: Option<ConnectionError>) -> Summary {
+        self.trace.flush();
         let connection_error = self.first_error.or(error.map(|error| error.to_string()));
         Summary {
             connection_survived: self.connections == 1 && connection_error.is_none(),
@@ -307,6 +320,7 @@ impl<'a> Client<'a> {
             duration_ms: self.started.elapsed().as_millis() as u64,
             connection_error,
             complaints: self.complaints,
+            trace_error: self.trace.error,
         }
     }
 }

@@ -46,6 +46,7 @@ fn run_for(addr: SocketAddr, requests: u64, change: impl FnOnce(&mut Plan)) -> S
         seed: 7,
         timeout: Duration::from_secs(5),
         reconnect: false,
+        trace: None,
     };
     change(&mut plan);
     let asked = Cell::new(0);
