@@ -267,8 +267,9 @@ pub enum Ask {
 pub enum Mutant {
     /// Releases whatever its permit says.
     IgnorePermit,
-    /// The backup answers heartbeats and checkpoints also while it asks for the cell.
-    AnswerWhileContesting,
+    /// The executor receives and answers on every connection that was welcomed, also when the core does not follow it
+    /// because it is asking for the cell.
+    FollowAnyway,
     /// A node keeps no promise after its answers.
     NoPromise,
     /// Frames leave when their checkpoint is captured, not when it is acked.
@@ -302,14 +303,14 @@ impl Mutant {
             Self::SealAtFirstPiece => "I3",
             Self::ForgetOwed => "I4",
             Self::SetWithoutCompare => "arbiter",
-            Self::IgnorePermit | Self::AnswerWhileContesting | Self::NoPromise => "I2",
+            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
     pub const ALL: [Self; 13] = [
         Self::IgnorePermit,
-        Self::AnswerWhileContesting,
+        Self::FollowAnyway,
         Self::NoPromise,
         Self::ReleaseAtCapture,
         Self::UnknownIsNotAttempted,

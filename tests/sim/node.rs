@@ -102,7 +102,7 @@ impl World {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }
         let answer = match &event {
-            _ if self.mutant != Some(Mutant::AnswerWhileContesting) => None,
+            _ if self.mutant != Some(Mutant::FollowAnyway) => None,
             Event::Heartbeat { conn, stamp } => Some(Command::SendEcho { conn: *conn, stamp: *stamp }),
             Event::Sealed { conn, epoch, stamp, .. } => {
                 Some(Command::SendAck { conn: *conn, epoch: *epoch, stamp: *stamp })
@@ -110,7 +110,7 @@ impl World {
             _ => None,
         };
         let welcomed = match event {
-            Event::Welcomed { conn, .. } => Some(conn),
+            Event::Welcomed { conn, pairing, resumed, .. } => Some((conn, pairing, resumed)),
             _ => None,
         };
         let node = &mut self.nodes[n];
@@ -120,12 +120,15 @@ impl World {
             core.handle(now, event, &mut commands);
         }
         // A connection that the core does not follow is closed.
-        if let Some(welcomed) = welcomed
+        if let Some((welcomed, pairing, resumed)) = welcomed
             && !commands
                 .iter()
                 .any(|command| matches!(command, Command::Follow { conn, .. } if *conn == welcomed))
         {
-            commands.push(Command::DropLink { conn: welcomed });
+            commands.push(match self.mutant {
+                Some(Mutant::FollowAnyway) => Command::Follow { conn: welcomed, pairing, resumed },
+                _ => Command::DropLink { conn: welcomed },
+            });
         }
         if let Some(answer) = answer
             && !commands.contains(&answer)
