@@ -4,6 +4,9 @@
 if [[ -t 2 && -z ${NO_COLOR:-} ]]; then
     say_bold=$'\e[1m' say_dim=$'\e[2m' say_red=$'\e[31m' say_green=$'\e[32m' say_yellow=$'\e[33m' say_off=$'\e[0m'
     say_line=$'\r\e[K'
+    # The terminal's width, into COLUMNS: bash asks after a child has ended.
+    shopt -s checkwinsize
+    (:)
 else
     say_bold='' say_dim='' say_red='' say_green='' say_yellow='' say_off='' say_line=''
 fi

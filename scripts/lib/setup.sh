@@ -1,5 +1,5 @@
 # What a fresh Debian 12 needs to build and run things here: checks, and installs through apt what is missing. Says
-# nothing when all is there. Sourced; needs say.sh and FTD_ROOT.
+# nothing when all is there. Sourced; needs say.sh, cleanup.sh and FTD_ROOT.
 
 # The packages for each need.
 setup_packages_for() {
@@ -31,6 +31,7 @@ setup_need() {
     say "installing ${missing[*]}"
     local log
     log=$(mktemp)
+    on_exit rm -f "$log"
     if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
@@ -60,6 +61,7 @@ setup_binaries() {
     setup_cargo
     local target=${CARGO_TARGET_DIR:-$FTD_ROOT/target} log line compiled=0
     log=$(mktemp)
+    on_exit rm -f "$log"
     # Only a build that compiles something says anything.
     if ! (cd "$FTD_ROOT" && cargo build --release --bins 2>&1) | tee "$log" | while IFS= read -r line; do
         [[ $line == *Compiling* ]] || continue
