@@ -1,0 +1,110 @@
+//! What the guest does of itself: it crashes, resets, powers off, writes to its console.
+
+use crate::fixture::{Config, Daemon, Pair, World, binary, call, eventually, tell};
+use ftd::control::api::{Role, State, Status};
+use ftd::exit::DaemonExit;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+fn waits_for_a_primary(status: &Status) -> bool {
+    (status.role, status.state) == (Role::Backup, State::Waiting)
+        && status.detail.contains("the VM has ended")
+}
+
+#[test]
+fn a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
+    World::run("a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots", |world| {
+        let mut pair = Pair::protected(world);
+        tell("CRASH");
+        pair.alpha.must_fail(DaemonExit::GuestCrashed, &["the guest crashed"]);
+        // What crashed here would crash there.
+        pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
+        pair.alpha = Daemon::start(world, &pair.alpha_config);
+        pair.wait_protected();
+        assert_eq!(call("PING"), "PONG");
+    });
+}
+
+#[test]
+fn a_guest_that_powers_off_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
+    World::run("a_guest_that_powers_off_ends_the_vm_on_both_nodes_and_the_next_start_boots", |world| {
+        let mut pair = Pair::protected(world);
+        tell("POWEROFF");
+        pair.alpha.must_end(DaemonExit::Ok);
+        assert!(pair.alpha.log().contains("the guest powered off"), "{}", pair.alpha.log());
+        pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
+        pair.alpha = Daemon::start(world, &pair.alpha_config);
+        pair.wait_protected();
+        assert_eq!(call("PING"), "PONG");
+    });
+}
+
+#[test]
+fn a_guest_that_resets_boots_again_and_is_protected_again() {
+    World::run("a_guest_that_resets_boots_again_and_is_protected_again", |world| {
+        let mut pair = Pair::protected(world);
+        assert_eq!(call("SET before reset"), "OK");
+        let before = pair.alpha.status().expect("it answers").generation;
+        tell("RESET");
+        pair.alpha.wait_for("of a later generation", |status| {
+            status.state == State::Protected && status.generation > before
+        });
+        pair.wait_protected();
+        assert_eq!(call("GET before"), "NONE");
+        // What boots again can be lost again.
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("PING"), "PONG");
+    });
+}
+
+#[test]
+fn a_guest_that_resets_ends_where_the_configuration_says_so() {
+    World::run("a_guest_that_resets_ends_where_the_configuration_says_so", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world).with("machine.on_reset", "stop"));
+        alpha.wait_until(Role::Primary, State::Solo);
+        tell("RESET");
+        alpha.must_end(DaemonExit::Ok);
+        assert!(alpha.log().contains("the guest asked for a reset"), "{}", alpha.log());
+    });
+}
+
+#[test]
+fn the_console_shows_what_the_guest_wrote_before_and_after() {
+    World::run("the_console_shows_what_the_guest_wrote_before_and_after", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("PING"), "PONG");
+        let shown = world.path("console");
+        let mut ctl = Command::new(binary("ftctl"))
+            .arg("--socket")
+            .arg(alpha.socket())
+            .arg("console")
+            .stdin(Stdio::null())
+            .stdout(File::create(&shown).unwrap())
+            .spawn()
+            .unwrap();
+        let greetings = |wanted: usize| {
+            let text = || fs::read_to_string(&shown).unwrap_or_default();
+            let count = || text().matches("guest: 1 vCPUs, 10.77.0.2").count();
+            eventually("the guest's greeting", || (count() >= wanted).then_some(()), text);
+        };
+        greetings(1);
+        tell("RESET");
+        greetings(2);
+        alpha.kill();
+        assert_eq!(ctl.wait().unwrap().code(), Some(1), "the console ends with the daemon");
+    });
+}
+
+#[test]
+fn the_console_goes_into_a_file_where_the_configuration_says_so() {
+    World::run("the_console_goes_into_a_file_where_the_configuration_says_so", |world| {
+        let file = world.path("console.log");
+        let console = format!("file:{}", file.display());
+        let mut alpha = Daemon::start(world, &Config::alpha(world).with("machine.console", console));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let text = || fs::read_to_string(&file).unwrap_or_default();
+        eventually("the guest's greeting", || text().contains("guest: 1 vCPUs").then_some(()), text);
+    });
+}

@@ -1,0 +1,13 @@
+//! End-to-end tests: the programs as an operator runs them, on two hosts that share one kernel.
+//!
+//! They need root, /dev/kvm, TAP devices and `ip`; where these are missing each test says that it was skipped. The
+//! programs are those next to the test, or in FTD_BIN_DIR.
+
+mod cold_start;
+mod control;
+mod fixture;
+mod guest;
+mod handover;
+mod loss;
+mod peer;
+mod refusal;

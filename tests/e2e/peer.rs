@@ -1,0 +1,240 @@
+//! Peers that do not fit, or that are none: they are refused with the reason, and nobody else notices.
+
+use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
+use ft_checkpoint::wire::handshake::PROTOCOL;
+use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
+use ftd::control::api::{Role, State};
+use ftd::exit::DaemonExit;
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A connection that speaks the protocol.
+struct Fake {
+    reader: FrameReader<TcpStream>,
+    writer: FrameWriter<TcpStream>,
+}
+
+impl Fake {
+    fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let writer = FrameWriter::new(stream.try_clone().unwrap(), vm_id("web"), 1);
+        Self { reader: FrameReader::new(stream), writer }
+    }
+
+    /// As a backup dials.
+    fn dial(index: usize) -> Self {
+        Self::new(TcpStream::connect(("127.0.0.1", Config::port(index))).unwrap())
+    }
+
+    fn send(&mut self, message: &Message<'_>) {
+        message.send(0, &mut self.writer).unwrap();
+    }
+
+    /// The refusal that comes.
+    fn refusal(&mut self) -> Refuse {
+        let frame = self.reader.read().unwrap();
+        match Message::decode(&frame).unwrap() {
+            Message::Refuse(refuse) => refuse,
+            other => panic!("no refusal: {other:?}"),
+        }
+    }
+
+    /// What the daemon that dials says of itself.
+    fn hello(&mut self) -> Hello {
+        let frame = self.reader.read().unwrap();
+        match Message::decode(&frame).unwrap() {
+            Message::Hello(hello) => hello,
+            other => panic!("no hello: {other:?}"),
+        }
+    }
+}
+
+fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
+    Identity {
+        protocol,
+        vm: vm.into(),
+        node: node.into(),
+        generation: 1,
+        spec: Vec::new(),
+        cpu: Vec::new(),
+        features: 0,
+    }
+}
+
+#[test]
+fn a_backup_that_does_not_fit_is_refused_with_the_reason() {
+    World::run("a_backup_that_does_not_fit_is_refused_with_the_reason", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let traffic = Traffic::start();
+        for (identity, says) in [
+            (identity("web", "beta", PROTOCOL + 1), "protocol"),
+            (identity("db", "beta", PROTOCOL), "VM"),
+            (identity("web", "alpha", PROTOCOL), "calls itself"),
+            (identity("web", "beta", PROTOCOL), "unreadable"),
+        ] {
+            let mut fake = Fake::dial(0);
+            fake.send(&Message::Hello(Hello { identity, held: None }));
+            let refusal = fake.refusal();
+            assert!(refusal.text.contains(says), "{refusal:?}");
+            alpha.wait_for_log(&refusal.text);
+        }
+        alpha.wait_until(Role::Primary, State::Solo);
+        traffic.must_have_lost_nothing();
+    });
+}
+
+#[test]
+fn a_backup_whose_memory_has_another_size_ends_and_says_so() {
+    World::run("a_backup_whose_memory_has_another_size_ends_and_says_so", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        let mut beta = Daemon::start(world, &Config::beta(world).with("machine.memory_mib", 64));
+        beta.must_fail(DaemonExit::Peer, &["guest memory", "33554432", "67108864"]);
+        alpha.wait_until(Role::Primary, State::Solo);
+        // Corrected, it is welcome.
+        let _beta = Daemon::start(world, &Config::beta(world));
+        alpha.wait_until(Role::Primary, State::Protected);
+    });
+}
+
+#[test]
+fn a_backup_of_another_vm_ends_and_says_so() {
+    World::run("a_backup_of_another_vm_ends_and_says_so", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let cell = world.path("arbiter/db.cell");
+        let config = Config::beta(world).with("vm", "db").with("arbiter.path", cell.to_str().unwrap());
+        Daemon::start(world, &config).must_fail(DaemonExit::Peer, &["\"web\"", "\"db\""]);
+        assert!(alpha.is_running());
+    });
+}
+
+#[test]
+fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
+    World::run("a_backup_whose_primary_is_of_another_version_ends_and_says_so", |world| {
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        // It is refused by the other side.
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut fake = Fake::new(listener.accept().unwrap().0);
+        let hello = fake.hello();
+        assert_eq!((hello.identity.node.as_str(), hello.held), ("beta", None));
+        let text = "the peer's protocol is 1, this node's 2".to_owned();
+        fake.send(&Message::Refuse(Refuse { code: 1, text: text.clone() }));
+        beta.must_fail(DaemonExit::Peer, &[&text]);
+        // It refuses of itself.
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut fake = Fake::new(listener.accept().unwrap().0);
+        let identity =
+            Identity { node: "alpha".into(), protocol: PROTOCOL + 1, ..fake.hello().identity.clone() };
+        fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
+        beta.must_fail(DaemonExit::Peer, &["protocol is 2", "this node's 1"]);
+    });
+}
+
+#[test]
+fn frames_of_another_version_are_refused_by_name() {
+    World::run("frames_of_another_version_are_refused_by_name", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let mut hello = hello_bytes(identity("web", "beta", PROTOCOL));
+        hello[4] = 2;
+        let mut stream = TcpStream::connect(("127.0.0.1", Config::port(0))).unwrap();
+        stream.write_all(&hello).unwrap();
+        alpha.wait_for_log("protocol version 2, this node 1");
+        alpha.wait_until(Role::Primary, State::Solo);
+    });
+}
+
+fn hello_bytes(identity: Identity) -> Vec<u8> {
+    let mut writer = FrameWriter::new(Vec::new(), vm_id("web"), 1);
+    Message::Hello(Hello { identity, held: None }).send(0, &mut writer).unwrap();
+    writer.into_inner()
+}
+
+#[test]
+fn strangers_at_the_replication_ports_disturb_nobody() {
+    World::run("strangers_at_the_replication_ports_disturb_nobody", |world| {
+        let mut pair = Pair::protected(world);
+        let generation = pair.alpha.status().expect("it answers").generation;
+        let traffic = Traffic::start();
+        let mut noise = vec![0; 1 << 20];
+        SmallRng::seed_from_u64(7).fill_bytes(&mut noise);
+        let hello = hello_bytes(identity("web", "beta", PROTOCOL));
+        let mut kept = Vec::new();
+        for port in [Config::port(0), Config::port(1)] {
+            let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+            // Garbage, which is cut off at any byte.
+            for _ in 0..20 {
+                let _ = connect().write_all(&noise);
+            }
+            // Half a handshake.
+            for bytes in [1, 20, 48, hello.len() - 1] {
+                let mut stream = connect();
+                stream.write_all(&hello[..bytes]).unwrap();
+                kept.push(stream);
+            }
+            // Nothing at all.
+            kept.extend((0..40).map(|_| connect()));
+            // A flood.
+            for _ in 0..500 {
+                drop(connect());
+            }
+        }
+        traffic.goes_on();
+        pair.wait_protected();
+        assert_eq!(pair.alpha.status().expect("it answers").generation, generation);
+
+        // The real peer finds its way in past those that still stand in the door.
+        pair.beta.kill();
+        pair.alpha.wait_until(Role::Primary, State::Solo);
+        pair.beta = Daemon::start(world, &pair.beta_config);
+        pair.wait_protected();
+        // Whoever said nothing was shown out.
+        for stream in &mut kept {
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            assert!(!matches!(stream.read(&mut [0; 16]), Ok(1..)), "a stranger was answered");
+        }
+        traffic.goes_on();
+        traffic.must_have_lost_nothing();
+    });
+}
+
+#[test]
+fn a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up() {
+    World::run("a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up", |world| {
+        // What the real backup would say of itself.
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let hello = Fake::new(listener.accept().unwrap().0).hello();
+        beta.kill();
+        drop(listener);
+
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let traffic = Traffic::start();
+        let mut silent = Fake::dial(0);
+        silent.send(&Message::Hello(hello.clone()));
+        alpha.wait_until(Role::Primary, State::Resyncing);
+        let status = alpha.wait_until(Role::Primary, State::Solo);
+        assert!(status.detail.contains("silent for"), "{status:?}");
+
+        let mut liar = Fake::dial(0);
+        liar.send(&Message::Hello(hello));
+        alpha.wait_until(Role::Primary, State::Resyncing);
+        liar.send(&Message::Ack(Ack { epoch: 1 << 40, stamp_us: 0 }));
+        let status = alpha.wait_until(Role::Primary, State::Solo);
+        assert!(status.detail.contains("it acked epoch"), "{status:?}");
+
+        // The real one is welcome all the same.
+        let _beta = Daemon::start(world, &Config::beta(world));
+        alpha.wait_until(Role::Primary, State::Protected);
+        assert_eq!(call("PING"), "PONG");
+        traffic.must_have_lost_nothing();
+    });
+}

@@ -1,0 +1,219 @@
+//! What cannot work is refused at the start, before the VM runs: one clear message, and an exit code that tells where to
+//! look.
+
+use crate::fixture::{Config, Daemon, Pair, World};
+use ftd::control::api::{Role, State};
+use ftd::exit::DaemonExit;
+use std::fs::{self, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+
+/// alpha, changed, started by way of `by`, ends with this code and a message that has these texts.
+fn refused(
+    name: &str,
+    change: impl FnOnce(&World, Config) -> Config + Send + 'static,
+    by: &'static [&'static str],
+    code: DaemonExit,
+    says: &'static [&'static str],
+) {
+    World::run(name, move |world| {
+        let config = change(world, Config::alpha(world));
+        Daemon::start_with(world, &config, by, &[]).must_fail(code, says);
+        assert!(!world.path("arbiter/web.cell").exists(), "the cell was touched");
+    });
+}
+
+const NO_DEVICES: &[&str] = &["unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$@\"", "-"];
+const NULL_AS_KVM: &[&str] =
+    &["unshare", "-m", "sh", "-c", "mount --bind /dev/null /dev/kvm && exec \"$@\"", "-"];
+const NO_NETWORK_RIGHTS: &[&str] = &["setpriv", "--bounding-set=-net_admin"];
+const NO_RIGHT_TO_FOREIGN_FILES: &[&str] = &["setpriv", "--bounding-set=-dac_override,-dac_read_search"];
+
+#[test]
+fn a_host_without_kvm() {
+    refused(
+        "a_host_without_kvm",
+        |_, config| config,
+        NO_DEVICES,
+        DaemonExit::Host,
+        &["/dev/kvm: No such file"],
+    );
+}
+
+#[test]
+fn a_kvm_that_is_none() {
+    refused("a_kvm_that_is_none", |_, config| config, NULL_AS_KVM, DaemonExit::Host, &["/dev/kvm"]);
+}
+
+#[test]
+fn no_right_to_the_tap() {
+    let says = &["machine.net.tap", "vm-alpha"];
+    refused("no_right_to_the_tap", |_, config| config, NO_NETWORK_RIGHTS, DaemonExit::Host, says);
+}
+
+#[test]
+fn a_port_that_is_in_use() {
+    World::run("a_port_that_is_in_use", |world| {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        for key in ["replication.listen", "metrics.listen"] {
+            let config = Config::alpha(world).with(key, address.as_str());
+            Daemon::start(world, &config).must_fail(DaemonExit::InUse, &[key, &address, "in use"]);
+        }
+    });
+}
+
+#[test]
+fn a_tap_that_is_in_use() {
+    World::run("a_tap_that_is_in_use", |world| {
+        let mut other = Daemon::start(world, &Config::alpha(world));
+        other.wait_until(Role::Primary, State::Solo);
+        let config = Config::beta(world).with("machine.net.tap", "vm-alpha");
+        Daemon::start(world, &config).must_fail(DaemonExit::InUse, &["machine.net.tap", "vm-alpha"]);
+    });
+}
+
+#[test]
+fn a_kernel_that_is_missing() {
+    let change = |_: &World, config: Config| {
+        config.with("machine.guest", "linux").with("machine.kernel", "/nowhere/vmlinuz")
+    };
+    let says = &["machine.kernel = /nowhere/vmlinuz", "No such file"];
+    refused("a_kernel_that_is_missing", change, &[], DaemonExit::Host, says);
+}
+
+#[test]
+fn a_kernel_that_may_not_be_read() {
+    let change = |world: &World, config: Config| {
+        let kernel = world.file("vmlinuz", "secret");
+        fs::set_permissions(&kernel, Permissions::from_mode(0)).unwrap();
+        config.with("machine.guest", "linux").with("machine.kernel", kernel.to_str().unwrap())
+    };
+    let says = &["machine.kernel = ", "vmlinuz: cannot be read: Permission denied"];
+    refused("a_kernel_that_may_not_be_read", change, NO_RIGHT_TO_FOREIGN_FILES, DaemonExit::Host, says);
+}
+
+#[test]
+fn a_kernel_that_is_none() {
+    let change = |world: &World, config: Config| {
+        let kernel = world.file("vmlinuz", "this is a letter to my aunt\n".repeat(1000));
+        config.with("machine.guest", "linux").with("machine.kernel", kernel.to_str().unwrap())
+    };
+    refused("a_kernel_that_is_none", change, &[], DaemonExit::Host, &["machine.kernel", "vmlinuz"]);
+}
+
+#[test]
+fn a_program_that_is_none() {
+    let change = |world: &World, config: Config| {
+        let kernel = world.file("program", "\x7fELF, it says, but it is none");
+        config.with("machine.guest", "freestanding").with("machine.kernel", kernel.to_str().unwrap())
+    };
+    refused("a_program_that_is_none", change, &[], DaemonExit::Host, &["machine.kernel", "program"]);
+}
+
+#[test]
+fn a_disk_image_that_is_missing_or_has_no_whole_sectors() {
+    World::run("a_disk_image_that_is_missing_or_has_no_whole_sectors", |world| {
+        let odd = world.file("odd.img", [0; 700]);
+        for (image, says) in
+            [("/nowhere/disk.img", "No such file"), (odd.to_str().unwrap(), "multiple of 512")]
+        {
+            let config = disk(Config::alpha(world), image, true);
+            Daemon::start(world, &config).must_fail(DaemonExit::Host, &["machine.disk.image", image, says]);
+        }
+    });
+}
+
+fn disk(config: Config, image: &str, read_only: bool) -> Config {
+    let mut disk = toml::Table::new();
+    disk.insert("image".into(), image.into());
+    disk.insert("read_only".into(), read_only.into());
+    config.with("machine.disk", vec![toml::Value::Table(disk)])
+}
+
+#[test]
+fn a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected() {
+    World::run("a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected", |world| {
+        let image = world.file("root.img", [0; 8192]);
+        let image = image.to_str().unwrap();
+        let says = ["machine.disk.read_only", image, "cannot be protected yet"];
+        Daemon::start(world, &disk(Config::alpha(world), image, false)).must_fail(DaemonExit::Usage, &says);
+        Pair::protected_with(world, |config| disk(config, image, true));
+    });
+}
+
+#[test]
+fn memory_sizes_that_no_machine_has() {
+    World::run("memory_sizes_that_no_machine_has", |world| {
+        for (mib, says) in [(0, "16"), (15, "16"), (17, "16"), (33, "even"), (1 << 30, "1048576")] {
+            let config = Config::alpha(world).with("machine.memory_mib", mib);
+            let key = format!("machine.memory_mib = {mib}");
+            Daemon::start(world, &config).must_fail(DaemonExit::Usage, &[&key, says]);
+        }
+    });
+}
+
+#[test]
+fn an_unknown_key() {
+    let change = |_: &World, config: Config| config.with("replication.epoch_msec", 5);
+    let says = &["alpha.toml", "unknown field", "epoch_msec"];
+    refused("an_unknown_key", change, &[], DaemonExit::Usage, says);
+}
+
+#[test]
+fn a_second_daemon_for_the_same_vm() {
+    World::run("a_second_daemon_for_the_same_vm", |world| {
+        let config = Config::alpha(world);
+        let mut first = Daemon::start(world, &config);
+        first.wait_until(Role::Primary, State::Solo);
+        Daemon::start(world, &config).must_fail(DaemonExit::InUse, &["alpha-state", "another"]);
+        // Not even with a directory of its own.
+        let apart = config.with("state_dir", world.path("elsewhere").to_str().unwrap());
+        Daemon::start(world, &apart).must_fail(DaemonExit::InUse, &["in use"]);
+        assert!(first.is_running());
+        assert_eq!(first.ctl(&["status"]).code, 3, "the first one's socket was taken away");
+    });
+}
+
+#[test]
+fn an_arbiter_that_is_not_mounted_or_not_writable() {
+    World::run("an_arbiter_that_is_not_mounted_or_not_writable", |world| {
+        let absent = world.path("not-mounted/web.cell").display().to_string();
+        let config = Config::alpha(world).with("arbiter.path", absent.as_str());
+        Daemon::start(world, &config).must_fail(DaemonExit::Arbiter, &[&absent, "No such file"]);
+        world.mount_arbiter("ro,size=64k");
+        let says = ["arbiter/web.cell", "Read-only file system"];
+        Daemon::start(world, &Config::alpha(world)).must_fail(DaemonExit::Arbiter, &says);
+    });
+}
+
+#[test]
+fn an_arbiter_on_a_full_disk() {
+    World::run("an_arbiter_on_a_full_disk", |world| {
+        world.mount_arbiter("size=64k");
+        world.fill_arbiter();
+        let says = ["arbiter/web.cell", "No space left"];
+        Daemon::start(world, &Config::alpha(world)).must_fail(DaemonExit::Arbiter, &says);
+    });
+}
+
+#[test]
+fn a_cell_of_another_vm() {
+    World::run("a_cell_of_another_vm", |world| {
+        let mut other = Daemon::start(world, &Config::alpha(world));
+        other.wait_until(Role::Primary, State::Solo);
+        let config = Config::beta(world).with("vm", "db");
+        Daemon::start(world, &config).must_fail(DaemonExit::Arbiter, &["web", "db"]);
+        assert!(other.is_running());
+    });
+}
+
+#[test]
+fn a_control_socket_where_there_is_a_file() {
+    World::run("a_control_socket_where_there_is_a_file", |world| {
+        let path = world.file("alpha.sock", "precious");
+        Daemon::start(world, &Config::alpha(world))
+            .must_fail(DaemonExit::Host, &["alpha.sock", "not a socket"]);
+        assert_eq!(fs::read_to_string(path).unwrap(), "precious");
+    });
+}
