@@ -86,7 +86,7 @@ fn a_kernel_that_is_missing() {
 fn a_kernel_that_may_not_be_read() {
     let change = |world: &World, config: Config| {
         let kernel = world.file("vmlinuz", "secret");
-        fs::set_permissions(&kernel, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&kernel, Permissions::from_mode(0o000)).unwrap();
         config.with("machine.guest", "linux").with("machine.kernel", kernel.to_str().unwrap())
     };
     let says = &["machine.kernel = ", "vmlinuz: cannot be read: Permission denied"];

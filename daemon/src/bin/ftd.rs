@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
+use ftd::lifeline;
 use ftd::role::Exit;
 use ftd::service::init_logging;
 use std::path::{Path, PathBuf};
@@ -41,12 +42,22 @@ enum Cmd {
         #[arg(long)]
         syntax_only: bool,
     },
+    /// Closes the connection on standard input when the daemon that made it dies
+    #[command(name = lifeline::COMMAND, hide = true)]
+    Lifeline {
+        /// The daemon
+        maker: u32,
+    },
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Cmd::Run { config, fresh } => run(&config, fresh),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
+        Cmd::Lifeline { maker } => match lifeline::run(maker) {
+            Ok(()) => DaemonExit::Ok,
+            Err(_) => DaemonExit::Failure,
+        },
     }
     .into()
 }

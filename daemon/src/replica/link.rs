@@ -5,6 +5,7 @@ use super::Input;
 use super::handshake::Fitting;
 use super::intake::Intake;
 use super::outbox::{Item, Outbox};
+use crate::lifeline::Lifeline;
 use crate::role::{ConnId, Event, Gone};
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink};
@@ -44,6 +45,7 @@ pub struct Link {
     stream: TcpStream,
     intake: Arc<Intake>,
     reader: Option<JoinHandle<()>>,
+    _lifeline: Option<Lifeline>,
 }
 
 /// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more time.
@@ -94,7 +96,8 @@ pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
 
 impl Link {
     /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read`, which tells
-    /// what comes in through the intake, and answers how the connection ended (none: it was stopped).
+    /// what comes in through the intake, and answers how the connection ended (none: it was stopped). The caller's
+    /// thread lives as long as the daemon (see [`Lifeline::lay`]).
     pub fn start(
         fitting: Fitting,
         inputs: Sender<Input>,
@@ -103,6 +106,11 @@ impl Link {
         let Fitting { conn, generation: _, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
+        let lifeline = Lifeline::lay(&stream)
+            .inspect_err(|e| {
+                tracing::warn!("no lifeline: the peer will notice this daemon's death later ({e})")
+            })
+            .ok();
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);
         let written = Arc::new(AtomicU64::new(0));
         let intake = Intake::new(inputs.clone());
@@ -123,7 +131,7 @@ impl Link {
                 gone(why);
             }
         })?;
-        Ok(Self { outbox, written, stream, intake, reader: Some(reader) })
+        Ok(Self { outbox, written, stream, intake, reader: Some(reader), _lifeline: lifeline })
     }
 
     /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.

@@ -42,7 +42,8 @@ enum Stage {
     /// With the primary, or dialling it.
     Following,
     /// The primary is lost and we hold a sealed state: after a while the cell is asked.
-    Orphaned { since: Micros },
+    /// `named_in`: the generation in which the cell was seen to name us with what we hold.
+    Orphaned { since: Micros, named_in: Option<u64> },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
     Contesting { handed_over: bool },
 }
@@ -203,7 +204,7 @@ impl Backup {
         match (self.hold, self.stage) {
             (_, Stage::Contesting { .. }) => {}
             (Hold::Sealed(_), _) => {
-                self.stage = Stage::Orphaned { since: core.now };
+                self.stage = Stage::Orphaned { since: core.now, named_in: None };
                 core.arbiter.hurry();
                 core.out.push(Command::Dial);
             }
@@ -249,22 +250,29 @@ impl Backup {
     pub(super) fn pursue(&mut self, core: &mut Core) {
         match self.stage {
             Stage::Following => {}
-            Stage::Orphaned { since } => {
-                let earliest = self.promise_until.max(since + core.policy.takeover_delay_us);
-                if core.now >= earliest {
-                    core.ask_read();
+            // The cell is read at once, and asked for when the promise and the primary's head start are over.
+            Stage::Orphaned { named_in: None, .. } => core.ask_read(),
+            Stage::Orphaned { since, named_in: Some(generation) } => {
+                if core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
+                    self.contest(core, generation, false);
                 }
             }
             Stage::Contesting { .. } => core.ask_read(),
         }
     }
 
+    /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses.
+    fn contest(&mut self, core: &mut Core, generation: u64, handed_over: bool) {
+        self.stage = Stage::Contesting { handed_over };
+        core.out.push(Command::StopDialling);
+        let owner = Some(core.policy.node.clone());
+        core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
+    }
+
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
-        let handed_over = match self.stage {
-            Stage::Following => return None,
-            Stage::Orphaned { .. } => false,
-            Stage::Contesting { handed_over } => handed_over,
-        };
+        if self.stage == Stage::Following {
+            return None;
+        }
         let cell = match answer {
             Ok(cell) => cell,
             Err(why) => return self.stay_passive(core, format!("the arbiter does not answer: {why}")),
@@ -278,13 +286,17 @@ impl Backup {
         });
         match cell {
             Some(cell) if names_us => {
-                self.stage = Stage::Contesting { handed_over };
-                core.out.push(Command::StopDialling);
-                let owner = Some(core.policy.node.clone());
-                core.ask_set(
-                    Some(cell.generation),
-                    Cell { generation: cell.generation + 1, owner, standby: None },
-                );
+                match &mut self.stage {
+                    Stage::Orphaned { named_in, .. } => {
+                        *named_in = Some(cell.generation);
+                        core.arbiter.hurry();
+                    }
+                    Stage::Contesting { handed_over } => {
+                        let handed_over = *handed_over;
+                        self.contest(core, cell.generation, handed_over);
+                    }
+                    Stage::Following => {}
+                }
                 None
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
@@ -312,7 +324,7 @@ impl Backup {
                 self.stage = Stage::Following;
             }
             (Stage::Contesting { .. }, None) => {
-                self.stage = Stage::Orphaned { since: core.now };
+                self.stage = Stage::Orphaned { since: core.now, named_in: None };
                 core.out.push(Command::Dial);
             }
             _ => {}

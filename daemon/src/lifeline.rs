@@ -1,0 +1,61 @@
+//! The lifeline: a small process beside a connection that closes it the moment the daemon dies.
+//!
+//! The kernel closes a killed process's sockets only after it has taken down its memory, which for a VM takes tens of
+//! milliseconds to seconds; all that time the peer cannot know. A child is told of the death of the thread that made it
+//! (`PR_SET_PDEATHSIG`) before that, since threads other than the last leave the memory to it. So the child holds the
+//! connection too, and shuts it down for both.
+//!
+//! It only makes the peer see a death sooner. Nothing rests on it: a peer that sees a closed connection waits for its
+//! promise and the arbiter all the same, and a daemon without a lifeline is merely noticed later.
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+
+/// The hidden subcommand of `ftd` that is the lifeline; the connection is its standard input.
+pub const COMMAND: &str = "lifeline";
+
+/// Said by the kernel when the maker has died. Not one that stops services or terminals.
+const DEATH: Signal = Signal::SIGUSR1;
+
+/// A lifeline that lies beside a connection. Dropping it ends the child, not the connection.
+pub struct Lifeline(Child);
+
+impl Lifeline {
+    /// Lays one. It belongs to the calling thread, which has to live as long as the daemon.
+    pub fn lay(stream: &TcpStream) -> std::io::Result<Self> {
+        let connection: OwnedFd = stream.as_fd().try_clone_to_owned()?;
+        let child = Command::new("/proc/self/exe")
+            .args([COMMAND, &std::process::id().to_string()])
+            .stdin(connection)
+            .stdout(Stdio::null())
+            .env_clear()
+            .spawn()?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        // It has nothing to lose; it may have gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The child's whole life: waits for its maker's death, and then closes the connection.
+pub fn run(maker: u32) -> std::io::Result<()> {
+    // What ends services and terminal sessions is for the daemon; it ends this process itself.
+    SigSet::all().thread_block()?;
+    prctl::set_pdeathsig(DEATH)?;
+    let connection = TcpStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let mut death = SigSet::empty();
+    death.add(DEATH);
+    // A maker that died before the kernel was told to say so is not our parent any more.
+    if std::os::unix::process::parent_id() == maker {
+        death.wait()?;
+    }
+    connection.shutdown(Shutdown::Both)
+}
