@@ -1,0 +1,347 @@
+# The sections of scripts/bench. Each measures, adds its figures as JSON lines to $bench_results, and prints its table.
+# Sourced; needs say.sh, cleanup.sh (run_dir), net.sh (up) and pair.sh.
+
+bench_ready_s=${FT_PATIENCE_S:-90}
+
+# bench_begin QUICK: lengths of the measurements.
+bench_begin() {
+    bench_results=$run_dir/results.jsonl
+    : >"$bench_results"
+    bench_steal_began=0 bench_total_began=0
+    read -r _ bench_ticks_began </proc/stat
+    # shellcheck disable=SC2086
+    set -- "$1" $bench_ticks_began
+    bench_steal_began=$9 bench_total_began=$(($2 + $3 + $4 + $5 + $6 + $7 + $8 + $9))
+    bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5 bench_spin_ms=2000 bench_codec_ms=1500
+    if [[ $1 == 1 ]]; then
+        bench_page_ms=600 bench_epoch_s=4 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
+    fi
+    say "$(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), shared by both hosts and the client"
+}
+
+# bench_title TEXT: begins a section; the load average that it begins under goes beside its figures.
+bench_title() {
+    read -r bench_load _ </proc/loadavg
+    say ''
+    say_at "${say_bold}$1${say_off}  (load average $bench_load)"
+}
+
+# bench_add SECTION: adds the objects on stdin to the results.
+bench_add() { jq -c --arg section "$1" --argjson load "$bench_load" '{$section, load_average: $load} + .' >>"$bench_results"; }
+
+# bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an array
+# of an object.
+bench_table() {
+    {
+        tr '|' '\t' <<<"$2"
+        jq -r --arg section "$1" "
+            def n(\$digits): (. // 0) * pow(10; \$digits) | round / pow(10; \$digits);
+            def spread: \"\(.p50 | n(0)) / \(.p99 | n(0))\";
+            select(.section == \$section) | $3 | @tsv" "$bench_results"
+    } | say_table
+}
+
+# What the daemon has counted: bench_counters HOST sets bench_count[NAME] and bench_count_us.
+declare -A bench_count
+bench_counters() {
+    local name value
+    now_us bench_count_us
+    while read -r name value; do
+        name=${name%%\{*}
+        bench_count[${name#ftd_}]=$value
+    done < <(ctl "$1" metrics | grep -v '^#')
+}
+
+# call REQUEST...: one request to the guest's service, its answer on stdout.
+call() { in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 30 --addr "$net_vm_address:$pair_client_port" "$@"; }
+
+# bench_client SECONDS: one connection, one request after the other; its summary on stdout.
+bench_client() {
+    in_ns c "$FTD_BIN_DIR/ft-client" --json --duration-s "$1" --addr "$net_vm_address:$pair_client_port" ||
+        say_warn "the client saw wrong answers or lost its connection"
+}
+
+# What is measured in a running pair is not to end because the machine stood still for a moment.
+bench_patient='failure_timeout_ms = 5000'
+
+# bench_pair_up EPOCH_MS [LINES]: a protected pair whose service answers; further lines for [replication].
+bench_pair_up() {
+    FT_EPOCH_MS=$1 FT_REPLICATION=${2:-} pair_up "$bench_ready_s" || die 'the pair did not get ready'
+    bench_wait_service
+}
+
+bench_service_answers() { call PING >/dev/null 2>&1; }
+# A guest that boots takes its time.
+bench_wait_service() { wait_until "$bench_ready_s" bench_service_answers || die 'the service in the VM does not answer'; }
+
+# bench_stolen VARIABLE: how much of the processors' time this machine's own host took away since bench_begin, in
+# thousandths.
+bench_stolen() {
+    local user nice system idle iowait irq softirq steal total
+    read -r _ user nice system idle iowait irq softirq steal _ </proc/stat
+    total=$((user + nice + system + idle + iowait + irq + softirq + steal))
+    printf -v "$1" '%d' $(((steal - bench_steal_began) * 1000 / (total - bench_total_began + 1)))
+}
+
+bench_pause() {
+    bench_title 'Pause against dirty pages, and what follows it'
+    local pages
+    for pages in 16 64 256 1000 4096 16384 32768; do
+        say_passing "$pages pages"
+        "$FTD_BIN_DIR/ft-bench" pause --ms "$bench_page_ms" "$pages" | bench_add pause
+    done
+    bench_table pause 'pages|pause p50/p99 us|stop|harvest|state|copy|resume|encode|send and seal|bytes sent' '
+        [.pages, (.pause_us | spread),
+         ((.stop_us, .harvest_us, .capture_us, .copy_us, .resume_us, .encode_us, .send_us).p50 | n(0)), .sent_bytes]'
+    say 'one vCPU that never stops writing one word a page; parts are medians; send and seal: TCP on loopback until the backup'
+    say 'has decoded, verified and sealed it, and its answer is back'
+}
+
+# The figures of a protected pair over a time with a client: bench_protected SECONDS, an object on stdout.
+bench_protected() {
+    local primary client status checkpoints us
+    primary=$(pair_primary) || die 'no primary'
+    bench_counters "$primary"
+    checkpoints=${bench_count[checkpoints_total]} us=$bench_count_us
+    client=$(bench_client "$1")
+    bench_counters "$primary"
+    status=$(host_status "$primary" .)
+    jq -nc --argjson client "$client" --argjson status "$status" \
+        --argjson checkpoints $((bench_count[checkpoints_total] - checkpoints)) --argjson us $((bench_count_us - us)) '
+        {checkpoints_per_s: ($checkpoints * 1e7 / $us | round / 10), ops: $client.ops,
+         ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round),
+         rtt_us: $client.rtt_us, hold_us: $status.hold_us, pause_us: $status.pause_us, parts: $status.parts}'
+}
+
+bench_epochs() {
+    bench_title 'Checkpoints, hold time and round trip under client load'
+    local epoch_ms
+    for epoch_ms in 1 2 5 10 25; do
+        say_passing "epochs of $epoch_ms ms"
+        bench_pair_up "$epoch_ms" "$bench_patient"
+        bench_protected "$bench_epoch_s" | jq -c --argjson epoch_ms "$epoch_ms" '{$epoch_ms} + .' | bench_add epochs
+        pair_down
+    done
+    bench_table epochs 'epoch ms|checkpoints/s|hold p50/p99 us|round trip p50/p99 us|requests/s|pause p50/p99 us|encode|commit p50/p99 us|pages' '
+        [.epoch_ms, .checkpoints_per_s, (.hold_us | spread), (.rtt_us | spread), .ops_per_s, (.pause_us | spread),
+         .parts.encode_us.p50, (.parts.commit_us | spread), .parts.dirty_pages.p50]'
+    say 'one client, one request after the other; commit: from the beginning of the pause until the ack is there'
+}
+
+# bench_flow LABEL SECONDS [COMMAND...]: what is shipped while the command runs, or while the time passes.
+bench_flow() {
+    local primary label=$1 seconds=$2 us
+    local -A before
+    shift 2
+    primary=$(pair_primary) || die 'no primary'
+    say_passing "$label"
+    sleep 0.5
+    bench_counters "$primary"
+    us=$bench_count_us
+    for name in checkpoints_total pages_total raw_bytes_total encoded_bytes_total sent_bytes_total; do
+        before[$name]=${bench_count[$name]}
+    done
+    if (($#)); then "$@" >/dev/null; else sleep "$seconds"; fi
+    bench_counters "$primary"
+    jq -nc --arg guest "$label" --argjson us $((bench_count_us - us)) \
+        --argjson checkpoints $((bench_count[checkpoints_total] - before[checkpoints_total])) \
+        --argjson pages $((bench_count[pages_total] - before[pages_total])) \
+        --argjson raw $((bench_count[raw_bytes_total] - before[raw_bytes_total])) \
+        --argjson encoded $((bench_count[encoded_bytes_total] - before[encoded_bytes_total])) \
+        --argjson sent $((bench_count[sent_bytes_total] - before[sent_bytes_total])) '
+        {$guest, pages_per_s: ($pages * 1e6 / $us | round),
+         pages_per_checkpoint: ($pages / ([$checkpoints, 1] | max) | round),
+         checkpoints_per_s: ($checkpoints * 1e7 / $us | round / 10),
+         compression_ratio: ($raw / ([$encoded, 1] | max) * 10 | round / 10),
+         raw_bytes_per_s: ($raw * 1e6 / $us | round), bytes_per_s: ($sent * 1e6 / $us | round)}' | bench_add traffic
+}
+
+bench_traffic() {
+    bench_title 'Compression and bytes on the wire, epochs of 5 ms'
+    local pattern
+    bench_pair_up 5 "$bench_patient"
+    bench_flow idle "$bench_traffic_s"
+    bench_flow key-value "$bench_traffic_s" bench_client "$bench_traffic_s"
+    for pattern in count text random; do
+        call LOAD 20000 4000 "$pattern" >/dev/null
+        bench_flow "memory, $pattern" "$bench_traffic_s"
+    done
+    call LOAD 0 0 >/dev/null
+    pair_down
+    bench_table traffic 'guest|checkpoints/s|pages each|pages/s|MB/s dirty|ratio|MB/s sent' '
+        [.guest, .checkpoints_per_s, .pages_per_checkpoint, .pages_per_s, (.raw_bytes_per_s / 1e6 | n(2)),
+         .compression_ratio, (.bytes_per_s / 1e6 | n(2))]'
+    say 'memory: 20,000 pages a second asked for, of 4,000; count changes a word of each, text and random all of it'
+}
+
+# bench_kill NUMBER: kills the primary, waits until its peer runs the VM, and brings protection back.
+bench_kill() {
+    local victim heir pid kill_us
+    victim=$(pair_primary) || die 'no primary'
+    heir=${pair_peer[$victim]}
+    pid=$(spawned_pid "$victim/ftd")
+    is_running "$victim/ftd" || die "$victim's daemon has ended"
+    now_us kill_us
+    kill -KILL "$pid"
+    wait_until "$bench_ready_s" host_is "$heir" primary solo || { pair_explain && die 'nobody took over'; }
+    host_status "$heir" .take_over | jq -c --argjson kill_us "$kill_us" --argjson kill "$1" '
+        def ms: . / 100 | round / 10;
+        {$kill, $kill_us, takeover_ms: (.running_unix_us - $kill_us | ms),
+         notice_ms: (.running_unix_us - .total_us - $kill_us | ms),
+         decide_ms: (.total_us - .resume_us | ms), resume_ms: (.resume_us | ms), pending_pages}' | bench_add kill
+    wait_until "$bench_ready_s" has_ended "$victim/ftd"
+    host_start "$victim"
+    pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected again'; }
+    sleep 0.3
+}
+
+bench_takeover() {
+    bench_title "Take-over after SIGKILL of the primary, $bench_kills times, under client load"
+    local kill
+    bench_pair_up 5
+    spawn client ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
+        --addr "$net_vm_address:$pair_client_port" --stop-file "$run_dir/client.stop"
+    sleep 0.5
+    for ((kill = 1; kill <= bench_kills; kill++)); do
+        say_passing "kill $kill of $bench_kills"
+        bench_kill "$kill"
+    done
+    touch "$run_dir/client.stop"
+    wait_until 40 has_ended client || end_spawned client KILL
+    pair_down
+    # The longest silence that the client told of in the second after each kill.
+    jq -sc --slurpfile told "$run_dir/client.log" '
+        def at($part): sort | .[([length * $part | ceil, 1] | max) - 1];
+        def spread: {min: min, p50: at(0.5), p99: at(0.99), max: max};
+        [.[] | select(.section == "kill")] as $kills
+        | {kills: ($kills | length),
+           takeover_ms: ($kills | map(.takeover_ms) | spread), notice_ms: ($kills | map(.notice_ms) | spread),
+           decide_ms: ($kills | map(.decide_ms) | spread), resume_ms: ($kills | map(.resume_ms) | spread),
+           pending_pages: ($kills | map(.pending_pages) | spread),
+           client_gap_ms: ([$kills[] | (.kill_us / 1000) as $ms
+               | [$told[] | select(.unix_ms and .unix_ms >= $ms and .unix_ms < $ms + 1000).max_gap_ms] | max] | spread),
+           connection_survived: ($told[-1].connection_survived // false), acked_lost: $told[-1].acked_lost}' \
+        "$bench_results" | bench_add takeover
+    bench_table takeover 'ms|min|median|p99|max' '
+        def row($name): [$name, (.min, .p50, .p99, .max | n(1))];
+        (.takeover_ms | row("from SIGKILL until the guest runs")), (.notice_ms | row("  until the backup notices")),
+        (.decide_ms | row("  until it has won the arbitration")), (.resume_ms | row("  until the guest runs")),
+        (.client_gap_ms | row("longest silence for the client")), (.pending_pages | row("pages not yet applied"))'
+    jq -r 'select(.section == "takeover") | "the client'\''s connection " +
+        (if .connection_survived then "survived all of them" else "was LOST" end) +
+        ", acknowledged writes lost: \(.acked_lost)"' "$bench_results" | while IFS= read -r kill; do say "$kill"; done
+}
+
+# bench_guest_speed LABEL: what the guest gets done: computing, writing memory, serving. Medians of the rounds.
+bench_guest_speed() {
+    local round iterations us before after client
+    local -a spins=() loads=()
+    for ((round = 0; round < bench_rounds; round++)); do
+        say_passing "$1: computing"
+        read -r _ iterations us < <(call SPIN "$bench_spin_ms")
+        spins+=($((iterations * 1000 / us)))
+    done
+    call LOAD 10000000 1000 count >/dev/null
+    for ((round = 0; round < bench_rounds; round++)); do
+        say_passing "$1: writing memory"
+        before=$(call STATS)
+        sleep 0.7
+        after=$(call STATS)
+        loads+=("$(bench_load_rate "$before" "$after")")
+    done
+    call LOAD 0 0 >/dev/null
+    say_passing "$1: serving"
+    client=$(bench_client "$((bench_rounds + 1))")
+    jq -nc --arg what "$1" --argjson client "$client" --argjson spins "[$(IFS=, && echo "${spins[*]}")]" \
+        --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
+        def median: sort | .[length / 2 | floor];
+        {$what, iterations_per_ms: ($spins | median), pages_per_s: ($loads | median),
+         ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round), rtt_us: $client.rtt_us}' | bench_add speed
+}
+
+# bench_load_rate BEFORE AFTER: pages written a second between two STATS answers, by the guest's clock.
+bench_load_rate() {
+    printf '%s\n%s\n' "$1" "$2" | sed -E 's/.* uptime_ns=([0-9]+).* load_pages=([0-9]+).*/\1 \2/' | {
+        local ns1 ns2 pages1 pages2
+        read -r ns1 pages1 && read -r ns2 pages2
+        echo $(((pages2 - pages1) * 1000000 / ((ns2 - ns1) / 1000)))
+    }
+}
+
+bench_slowdown() {
+    bench_title 'What the guest gets done, unprotected and protected, epochs of 5 ms'
+    FT_EPOCH_MS=5 FT_REPLICATION=$bench_patient pair_prepare
+    host_start a
+    wait_until "$bench_ready_s" host_is a primary solo || { pair_explain && die 'host a did not start'; }
+    bench_wait_service
+    bench_guest_speed unprotected
+    host_start b
+    pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected'; }
+    bench_guest_speed protected
+    pair_down
+    jq -sc 'def slow(f): (1 - (.[1] | f) / (.[0] | f)) * 1000 | round / 10;
+        [.[] | select(.section == "speed")]
+        | {slowdown_pct: slow(.iterations_per_ms), memory_slowdown_pct: slow(.pages_per_s), serving_slowdown_pct: slow(.ops_per_s),
+           unprotected_rtt_us: .[0].rtt_us, protected_rtt_us: .[1].rtt_us}' "$bench_results" | bench_add slowdown
+    bench_table speed 'guest|computing, iterations/ms|writing, pages/s|serving, requests/s|round trip p50/p99 us' '
+        [.what, .iterations_per_ms, .pages_per_s, .ops_per_s, (.rtt_us | spread)]'
+    bench_table slowdown 'slow-down|computing %|writing %|serving %' '
+        ["", .slowdown_pct, .memory_slowdown_pct, .serving_slowdown_pct]'
+    say 'the same VM before and after its backup came. Computing: one vCPU, nothing written; writing: as fast as it can, over'
+    say '1,000 pages; serving: one request after the other, so each waits for its checkpoint. The backup host, encoding and'
+    say 'sending take their time from the same processors.'
+}
+
+bench_codec() {
+    bench_title 'Codec, GB of dirty memory a second of one core'
+    "$FTD_BIN_DIR/ft-bench" codec --ms "$bench_codec_ms" | bench_add codec
+    bench_table codec 'pages|encode GB/s|decode GB/s|ratio' '
+        [.kind, (.encode_gb_per_s, .decode_gb_per_s | n(2)), (.ratio | n(1))]'
+    say 'mixed: 15 % zero, 15 % unchanged, 40 % small changes, 20 % new and structured, 10 % new and random; CPU time of a thread'
+}
+
+# bench_summary: everything in one object, on stdout.
+bench_summary() {
+    local stolen
+    bench_stolen stolen
+    jq -s --argjson stolen "$stolen" --arg guest "${FT_GUEST:-builtin}" --argjson processors "$(nproc)" '
+        def all($section): [.[] | select(.section == $section) | del(.section)];
+        def one($section): all($section)[0];
+        (all("epochs") | map(select(.epoch_ms == 5))[0]) as $at_5ms
+        | {pause_us_p50_at_1000_pages: (all("pause") | map(select(.pages == 1000))[0].pause_us.p50),
+           checkpoints_per_s_at_5ms: $at_5ms.checkpoints_per_s, hold_us_p50_at_5ms: $at_5ms.hold_us.p50,
+           takeover_ms_p50: one("takeover").takeover_ms.p50, takeover_ms_p99: one("takeover").takeover_ms.p99,
+           encode_gb_per_s: (all("codec") | map(select(.kind == "mixed"))[0].encode_gb_per_s),
+           slowdown_pct_at_5ms: one("slowdown").slowdown_pct,
+           $guest, $processors, load_average_max: (map(.load_average) | max), stolen_pct: ($stolen / 10),
+           pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
+           kills: all("kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec")}' "$bench_results"
+}
+
+# bench_targets: what was to be reached, and where the time goes of what was not.
+bench_targets() {
+    bench_load=0
+    say ''
+    bench_summary | jq -c '
+        def n: . * 100 | round / 100;
+        def line($figure; $value; $bound; $most; $unit; why):
+            select($value != null)
+            | (if $most then $value <= $bound else $value >= $bound end) as $reached
+            | {$figure, target: "\(if $most then "at most" else "at least" end) \($bound) \($unit)", value: "\($value | n) \($unit)",
+               verdict: (if $reached then "reached" else "MISSED" end), why: (if $reached then "" else why end)};
+        (.epochs | map(select(.epoch_ms == 5))[0]) as $e | (.pause | map(select(.pages == 1000))[0]) as $p
+        | line("pause at 1,000 pages, median"; .pause_us_p50_at_1000_pages; 2000; true; "us";
+              "stop \($p.stop_us.p50 | n), harvest \($p.harvest_us.p50 | n), state \($p.capture_us.p50 | n), copy \($p.copy_us.p50 | n), resume \($p.resume_us.p50 | n) us"),
+          line("checkpoints at 5 ms under client load"; .checkpoints_per_s_at_5ms; 150; false; "/s";
+              "\(1e6 / .checkpoints_per_s_at_5ms | round) us each: 5000 epoch, \($e.pause_us.p50) pause, the rest waits for a processor or for room (commit \($e.parts.commit_us.p50) us)"),
+          line("hold time at 5 ms, median"; .hold_us_p50_at_5ms; 8000; true; "us";
+              "up to 5000 until the epoch ends, \($e.pause_us.p50) pause, \($e.parts.commit_us.p50) from capture to ack (encoding \($e.parts.encode_us.p50))"),
+          line("take-over, median"; .takeover_ms_p50; 50; true; "ms";
+              "\(.takeover.notice_ms.p50) until noticed, \(.takeover.decide_ms.p50) arbitration, \(.takeover.resume_ms.p50) resume"),
+          line("encode, mixed pages, one core"; .encode_gb_per_s; 1; false; "GB/s"; "see the kinds of pages above")' |
+        bench_add target
+    bench_table target 'figure|target|measured||why' '[.figure, .target, .value, .verdict, .why]'
+    local stolen
+    bench_stolen stolen
+    say "load average now $(cut -d' ' -f1-3 /proc/loadavg); $((stolen / 10)).$((stolen % 10)) % of the processors' time was stolen by the machine's host"
+}
