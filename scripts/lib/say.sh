@@ -4,9 +4,8 @@
 if [[ -t 2 && -z ${NO_COLOR:-} ]]; then
     say_bold=$'\e[1m' say_dim=$'\e[2m' say_red=$'\e[31m' say_green=$'\e[32m' say_yellow=$'\e[33m' say_off=$'\e[0m'
     say_line=$'\r\e[K'
-    # The terminal's width, into COLUMNS: bash asks after a child has ended.
-    shopt -s checkwinsize
-    (:)
+    read -r _ say_columns < <(stty size <&2 2>/dev/null) || say_columns=80
+    ((say_columns > 20)) || say_columns=80
 else
     say_bold='' say_dim='' say_red='' say_green='' say_yellow='' say_off='' say_line=''
 fi
@@ -39,7 +38,7 @@ say_at() {
 
 # say_passing TEXT...: progress that the next line replaces; nothing where there is no terminal.
 say_passing() {
-    [[ $say_quiet == 1 || -z $say_line ]] || printf '%s%s%.*s%s' "$say_line" "$say_dim" "$((${COLUMNS:-80} - 1))" "$*" "$say_off" >&2
+    [[ $say_quiet == 1 || -z $say_line ]] || printf '%s%s%.*s%s' "$say_line" "$say_dim" "$((say_columns - 1))" "$*" "$say_off" >&2
 }
 
 say_ok() { say "${say_green}$*${say_off}"; }

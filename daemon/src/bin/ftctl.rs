@@ -71,7 +71,7 @@ enum Action {
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
         timeout: Duration,
     },
-    /// Stop the daemon; on the primary this stops the VM
+    /// Stop the daemon; a protected VM moves to the backup first, one without a backup is shut down
     Stop,
     /// Print the metrics in the text format of Prometheus
     Metrics,
