@@ -64,6 +64,7 @@ fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
         spec: Vec::new(),
         cpu: Vec::new(),
         features: 0,
+        lease_us: 25_000,
     }
 }
 
