@@ -48,7 +48,7 @@ fn a_kvm_that_is_none() {
 #[test]
 fn no_right_to_make_a_tap() {
     let change = |_: &World, config: Config| config.with("machine.net.tap", "vm-new");
-    let says = &["machine.net.tap", "vm-new", "not permitted"];
+    let says = &["machine.net.tap", "no right to use TAP interface", "vm-new"];
     refused("no_right_to_make_a_tap", change, NO_NETWORK_RIGHTS, DaemonExit::Host, says);
 }
 
