@@ -44,7 +44,7 @@ pub enum MachineError {
         hint: &'static str,
     },
     /// Not the KVM that the world has.
-    #[error("KVM has API version {theirs}, this program speaks {ours}")]
+    #[error("/dev/kvm speaks API version {theirs}, this program {ours}: it is no KVM, or one of another age")]
     ApiVersion {
         /// The kernel's.
         theirs: i32,

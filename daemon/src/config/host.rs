@@ -5,6 +5,10 @@ use super::Config;
 use crate::arbiter::{ArbiterError, FileArbiter};
 use crate::exit::DaemonExit;
 use ft_netbuf::{Tap, TapError};
+use ft_vm::boot::BootError;
+use ft_vm::devices::{ConsoleSink, Wiring};
+use ft_vm::machine::{Machine, MachineError};
+use ft_vm::memory::{GuestRam, MemoryError};
 use ft_vm::spec::{DiskSpec, MachineSpec, NetSpec};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -43,6 +47,15 @@ pub enum HostError {
         /// What is wrong.
         problem: String,
     },
+    /// There cannot be such a machine here.
+    #[error("machine: {0}")]
+    Machine(#[from] MachineError),
+    /// Nor such memory.
+    #[error("machine.memory_mib: {0}")]
+    Memory(#[from] MemoryError),
+    /// Its guest cannot be booted.
+    #[error("machine.kernel, machine.initrd or machine.cmdline: {0}")]
+    Boot(#[from] BootError),
     /// The TAP cannot be used.
     #[error("machine.net.tap: {0}")]
     Tap(#[from] TapError),
@@ -109,7 +122,7 @@ impl Config {
                 file_bytes(key, path)?;
             }
         }
-        self.machine_spec()?;
+        self.try_boot(&self.machine_spec()?)?;
         self.arbiter().probe()?;
         writable_directory("state_dir", &self.state_dir)?;
         if let Some(directory) = self.control_socket.parent() {
@@ -126,6 +139,24 @@ impl Config {
         if let Some(net) = &self.machine.net {
             Tap::open(&net.tap)?.set_up()?;
         }
+        Ok(())
+    }
+
+    /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
+    fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| HostError::Unreadable { key: "machine.disk.image", path, source }
+        };
+        let disks = self
+            .machine
+            .disks
+            .iter()
+            .map(|disk| File::open(&disk.image).map_err(unreadable(&disk.image)))
+            .collect::<Result<_, _>>()?;
+        let ram = GuestRam::new(spec.ram_bytes)?;
+        let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
+        Machine::new(spec, &ram, wiring)?.boot(&self.boot())?;
         Ok(())
     }
 
@@ -155,6 +186,13 @@ impl Config {
     pub fn arbiter(&self) -> FileArbiter {
         FileArbiter::new(&self.arbiter.path, self.vm.as_str())
     }
+}
+
+/// The console of a machine that says nothing.
+struct NoConsole;
+
+impl ConsoleSink for NoConsole {
+    fn write(&mut self, _: &[u8]) {}
 }
 
 /// The length of a readable regular file.
