@@ -14,7 +14,7 @@ bench_begin() {
     bench_steal_began=$9 bench_total_began=$(($2 + $3 + $4 + $5 + $6 + $7 + $8 + $9))
     bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5 bench_spin_ms=2000 bench_codec_ms=1500
     if [[ $1 == 1 ]]; then
-        bench_page_ms=600 bench_epoch_s=4 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
+        bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
     fi
     say "$(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), shared by both hosts and the client"
 }
@@ -187,8 +187,8 @@ bench_kill() {
     host_status "$heir" .take_over | jq -c --argjson kill_us "$kill_us" --argjson kill "$1" '
         def ms: . / 100 | round / 10;
         {$kill, $kill_us, takeover_ms: (.running_unix_us - $kill_us | ms),
-         notice_ms: (.running_unix_us - .total_us - $kill_us | ms),
-         decide_ms: (.total_us - .resume_us | ms), resume_ms: (.resume_us | ms), pending_pages}' | bench_add kill
+         notice_ms: (if .total_us > 0 then .running_unix_us - .total_us - $kill_us | ms else null end),
+         decide_ms: (if .total_us > 0 then .total_us - .resume_us | ms else null end), resume_ms: (.resume_us | ms), pending_pages}' | bench_add kill
     wait_until "$bench_ready_s" has_ended "$victim/ftd"
     host_start "$victim"
     pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected again'; }
@@ -212,7 +212,7 @@ bench_takeover() {
     # The longest silence that the client told of in the second after each kill.
     jq -sc --slurpfile told "$run_dir/client.log" '
         def at($part): sort | .[([length * $part | ceil, 1] | max) - 1];
-        def spread: {min: min, p50: at(0.5), p99: at(0.99), max: max};
+        def spread: map(select(. != null)) | {min: min, p50: at(0.5), p99: at(0.99), max: max};
         [.[] | select(.section == "kill")] as $kills
         | {kills: ($kills | length),
            takeover_ms: ($kills | map(.takeover_ms) | spread), notice_ms: ($kills | map(.notice_ms) | spread),
