@@ -7,6 +7,7 @@
 # Settings, from the environment of the script:
 #   FT_GUEST builtin|linux|freestanding, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
+#   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication])
 
 pair_vm=web
@@ -46,6 +47,7 @@ addresses = ["$net_vm_address"]
 [replication]
 listen = "${net_repl_address[$host]}:$pair_port"
 epoch_ms = ${FT_EPOCH_MS:-5}
+${FT_FAILURE_TIMEOUT_MS:+failure_timeout_ms = $FT_FAILURE_TIMEOUT_MS}
 ${FT_REPLICATION:-}
 
 [arbiter]

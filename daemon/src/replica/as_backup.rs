@@ -39,6 +39,7 @@ impl Replica {
             Ok(link) => {
                 self.telemetry.connected(Arc::clone(&link.written));
                 self.note_peer(true, None);
+                self.peer_lost = None;
                 self.links.insert(conn, link);
             }
             Err(why) => {

@@ -431,6 +431,7 @@ impl Replica {
             Command::DropLink { conn } => {
                 if let Some(link) = self.links.remove(&conn) {
                     link.finish();
+                    self.peer_lost = Some(Instant::now());
                     self.note_peer(false, None);
                 }
                 if let Some(pairing) = &self.pairing {
