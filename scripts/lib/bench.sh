@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # The sections of scripts/bench. Each measures, adds its figures as JSON lines to $bench_results, and prints its table.
 # Sourced; needs say.sh, cleanup.sh (run_dir), net.sh (up) and pair.sh.
 
@@ -7,16 +8,36 @@ bench_ready_s=${FT_PATIENCE_S:-90}
 bench_begin() {
     bench_results=$run_dir/results.jsonl
     : >"$bench_results"
-    bench_steal_began=0 bench_total_began=0
-    read -r _ bench_ticks_began </proc/stat
-    # shellcheck disable=SC2086
-    set -- "$1" $bench_ticks_began
-    bench_steal_began=$9 bench_total_began=$(($2 + $3 + $4 + $5 + $6 + $7 + $8 + $9))
     bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5 bench_spin_ms=2000 bench_codec_ms=1500
     if [[ $1 == 1 ]]; then
         bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
     fi
+    # What else the machine does, before anything is measured: it takes its part of every figure.
+    bench_ticks && sleep 1
+    bench_busy_before_pct=$(bench_ticks_since busy)
+    bench_ticks
     say "$(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), shared by both hosts and the client"
+    ((bench_busy_before_pct < 10)) ||
+        say_warn "other work keeps them $bench_busy_before_pct % busy: every figure suffers, and slow-downs mean little"
+}
+
+# bench_ticks: from now on counts bench_ticks_since; that tells how many percent of the processors' time were `busy`, or
+# `stolen` by this machine's own host.
+bench_ticks() { read -r -a bench_ticks_began </proc/stat; }
+bench_ticks_since() {
+    local -a now
+    local total=0 idle stolen index
+    read -r -a now </proc/stat
+    # cpu user nice system idle iowait irq softirq steal
+    for index in {1..8}; do
+        total=$((total + now[index] - bench_ticks_began[index]))
+    done
+    idle=$((now[4] + now[5] - bench_ticks_began[4] - bench_ticks_began[5]))
+    stolen=$((now[8] - bench_ticks_began[8]))
+    case $1 in
+    busy) echo $(((total - idle) * 100 / (total + 1))) ;;
+    stolen) echo $((stolen * 100 / (total + 1))) ;;
+    esac
 }
 
 # bench_title TEXT: begins a section; the load average that it begins under goes beside its figures.
@@ -73,15 +94,6 @@ bench_pair_up() {
 bench_service_answers() { call PING >/dev/null 2>&1; }
 # A guest that boots takes its time.
 bench_wait_service() { wait_until "$bench_ready_s" bench_service_answers || die 'the service in the VM does not answer'; }
-
-# bench_stolen VARIABLE: how much of the processors' time this machine's own host took away since bench_begin, in
-# thousandths.
-bench_stolen() {
-    local user nice system idle iowait irq softirq steal total
-    read -r _ user nice system idle iowait irq softirq steal _ </proc/stat
-    total=$((user + nice + system + idle + iowait + irq + softirq + steal))
-    printf -v "$1" '%d' $(((steal - bench_steal_began) * 1000 / (total - bench_total_began + 1)))
-}
 
 bench_pause() {
     bench_title 'Pause against dirty pages, and what follows it'
@@ -302,9 +314,7 @@ bench_codec() {
 
 # bench_summary: everything in one object, on stdout.
 bench_summary() {
-    local stolen
-    bench_stolen stolen
-    jq -s --argjson stolen "$stolen" --arg guest "${FT_GUEST:-builtin}" --argjson processors "$(nproc)" '
+    jq -s --argjson stolen_pct "$(bench_ticks_since stolen)" --argjson busy_before_pct "$bench_busy_before_pct" --arg guest "${FT_GUEST:-builtin}" --argjson processors "$(nproc)" '
         def all($section): [.[] | select(.section == $section) | del(.section)];
         def one($section): all($section)[0];
         (all("epochs") | map(select(.epoch_ms == 5))[0]) as $at_5ms
@@ -313,7 +323,7 @@ bench_summary() {
            takeover_ms_p50: one("takeover").takeover_ms.p50, takeover_ms_p99: one("takeover").takeover_ms.p99,
            encode_gb_per_s: (all("codec") | map(select(.kind == "mixed"))[0].encode_gb_per_s),
            slowdown_pct_at_5ms: one("slowdown").slowdown_pct,
-           $guest, $processors, load_average_max: (map(.load_average) | max), stolen_pct: ($stolen / 10),
+           $guest, $processors, load_average_max: (map(.load_average) | max), $busy_before_pct, $stolen_pct,
            pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
            kills: all("kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec")}' "$bench_results"
 }
@@ -341,7 +351,5 @@ bench_targets() {
           line("encode, mixed pages, one core"; .encode_gb_per_s; 1; false; "GB/s"; "see the kinds of pages above")' |
         bench_add target
     bench_table target 'figure|target|measured||why' '[.figure, .target, .value, .verdict, .why]'
-    local stolen
-    bench_stolen stolen
-    say "load average now $(cut -d' ' -f1-3 /proc/loadavg); $((stolen / 10)).$((stolen % 10)) % of the processors' time was stolen by the machine's host"
+    say "load average now $(cut -d' ' -f1-3 /proc/loadavg), other work before $bench_busy_before_pct %, time stolen by the machine's host $(bench_ticks_since stolen) %"
 }

@@ -86,6 +86,7 @@ pair_prepare() {
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"
+    net_forget_vm
 }
 
 # host_start HOST [ARGUMENT...]: starts its ftd; further arguments go to `ftd run`.

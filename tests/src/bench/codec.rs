@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 const PAGES: usize = 4096;
 const BYTES: usize = PAGES * PAGE_SIZE;
 
+/// Contents last sent, and contents now.
+type Pages = (Vec<Page>, Vec<Page>);
+
 /// One line of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CodecFigures {
@@ -34,7 +37,7 @@ pub struct CodecFigures {
 /// Each kind of page, the mix first, for about `time` each.
 pub fn measure(time: Duration) -> anyhow::Result<Vec<CodecFigures>> {
     let of = |kind| (0..PAGES as u64).map(|seed| page_pair(kind, seed)).unzip();
-    let kinds: [(&str, (Vec<Page>, Vec<Page>)); 6] = [
+    let kinds: [(&str, Pages); 6] = [
         ("mixed", mixed_pages(PAGES, 1)),
         ("zero", of(Kind::Zero)),
         ("same", of(Kind::Same)),
