@@ -31,10 +31,13 @@ pub struct CodecFigures {
     pub ratio: f64,
 }
 
+/// The content of memory before and after an epoch.
+type Change = (Vec<Page>, Vec<Page>);
+
 /// Each kind of page, the mix first, for about `time` each.
 pub fn measure(time: Duration) -> anyhow::Result<Vec<CodecFigures>> {
     let of = |kind| (0..PAGES as u64).map(|seed| page_pair(kind, seed)).unzip();
-    let kinds: [(&str, (Vec<Page>, Vec<Page>)); 6] = [
+    let kinds: [(&str, Change); 6] = [
         ("mixed", mixed_pages(PAGES, 1)),
         ("zero", of(Kind::Zero)),
         ("same", of(Kind::Same)),
