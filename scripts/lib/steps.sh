@@ -99,7 +99,7 @@ step_run() {
         steps_result[$name]=failed
         steps_note[$name]="status $status, see $log"
         ((status != 124)) || steps_note[$name]="not done within $steps_time_limit, see $log"
-        [[ $steps_verbose == 1 ]] || tail -n 60 "$log" >&2
+        [[ $steps_verbose == 1 ]] || step_failure "$log" >&2
         say_error "   failed after ${steps_seconds[$name]} s: ${steps_note[$name]}"
         ;;
     esac
@@ -108,6 +108,16 @@ step_run() {
 steps_pid=
 steps_kill() { [[ -z $steps_pid ]] || kill "$steps_pid" 2>/dev/null || true; }
 on_exit steps_kill
+
+# What a failed step's log says about the failure: of tests which ones failed and where, else the end.
+step_failure() {
+    if grep -aq '^test .* FAILED$' "$1"; then
+        grep -aE -A4 "^test .* FAILED$|panicked at|^error: |process didn't exit successfully" "$1" |
+            grep -avE '^(--|test .* ok|stack backtrace:)$' | cut -c 1-300 | head -n 100
+    else
+        tail -n 60 "$1"
+    fi
+}
 
 # What a passed step has to tell: tests and trials, counted.
 step_note() {
