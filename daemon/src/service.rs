@@ -51,25 +51,48 @@ impl InstanceLock {
         let path = state_dir.join("lock");
         let failed = |source| LockError::Io { path: path.clone(), source };
         fs::create_dir_all(state_dir).map_err(failed)?;
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut lock) => {
-                lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
-                Ok(Self(lock))
+        let patience = Instant::now() + DYING_LIMIT;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(mut lock) => {
+                    lock.set_len(0)
+                        .and_then(|()| writeln!(lock, "{}", std::process::id()))
+                        .map_err(failed)?;
+                    return Ok(Self(lock));
+                }
+                Err((held, nix::errno::Errno::EWOULDBLOCK)) => {
+                    let mut holder = String::new();
+                    let _ = File::open(&path).and_then(|file| file.take(20).read_to_string(&mut holder));
+                    let holder = holder.trim().to_owned();
+                    if !is_dying(&holder) || Instant::now() >= patience {
+                        return Err(LockError::Held { holder, path });
+                    }
+                    // Killed, and the kernel still takes its VM down.
+                    std::thread::sleep(Duration::from_millis(20));
+                    file = held;
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
             }
-            Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                let _ = file.take(20).read_to_string(&mut holder);
-                Err(LockError::Held { holder: holder.trim().to_owned(), path })
-            }
-            Err((_, errno)) => Err(failed(errno.into())),
         }
+    }
+}
+
+/// A killed daemon gets so long to be gone.
+const DYING_LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether a process is on its way out: its first thread has ended, or it is gone altogether.
+fn is_dying(pid: &str) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the name, which is in parentheses and may hold anything.
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(_) => !pid.is_empty(),
     }
 }
 
