@@ -33,7 +33,7 @@ enum Cmd {
         #[arg(long)]
         fresh: bool,
     },
-    /// Check a configuration and this host for it; change nothing
+    /// Check a configuration and this host for it; nothing runs, only missing directories of the daemon are made
     CheckConfig {
         /// The configuration
         #[arg(long, value_name = "FILE")]
