@@ -11,3 +11,7 @@ pub mod machine;
 pub mod memory;
 pub mod spec;
 pub mod state;
+
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub use engine::soft::testing::measure_soft;
