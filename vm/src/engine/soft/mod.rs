@@ -15,6 +15,7 @@
 //! stale translation) depends on the instructions alone, never on where a run was split.
 
 pub(crate) mod bus;
+pub(crate) mod chips;
 pub(crate) mod cpu;
 pub(crate) mod exec;
 pub(crate) mod flags;
