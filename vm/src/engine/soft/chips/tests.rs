@@ -235,6 +235,56 @@ fn a_one_shot_pit_interrupts_once_and_its_count_goes_on() {
     assert_eq!(pc.inb(0x40), 0xb0);
 }
 
+/// Counter 2, tick by tick: the gate by port 0x61, the output by its bit 5, the count by a latch.
+#[test]
+fn counters_count_as_their_modes_say() {
+    let mut pc = Pc { access_ns: 0, ..Pc::new() };
+    let mut tick = 1000;
+    let mut at = |pc: &mut Pc, ticks: u64| {
+        tick += ticks;
+        pc.now = (tick * S).div_ceil(pit::HZ);
+    };
+    let start = |pc: &mut Pc, mode: u8, count: u8| {
+        pc.outb(0x61, 0);
+        pc.outb(0x43, 0x90 | mode);
+        pc.outb(0x42, count);
+        pc.outb(0x61, 1);
+    };
+    // A tick to load, then the trace: 6 ticks of count and output.
+    let mut trace = |pc: &mut Pc, mode: u8, count: u8| {
+        at(pc, 1);
+        start(pc, mode, count);
+        [(); 6].map(|()| {
+            at(pc, 1);
+            pc.outb(0x43, 0x80);
+            (pc.inb(0x42), pc.inb(0x61) & 0x20 != 0)
+        })
+    };
+    let (low, high) = (false, true);
+    assert_eq!(trace(&mut pc, 2 << 1, 3), [(3, high), (2, high), (1, low), (3, high), (2, high), (1, low)]);
+    assert_eq!(trace(&mut pc, 3 << 1, 4), [(4, high), (2, high), (4, low), (2, low), (4, high), (2, high)]);
+    assert_eq!(
+        trace(&mut pc, 1 << 1, 2),
+        [(2, low), (1, low), (0, high), (255, high), (254, high), (253, high)]
+    );
+    assert_eq!(
+        trace(&mut pc, 4 << 1, 2),
+        [(1, high), (0, low), (255, high), (254, high), (253, high), (252, high)]
+    );
+    assert_eq!(
+        trace(&mut pc, 5 << 1, 1),
+        [(1, high), (0, low), (255, high), (254, high), (253, high), (252, high)]
+    );
+    // Mode 0 in BCD: below zero comes 9999.
+    assert_eq!(trace(&mut pc, 1, 0x11)[..2], [(0x10, low), (0x09, low)]);
+    assert_eq!(trace(&mut pc, 1, 1)[..3], [(0, high), (0x99, high), (0x98, high)]);
+    // The gate holds mode 0 where it is.
+    trace(&mut pc, 0, 20);
+    pc.outb(0x61, 0);
+    pc.now += S;
+    assert_eq!((pc.inb(0x42), pc.inb(0x61) & 0x20), (14, 0));
+}
+
 /// Linux's calibrate_APIC_clock: the LAPIC's counter over PIT ticks.
 #[test]
 fn the_lapic_timer_calibrates_to_its_bus_clock() {
@@ -330,7 +380,7 @@ fn a_masked_timer_runs_out_without_an_interrupt() {
 #[test]
 fn higher_classes_nest_and_lower_ones_wait_for_the_end() {
     let mut pc = Pc::with_apic();
-    let send = |pc: &mut Pc, vector| pc.apic(ICR, 1 << 18 | vector);
+    let send = |pc: &mut Pc, vector: u32| pc.apic(ICR, 1 << 18 | vector);
     send(&mut pc, 0x51);
     assert_eq!(pc.take(), Some(0x51));
     send(&mut pc, 0x5f);
@@ -513,7 +563,7 @@ fn the_clock_shows_the_time_of_day_and_crosses_an_hour() {
 
 #[test]
 fn an_update_is_announced_before_it_happens_and_is_over_when_it_has() {
-    let mut pc = Pc::new();
+    let mut pc = Pc { access_ns: 0, ..Pc::new() };
     pc.now = S - 244_001;
     assert_eq!(pc.cmos(0x0a) & 0x80, 0);
     pc.now = S - 244_000;
@@ -548,7 +598,7 @@ fn the_clock_is_set_as_kernels_set_it() {
 fn clock_interrupts_come_at_their_times_and_wait_to_be_read() {
     let mut pc = Pc::with_apic();
     pc.pin(8, 0x38);
-    let enable = |pc: &mut Pc, bit| {
+    let enable = |pc: &mut Pc, bit: u8| {
         pc.set_cmos(0x0b, 2 | bit);
         pc.cmos(0x0c);
     };
@@ -710,7 +760,7 @@ proptest! {
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
         before in steps(), after in steps(),
     ) {
-        let (mut chips, mut now) = (Chips::new(BOOT_S), 0);
+        let (mut chips, mut now) = (Chips::new(BOOT_S), 0u64);
         for this in &before {
             step(&mut chips, &mut now, this);
         }
@@ -732,12 +782,12 @@ proptest! {
     /// However often timers are asked to run in between, the state comes out the same bit for bit.
     #[test]
     fn asking_more_often_changes_nothing(all in steps(), more in 1..9u64) {
-        let (mut chips, mut now) = (Chips::new(BOOT_S), 0);
-        let (mut asked, mut asked_now) = (Chips::new(BOOT_S), 0);
+        let (mut chips, mut now) = (Chips::new(BOOT_S), 0u64);
+        let (mut asked, mut asked_now) = (Chips::new(BOOT_S), 0u64);
         // The engine stops at every timer; between them it may stop anywhere.
         let advance = |chips: &mut Chips, from: u64, to: u64, stops: u64| {
             let (mut at, mut fired) = (from, 0);
-            while at < to && fired < 1000 {
+            while at < to && fired < 100 {
                 let until = chips.next_timer_ns().map_or(to, |next| next.clamp(at + 1, to));
                 for stop in 1..=stops {
                     chips.run_timers(at + (until - at) / stops * stop);
