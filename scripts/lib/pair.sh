@@ -64,7 +64,7 @@ pair_guest_config() {
         ;;
     linux)
         echo 'guest = "linux"'
-        echo "kernel = \"$FT_LINUX_DIR/vmlinux\""
+        echo "kernel = \"$FT_LINUX_DIR/kernel\""
         echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
         echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")\""
         ;;
