@@ -138,6 +138,7 @@ fn main() -> Result<(), AnyError> {
                 machine.resume()?;
             }
             Ok(MachineEvent::Crashed { vcpu, why }) => return Err(format!("vCPU {vcpu}: {why}").into()),
+            Ok(MachineEvent::Diverged { .. }) => return Err("nothing is replayed here".into()),
             Err(RecvTimeoutError::Timeout) if options.epoch_ms.is_some() => {
                 pauses.checkpoint(&mut machine)?
             }
