@@ -2,3 +2,7 @@
 //! that the same log makes the same machine again, on another host or on another day.
 
 pub mod log;
+mod position;
+
+pub use log::{LogCut, LogError};
+pub use position::ReplayPosition;
