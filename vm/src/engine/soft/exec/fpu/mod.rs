@@ -5,6 +5,8 @@
 //! whatever the architecture leaves to the maker (reciprocal estimates, transcendental functions, undefined flags) is
 //! computed here in one fixed way; the x87 is computed in software.
 
+mod convert;
+mod float;
 mod integer;
 mod mmx;
 mod moves;
@@ -47,6 +49,8 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     let handler = moves::lower(instruction)
         .or_else(|| integer::lower(instruction))
         .or_else(|| shuffle::lower(instruction))
+        .or_else(|| float::lower(instruction))
+        .or_else(|| convert::lower(instruction))
         .or_else(|| mmx::lower(instruction))
         .or_else(|| save::lower(instruction, &mut lowered))?;
     *op = lowered;
