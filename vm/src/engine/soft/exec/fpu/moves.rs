@@ -144,7 +144,7 @@ pub(super) fn store_masked(cpu: &mut Cpu, op: &Op, data: u128, mask: u128) -> St
     let (Some(first), Some(last)) = (chosen.iter().position(|c| *c), chosen.iter().rposition(|c| *c)) else {
         return Ok(());
     };
-    cpu.probe_write(address.wrapping_add(first as u64), last - first + 1)?;
+    cpu.probe_write(address.wrapping_add(first as u64), (last - first + 1) as u64)?;
     for (i, _) in chosen.iter().enumerate().filter(|(_, chosen)| **chosen) {
         cpu.store::<u8>(address.wrapping_add(i as u64), (data >> (8 * i)) as u8)?;
     }
