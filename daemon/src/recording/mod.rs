@@ -4,6 +4,8 @@
 mod console;
 mod record;
 mod replay;
+#[cfg(test)]
+mod tests;
 
 pub use record::{RecordOptions, record};
 pub use replay::{ReplayOptions, replay};

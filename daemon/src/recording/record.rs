@@ -41,6 +41,9 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
     if config.machine.vcpus != 1 {
         return Err(RunError::Vcpus(config.machine.vcpus));
     }
+    if options.out.exists() {
+        return Err(RunError::Exists(options.out.clone()));
+    }
     let mut spec = config.machine_spec()?;
     spec.engine = EngineKind::Soft;
     let ram = GuestRam::new(spec.ram_bytes)?;
