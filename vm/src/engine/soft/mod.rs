@@ -16,6 +16,8 @@
 
 pub(crate) mod bus;
 pub(crate) mod cpu;
+#[cfg(test)]
+mod differential;
 pub(crate) mod exec;
 pub(crate) mod flags;
 pub(crate) mod op;

@@ -1,0 +1,2 @@
+use super::native::Native;
+pub(super) type Engine = Native;
