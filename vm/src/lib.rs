@@ -9,5 +9,6 @@ pub mod guest;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod replay;
 pub mod spec;
 pub mod state;

@@ -97,6 +97,11 @@ impl Refusal {
     }
 }
 
+/// Whether the refusal of this number stays until somebody changes a node: versions or configurations do not fit.
+pub fn is_permanent(code: u16) -> bool {
+    matches!(code, 1..=6 | 8)
+}
+
 /// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
 pub fn check(
     theirs: &Identity,
@@ -146,7 +151,8 @@ fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
         Err(Refusal::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
     // Every field by name, so that a new one cannot be forgotten here.
-    let MachineSpec { vcpus, ram_bytes, net, disks, rng } = ours;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = ours;
+    field("engine", &theirs.engine, engine)?;
     field("guest memory (bytes)", &theirs.ram_bytes, ram_bytes)?;
     field("number of vCPUs", &theirs.vcpus, vcpus)?;
     field("network card", &theirs.net, net)?;
@@ -157,10 +163,11 @@ fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ft_vm::spec::{DiskSpec, NetSpec};
+    use ft_vm::spec::{DiskSpec, EngineKind, NetSpec};
 
     fn spec() -> MachineSpec {
         MachineSpec {
+            engine: EngineKind::Kvm,
             vcpus: 2,
             ram_bytes: 64 << 20,
             net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),

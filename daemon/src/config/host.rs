@@ -9,7 +9,7 @@ use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::memory::{GuestRam, MemoryError};
-use ft_vm::spec::{DiskSpec, MachineSpec, NetSpec};
+use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -173,6 +173,7 @@ impl Config {
             disks.push(DiskSpec { bytes, read_only: disk.read_only });
         }
         Ok(MachineSpec {
+            engine: EngineKind::Kvm,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
             net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),

@@ -69,10 +69,6 @@ pub(super) struct Native {
 }
 
 impl Native {
-    pub(super) fn again(&self) -> Self {
-        Self { exchange: self.exchange, code: self.code }
-    }
-
     /// Maps the pages and takes the signals. One in a process, used on the thread that made it.
     pub(super) fn new() -> nix::Result<Self> {
         let code_file =

@@ -19,7 +19,7 @@ const STUCK_S: u32 = 120;
 /// Runs the cases `first..first + count` of a seed.
 fn work(seed: u64, first: u64, count: u64) -> u64 {
     let mut host = Native::new().expect("pages at their addresses, and signals");
-    let mut soft = host.again();
+    let mut soft = Engine::new();
     let forms = forms();
     let mut generator = Generator::new(seed, forms.clone());
     let mut coverage = Coverage::default();
