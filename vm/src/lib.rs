@@ -9,6 +9,7 @@ pub mod guest;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod replay;
 pub mod spec;
 pub mod state;
 
