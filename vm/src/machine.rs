@@ -12,20 +12,17 @@
 //! reach an interrupt controller that has been read already, and would be lost with the primary.
 
 use crate::boot::{self, BootError};
-use crate::devices::{DeviceCounters, DeviceError, Devices, IrqChip, NetPort, Wiring};
+use crate::devices::{DeviceCounters, DeviceError, Devices, DevicesState, NetPort, Wiring};
+use crate::engine::Engine;
 use crate::engine::kvm::KvmError;
-use crate::engine::kvm::dirty::DirtyLog;
-use crate::engine::kvm::host::Host;
-use crate::engine::kvm::state::{apply_vm, collect_vm};
-use crate::engine::kvm::vcpu::{Surroundings, Vcpu};
-use crate::engine::kvm::vm::{self, Lines};
+use crate::engine::kvm::engine::KvmEngine;
+use crate::engine::soft::SoftEngine;
 use crate::memory::{GuestRam, PageIndex};
 use crate::replay::{LogCut, LogError, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
-use crate::state::{self, MachineState, StateError};
-use kvm_ioctls::VmFd;
+use crate::state::{self, EngineState, MachineState, StateError};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 pub use crate::engine::engine_fingerprint;
@@ -195,74 +192,38 @@ impl ConsoleHandle {
 
 /// One virtual machine. Belongs to one thread at a time; its vCPUs have their own.
 pub struct Machine {
-    /// What was collected last. While the machine runs, of the last pause.
-    state: MachineState,
-    /// As a fresh machine has it, to boot from.
-    power_on: Vec<u8>,
+    spec: MachineSpec,
     running: bool,
     /// Booted or restored, as a whole.
     complete: bool,
     /// The guest's memory is not that of a fresh machine any more.
     used: bool,
     events: Receiver<MachineEvent>,
-    dirty: DirtyLog,
-    // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
-    vcpus: Vec<Vcpu>,
+    // Dropped in this order: the engine's threads use the devices, and both use the memory.
+    engine: Box<dyn Engine>,
     devices: Arc<Devices>,
-    vm: Arc<VmFd>,
     ram: GuestRam,
 }
 
 impl Machine {
     /// Makes a machine with everything it needs to run: descriptors, threads, interrupt chips, devices. Nothing runs.
     pub fn new(spec: &MachineSpec, ram: &GuestRam, wiring: Wiring) -> Result<Self, MachineError> {
-        let host = Arc::new(Host::open()?);
-        let count = usize::from(spec.vcpus);
-        let max = host.kvm.get_max_vcpus().min(usize::from(VCPUS_MAX));
-        if count == 0 || count > max {
-            return Err(MachineError::Vcpus { asked: spec.vcpus, max });
-        }
         if ram.bytes() != spec.ram_bytes {
             return Err(MachineError::RamBytes { spec: spec.ram_bytes, given: ram.bytes() });
         }
-        let vm = Arc::new(vm::create(&host, ram)?);
-        let dirty = DirtyLog::new(&vm, &host, ram)?;
-        let lines: Arc<dyn IrqChip> = Arc::new(Lines::new(Arc::clone(&vm)));
-        let devices = Arc::new(Devices::new(spec, ram, lines, wiring)?);
-        devices.quiesce();
         let (sender, events) = channel();
-        let around = Surroundings {
-            vm: Arc::clone(&vm),
-            host,
-            devices: Arc::clone(&devices),
-            events: sender,
-            stopped: Arc::new(Barrier::new(count)),
+        let (engine, devices): (Box<dyn Engine>, _) = match spec.engine {
+            EngineKind::Kvm => {
+                let (engine, devices) = KvmEngine::new(spec, ram, wiring, sender)?;
+                (Box::new(engine), devices)
+            }
+            EngineKind::Soft => {
+                let (engine, devices) = SoftEngine::new(spec, ram, wiring, sender)?;
+                (Box::new(engine), devices)
+            }
         };
-        let vcpus = (0..count)
-            .map(|index| Vcpu::start(index, count, around.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let states = vcpus.iter().map(Vcpu::started).collect::<Result<Vec<_>, _>>()?;
-        let state = MachineState {
-            spec: spec.clone(),
-            vcpus: states,
-            vm: collect_vm(&vm)?,
-            devices: devices.capture(),
-        };
-        let mut power_on = Vec::new();
-        state::encode(&state, &mut power_on)?;
-        Ok(Self {
-            state,
-            power_on,
-            running: false,
-            complete: false,
-            used: false,
-            events,
-            dirty,
-            vcpus,
-            devices,
-            vm,
-            ram: ram.clone(),
-        })
+        let (running, complete, used) = (false, false, false);
+        Ok(Self { spec: spec.clone(), running, complete, used, events, engine, devices, ram: ram.clone() })
     }
 
     /// Puts the guest into memory and the vCPUs at its entry. On a paused machine that has run before this is a reset:
@@ -272,15 +233,15 @@ impl Machine {
             return Err(StateError::Running.into());
         }
         self.complete = false;
-        let mut state = state::decode(&self.power_on)?;
         if self.used {
             boot::clear(&self.ram)?;
             self.devices.reset();
-            state.devices = self.devices.capture();
         }
         self.used = true;
-        boot::load(boot, &self.ram, &mut state)?;
-        Ok(self.apply(state)?)
+        let entry = boot::load(boot, &self.ram, &self.spec)?;
+        let engine = self.engine.entered(&entry)?;
+        let devices = self.devices.capture();
+        Ok(self.apply(&engine, &devices)?)
     }
 
     /// Lets the vCPUs run.
@@ -290,7 +251,7 @@ impl Machine {
         }
         if !self.running {
             self.devices.resume();
-            self.vcpus.iter().for_each(Vcpu::run);
+            self.engine.resume();
             self.running = true;
         }
         Ok(())
@@ -303,10 +264,7 @@ impl Machine {
             return Ok(());
         }
         self.devices.quiesce();
-        self.vcpus.iter().for_each(Vcpu::kick);
-        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
-            vcpu.parked(state, || self.devices.interrupt_idle())?;
-        }
+        self.engine.stop()?;
         self.running = false;
         Ok(())
     }
@@ -321,14 +279,9 @@ impl Machine {
         if self.running {
             return Err(MachineError::Running);
         }
-        if let Some((vcpu, why)) =
-            self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))
-        {
-            return Err(MachineError::Crashed { vcpu, why });
-        }
-        self.state.vm = collect_vm(&self.vm)?;
-        self.state.devices = self.devices.capture();
-        Ok(state::encode(&self.state, out)?)
+        let engine = self.engine.capture()?;
+        let state = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
+        Ok(state::encode(&state, out)?)
     }
 
     /// Takes over a captured state. Memory is the caller's business: it has the content that belongs to the state.
@@ -339,50 +292,36 @@ impl Machine {
         if self.running {
             return Err(StateError::Running);
         }
-        let state = state::decode(state)?;
-        state::check_spec(&state.spec, &self.state.spec)?;
+        let MachineState { spec, engine, devices } = state::decode(state)?;
+        state::check_spec(&spec, &self.spec)?;
         self.used = true;
-        self.apply(state)
+        self.apply(&engine, &devices)
     }
 
-    /// The vCPUs in parallel, then what they share, then the devices (see the ordering at each).
-    fn apply(&mut self, state: MachineState) -> Result<(), StateError> {
-        if state.vcpus.len() != self.vcpus.len() {
-            let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
-            return Err(StateError::Spec { field: "vCPU states", theirs, ours });
-        }
+    /// The engine, then the devices: these may drive lines of the interrupt chips, which the engine has.
+    fn apply(&mut self, engine: &EngineState, devices: &DevicesState) -> Result<(), StateError> {
         self.complete = false;
-        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
-            vcpu.load(state.clone());
-        }
-        // All are waited for, whatever the first says: no order may be left behind.
-        let loaded: Vec<_> = self.vcpus.iter().map(Vcpu::loaded).collect();
-        loaded.into_iter().collect::<Result<(), _>>()?;
-        apply_vm(&self.vm, &state.vm)?;
-        self.devices.restore(&state.devices)?;
-        self.state = state;
+        self.engine.apply(engine)?;
+        self.devices.restore(devices)?;
         self.complete = true;
         Ok(())
     }
 
     /// Starts logging which pages are written, afresh: what was written before is not in the log. The machine may run.
     pub fn start_dirty_log(&mut self) -> Result<(), MachineError> {
-        Ok(self.dirty.start(&self.vm, &self.ram)?)
+        self.engine.start_dirty_log()
     }
 
     /// Stops logging and forgets what was logged.
     pub fn stop_dirty_log(&mut self) -> Result<(), MachineError> {
-        Ok(self.dirty.stop(&self.vm, &self.ram)?)
+        self.engine.stop_dirty_log()
     }
 
     /// Appends the pages written since the last harvest, by the guest or by its devices: sorted, each once. On an
     /// error nothing is appended and nothing is forgotten. The machine may run: a page that is written while this is
     /// under way is in this harvest or in the next one, and whoever copies pages does so after this returns.
     pub fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
-        if !self.dirty.is_on() {
-            return Err(MachineError::NotLogging);
-        }
-        Ok(self.dirty.harvest(&self.vm, &self.ram, dirty)?)
+        self.engine.harvest(dirty)
     }
 
     /// Begins to record, with this as the log's first count. The machine is paused; a checkpoint of it that is captured
@@ -457,7 +396,7 @@ impl Machine {
     }
 
     fn not_soft(&self, what: &'static str) -> MachineError {
-        MachineError::Engine { what, engine: self.state.spec.engine }
+        MachineError::Engine { what, engine: self.spec.engine }
     }
 
     /// What the machine says of its own accord.
@@ -482,7 +421,7 @@ impl Machine {
 
     /// The machine's specification.
     pub fn spec(&self) -> &MachineSpec {
-        &self.state.spec
+        &self.spec
     }
 }
 
