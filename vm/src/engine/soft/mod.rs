@@ -14,9 +14,19 @@
 //! delivered. Caches (TLB, blocks) never change what an instruction does; what the architecture lets a TLB do (serve a
 //! stale translation) depends on the instructions alone, never on where a run was split.
 
+pub(crate) mod block;
 pub(crate) mod bus;
 pub(crate) mod cpu;
+pub(crate) mod dirty;
 pub(crate) mod exec;
 pub(crate) mod flags;
+pub(crate) mod interrupt;
+pub(crate) mod memory;
 pub(crate) mod op;
+pub(crate) mod run;
 pub(crate) mod time;
+pub(crate) mod tlb;
+pub(crate) mod walk;
+
+#[cfg(test)]
+pub(crate) mod testing;

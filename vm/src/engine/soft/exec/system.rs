@@ -11,7 +11,7 @@ pub(crate) struct Segment {
 }
 
 /// What only system code sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct System {
     /// ES, CS, SS, DS, FS, GS.
     pub segs: [Segment; 6],
@@ -25,4 +25,11 @@ pub(crate) struct System {
     pub cr4: u64,
     pub efer: u64,
     pub dr: [u64; 8],
+}
+
+pub(crate) fn lower(
+    _: &iced_x86::Instruction,
+    _: &mut crate::engine::soft::op::Op,
+) -> Option<crate::engine::soft::op::Handler> {
+    None
 }
