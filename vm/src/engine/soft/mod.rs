@@ -16,6 +16,7 @@
 
 pub(crate) mod block;
 pub(crate) mod bus;
+pub(crate) mod chips;
 pub(crate) mod cpu;
 pub(crate) mod dirty;
 pub(crate) mod exec;
