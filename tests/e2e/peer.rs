@@ -1,7 +1,8 @@
 //! Peers that do not fit, or that are none: they are refused with the reason, and nobody else notices.
 
 use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
-use ft_checkpoint::wire::handshake::PROTOCOL;
+use ft_checkpoint::wire::frame::VERSION;
+use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
 use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
@@ -144,11 +145,28 @@ fn frames_of_another_version_are_refused_by_name() {
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         alpha.wait_until(Role::Primary, State::Solo);
         let mut hello = hello_bytes(identity("web", "beta", PROTOCOL));
-        hello[4] = 2;
+        hello[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
         let mut stream = TcpStream::connect(("127.0.0.1", Config::port(0))).unwrap();
         stream.write_all(&hello).unwrap();
-        alpha.wait_for_log("protocol version 2, this node 1");
+        // It is told, whatever it makes of that, and whatever it had sent besides.
+        let refusal = Fake::new(stream.try_clone().unwrap()).refusal();
+        assert!(is_permanent(refusal.code), "{refusal:?}");
+        alpha.wait_for_log(&refusal.text);
         alpha.wait_until(Role::Primary, State::Solo);
+    });
+}
+
+#[test]
+fn a_backup_whose_primary_speaks_other_frames_ends_and_says_so() {
+    World::run("a_backup_whose_primary_speaks_other_frames_ends_and_says_so", |world| {
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut stream = listener.accept().unwrap().0;
+        let mut reply = hello_bytes(identity("web", "alpha", PROTOCOL));
+        reply[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        stream.write_all(&reply).unwrap();
+        let theirs = format!("protocol version {}", VERSION + 1);
+        beta.must_fail(DaemonExit::Peer, &[&theirs, "install the same version"]);
     });
 }
 

@@ -97,6 +97,11 @@ impl Refusal {
     }
 }
 
+/// Whether the refusal of this number stays until somebody changes a node: versions or configurations do not fit.
+pub fn is_permanent(code: u16) -> bool {
+    matches!(code, 1..=6 | 8)
+}
+
 /// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
 pub fn check(
     theirs: &Identity,
