@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::engine::kvm::KvmError;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
-use crate::memory::{GuestRam, PageIndex};
+use crate::memory::{GuestRam, MemoryError, PageIndex};
 use crate::replay::{LogCut, LogError, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
 use crate::state::{self, EngineState, MachineState, StateError};
@@ -61,6 +61,15 @@ pub enum MachineError {
         /// The program's bound or KVM's, whichever is lower.
         max: usize,
     },
+    /// A number of vCPUs that the deterministic engine does not have.
+    #[error("{0} vCPUs: the engine \"soft\" has exactly one")]
+    SoftVcpus(u8),
+    /// No thread for the vCPU.
+    #[error("cannot start a vCPU's thread: {0}")]
+    Thread(std::io::Error),
+    /// Memory cannot be mapped once more.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The memory is not the specification's.
     #[error("the specification says {spec} bytes of RAM, the memory given has {given}")]
     RamBytes {
@@ -251,7 +260,7 @@ impl Machine {
         }
         if !self.running {
             self.devices.resume();
-            self.engine.resume();
+            self.engine.resume()?;
             self.running = true;
         }
         Ok(())
@@ -327,7 +336,7 @@ impl Machine {
     /// Begins to record, with this as the log's first count. The machine is paused; a checkpoint of it that is captured
     /// now, before it runs, is where a replay of the log starts.
     pub fn start_recording(&mut self) -> Result<(), MachineError> {
-        Err(self.not_soft("recording"))
+        self.soft("recording")?.start_recording()
     }
 
     /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at whose
@@ -339,64 +348,63 @@ impl Machine {
         out: &mut Vec<u8>,
         at_cut: Box<dyn FnOnce() + Send>,
     ) -> Result<LogCut, MachineError> {
-        let _ = (out, at_cut);
-        Err(self.not_soft("recording"))
+        self.soft("recording")?.cut_log(out, at_cut)
     }
 
     /// Ends recording; what was not cut is dropped. Booting and restoring end it, too.
     pub fn stop_recording(&mut self) -> Result<(), MachineError> {
-        Err(self.not_soft("recording"))
+        self.soft("recording")?.stop_recording()
     }
 
     /// Begins to replay: the machine is paused and has been restored to where the log starts. From the next
     /// [`Self::resume`] on it executes what [`Self::feed_log`] gives it, and waits where that ends. Nothing comes in from
     /// outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
     pub fn start_replaying(&mut self) -> Result<(), MachineError> {
-        Err(self.not_soft("replaying"))
+        self.complete.then_some(()).ok_or(MachineError::Incomplete)?;
+        self.soft("replaying")?.start_replaying()
     }
 
     /// Whether a replaying machine's console output goes to the console's sink.
     pub fn show_replayed_console(&mut self, shown: bool) -> Result<(), MachineError> {
-        let _ = shown;
-        Err(self.not_soft("replaying"))
+        self.soft("replaying")?.show_replayed_console(shown)
     }
 
     /// Gives a replaying machine one or more whole batches. On an error nothing of them was taken. The machine may run.
     pub fn feed_log(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
-        let _ = bytes;
-        Err(self.not_soft("replaying"))
+        self.soft("replaying")?.feed_log(bytes)
     }
 
     /// How far a replaying machine has come; zeros when it is not replaying.
     pub fn replay_position(&self) -> ReplayPosition {
-        ReplayPosition::default()
+        self.engine.soft().map_or_else(ReplayPosition::default, SoftEngine::replay_position)
     }
 
     /// Waits until a replaying machine has executed all that it was fed (true), or until the time is over (false).
     pub fn wait_replayed(&self, timeout: Duration) -> Result<bool, MachineError> {
-        let _ = timeout;
-        Err(self.not_soft("replaying"))
+        self.soft("replaying")?.wait_replayed(timeout)
     }
 
     /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on it
     /// is a machine like any other.
     pub fn go_live(&mut self) -> Result<(), MachineError> {
-        Err(self.not_soft("replaying"))
+        self.soft("replaying")?.go_live()
     }
 
     /// Has a machine on the deterministic engine stand still for this part of its time (in thousandths, at most 950;
     /// zero: no slowing). No effect on others.
     pub fn throttle(&self, permille: u16) {
-        let _ = permille;
+        if let Some(soft) = self.engine.soft() {
+            soft.throttle(permille);
+        }
     }
 
     /// Instructions executed so far; zero where the engine does not count.
     pub fn count(&self) -> u64 {
-        0
+        self.engine.soft().map_or(0, SoftEngine::count)
     }
 
-    fn not_soft(&self, what: &'static str) -> MachineError {
-        MachineError::Engine { what, engine: self.spec.engine }
+    fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {
+        self.engine.soft().ok_or(MachineError::Engine { what, engine: self.spec.engine })
     }
 
     /// What the machine says of its own accord.

@@ -25,6 +25,7 @@ pub use power::PowerState;
 pub use serial::Com1State;
 pub use virtio::net::{Delivered, NetPort};
 pub use virtio::queue::{RingPosition, RingState};
+pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
 
@@ -46,8 +47,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio::block::{Block, SECTOR_BYTES};
-use virtio::net::{Net, Port, Put};
-use virtio::rng::{HostRandom, Rng};
+pub(crate) use virtio::net::Put;
+use virtio::net::{Net, Port};
+use virtio::rng::Rng;
 use virtio::transport::{Shared, Surroundings, Virtio, Window};
 
 /// Takes the frames that the guest transmits.
@@ -412,11 +414,11 @@ impl Devices {
     /// offered again. After [`Self::restore`] it also drives the interrupt lines, so the interrupt chips must have
     /// their state by then.
     ///
-    /// On a deterministic engine it only lets inputs in: there the chips keep the lines' levels, and whether frames that
-    /// the guest sent are still to be offered is the engine's business.
+    /// On a deterministic engine it does nothing: there the chips keep the lines' levels, and whether inputs come in and
+    /// frames that the guest sent are still to be offered is the engine's business.
     pub fn resume(&self) {
-        if let Some(inbox) = &self.inbox {
-            return inbox.open(true);
+        if self.inbox.is_some() {
+            return;
         }
         if self.restored.swap(false, Ordering::Relaxed) {
             // Setting a line to the level that the chips already have for it changes nothing.

@@ -14,7 +14,7 @@ use soft::SoftEngine;
 /// The processors of a machine, with what surrounds them up to the devices. After its creation it is stopped.
 pub(crate) trait Engine: Send {
     /// Lets the guest run.
-    fn resume(&mut self);
+    fn resume(&mut self) -> Result<(), MachineError>;
 
     /// Stops the guest: when it returns, each vCPU has completed what was pending and none touches memory or a device.
     fn stop(&mut self) -> Result<(), MachineError>;

@@ -74,8 +74,9 @@ impl KvmEngine {
 }
 
 impl Engine for KvmEngine {
-    fn resume(&mut self) {
+    fn resume(&mut self) -> Result<(), MachineError> {
         self.vcpus.iter().for_each(Vcpu::run);
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
