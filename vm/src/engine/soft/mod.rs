@@ -18,6 +18,8 @@ pub(crate) mod block;
 pub(crate) mod bus;
 pub(crate) mod chips;
 pub(crate) mod cpu;
+#[cfg(test)]
+mod differential;
 pub(crate) mod dirty;
 pub(crate) mod exec;
 pub(crate) mod flags;

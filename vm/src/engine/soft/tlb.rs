@@ -43,7 +43,7 @@ impl Entry {
 
     #[inline(always)]
     pub(crate) fn maps(&self, page: u64) -> bool {
-        self.read & PAGE_MASK == page
+        self.read & !SLOW == page
     }
 
     /// Makes direct writes possible.
