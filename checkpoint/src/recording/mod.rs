@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! file:     "FTDREC" version u16   About  State  Pages*  Begin   Log*   End
-//! section:  kind u32, recording u32, sequence u32, length u32, crc32c u32 over those and the payload, payload
+//! section:  kind u32, recording u32, sequence u32, length u32, crc32c u32 of the payload, crc32c u32 of these, payload
 //! ```
 //!
 //! `recording` is drawn for each file and is in all its sections, which are counted: one that is missing, repeated,

@@ -56,6 +56,11 @@ impl<R: Read> Reader<R> {
         &self.about
     }
 
+    /// How far the file has been read: behind the last section that was given out.
+    pub fn offset(&self) -> u64 {
+        self.sections.offset
+    }
+
     /// Fills the fresh (zero) memory of the machine with what it held when the recording began, and gives the state
     /// that it had.
     pub fn start(&mut self, ram: &RamView) -> Result<Vec<u8>, RecordingError> {

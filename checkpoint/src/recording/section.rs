@@ -1,11 +1,12 @@
 //! Sections: what a recording is made of.
 
 use super::RecordingError;
+use crc32c::crc32c;
 use ft_vm::replay::log::BATCH_BYTES_MAX;
 use std::io::{self, Read, Write};
 
 /// Bytes of a section before its payload.
-pub const SECTION_HEADER_BYTES: usize = 20;
+pub const SECTION_HEADER_BYTES: usize = 24;
 /// Most bytes of a section's payload: a full batch of the log and its header fit, and so does any machine state.
 pub const SECTION_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
 
@@ -29,8 +30,15 @@ impl Kind {
     }
 }
 
-fn checksum(header: &[u8], payload: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(header), payload)
+/// A section's header. Its own checksum is the last word, so that a length is known to be right before it is believed.
+pub(super) fn header(kind: u32, recording: u32, sequence: u32, length: u32, crc: u32) -> Vec<u8> {
+    let mut header = Vec::with_capacity(SECTION_HEADER_BYTES);
+    for word in [kind, recording, sequence, length, crc] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+    let crc = crc32c(&header);
+    header.extend_from_slice(&crc.to_le_bytes());
+    header
 }
 
 /// Writes sections.
@@ -49,12 +57,8 @@ impl<W: Write> Sections<W> {
         if payload.len() > SECTION_BYTES_MAX {
             return Err(RecordingError::TooLong { offset: 0, length: payload.len() as u64 });
         }
-        let words = [kind as u32, self.recording, self.sequence, payload.len() as u32];
-        let mut header = Vec::with_capacity(SECTION_HEADER_BYTES);
-        words.iter().for_each(|word| header.extend_from_slice(&word.to_le_bytes()));
-        let crc = checksum(&header, payload);
-        header.extend_from_slice(&crc.to_le_bytes());
-        self.out.write_all(&header)?;
+        let length = payload.len() as u32;
+        self.out.write_all(&header(kind as u32, self.recording, self.sequence, length, crc32c(payload)))?;
         self.out.write_all(payload)?;
         self.sequence = self.sequence.wrapping_add(1);
         Ok(())
@@ -97,7 +101,12 @@ impl<R: Read> SectionReader<R> {
         }
         let word =
             |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let (kind, recording, sequence, length, stated) = (word(0), word(4), word(8), word(12), word(16));
+        let (kind, recording, sequence, length) = (word(0), word(4), word(8), word(12));
+        let damaged = |stated, computed, due| match stated == computed {
+            true => Ok(()),
+            false => Err(RecordingError::Crc { offset, sequence: due, stated, computed }),
+        };
+        damaged(word(20), crc32c(&header[..20]), self.sequence)?;
         if length as usize > SECTION_BYTES_MAX {
             return Err(RecordingError::TooLong { offset, length: length.into() });
         }
@@ -106,10 +115,7 @@ impl<R: Read> SectionReader<R> {
         if self.payload.len() < length as usize {
             return Ok(Found::CutOff { offset });
         }
-        let computed = checksum(&header[..16], &self.payload);
-        if computed != stated {
-            return Err(RecordingError::Crc { offset, sequence: self.sequence, stated, computed });
-        }
+        damaged(word(16), crc32c(&self.payload), self.sequence)?;
         let ours = *self.recording.get_or_insert(recording);
         if recording != ours {
             return Err(RecordingError::Foreign { offset, theirs: recording, ours });

@@ -110,11 +110,13 @@ impl Config {
     /// Checks everything that this host must offer. Nothing is left changed but directories of the daemon's own that it
     /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
     pub fn check_host(&self) -> Result<(), HostError> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .map_err(|source| HostError::Kvm { source })?;
+        if self.replication.engine == EngineKind::Kvm {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .map_err(|source| HostError::Kvm { source })?;
+        }
         for (key, path) in
             [("machine.kernel", &self.machine.kernel), ("machine.initrd", &self.machine.initrd)]
         {
@@ -173,7 +175,7 @@ impl Config {
             disks.push(DiskSpec { bytes, read_only: disk.read_only });
         }
         Ok(MachineSpec {
-            engine: EngineKind::Kvm,
+            engine: self.replication.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
             net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),

@@ -24,7 +24,7 @@ mod intake;
 mod link;
 mod outbox;
 mod pairing;
-mod pump;
+pub(crate) mod pump;
 mod shipper;
 mod standby;
 mod wiring;

@@ -2,13 +2,13 @@
 //!
 //! Delivery goes through 64-bit gates, in long mode. In protected mode without paging, where only the first
 //! instructions of a kernel's loader run and interrupts are off, there is no delivery: any exception there is a triple
-//! fault. Hardware breakpoints never hit; the single-step trap (RFLAGS.TF) is there.
+//! fault. Hardware breakpoints never hit; the single-step trap (RFLAGS.TF) is the run loop's.
 //!
 //! RFLAGS.RF is set in the image that a fault pushes and nowhere else, since there are no breakpoints that it could
 //! suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
-use super::exec::system::state::{DR6_BS, SS, Segment, is_canonical};
+use super::exec::system::state::{CS, SS, Segment, is_canonical};
 use super::flags::{IF, NT, RF, TF, VM};
 use super::op::{Step, Stop};
 use super::run::TripleFault;
@@ -73,7 +73,9 @@ impl Cpu {
         let mut fault = fault;
         loop {
             let rip = self.rip;
-            let Err(_) = self.deliver(fault.vector, fault.error, Source::Exception, rip) else { return Ok(()) };
+            let Err(_) = self.deliver(fault.vector, fault.error, Source::Exception, rip) else {
+                return Ok(());
+            };
             if fault.vector == vector::DF {
                 return Err(TripleFault);
             }
@@ -96,12 +98,6 @@ impl Cpu {
             // An interrupt does not combine: what its delivery raises stands alone.
             Err(_) => self.deliver_exception(self.fault),
         }
-    }
-
-    /// The trap after an instruction that began with RFLAGS.TF set.
-    pub(crate) fn deliver_single_step(&mut self) -> Result<(), TripleFault> {
-        self.sys.dr[6] |= DR6_BS;
-        self.deliver_exception(Fault { vector: vector::DB, error: None })
     }
 
     /// Goes through the gate of `vector`, with `rip` to return to. On a fault, only memory below the handler's stack
@@ -140,7 +136,7 @@ impl Cpu {
             self.sys.segs[SS].selector.into(),
             self.regs[4],
             if is_fault { flags | RF } else { flags },
-            self.sys.segs[1].selector.into(),
+            self.sys.segs[CS].selector.into(),
             rip,
         ];
         let mut pointer = stack & !0xf;

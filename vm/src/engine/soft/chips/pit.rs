@@ -50,7 +50,7 @@ struct Counter {
     access: u8,
     bcd: bool,
     gate: bool,
-    /// The count, 1 to 65536.
+    /// The count, 1 to 65536; 1 until there is one.
     reload: u32,
     run: Run,
     /// The low byte of a count whose high byte is to come.
@@ -68,7 +68,7 @@ impl Counter {
             access: ACCESS_BOTH,
             bcd: false,
             gate,
-            reload: 1 << 16,
+            reload: 1,
             run: Run::Empty,
             written_low: None,
             reads_high: false,
@@ -104,7 +104,7 @@ impl Counter {
         if !self.bcd {
             return left;
         }
-        left % 10 | left / 10 % 10 << 4 | left / 100 % 10 << 8 | left / 1000 << 12
+        [1000, 100, 10, 1].iter().fold(0, |bcd, unit| bcd * 16 + left / unit % 10)
     }
 
     fn output(&self, tick: u64) -> bool {
@@ -265,7 +265,7 @@ impl Pit {
             0x61 => {
                 u8::from(self.counters[2].gate)
                     | u8::from(self.speaker) << 1
-                    | ((tick / REFRESH_TICKS & 1) as u8) << 4
+                    | ((tick / REFRESH_TICKS % 2) as u8) << 4
                     | u8::from(self.counters[2].output(tick)) << 5
             }
             // The control word cannot be read.

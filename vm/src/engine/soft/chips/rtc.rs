@@ -147,7 +147,7 @@ impl Rtc {
 
     fn encoded(&self, value: i64) -> u8 {
         let value = value.rem_euclid(100) as u8;
-        if self.at(REG_B) & B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.at(REG_B) & B_BINARY != 0 { value } else { value / 10 * 16 + value % 10 }
     }
 
     fn decoded_hour(&self, value: u8) -> i64 {

@@ -17,9 +17,10 @@ mod state;
 
 pub(crate) use state::{Extended, Fpu, FpuStateError};
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, OpKind};
 
-use super::super::op::{Handler, Mem, NONE, Op};
+use crate::engine::soft::block::segment_of;
+use crate::engine::soft::op::{Handler, Mem, NONE, Op};
 
 /// The handler of a floating point or vector instruction, with its register numbers and immediate put into `op`; none
 /// if it is not one, or is of an extension that CPUID does not offer. `op.mem` is the caller's.
@@ -58,19 +59,17 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
 
 /// The memory operand of MASKMOVDQU and MASKMOVQ: the data segment (or the one that a prefix names) and RDI.
 fn masked_move(instruction: &Instruction) -> Mem {
-    let seg = match instruction.memory_segment() {
-        Register::ES => 0,
-        Register::CS => 1,
-        Register::SS => 2,
-        Register::FS => 4,
-        Register::GS => 5,
-        _ => 3,
-    };
-    let long = instruction.code_size() == iced_x86::CodeSize::Code64;
     let mask = match instruction.op0_kind() {
         OpKind::MemorySegRDI => u64::MAX,
         OpKind::MemorySegEDI => 0xffff_ffff,
         _ => 0xffff,
     };
-    Mem { base: 7, index: NONE, scale: 0, seg: if long && seg < 4 { NONE } else { seg }, disp: 0, mask }
+    Mem {
+        base: 7,
+        index: NONE,
+        scale: 0,
+        seg: segment_of(instruction, instruction.memory_segment()),
+        disp: 0,
+        mask,
+    }
 }

@@ -142,7 +142,7 @@ pub(super) fn mov_to_debug(cpu: &mut Cpu, op: &Op) -> Step {
 pub(super) fn clts(cpu: &mut Cpu, _: &Op) -> Step {
     cpu.require_kernel()?;
     cpu.sys.cr0 &= !CR0_TS;
-    Err(Stop::End)
+    Ok(())
 }
 
 /// `lmsw`: CR0's low four bits, of which PE can be set and not cleared.

@@ -143,7 +143,9 @@ pub(crate) fn leaf(leaf: u32, subleaf: u32, apic: bool) -> [u32; 4] {
         1 => [SIGNATURE, 8 << 8 | 1 << 16, 0, 0],
         // TSC ticks for a crystal's tick, and the crystal's frequency.
         0x15 => [1, 1, TSC_KHZ * 1000, 0],
-        HYPERVISOR => [HYPERVISOR, word(HYPERVISOR_NAME, 0), word(HYPERVISOR_NAME, 4), word(HYPERVISOR_NAME, 8)],
+        HYPERVISOR => {
+            [HYPERVISOR, word(HYPERVISOR_NAME, 0), word(HYPERVISOR_NAME, 4), word(HYPERVISOR_NAME, 8)]
+        }
         EXTENDED => [EXTENDED_MAX, word(VENDOR, 0), word(VENDOR, 8), word(VENDOR, 4)],
         0x8000_0001 => [SIGNATURE, 0, 0, 0],
         0x8000_0002..=0x8000_0004 => {

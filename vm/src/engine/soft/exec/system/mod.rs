@@ -12,8 +12,6 @@ pub(crate) mod msr;
 mod segments;
 pub(crate) mod state;
 mod syscall;
-#[cfg(test)]
-mod tests;
 mod transfer;
 
 pub(crate) use state::{Segment, System};
@@ -348,8 +346,7 @@ fn lower_far(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     op.aux = bytes;
     op.src = immediate.into();
     if immediate {
-        let offset =
-            if bytes == 2 { instruction.far_branch16().into() } else { instruction.far_branch32() };
+        let offset = if bytes == 2 { instruction.far_branch16().into() } else { instruction.far_branch32() };
         op.imm = u64::from(offset) | u64::from(instruction.far_branch_selector()) << 32;
     }
     Some(if instruction.mnemonic() == Mnemonic::Jmp { transfer::far_jump } else { transfer::far_call })

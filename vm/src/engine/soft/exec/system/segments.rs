@@ -1,6 +1,8 @@
 //! Descriptor tables and segment registers: loading them with all checks, and the instructions that look at them.
 
-use super::state::{CS, DS, FS, GS, SS, Segment, SYSTEM_LDT, SYSTEM_TSS, SYSTEM_TSS_BUSY, TYPE_ACCESSED, is_canonical};
+use super::state::{
+    CS, DS, FS, GS, SS, SYSTEM_LDT, SYSTEM_TSS, SYSTEM_TSS_BUSY, Segment, TYPE_ACCESSED, is_canonical,
+};
 use super::write_register;
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::flags::{STATUS, ZF};
@@ -92,7 +94,8 @@ impl Cpu {
 
     /// A stack segment for privilege level `cpl`, loaded by an instruction; `vector` is what a bad selector raises.
     pub(super) fn stack_segment(&mut self, selector: u16, cpl: u8, vector: u8) -> Result<Segment, Stop> {
-        let found = self.descriptor(selector)?.map(|descriptor| Segment::from_descriptor(selector, descriptor));
+        let found =
+            self.descriptor(selector)?.map(|descriptor| Segment::from_descriptor(selector, descriptor));
         let good = |s: &Segment| s.is_writable() && s.dpl() == cpl && rpl(selector) == cpl;
         let Some(mut segment) = found.filter(good) else {
             return Err(self.selector_fault(vector, selector, 0));
@@ -108,8 +111,7 @@ impl Cpu {
     pub(super) fn load_segment(&mut self, register: usize, selector: u16) -> Step {
         if index_of(selector) == 0 {
             // SS may be null in 64-bit mode below CPL 3, with RPL and CPL the same.
-            let good = register != SS
-                || self.sys.is_64bit() && self.cpl != 3 && rpl(selector) == self.cpl;
+            let good = register != SS || self.sys.is_64bit() && self.cpl != 3 && rpl(selector) == self.cpl;
             if !good {
                 return Err(self.general_protection());
             }
@@ -122,9 +124,8 @@ impl Cpu {
             let found =
                 self.descriptor(selector)?.map(|descriptor| Segment::from_descriptor(selector, descriptor));
             let cpl = self.cpl;
-            let allowed = |s: &Segment| {
-                s.is_readable() && (s.is_conforming() || s.dpl() >= cpl.max(rpl(selector)))
-            };
+            let allowed =
+                |s: &Segment| s.is_readable() && (s.is_conforming() || s.dpl() >= cpl.max(rpl(selector)));
             let Some(mut segment) = found.filter(allowed) else {
                 return Err(self.selector_fault(vector::GP, selector, 0));
             };
@@ -160,7 +161,11 @@ impl Cpu {
         let high = if long { self.load_system::<u64>(address.wrapping_add(8))? } else { 0 };
         let mut segment = Segment::from_descriptor(selector, low);
         segment.base |= high << 32;
-        if segment.is_memory() || segment.kind() != kind || high >> 40 & 0x1f != 0 || !is_canonical(segment.base) {
+        if segment.is_memory()
+            || segment.kind() != kind
+            || high >> 40 & 0x1f != 0
+            || !is_canonical(segment.base)
+        {
             return Err(self.selector_fault(vector::GP, selector, 0));
         }
         if !segment.is_present() {
@@ -218,8 +223,9 @@ pub(super) fn mov_to_segment(cpu: &mut Cpu, op: &Op) -> Step {
 fn after_segment_load(cpu: &mut Cpu, register: u8) -> Step {
     if usize::from(register) == SS {
         cpu.shadow = true;
+        return Err(Stop::End);
     }
-    Err(Stop::End)
+    Ok(())
 }
 
 /// `push sreg`. `src`: segment, `aux`: bytes.
@@ -248,7 +254,7 @@ pub(super) fn load_far_pointer(cpu: &mut Cpu, op: &Op) -> Step {
     let (offset, selector) = cpu.far_pointer(op)?;
     cpu.load_segment(op.src.into(), selector)?;
     write_register(cpu, op.dst, op.aux, offset);
-    Err(Stop::End)
+    Ok(())
 }
 
 /// `lgdt`, `lidt`. `dst`: 0 the GDT, 1 the IDT; `aux`: bytes of the base.

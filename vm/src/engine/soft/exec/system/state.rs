@@ -2,7 +2,7 @@
 //! values that a processor has after reset, and a check for states that come from elsewhere.
 //!
 //! The debug registers hold what the guest writes and do nothing: no breakpoint ever hits. (Single steps by RFLAGS.TF do
-//! work, see `interrupt.rs`.) Memory types (PAT, MTRRs) are kept for the guest, too, and change nothing.
+//! work, see `run.rs`.) Memory types (PAT, MTRRs) are kept for the guest, too, and change nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -54,8 +54,6 @@ pub(crate) const PHYSICAL_MASK: u64 = (1 << PHYSICAL_BITS) - 1;
 /// DR6's bits that are always one, and those that hold something.
 pub(crate) const DR6_FIXED: u64 = 0xffff_0ff0;
 pub(crate) const DR6_MASK: u64 = 0xe00f;
-/// DR6: single step.
-pub(crate) const DR6_BS: u64 = 1 << 14;
 pub(crate) const DR7_FIXED: u64 = 0x400;
 /// General detect (bit 13) is not kept: accesses to the debug registers are never trapped.
 pub(crate) const DR7_MASK: u64 = 0xffff_0bff;
@@ -151,12 +149,7 @@ impl Segment {
     /// Code as syscall and sysret load it.
     pub(crate) fn flat_code(selector: u16, dpl: u8, long: bool) -> Self {
         let size = if long { 0xa000 } else { 0xc000 };
-        Self {
-            selector,
-            base: 0,
-            limit: u32::MAX,
-            attributes: size | 0x9b | u16::from(dpl) << 5,
-        }
+        Self { selector, base: 0, limit: u32::MAX, attributes: size | 0x9b | u16::from(dpl) << 5 }
     }
 
     /// Data as syscall and sysret load it.
@@ -243,11 +236,7 @@ impl Default for System {
             tsc_aux: 0,
             tsc_adjust: 0,
             pat: 0x0007_0406_0007_0406,
-            mtrrs: Mtrrs {
-                def_type: 0,
-                fixed: [0; MTRR_FIXED],
-                variable: [[0; 2]; MTRR_VARIABLE],
-            },
+            mtrrs: Mtrrs { def_type: 0, fixed: [0; MTRR_FIXED], variable: [[0; 2]; MTRR_VARIABLE] },
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::segments::rpl;
 use super::state::{SS, Segment, is_canonical};
 use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::flags::{AC, CF, DF, ID, IF, IOPL, NT, OF, PF, SF, TF, VIF, VIP, VM, ZF, AF};
+use crate::engine::soft::flags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, SF, TF, VIF, VIP, VM, ZF};
 use crate::engine::soft::interrupt::vector;
 use crate::engine::soft::op::{Op, Step, Stop};
 
@@ -114,7 +114,8 @@ impl Cpu {
         if let Some(stack) = stack {
             self.sys.segs[SS] = stack;
         }
-        self.regs[4] = if self.long || stack.is_none_or(|s| s.is_big()) { pointer } else { pointer & 0xffff_ffff };
+        self.regs[4] =
+            if self.long || stack.is_none_or(|s| s.is_big()) { pointer } else { pointer & 0xffff_ffff };
         if outer {
             self.drop_privileged_segments();
         }
