@@ -161,7 +161,8 @@ pub(super) fn differences(
 ) -> Vec<String> {
     let mut lines = Vec::new();
     // What the instruction that ended the program may do differently.
-    let last = program.instructions().zip(&assembled.addresses).find(|&(_, &at)| at == host.rip).map(|(i, _)| i);
+    let last =
+        program.instructions().zip(&assembled.addresses).find(|&(_, &at)| at == host.rip).map(|(i, _)| i);
     let last = |what: Known| last.is_some_and(|i| known(i.code()).any(|known| known == what));
     let mut soft = soft.clone();
     if last(Known::MayFault) && matches!(host.vector, 12..=14) {
@@ -207,7 +208,8 @@ pub(super) fn differences(
     }
     let only = if program.steps.len() == 1 { program.instructions().last() } else { None };
     let error = only.and_then(|i| {
-        known(i.code()).find_map(|known| if let Known::Approximate(error) = known { Some(error) } else { None })
+        known(i.code())
+            .find_map(|known| if let Known::Approximate(error) = known { Some(error) } else { None })
     });
     fx_differences(&mut lines, host, soft, undefined_conditions, error);
     memory_differences(&mut lines, host, soft);

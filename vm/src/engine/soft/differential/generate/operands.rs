@@ -125,8 +125,8 @@ impl Operands {
                 }
             }
             Code::Popfw | Code::Popfq => {
-                // Not TF, NT or AC.
-                let flags = rng.random::<i32>() & 0x0023_fed7 & !0x5100;
+                // Not TF, NT or AC; not ID either, which stays set in the host's process.
+                let flags = rng.random::<i32>() & 0x0003_fed7 & !0x5100;
                 step.push(Instruction::with1(Code::Pushq_imm32, flags).expect("push"));
             }
             // A count beyond the operand's bits leaves the result undefined.

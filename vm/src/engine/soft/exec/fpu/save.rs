@@ -24,7 +24,9 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         Prefetchnta_m8 | Prefetcht0_m8 | Prefetcht1_m8 | Prefetcht2_m8 => nothing,
         Clflush_m8 => clflush,
         // Each has eight encodings.
-        _ if matches!(instruction.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence) => nothing,
+        _ if matches!(instruction.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence) => {
+            nothing
+        }
         _ => return None,
     })
 }
