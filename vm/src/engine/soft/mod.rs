@@ -31,5 +31,5 @@ pub(crate) mod time;
 pub(crate) mod tlb;
 pub(crate) mod walk;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;
