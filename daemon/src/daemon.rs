@@ -15,9 +15,10 @@ use crate::role::{self, Event, Exit, Policy, ViewRole, ViewState};
 use crate::service::{InstanceLock, LockError, Notifier, Watchdog};
 use crate::telemetry::Telemetry;
 use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::message::Identity;
+use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_netbuf::OutputBuffer;
-use ft_vm::machine::{MachineError, host_cpu_profile};
+use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
+use ft_vm::spec::EngineKind;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -107,7 +108,16 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         node: config.node.to_string(),
         generation: 0,
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
-        cpu: serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
+        mode: match config.replication.mode {
+            config::Mode::Checkpoint => Mode::Checkpoint,
+            config::Mode::Replay => Mode::Replay,
+        },
+        engine: engine_fingerprint(host.spec.engine),
+        cpu: match host.spec.engine {
+            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
+            // The guest sees nothing of the host's.
+            EngineKind::Soft => Vec::new(),
+        },
         features: 0,
         lease_us: config.replication.lease_ms * 1000,
     };
@@ -183,7 +193,7 @@ fn policy(config: &Config, fresh: bool) -> Policy {
 }
 
 /// Names of pairings must not repeat across restarts.
-fn random_nonce() -> u64 {
+pub(crate) fn random_nonce() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // Seeded by the system's randomness in every process; the time and the pid only add to it.
     let mut hasher = std::hash::RandomState::new().build_hasher();

@@ -1,8 +1,9 @@
 //! Peers that do not fit, or that are none: they are refused with the reason, and nobody else notices.
 
 use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
-use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::frame::VERSION;
+use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
+use ft_checkpoint::wire::message::{Ack, Hello, Identity, Mode, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
@@ -62,6 +63,8 @@ fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
         node: node.into(),
         generation: 1,
         spec: Vec::new(),
+        mode: Mode::Checkpoint,
+        engine: 0,
         cpu: Vec::new(),
         features: 0,
         lease_us: 25_000,
@@ -125,7 +128,7 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let mut fake = Fake::new(listener.accept().unwrap().0);
         let hello = fake.hello();
         assert_eq!((hello.identity.node.as_str(), hello.held), ("beta", None));
-        let text = "the peer's protocol is 1, this node's 2".to_owned();
+        let text = format!("the peer's protocol is {PROTOCOL}, this node's {}", PROTOCOL + 1);
         fake.send(&Message::Refuse(Refuse { code: 1, text: text.clone() }));
         beta.must_fail(DaemonExit::Peer, &[&text]);
         // It refuses of itself.
@@ -134,7 +137,10 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let identity =
             Identity { node: "alpha".into(), protocol: PROTOCOL + 1, ..fake.hello().identity.clone() };
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
-        beta.must_fail(DaemonExit::Peer, &["protocol is 2", "this node's 1"]);
+        beta.must_fail(
+            DaemonExit::Peer,
+            &[&format!("protocol is {}", PROTOCOL + 1), &format!("this node's {PROTOCOL}")],
+        );
     });
 }
 
@@ -144,11 +150,28 @@ fn frames_of_another_version_are_refused_by_name() {
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         alpha.wait_until(Role::Primary, State::Solo);
         let mut hello = hello_bytes(identity("web", "beta", PROTOCOL));
-        hello[4] = 2;
+        hello[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
         let mut stream = TcpStream::connect(("127.0.0.1", Config::port(0))).unwrap();
         stream.write_all(&hello).unwrap();
-        alpha.wait_for_log("protocol version 2, this node 1");
+        // It is told, whatever it makes of that, and whatever it had sent besides.
+        let refusal = Fake::new(stream.try_clone().unwrap()).refusal();
+        assert!(is_permanent(refusal.code), "{refusal:?}");
+        alpha.wait_for_log(&refusal.text);
         alpha.wait_until(Role::Primary, State::Solo);
+    });
+}
+
+#[test]
+fn a_backup_whose_primary_speaks_other_frames_ends_and_says_so() {
+    World::run("a_backup_whose_primary_speaks_other_frames_ends_and_says_so", |world| {
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut stream = listener.accept().unwrap().0;
+        let mut reply = hello_bytes(identity("web", "alpha", PROTOCOL));
+        reply[4..6].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        stream.write_all(&reply).unwrap();
+        let theirs = format!("protocol version {}", VERSION + 1);
+        beta.must_fail(DaemonExit::Peer, &[&theirs, "install the same version"]);
     });
 }
 

@@ -1,8 +1,8 @@
 //! What goes wrong in a schedule, and when: at a time, or right after something interesting happened.
 
 use ftd::role::{Event, GuestEnd, Micros};
-use rand::Rng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 use crate::model::{Input, Mutant, NAMES, Trip, index_of};
 use crate::stats::Count;
@@ -73,6 +73,8 @@ pub enum Fault {
         apart_us: Micros,
         together_us: Micros,
     },
+    /// The owner cannot ship anything more to its backup.
+    BreakPairing,
 }
 
 /// The end of a fault that lasts.
@@ -117,16 +119,27 @@ pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
         .map(|_| {
             let kind = kinds[rng.random_range(0..kinds.len())];
             let fault = draw_one(rng, kind);
-            let when = if rng.random_bool(0.5) {
-                When::At(rng.random_range(0..until))
-            } else {
-                let hook = Hook::ALL[rng.random_range(0..Hook::ALL.len())];
-                let most = if hook == Hook::Ack { 60 } else { 5 };
-                When::On(hook, rng.random_range(0..most))
-            };
-            (when, fault)
+            (moment(rng, until), fault)
         })
         .collect()
+}
+
+/// Draws what one side of the pair does to what they share, from a source of its own: the schedules that others draw stay
+/// what they are.
+pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(!seed);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
+    (0..many).map(|_| (moment(&mut rng, until), Fault::BreakPairing)).collect()
+}
+
+fn moment(rng: &mut SmallRng, until: Micros) -> When {
+    if rng.random_bool(0.5) {
+        When::At(rng.random_range(0..until))
+    } else {
+        let hook = Hook::ALL[rng.random_range(0..Hook::ALL.len())];
+        let most = if hook == Hook::Ack { 60 } else { 5 };
+        When::On(hook, rng.random_range(0..most))
+    }
 }
 
 fn span(rng: &mut SmallRng) -> Micros {
@@ -267,6 +280,15 @@ impl World {
             Fault::FailTakeOver { whom } => {
                 let n = self.pick(whom);
                 self.nodes[n].fail_takeover = true;
+            }
+            Fault::BreakPairing => {
+                let Some(repl) = self.nodes[owner].exec.repl.as_mut().filter(|repl| !repl.copying) else {
+                    return;
+                };
+                self.stats.add(Count::FaultPairing);
+                repl.broken = true;
+                let event = Event::PairingBroken { pairing: repl.pairing, why: "no memory".into() };
+                self.incoming(owner, Input::Event(event));
             }
         }
     }

@@ -149,6 +149,8 @@ pub struct Replication {
     pub owed: VecDeque<Checkpoint>,
     /// Paused for a last checkpoint: which request of that kind.
     pub last: Option<u32>,
+    /// Nothing can be shipped any more.
+    pub broken: bool,
 }
 
 /// What a backup has sealed.

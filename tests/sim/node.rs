@@ -356,6 +356,7 @@ impl World {
                     next_epoch: 1,
                     owed: Default::default(),
                     last: None,
+                    broken: false,
                 });
                 let left = self.rng.random_range(0..6);
                 self.later(3_000, Act::Copy { n, inc, repl, left });
@@ -367,6 +368,9 @@ impl World {
                 };
                 if repl.pairing != pairing {
                     return self.fail(format!("{} resumes another pairing", NAMES[n]));
+                }
+                if repl.broken {
+                    return self.fail(format!("{} resumes a pairing that ships nothing", NAMES[n]));
                 }
                 repl.conn = open;
                 while repl.owed.front().is_some_and(|owed| owed.epoch <= epoch) {
@@ -386,7 +390,7 @@ impl World {
     }
 
     fn send_checkpoint(&mut self, n: usize, checkpoint: Checkpoint) {
-        let Some(repl) = &self.nodes[n].exec.repl else { return };
+        let Some(repl) = self.nodes[n].exec.repl.as_ref().filter(|repl| !repl.broken) else { return };
         let (Some(conn), pairing) = (repl.conn, repl.pairing) else { return };
         let Checkpoint { epoch, counter } = checkpoint;
         if self.mutant == Some(Mutant::SealAtFirstPiece) || self.rng.random_bool(0.1) {

@@ -46,6 +46,7 @@ counts! {
     FaultSlow: "fault: slow executor",
     FaultFlap: "fault: link flaps around a slow arbiter",
     FaultTakeOver: "fault: take-over fails",
+    FaultPairing: "fault: pairing breaks",
     OperatorStop: "operator: stop",
     GuestPowerOff: "guest: power-off",
     GuestReset: "guest: reset",

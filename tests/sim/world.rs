@@ -108,6 +108,8 @@ pub struct Setup {
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
     pub calm: bool,
+    /// Without the faults that came to the simulator later: what was once found is found again.
+    pub plain: bool,
 }
 
 /// How a schedule ended, legitimately.
@@ -215,7 +217,11 @@ impl World {
         let heal_at = world.knobs.heal_at;
         world.at(heal_at, Act::Heal);
         if !setup.calm {
-            for (when, fault) in faults::draw(&mut world.rng, heal_at) {
+            let mut planned = faults::draw(&mut world.rng, heal_at);
+            if !setup.plain {
+                planned.extend(faults::draw_more(seed, heal_at));
+            }
+            for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
                     When::At(at) => world.at(at, Act::Inject(fault)),

@@ -9,7 +9,7 @@
 use ft_vm::devices::{ConsoleSink, Delivered, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::GuestRam;
-use ft_vm::spec::{Boot, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -96,6 +96,7 @@ fn options() -> Result<Options, AnyError> {
 fn main() -> Result<(), AnyError> {
     let options = options()?;
     let spec = MachineSpec {
+        engine: EngineKind::Kvm,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
         net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1] }),
@@ -137,6 +138,7 @@ fn main() -> Result<(), AnyError> {
                 machine.resume()?;
             }
             Ok(MachineEvent::Crashed { vcpu, why }) => return Err(format!("vCPU {vcpu}: {why}").into()),
+            Ok(MachineEvent::Diverged { .. }) => return Err("nothing is replayed here".into()),
             Err(RecvTimeoutError::Timeout) if options.epoch_ms.is_some() => {
                 pauses.checkpoint(&mut machine)?
             }

@@ -20,13 +20,15 @@ use crate::engine::kvm::state::{apply_vm, collect_vm};
 use crate::engine::kvm::vcpu::{Surroundings, Vcpu};
 use crate::engine::kvm::vm::{self, Lines};
 use crate::memory::{GuestRam, PageIndex};
-use crate::spec::{Boot, MachineSpec};
+use crate::replay::{LogCut, LogError, ReplayPosition};
+use crate::spec::{Boot, EngineKind, MachineSpec};
 use crate::state::{self, MachineState, StateError};
 use kvm_ioctls::VmFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+pub use crate::engine::engine_fingerprint;
 pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, host_cpu_profile};
 
 /// vCPUs that a machine can have at most.
@@ -112,6 +114,33 @@ pub enum MachineError {
     /// The state cannot be encoded.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Only the deterministic engine can do this.
+    #[error("{what} needs the engine \"soft\", this machine runs on \"{engine}\"")]
+    Engine {
+        /// What was asked for.
+        what: &'static str,
+        /// What executes this machine.
+        engine: EngineKind,
+    },
+    /// The machine is not in the mode in which this can be done.
+    #[error("{what}: {why}")]
+    Mode {
+        /// What was asked for.
+        what: &'static str,
+        /// What it would take, or what is in the way.
+        why: &'static str,
+    },
+    /// The replay is not what was recorded, and its state is nothing to go on from.
+    #[error("the replay diverged at count {count}: {what}")]
+    Diverged {
+        /// Where.
+        count: u64,
+        /// In what.
+        what: String,
+    },
+    /// The event log refuses what is to be logged.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 impl MachineError {
@@ -141,6 +170,13 @@ pub enum MachineEvent {
         vcpu: usize,
         /// What happened, with the registers that tell where.
         why: String,
+    },
+    /// The replay is not what was recorded. The machine stands where that was found, and is nothing to go on from.
+    Diverged {
+        /// Instructions that had been executed.
+        count: u64,
+        /// What differs: a register, a page, an input that could not be delivered.
+        what: String,
     },
 }
 
@@ -347,6 +383,81 @@ impl Machine {
             return Err(MachineError::NotLogging);
         }
         Ok(self.dirty.harvest(&self.vm, &self.ram, dirty)?)
+    }
+
+    /// Begins to record, with this as the log's first count. The machine is paused; a checkpoint of it that is captured
+    /// now, before it runs, is where a replay of the log starts.
+    pub fn start_recording(&mut self) -> Result<(), MachineError> {
+        Err(self.not_soft("recording"))
+    }
+
+    /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at whose
+    /// end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the guest
+    /// sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink) before it,
+    /// but for frames that a full sink has refused so far; what is sent after the cut is offered after it.
+    pub fn cut_log(
+        &mut self,
+        out: &mut Vec<u8>,
+        at_cut: Box<dyn FnOnce() + Send>,
+    ) -> Result<LogCut, MachineError> {
+        let _ = (out, at_cut);
+        Err(self.not_soft("recording"))
+    }
+
+    /// Ends recording; what was not cut is dropped. Booting and restoring end it, too.
+    pub fn stop_recording(&mut self) -> Result<(), MachineError> {
+        Err(self.not_soft("recording"))
+    }
+
+    /// Begins to replay: the machine is paused and has been restored to where the log starts. From the next
+    /// [`Self::resume`] on it executes what [`Self::feed_log`] gives it, and waits where that ends. Nothing comes in from
+    /// outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
+    pub fn start_replaying(&mut self) -> Result<(), MachineError> {
+        Err(self.not_soft("replaying"))
+    }
+
+    /// Whether a replaying machine's console output goes to the console's sink.
+    pub fn show_replayed_console(&mut self, shown: bool) -> Result<(), MachineError> {
+        let _ = shown;
+        Err(self.not_soft("replaying"))
+    }
+
+    /// Gives a replaying machine one or more whole batches. On an error nothing of them was taken. The machine may run.
+    pub fn feed_log(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        let _ = bytes;
+        Err(self.not_soft("replaying"))
+    }
+
+    /// How far a replaying machine has come; zeros when it is not replaying.
+    pub fn replay_position(&self) -> ReplayPosition {
+        ReplayPosition::default()
+    }
+
+    /// Waits until a replaying machine has executed all that it was fed (true), or until the time is over (false).
+    pub fn wait_replayed(&self, timeout: Duration) -> Result<bool, MachineError> {
+        let _ = timeout;
+        Err(self.not_soft("replaying"))
+    }
+
+    /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on it
+    /// is a machine like any other.
+    pub fn go_live(&mut self) -> Result<(), MachineError> {
+        Err(self.not_soft("replaying"))
+    }
+
+    /// Has a machine on the deterministic engine stand still for this part of its time (in thousandths, at most 950;
+    /// zero: no slowing). No effect on others.
+    pub fn throttle(&self, permille: u16) {
+        let _ = permille;
+    }
+
+    /// Instructions executed so far; zero where the engine does not count.
+    pub fn count(&self) -> u64 {
+        0
+    }
+
+    fn not_soft(&self, what: &'static str) -> MachineError {
+        MachineError::Engine { what, engine: self.state.spec.engine }
     }
 
     /// What the machine says of its own accord.

@@ -12,8 +12,9 @@ use std::io::{self, IoSlice, Read, Write};
 
 /// First bytes of every frame.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
-/// Version of the frame and message formats. Another version is refused, not guessed at.
-pub const VERSION: u16 = 1;
+/// Version of the frame and message formats. Another version is refused, not guessed at. Magic and version stand at the
+/// same place in every version, so that any two see by whom they are refused.
+pub const VERSION: u16 = 2;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
 /// Most bytes of payload a frame can have.
@@ -51,11 +52,15 @@ pub enum FrameType {
     TookOver = 15,
     Bye = 16,
     Decline = 17,
+    LogBegin = 18,
+    Log = 19,
+    Position = 20,
+    Diverged = 21,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -73,6 +78,10 @@ impl FrameType {
         Self::TookOver,
         Self::Bye,
         Self::Decline,
+        Self::LogBegin,
+        Self::Log,
+        Self::Position,
+        Self::Diverged,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {
@@ -392,6 +401,11 @@ impl<R: Read> FrameReader<R> {
         self.sequence += 1;
         self.lent = HEADER_BYTES + length;
         Ok(Frame { kind, vm, generation, epoch: header.u64_at(24), sequence, payload })
+    }
+
+    /// Reads and throws away up to `bytes_max` bytes, to the end of the stream: what cannot be read as frames.
+    pub fn drain(&mut self, bytes_max: u64) -> io::Result<u64> {
+        io::copy(&mut self.inner.by_ref().take(bytes_max), &mut io::sink())
     }
 
     fn header(&self) -> Header {

@@ -1,7 +1,7 @@
 //! What the executor does as backup: follows a primary, gives up what it holds, and takes the VM over.
 
 use super::checkpointer::Order;
-use super::handshake::{self, Fitting, HandshakeError};
+use super::handshake::{Fitting, HandshakeError};
 use super::link::Link;
 use super::standby::{Feed, Standby};
 use super::{Replica, Settling};
@@ -64,12 +64,7 @@ impl Replica {
     }
 
     pub(super) fn on_dial_failed(&mut self, error: &HandshakeError) {
-        let permanent = match error {
-            HandshakeError::Misfit(refusal) => handshake::is_permanent(refusal.code()),
-            HandshakeError::Refused(refuse) => handshake::is_permanent(refuse.code),
-            _ => false,
-        };
-        if permanent && self.standby.is_none() {
+        if error.is_permanent() && self.standby.is_none() {
             self.exit = Some(Exit::Misfit(error.to_string()));
             return;
         }

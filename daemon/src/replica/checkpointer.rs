@@ -240,6 +240,9 @@ impl Checkpointer {
                 MachineEvent::PoweredOff => GuestEnd::PoweredOff,
                 MachineEvent::Reset => GuestEnd::Reset,
                 MachineEvent::Crashed { vcpu, why } => GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")),
+                MachineEvent::Diverged { count, what } => {
+                    GuestEnd::Crashed(format!("replay diverged at count {count}: {what}"))
+                }
             };
             if let Err(e) = vm.machine.pause() {
                 tracing::error!("stopping a guest that has ended: {e}");

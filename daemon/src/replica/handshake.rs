@@ -8,7 +8,7 @@ use ft_checkpoint::wire::handshake::{self, Refusal, Side};
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
 use ft_vm::machine::CpuProfile;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -20,6 +20,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 const HANDSHAKES_MAX: usize = 64;
 /// A dial takes no longer.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of a refused peer that are read, to be thrown away.
+const UNREAD_BYTES_MAX: u64 = 1 << 20;
 /// Between two dials.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -47,8 +49,12 @@ impl Local {
     }
 }
 
-/// Whether a machine that runs on CPU `from` can go on on CPU `to`.
+/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not described
+/// at all, and does not matter.
 fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), String> {
+    if to.is_empty() && from.is_empty() {
+        return Ok(());
+    }
     let parse = |bytes: &[u8]| {
         serde_json::from_slice::<CpuProfile>(bytes).map_err(|e| format!("unreadable description: {e}"))
     };
@@ -161,8 +167,15 @@ fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter),
 
 fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter, Hello), HandshakeError> {
     let (mut reader, mut writer) = prepare(stream, local)?;
-    let Message::Hello(hello) = Message::decode(&reader.read()?)? else {
-        return Err(HandshakeError::Unexpected("a hello"));
+    let hello = match reader.read().and_then(|frame| Message::decode(&frame).map(Message::into_hello)) {
+        Ok(Some(hello)) => hello,
+        Ok(None) => return Err(HandshakeError::Unexpected("a hello")),
+        Err(FrameError::Version { theirs, ours }) => {
+            let refusal = Refusal::Protocol { theirs, ours };
+            turn_away(&refusal, &mut reader, &mut writer);
+            return Err(refusal.into());
+        }
+        Err(e) => return Err(e.into()),
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
@@ -172,6 +185,17 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWrite
     }
     reader.expect(vm_id(&local.identity.vm), 0);
     Ok((reader, writer, hello))
+}
+
+/// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it has
+/// always stood: to see that is what it needs. What it has sent is taken in first, or closing would take the refusal
+/// back.
+fn turn_away(refusal: &Refusal, reader: &mut PeerReader, writer: &mut PeerWriter) {
+    let said = Message::Refuse(refusal.to_message()).send(0, writer);
+    if said.is_ok() && writer.get_ref().shutdown(Shutdown::Write).is_ok() {
+        // Up to the peer's own end, or the handshake's limit.
+        let _ = reader.drain(UNREAD_BYTES_MAX);
+    }
 }
 
 /// The thread that dials the peer while it is wanted.
@@ -248,7 +272,15 @@ fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), 
     }
 }
 
-/// Refusals that no waiting mends: the configuration of the two nodes does not fit.
-pub fn is_permanent(code: u16) -> bool {
-    matches!(code, 1..=6 | 8)
+impl HandshakeError {
+    /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
+    pub fn is_permanent(&self) -> bool {
+        let code = match self {
+            Self::Frame(FrameError::Version { .. }) => return true,
+            Self::Misfit(refusal) => refusal.code(),
+            Self::Refused(refuse) => refuse.code,
+            _ => return false,
+        };
+        handshake::is_permanent(code)
+    }
 }

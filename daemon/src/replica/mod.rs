@@ -24,7 +24,7 @@ mod intake;
 mod link;
 mod outbox;
 mod pairing;
-mod pump;
+pub(crate) mod pump;
 mod shipper;
 mod standby;
 mod wiring;
@@ -77,8 +77,6 @@ pub enum Input {
     },
     /// A dial came to nothing; the dialler goes on.
     DialFailed(HandshakeError),
-    /// Checkpoints cannot be encoded or kept any more: the pairing must begin anew.
-    PairingBroken(String),
     /// The machine failed for a reason of the host's.
     MachineFailed(String),
     /// The operator asks for a switchover; this is where the outcome goes.
@@ -303,12 +301,6 @@ impl Replica {
             }
             Input::Dialled { fitting, welcome } => self.on_welcome(fitting, welcome),
             Input::DialFailed(error) => self.on_dial_failed(&error),
-            Input::PairingBroken(why) => {
-                tracing::error!("the pairing broke: {why}");
-                for link in self.links.values() {
-                    link.close();
-                }
-            }
             Input::MachineFailed(why) => {
                 // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
                 self.output.mute();
@@ -342,6 +334,7 @@ impl Replica {
                 self.note_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
             }
             Event::Sealed { epoch, .. } => self.telemetry.sealed(*epoch),
+            Event::PairingBroken { why, .. } => tracing::error!("the pairing broke: {why}"),
             Event::PeerGone { conn, why } => {
                 let Some(link) = self.links.remove(conn) else { return };
                 link.close();

@@ -2,6 +2,7 @@
 
 use super::Input;
 use super::pairing::Pairing;
+use crate::role::Event;
 use crate::telemetry::Telemetry;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
@@ -33,7 +34,7 @@ impl Shipper {
             let mut encoder = encoder;
             while let Ok(capture) = work.recv() {
                 if let Err(why) = ship(&mut encoder, &pairing, &capture, &telemetry) {
-                    let _ = inputs.send(Input::PairingBroken(why));
+                    let _ = inputs.send(Input::Event(Event::PairingBroken { pairing: pairing.nonce, why }));
                     return;
                 }
                 if give_back.send(capture).is_err() {

@@ -119,6 +119,13 @@ pub enum Event {
     },
     /// Primary: a release stopped early because its permit had lapsed.
     ReleaseCut,
+    /// Primary: nothing can be shipped under this pairing any more, over whatever connection.
+    PairingBroken {
+        /// The pairing.
+        pairing: u64,
+        /// Why.
+        why: String,
+    },
 
     /// Backup: a heartbeat of the primary.
     Heartbeat {

@@ -13,6 +13,8 @@ pub(super) struct Primary {
     cell: Cell,
     link: Option<Link>,
     pair: Pair,
+    /// Nothing can be shipped under the pairing any more: it is never resumed.
+    broken: bool,
     permit: Permit,
     handover: Option<HandOver>,
     ending: Option<Ending>,
@@ -42,6 +44,19 @@ enum Pair {
     Protected { pairing: u64 },
     /// The cell names the standby, but the peer is lost: asking the cell to be alone. Output is held.
     Alone { pairing: u64 },
+}
+
+impl Pair {
+    fn pairing(self) -> Option<u64> {
+        match self {
+            Self::Solo => None,
+            Self::Copying { pairing }
+            | Self::Sealing { pairing }
+            | Self::Enlisting { pairing }
+            | Self::Protected { pairing }
+            | Self::Alone { pairing } => Some(pairing),
+        }
+    }
 }
 
 /// The permission to release.
@@ -92,6 +107,7 @@ impl Primary {
             cell,
             link: None,
             pair: Pair::Solo,
+            broken: false,
             permit: Permit::default(),
             handover: None,
             ending: None,
@@ -132,6 +148,17 @@ impl Primary {
             Event::ReleaseCut => {
                 self.permit.wanting = true;
                 self.beat(core);
+            }
+            Event::PairingBroken { pairing, why } if self.pair.pairing() == Some(pairing) => {
+                self.broken = true;
+                let why = format!("the pairing broke: {why}");
+                return match &self.link {
+                    Some(_) => self.drop_peer(core, why),
+                    None => {
+                        self.why = why;
+                        None
+                    }
+                };
             }
             Event::FinalCaptured { epoch } => {
                 if let Some(handover) = &mut self.handover
@@ -269,7 +296,7 @@ impl Primary {
             // The peer is back, and holds what the cell says. As long as nothing is being asked of the cell, the pair
             // can simply go on.
             Pair::Alone { pairing } if !core.arbiter.is_setting() => match held {
-                Some(held) if held.pairing == pairing && held.epoch >= self.permit.acked => {
+                Some(held) if !self.broken && held.pairing == pairing && held.epoch >= self.permit.acked => {
                     self.pair = Pair::Protected { pairing };
                     self.link = Some(link);
                     self.permit = Permit { acked: held.epoch, until: 0, wanting: true };
@@ -361,6 +388,7 @@ impl Primary {
     /// The cell names nobody but us: everything may leave.
     fn go_solo(&mut self, core: &mut Core) {
         self.pair = Pair::Solo;
+        self.broken = false;
         self.permit = Permit::default();
         core.out.push(Command::EndPairing);
         if !self.is_giving_up(core) {

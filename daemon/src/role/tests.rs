@@ -339,3 +339,33 @@ fn a_welcome_that_comes_while_the_cell_is_asked_for_is_not_followed() {
     // It runs the VM now: what was welcomed before must not take the machine down.
     assert!(!follows(&rig.on(Event::Welcomed { conn: 9, generation: 2, pairing: 6, resumed: false })));
 }
+
+#[test]
+fn a_broken_pairing_is_never_resumed() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "no memory".into() });
+    assert!(commands.contains(&Command::DropLink { conn: 7 }));
+    rig.not_attempted();
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+    // Alone by the cell's leave, it begins anew, and what follows can be resumed again.
+    rig.tick_after(20_000);
+    assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EndPairing));
+    let commands = rig.on(Event::PeerHello { conn: 9, generation: 3, held });
+    let how = Welcome::Copy;
+    let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
+    assert_eq!(commands, [welcome]);
+    rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "news of the past".into() });
+    assert_eq!(rig.core.view().state, ViewState::Resyncing);
+}
+
+#[test]
+fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
+    let mut rig = Rig::alone();
+    rig.not_attempted();
+    rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "no memory".into() });
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+}

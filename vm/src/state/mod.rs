@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -253,7 +253,8 @@ pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(),
         }
         Err(StateError::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
-    let MachineSpec { vcpus, ram_bytes, net, disks, rng } = theirs;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = theirs;
+    same("engine", engine, &ours.engine)?;
     same("vcpus", vcpus, &ours.vcpus)?;
     same("ram_bytes", ram_bytes, &ours.ram_bytes)?;
     same("net", net, &ours.net)?;

@@ -1,12 +1,13 @@
 use super::*;
 use crate::devices::{ConsoleSink, Devices, IrqChip, Wiring};
 use crate::memory::GuestRam;
-use crate::spec::{DiskSpec, NetSpec};
+use crate::spec::{DiskSpec, EngineKind, NetSpec};
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
 
 fn spec() -> MachineSpec {
     MachineSpec {
+        engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: 64 << 20,
         net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
@@ -142,6 +143,7 @@ fn the_first_difference_of_the_specs_is_named() {
         }
     };
     assert!(check_spec(&spec(), &spec()).is_ok());
+    assert_eq!(named(&|s| s.engine = EngineKind::Soft), "engine");
     assert_eq!(named(&|s| s.vcpus = 1), "vcpus");
     assert_eq!(named(&|s| s.ram_bytes *= 2), "ram_bytes");
     assert_eq!(named(&|s| s.net = None), "net");

@@ -9,7 +9,7 @@ pub mod sweep;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex};
-use ft_vm::spec::{Boot, FreestandingImage, MachineSpec};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
@@ -48,7 +48,7 @@ pub fn wiring(console: &Remember) -> Wiring {
 }
 
 pub fn spec(vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
+    MachineSpec { engine: EngineKind::Kvm, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
 }
 
 /// A machine with memory of its own.

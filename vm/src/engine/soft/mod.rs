@@ -16,7 +16,10 @@
 
 pub(crate) mod block;
 pub(crate) mod bus;
+pub(crate) mod chips;
 pub(crate) mod cpu;
+#[cfg(test)]
+mod differential;
 pub(crate) mod dirty;
 pub(crate) mod exec;
 pub(crate) mod flags;
@@ -28,5 +31,5 @@ pub(crate) mod time;
 pub(crate) mod tlb;
 pub(crate) mod walk;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;
