@@ -149,6 +149,7 @@ impl Cpu {
     }
 
     fn probe(&mut self, addr: u64, bytes: u64, access: Access) -> Step {
+        self.check_canonical(addr, bytes)?;
         let user = self.user();
         let mut page = addr;
         loop {
@@ -207,6 +208,15 @@ impl Cpu {
         Ok(frame)
     }
 
+    /// An operand that is not canonical as a whole is refused before any of its bytes is translated.
+    fn check_canonical(&mut self, addr: u64, bytes: u64) -> Step {
+        if canonical(addr) && canonical(addr.wrapping_add(bytes.saturating_sub(1))) {
+            Ok(())
+        } else {
+            Err(self.not_canonical())
+        }
+    }
+
     /// #SS for operands that are addressed through RSP or RBP, #GP for others.
     #[cold]
     pub(crate) fn not_canonical(&mut self) -> Stop {
@@ -218,6 +228,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Read, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let mut data = [0; 16];
@@ -234,6 +245,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Write, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let data = self.scratch.to_le_bytes();
