@@ -104,6 +104,8 @@ enum Known {
     Approximate(f64),
     /// When it faults: x87 top of stack and tags (it has, or has not, gone over to MMX).
     FaultsInMmx,
+    /// When both operands fault, which one is reported.
+    FaultOrder,
     /// When its access faults on the host nothing is compared.
     MayFault,
 }
@@ -142,6 +144,11 @@ const KNOWN: &[(&[Mnemonic], Known, &str)] = &[
         "AMD's processors go over to MMX before they find that the instruction faults, Intel's after",
     ),
     (
+        &[Mnemonic::Cmpsb, Mnemonic::Cmpsw, Mnemonic::Cmpsd, Mnemonic::Cmpsq],
+        Known::FaultOrder,
+        "AMD's processors read the second operand first",
+    ),
+    (
         &[Mnemonic::Maskmovq, Mnemonic::Maskmovdqu],
         Known::MayFault,
         "whether bytes that are masked out can fault, and which address is reported, is the processor's choice",
@@ -167,6 +174,10 @@ pub(super) fn differences(
     let mut soft = soft.clone();
     if last(Known::MayFault) && matches!(host.vector, 12..=14) {
         return Vec::new();
+    }
+    let faults = [12, 13, 14];
+    if last(Known::FaultOrder) && faults.contains(&host.vector) && faults.contains(&soft.vector) {
+        (soft.vector, soft.error, soft.cr2) = (host.vector, host.error, host.cr2);
     }
     // PE beside an unmasked overflow or underflow says whether the result would be inexact if exponents were unbounded.
     // The engine has it as if the exception were masked.
