@@ -7,7 +7,7 @@ use super::number::{Control, DE, IE, Outcome, propagate};
 use super::stack::{self, C0, C1, C2, C3};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::exec::fpu::state::Extended;
-use crate::engine::soft::op::{Handler, Op, Step, Stop};
+use crate::engine::soft::op::{Handler, Op, Step};
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     if let Some((operation, pops)) = operation(instruction.mnemonic()) {
