@@ -185,6 +185,7 @@ fn ffree<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     stack::begin(cpu, op)?;
     let physical = cpu.fpu.physical(op.dst);
     cpu.fpu.full &= !(1 << physical);
+    cpu.fpu.status &= !C1;
     if POP {
         cpu.fpu.pop();
     }
