@@ -217,6 +217,15 @@ impl Cpu {
         }
     }
 
+    /// What an access to the stack raises: #SS where another would raise #GP.
+    #[cold]
+    pub(crate) fn stack_fault(&mut self, stop: Stop) -> Stop {
+        if self.fault.vector == 13 {
+            self.fault.vector = 12;
+        }
+        stop
+    }
+
     /// #SS for operands that are addressed through RSP or RBP, #GP for others.
     #[cold]
     pub(crate) fn not_canonical(&mut self) -> Stop {

@@ -104,6 +104,8 @@ enum Known {
     Approximate(f64),
     /// When it faults: x87 top of stack and tags (it has, or has not, gone over to MMX).
     FaultsInMmx,
+    /// When it page faults: the address within the page.
+    FaultAddress,
     /// When both operands fault, which one is reported.
     FaultOrder,
     /// When its access faults on the host nothing is compared.
@@ -144,6 +146,20 @@ const KNOWN: &[(&[Mnemonic], Known, &str)] = &[
         "AMD's processors go over to MMX before they find that the instruction faults, Intel's after",
     ),
     (
+        &[
+            Mnemonic::Fldenv,
+            Mnemonic::Fnstenv,
+            Mnemonic::Frstor,
+            Mnemonic::Fnsave,
+            Mnemonic::Fxsave,
+            Mnemonic::Fxsave64,
+            Mnemonic::Fxrstor,
+            Mnemonic::Fxrstor64,
+        ],
+        Known::FaultAddress,
+        "AMD's processors try the last byte first",
+    ),
+    (
         &[Mnemonic::Cmpsb, Mnemonic::Cmpsw, Mnemonic::Cmpsd, Mnemonic::Cmpsq],
         Known::FaultOrder,
         "AMD's processors read the second operand first",
@@ -174,6 +190,9 @@ pub(super) fn differences(
     let mut soft = soft.clone();
     if last(Known::MayFault) && matches!(host.vector, 12..=14) {
         return Vec::new();
+    }
+    if last(Known::FaultAddress) && host.cr2.map(|at| at >> 12) == soft.cr2.map(|at| at >> 12) {
+        soft.cr2 = host.cr2;
     }
     let faults = [12, 13, 14];
     if last(Known::FaultOrder) && faults.contains(&host.vector) && faults.contains(&soft.vector) {

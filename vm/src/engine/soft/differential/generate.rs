@@ -140,8 +140,7 @@ pub(super) fn undefined_after_instruction(i: &Instruction, before: u32) -> u32 {
     let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
     // A count in CL, or of a repetition, may be zero and then writes nothing.
     let conditional = i.op_count() > 0
-        && (0..i.op_count())
-            .any(|at| i.op_kind(at) == OpKind::Register && i.op_register(at) == Register::CL)
+        && (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Register && i.op_register(at) == Register::CL)
         || i.has_rep_prefix()
         || i.has_repne_prefix();
     match i.mnemonic() {

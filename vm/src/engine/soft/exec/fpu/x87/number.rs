@@ -95,7 +95,7 @@ impl Extended {
         Extended { significand: self.significand | QUIET, ..self }
     }
 
-    pub(super) fn from_i64(value: i64) -> Extended {
+    pub(in super::super) fn from_i64(value: i64) -> Extended {
         if value == 0 {
             return Extended::default();
         }

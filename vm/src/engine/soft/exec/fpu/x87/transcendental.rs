@@ -99,15 +99,10 @@ fn angle(cpu: &mut Cpu, op: &Op, f: fn(Finite) -> (Extended, Option<Extended>)) 
             (None, _) => (invalid(), None),
         },
     };
-    if pushes && !fpu.is_empty(7) {
-        // No room for the second result: nothing is computed.
-        fpu.push(outcome);
-        return Ok(());
-    }
-    let second = second.unwrap_or(outcome.value);
-    if fpu.finish(0, outcome) && pushes {
-        fpu.top = fpu.top.wrapping_sub(1) & 7;
-        fpu.set_st(0, second);
+    if pushes {
+        fpu.replace_and_push(outcome, second.unwrap_or(outcome.value));
+    } else {
+        fpu.finish(0, outcome);
     }
     Ok(())
 }
