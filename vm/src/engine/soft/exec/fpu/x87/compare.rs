@@ -59,8 +59,7 @@ fn comparison(mnemonic: Mnemonic) -> Option<(u8, bool, bool)> {
     })
 }
 
-/// Compares, and leaves the answer in the condition codes or in EFLAGS. After an unmasked exception nothing is popped and
-/// EFLAGS stay.
+/// Compares, and leaves the answer in the condition codes or in EFLAGS. After an unmasked exception nothing is popped.
 fn conclude(
     cpu: &mut Cpu,
     op: &Op,
@@ -77,11 +76,10 @@ fn conclude(
         }
         None => (None, IE | SF),
     };
-    let c1 = if eflags && flags & SF == 0 { cpu.fpu.status & C1 != 0 } else { false };
-    let goes_on = cpu.fpu.record(flags, c1);
-    if eflags && !goes_on {
-        return;
-    }
+    // C1 is for the comparisons that answer in the condition codes, and for a stack fault.
+    let kept = if eflags && flags & SF == 0 { cpu.fpu.status & C1 } else { 0 };
+    let goes_on = cpu.fpu.record(flags, false);
+    cpu.fpu.status |= kept;
     if eflags {
         cpu.set_status(match order {
             Some(Greater) => 0,
