@@ -20,7 +20,7 @@ use crate::memory::GuestRam;
 
 const DATA: u64 = 0x30_0000;
 /// Worlds that each instruction sees; a campaign raises it.
-const TRIALS: usize = 30;
+const TRIALS: usize = 150;
 
 fn decode(code: &[u8]) -> Option<Instruction> {
     let mut padded = code.to_vec();

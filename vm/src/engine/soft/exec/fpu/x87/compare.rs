@@ -76,8 +76,10 @@ fn conclude(
         }
         None => (None, IE | SF),
     };
-    let c1 = if eflags && flags & SF == 0 { cpu.fpu.status & C1 != 0 } else { false };
-    let goes_on = cpu.fpu.record(flags, c1);
+    // C1 is for the comparisons that answer in the condition codes, and for a stack fault.
+    let kept = if eflags && flags & SF == 0 { cpu.fpu.status & C1 } else { 0 };
+    let goes_on = cpu.fpu.record(flags, false);
+    cpu.fpu.status |= kept;
     if eflags {
         cpu.set_status(match order {
             Some(Greater) => 0,

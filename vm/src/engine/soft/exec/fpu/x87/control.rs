@@ -39,8 +39,8 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             op.aux = 7;
             turn
         }
-        // The last three were the 287's.
-        Fnop | Fneni | Fndisi | Fnsetpm => |cpu, _| stack::ready(cpu),
+        Fnop => |cpu, _| stack::ready(cpu),
+        Fneni | Fndisi | Fnsetpm => |cpu, _| shape::x87_ready(cpu),
         _ => return None,
     })
 }

@@ -173,6 +173,9 @@ fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
         Some((a, b)) => arithmetic::remainder(a, b, NEAREST),
         None => (stack::underflow(), Reduction::Special),
     };
+    if reduction == Reduction::Special {
+        fpu.status &= !C2;
+    }
     if fpu.finish(0, outcome) {
         let bit = |of: u8, bit: u8, condition: u16| if of >> bit & 1 == 1 { condition } else { 0 };
         match reduction {
@@ -181,7 +184,7 @@ fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
                 fpu.set_conditions(bit(q, 2, C0) | bit(q, 1, C3));
                 fpu.status = fpu.status & !C1 | bit(q, 0, C1);
             }
-            Reduction::Special => fpu.status &= !C2,
+            Reduction::Special => {}
         }
     }
     Ok(())

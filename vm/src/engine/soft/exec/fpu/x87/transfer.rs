@@ -174,9 +174,14 @@ fn store<T: Copy>(
         write(cpu, address, outcome.value)?;
     }
     stack::started(cpu, op, Some(address));
-    cpu.fpu.record(outcome.flags, outcome.up);
-    if stores && pops {
-        cpu.fpu.pop();
+    if stores {
+        cpu.fpu.record(outcome.flags, outcome.up);
+        if pops {
+            cpu.fpu.pop();
+        }
+    } else {
+        // What is not stored is not inexact.
+        cpu.fpu.record(outcome.flags & !PE, false);
     }
     Ok(())
 }
