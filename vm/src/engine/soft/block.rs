@@ -417,7 +417,6 @@ pub(crate) fn segment_of(instruction: &Instruction, segment: Register) -> u8 {
 }
 
 fn memory_operand(instruction: &Instruction) -> Mem {
-    let long = is_long(instruction);
     let number = |register: Register| match register {
         Register::None => NONE,
         Register::RIP | Register::EIP => RIP_BASE,
@@ -431,11 +430,10 @@ fn memory_operand(instruction: &Instruction) -> Mem {
     } else {
         instruction.memory_displ_size() as usize * 8
     };
-    // Without registers the displacement alone tells the address size; in 64-bit mode iced has it sign-extended.
+    // Without registers the displacement's size tells the address size.
     let mask = match bits {
         16 => 0xffff,
         64 => u64::MAX,
-        32 if base == Register::None && index == Register::None && long => u64::MAX,
         _ => 0xffff_ffff,
     };
     Mem {

@@ -150,6 +150,7 @@ impl Cpu {
     }
 
     fn probe(&mut self, addr: u64, bytes: u64, access: Access) -> Step {
+        self.check_canonical(addr, bytes)?;
         let user = self.user();
         let mut page = addr;
         loop {
@@ -208,6 +209,24 @@ impl Cpu {
         Ok(frame)
     }
 
+    /// An operand that is not canonical as a whole is refused before any of its bytes is translated.
+    fn check_canonical(&mut self, addr: u64, bytes: u64) -> Step {
+        if canonical(addr) && canonical(addr.wrapping_add(bytes.saturating_sub(1))) {
+            Ok(())
+        } else {
+            Err(self.not_canonical())
+        }
+    }
+
+    /// What an access to the stack raises: #SS where another would raise #GP.
+    #[cold]
+    pub(crate) fn stack_fault(&mut self, stop: Stop) -> Stop {
+        if self.fault.vector == 13 {
+            self.fault.vector = 12;
+        }
+        stop
+    }
+
     /// #SS for operands that are addressed through RSP or RBP, #GP for others.
     #[cold]
     pub(crate) fn not_canonical(&mut self) -> Stop {
@@ -219,6 +238,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Read, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let mut data = [0; 16];
@@ -235,6 +255,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Write, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let data = self.scratch.to_le_bytes();

@@ -43,6 +43,7 @@ fn exempt(code: Code) -> Option<&'static str> {
         Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs => "load from the host's descriptor table",
         Mnemonic::Popf | Mnemonic::Popfd => "AMD and Intel agree, but nothing uses it",
         Mnemonic::Xbegin | Mnemonic::Xabort => "not offered",
+        Mnemonic::Fstpnce => "undocumented",
         Mnemonic::Reservednop => "undocumented hints",
         Mnemonic::Ud0 | Mnemonic::Ud1 => "lengths differ between processors",
         _ => match code {
@@ -103,6 +104,18 @@ fn offered(code: Code) -> bool {
 /// All forms that programs are made of.
 pub(super) fn forms() -> Vec<Code> {
     Code::values().filter(|&code| offered(code) && exempt(code).is_none()).collect()
+}
+
+/// Those of the forms that one of the words names: a mnemonic, a feature (`sse2`), or a form (`add_rm8_r8`).
+pub(super) fn named(words: &str) -> Vec<Code> {
+    let words: Vec<String> = words.split(',').map(str::to_lowercase).collect();
+    let names = |code: &Code| {
+        let features = code.cpuid_features().iter().map(|feature| format!("{feature:?}"));
+        features
+            .chain([format!("{:?}", code.mnemonic()), format!("{code:?}")])
+            .any(|name| words.contains(&name.to_lowercase()))
+    };
+    forms().into_iter().filter(names).collect()
 }
 
 /// Instructions whose result is an approximation or is computed in double precision: alone in their program, so that

@@ -2,7 +2,7 @@
 //! seen from outside.
 
 use super::engine::Engine;
-use super::forms::forms;
+use super::forms::{forms, named};
 use super::generate::Generator;
 use super::native::Native;
 use super::report::{Coverage, mismatch, run};
@@ -11,8 +11,12 @@ use std::process::{Command, Stdio};
 
 /// `seed first count`: tells the worker what to do.
 const ORDER: &str = "FTD_DIFFERENTIAL";
-/// A worker that has found so many has found enough.
-const MISMATCHES_MAX: u64 = 25;
+/// Mnemonics, features or forms, separated by commas: programs are made of these alone.
+const ONLY: &str = "FTD_DIFFERENTIAL_ONLY";
+/// So many mismatches are told in full.
+const TOLD_MAX: u64 = 25;
+/// Another number than [`TOLD_MAX`].
+const TOLD: &str = "FTD_DIFFERENTIAL_TOLD";
 /// A program that does not end in so many seconds never will.
 const STUCK_S: u32 = 120;
 
@@ -20,9 +24,10 @@ const STUCK_S: u32 = 120;
 fn work(seed: u64, first: u64, count: u64) -> u64 {
     let mut host = Native::new().expect("pages at their addresses, and signals");
     let mut soft = Engine::new();
-    let forms = forms();
+    let forms = chosen();
     let mut generator = Generator::new(seed, forms.clone());
     let mut coverage = Coverage::default();
+    let told_max = std::env::var(TOLD).ok().and_then(|n| n.parse().ok()).unwrap_or(TOLD_MAX);
     let mut mismatches = 0;
     for case in first..first + count {
         if case % 1000 == 0 {
@@ -35,24 +40,29 @@ fn work(seed: u64, first: u64, count: u64) -> u64 {
         coverage.note(&program, &assembled, outcome.rip);
         if !lines.is_empty() {
             mismatches += 1;
-            println!("{}", mismatch(seed, case, &program, &mut host, &mut soft));
-            if mismatches == MISMATCHES_MAX {
-                println!("the rest is left out: {MISMATCHES_MAX} mismatches");
-                break;
+            if mismatches <= told_max {
+                println!("{}", mismatch(seed, case, &program, &mut host, &mut soft));
             }
         }
         if case % 50_000 == 49_999 {
             eprintln!("cases {first} to {case}: {mismatches} mismatches");
         }
     }
+    println!("mismatches {mismatches}");
     for (form, (cases, completed)) in coverage.counts() {
         println!("coverage {form} {cases} {completed}");
     }
     mismatches
 }
 
+/// All forms, or those that are asked for.
+fn chosen() -> Vec<iced_x86::Code> {
+    std::env::var(ONLY).map_or_else(|_| forms(), |words| named(&words))
+}
+
 /// What the processes found.
 struct Verdict {
+    mismatches: u64,
     failures: Vec<String>,
     coverage: Coverage,
 }
@@ -74,11 +84,12 @@ fn share(seed: u64, first: u64, count: u64, processes: u64) -> Verdict {
                 .expect("this program starts again")
         })
         .collect();
-    let mut verdict = Verdict { failures: Vec::new(), coverage: Coverage::default() };
+    let mut verdict = Verdict { mismatches: 0, failures: Vec::new(), coverage: Coverage::default() };
     let readers: Vec<_> =
         workers.into_iter().map(|worker| std::thread::spawn(move || listen(worker))).collect();
     for reader in readers {
-        let (said, counts, status) = reader.join().expect("a reader of lines");
+        let (said, counts, mismatches, status) = reader.join().expect("a reader of lines");
+        verdict.mismatches += mismatches;
         for (form, cases, completed) in counts {
             verdict.coverage.add(&form, cases, completed);
         }
@@ -89,20 +100,26 @@ fn share(seed: u64, first: u64, count: u64, processes: u64) -> Verdict {
     verdict
 }
 
-type Heard = (Vec<String>, Vec<(String, u64, u64)>, std::process::ExitStatus);
+type Heard = (Vec<String>, Vec<(String, u64, u64)>, u64, std::process::ExitStatus);
 
 /// What a worker says: coverage, and all the rest.
 fn listen(mut worker: std::process::Child) -> Heard {
-    let (mut said, mut counts) = (Vec::new(), Vec::new());
+    let (mut said, mut counts, mut mismatches) = (Vec::new(), Vec::new(), 0);
     for line in BufReader::new(worker.stdout.take().expect("a pipe")).lines().map_while(Result::ok) {
         match line.strip_prefix("coverage ").map(|rest| rest.split(' ').collect::<Vec<_>>()).as_deref() {
             Some(&[form, cases, completed]) => {
                 counts.push((form.to_owned(), cases.parse().unwrap_or(0), completed.parse().unwrap_or(0)));
             }
-            _ => said.push(line),
+            _ => {
+                if let Some(number) = line.strip_prefix("mismatches ") {
+                    mismatches = number.parse().unwrap_or(0);
+                } else {
+                    said.push(line);
+                }
+            }
         }
     }
-    (said, counts, worker.wait().expect("a worker's end"))
+    (said, counts, mismatches, worker.wait().expect("a worker's end"))
 }
 
 #[test]
@@ -131,12 +148,12 @@ fn campaign() {
     let first = number("FTD_DIFFERENTIAL_FIRST").unwrap_or(0);
     let processes = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(count);
     let verdict = share(seed, first, count, processes);
-    let missing = verdict.coverage.missing(&forms());
-    println!("{}", verdict.coverage.table(&forms()));
+    let missing = verdict.coverage.missing(&chosen());
+    println!("{}", verdict.coverage.table(&chosen()));
     for failure in &verdict.failures {
         println!("{failure}");
     }
-    println!("seed {seed}: {count} cases, {} forms", forms().len());
+    println!("seed {seed}: {count} cases, {} forms, {} mismatches", chosen().len(), verdict.mismatches);
     assert!(verdict.failures.is_empty(), "mismatches: see above");
-    assert!(missing.is_empty() || count < forms().len() as u64, "never in a program: {missing:?}");
+    assert!(missing.is_empty() || count < chosen().len() as u64, "never in a program: {missing:?}");
 }
