@@ -218,12 +218,13 @@ impl Cpu {
         let mut second = None;
         let mut at = offset;
         while ops.len() < OPS {
-            let mut decoder =
-                Decoder::with_ip(bitness, &bytes[at..available], (at - offset) as u64, DecoderOptions::NONE);
+            // Never more than an instruction may have, so that one that wants more is told from an invalid one.
+            let window = &bytes[at..available.min(at + INSTRUCTION)];
+            let mut decoder = Decoder::with_ip(bitness, window, (at - offset) as u64, DecoderOptions::NONE);
             let mut instruction = Instruction::default();
             decoder.decode_out(&mut instruction);
             let cut = instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
-            if cut && available - at < INSTRUCTION && second.is_none() {
+            if cut && window.len() < INSTRUCTION && second.is_none() {
                 if !ops.is_empty() {
                     break;
                 }
@@ -244,7 +245,7 @@ impl Cpu {
             let (run, last) = match exec::lower(&instruction, &mut op) {
                 Some(handler) => (handler, ends_block(&instruction)),
                 None => {
-                    self.report_unknown(&bytes[at..available.min(at + INSTRUCTION)], &instruction);
+                    self.report_unknown(window, &instruction);
                     (exec::undefined as super::op::Handler, true)
                 }
             };

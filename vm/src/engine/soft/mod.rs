@@ -33,3 +33,5 @@ pub(crate) mod walk;
 
 #[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
