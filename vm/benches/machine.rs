@@ -7,6 +7,7 @@ mod common;
 use common::sweep::{self, rounds};
 use common::{boot_code, content, kvm, machine, spec};
 use std::time::{Duration, Instant};
+use ft_vm::spec::EngineKind;
 
 const RAM_BYTES: u64 = 256 << 20;
 
