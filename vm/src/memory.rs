@@ -7,8 +7,10 @@
 mod written;
 
 use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
+use nix::unistd::Whence;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -174,7 +176,7 @@ impl GuestRam {
             )
         }
         .map_err(|e| MemoryError::Allocate { bytes: self.ram_bytes, source: e.into() })?;
-        Ok(RamView { base: base.cast(), bytes, _file: Arc::clone(&self.file) })
+        Ok(RamView { base: base.cast(), bytes, file: Arc::clone(&self.file) })
     }
 }
 
@@ -195,7 +197,7 @@ pub struct Slot {
 pub struct RamView {
     base: NonNull<u8>,
     bytes: usize,
-    _file: Arc<File>,
+    file: Arc<File>,
 }
 
 // SAFETY: the mapping is plain shared memory that stays valid until drop; all access goes through the copying methods
@@ -218,6 +220,28 @@ impl RamView {
         assert!(page < self.pages(), "page {page} is outside guest memory");
         // SAFETY: within the mapping by the assertion.
         unsafe { self.base.as_ptr().add(page as usize * PAGE_SIZE) }
+    }
+
+    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and asking
+    /// here, unlike reading them, does not make the kernel hold memory for them.
+    pub fn held<E: From<std::io::Error>>(
+        &self,
+        mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The file's offset is of no use to anybody else.
+        let seek = |from: i64, whence| match nix::unistd::lseek(&*self.file, from, whence) {
+            Ok(at) => Ok(Some(at)),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(e) => Err(std::io::Error::from(e)),
+        };
+        let mut at = 0;
+        while let Some(data) = seek(at, Whence::SeekData)? {
+            let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.bytes as i64);
+            let (from, to) = (data as u64 / PAGE_SIZE as u64, (hole as u64).div_ceil(PAGE_SIZE as u64));
+            each(from as PageIndex..to as PageIndex)?;
+            at = hole;
+        }
+        Ok(())
     }
 
     /// Copies a page out.
@@ -268,6 +292,26 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         ram.view().unwrap().read_page(5, &mut page);
         assert_eq!(page[..6], [7, 7, 7, 7, 7, 0]);
+    }
+
+    #[test]
+    fn what_was_never_touched_is_not_held_and_asking_does_not_touch_it() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        ram.memory().write_slice(&[1], GuestAddress(0)).unwrap();
+        ram.memory().write_slice(&[1; 5000], GuestAddress(33 << 20)).unwrap();
+        let view = ram.view().unwrap();
+        for _ in 0..2 {
+            let mut held = Vec::new();
+            view.held(|pages| {
+                held.extend(pages);
+                Ok::<_, std::io::Error>(())
+            })
+            .unwrap();
+            let written = [0, (33 << 20) / 4096, (33 << 20) / 4096 + 1];
+            assert!(written.iter().all(|page| held.contains(page)) && held.is_sorted(), "{held:?}");
+            // The kernel may hold huge pages.
+            assert!(held.len() <= 1024, "{}", held.len());
+        }
     }
 
     #[test]
