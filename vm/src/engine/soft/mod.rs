@@ -42,5 +42,5 @@ pub(crate) mod walk;
 
 pub(crate) use engine::SoftEngine;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;

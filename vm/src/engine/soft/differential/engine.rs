@@ -3,8 +3,8 @@
 //! program ended.
 
 use super::{
-    CODE, CODE_BYTES, GS_BASE, Memory, Outcome, Runner, SCRATCH, SCRATCH_BYTES, State, WINDOW, WINDOW_BYTES, WRITABLE_BYTES,
-    native,
+    CODE, CODE_BYTES, GS_BASE, Memory, Outcome, Runner, SCRATCH, SCRATCH_BYTES, State, WINDOW, WINDOW_BYTES,
+    WRITABLE_BYTES, native,
 };
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::exec::fpu::Fpu;
@@ -81,7 +81,8 @@ impl Engine {
             let handler = HANDLERS + vector * HANDLER_BYTES;
             // Interrupt gates; those of int3 and into are open to user mode.
             let access = if matches!(vector, 3 | 4) { 0xee00 } else { 0x8e00 };
-            let low = handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 32 | (handler >> 16 & 0xffff) << 48;
+            let low =
+                handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 32 | (handler >> 16 & 0xffff) << 48;
             put(kernel(IDT) + vector * 16, low);
             put(kernel(IDT) + vector * 16 + 8, handler >> 32);
             // hlt
