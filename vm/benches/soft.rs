@@ -181,5 +181,10 @@ fn main() {
         let mips = count as f64 / took.as_secs_f64() / 1e6;
         println!("{name:<8} {count:>14} {:>10.3} {mips:>10.1}   rax {answer:#x}", took.as_secs_f64());
     }
-    println!("{:<8} {instructions:>14} {:>10.3} {:>10.1}", "all", time.as_secs_f64(), instructions as f64 / time.as_secs_f64() / 1e6);
+    println!(
+        "{:<8} {instructions:>14} {:>10.3} {:>10.1}",
+        "all",
+        time.as_secs_f64(),
+        instructions as f64 / time.as_secs_f64() / 1e6
+    );
 }
