@@ -6,8 +6,8 @@ mod common;
 
 use common::sweep::{self, rounds};
 use common::{boot_code, content, kvm, machine, spec};
-use std::time::{Duration, Instant};
 use ft_vm::spec::EngineKind;
+use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 256 << 20;
 
