@@ -34,5 +34,6 @@ pub mod lazy;
 pub mod owed;
 pub mod page;
 pub mod receiver;
+pub mod recording;
 pub mod shadow;
 pub mod wire;

@@ -203,7 +203,7 @@ fn policy(config: &Config, fresh: bool) -> Policy {
 }
 
 /// Names of pairings must not repeat across restarts.
-fn random_nonce() -> u64 {
+pub(crate) fn random_nonce() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // Seeded by the system's randomness in every process; the time and the pid only add to it.
     let mut hasher = std::hash::RandomState::new().build_hasher();

@@ -10,4 +10,5 @@ mod guest;
 mod handover;
 mod loss;
 mod peer;
+mod recording;
 mod refusal;

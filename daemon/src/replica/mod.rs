@@ -28,7 +28,7 @@ mod log_cutter;
 mod outbox;
 mod pairing;
 mod progress;
-mod pump;
+pub(crate) mod pump;
 mod shipper;
 mod standby;
 mod wiring;

@@ -14,9 +14,33 @@
 //! delivered. Caches (TLB, blocks) never change what an instruction does; what the architecture lets a TLB do (serve a
 //! stale translation) depends on the instructions alone, never on where a run was split.
 
+pub(crate) mod block;
 pub(crate) mod bus;
+pub(crate) mod chips;
 pub(crate) mod cpu;
+#[cfg(test)]
+mod differential;
+pub(crate) mod dirty;
+mod engine;
 pub(crate) mod exec;
 pub(crate) mod flags;
+pub(crate) mod interrupt;
+pub(crate) mod memory;
 pub(crate) mod op;
+mod outbox;
+mod pace;
+mod platform;
+mod record;
+mod replay;
+pub(crate) mod run;
+pub(crate) mod state;
+mod tape;
 pub(crate) mod time;
+pub(crate) mod tlb;
+mod vcpu;
+pub(crate) mod walk;
+
+pub(crate) use engine::SoftEngine;
+
+#[cfg(any(test, feature = "measure"))]
+pub(crate) mod testing;

@@ -32,7 +32,7 @@ pub(crate) const NONE: u8 = 0xff;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mem {
     /// Index into `cpu.regs`, or [`NONE`]. RIP-relative operands have `base == RIP_BASE`: the base is the address of the
-    /// *next* instruction, and `disp` is relative to it.
+    /// block (`cpu.rip` while it runs), and `disp` is relative to that.
     pub base: u8,
     pub index: u8,
     /// 0 to 3.
@@ -64,7 +64,15 @@ pub(crate) struct Op {
     pub offset: u16,
     /// Memory operand, where there is one.
     pub mem: Mem,
-    /// Immediate, sign- or zero-extended as the instruction defines; branch displacement relative to the next
-    /// instruction.
+    /// Immediate, sign- or zero-extended as the instruction defines; near branch targets relative to the block's address
+    /// (as iced's `near_branch_target()` has them: blocks are decoded as if they lay at address zero).
     pub imm: u64,
+}
+
+impl Op {
+    /// An op without operands, that raises #UD until it gets its handler.
+    pub(crate) fn new(offset: u16) -> Self {
+        let mem = Mem { base: NONE, index: NONE, scale: 0, seg: NONE, disp: 0, mask: u64::MAX };
+        Self { run: super::exec::undefined, dst: 0, src: 0, aux: 0, len: 1, offset, mem, imm: 0 }
+    }
 }

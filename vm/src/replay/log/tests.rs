@@ -197,6 +197,24 @@ fn batches_missing_repeated_or_swapped_are_refused_by_number() {
 }
 
 #[test]
+fn a_batch_can_be_cut_at_an_earlier_count() {
+    let (start, batches) = sample();
+    let mut reader = LogReader::new(start);
+    let first = reader.read_all(&batches[0]).unwrap().remove(0);
+    let until = |count| LogReader::new(start).read_all(&first.until(count).unwrap()).unwrap().remove(0);
+    assert_eq!(until(5000), first);
+    let shorter = until(1299);
+    assert_eq!((shorter.index, shorter.start, shorter.cut), (0, 1000, 1299));
+    assert_eq!(shorter.entries, first.entries[..2]);
+    assert_eq!(until(1300).entries, first.entries);
+    assert!(matches!(first.until(999), Err(LogError::Backwards { .. })));
+    let second = reader.read_all(&batches[1]).unwrap().remove(0);
+    assert_eq!(reader.clone().index(), 2);
+    let again = LogReader { index: 1, count: 2000 }.read_all(&second.until(2000).unwrap()).unwrap().remove(0);
+    assert_eq!((again.index, again.entries.len()), (1, 1));
+}
+
+#[test]
 fn counts_that_go_back_cannot_be_written() {
     let mut writer = LogWriter::new(100);
     let input = Input::Advance { ns: 1 };
