@@ -40,7 +40,7 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             turn
         }
         Fnop => |cpu, _| stack::ready(cpu),
-        Fneni | Fndisi | Fnsetpm => |cpu, _| shape::x87_ready(cpu),
+        Fneni | Fndisi | Fnsetpm => |cpu, _| x87_ready(cpu),
         _ => return None,
     })
 }
