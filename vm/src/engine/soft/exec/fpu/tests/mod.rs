@@ -12,7 +12,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Extended, Fpu};
+use super::state::{Extended, Fpu};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::flags::STATUS;
 use crate::engine::soft::op::Op;
