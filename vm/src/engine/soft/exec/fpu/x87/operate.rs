@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::arithmetic::{self, Operation, Reduction};
-use super::number::{Control, DE, IE, INDEFINITE, Outcome, propagate};
+use super::number::{Control, DE, IE, INDEFINITE, Outcome, ZE, propagate};
 use super::stack::{self, C0, C1, C2, C3};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::exec::fpu::state::Extended;
@@ -92,7 +92,7 @@ fn with_memory(cpu: &mut Cpu, op: &Op, b: Extended, denormal: bool) {
     let outcome = match cpu.fpu.operand(0) {
         Some(a) => {
             let outcome = Operation::of(op.aux).apply(control, a, b);
-            let extra = denormal && outcome.flags & IE == 0 && propagate(a, b).is_none();
+            let extra = denormal && outcome.flags & (IE | ZE) == 0 && propagate(a, b).is_none();
             outcome.and(if extra { DE } else { 0 })
         }
         None => stack::underflow(),
