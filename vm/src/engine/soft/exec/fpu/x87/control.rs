@@ -7,7 +7,6 @@ use iced_x86::{Code, Instruction};
 
 use super::stack::{self, C1};
 use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::exec::fpu::shape;
 use crate::engine::soft::exec::fpu::shape::{fwait, x87_ready};
 use crate::engine::soft::exec::fpu::state::Extended;
 use crate::engine::soft::op::{Handler, Op, Step, Stop};

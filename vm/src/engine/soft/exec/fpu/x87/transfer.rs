@@ -157,7 +157,7 @@ fn exchange(cpu: &mut Cpu, op: &Op) -> Step {
 fn store<T: Copy>(
     cpu: &mut Cpu,
     op: &Op,
-    pops: bool,
+    (pops, bytes): (bool, u64),
     indefinite: T,
     convert: impl Fn(Control, Extended) -> Outcome<T>,
     write: impl Fn(&mut Cpu, u64, T) -> Step,
@@ -172,6 +172,9 @@ fn store<T: Copy>(
     let stores = cpu.fpu.stores(outcome.flags);
     if stores {
         write(cpu, address, outcome.value)?;
+    } else {
+        // The operand faults also when nothing is stored.
+        cpu.probe_write(address, bytes)?;
     }
     stack::started(cpu, op, Some(address));
     if stores {
@@ -216,12 +219,12 @@ fn narrowed(control: Control, a: Extended, format: Format, exponent_bits: u32) -
 
 fn store_single<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let convert = |control, a| narrowed(control, a, SINGLE, 8);
-    store(cpu, op, POP, 0xffc0_0000, convert, |cpu, address, v| cpu.store::<u32>(address, v as u32))
+    store(cpu, op, (POP, 4), 0xffc0_0000, convert, |cpu, address, v| cpu.store::<u32>(address, v as u32))
 }
 
 fn store_double<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let convert = |control, a| narrowed(control, a, DOUBLE, 11);
-    store(cpu, op, POP, 0xfff8_0000_0000_0000, convert, |cpu, address, v| cpu.store::<u64>(address, v))
+    store(cpu, op, (POP, 8), 0xfff8_0000_0000_0000, convert, |cpu, address, v| cpu.store::<u64>(address, v))
 }
 
 fn write_ten_bytes(cpu: &mut Cpu, address: u64, v: Extended) -> Step {
@@ -231,22 +234,22 @@ fn write_ten_bytes(cpu: &mut Cpu, address: u64, v: Extended) -> Step {
 }
 
 fn store_extended(cpu: &mut Cpu, op: &Op) -> Step {
-    store(cpu, op, true, INDEFINITE, |_, a| Outcome::exact(a), write_ten_bytes)
+    store(cpu, op, (true, 10), INDEFINITE, |_, a| Outcome::exact(a), write_ten_bytes)
 }
 
 fn store_word<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let convert = |control, a| to_integer(control, a, 16);
-    store(cpu, op, POP, i16::MIN.into(), convert, |cpu, address, v| cpu.store::<u16>(address, v as u16))
+    store(cpu, op, (POP, 2), i16::MIN.into(), convert, |cpu, address, v| cpu.store::<u16>(address, v as u16))
 }
 
 fn store_dword<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let convert = |control, a| to_integer(control, a, 32);
-    store(cpu, op, POP, i32::MIN.into(), convert, |cpu, address, v| cpu.store::<u32>(address, v as u32))
+    store(cpu, op, (POP, 4), i32::MIN.into(), convert, |cpu, address, v| cpu.store::<u32>(address, v as u32))
 }
 
 fn store_qword(cpu: &mut Cpu, op: &Op) -> Step {
     let convert = |control, a| to_integer(control, a, 64);
-    store(cpu, op, true, i64::MIN, convert, |cpu, address, v| cpu.store::<u64>(address, v as u64))
+    store(cpu, op, (true, 8), i64::MIN, convert, |cpu, address, v| cpu.store::<u64>(address, v as u64))
 }
 
 /// The packed decimal for what has none.
@@ -268,5 +271,5 @@ fn store_decimal(cpu: &mut Cpu, op: &Op) -> Step {
         let value = Extended { significand: digits as u64, sign_exponent: sign | (digits >> 64) as u16 };
         Outcome { value, flags: integer.flags & PE, up: integer.up }
     };
-    store(cpu, op, true, DECIMAL_INDEFINITE, convert, write_ten_bytes)
+    store(cpu, op, (true, 10), DECIMAL_INDEFINITE, convert, write_ten_bytes)
 }
