@@ -471,7 +471,8 @@ impl Worker {
                 self.diverge(format!("the guest has halted, the recording went on to count {next}"));
             }
             Exit::Event(event) => self.event(event),
-            Exit::TripleFault => self.diverge("triple fault".into()),
+            // As the recorder did, or as a digest would have told.
+            Exit::TripleFault => self.crash("triple fault in the replay".into()),
         }
     }
 
