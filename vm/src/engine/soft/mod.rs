@@ -24,11 +24,11 @@ pub(crate) mod dirty;
 mod engine;
 pub(crate) mod exec;
 pub(crate) mod flags;
+mod host_time;
 pub(crate) mod interrupt;
 pub(crate) mod memory;
 pub(crate) mod op;
 mod outbox;
-mod pace;
 mod platform;
 mod record;
 mod replay;
@@ -44,3 +44,5 @@ pub(crate) use engine::SoftEngine;
 
 #[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
