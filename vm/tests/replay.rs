@@ -37,7 +37,7 @@ impl FrameSink for Sink {
     fn transmit(&self, frame: &[u8]) -> Transmit {
         let mut offered = self.offered.lock().unwrap();
         *offered += 1;
-        if self.refuses && *offered % 3 == 0 {
+        if self.refuses && offered.is_multiple_of(3) {
             return Transmit::Full;
         }
         self.frames.lock().unwrap().push(frame.to_vec());
@@ -236,6 +236,7 @@ fn assert_same(rig: &mut Rig, end: &[u8], memory: &[(PageIndex, Box<[u8; 4096]>)
 }
 
 #[test]
+#[cfg_attr(feature = "misreplay", ignore = "this build replays wrongly")]
 fn a_replay_comes_to_the_same_bits_however_its_log_is_fed() {
     for seed in 0..6 {
         let recording = record(seed, 30, Duration::ZERO);
@@ -281,6 +282,7 @@ fn replay_of_files() {
 }
 
 #[test]
+#[cfg_attr(feature = "misreplay", ignore = "this build replays wrongly")]
 fn a_replay_in_another_process_comes_to_the_same_bits() {
     let recording = record(77, 20, Duration::from_millis(1500));
     let dir = tempfile::tempdir().unwrap();
@@ -323,6 +325,20 @@ fn what_differs_is_found_at_the_next_digest_and_nothing_goes_on_from_it() {
     assert!(matches!(rig.machine.capture(&mut Vec::new()), Err(MachineError::Diverged { .. })));
 }
 
+/// cargo test -p ft-vm --features misreplay --test replay
+#[cfg(feature = "misreplay")]
+#[test]
+fn one_byte_of_one_frame_replayed_wrongly_is_found_and_named() {
+    let recording = record(21, 30, Duration::from_millis(2500));
+    let mut rig = replaying(&recording.start, &recording.start_memory);
+    rig.machine.resume().unwrap();
+    rig.machine.feed_log(&recording.batches.concat()).unwrap();
+    assert!(rig.machine.wait_replayed(PATIENCE).is_err());
+    let MachineEvent::Diverged { count, what } = common::event(&rig.machine) else { panic!("no divergence") };
+    eprintln!("diverged at {count}: {what}");
+    assert!(what.contains("page") || what.contains("register"), "{what}");
+}
+
 #[test]
 fn a_replay_goes_live_where_its_log_ends_and_not_before() {
     let recording = record(9, 10, Duration::ZERO);
@@ -348,6 +364,7 @@ fn a_replay_goes_live_where_its_log_ends_and_not_before() {
 }
 
 #[test]
+#[cfg_attr(feature = "misreplay", ignore = "this build replays wrongly")]
 fn a_log_that_is_not_the_next_is_refused_and_the_replay_goes_on_with_the_right_one() {
     let recording = record(11, 30, Duration::ZERO);
     assert!(recording.batches.len() > 2, "{}", recording.batches.len());
