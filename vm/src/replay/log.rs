@@ -109,7 +109,7 @@ impl Batch {
         let content = |entry: &Entry| match &entry.input {
             Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => bytes.len(),
             Input::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
-            Input::Advance { .. } | Input::Control(_) => 0,
+            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => 0,
         };
         self.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum()
     }
