@@ -104,6 +104,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// About what it takes in memory: compressed it may have been much smaller.
+    pub fn memory_bytes(&self) -> usize {
+        let content = |entry: &Entry| match &entry.input {
+            Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => bytes.len(),
+            Input::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
+            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => 0,
+        };
+        self.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum()
+    }
+
     /// This batch encoded, cut at an earlier count: with the inputs up to there, those at `count` included. For a replay
     /// that is to stop there; the batches that followed this one do not follow that one.
     pub fn until(&self, count: u64) -> Result<Vec<u8>, LogError> {
