@@ -9,7 +9,7 @@ fn replay(config: Config) -> Config {
 }
 
 fn soft(config: Config) -> Config {
-    config.with("replication.engine", "soft")
+    config.with("machine.engine", "soft")
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn what_replay_mode_cannot_do_is_refused_by_name() {
     World::run("what_replay_mode_cannot_do_is_refused_by_name", |world| {
         let alpha = || Config::alpha(world);
         for (config, says) in [
-            (alpha().with("replication.mode", "replay"), "replication.engine = kvm"),
+            (alpha().with("replication.mode", "replay"), "machine.engine = kvm"),
             (soft(alpha()).with("machine.vcpus", 2), "machine.vcpus = 2"),
             (replay(alpha()).with("replay.batch_bytes", 1), "batch_bytes"),
         ] {
