@@ -293,7 +293,7 @@ fn initial_status(config: &Config) -> Status {
             config::Mode::Checkpoint => Mode::Checkpoint.to_string(),
             config::Mode::Replay => Mode::Replay.to_string(),
         },
-        engine: config.replication.engine.to_string(),
+        engine: config.machine.engine.to_string(),
         replay: None,
         copy: None,
         take_over: None,

@@ -9,7 +9,7 @@ fn replay(config: Config) -> Config {
 }
 
 fn soft(config: Config) -> Config {
-    config.with("replication.engine", "soft")
+    config.with("machine.engine", "soft")
 }
 
 #[test]
@@ -88,6 +88,42 @@ fn the_status_of_replay_mode_says_how_far_the_backup_is() {
 }
 
 #[test]
+fn a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy() {
+    const NAME: &str = "a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy";
+    if std::env::var_os("FTD_MISREPLAY").is_none() {
+        eprintln!("SKIPPED {NAME}: FTD_MISREPLAY names no ftd built with --features misreplay");
+        return;
+    }
+    World::run(NAME, |world| {
+        let (alpha_config, beta_config) = (replay(Config::alpha(world)), replay(Config::beta(world)));
+        let mut alpha = Daemon::start(world, &alpha_config);
+        let misreplaying = ["sh", "-c", "shift; exec \"$FTD_MISREPLAY\" \"$@\"", "-"];
+        let mut beta = Daemon::start_with(world, &beta_config, &misreplaying, &[]);
+        alpha.wait_until(Role::Primary, State::Protected);
+        // Its 20th frame is executed wrongly.
+        let traffic = Traffic::start();
+        let divergences = |status: &Status| status.replay.as_ref().map_or(0, |replay| replay.divergences);
+        for (daemon, role) in [(&mut alpha, Role::Primary), (&mut beta, Role::Backup)] {
+            let status = daemon.wait_for("the divergence to be found", |status| divergences(status) > 0);
+            let last = status.replay.and_then(|replay| replay.last_divergence).expect("it was counted");
+            assert!(status.role == role && last.count > 0 && !last.what.is_empty(), "{last:?}");
+        }
+        alpha.wait_for_log("the backup diverged at instruction");
+        // A full copy follows, as often as it diverges again; nobody outside notices.
+        alpha.wait_for("another full copy", |status| divergences(status) > 1);
+        beta.kill();
+        alpha.wait_until(Role::Primary, State::Solo);
+        let mut beta = Daemon::start(world, &beta_config);
+        alpha.wait_until(Role::Primary, State::Protected);
+        traffic.goes_on();
+        alpha.kill();
+        beta.wait_until(Role::Primary, State::Solo);
+        traffic.goes_on();
+        traffic.must_have_lost_nothing();
+    });
+}
+
+#[test]
 fn the_engine_in_software_is_protected_by_checkpoints_too() {
     World::run("the_engine_in_software_is_protected_by_checkpoints_too", |world| {
         let mut pair = Pair::protected_with(world, soft);
@@ -105,7 +141,7 @@ fn what_replay_mode_cannot_do_is_refused_by_name() {
     World::run("what_replay_mode_cannot_do_is_refused_by_name", |world| {
         let alpha = || Config::alpha(world);
         for (config, says) in [
-            (alpha().with("replication.mode", "replay"), "replication.engine = kvm"),
+            (alpha().with("replication.mode", "replay"), "machine.engine = kvm"),
             (soft(alpha()).with("machine.vcpus", 2), "machine.vcpus = 2"),
             (replay(alpha()).with("replay.batch_bytes", 1), "batch_bytes"),
         ] {

@@ -7,7 +7,7 @@ use super::standby::{Feed, Standby};
 use super::{Replica, Settling};
 use crate::role::{ConnId, Event, Exit, Gone};
 use ft_checkpoint::lazy::LazyApply;
-use ft_checkpoint::wire::message::{Position, Welcome};
+use ft_checkpoint::wire::message::Welcome;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,8 +56,8 @@ impl Replica {
     fn fresh_feed(&mut self) -> Result<Feed, String> {
         self.output.mute();
         let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
-        self.replay.progress.set(Position::default());
-        let standby = Standby::new(ram, self.replay.on.then(|| self.orders.clone()))?;
+        self.replay.progress.reset();
+        let standby = Standby::new(ram, &self.replay, &self.orders)?;
         let feed = standby.feed();
         *self.held.lock() = Some(feed.clone());
         self.standby = Some(standby);
@@ -109,6 +109,7 @@ impl Replica {
         standby.discard();
         let _ = self.output.pass();
         let gone = self.order_and_wait(Order::GoLive).ok_or("the checkpointer has ended")??;
+        self.replay.progress.reset();
         Ok((sealed, gone.pending))
     }
 

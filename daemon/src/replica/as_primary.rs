@@ -9,7 +9,7 @@ use super::{Replica, Settling};
 use crate::role::{ConnId, Event, Exit, Gone, Welcome as Welcoming};
 use crate::telemetry::Telemetry;
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Ack, Diverged, Identity, Position, Welcome};
+use ft_checkpoint::wire::message::{Ack, Diverged, Identity, Welcome};
 use std::sync::Arc;
 
 /// Epochs of log in flight at most. They are small: bytes bound them.
@@ -50,7 +50,7 @@ impl Replica {
                 tracing::info!("a backup has connected: full copy");
                 self.telemetry.copy_begun();
                 let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
-                self.replay.progress.set(Position::default());
+                self.replay.progress.reset();
                 let pairing = Pairing::new(pairing, outbox, depth, self.inflight_bytes);
                 self.pairing = Some(Arc::clone(&pairing));
                 self.order(Order::BeginPairing(pairing));
@@ -73,6 +73,7 @@ impl Replica {
         // Whoever waits for room in a connection's outbox must not: the checkpointer might be the one.
         pairing.close();
         self.order_and_wait(Order::EndPairing);
+        self.replay.progress.reset();
         self.telemetry.pairing_ended();
     }
 

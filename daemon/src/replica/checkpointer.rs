@@ -48,8 +48,8 @@ pub enum Order {
     Output,
     /// Backup in replay mode: the prepared machine takes this state, once all is applied, and executes the log.
     Follow(Vec<u8>, Applier),
-    /// Backup in replay mode: the log of one more epoch.
-    Feed(Vec<u8>),
+    /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
+    Feed(Vec<u8>, Instant),
     /// Backup in replay mode: tell of the hand-over when all the log is executed.
     HandOver(ConnId, u64),
     /// Backup in replay mode: the machine executes all the log there is, and then runs on by itself.
@@ -258,9 +258,10 @@ impl Checkpointer {
                 }
             }
             Order::Follow(state, applier) => self.follow(&state, &applier),
-            Order::Feed(log) => {
+            Order::Feed(log, at) => {
+                self.setup.replay.progress.taken(log.len() as u64);
                 if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
-                    follower.feed(vm, &self.setup, &log);
+                    follower.feed(vm, &self.setup, &log, at);
                 }
             }
             Order::HandOver(conn, epoch) => {

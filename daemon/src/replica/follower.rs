@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// How often the position is looked at while there is something to execute.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Log that is kept unexecuted at most. The primary stands still long before.
-const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 /// A machine that does not come to the end of its log, and to no instruction further in this time, never will.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// While the end of the log is waited for, the rest is looked at this often.
@@ -73,7 +71,7 @@ impl Follower {
     }
 
     /// The log of one more epoch.
-    pub(super) fn feed(&mut self, vm: &mut Vm, setup: &Setup, log: &[u8]) {
+    pub(super) fn feed(&mut self, vm: &mut Vm, setup: &Setup, log: &[u8], at: Instant) {
         if self.lost {
             return;
         }
@@ -81,13 +79,9 @@ impl Follower {
             return self.lose(setup, format!("the primary's log is refused: {e}"));
         }
         let bytes = log.len() as u64;
-        self.fed.push_back(Fed { cut: vm.machine.replay_position().fed, bytes, at: Instant::now() });
+        self.fed.push_back(Fed { cut: vm.machine.replay_position().fed, bytes, at });
         self.pending_bytes += bytes;
         self.look(vm, setup);
-        if self.pending_bytes > UNEXECUTED_BYTES_MAX {
-            let mib = self.pending_bytes >> 20;
-            self.lose(setup, format!("too far behind: {mib} MiB of log are not executed"));
-        }
     }
 
     /// Tells of the hand-over when everything is executed.

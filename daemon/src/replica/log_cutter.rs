@@ -2,7 +2,7 @@
 //! is over, or sooner when a frame waits for it: the cut closes the epoch's output at the very instruction, so that the
 //! ack of the log up to there releases exactly what was sent before.
 //!
-//! A backup that falls behind slows the guest: not at all up to half of the bound, by half at the bound, never to a
+//! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
 //! standstill. The guest stands still only when log can be kept nowhere any more.
 
 use super::Input;
@@ -24,6 +24,10 @@ const IDLE_INSTRUCTIONS_PER_US: u64 = 5;
 const UNEXECUTED_BYTES_MAX: u64 = 64 << 20;
 /// Thousandths of its time that a slowed guest stands still, at most.
 const THROTTLE_MAX: u64 = 900;
+/// As many let a backup come after that executes no faster than its primary.
+const THROTTLE_GENTLE: u64 = 30;
+/// A backup that is no further behind is in step.
+const LAG_FREE_US: u64 = 5_000;
 
 /// See the module.
 pub(super) struct LogCutter {
@@ -183,7 +187,14 @@ impl LogCutter {
 /// The part of its time that the guest is to stand still while the backup is this far behind.
 fn throttle_permille(lag_us: u64, lag_max: Duration) -> u16 {
     let half = (lag_max.as_micros() as u64 / 2).max(1);
-    (lag_us.saturating_sub(half).saturating_mul(500) / half).min(THROTTLE_MAX) as u16
+    match lag_us.checked_sub(half) {
+        None if lag_us <= LAG_FREE_US => 0,
+        None => (THROTTLE_GENTLE * lag_us / half) as u16,
+        Some(excess) => {
+            let steep = excess.saturating_mul(500 - THROTTLE_GENTLE) / half;
+            THROTTLE_GENTLE.saturating_add(steep).min(THROTTLE_MAX) as u16
+        }
+    }
 }
 
 #[cfg(test)]
@@ -193,9 +204,9 @@ mod tests {
     #[test]
     fn a_backup_that_lags_slows_the_guest_gently_and_never_to_a_standstill() {
         let bound = Duration::from_millis(100);
-        let throttles = [0, 49_000, 50_000, 60_000, 100_000, 130_000, 500_000, u64::MAX];
-        let throttles = throttles.map(|lag_us| throttle_permille(lag_us, bound));
-        assert_eq!(throttles, [0, 0, 0, 100, 500, 800, 900, 900]);
+        let lags = [0, 5_000, 10_000, 49_999, 50_000, 60_000, 100_000, 130_000, 500_000, u64::MAX];
+        let throttles = lags.map(|lag_us| throttle_permille(lag_us, bound));
+        assert_eq!(throttles, [0, 0, 6, 29, 30, 124, 500, 782, 900, 900]);
         assert_eq!(throttle_permille(5, Duration::ZERO), 900, "no bound divides by zero");
     }
 }

@@ -12,6 +12,8 @@ pub struct Progress {
     count: AtomicU64,
     lag_us: AtomicU64,
     pending_bytes: AtomicU64,
+    /// Backup: bytes on their way from the connection to the follower.
+    queued_bytes: AtomicU64,
 }
 
 impl Progress {
@@ -28,8 +30,25 @@ impl Progress {
         Position {
             count: self.count.load(Ordering::Relaxed),
             lag_us: self.lag_us.load(Ordering::Relaxed),
-            pending_bytes: self.pending_bytes.load(Ordering::Relaxed),
+            pending_bytes: self.pending_bytes.load(Ordering::Relaxed)
+                + self.queued_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Nothing is being executed any more, or not yet.
+    pub fn reset(&self) {
+        self.set(Position::default());
+        self.queued_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Log goes to the follower.
+    pub fn queued(&self, bytes: u64) {
+        self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The follower has taken log in.
+    pub fn taken(&self, bytes: u64) {
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

@@ -4,16 +4,19 @@
 use super::checkpointer::Order;
 use super::intake::Intake;
 use super::link::PeerReader;
+use super::progress::{Progress, Replay};
 use crate::role::{ConnId, Event, Gone};
 use crate::telemetry::Telemetry;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
+use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::message::{Held, Mode};
 use ft_vm::memory::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
 pub struct Standby {
@@ -30,17 +33,33 @@ const HEARD_EVERY: u64 = 16;
 pub struct Feed {
     receiver: Arc<Mutex<Option<Receiver>>>,
     /// Replay mode: where the checkpoint and the log go, to be executed.
-    follower: Option<(Sender<Order>, Applier)>,
+    follower: Option<Following>,
 }
+
+/// Replay mode: the way to the machine that executes.
+#[derive(Clone)]
+struct Following {
+    orders: Sender<Order>,
+    applier: Applier,
+    progress: Arc<Progress>,
+}
+
+/// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
+/// more is sealed.
+const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl Standby {
     /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
-    pub fn new(ram: GuestRam, follower: Option<Sender<Order>>) -> Result<Self, String> {
+    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, String> {
         let view = ram.view().map_err(|e| e.to_string())?;
-        let mode = if follower.is_some() { Mode::Replay } else { Mode::Checkpoint };
+        let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
         let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode);
         let applier = receiver.applier();
-        let follower = follower.map(|orders| (orders, applier.clone()));
+        let follower = replay.on.then(|| Following {
+            orders: orders.clone(),
+            applier: applier.clone(),
+            progress: Arc::clone(&replay.progress),
+        });
         let applier = std::thread::Builder::new()
             .name("ftd-apply".into())
             .spawn(move || applier.run())
@@ -85,7 +104,7 @@ impl Feed {
 
     /// Replay mode: hands on what was sealed, ahead of its ack.
     fn execute(&self, received: Received, receiver: &Receiver) -> Received {
-        let Some((orders, applier)) = &self.follower else { return received };
+        let Some(Following { orders, applier, progress }) = &self.follower else { return received };
         match received {
             Received::Sealed { .. } => {
                 let state = receiver.sealed_state().unwrap_or_default().to_vec();
@@ -93,7 +112,8 @@ impl Feed {
                 received
             }
             Received::SealedLog { epoch, stamp_us, log } => {
-                let _ = orders.send(Order::Feed(log));
+                progress.queued(log.len() as u64);
+                let _ = orders.send(Order::Feed(log, Instant::now()));
                 Received::Sealed { epoch, stamp_us }
             }
             other => other,
@@ -115,6 +135,12 @@ impl Feed {
                 Err(_) if intake.is_stopped() => return None,
                 Err(e) => return Some(Gone::Lost(e.to_string())),
             };
+            if frame.kind == FrameType::LogBegin
+                && let Some(Following { progress, .. }) = &self.follower
+                && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
+            {
+                return Some(Gone::Lost("it sends log without end, and more of it cannot be kept".into()));
+            }
             let received = {
                 let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
