@@ -171,6 +171,8 @@ pub struct Exec {
     pub frames: VecDeque<Frame>,
     pub repl: Option<Replication>,
     pub image: Option<Image>,
+    /// The image is not the VM's state any more, whatever it was.
+    pub diverged: bool,
     /// The connection and pairing that checkpoints are taken from.
     pub recv: Option<(ConnId, u64)>,
     pub dialling: bool,
@@ -187,6 +189,7 @@ impl Default for Exec {
             frames: VecDeque::new(),
             repl: None,
             image: None,
+            diverged: false,
             recv: None,
             dialling: false,
             dial_loop: false,

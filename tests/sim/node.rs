@@ -313,6 +313,7 @@ impl World {
             Command::Discard => {
                 self.check_discard(n);
                 self.nodes[n].exec.image = None;
+                self.nodes[n].exec.diverged = false;
                 self.check_copies("discarded", self.nodes[n].stopping);
             }
             Command::StopVm => {
@@ -510,7 +511,8 @@ impl World {
         self.check_take_over(n, epoch, generation);
         let Some(image) = self.nodes[n].exec.image.take() else { return };
         self.hook(Hook::TakeOver);
-        if std::mem::take(&mut self.nodes[n].fail_takeover) {
+        let diverged = std::mem::take(&mut self.nodes[n].exec.diverged);
+        if std::mem::take(&mut self.nodes[n].fail_takeover) || diverged {
             self.stats.add(Count::FaultTakeOver);
             self.check_copies("restoring failed", true);
             return self.incoming(n, Input::Event(Event::TakeOverFailed("no memory".into())));

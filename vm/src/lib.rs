@@ -12,3 +12,7 @@ pub mod memory;
 pub mod replay;
 pub mod spec;
 pub mod state;
+
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub use engine::soft::testing::measure_soft;

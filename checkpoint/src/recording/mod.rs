@@ -114,32 +114,30 @@ impl std::fmt::Display for EndReason {
 }
 
 /// One number for all of a machine: its captured state, and all its memory.
-pub fn machine_digest(state: &[u8], ram: &RamView) -> u64 {
+pub fn machine_digest(state: &[u8], ram: &RamView) -> io::Result<u64> {
     let mut hasher = Xxh3::new();
     hasher.update(&(state.len() as u64).to_le_bytes());
     hasher.update(state);
     each_page(ram, |index, page| {
         hasher.update(&index.to_le_bytes());
         hasher.update(page);
-        Ok::<(), std::convert::Infallible>(())
-    })
-    .unwrap_or_else(|never| match never {});
-    hasher.digest()
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(hasher.digest())
 }
 
 /// Calls `each` with every page of memory that is not zero.
-fn each_page<E>(
+fn each_page<E: From<io::Error>>(
     ram: &RamView,
     mut each: impl FnMut(PageIndex, &crate::page::Page) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut page = ZERO_PAGE;
-    for index in 0..ram.pages() {
-        ram.read_page(index, &mut page);
-        if !is_zero(&page) {
-            each(index, &page)?;
-        }
-    }
-    Ok(())
+    ram.held(|mut pages| {
+        pages.try_for_each(|index| {
+            ram.read_page(index, &mut page);
+            if is_zero(&page) { Ok(()) } else { each(index, &page) }
+        })
+    })
 }
 
 /// The digest of the start: chained over pages and state, so that no section of it can be missing.

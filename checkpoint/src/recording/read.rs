@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
 
-/// Reads a recording from its beginning: first [`Reader::open`], then [`Reader::start`], then [`Reader::next`] until it
+/// Reads a recording from its beginning: first [`Reader::open`], then [`Reader::start`], then [`Reader::more`] until it
 /// says that there is no more.
 pub struct Reader<R> {
     sections: SectionReader<R>,
@@ -89,7 +89,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// What comes next.
-    pub fn next(&mut self) -> Result<Next, RecordingError> {
+    pub fn more(&mut self) -> Result<Next, RecordingError> {
         match self.sections.next()? {
             Found::CutOff { offset } => Ok(Next::CutOff { offset }),
             Found::Section { kind, offset, payload } => match Kind::from_wire(kind) {

@@ -56,12 +56,11 @@ struct Sink {
 
 impl ConsoleSink for Sink {
     fn write(&mut self, bytes: &[u8]) {
-        match (self.pieces.try_send(bytes.to_vec()), self.when_full) {
-            (Err(TrySendError::Full(bytes)), WhenFull::Wait) => {
-                // It fails only when nobody reads any more.
-                let _ = self.pieces.send(bytes);
-            }
-            (Ok(()) | Err(_), _) => {}
+        if let Err(TrySendError::Full(bytes)) = self.pieces.try_send(bytes.to_vec())
+            && self.when_full == WhenFull::Wait
+        {
+            // It fails only when nobody reads any more.
+            let _ = self.pieces.send(bytes);
         }
     }
 }

@@ -170,7 +170,7 @@ fn final_digest(machine: &mut Machine, ram: &RamView, why: EndReason) -> Result<
     if why != EndReason::Crashed {
         machine.capture(&mut state)?;
     }
-    Ok(machine_digest(&state, ram))
+    machine_digest(&state, ram).map_err(|e| RunError::System("reading the guest's memory", e))
 }
 
 /// What a recording says of an image; and the image.

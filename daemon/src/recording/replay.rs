@@ -112,7 +112,7 @@ impl Replay<'_> {
             if self.until.is_some_and(|until| until <= self.log.count()) {
                 break Ok(Last::Until);
             }
-            match reader.next() {
+            match reader.more() {
                 Ok(Next::Log(log)) => {
                     self.feed(&log, batches)?;
                     (batches, ahead) = (batches + 1, ahead + log.len());

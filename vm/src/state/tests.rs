@@ -54,14 +54,16 @@ fn state() -> MachineState {
     let chip = kvm_irqchip::default();
     MachineState {
         spec: spec(),
-        vcpus: vec![vcpu(3), vcpu(5)],
-        vm: VmState {
-            pic_master: chip,
-            pic_slave: chip,
-            ioapic: chip,
-            pit: Default::default(),
-            clock: kvm_clock_data { clock: 77, ..Default::default() },
-        },
+        engine: EngineState::Kvm(KvmState {
+            vcpus: vec![vcpu(3), vcpu(5)],
+            vm: VmState {
+                pic_master: chip,
+                pic_slave: chip,
+                ioapic: chip,
+                pit: Default::default(),
+                clock: kvm_clock_data { clock: 77, ..Default::default() },
+            },
+        }),
         devices: devices(),
     }
 }
@@ -91,8 +93,9 @@ fn refusal(bytes: &[u8]) -> StateError {
 #[test]
 fn a_state_comes_back_as_it_was() {
     let back = decode(&ENCODED).unwrap();
-    assert_eq!((back.spec, back.vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
-    assert_eq!(back.vm.clock.clock, 77);
+    let EngineState::Kvm(KvmState { vcpus, vm }) = back.engine else { panic!("another engine's") };
+    assert_eq!((back.spec, vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
+    assert_eq!(vm.clock.clock, 77);
 }
 
 #[test]

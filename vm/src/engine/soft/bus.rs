@@ -1,6 +1,8 @@
 //! What lies beyond the processor and RAM: the interrupt chips and the devices. One implementation serves the machine,
 //! others serve tests.
 
+use std::any::Any;
+
 /// What an access asks the owner of the processor to do, once the instruction has retired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BusEvent {
@@ -15,7 +17,9 @@ pub(crate) enum BusEvent {
 
 /// The processor's way to chips and devices. `now_ns` is virtual time at the accessing instruction. Addresses are
 /// guest-physical and not in RAM; accesses are 1, 2, 4 or 8 bytes and never cross a page.
-pub(crate) trait Bus: Send {
+///
+/// `Any`, so that the owner of the processor finds its own implementation again.
+pub(crate) trait Bus: Any + Send {
     fn mmio_read(&mut self, now_ns: u64, addr: u64, data: &mut [u8]);
     fn mmio_write(&mut self, now_ns: u64, addr: u64, data: &[u8]) -> Option<BusEvent>;
     fn pio_read(&mut self, now_ns: u64, port: u16, data: &mut [u8]);

@@ -5,7 +5,7 @@ use super::bus::{Bus, BusEvent};
 use super::dirty::Dirty;
 use super::exec::fpu::Fpu;
 use super::exec::system::System;
-use super::flags::{ALL, Flags, IF, STATUS};
+use super::flags::{ALL, DF, Flags, IF, STATUS};
 use super::memory::Ram;
 use super::op::{Op, Stop};
 use super::time::Clock;
@@ -138,6 +138,19 @@ impl Cpu {
     /// Sets the six arithmetic flags.
     pub(crate) fn set_status(&mut self, bits: u64) {
         self.flags = Flags::from_status(bits);
+    }
+
+    /// Sets or clears IF alone. Letting interrupts in has them looked at.
+    pub(crate) fn set_interrupt_flag(&mut self, on: bool) {
+        if on && self.control_flags & IF == 0 {
+            self.recheck();
+        }
+        self.control_flags = self.control_flags & !IF | u64::from(on) * IF;
+    }
+
+    /// Sets or clears DF alone.
+    pub(crate) fn set_direction(&mut self, down: bool) {
+        self.control_flags = self.control_flags & !DF | u64::from(down) * DF;
     }
 
     /// Bits of RFLAGS that arithmetic does not set, as cheap as a field.

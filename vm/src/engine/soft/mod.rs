@@ -21,15 +21,26 @@ pub(crate) mod cpu;
 #[cfg(test)]
 mod differential;
 pub(crate) mod dirty;
+mod engine;
 pub(crate) mod exec;
 pub(crate) mod flags;
 pub(crate) mod interrupt;
 pub(crate) mod memory;
 pub(crate) mod op;
+mod outbox;
+mod pace;
+mod platform;
+mod record;
+mod replay;
 pub(crate) mod run;
+pub(crate) mod state;
+mod tape;
 pub(crate) mod time;
 pub(crate) mod tlb;
+mod vcpu;
 pub(crate) mod walk;
 
-#[cfg(test)]
+pub(crate) use engine::SoftEngine;
+
+#[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;

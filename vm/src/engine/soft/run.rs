@@ -78,6 +78,9 @@ impl Cpu {
             {
                 self.halted = false;
                 self.deliver_interrupt(vector).map_err(|TripleFault| Exit::TripleFault)?;
+                // The handler's first instruction goes before another interrupt (a trap gate leaves IF set): one a
+                // count, however often a run is split there.
+                self.shadow = true;
             }
         }
         let trap = self.control_flags() & TF != 0;

@@ -1,4 +1,4 @@
-//! For tests: a processor in 64-bit mode with identity-mapped memory, and a bus on which nothing is.
+//! For tests and the benchmark: a processor in 64-bit mode with identity-mapped memory, and a bus on which nothing is.
 
 use super::bus::{Bus, BusEvent};
 use super::cpu::Cpu;
@@ -110,4 +110,16 @@ pub(crate) fn run_to_hlt(code: &[u8]) -> Cpu {
     let exit = run_to(&mut cpu, 1_000_000);
     assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
     cpu
+}
+
+/// Runs code until it halts, with RDI pointing at zeroed memory: instructions, time, and RAX at the end.
+#[cfg(feature = "measure")]
+pub fn measure_soft(code: &[u8]) -> (u64, std::time::Duration, u64) {
+    let (mut cpu, _ram) = machine(code);
+    cpu.regs[7] = 0x40_0000;
+    let start = std::time::Instant::now();
+    let exit = run_to(&mut cpu, u64::MAX);
+    let took = start.elapsed();
+    assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
+    (cpu.count, took, cpu.regs[0])
 }

@@ -3,8 +3,8 @@
 //! program ended.
 
 use super::{
-    CODE, CODE_BYTES, GS_BASE, Memory, Outcome, Runner, SCRATCH, SCRATCH_BYTES, State, WINDOW, WINDOW_BYTES, WRITABLE_BYTES,
-    native,
+    CODE, CODE_BYTES, GS_BASE, Memory, Outcome, Runner, SCRATCH, SCRATCH_BYTES, State, WINDOW, WINDOW_BYTES,
+    WRITABLE_BYTES, native,
 };
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::exec::fpu::Fpu;
@@ -23,7 +23,7 @@ const SCRATCH_PAGE: u64 = 0x12_0000;
 const KERNEL_PAGES: u64 = 0x13_0000;
 
 // The kernel's addresses: its IDT, descriptors and TSS, handlers, and stack, a page each.
-const IDT: u64 = 0x3000_0000;
+const IDT: u64 = 0x3fe0_0000;
 const GDT: u64 = IDT + 0x1000;
 const TSS: u64 = GDT + 0x800;
 const HANDLERS: u64 = IDT + 0x2000;
@@ -81,7 +81,8 @@ impl Engine {
             let handler = HANDLERS + vector * HANDLER_BYTES;
             // Interrupt gates; those of int3 and into are open to user mode.
             let access = if matches!(vector, 3 | 4) { 0xee00 } else { 0x8e00 };
-            let low = handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 32 | (handler >> 16 & 0xffff) << 48;
+            let low =
+                handler & 0xffff | u64::from(KERNEL_CS) << 16 | access << 32 | (handler >> 16 & 0xffff) << 48;
             put(kernel(IDT) + vector * 16, low);
             put(kernel(IDT) + vector * 16 + 8, handler >> 32);
             // hlt
@@ -95,7 +96,8 @@ impl Engine {
         ] {
             put(kernel(GDT) + u64::from(selector & !7), descriptor);
         }
-        // RSP0.
+        // RSP0; and no I/O permission bitmap within the limit.
+        ram.memory().write_obj(0xffffu16, GuestAddress(kernel(TSS) + 0x66)).expect("in RAM");
         ram.memory().write_obj(STACK_TOP, GuestAddress(kernel(TSS) + 4)).expect("in RAM");
 
         let mut cpu = Cpu::new(&ram, Box::new(EmptyBus::default()));

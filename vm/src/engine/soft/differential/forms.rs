@@ -105,6 +105,18 @@ pub(super) fn forms() -> Vec<Code> {
     Code::values().filter(|&code| offered(code) && exempt(code).is_none()).collect()
 }
 
+/// Those of the forms that one of the words names: a mnemonic, a feature (`sse2`), or a form (`add_rm8_r8`).
+pub(super) fn named(words: &str) -> Vec<Code> {
+    let words: Vec<String> = words.split(',').map(str::to_lowercase).collect();
+    let names = |code: &Code| {
+        let features = code.cpuid_features().iter().map(|feature| format!("{feature:?}"));
+        features
+            .chain([format!("{:?}", code.mnemonic()), format!("{code:?}")])
+            .any(|name| words.contains(&name.to_lowercase()))
+    };
+    forms().into_iter().filter(names).collect()
+}
+
 /// Instructions whose result is an approximation or is computed in double precision: alone in their program, so that
 /// nothing else sees the difference, and compared within bounds.
 pub(super) fn is_approximate(code: Code) -> bool {

@@ -51,7 +51,8 @@ impl Generator {
                     true => form,
                     false => self.forms[rng.random_range(0..self.forms.len())],
                 };
-                if count > 1 && is_approximate(code) {
+                // Alone, because nothing may depend on them; or first and last, because they always fault.
+                if code != form && (is_approximate(code) || code.is_privileged()) {
                     continue;
                 }
                 let to = label(rng.random_range(at + 1..=count));

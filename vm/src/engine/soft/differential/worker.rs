@@ -2,7 +2,7 @@
 //! seen from outside.
 
 use super::engine::Engine;
-use super::forms::forms;
+use super::forms::{forms, named};
 use super::generate::Generator;
 use super::native::Native;
 use super::report::{Coverage, mismatch, run};
@@ -11,8 +11,12 @@ use std::process::{Command, Stdio};
 
 /// `seed first count`: tells the worker what to do.
 const ORDER: &str = "FTD_DIFFERENTIAL";
-/// A worker that has found so many has found enough.
-const MISMATCHES_MAX: u64 = 25;
+/// Mnemonics, features or forms, separated by commas: programs are made of these alone.
+const ONLY: &str = "FTD_DIFFERENTIAL_ONLY";
+/// So many mismatches are told in full.
+const TOLD_MAX: u64 = 25;
+/// Another number than [`TOLD_MAX`].
+const TOLD: &str = "FTD_DIFFERENTIAL_TOLD";
 /// A program that does not end in so many seconds never will.
 const STUCK_S: u32 = 120;
 
@@ -20,9 +24,10 @@ const STUCK_S: u32 = 120;
 fn work(seed: u64, first: u64, count: u64) -> u64 {
     let mut host = Native::new().expect("pages at their addresses, and signals");
     let mut soft = Engine::new();
-    let forms = forms();
+    let forms = chosen();
     let mut generator = Generator::new(seed, forms.clone());
     let mut coverage = Coverage::default();
+    let told_max = std::env::var(TOLD).ok().and_then(|n| n.parse().ok()).unwrap_or(TOLD_MAX);
     let mut mismatches = 0;
     for case in first..first + count {
         if case % 1000 == 0 {
@@ -35,20 +40,24 @@ fn work(seed: u64, first: u64, count: u64) -> u64 {
         coverage.note(&program, &assembled, outcome.rip);
         if !lines.is_empty() {
             mismatches += 1;
-            println!("{}", mismatch(seed, case, &program, &mut host, &mut soft));
-            if mismatches == MISMATCHES_MAX {
-                println!("the rest is left out: {MISMATCHES_MAX} mismatches");
-                break;
+            if mismatches <= told_max {
+                println!("{}", mismatch(seed, case, &program, &mut host, &mut soft));
             }
         }
         if case % 50_000 == 49_999 {
             eprintln!("cases {first} to {case}: {mismatches} mismatches");
         }
     }
+    println!("cases {first} to {}: {mismatches} mismatches", first + count);
     for (form, (cases, completed)) in coverage.counts() {
         println!("coverage {form} {cases} {completed}");
     }
     mismatches
+}
+
+/// All forms, or those that are asked for.
+fn chosen() -> Vec<iced_x86::Code> {
+    std::env::var(ONLY).map_or_else(|_| forms(), |words| named(&words))
 }
 
 /// What the processes found.
@@ -131,12 +140,12 @@ fn campaign() {
     let first = number("FTD_DIFFERENTIAL_FIRST").unwrap_or(0);
     let processes = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(count);
     let verdict = share(seed, first, count, processes);
-    let missing = verdict.coverage.missing(&forms());
-    println!("{}", verdict.coverage.table(&forms()));
+    let missing = verdict.coverage.missing(&chosen());
+    println!("{}", verdict.coverage.table(&chosen()));
     for failure in &verdict.failures {
         println!("{failure}");
     }
-    println!("seed {seed}: {count} cases, {} forms", forms().len());
+    println!("seed {seed}: {count} cases, {} forms", chosen().len());
     assert!(verdict.failures.is_empty(), "mismatches: see above");
-    assert!(missing.is_empty() || count < forms().len() as u64, "never in a program: {missing:?}");
+    assert!(missing.is_empty() || count < chosen().len() as u64, "never in a program: {missing:?}");
 }

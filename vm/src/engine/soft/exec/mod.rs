@@ -1,6 +1,16 @@
 //! The instructions. `lower` turns a decoded instruction into an [`Op`]; each file knows one family.
 
+mod alu;
+mod bits;
+mod control;
 pub(crate) mod fpu;
+pub(crate) mod int;
+mod mov;
+mod muldiv;
+mod shift;
+mod stack;
+mod status;
+mod string;
 pub(crate) mod system;
 
 use super::cpu::Cpu;
@@ -13,7 +23,34 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     if instruction.is_invalid() {
         return None;
     }
-    system::lower(instruction, op).or_else(|| fpu::lower(instruction, op))
+    integer(instruction, op)
+        .or_else(|| system::lower(instruction, op))
+        .or_else(|| fpu::lower(instruction, op))
+}
+
+fn integer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    // The families share no mnemonic but movsd (a string instruction and a vector one), which they tell by its operands.
+    let prepared = *op;
+    let families: [fn(&Instruction, &mut Op) -> Option<Handler>; 8] = [
+        mov::lower,
+        alu::lower,
+        control::lower,
+        stack::lower,
+        shift::lower,
+        muldiv::lower,
+        bits::lower,
+        string::lower,
+    ];
+    families
+        .into_iter()
+        .find_map(|lower| {
+            *op = prepared;
+            lower(instruction, op)
+        })
+        .or_else(|| {
+            *op = prepared;
+            status::lower(instruction)
+        })
 }
 
 /// #UD.

@@ -1,7 +1,7 @@
 //! Operands for an instruction form, and what must stand before it to give it a chance.
 
 use super::super::assemble::Step;
-use super::super::forms::image;
+use super::super::forms::{Image, image};
 use super::super::{GS_BASE, SCRATCH, SCRATCH_BYTES, State, UNMAPPED, WINDOW, values};
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 use rand::Rng;
@@ -125,8 +125,8 @@ impl Operands {
                 }
             }
             Code::Popfw | Code::Popfq => {
-                // Not TF, NT or AC.
-                let flags = rng.random::<i32>() & 0x0023_fed7 & !0x5100;
+                // Not TF, NT or AC; not ID either, which stays set in the host's process.
+                let flags = rng.random::<i32>() & 0x0003_fed7 & !0x5100;
                 step.push(Instruction::with1(Code::Pushq_imm32, flags).expect("push"));
             }
             // A count beyond the operand's bits leaves the result undefined.
@@ -284,6 +284,11 @@ impl Operands {
             return wide(i, place as i64, false);
         }
         let mut to = target(rng);
+        if i.code() == Code::Ldmxcsr_m32 && rng.random_bool(0.8) {
+            // One of the two values of MXCSR in the images there.
+            let image = if rng.random_bool(0.5) { Image::Fx32 } else { Image::Fx64 };
+            to = SCRATCH + image.offset() + 24;
+        }
         if rng.random_bool(0.04) {
             i.set_segment_prefix(Register::GS);
             to = to.wrapping_sub(GS_BASE);

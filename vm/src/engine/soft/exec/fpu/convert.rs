@@ -246,7 +246,7 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
                 let converted = bits(cvtdq2ps(a, b, mxcsr));
                 lanes(bits(a) >> 64 << 64 | u128::from(converted as u64))
             },
-            true
+            false
         ),
         Cvtpi2pd_xmm_mmm64 => from_mmx!(instruction, cvtdq2pd, false),
         Cvtps2pi_mm_xmmm64 => into_mmx!(instruction, m64, |b, mxcsr: &mut u32| cvtps2dq(b, low(b), mxcsr)),

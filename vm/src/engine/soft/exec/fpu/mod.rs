@@ -14,34 +14,25 @@ mod save;
 mod shape;
 mod shuffle;
 mod state;
+mod x87;
 
 pub(crate) use state::{Extended, Fpu, FpuStateError};
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::engine::soft::block::segment_of;
 use crate::engine::soft::op::{Handler, Mem, NONE, Op};
 
-/// The handler of a floating point or vector instruction, with its register numbers and immediate put into `op`; none
-/// if it is not one, or is of an extension that CPUID does not offer. `op.mem` is the caller's.
+/// The handler of a floating point or vector instruction, none if it is not one, or is of an
+/// extension that CPUID does not offer. `op` comes with its registers and memory operand.
 pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     let mut lowered = *op;
-    let register = |operand: u32| match instruction.op_kind(operand) {
-        OpKind::Register => Some(instruction.op_register(operand).number() as u8),
-        _ => None,
-    };
     let operands = instruction.op_count();
-    match instruction.op0_kind() {
-        OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemorySegDI if operands == 3 => {
-            // MASKMOV: at (R)DI, data and mask in registers.
-            lowered.mem = masked_move(instruction);
-            lowered.dst = register(1)?;
-            lowered.src = register(2)?;
-        }
-        _ => {
-            lowered.dst = if operands > 0 { register(0).unwrap_or(0) } else { 0 };
-            lowered.src = if operands > 1 { register(1).unwrap_or(0) } else { 0 };
-        }
+    if instruction.mnemonic() == Mnemonic::Maskmovq || instruction.mnemonic() == Mnemonic::Maskmovdqu {
+        // At (R)DI, data and mask in registers.
+        lowered.mem = masked_move(instruction);
+        lowered.dst = instruction.op1_register().number() as u8;
+        lowered.src = instruction.op2_register().number() as u8;
     }
     if operands > 1 && instruction.op_kind(operands - 1) == OpKind::Immediate8 {
         lowered.aux = instruction.immediate8();
@@ -52,6 +43,7 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         .or_else(|| float::lower(instruction))
         .or_else(|| convert::lower(instruction))
         .or_else(|| mmx::lower(instruction))
+        .or_else(|| x87::lower(instruction, &mut lowered))
         .or_else(|| save::lower(instruction, &mut lowered))?;
     *op = lowered;
     Some(handler)

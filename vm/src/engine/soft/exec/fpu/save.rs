@@ -1,6 +1,6 @@
 //! FXSAVE and FXRSTOR, MXCSR, and the instructions that only order or hint.
 
-use iced_x86::{Code, CodeSize, Instruction};
+use iced_x86::{Code, CodeSize, Instruction, Mnemonic};
 
 use super::shape::{self, GP};
 use super::state::{FXSAVE_WRITTEN, MXCSR_MASK};
@@ -21,8 +21,12 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         Fxrstor64_m512byte => fxrstor::<true>,
         Ldmxcsr_m32 => ldmxcsr,
         Stmxcsr_m32 => stmxcsr,
-        Prefetchnta_m8 | Prefetcht0_m8 | Prefetcht1_m8 | Prefetcht2_m8 | Lfence | Mfence | Sfence => nothing,
+        Prefetchnta_m8 | Prefetcht0_m8 | Prefetcht1_m8 | Prefetcht2_m8 => nothing,
         Clflush_m8 => clflush,
+        // Each has eight encodings.
+        _ if matches!(instruction.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence) => {
+            nothing
+        }
         _ => return None,
     })
 }

@@ -81,6 +81,8 @@ pub(crate) const FEATURES: &[Feature] = &[
     feature("rdtscp", EXTENDED + 1, Edx, 27),
     feature("lm", EXTENDED + 1, Edx, 29),
     feature("lahf_lm", EXTENDED + 1, Ecx, 0),
+    // fxsave and fxrstor always move the last x87 instruction's pointers.
+    feature("xsaveerptr", EXTENDED + 8, Ebx, 2),
     feature("invariant_tsc", EXTENDED + 7, Edx, 8),
     feature("lfence_serialising", EXTENDED + 0x21, Eax, 2),
     feature("null_selector_clears_base", EXTENDED + 0x21, Eax, 6),
@@ -120,7 +122,10 @@ pub(crate) fn offers(feature: CpuidFeature) -> bool {
             | F::SSE2
             | F::SYSCALL
             | F::TSC
-    ) || matches!(feature, F::CET_IBT | F::PREFETCHW)
+            // No-operations on every processor that does not know them.
+            | F::CET_IBT
+            | F::PREFETCHW
+    )
 }
 
 const VENDOR: &[u8; 12] = b"AuthenticAMD";

@@ -12,6 +12,8 @@ pub(crate) mod msr;
 mod segments;
 pub(crate) mod state;
 mod syscall;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub(crate) use state::{Segment, System};
