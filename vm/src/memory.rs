@@ -14,9 +14,9 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use written::{Journal, WrittenPages};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use written::{Journal, WrittenPages};
 
 /// vm-memory's view of the guest's RAM, with the VMM's own record of what it wrote.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<written::WrittenPages>;

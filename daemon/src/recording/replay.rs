@@ -177,6 +177,8 @@ impl Replay<'_> {
                 Err(MachineError::Diverged { count, what }) => {
                     return Err(RunError::Diverged(format!("at count {count}: {what}")));
                 }
+                // A crash where the log ends is the one that was recorded.
+                Err(MachineError::Crashed { .. }) if ended == Some(EndReason::Crashed) => return Ok(ended),
                 Err(e) => return Err(e.into()),
             }
         }

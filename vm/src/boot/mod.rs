@@ -85,9 +85,7 @@ pub enum BootError {
 /// Loads `boot` into the memory of a machine after power-on; where it starts.
 pub(crate) fn load(boot: &Boot, ram: &GuestRam, spec: &MachineSpec) -> Result<Entry, BootError> {
     match boot {
-        Boot::Linux { kernel, initrd, cmdline } => {
-            linux::load(kernel, initrd.as_deref(), cmdline, ram, spec)
-        }
+        Boot::Linux { kernel, initrd, cmdline } => linux::load(kernel, initrd.as_deref(), cmdline, ram, spec),
         Boot::Freestanding { image: FreestandingImage::File(path), cmdline } => {
             let image = std::fs::read(path).map_err(unreadable("program", path))?;
             freestanding::load(&path.display().to_string(), &image, cmdline, ram, spec)

@@ -282,8 +282,14 @@ impl Devices {
         let quiesced = Arc::new(AtomicBool::new(false));
         let console = Console::new(console);
         let com1 = Com1::new(Arc::clone(&irq), console.clone(), Arc::clone(&counters));
-        let platform =
-            Platform::new(spec.vcpus, spec.ram_bytes, clock, Arc::clone(&idle), console, Arc::clone(&counters));
+        let platform = Platform::new(
+            spec.vcpus,
+            spec.ram_bytes,
+            clock,
+            Arc::clone(&idle),
+            console,
+            Arc::clone(&counters),
+        );
         let around = Surroundings {
             ram: ram.clone(),
             chip: irq,

@@ -1,6 +1,6 @@
 //! The processor: architectural state, and what every handler uses. Memory is in `memory.rs`, the run loop in `run.rs`.
 
-use super::block::CodeCache;
+use super::block::{CodeCache, Trail};
 use super::bus::{Bus, BusEvent};
 use super::dirty::Dirty;
 use super::exec::fpu::Fpu;
@@ -55,6 +55,8 @@ pub(crate) struct Cpu {
     pub(super) scratch: u128,
     /// The running block's ops, for whoever needs to know the op at hand; null when none runs.
     pub(super) ops: *const Op,
+    /// Where the running block was found.
+    pub(super) trail: Trail,
     /// For tests: exceptions end the run instead of being delivered.
     #[cfg(test)]
     pub(super) hold_exceptions: bool,
@@ -94,6 +96,7 @@ impl Cpu {
             fault: Fault { vector: 0, error: None },
             scratch: 0,
             ops: std::ptr::null(),
+            trail: Trail::NONE,
             #[cfg(test)]
             hold_exceptions: false,
             event: None,

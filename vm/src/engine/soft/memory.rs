@@ -3,6 +3,7 @@
 //! The fast path is one comparison: the tag of the entry for an access's first byte against the page of its last byte,
 //! which also sends every access that crosses a page the slow way.
 
+use super::block::Trail;
 use super::cpu::Cpu;
 use super::dirty::Tracker;
 use super::op::{NONE, RIP_BASE, Step, Stop};
@@ -149,6 +150,7 @@ impl Cpu {
     }
 
     fn probe(&mut self, addr: u64, bytes: u64, access: Access) -> Step {
+        self.check_canonical(addr, bytes)?;
         let user = self.user();
         let mut page = addr;
         loop {
@@ -207,6 +209,24 @@ impl Cpu {
         Ok(frame)
     }
 
+    /// An operand that is not canonical as a whole is refused before any of its bytes is translated.
+    fn check_canonical(&mut self, addr: u64, bytes: u64) -> Step {
+        if canonical(addr) && canonical(addr.wrapping_add(bytes.saturating_sub(1))) {
+            Ok(())
+        } else {
+            Err(self.not_canonical())
+        }
+    }
+
+    /// What an access to the stack raises: #SS where another would raise #GP.
+    #[cold]
+    pub(crate) fn stack_fault(&mut self, stop: Stop) -> Stop {
+        if self.fault.vector == 13 {
+            self.fault.vector = 12;
+        }
+        stop
+    }
+
     /// #SS for operands that are addressed through RSP or RBP, #GP for others.
     #[cold]
     pub(crate) fn not_canonical(&mut self) -> Stop {
@@ -218,6 +238,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn load_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Read, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let mut data = [0; 16];
@@ -234,6 +255,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow(&mut self, addr: u64, bytes: u32, user: bool) -> Step {
+        self.check_canonical(addr, u64::from(bytes))?;
         let first = self.translate(addr, Access::Write, user)?;
         let head = (PAGE - addr % PAGE).min(u64::from(bytes)) as usize;
         let data = self.scratch.to_le_bytes();
@@ -332,21 +354,25 @@ impl Cpu {
     /// Flushes what a write to CR3 flushes: all but global pages.
     pub(crate) fn flush_tlb(&mut self) {
         self.tlb.flush_local();
+        self.trail = Trail::NONE;
     }
 
     /// Flushes everything.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlb.flush_all();
+        self.trail = Trail::NONE;
     }
 
     /// Flushes the page that holds `addr` (the whole of it, if it is a large one).
     pub(crate) fn flush_tlb_page(&mut self, addr: u64) {
         self.tlb.flush_page(addr);
+        self.trail = Trail::NONE;
     }
 
     /// CR0, CR4, EFER or the code segment's mode changed: nothing translated or decoded under the old ones counts.
     pub(crate) fn paging_changed(&mut self) {
         self.tlb.flush_all();
+        self.trail = Trail::NONE;
         self.mode_changed();
     }
 

@@ -44,3 +44,5 @@ pub(crate) use engine::SoftEngine;
 
 #[cfg(any(test, feature = "measure"))]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

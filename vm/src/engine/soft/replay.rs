@@ -28,7 +28,11 @@ impl Replayer {
     }
 
     /// Takes in whole batches, or nothing. Random bytes are given to `random`, since it is the device that asks for them.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut random: impl FnMut(u64, Vec<u8>)) -> Result<(), LogError> {
+    pub(super) fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut random: impl FnMut(u64, Vec<u8>),
+    ) -> Result<(), LogError> {
         for entry in self.reader.read_all(bytes)?.into_iter().flat_map(|batch| batch.entries) {
             match entry.input {
                 Input::Random(bytes) => random(entry.count, bytes),

@@ -471,7 +471,11 @@ impl Worker {
                 self.diverge(format!("the guest has halted, the recording went on to count {next}"));
             }
             Exit::Event(event) => self.event(event),
-            Exit::TripleFault => self.diverge("triple fault".into()),
+            Exit::TripleFault => {
+                // Where the log ends, it is the crash that ended the recording.
+                let recorded = matches!(&self.mode, Mode::Replaying(log) if log.is_done(self.cpu.count));
+                if recorded { self.crash("triple fault".into()) } else { self.diverge("triple fault".into()) }
+            }
         }
     }
 

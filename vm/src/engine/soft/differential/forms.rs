@@ -43,6 +43,7 @@ fn exempt(code: Code) -> Option<&'static str> {
         Mnemonic::Lss | Mnemonic::Lfs | Mnemonic::Lgs => "load from the host's descriptor table",
         Mnemonic::Popf | Mnemonic::Popfd => "AMD and Intel agree, but nothing uses it",
         Mnemonic::Xbegin | Mnemonic::Xabort => "not offered",
+        Mnemonic::Fstpnce => "undocumented",
         Mnemonic::Reservednop => "undocumented hints",
         Mnemonic::Ud0 | Mnemonic::Ud1 => "lengths differ between processors",
         _ => match code {

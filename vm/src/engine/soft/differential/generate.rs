@@ -7,7 +7,7 @@ use self::operands::Operands;
 use super::assemble::{Program, Step, encodes, label};
 use super::forms::is_approximate;
 use super::{CODE, CODE_BYTES, Memory, State, WINDOW, values};
-use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register, RflagsBits};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register, RflagsBits};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -140,14 +140,17 @@ pub(super) fn undefined_after_instruction(i: &Instruction, before: u32) -> u32 {
     let written = i.rflags_written() | i.rflags_cleared() | i.rflags_set();
     // A count in CL, or of a repetition, may be zero and then writes nothing.
     let conditional = i.op_count() > 0
-        && (0..i.op_count())
-            .any(|at| i.op_kind(at) == iced_x86::OpKind::Register && i.op_register(at) == Register::CL)
+        && (0..i.op_count()).any(|at| i.op_kind(at) == OpKind::Register && i.op_register(at) == Register::CL)
         || i.has_rep_prefix()
         || i.has_repne_prefix();
     match i.mnemonic() {
         // They bring their own.
         Mnemonic::Fldenv | Mnemonic::Frstor | Mnemonic::Fxrstor | Mnemonic::Fxrstor64 | Mnemonic::Fninit => {
             before & !CONDITIONS
+        }
+        // Whatever the count, but for one.
+        Mnemonic::Rcl | Mnemonic::Rcr if i.op1_kind() == OpKind::Immediate8 && i.immediate8() & 31 != 1 => {
+            before | i.rflags_undefined() | RflagsBits::OF
         }
         _ if conditional => before | i.rflags_undefined(),
         _ => before & !written | i.rflags_undefined(),

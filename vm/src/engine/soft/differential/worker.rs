@@ -48,7 +48,7 @@ fn work(seed: u64, first: u64, count: u64) -> u64 {
             eprintln!("cases {first} to {case}: {mismatches} mismatches");
         }
     }
-    println!("cases {first} to {}: {mismatches} mismatches", first + count);
+    println!("mismatches {mismatches}");
     for (form, (cases, completed)) in coverage.counts() {
         println!("coverage {form} {cases} {completed}");
     }
@@ -62,6 +62,7 @@ fn chosen() -> Vec<iced_x86::Code> {
 
 /// What the processes found.
 struct Verdict {
+    mismatches: u64,
     failures: Vec<String>,
     coverage: Coverage,
 }
@@ -83,11 +84,12 @@ fn share(seed: u64, first: u64, count: u64, processes: u64) -> Verdict {
                 .expect("this program starts again")
         })
         .collect();
-    let mut verdict = Verdict { failures: Vec::new(), coverage: Coverage::default() };
+    let mut verdict = Verdict { mismatches: 0, failures: Vec::new(), coverage: Coverage::default() };
     let readers: Vec<_> =
         workers.into_iter().map(|worker| std::thread::spawn(move || listen(worker))).collect();
     for reader in readers {
-        let (said, counts, status) = reader.join().expect("a reader of lines");
+        let (said, counts, mismatches, status) = reader.join().expect("a reader of lines");
+        verdict.mismatches += mismatches;
         for (form, cases, completed) in counts {
             verdict.coverage.add(&form, cases, completed);
         }
@@ -98,20 +100,26 @@ fn share(seed: u64, first: u64, count: u64, processes: u64) -> Verdict {
     verdict
 }
 
-type Heard = (Vec<String>, Vec<(String, u64, u64)>, std::process::ExitStatus);
+type Heard = (Vec<String>, Vec<(String, u64, u64)>, u64, std::process::ExitStatus);
 
 /// What a worker says: coverage, and all the rest.
 fn listen(mut worker: std::process::Child) -> Heard {
-    let (mut said, mut counts) = (Vec::new(), Vec::new());
+    let (mut said, mut counts, mut mismatches) = (Vec::new(), Vec::new(), 0);
     for line in BufReader::new(worker.stdout.take().expect("a pipe")).lines().map_while(Result::ok) {
         match line.strip_prefix("coverage ").map(|rest| rest.split(' ').collect::<Vec<_>>()).as_deref() {
             Some(&[form, cases, completed]) => {
                 counts.push((form.to_owned(), cases.parse().unwrap_or(0), completed.parse().unwrap_or(0)));
             }
-            _ => said.push(line),
+            _ => {
+                if let Some(number) = line.strip_prefix("mismatches ") {
+                    mismatches = number.parse().unwrap_or(0);
+                } else {
+                    said.push(line);
+                }
+            }
         }
     }
-    (said, counts, worker.wait().expect("a worker's end"))
+    (said, counts, mismatches, worker.wait().expect("a worker's end"))
 }
 
 #[test]
@@ -145,7 +153,7 @@ fn campaign() {
     for failure in &verdict.failures {
         println!("{failure}");
     }
-    println!("seed {seed}: {count} cases, {} forms", chosen().len());
+    println!("seed {seed}: {count} cases, {} forms, {} mismatches", chosen().len(), verdict.mismatches);
     assert!(verdict.failures.is_empty(), "mismatches: see above");
     assert!(missing.is_empty() || count < chosen().len() as u64, "never in a program: {missing:?}");
 }

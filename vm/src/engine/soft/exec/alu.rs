@@ -90,7 +90,14 @@ fn xadd<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     next(cpu, op)
 }
 
+/// A register that is not equal is left alone, its upper half too; memory is written in any case.
 fn cmpxchg<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
+    if K == REG && T::get(cpu, op.dst) != T::get(cpu, 0) {
+        let (expected, old) = (T::get(cpu, 0), T::get(cpu, op.dst));
+        sub::<T>(cpu, expected, old);
+        T::set(cpu, 0, old);
+        return next(cpu, op);
+    }
     modify::<T, K>(cpu, op, op.dst, |cpu, old| {
         let expected = T::get(cpu, 0);
         sub::<T>(cpu, expected, old);

@@ -29,7 +29,8 @@ fn linear<const LONG: bool>(cpu: &Cpu, offset: u64) -> u64 {
 #[inline(always)]
 pub(super) fn push<T: Int, const LONG: bool>(cpu: &mut Cpu, value: u64) -> Step {
     let top = stack_pointer::<LONG>(cpu).wrapping_sub(T::BYTES);
-    cpu.store::<T>(linear::<LONG>(cpu, top), T::from_wide(value))?;
+    let stored = cpu.store::<T>(linear::<LONG>(cpu, top), T::from_wide(value));
+    stored.map_err(|stop| cpu.stack_fault(stop))?;
     set_stack_pointer::<LONG>(cpu, top);
     Ok(())
 }
@@ -37,7 +38,8 @@ pub(super) fn push<T: Int, const LONG: bool>(cpu: &mut Cpu, value: u64) -> Step 
 #[inline(always)]
 pub(super) fn pop<T: Int, const LONG: bool>(cpu: &mut Cpu) -> Result<u64, Stop> {
     let top = stack_pointer::<LONG>(cpu);
-    let value = cpu.load::<T>(linear::<LONG>(cpu, top))?.wide();
+    let loaded = cpu.load::<T>(linear::<LONG>(cpu, top));
+    let value = loaded.map_err(|stop| cpu.stack_fault(stop))?.wide();
     set_stack_pointer::<LONG>(cpu, top.wrapping_add(T::BYTES));
     Ok(value)
 }
@@ -113,7 +115,8 @@ fn popa<T: Int, const LONG: bool>(cpu: &mut Cpu, _: &Op) -> Step {
 
 fn leave<T: Int, const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     let frame = if LONG { cpu.regs[RBP] } else { cpu.regs[RBP] & 0xffff_ffff };
-    let value = cpu.load::<T>(linear::<LONG>(cpu, frame))?.wide();
+    let loaded = cpu.load::<T>(linear::<LONG>(cpu, frame));
+    let value = loaded.map_err(|stop| cpu.stack_fault(stop))?.wide();
     set_stack_pointer::<LONG>(cpu, frame.wrapping_add(T::BYTES));
     T::set(cpu, RBP as u8, value);
     next(cpu, op)

@@ -124,10 +124,10 @@ macro_rules! integer_result {
     }};
 }
 
-/// The handlers of a conversion of two integers in an MMX register or in memory. (CVTPI2PD with a source in memory
-/// leaves the x87 alone.)
+/// The handlers of a conversion of two integers in an MMX register or in memory. A source in memory
+/// leaves the x87 alone.
 macro_rules! from_mmx {
-    ($instruction:expr, $f:expr, $memory_enters:literal) => {{
+    ($instruction:expr, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             mmx_ready(cpu)?;
             let (a, b) = (lanes(shape::xmm(cpu, op.dst)), lanes(shape::mm(cpu, op.src).into()));
@@ -137,17 +137,10 @@ macro_rules! from_mmx {
             Ok(())
         }
         fn memory(cpu: &mut Cpu, op: &Op) -> Step {
-            if $memory_enters {
-                mmx_ready(cpu)?;
-            } else {
-                shape::sse_ready(cpu)?;
-            }
+            shape::sse_ready(cpu)?;
             let b = lanes(shape::m64(cpu, op)?);
             let a = lanes(shape::xmm(cpu, op.dst));
             let result = execute(cpu, |mxcsr| $f(a, b, mxcsr))?;
-            if $memory_enters {
-                shape::enter_mmx(cpu);
-            }
             shape::set_xmm(cpu, op.dst, bits(result));
             Ok(())
         }
@@ -239,16 +232,12 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
         Cvttsd2si_r64_xmmm64 => integer_result!(instruction, m64, cvttsd2si64),
 
         // To and from MMX registers.
-        Cvtpi2ps_xmm_mmm64 => from_mmx!(
-            instruction,
-            |a: __m128i, b: __m128i, mxcsr: &mut u32| {
-                // The high half stays.
-                let converted = bits(cvtdq2ps(a, b, mxcsr));
-                lanes(bits(a) >> 64 << 64 | u128::from(converted as u64))
-            },
-            false
-        ),
-        Cvtpi2pd_xmm_mmm64 => from_mmx!(instruction, cvtdq2pd, false),
+        Cvtpi2ps_xmm_mmm64 => from_mmx!(instruction, |a: __m128i, b: __m128i, mxcsr: &mut u32| {
+            // The high half stays.
+            let converted = bits(cvtdq2ps(a, b, mxcsr));
+            lanes(bits(a) >> 64 << 64 | u128::from(converted as u64))
+        }),
+        Cvtpi2pd_xmm_mmm64 => from_mmx!(instruction, cvtdq2pd),
         Cvtps2pi_mm_xmmm64 => into_mmx!(instruction, m64, |b, mxcsr: &mut u32| cvtps2dq(b, low(b), mxcsr)),
         Cvttps2pi_mm_xmmm64 => into_mmx!(instruction, m64, |b, mxcsr: &mut u32| cvttps2dq(b, low(b), mxcsr)),
         Cvtpd2pi_mm_xmmm128 => into_mmx!(instruction, m128, |b, mxcsr: &mut u32| cvtpd2dq(b, b, mxcsr)),

@@ -65,3 +65,6 @@ fn masked_move(instruction: &Instruction) -> Mem {
         mask,
     }
 }
+
+#[cfg(test)]
+mod tests;

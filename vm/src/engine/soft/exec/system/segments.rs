@@ -232,11 +232,12 @@ fn after_segment_load(cpu: &mut Cpu, register: u8) -> Step {
 pub(super) fn push_segment(cpu: &mut Cpu, op: &Op) -> Step {
     let selector = cpu.sys.segs[usize::from(op.src)].selector;
     let (address, pointer) = cpu.stack_below(op.aux.into());
-    match op.aux {
-        2 => cpu.store::<u16>(address, selector)?,
-        4 => cpu.store::<u32>(address, selector.into())?,
-        _ => cpu.store::<u64>(address, selector.into())?,
-    }
+    let stored = match op.aux {
+        2 => cpu.store::<u16>(address, selector),
+        4 => cpu.store::<u32>(address, selector.into()),
+        _ => cpu.store::<u64>(address, selector.into()),
+    };
+    stored.map_err(|stop| cpu.stack_fault(stop))?;
     cpu.regs[4] = pointer;
     Ok(())
 }

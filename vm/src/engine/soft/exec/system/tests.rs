@@ -434,7 +434,7 @@ fn sysret_loads_the_segments_that_star_names() {
     // To 32-bit code, which makes its system calls through CSTAR.
     let mut guest = Guest::new(&[0x0f, 0x07]);
     guest.put(CODE + 0x100, 0x050f);
-    guest.cpu.regs[1] = CODE + 0x100 | 7 << 32;
+    guest.cpu.regs[1] = (CODE + 0x100) | 7 << 32;
     guest.cpu.sys.cstar = HANDLERS + 0x90;
     assert_eq!(run_to(&mut guest.cpu, 1), Exit::Limit);
     assert_eq!(guest.cpu.sys.segs[CS], Segment::flat_code(USER_CODE32, 3, false));

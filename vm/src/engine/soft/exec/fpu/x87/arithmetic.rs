@@ -127,7 +127,7 @@ pub(super) fn divide(control: Control, a: Extended, b: Extended) -> Outcome {
     match (a.kind(), b.kind()) {
         (Kind::Infinity, Kind::Infinity) | (Kind::Zero, Kind::Zero) => invalid(),
         (Kind::Infinity, _) => Outcome::flagged(Extended::infinity(negative), flags),
-        (Kind::Finite(_), Kind::Zero) => Outcome::flagged(Extended::infinity(negative), ZE | flags),
+        (Kind::Finite(_), Kind::Zero) => Outcome::flagged(Extended::infinity(negative), ZE),
         (Kind::Finite(x), Kind::Finite(y)) => {
             let quotient = quad(x, 0).div_r(quad(y, 0), Round::TowardZero);
             finish(control, quotient, x.exponent - y.exponent).and(flags)
@@ -241,25 +241,23 @@ pub(super) fn extract(a: Extended) -> (Extended, Outcome) {
     }
 }
 
-/// What FPREM and FPREM1 find: the remainder, and the quotient's low three bits once the reduction is complete.
-pub(super) struct Remainder {
-    pub outcome: Outcome,
-    pub quotient: Option<u8>,
+/// How far FPREM or FPREM1 came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reduction {
+    Partial,
+    /// With the quotient's low three bits.
+    Complete(u8),
+    /// The operands had no quotient.
+    Special,
 }
 
 /// The remainder of `a` by `b`, with the quotient cut (FPREM) or rounded to nearest (FPREM1). A difference of exponents of
 /// 64 or more is only reduced, by 32 to 63.
-pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> Remainder {
-    let complete = |outcome: Outcome| Remainder { outcome, quotient: Some(0) };
+pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> (Outcome, Reduction) {
     if let Some(nan) = propagate(a, b) {
-        return complete(nan);
+        return (nan, Reduction::Special);
     }
     let flags = denormal_flag(a, b);
-    let (x, y) = match (a.kind(), b.kind()) {
-        (Kind::Infinity, _) | (_, Kind::Zero) => return complete(invalid()),
-        (Kind::Finite(x), Kind::Finite(y)) => (x, y),
-        _ => return complete(Outcome::flagged(a, flags)),
-    };
     let exact =
         Control { rounding: Rounding::Nearest, precision: 64, overflow_masked: true, underflow_masked: true };
     let back = |negative: bool, exponent: i32, significand: u128| {
@@ -269,6 +267,13 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> Remainder {
         // The significand counts units of 2^(exponent - 63).
         let shift = significand.leading_zeros();
         pack(exact, negative, exponent + 64 - shift as i32, significand << shift).and(flags)
+    };
+    let unchanged = |x: Finite| (back(x.negative, x.exponent, x.significand.into()), Reduction::Complete(0));
+    let (x, y) = match (a.kind(), b.kind()) {
+        (Kind::Infinity, _) | (_, Kind::Zero) => return (invalid(), Reduction::Special),
+        (Kind::Finite(x), Kind::Finite(y)) => (x, y),
+        (Kind::Finite(x), _) => return unchanged(x),
+        _ => return (Outcome::flagged(a, flags), Reduction::Complete(0)),
     };
     let divisor = u128::from(y.significand);
     let apart = x.exponent - y.exponent;
@@ -280,20 +285,20 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> Remainder {
         for _ in 0..step {
             rest = (rest << 1) % divisor;
         }
-        return Remainder { outcome: back(x.negative, x.exponent - step, rest), quotient: None };
+        return (back(x.negative, x.exponent - step, rest), Reduction::Partial);
     }
     if apart < -1 || apart < 0 && !nearest {
-        return complete(Outcome::flagged(a, flags).and(0));
+        return unchanged(x);
     }
     if apart == -1 {
         // Less than the divisor; more than half of it rounds up to one of it.
         let twice_b = divisor << 1;
         let value = u128::from(x.significand);
         if value <= divisor {
-            return complete(Outcome::flagged(a, flags));
+            return unchanged(x);
         }
         let outcome = back(!x.negative, x.exponent, twice_b - value);
-        return Remainder { outcome, quotient: Some(1) };
+        return (outcome, Reduction::Complete(1));
     }
     let value = u128::from(x.significand);
     let mut quotient = u128::from(value >= divisor);
@@ -309,7 +314,7 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> Remainder {
         negative = !negative;
         quotient += 1;
     }
-    Remainder { outcome: back(negative, y.exponent, rest), quotient: Some(quotient as u8 & 7) }
+    (back(negative, y.exponent, rest), Reduction::Complete(quotient as u8 & 7))
 }
 
 /// How two numbers compare; none if one is a NaN or unsupported.

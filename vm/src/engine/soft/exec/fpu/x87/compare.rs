@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::arithmetic::{compare, compare_flags};
-use super::number::{DE, IE, Kind, Outcome, SF, propagate};
+use super::number::{DE, IE, Kind, SF, propagate};
 use super::operate::memory;
 use super::stack::{self, C0, C1, C2, C3};
 use crate::engine::soft::cpu::Cpu;
@@ -59,7 +59,7 @@ fn comparison(mnemonic: Mnemonic) -> Option<(u8, bool, bool)> {
     })
 }
 
-/// Compares, and leaves the answer in the condition codes or in EFLAGS; none of that after an unmasked exception.
+/// Compares, and leaves the answer in the condition codes or in EFLAGS. After an unmasked exception nothing is popped.
 fn conclude(
     cpu: &mut Cpu,
     op: &Op,
@@ -76,9 +76,10 @@ fn conclude(
         }
         None => (None, IE | SF),
     };
-    if !cpu.fpu.record(flags, false) {
-        return;
-    }
+    // C1 is for the comparisons that answer in the condition codes, and for a stack fault.
+    let kept = if eflags && flags & SF == 0 { cpu.fpu.status & C1 } else { 0 };
+    let goes_on = cpu.fpu.record(flags, false);
+    cpu.fpu.status |= kept;
     if eflags {
         cpu.set_status(match order {
             Some(Greater) => 0,
@@ -94,7 +95,7 @@ fn conclude(
             None => C3 | C2 | C0,
         });
     }
-    for _ in 0..op.aux {
+    for _ in 0..if goes_on { op.aux } else { 0 } {
         cpu.fpu.pop();
     }
 }
@@ -180,7 +181,7 @@ fn fcmov(cpu: &mut Cpu, op: &Op) -> Step {
         }
         Some((_, b)) => {
             if cpu.condition(op.aux) {
-                cpu.fpu.finish(0, Outcome::exact(b));
+                cpu.fpu.set_st(0, b);
             }
         }
     }

@@ -40,6 +40,7 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             turn
         }
         Fnop => |cpu, _| stack::ready(cpu),
+        Fneni | Fndisi | Fnsetpm => |cpu, _| x87_ready(cpu),
         _ => return None,
     })
 }
@@ -185,6 +186,7 @@ fn ffree<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     stack::begin(cpu, op)?;
     let physical = cpu.fpu.physical(op.dst);
     cpu.fpu.full &= !(1 << physical);
+    cpu.fpu.status &= !C1;
     if POP {
         cpu.fpu.pop();
     }

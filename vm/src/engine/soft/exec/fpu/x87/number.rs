@@ -95,7 +95,7 @@ impl Extended {
         Extended { significand: self.significand | QUIET, ..self }
     }
 
-    pub(super) fn from_i64(value: i64) -> Extended {
+    pub(in super::super) fn from_i64(value: i64) -> Extended {
         if value == 0 {
             return Extended::default();
         }
@@ -323,6 +323,11 @@ pub(super) fn round_to(
     if rounded_exponent < format.min {
         if !control.underflow_masked {
             rounded_exponent += format.wrap.unwrap_or(0);
+            if format.wrap.is_some() && rounded_exponent < format.min {
+                // Only FSCALE gets so far: too small even so.
+                let value = Rounded::Finite { exponent: format.min, significand: 0 };
+                return Outcome { value, flags: UE | PE, up: false };
+            }
             return Outcome {
                 value: Rounded::Finite { exponent: rounded_exponent, significand: kept },
                 flags: UE | precision_flag(inexact),
@@ -341,6 +346,9 @@ pub(super) fn round_to(
     if rounded_exponent > format.max {
         if !control.overflow_masked {
             rounded_exponent -= format.wrap.unwrap_or(0);
+            if format.wrap.is_some() && rounded_exponent > format.max {
+                return Outcome { value: Rounded::Infinity, flags: OE | PE, up: true };
+            }
             return Outcome {
                 value: Rounded::Finite { exponent: rounded_exponent, significand: kept },
                 flags: OE | precision_flag(inexact),

@@ -2,12 +2,12 @@
 
 use iced_x86::{Code, Instruction, Mnemonic};
 
-use super::arithmetic::{self, Operation};
-use super::number::{Control, DE, IE, Outcome, propagate};
+use super::arithmetic::{self, Operation, Reduction};
+use super::number::{Control, DE, IE, INDEFINITE, Outcome, ZE, propagate};
 use super::stack::{self, C0, C1, C2, C3};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::exec::fpu::state::Extended;
-use crate::engine::soft::op::{Handler, Op, Step, Stop};
+use crate::engine::soft::op::{Handler, Op, Step};
 
 pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     if let Some((operation, pops)) = operation(instruction.mnemonic()) {
@@ -92,7 +92,7 @@ fn with_memory(cpu: &mut Cpu, op: &Op, b: Extended, denormal: bool) {
     let outcome = match cpu.fpu.operand(0) {
         Some(a) => {
             let outcome = Operation::of(op.aux).apply(control, a, b);
-            let extra = denormal && outcome.flags & IE == 0 && propagate(a, b).is_none();
+            let extra = denormal && outcome.flags & (IE | ZE) == 0 && propagate(a, b).is_none();
             outcome.and(if extra { DE } else { 0 })
         }
         None => stack::underflow(),
@@ -158,43 +158,31 @@ fn fscale(cpu: &mut Cpu, op: &Op) -> Step {
 fn fxtract(cpu: &mut Cpu, op: &Op) -> Step {
     stack::begin(cpu, op)?;
     let fpu = &mut cpu.fpu;
-    let Some(a) = fpu.operand(0) else {
-        let outcome = stack::underflow();
-        if fpu.finish(0, outcome) && fpu.is_empty(7) {
-            fpu.push(Outcome::exact(outcome.value));
-        }
-        return Ok(());
+    let (significand, exponent) = match fpu.operand(0) {
+        Some(a) => arithmetic::extract(a),
+        None => (INDEFINITE, stack::underflow()),
     };
-    if !fpu.is_empty(7) {
-        // Nothing is extracted when there is no room for two.
-        fpu.push(Outcome::exact(a));
-        return Ok(());
-    }
-    let (significand, exponent) = arithmetic::extract(a);
-    if fpu.finish(0, exponent) {
-        fpu.top = fpu.top.wrapping_sub(1) & 7;
-        fpu.set_st(0, significand);
-    }
+    fpu.replace_and_push(exponent, significand);
     Ok(())
 }
 
 fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     stack::begin(cpu, op)?;
     let fpu = &mut cpu.fpu;
-    let Some((a, b)) = fpu.operands(0, 1) else {
-        fpu.set_conditions(0);
-        fpu.finish(0, stack::underflow());
-        return Ok(());
+    let (outcome, reduction) = match fpu.operands(0, 1) {
+        Some((a, b)) => arithmetic::remainder(a, b, NEAREST),
+        None => (stack::underflow(), Reduction::Special),
     };
-    let remainder = arithmetic::remainder(a, b, NEAREST);
-    if fpu.finish(0, remainder.outcome) {
+    fpu.status &= !C2;
+    if fpu.finish(0, outcome) {
         let bit = |of: u8, bit: u8, condition: u16| if of >> bit & 1 == 1 { condition } else { 0 };
-        match remainder.quotient {
-            None => fpu.set_conditions(C2),
-            Some(q) => {
+        match reduction {
+            Reduction::Partial => fpu.set_conditions(C2),
+            Reduction::Complete(q) => {
                 fpu.set_conditions(bit(q, 2, C0) | bit(q, 1, C3));
                 fpu.status = fpu.status & !C1 | bit(q, 0, C1);
             }
+            Reduction::Special => {}
         }
     }
     Ok(())

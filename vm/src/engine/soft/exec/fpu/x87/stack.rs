@@ -43,9 +43,14 @@ impl Fpu {
     /// Records exceptions and C1. Whether the instruction may go on to write its result: not after an unmasked exception
     /// that is found before there is one.
     pub(super) fn record(&mut self, flags: u16, c1: bool) -> bool {
+        let stopped = self.unmasked(flags & (IE | DE | ZE));
+        let (flags, c1) = match stopped {
+            true => (flags & (IE | DE | ZE | SF), c1 && flags & SF != 0),
+            false => (flags, c1),
+        };
         self.status = self.status & !C1 | flags | if c1 { C1 } else { 0 };
         self.summarise();
-        !self.unmasked(flags & (IE | DE | ZE))
+        !stopped
     }
 
     /// Whether an outcome may be written to memory: not with any unmasked exception but inexact.
@@ -68,13 +73,30 @@ impl Fpu {
         goes_on
     }
 
-    /// Pushes an outcome; onto a full register it is a stack overflow.
+    /// Pushes an outcome; onto a full register it is a stack overflow. Of unmasked exceptions only invalid keeps it from
+    /// being pushed: a denormal is loaded.
     pub(super) fn push(&mut self, outcome: Outcome) {
-        let outcome =
-            if self.is_empty(7) { outcome } else { Outcome { value: INDEFINITE, flags: IE | SF, up: true } };
-        if self.record(outcome.flags, outcome.up) {
-            self.top = self.top.wrapping_sub(1) & 7;
-            self.set_st(0, outcome.value);
+        let outcome = if self.is_empty(7) || outcome.flags & SF != 0 { outcome } else { overflow() };
+        self.record(outcome.flags, outcome.up);
+        if !self.unmasked(outcome.flags & IE) {
+            self.push_value(outcome.value);
+        }
+    }
+
+    fn push_value(&mut self, value: Extended) {
+        self.top = self.top.wrapping_sub(1) & 7;
+        self.set_st(0, value);
+    }
+
+    /// Replaces ST(0) and pushes a second result. Without room for that it is a stack overflow, and both are indefinite.
+    pub(super) fn replace_and_push(&mut self, first: Outcome, second: Extended) {
+        let (first, second) = if self.is_empty(7) || first.flags & SF != 0 {
+            (first, second)
+        } else {
+            (overflow(), INDEFINITE)
+        };
+        if self.finish(0, first) {
+            self.push_value(second);
         }
     }
 
@@ -97,6 +119,11 @@ impl Fpu {
     pub(super) fn set_conditions(&mut self, conditions: u16) {
         self.status = self.status & !(C0 | C2 | C3) | conditions;
     }
+}
+
+/// What pushing onto a full register gives.
+fn overflow() -> Outcome {
+    Outcome { value: INDEFINITE, flags: IE | SF, up: true }
 }
 
 /// What an operation on an empty register gives: a stack underflow.

@@ -21,8 +21,10 @@ use crate::engine::soft::op::{Handler, Op, Step};
 const ONE: Extended = Extended { significand: 1 << 63, sign_exponent: BIAS as u16 };
 const LN_2: Extended = Extended { significand: 0xb172_17f7_d1cf_79ac, sign_exponent: BIAS as u16 - 1 };
 const LOG2_E: Extended = Extended { significand: 0xb8aa_3b29_5c17_f0bc, sign_exponent: BIAS as u16 };
-/// Below this exponent sin x is x to double precision, and so on.
+/// Below this exponent sin, tan and atan of x are x to double precision: the next term is of the third order.
 const LINEAR: i32 = -32;
+/// Below this one 2^x - 1 and log2(x + 1) are linear, whose next term is of the second.
+const FLAT: i32 = -64;
 
 pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {
@@ -99,15 +101,10 @@ fn angle(cpu: &mut Cpu, op: &Op, f: fn(Finite) -> (Extended, Option<Extended>)) 
             (None, _) => (invalid(), None),
         },
     };
-    if pushes && !fpu.is_empty(7) {
-        // No room for the second result: nothing is computed.
-        fpu.push(outcome);
-        return Ok(());
-    }
-    let second = second.unwrap_or(outcome.value);
-    if fpu.finish(0, outcome) && pushes {
-        fpu.top = fpu.top.wrapping_sub(1) & 7;
-        fpu.set_st(0, second);
+    if pushes {
+        fpu.replace_and_push(outcome, second.unwrap_or(outcome.value));
+    } else {
+        fpu.finish(0, outcome);
     }
     Ok(())
 }
@@ -128,7 +125,7 @@ fn power(_: Control, a: Extended) -> Outcome {
         return nan;
     }
     match a.kind() {
-        Kind::Finite(x) if x.exponent < LINEAR => multiply(NEAREST, a, LN_2).and(PE),
+        Kind::Finite(x) if x.exponent < FLAT => multiply(NEAREST, a, LN_2).and(PE),
         Kind::Finite(x) => {
             let v = double(x);
             let result =

@@ -37,7 +37,7 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             load_register
         }
         Fst_sti => store_register::<false>,
-        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 | Fstpnce_sti => store_register::<true>,
+        Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => store_register::<true>,
         Fxch_st0_sti | Fxch_st0_sti_DDC8 | Fxch_st0_sti_DFC8 => exchange,
         Fldz => |cpu, op| constant(cpu, op, 0, 0),
         Fld1 => |cpu, op| constant(cpu, op, 0, 1 << 127),
@@ -174,9 +174,14 @@ fn store<T: Copy>(
         write(cpu, address, outcome.value)?;
     }
     stack::started(cpu, op, Some(address));
-    cpu.fpu.record(outcome.flags, outcome.up);
-    if stores && pops {
-        cpu.fpu.pop();
+    if stores {
+        cpu.fpu.record(outcome.flags, outcome.up);
+        if pops {
+            cpu.fpu.pop();
+        }
+    } else {
+        // What is not stored is not inexact.
+        cpu.fpu.record(outcome.flags & !PE, false);
     }
     Ok(())
 }
