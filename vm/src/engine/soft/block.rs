@@ -194,7 +194,7 @@ impl Cpu {
         self.code.generation << 16
             | u64::from(self.long) << 13
             | u64::from(self.user()) << 12
-            | self.rip % PAGE
+            | (self.rip % PAGE)
     }
 
     /// The block at `rip`. Valid until the next fetch.
@@ -230,7 +230,7 @@ impl Cpu {
     fn fetch(&mut self) -> Result<*const Block, Stop> {
         let entry = self.tlb.code[usize::from(self.user())].at(self.rip);
         if entry.read == self.rip & PAGE_MASK {
-            let key = entry.frame & PAGE_MASK | self.rip % PAGE | if self.long { 0 } else { CODE32 };
+            let key = entry.frame & PAGE_MASK | (self.rip % PAGE) | if self.long { 0 } else { CODE32 };
             let front = &self.code.front[CodeCache::front_index(key)];
             if front.key == key {
                 return Ok(front.block);
@@ -249,7 +249,7 @@ impl Cpu {
             return Err(self.raise(6, None));
         }
         let frame = self.translate(self.rip, Access::Fetch, self.user())? & PAGE_MASK;
-        let key = frame | self.rip % PAGE | if self.long { 0 } else { CODE32 };
+        let key = frame | (self.rip % PAGE) | if self.long { 0 } else { CODE32 };
         if let Some(block) = self.code.blocks.get(&key) {
             let pointer: *const Block = &**block;
             match block.second {

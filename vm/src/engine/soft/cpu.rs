@@ -148,12 +148,12 @@ impl Cpu {
         if on && self.control_flags & IF == 0 {
             self.recheck();
         }
-        self.control_flags = self.control_flags & !IF | u64::from(on) * IF;
+        self.control_flags = self.control_flags & !IF | (u64::from(on) * IF);
     }
 
     /// Sets or clears DF alone.
     pub(crate) fn set_direction(&mut self, down: bool) {
-        self.control_flags = self.control_flags & !DF | u64::from(down) * DF;
+        self.control_flags = self.control_flags & !DF | (u64::from(down) * DF);
     }
 
     /// Bits of RFLAGS that arithmetic does not set, as cheap as a field.

@@ -66,7 +66,7 @@ impl Clock {
 
     /// Whether this is a clock that a machine can have at `count`, with a time of at most `max_ns`. A state is not trusted.
     pub(crate) fn is_valid(&self, count: u64, max_ns: u64) -> bool {
-        let since = u128::from(count.wrapping_sub(self.base_count)) * u128::from(self.pace) >> 8;
+        let since = (u128::from(count.wrapping_sub(self.base_count)) * u128::from(self.pace)) >> 8;
         PACES.contains(&self.pace)
             && self.base_count <= count
             && u128::from(self.base_ns) + since <= u128::from(max_ns)
