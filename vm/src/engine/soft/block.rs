@@ -80,6 +80,7 @@ pub(crate) struct CodeCache {
     /// Counts the times that blocks were dropped: links from before are void.
     generation: u64,
     /// Dropped, perhaps under a running block; freed at the next fetch.
+    #[expect(clippy::vec_box, reason = "a block stays where it is while it runs")]
     dropped: Vec<Box<Block>>,
     /// Reports of unknown instructions still to be logged.
     reports: u32,
