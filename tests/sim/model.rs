@@ -151,6 +151,8 @@ pub struct Replication {
     pub last: Option<u32>,
     /// Nothing can be shipped any more.
     pub broken: bool,
+    /// And the core has heard of it.
+    pub known_broken: bool,
 }
 
 /// What a backup has sealed.

@@ -114,6 +114,9 @@ impl World {
             _ => None,
         };
         let node = &mut self.nodes[n];
+        if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
+            repl.known_broken = repl.broken;
+        }
         let now = node.clock(self.now);
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
@@ -358,6 +361,7 @@ impl World {
                     owed: Default::default(),
                     last: None,
                     broken: false,
+                    known_broken: false,
                 });
                 let left = self.rng.random_range(0..6);
                 self.later(3_000, Act::Copy { n, inc, repl, left });
@@ -370,7 +374,7 @@ impl World {
                 if repl.pairing != pairing {
                     return self.fail(format!("{} resumes another pairing", NAMES[n]));
                 }
-                if repl.broken {
+                if repl.known_broken {
                     return self.fail(format!("{} resumes a pairing that ships nothing", NAMES[n]));
                 }
                 repl.conn = open;

@@ -233,7 +233,7 @@ impl Backup {
         if let Some(link) = &self.link {
             core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
         }
-        if !core.arbiter.is_setting() {
+        if !core.arbiter.make_moot() {
             self.discard(core, why);
             return self.stop_if_free(core);
         }
