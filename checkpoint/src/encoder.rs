@@ -8,8 +8,8 @@ use crate::arena::Capture;
 use crate::digest::Chain;
 use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
 use crate::shadow::Shadow;
-use crate::wire::frame::{MAX_PAYLOAD, NoSink};
-use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogBegin};
+use crate::wire::frame::NoSink;
+use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
 use crate::wire::{FrameError, FrameType, Message, WireSink};
 use ft_vm::layout::PAGE_SIZE;
 use ft_vm::memory::PageIndex;
@@ -253,8 +253,9 @@ impl Encoder {
         reuse: EncodedCheckpoint,
     ) -> Result<EncodedCheckpoint, EncodeError> {
         self.check_epoch(epoch)?;
-        let log_bytes = u32::try_from(log.len()).ok().filter(|bytes| *bytes as usize <= LOG_BYTES_MAX);
-        let log_bytes = log_bytes.ok_or(EncodeError::Log(log.len()))?;
+        if log.len() > LOG_BYTES_MAX {
+            return Err(EncodeError::Log(log.len()));
+        }
         let pairing = self.chain.as_mut().ok_or(EncodeError::NoPairing)?;
         pairing.last_epoch = Some(epoch);
         pairing.chain.log(epoch, log);
@@ -264,11 +265,12 @@ impl Encoder {
         }
         let mut nowhere = NoSink;
         let mut pieces = Pieces::new(reuse, epoch, &mut nowhere);
-        pieces.message(&Message::LogBegin(LogBegin { pairing: pairing.nonce, log_bytes }));
-        for part in log.chunks(MAX_PAYLOAD) {
+        let mut parts = log.chunks(BATCH_BYTES).peekable();
+        while let Some(part) = parts.next_if(|part| part.len() == BATCH_BYTES) {
             pieces.message(&Message::Log(part));
         }
-        pieces.message(&Message::EpochEnd(EpochEnd { digest: pairing.chain.value(), stamp_us }));
+        let end = LogEnd { digest: pairing.chain.value(), stamp_us };
+        pieces.message(&Message::LogEnd(end, parts.next().unwrap_or_default()));
         Ok(pieces.finish().0)
     }
 

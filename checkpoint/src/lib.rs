@@ -17,7 +17,7 @@
 //!                                 <------ Ack{epoch}   ...and applied later, in order
 //!   Paired{generation} ------------------------>   the cell names this pairing: may contest from now on
 //!   EpochBegin ...                                 epochs without end
-//!   or LogBegin Log* EpochEnd ...                  replay mode: epochs of the event log, to be executed
+//!   or Log* LogEnd ...                             replay mode: epochs of the event log, to be executed
 //! ```
 //!
 //! After a reconnect the backup says which pairing and epoch it holds; if the primary still owes the next epoch it

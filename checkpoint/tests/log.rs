@@ -2,8 +2,10 @@
 
 mod support;
 
+use ft_checkpoint::encoder::LOG_BYTES_MAX;
 use ft_checkpoint::receiver::{Limits, ReceiveError};
-use ft_checkpoint::wire::message::{EpochEnd, LogBegin, Mode};
+use ft_checkpoint::wire::frame::MAX_PAYLOAD;
+use ft_checkpoint::wire::message::{EpochEnd, LogEnd, Mode};
 use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
 use support::{Backup, FeedError, Primary, frames, stream};
 
@@ -25,7 +27,7 @@ fn refused(backup: &mut Backup, bytes: &[u8]) -> ReceiveError {
 
 #[test]
 fn a_log_of_any_length_arrives_as_it_was_sent() {
-    for length in [0, 1, 700, 1 << 20, (1 << 20) + 1, 3 << 20] {
+    for length in [0, 1, 700, 256 << 10, (256 << 10) + 1, 3 << 20] {
         let log: Vec<u8> = (0..length).map(|at: u32| (at / 3) as u8).collect();
         let (mut primary, mut backup, next) = pair(&log);
         let state = backup.receiver.sealed_state().unwrap().to_vec();
@@ -81,23 +83,25 @@ fn every_flipped_bit_of_a_log_is_refused() {
 #[test]
 fn what_is_out_of_place_is_named() {
     let (mut primary, mut backup, next) = pair(b"log");
-    let begin = |pairing, log_bytes| Message::LogBegin(LogBegin { pairing, log_bytes });
     let says = |backup: &mut Backup, epoch, messages: &[Message<'_>]| {
         let bytes = stream(|out| messages.iter().for_each(|message| message.write(epoch, out).unwrap()));
         refused(backup, &bytes).to_string()
     };
-    let end = Message::EpochEnd(EpochEnd { digest: 0, stamp_us: 0 });
+    let end = Message::LogEnd(LogEnd { digest: 0, stamp_us: 0 }, b"c");
+    let page_end = Message::EpochEnd(EpochEnd { digest: 0, stamp_us: 0 });
+    let part = vec![0; MAX_PAYLOAD];
     for (epoch, messages, what) in [
-        (2, vec![begin(8, 3)], "pairing 0x8, held is 0x9"),
-        (3, vec![begin(9, 3)], "epoch 3 where 2 was due"),
-        (1, vec![begin(9, 3)], "epoch 1 where 2 was due"),
-        (2, vec![begin(9, u32::MAX)], "4294967295, at most"),
-        (2, vec![begin(9, 3), Message::Log(b"four")], "4 bytes of log or more, 3 were announced"),
-        (2, vec![begin(9, 3), Message::Log(b"ab"), end.clone()], "2 bytes of log, 3 were announced"),
-        (2, vec![begin(9, 3), Message::Log(b"abc"), end.clone()], "digest"),
-        (2, vec![begin(9, 3), Message::Pages(b"")], "Pages inside an epoch"),
-        (2, vec![begin(9, 3), begin(9, 3)], "LogBegin inside an epoch"),
-        (2, vec![Message::Log(b"abc")], "Log outside an epoch of the log"),
+        (3, vec![end.clone()], "epoch 3 where 2 was due"),
+        (1, vec![Message::Log(b"ab")], "epoch 1 where 2 was due"),
+        (
+            2,
+            vec![Message::Log(&part); LOG_BYTES_MAX / MAX_PAYLOAD + 1],
+            "bytes of log 68157440, at most 67108864",
+        ),
+        (2, vec![Message::Log(b"ab"), end.clone()], "digest"),
+        (2, vec![Message::Log(b"ab"), Message::Pages(b"")], "Pages inside an epoch"),
+        (2, vec![Message::Log(b"ab"), page_end.clone()], "EpochEnd inside an epoch"),
+        (2, vec![page_end], "EpochEnd outside an epoch"),
     ] {
         let said = says(&mut backup, epoch, &messages);
         assert!(said.contains(what), "{said}");
@@ -105,8 +109,12 @@ fn what_is_out_of_place_is_named() {
     }
     // Another log under the same digest, and an epoch that is missing.
     let mut meddled = frames(&next);
-    assert_eq!(meddled[1].0, FrameType::Log);
-    meddled[1].2 = b"gol".to_vec();
+    assert_eq!(
+        meddled.iter().map(|frame| frame.0).collect::<Vec<_>>(),
+        [FrameType::LogEnd],
+        "one frame will do"
+    );
+    *meddled[0].2.last_mut().unwrap() ^= 1;
     let bytes =
         stream(|out| meddled.iter().for_each(|(kind, epoch, p)| out.frame(*kind, *epoch, p).unwrap()));
     assert!(matches!(refused(&mut backup, &bytes), ReceiveError::Digest { epoch: 2, .. }));
@@ -123,7 +131,7 @@ fn checkpoint_mode_takes_no_log_and_a_log_needs_its_checkpoint() {
     let (_, _, next) = pair(b"log");
     let mut backup = Backup::unlimited();
     backup.feed_all(&Primary::new(1, 0).protect(9));
-    assert!(refused(&mut backup, &next).to_string().contains("LogBegin in checkpoint mode"));
+    assert!(refused(&mut backup, &next).to_string().contains("LogEnd in checkpoint mode"));
     let mut empty = Backup::of_mode(Limits::of_memory(4096), Mode::Replay);
-    assert!(refused(&mut empty, &next).to_string().contains("LogBegin before a checkpoint"));
+    assert!(refused(&mut empty, &next).to_string().contains("LogEnd before a checkpoint"));
 }

@@ -86,8 +86,9 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         n().prop_map(|epoch| Message::Switchover { epoch }),
         n().prop_map(|generation| Message::TookOver { generation }),
         (any::<u16>(), ".{0,90}").prop_map(|(reason, text)| Message::Bye(Bye { reason, text })),
-        (n(), any::<u32>())
-            .prop_map(|(pairing, log_bytes)| Message::LogBegin(LogBegin { pairing, log_bytes })),
+        (n(), n(), 0..9usize).prop_map(|(digest, stamp_us, bytes)| {
+            Message::LogEnd(LogEnd { digest, stamp_us }, &b"some log"[..bytes.min(8)])
+        }),
         (n(), n(), n()).prop_map(|(count, lag_us, pending_bytes)| {
             Message::Position(Position { count, lag_us, pending_bytes })
         }),

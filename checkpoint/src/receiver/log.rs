@@ -2,88 +2,60 @@
 //! whoever executes them reads them.
 
 use super::{Holding, ReceiveError, Received, Receiver};
-use crate::digest::Chain;
 use crate::encoder::LOG_BYTES_MAX;
 use crate::wire::FrameType;
-use crate::wire::message::{EpochEnd, LogBegin, Mode};
+use crate::wire::message::{LogEnd, Mode};
 
 /// An epoch of the log being received.
 pub(super) struct IncomingLog {
     epoch: u64,
-    announced: usize,
-    chain: Chain,
     log: Vec<u8>,
 }
 
 impl Receiver {
-    pub(super) fn log_begin(&mut self, epoch: u64, begin: LogBegin) -> Result<Received, ReceiveError> {
-        let unexpected = |when| Err(ReceiveError::Unexpected { kind: FrameType::LogBegin, when });
-        let sealed = match &self.holding {
-            _ if self.mode != Mode::Replay => return unexpected("in checkpoint mode"),
-            Holding::Sealed(sealed) => sealed,
-            _ => return unexpected("before a checkpoint"),
+    /// A part of an epoch's log. The first one begins the epoch.
+    pub(super) fn log_part(
+        &mut self,
+        kind: FrameType,
+        epoch: u64,
+        part: &[u8],
+    ) -> Result<Received, ReceiveError> {
+        let due = match (&self.incoming_log, &self.holding) {
+            (Some(incoming), _) => incoming.epoch,
+            _ if self.mode != Mode::Replay => {
+                return Err(ReceiveError::Unexpected { kind, when: "in checkpoint mode" });
+            }
+            (None, Holding::Sealed(sealed)) => sealed.epoch.saturating_add(1),
+            _ => return Err(ReceiveError::Unexpected { kind, when: "before a checkpoint" }),
         };
-        if begin.pairing != sealed.pairing {
-            return Err(ReceiveError::Pairing { theirs: begin.pairing, ours: sealed.pairing });
-        }
-        let due = sealed.epoch.saturating_add(1);
         if epoch != due {
             return Err(ReceiveError::Epoch { theirs: epoch, ours: due });
         }
-        let announced = begin.log_bytes as usize;
+        let incoming = self.incoming_log.get_or_insert_with(|| IncomingLog { epoch, log: Vec::new() });
+        let announced = incoming.log.len() + part.len();
         if announced > LOG_BYTES_MAX {
             let what = "bytes of log";
             return Err(ReceiveError::TooMuch { epoch, what, announced, max: LOG_BYTES_MAX });
-        }
-        // Memory for what comes, not for what is announced.
-        self.incoming_log = Some(IncomingLog { epoch, announced, chain: sealed.chain, log: Vec::new() });
-        Ok(Received::Nothing)
-    }
-
-    pub(super) fn log_part(&mut self, epoch: u64, part: &[u8]) -> Result<Received, ReceiveError> {
-        let incoming = due(&mut self.incoming_log, epoch, FrameType::Log)?;
-        if part.len() > incoming.announced - incoming.log.len() {
-            return Err(incoming.miscounted("bytes of log or more", incoming.log.len() + part.len()));
         }
         incoming.log.extend_from_slice(part);
         Ok(Received::Nothing)
     }
 
-    pub(super) fn log_end(&mut self, epoch: u64, end: EpochEnd) -> Result<Received, ReceiveError> {
-        let incoming = due(&mut self.incoming_log, epoch, FrameType::EpochEnd)?;
-        if incoming.log.len() != incoming.announced {
-            return Err(incoming.miscounted("bytes of log", incoming.log.len()));
-        }
-        incoming.chain.log(epoch, &incoming.log);
-        let (computed, stated) = (incoming.chain.value(), end.digest);
+    /// The epoch has all its parts.
+    pub(super) fn log_end(&mut self, epoch: u64, end: LogEnd) -> Result<Received, ReceiveError> {
+        let (Some(incoming), Holding::Sealed(sealed)) = (self.incoming_log.take(), &mut self.holding) else {
+            return Err(ReceiveError::Unexpected {
+                kind: FrameType::LogEnd,
+                when: "outside an epoch of the log",
+            });
+        };
+        let mut chain = sealed.chain;
+        chain.log(epoch, &incoming.log);
+        let (computed, stated) = (chain.value(), end.digest);
         if computed != stated {
             return Err(ReceiveError::Digest { epoch, computed, stated });
         }
-        let (chain, log) = (incoming.chain, std::mem::take(&mut incoming.log));
-        self.incoming_log = None;
-        if let Holding::Sealed(sealed) = &mut self.holding {
-            (sealed.epoch, sealed.chain) = (epoch, chain);
-        }
-        Ok(Received::SealedLog { epoch, stamp_us: end.stamp_us, log })
-    }
-}
-
-impl IncomingLog {
-    fn miscounted(&self, what: &'static str, received: usize) -> ReceiveError {
-        ReceiveError::Count { epoch: self.epoch, what, received, announced: self.announced }
-    }
-}
-
-fn due(
-    incoming: &mut Option<IncomingLog>,
-    epoch: u64,
-    kind: FrameType,
-) -> Result<&mut IncomingLog, ReceiveError> {
-    match incoming {
-        None => Err(ReceiveError::Unexpected { kind, when: "outside an epoch of the log" }),
-        Some(incoming) if incoming.epoch != epoch => {
-            Err(ReceiveError::Epoch { theirs: epoch, ours: incoming.epoch })
-        }
-        Some(incoming) => Ok(incoming),
+        (sealed.epoch, sealed.chain) = (epoch, chain);
+        Ok(Received::SealedLog { epoch, stamp_us: end.stamp_us, log: incoming.log })
     }
 }

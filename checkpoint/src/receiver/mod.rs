@@ -222,8 +222,8 @@ impl Receiver {
         }
         let in_epoch = match kind {
             FrameType::Pages | FrameType::State => self.incoming.is_some(),
-            FrameType::Log => self.incoming_log.is_some(),
-            FrameType::EpochEnd => true,
+            FrameType::Log | FrameType::LogEnd => self.incoming_log.is_some(),
+            FrameType::EpochEnd => self.incoming.is_some(),
             // The sender lets these overtake the pages.
             FrameType::Heartbeat | FrameType::Paired | FrameType::Bye => true,
             _ => false,
@@ -237,9 +237,11 @@ impl Receiver {
             Message::EpochBegin(begin) => self.epoch_begin(frame.epoch, begin),
             Message::Pages(batch) => self.pages(frame.epoch, batch),
             Message::State(batch) => self.state(frame.epoch, batch),
-            Message::LogBegin(begin) => self.log_begin(frame.epoch, begin),
-            Message::Log(part) => self.log_part(frame.epoch, part),
-            Message::EpochEnd(end) if self.incoming_log.is_some() => self.log_end(frame.epoch, end),
+            Message::Log(part) => self.log_part(kind, frame.epoch, part),
+            Message::LogEnd(end, part) => {
+                self.log_part(kind, frame.epoch, part)?;
+                self.log_end(frame.epoch, end)
+            }
             Message::EpochEnd(end) => self.epoch_end(frame.epoch, end),
             Message::Heartbeat { stamp_us } => Ok(Received::Heartbeat { stamp_us }),
             Message::Paired { generation } => {

@@ -52,8 +52,8 @@ pub enum FrameType {
     TookOver = 15,
     Bye = 16,
     Decline = 17,
-    LogBegin = 18,
-    Log = 19,
+    Log = 18,
+    LogEnd = 19,
     Position = 20,
     Diverged = 21,
 }
@@ -78,8 +78,8 @@ impl FrameType {
         Self::TookOver,
         Self::Bye,
         Self::Decline,
-        Self::LogBegin,
         Self::Log,
+        Self::LogEnd,
         Self::Position,
         Self::Diverged,
     ];

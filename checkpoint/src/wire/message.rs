@@ -105,13 +105,14 @@ pub struct EpochBegin {
     pub state_bytes: u32,
 }
 
-/// An epoch of the event log starts; its number is the frame's.
+/// An epoch of the event log is complete; the last part of the log follows in the same frame. Most epochs are short, and
+/// there may be thousands a second: each is one frame then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogBegin {
-    /// The pairing it belongs to.
-    pub pairing: u64,
-    /// Bytes of log in it.
-    pub log_bytes: u32,
+pub struct LogEnd {
+    /// The pairing's digest after this epoch.
+    pub digest: u64,
+    /// The primary's clock at its cut; comes back in the ack.
+    pub stamp_us: u64,
 }
 
 /// How far a backup that executes the log has come.
@@ -182,10 +183,10 @@ pub enum Message<'a> {
     State(&'a [u8]),
     /// See [`EpochEnd`].
     EpochEnd(EpochEnd),
-    /// See [`LogBegin`].
-    LogBegin(LogBegin),
-    /// A part of an epoch's log.
+    /// A part of an epoch's log, ahead of its end.
     Log(&'a [u8]),
+    /// See [`LogEnd`]; the last part of the log.
+    LogEnd(LogEnd, &'a [u8]),
     /// See [`Ack`].
     Ack(Ack),
     /// I live; the sender's clock.
@@ -247,8 +248,8 @@ impl<'a> Message<'a> {
             Self::TookOver { .. } => FrameType::TookOver,
             Self::Bye(_) => FrameType::Bye,
             Self::Decline { .. } => FrameType::Decline,
-            Self::LogBegin(_) => FrameType::LogBegin,
             Self::Log(_) => FrameType::Log,
+            Self::LogEnd(..) => FrameType::LogEnd,
             Self::Position(_) => FrameType::Position,
             Self::Diverged(_) => FrameType::Diverged,
         }
@@ -283,8 +284,11 @@ impl<'a> Message<'a> {
             FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
             FrameType::Bye => Self::Bye(parse(frame)?),
             FrameType::Decline => Self::Decline { text: parse(frame)? },
-            FrameType::LogBegin => Self::LogBegin(parse(frame)?),
             FrameType::Log => Self::Log(frame.payload),
+            FrameType::LogEnd => {
+                let (end, part) = parse_head(frame)?;
+                Self::LogEnd(end, part)
+            }
             FrameType::Position => Self::Position(parse(frame)?),
             FrameType::Diverged => Self::Diverged(parse(frame)?),
         })
@@ -320,7 +324,7 @@ impl<'a> Message<'a> {
             | Self::TookOver { generation: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),
             Self::Decline { text } => postcard::to_stdvec(text),
-            Self::LogBegin(m) => postcard::to_stdvec(m),
+            Self::LogEnd(m, part) => postcard::to_stdvec(m).map(|head| [&head, *part].concat()),
             Self::Position(m) => postcard::to_stdvec(m),
             Self::Diverged(m) => postcard::to_stdvec(m),
         };
@@ -330,7 +334,17 @@ impl<'a> Message<'a> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<T, FrameError> {
-    let malformed = |why: String| FrameError::Malformed { kind: frame.kind, why };
-    let (message, rest) = postcard::take_from_bytes(frame.payload).map_err(|e| malformed(e.to_string()))?;
-    if rest.is_empty() { Ok(message) } else { Err(malformed(format!("{} bytes too many", rest.len()))) }
+    match parse_head(frame)? {
+        (message, []) => Ok(message),
+        (_, rest) => {
+            let why = format!("{} bytes too many", rest.len());
+            Err(FrameError::Malformed { kind: frame.kind, why })
+        }
+    }
+}
+
+/// A message, and what follows it in the frame.
+fn parse_head<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<(T, &'a [u8]), FrameError> {
+    let malformed = |e: postcard::Error| FrameError::Malformed { kind: frame.kind, why: e.to_string() };
+    postcard::take_from_bytes(frame.payload).map_err(malformed)
 }

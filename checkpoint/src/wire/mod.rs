@@ -11,7 +11,7 @@
 //!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from = E, epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
 //!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
-//!     <-------- or: LogBegin Log* EpochEnd{digest, stamp}  replay mode, after the first epoch
+//!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch
 //!     Ack{epoch, stamp} ------------------------------>   releases the epoch's output until stamp + lease
 //!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
 //!     Echo{stamp} ------------------------------------>   extends the permission

@@ -135,7 +135,7 @@ impl Feed {
                 Err(_) if intake.is_stopped() => return None,
                 Err(e) => return Some(Gone::Lost(e.to_string())),
             };
-            if frame.kind == FrameType::LogBegin
+            if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
                 && let Some(Following { progress, .. }) = &self.follower
                 && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
             {
