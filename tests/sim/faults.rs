@@ -293,6 +293,8 @@ impl World {
                 if node.up && node.exec.image.is_some() && !node.exec.diverged {
                     self.stats.add(Count::FaultDiverge);
                     node.exec.diverged = true;
+                    let asked = self.arbiter.requests.iter_mut().filter(|request| request.node == 1 - owner);
+                    asked.for_each(|request| request.overtaken = true);
                     self.check_copies("the backup diverged", true);
                     self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
                 }

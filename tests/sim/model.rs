@@ -258,6 +258,8 @@ pub struct Request {
     pub what: Ask,
     /// It can still be carried out.
     pub pending: bool,
+    /// The node has found out since that what it holds is not the VM's state: a request cannot be taken back.
+    pub overtaken: bool,
 }
 
 /// What is asked of the arbiter.
