@@ -2,12 +2,11 @@
 # The bench's section on the software engine: a Linux guest there and, in the same run, on QEMU's emulated processor.
 # Sourced by bench.sh; needs neither /dev/kvm nor the network.
 
-# bench_emulate GUEST EMULATOR: one run, added to the results. What fails is said and is missing from the table.
+# bench_emulate GUEST EMULATOR DIRECTORY: one run, added to the results. What fails is said and is missing from the table.
 bench_emulate() {
-    local directory figures
-    directory=$("$FTD_ROOT/scripts/guest/build" "$1") || die "the guest $1 could not be built"
+    local figures
     say_passing "$1 on $2"
-    if figures=$("$FTD_BIN_DIR/ft-bench" soft "$directory" --on "$2" 2>"$run_dir/ft-bench.log"); then
+    if figures=$("$FTD_BIN_DIR/ft-bench" soft "$3" --on "$2" 2>"$run_dir/ft-bench.log"); then
         jq -c --arg guest "$1" '{$guest} + .' <<<"$figures" | bench_add emulated
     else
         say_warn "$1 on $2: $(tail -n 1 "$run_dir/ft-bench.log")"
@@ -17,13 +16,16 @@ bench_emulate() {
 bench_soft() {
     bench_title 'The software engine beside QEMU: a Linux guest from its start to userland, and a billion integer instructions'
     setup_need linux-guest qemu
-    local guest emulator round
+    local guest emulator directory round
     for guest in debian small; do
+        say_passing "the guest $guest: building, if it is not there"
+        directory=$("$FTD_ROOT/scripts/guest/build" "$guest" 2>"$run_dir/guest.log") ||
+            die "the guest $guest could not be built: $(tail -n 1 "$run_dir/guest.log")"
         for emulator in soft soft-record qemu qemu-record; do
             # In short: each kernel on what shows most.
             [[ $bench_quick == 0 || $guest == debian && $emulator != soft-record || $emulator == soft-record ]] || continue
             for ((round = 0; round < bench_emulations; round++)); do
-                bench_emulate "$guest" "$emulator"
+                bench_emulate "$guest" "$emulator" "$directory"
             done
         done
     done
@@ -35,7 +37,7 @@ bench_soft() {
         [[.[] | select(.section == "emulated")] | group_by([.guest, .on])[]
             | {guest: .[0].guest, on: .[0].on, rounds: length, boot: part(.boot), integer: part(.integer), sums: (map(.sum) | unique)}] as $all
         | $all[] | . as $this
-        | first($all[] | select(.guest == $this.guest and .on == "soft"), null) as $soft
+        | ($all | map(select(.guest == $this.guest and .on == "soft"))[0]) as $soft
         # The integer work is the same everywhere, and so is its number of instructions, but for those of interrupts.
         | .integer.mips //= (if $soft then $soft.integer.instructions / .integer.cpu_s / 1e6 else null end)
         | .boot_speed = (if $soft then $soft.boot.cpu_s / .boot.cpu_s else null end)

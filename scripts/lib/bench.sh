@@ -273,17 +273,31 @@ bench_takeover() {
     bench_kills_of takeover "$bench_kills"
 }
 
+# bench_vcpu_ns HOST: processor time that its first vCPU's thread has had.
+bench_vcpu_ns() {
+    local thread ns
+    for thread in /proc/"$(spawned_pid "$1/ftd")"/task/*; do
+        [[ $(<"$thread/comm") == vcpu0 ]] || continue
+        read -r ns _ <"$thread/schedstat" && echo "$ns" && return 0
+    done
+    die "host $1 runs no vCPU"
+}
+
 # bench_guest_speed SECTION LABEL: what the guest gets done: computing, writing memory, serving. Medians of the rounds.
 bench_guest_speed() {
-    local round iterations began ended before after client
-    local -a spins=() loads=()
+    local round primary iterations began ended vcpu_began vcpu_ended before after client
+    local -a spins=() cpu_spins=() loads=()
+    primary=$(pair_primary) || die 'no primary'
     for ((round = 0; round < bench_rounds; round++)); do
         say_passing "$2: computing"
         # By this host's clock: the guest's own may stand still with it.
+        vcpu_began=$(bench_vcpu_ns "$primary")
         now_us began
         read -r _ iterations _ < <(call SPIN "$bench_spin_ms")
         now_us ended
+        vcpu_ended=$(bench_vcpu_ns "$primary")
         spins+=($((iterations * 1000 / (ended - began))))
+        cpu_spins+=($((iterations * 1000 / ((vcpu_ended - vcpu_began) / 1000 + 1))))
     done
     call LOAD 10000000 1000 count >/dev/null
     for ((round = 0; round < bench_rounds; round++)); do
@@ -297,9 +311,9 @@ bench_guest_speed() {
     say_passing "$2: serving"
     client=$(bench_client "$((bench_rounds + 1))")
     jq -nc --arg what "$2" --argjson client "$client" --argjson spins "[$(IFS=, && echo "${spins[*]}")]" \
-        --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
+        --argjson cpu_spins "[$(IFS=, && echo "${cpu_spins[*]}")]" --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
         def median: sort | .[length / 2 | floor];
-        {$what, iterations_per_ms: ($spins | median), pages_per_s: ($loads | median),
+        {$what, iterations_per_ms: ($spins | median), iterations_per_cpu_ms: ($cpu_spins | median), pages_per_s: ($loads | median),
          ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round), rtt_us: $client.rtt_us}' | bench_add "$1"
 }
 
@@ -363,8 +377,9 @@ bench_summary() {
            soft_vs_qemu_tcg: against("qemu"; .integer_speed), soft_boot_vs_qemu_tcg: against("qemu"; .boot_speed),
            soft_vs_qemu_icount_record: against("qemu-record"; .integer_speed),
            soft_boot_vs_qemu_icount_record: against("qemu-record"; .boot_speed),
-           replay_slowdown_pct: one("replay").slowdown_pct, replay_serving_slowdown_pct: one("replay").serving_slowdown_pct,
-           replay_log_mbit_per_s: $load.log_mbit_per_s,
+           replay_slowdown_pct: one("replay").slowdown_pct, replay_slowdown_cpu_pct: one("replay").slowdown_cpu_pct,
+           replay_serving_slowdown_pct: one("replay").serving_slowdown_pct,
+           replay_log_mbit_per_s: $load.log_mbit_per_s, replay_log_entries_mbit_per_s: $load.entries_mbit_per_s,
            replay_log_idle_mbit_per_s: (all("replay_log") | map(select(.load == "idle"))[0].log_mbit_per_s),
            replay_log_boot_mbit_per_s: (((soft("debian"; "soft-record") // soft("small"; "soft-record")).boot
                | select(.log_bytes) | .log_bytes * 8 / 1e6 / .wall_s) // null),
@@ -404,7 +419,7 @@ bench_targets() {
           line("software engine, Linux boot"; .soft_boot_mips; 60; false; "MIPS"; "page tables, code seen once and devices, beside the above"),
           line("replay, slow-down, computing"; .replay_slowdown_pct; 5; true; "%"; "the backup executes the same on the same processors"),
           line("replay, log at \(.replay_log[1].requests_per_s) requests/s"; .replay_log_mbit_per_s; 2; true; "Mbit/s";
-              "\(.replay_log[1].bytes_per_request) bytes a request, \(.replay_log[1].batches_per_s) batches a second"),
+              "\(.replay_log[1].entries_mbit_per_s | n) are entries; the frames of \(.replay_log[1].batches_per_s) batches a second are the rest"),
           line("replay, hold time, median"; .replay_hold_us_p50; 2000; true; "us";
               "\(.replay_log[1].batches_per_s) batches a second; each waits for a processor on its way there and back"),
           line("replay, going live, median"; .replay_golive_ms_p50; 50 + (.replay_golive_lag_ms_p50 // 0); true; "ms";
