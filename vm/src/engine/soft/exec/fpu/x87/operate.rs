@@ -173,7 +173,7 @@ fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
         Some((a, b)) => arithmetic::remainder(a, b, NEAREST),
         None => (stack::underflow(), Reduction::Special),
     };
-    if reduction == Reduction::Special {
+    if !matches!(reduction, Reduction::Partial) {
         fpu.status &= !C2;
     }
     if fpu.finish(0, outcome) {
