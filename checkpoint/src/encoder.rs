@@ -258,6 +258,10 @@ impl Encoder {
         let pairing = self.chain.as_mut().ok_or(EncodeError::NoPairing)?;
         pairing.last_epoch = Some(epoch);
         pairing.chain.log(epoch, log);
+        if self.shadow.bytes() > 0 {
+            // No page follows a log.
+            self.shadow = Shadow::new(self.ram_pages, 0);
+        }
         let mut nowhere = NoSink;
         let mut pieces = Pieces::new(reuse, epoch, &mut nowhere);
         pieces.message(&Message::LogBegin(LogBegin { pairing: pairing.nonce, log_bytes }));

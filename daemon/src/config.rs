@@ -83,6 +83,8 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Machine {
+    /// What executes it.
+    pub engine: EngineKind,
     /// vCPUs.
     pub vcpus: u8,
     /// Guest memory.
@@ -111,6 +113,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
+            engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
             guest: Guest::Builtin,
@@ -206,8 +209,6 @@ pub struct Replication {
     pub listen: SocketAddr,
     /// How.
     pub mode: Mode,
-    /// On what.
-    pub engine: EngineKind,
     /// Length of an epoch.
     pub epoch_ms: u64,
     /// Checkpoints captured and not yet acked, at most.
@@ -235,7 +236,6 @@ impl Default for Replication {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
             mode: Mode::Checkpoint,
-            engine: EngineKind::Kvm,
             epoch_ms: 5,
             pipeline_depth: 4,
             inflight_mib: 64,

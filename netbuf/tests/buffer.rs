@@ -79,7 +79,9 @@ fn the_first_held_frame_of_each_epoch_is_told() {
     let (out, _) = buffer(ROOMY);
     let told = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&told);
-    out.on_held(move || drop(counter.fetch_add(1, Ordering::Relaxed)));
+    out.on_held(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
     let told = move || told.load(Ordering::Relaxed);
     let _ = out.pass();
     take(&out, b"passes");

@@ -12,3 +12,4 @@ mod loss;
 mod peer;
 mod recording;
 mod refusal;
+mod replay;

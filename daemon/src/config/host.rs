@@ -110,7 +110,7 @@ impl Config {
     /// Checks everything that this host must offer. Nothing is left changed but directories of the daemon's own that it
     /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
     pub fn check_host(&self) -> Result<(), HostError> {
-        if self.replication.engine == EngineKind::Kvm {
+        if self.machine.engine == EngineKind::Kvm {
             OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -175,7 +175,7 @@ impl Config {
             disks.push(DiskSpec { bytes, read_only: disk.read_only });
         }
         Ok(MachineSpec {
-            engine: self.replication.engine,
+            engine: self.machine.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
             net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),

@@ -96,7 +96,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
         (
             "#mode = \"checkpoint\"",
             "mode = \"replay\"",
-            "replication.engine = kvm: cannot stop at an exact instruction",
+            "machine.engine = kvm: cannot stop at an exact instruction",
         ),
         ("#mode = \"checkpoint\"", "mode = \"colo\"", "unknown variant `colo`"),
         ("#engine = \"kvm\"", "engine = \"hvf\"", "unknown variant `hvf`"),

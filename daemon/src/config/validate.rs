@@ -148,11 +148,11 @@ impl Config {
 
 impl Config {
     fn validate_engine(&self) -> Result<(), Refusal> {
-        let engine = self.replication.engine;
+        let engine = self.machine.engine;
         if self.replication.mode == Mode::Replay && engine != EngineKind::Soft {
             let allowed =
                 "cannot stop at an exact instruction, as mode = \"replay\" needs; set engine = \"soft\"";
-            return refuse("replication.engine", engine, allowed);
+            return refuse("machine.engine", engine, allowed);
         }
         if engine == EngineKind::Soft && self.machine.vcpus > 1 {
             return refuse(

@@ -44,14 +44,14 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
     if options.out.exists() {
         return Err(RunError::Exists(options.out.clone()));
     }
+    // Threads inherit what is blocked: before the first one is made.
+    let stop = stop_on_signals()?;
     let mut spec = config.machine_spec()?;
     spec.engine = EngineKind::Soft;
     let ram = GuestRam::new(spec.ram_bytes)?;
     let view = ram.view()?;
     let (images, disks) = open_disks(config)?;
     let (cable, frames) = open_cable(config)?;
-    // Threads inherit what is blocked: before the first one is made.
-    let stop = stop_on_signals()?;
     let (printer, console) = console::open(options.quiet, WhenFull::Drop)?;
     let mut machine = Machine::new(&spec, &ram, Wiring { frames, console, disks })?;
     machine.boot(&config.boot())?;

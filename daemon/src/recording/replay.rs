@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The machine is given so much log ahead of what it has executed.
+/// The machine is given about so much log ahead of what it has executed, as memory holds it.
 const AHEAD_BYTES: usize = 8 << 20;
 /// How often a terminal is told how far it has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -114,8 +114,8 @@ impl Replay<'_> {
             }
             match reader.more() {
                 Ok(Next::Log(log)) => {
-                    self.feed(&log, batches)?;
-                    (batches, ahead) = (batches + 1, ahead + log.len());
+                    ahead += self.feed(&log, batches)?;
+                    batches += 1;
                 }
                 Ok(Next::End(end)) => break Ok(Last::End(end)),
                 Ok(Next::CutOff { offset }) => break Ok(Last::CutOff { offset }),
@@ -144,13 +144,14 @@ impl Replay<'_> {
         }
     }
 
-    /// Gives the machine a section of the log, or of it what is before the count to stop at.
-    fn feed(&mut self, log: &[u8], section: u64) -> Result<(), RunError> {
+    /// Gives the machine a section of the log, or of it what is before the count to stop at. How much memory that takes.
+    fn feed(&mut self, log: &[u8], section: u64) -> Result<usize, RunError> {
         let refused = |source| RunError::Log { path: self.path.to_owned(), batch: section, source };
-        let mut behind = 0;
+        let (mut behind, mut memory_bytes) = (0, 0);
         while behind < log.len() && self.until.is_none_or(|until| self.log.count() < until) {
             let from = behind;
             let batch = self.log.read(log, &mut behind).map_err(|e| refused(MachineError::Log(e)))?;
+            memory_bytes += batch.memory_bytes();
             match self.until {
                 Some(until) if until < batch.cut => {
                     let earlier = batch.until(until).map_err(|e| refused(MachineError::Log(e)))?;
@@ -159,7 +160,7 @@ impl Replay<'_> {
                 _ => self.machine.feed_log(&log[from..behind]).map_err(refused)?,
             }
         }
-        Ok(())
+        Ok(memory_bytes)
     }
 
     /// Waits until the machine has executed all that it was given, or cannot go on.
@@ -177,6 +178,8 @@ impl Replay<'_> {
                 Err(MachineError::Diverged { count, what }) => {
                     return Err(RunError::Diverged(format!("at count {count}: {what}")));
                 }
+                // A crash where the log ends is the one that was recorded.
+                Err(MachineError::Crashed { .. }) if ended == Some(EndReason::Crashed) => return Ok(ended),
                 Err(e) => return Err(e.into()),
             }
         }

@@ -54,6 +54,11 @@ pub enum Input {
         /// By so many nanoseconds.
         ns: u64,
     },
+    /// From here on, instructions take another virtual time.
+    Pace {
+        /// Nanoseconds that 256 instructions take.
+        ns_per_256: u32,
+    },
     /// Random bytes that a device read from the host.
     Random(Vec<u8>),
     /// What the machine's owner did to it.
@@ -99,6 +104,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// About what it takes in memory: compressed it may have been much smaller.
+    pub fn memory_bytes(&self) -> usize {
+        let content = |entry: &Entry| match &entry.input {
+            Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => bytes.len(),
+            Input::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
+            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => 0,
+        };
+        self.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum()
+    }
+
     /// This batch encoded, cut at an earlier count: with the inputs up to there, those at `count` included. For a replay
     /// that is to stop there; the batches that followed this one do not follow that one.
     pub fn until(&self, count: u64) -> Result<Vec<u8>, LogError> {
@@ -341,7 +356,7 @@ impl LogWriter {
             Input::Console(bytes) => ("bytes of console input", bytes.len(), INPUT_BYTES_MAX),
             Input::Random(bytes) => ("random bytes", bytes.len(), INPUT_BYTES_MAX),
             Input::Digest(digest) => ("pages of a digest", digest.pages.len(), DIGEST_PAGES_MAX),
-            Input::Advance { .. } | Input::Control(_) => return Ok(()),
+            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => return Ok(()),
         };
         if length > max {
             return Err(LogError::TooLong { batch: self.index, what, length: length as u64, max });
@@ -362,6 +377,7 @@ impl LogWriter {
                 out.extend_from_slice(bytes);
             }
             Input::Advance { ns } => put_varint(out, *ns),
+            Input::Pace { ns_per_256 } => put_varint(out, u64::from(*ns_per_256)),
             Input::Control(action) => out.push(*action as u8),
             Input::Digest(digest) => digest.put(out),
         }
@@ -409,12 +425,14 @@ const TAG_ADVANCE: u8 = 3;
 const TAG_RANDOM: u8 = 4;
 const TAG_CONTROL: u8 = 5;
 const TAG_DIGEST: u8 = 6;
+const TAG_PACE: u8 = 7;
 
 fn tag(input: &Input) -> u8 {
     match input {
         Input::Frame(_) => TAG_FRAME,
         Input::Console(_) => TAG_CONSOLE,
         Input::Advance { .. } => TAG_ADVANCE,
+        Input::Pace { .. } => TAG_PACE,
         Input::Random(_) => TAG_RANDOM,
         Input::Control(_) => TAG_CONTROL,
         Input::Digest(_) => TAG_DIGEST,
@@ -426,7 +444,7 @@ fn size_max(input: &Input) -> usize {
     const HEAD: usize = 1 + 10;
     HEAD + match input {
         Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => 10 + bytes.len(),
-        Input::Advance { .. } => 10,
+        Input::Advance { .. } | Input::Pace { .. } => 10,
         Input::Control(_) => 1,
         Input::Digest(digest) => digest.size_max(),
     }
@@ -613,6 +631,9 @@ fn read_input(reader: &mut Reader<'_>, tag: u8) -> Result<Input, &'static str> {
         TAG_CONSOLE => Input::Console(bytes(reader)?),
         TAG_RANDOM => Input::Random(bytes(reader)?),
         TAG_ADVANCE => Input::Advance { ns: reader.varint()? },
+        TAG_PACE => {
+            Input::Pace { ns_per_256: u32::try_from(reader.varint()?).map_err(|_| "a pace beyond 32 bits")? }
+        }
         TAG_CONTROL => {
             Input::Control(ControlAction::from_wire(reader.u8()?).ok_or("unknown control action")?)
         }

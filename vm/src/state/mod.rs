@@ -154,7 +154,7 @@ pub(crate) struct MachineState {
 /// Everything but devices and memory, as the engine has it that executes the machine.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) enum EngineState {
-    Kvm(KvmState),
+    Kvm(Box<KvmState>),
     Soft(Box<SoftState>),
 }
 

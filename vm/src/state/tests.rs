@@ -54,7 +54,7 @@ fn state() -> MachineState {
     let chip = kvm_irqchip::default();
     MachineState {
         spec: spec(),
-        engine: EngineState::Kvm(KvmState {
+        engine: EngineState::Kvm(Box::new(KvmState {
             vcpus: vec![vcpu(3), vcpu(5)],
             vm: VmState {
                 pic_master: chip,
@@ -63,7 +63,7 @@ fn state() -> MachineState {
                 pit: Default::default(),
                 clock: kvm_clock_data { clock: 77, ..Default::default() },
             },
-        }),
+        })),
         devices: devices(),
     }
 }
@@ -93,7 +93,8 @@ fn refusal(bytes: &[u8]) -> StateError {
 #[test]
 fn a_state_comes_back_as_it_was() {
     let back = decode(&ENCODED).unwrap();
-    let EngineState::Kvm(KvmState { vcpus, vm }) = back.engine else { panic!("another engine's") };
+    let EngineState::Kvm(state) = back.engine else { panic!("another engine's") };
+    let KvmState { vcpus, vm } = *state;
     assert_eq!((back.spec, vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
     assert_eq!(vm.clock.clock, 77);
 }

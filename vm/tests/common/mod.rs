@@ -21,10 +21,19 @@ pub fn kvm(test: &str) -> bool {
     match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => true,
         Err(e) => {
-            eprintln!("SKIPPED {test}: cannot open /dev/kvm: {e}");
+            eprintln!("SKIPPED {test} on KVM: cannot open /dev/kvm: {e}");
             false
         }
     }
+}
+
+/// The engines that a test can run on here; says loudly when that is not all of them.
+pub fn engines(test: &str) -> Vec<EngineKind> {
+    let mut engines = vec![EngineKind::Soft];
+    if kvm(test) {
+        engines.push(EngineKind::Kvm);
+    }
+    engines
 }
 
 /// A console that remembers.
@@ -47,8 +56,8 @@ pub fn wiring(console: &Remember) -> Wiring {
     Wiring { frames: None, console: Box::new(console.clone()), disks: Vec::new() }
 }
 
-pub fn spec(vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { engine: EngineKind::Kvm, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
+pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
+    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
 }
 
 /// A machine with memory of its own.

@@ -19,8 +19,8 @@ use std::sync::{Arc, Barrier};
 /// The vCPUs of one machine, and what they share inside the kernel.
 pub(crate) struct KvmEngine {
     /// As of the last stop; what the vCPUs share, as of the last capture.
-    state: KvmState,
-    power_on: KvmState,
+    state: Box<KvmState>,
+    power_on: Box<KvmState>,
     dirty: DirtyLog,
     // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
     vcpus: Vec<Vcpu>,
@@ -59,7 +59,7 @@ impl KvmEngine {
             .map(|index| Vcpu::start(index, count, around.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         let states = vcpus.iter().map(Vcpu::started).collect::<Result<Vec<_>, _>>()?;
-        let state = KvmState { vcpus: states, vm: collect_vm(&vm)? };
+        let state = Box::new(KvmState { vcpus: states, vm: collect_vm(&vm)? });
         let engine = Self {
             power_on: state.clone(),
             state,

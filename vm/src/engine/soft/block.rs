@@ -10,6 +10,7 @@ use super::op::{Mem, NONE, Op, RIP_BASE, Stop};
 use super::tlb::{PAGE, PAGE_MASK};
 use super::walk::Access;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// Ops a block has at most.
@@ -33,6 +34,29 @@ pub(crate) struct Block {
     key: u64,
     /// Physical address of the page where its only instruction ends, when it begins on the page before.
     second: Option<u64>,
+    /// Blocks on the same page that followed it last: where it jumped to, and what comes after it in memory.
+    links: [Cell<Link>; 2],
+}
+
+/// A block that followed another, and under what circumstances it is the right one again (see [`Cpu::link_key`]).
+#[derive(Clone, Copy)]
+struct Link {
+    key: u64,
+    block: *const Block,
+}
+
+/// The block that was executed last and its address, if the next one may be found by its links: when both are on the
+/// same virtual page and nothing was flushed since, the code TLB still has what it gave for the first.
+#[derive(Clone, Copy)]
+pub(super) struct Trail {
+    pub block: *const Block,
+    pub rip: u64,
+    /// The cache's generation when the block was found: it has not been dropped if that is still the same.
+    generation: u64,
+}
+
+impl Trail {
+    pub(super) const NONE: Self = Self { block: std::ptr::null(), rip: 0, generation: 0 };
 }
 
 #[derive(Default)]
@@ -53,13 +77,16 @@ pub(crate) struct CodeCache {
     blocks: HashMap<u64, Box<Block>>,
     pages: HashMap<u64, Page>,
     ops: usize,
+    /// Counts the times that blocks were dropped: links from before are void.
+    generation: u64,
     /// Dropped, perhaps under a running block; freed at the next fetch.
+    #[expect(clippy::vec_box, reason = "a block stays where it is while it runs")]
     dropped: Vec<Box<Block>>,
     /// Reports of unknown instructions still to be logged.
     reports: u32,
 }
 
-// SAFETY: the pointers in `front` are to boxes that `blocks` owns.
+// SAFETY: the pointers in `front` and in links are to boxes that `blocks` owns.
 unsafe impl Send for CodeCache {}
 
 impl CodeCache {
@@ -70,6 +97,7 @@ impl CodeCache {
             blocks: HashMap::new(),
             pages: HashMap::new(),
             ops: 0,
+            generation: 0,
             dropped: Vec::new(),
             reports: 64,
         }
@@ -101,6 +129,7 @@ impl CodeCache {
 
     fn drop_page(&mut self, page: u64) {
         let Some(page) = self.pages.remove(&page) else { return };
+        self.generation += 1;
         for key in page.keys {
             // A block that crosses a page is listed at both; its key at the other page is left behind, harmless.
             if let Some(block) = self.blocks.remove(&key) {
@@ -115,6 +144,7 @@ impl CodeCache {
     }
 
     fn drop_all(&mut self) {
+        self.generation += 1;
         for (_, block) in self.blocks.drain() {
             self.dropped.push(block);
         }
@@ -148,6 +178,7 @@ impl CodeCache {
         let pointer: *const Block = &*block;
         if let Some(old) = self.blocks.insert(key, block) {
             self.ops -= old.ops.len();
+            self.generation += 1;
             self.dropped.push(old);
         }
         if !crosses {
@@ -158,12 +189,49 @@ impl CodeCache {
 }
 
 impl Cpu {
+    /// What a link depends on, besides the page: offset on it, mode, privilege, and that no block was dropped.
+    #[inline(always)]
+    fn link_key(&self) -> u64 {
+        self.code.generation << 16
+            | u64::from(self.long) << 13
+            | u64::from(self.user()) << 12
+            | (self.rip % PAGE)
+    }
+
     /// The block at `rip`. Valid until the next fetch.
     #[inline(always)]
-    pub(super) fn fetch(&mut self) -> Result<*const Block, Stop> {
+    pub(super) fn next_block(&mut self) -> Result<*const Block, Stop> {
+        let trail = self.trail;
+        if trail.block.is_null() || (trail.rip ^ self.rip) & PAGE_MASK != 0 {
+            return self.fetch();
+        }
+        let key = self.link_key();
+        // SAFETY: blocks, dropped ones too, live until a fetch after the drop, which also sets a new trail.
+        let block = unsafe { &*trail.block };
+        let place = &block.links[usize::from(self.rip == trail.rip.wrapping_add(u64::from(block.bytes)))];
+        let link = place.get();
+        if link.key == key {
+            return Ok(link.block);
+        }
+        let next = self.fetch()?;
+        // SAFETY: just found; it lives until the next fetch.
+        if self.code.generation == trail.generation && unsafe { &*next }.second.is_none() {
+            place.set(Link { key, block: next });
+        }
+        Ok(next)
+    }
+
+    /// `block`, at `rip`, is about to be executed.
+    #[inline(always)]
+    pub(super) fn leave_trail(&mut self, block: *const Block) {
+        self.trail = Trail { block, rip: self.rip, generation: self.code.generation };
+    }
+
+    #[inline(always)]
+    fn fetch(&mut self) -> Result<*const Block, Stop> {
         let entry = self.tlb.code[usize::from(self.user())].at(self.rip);
         if entry.read == self.rip & PAGE_MASK {
-            let key = entry.frame & PAGE_MASK | self.rip % PAGE | if self.long { 0 } else { CODE32 };
+            let key = entry.frame & PAGE_MASK | (self.rip % PAGE) | if self.long { 0 } else { CODE32 };
             let front = &self.code.front[CodeCache::front_index(key)];
             if front.key == key {
                 return Ok(front.block);
@@ -182,7 +250,7 @@ impl Cpu {
             return Err(self.raise(6, None));
         }
         let frame = self.translate(self.rip, Access::Fetch, self.user())? & PAGE_MASK;
-        let key = frame | self.rip % PAGE | if self.long { 0 } else { CODE32 };
+        let key = frame | (self.rip % PAGE) | if self.long { 0 } else { CODE32 };
         if let Some(block) = self.code.blocks.get(&key) {
             let pointer: *const Block = &**block;
             match block.second {
@@ -214,17 +282,18 @@ impl Cpu {
         self.copy_code(frame, &mut bytes[..available])?;
 
         let bitness = if self.long { 64 } else { 32 };
-        let mut ops = Vec::new();
+        let mut ops: Vec<Op> = Vec::new();
+        let mut before = Instruction::default();
         let mut second = None;
         let mut at = offset;
         while ops.len() < OPS {
-            // Never more than an instruction may have, so that one that wants more is told from an invalid one.
-            let window = &bytes[at..available.min(at + INSTRUCTION)];
-            let mut decoder = Decoder::with_ip(bitness, window, (at - offset) as u64, DecoderOptions::NONE);
+            let left = available - at;
+            let mut decoder =
+                Decoder::with_ip(bitness, &bytes[at..available], (at - offset) as u64, DecoderOptions::NONE);
             let mut instruction = Instruction::default();
             decoder.decode_out(&mut instruction);
             let cut = instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
-            if cut && window.len() < INSTRUCTION && second.is_none() {
+            if cut && second.is_none() {
                 if !ops.is_empty() {
                     break;
                 }
@@ -235,8 +304,8 @@ impl Cpu {
                 available += INSTRUCTION;
                 continue;
             }
-            if cut {
-                // Longer than 15 bytes.
+            if instruction.is_invalid() && instruction.len() >= INSTRUCTION {
+                // iced's answer when 15 bytes did not suffice.
                 ops.push(Op { run: exec::too_long, len: INSTRUCTION as u8, ..Op::new((at - offset) as u16) });
                 at += INSTRUCTION;
                 break;
@@ -245,18 +314,26 @@ impl Cpu {
             let (run, last) = match exec::lower(&instruction, &mut op) {
                 Some(handler) => (handler, ends_block(&instruction)),
                 None => {
-                    self.report_unknown(window, &instruction);
+                    self.report_unknown(&bytes[at..at + left.min(INSTRUCTION)], &instruction);
                     (exec::undefined as super::op::Handler, true)
                 }
             };
             op.run = run;
+            if let Some(previous) = ops.last_mut()
+                && let Some(both) = exec::fuse(&before, &instruction)
+            {
+                previous.run = both;
+            }
+            before = instruction;
             at += instruction.len().max(1);
             ops.push(op);
             if last || second.is_some() {
                 break;
             }
         }
-        Ok(Block { ops: ops.into_boxed_slice(), bytes: (at - offset) as u32, key, second })
+        let unlinked = || Cell::new(Link { key: u64::MAX, block: std::ptr::null() });
+        let links = [unlinked(), unlinked()];
+        Ok(Block { ops: ops.into_boxed_slice(), bytes: (at - offset) as u32, key, second, links })
     }
 
     /// Copies code from the start of a physical page. Code outside RAM is refused.

@@ -1,6 +1,6 @@
 //! The processor: architectural state, and what every handler uses. Memory is in `memory.rs`, the run loop in `run.rs`.
 
-use super::block::CodeCache;
+use super::block::{CodeCache, Trail};
 use super::bus::{Bus, BusEvent};
 use super::dirty::Dirty;
 use super::exec::fpu::Fpu;
@@ -55,6 +55,8 @@ pub(crate) struct Cpu {
     pub(super) scratch: u128,
     /// The running block's ops, for whoever needs to know the op at hand; null when none runs.
     pub(super) ops: *const Op,
+    /// Where the running block was found.
+    pub(super) trail: Trail,
     /// For tests: exceptions end the run instead of being delivered.
     #[cfg(test)]
     pub(super) hold_exceptions: bool,
@@ -94,6 +96,7 @@ impl Cpu {
             fault: Fault { vector: 0, error: None },
             scratch: 0,
             ops: std::ptr::null(),
+            trail: Trail::NONE,
             #[cfg(test)]
             hold_exceptions: false,
             event: None,
@@ -145,12 +148,12 @@ impl Cpu {
         if on && self.control_flags & IF == 0 {
             self.recheck();
         }
-        self.control_flags = self.control_flags & !IF | u64::from(on) * IF;
+        self.control_flags = self.control_flags & !IF | (u64::from(on) * IF);
     }
 
     /// Sets or clears DF alone.
     pub(crate) fn set_direction(&mut self, down: bool) {
-        self.control_flags = self.control_flags & !DF | u64::from(down) * DF;
+        self.control_flags = self.control_flags & !DF | (u64::from(down) * DF);
     }
 
     /// Bits of RFLAGS that arithmetic does not set, as cheap as a field.

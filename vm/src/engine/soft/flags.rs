@@ -61,12 +61,12 @@ impl Flags {
 
     /// The six bits as they stand in RFLAGS.
     pub(crate) fn status(self) -> u64 {
-        u64::from(self.carry()) * CF
-            | u64::from(self.parity()) * PF
+        (u64::from(self.carry()) * CF)
+            | (u64::from(self.parity()) * PF)
             | (self.aux & AF)
-            | u64::from(self.zero()) * ZF
-            | u64::from(self.sign()) * SF
-            | u64::from(self.overflow()) * OF
+            | (u64::from(self.zero()) * ZF)
+            | (u64::from(self.sign()) * SF)
+            | (u64::from(self.overflow()) * OF)
     }
 
     #[inline(always)]

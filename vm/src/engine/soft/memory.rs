@@ -3,6 +3,7 @@
 //! The fast path is one comparison: the tag of the entry for an access's first byte against the page of its last byte,
 //! which also sends every access that crosses a page the slow way.
 
+use super::block::Trail;
 use super::cpu::Cpu;
 use super::dirty::Tracker;
 use super::op::{NONE, RIP_BASE, Step, Stop};
@@ -353,21 +354,25 @@ impl Cpu {
     /// Flushes what a write to CR3 flushes: all but global pages.
     pub(crate) fn flush_tlb(&mut self) {
         self.tlb.flush_local();
+        self.trail = Trail::NONE;
     }
 
     /// Flushes everything.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlb.flush_all();
+        self.trail = Trail::NONE;
     }
 
     /// Flushes the page that holds `addr` (the whole of it, if it is a large one).
     pub(crate) fn flush_tlb_page(&mut self, addr: u64) {
         self.tlb.flush_page(addr);
+        self.trail = Trail::NONE;
     }
 
     /// CR0, CR4, EFER or the code segment's mode changed: nothing translated or decoded under the old ones counts.
     pub(crate) fn paging_changed(&mut self) {
         self.tlb.flush_all();
+        self.trail = Trail::NONE;
         self.mode_changed();
     }
 

@@ -4,6 +4,7 @@
 //! IF, CR8 or the like changed, at a timer's count) and where the owner delivered an input, that is at the start of a
 //! run. Looking when nothing changed finds nothing, so a run may be split anywhere.
 
+use super::block::Trail;
 use super::bus::BusEvent;
 use super::cpu::{Cpu, Fault};
 use super::flags::{IF, TF};
@@ -36,6 +37,7 @@ impl Cpu {
     /// Executes until `count` is `limit`, or until something else ends the run.
     pub(crate) fn run(&mut self, limit: u64, attention: &AtomicBool) -> Exit {
         self.recheck();
+        self.trail = Trail::NONE;
         let mut bound = 0;
         loop {
             if self.pending || self.count >= bound {
@@ -115,11 +117,12 @@ impl Cpu {
     /// Executes one block, or as much of it as `bound` allows.
     #[inline(always)]
     fn step(&mut self, bound: u64) -> Result<(), TripleFault> {
-        let block = match self.fetch() {
+        let block = match self.next_block() {
             // SAFETY: blocks live until the next fetch.
             Ok(block) => unsafe { &*block },
             Err(_) => return self.exception(),
         };
+        self.leave_trail(block);
         let length = block.ops.len() as u32;
         self.done = 0;
         self.end = bound.wrapping_sub(self.count).min(u64::from(length)) as u32;
@@ -146,6 +149,7 @@ impl Cpu {
                 self.advance(block.ops.get(done as usize).map_or(block.bytes, |op| u32::from(op.offset)))
             }
             Err(stop) => {
+                self.trail = Trail::NONE;
                 let op = &block.ops[done as usize];
                 self.advance(u32::from(op.offset));
                 if stop == Stop::Fault {
@@ -167,6 +171,7 @@ impl Cpu {
     #[inline(never)]
     fn exception(&mut self) -> Result<(), TripleFault> {
         self.ops = std::ptr::null();
+        self.trail = Trail::NONE;
         self.stepped = false;
         #[cfg(test)]
         if self.hold_exceptions {

@@ -117,9 +117,8 @@ impl SoftState {
         if rflags & !flags::ALL != 2 {
             return refuse(format!("RFLAGS {rflags:#x}"));
         }
-        let now_ns = clock.base_ns.checked_add(count.saturating_mul(super::time::NS_PER_INSTRUCTION));
-        if now_ns.is_none_or(|ns| ns > TIME_MAX_NS) {
-            return refuse(format!("{count} instructions, and {} ns besides", clock.base_ns));
+        if !clock.is_valid(*count, TIME_MAX_NS) {
+            return refuse(format!("{clock:?} at {count} instructions"));
         }
         if idle.until_ns.is_some_and(|ns| ns > 2 * TIME_MAX_NS) {
             return refuse("idle for ever".into());

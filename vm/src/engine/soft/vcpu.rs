@@ -15,14 +15,15 @@
 use super::bus::BusEvent;
 use super::cpu::Cpu;
 use super::dirty::{Dirty, Tracker};
+use super::host_time::HostTime;
 use super::outbox::Outbox;
-use super::pace::Pace;
 use super::platform::{Platform, Reach};
 use super::record::Recorder;
 use super::replay::Replayer;
 use super::run::Exit;
 use super::state::{CpuState, IdleState, SoftState, TIME_MAX_NS};
 use super::tape::{Tape, Wrong};
+use super::time::PACES;
 use crate::devices::Put;
 use crate::machine::{MachineError, MachineEvent};
 use crate::memory::{PageIndex, RamView};
@@ -40,10 +41,8 @@ use std::time::{Duration, Instant};
 /// Something for the thread to do.
 pub(super) type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
-/// Virtual time that a busy guest may lag behind the host's before it is moved forward.
-const LAG_NS: u64 = 1_000_000;
-/// Virtual time that a busy guest may be ahead.
-const AHEAD_NS: u64 = 2_000_000;
+/// Virtual time that a busy guest may be ahead of the host's.
+const AHEAD_NS: u64 = 100_000_000;
 /// How long a run of the guest should take, between two looks at the host's clock.
 const SLICE: Duration = Duration::from_millis(1);
 const SLICE_COUNTS: std::ops::RangeInclusive<u64> = 20_000..=2_000_000;
@@ -121,7 +120,7 @@ pub(super) struct Worker {
     quit: bool,
     stuck: Option<Stuck>,
     idle_until_ns: Option<u64>,
-    pace: Pace,
+    host_time: HostTime,
     slice: u64,
     throttled_until: Option<Instant>,
     mode: Mode,
@@ -184,7 +183,7 @@ impl Worker {
             quit: false,
             stuck: None,
             idle_until_ns: None,
-            pace: Pace::start(0),
+            host_time: HostTime::start(0, 0),
             slice: *SLICE_COUNTS.start(),
             throttled_until: None,
             mode: Mode::Live,
@@ -287,23 +286,25 @@ impl Worker {
             let pause = elapsed * u32::from(throttle) / u32::from(1000 - throttle);
             self.throttled_until = Instant::now().checked_add(pause);
         }
-        let (due_ns, now_ns) = (self.pace.due_ns(), self.virtual_ns());
-        if due_ns > now_ns + LAG_NS {
-            self.advance_to(due_ns);
-        } else if now_ns > due_ns + AHEAD_NS {
-            self.reach.bell.wait(self.pace.instant_of(now_ns));
+        let (due_ns, now_ns) = (self.host_time.due_ns(), self.virtual_ns());
+        if let Some(ns_per_256) = self.host_time.follow(self.cpu.clock.pace(), now_ns, self.cpu.count) {
+            self.input(&Input::Pace { ns_per_256 });
+        }
+        if now_ns > due_ns + AHEAD_NS {
+            self.reach.bell.wait(self.host_time.instant_of(now_ns));
         }
     }
 
     /// The guest does nothing until `due_ns`, or until an input.
     fn wait_until(&mut self, due_ns: Option<u64>) {
-        let deadline = due_ns.and_then(|ns| self.pace.instant_of(ns));
+        let deadline = due_ns.and_then(|ns| self.host_time.instant_of(ns));
         self.reach.bell.wait(deadline);
         if let Some(due_ns) = due_ns
             && deadline.is_some_and(|deadline| deadline <= Instant::now())
         {
-            self.advance_to(due_ns.max(self.pace.due_ns()));
+            self.advance_to(due_ns.max(self.host_time.due_ns()));
         }
+        self.host_time.begin_again(self.cpu.count);
     }
 
     /// Moves virtual time forward.
@@ -321,7 +322,7 @@ impl Worker {
         }
         if self.cpu.halted || self.idle_until_ns.is_some() {
             // It comes at the time at which it comes, to a guest that has let time go by.
-            self.advance_to(self.pace.due_ns());
+            self.advance_to(self.host_time.due_ns());
         }
         while let Some(frame) = self.reach.inbox.take_frame() {
             let input = Input::Frame(frame);
@@ -370,7 +371,13 @@ impl Worker {
                 if now_ns.checked_add(*ns).is_none_or(|ns| ns > TIME_MAX_NS) {
                     return Applied::Nothing;
                 }
-                self.cpu.clock.adjust(*ns);
+                self.cpu.clock.advance(*ns);
+            }
+            Input::Pace { ns_per_256 } => {
+                if !PACES.contains(ns_per_256) {
+                    return Applied::Nothing;
+                }
+                self.cpu.clock.set_pace(self.cpu.count, *ns_per_256);
             }
             Input::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
             // Read by a device, or compared.
@@ -471,7 +478,11 @@ impl Worker {
                 self.diverge(format!("the guest has halted, the recording went on to count {next}"));
             }
             Exit::Event(event) => self.event(event),
-            Exit::TripleFault => self.diverge("triple fault".into()),
+            Exit::TripleFault => {
+                // Where the log ends, it is the crash that ended the recording.
+                let recorded = matches!(&self.mode, Mode::Replaying(log) if log.is_done(self.cpu.count));
+                if recorded { self.crash("triple fault".into()) } else { self.diverge("triple fault".into()) }
+            }
         }
     }
 
@@ -489,7 +500,7 @@ impl Worker {
         let what = match input {
             Input::Frame(_) => "a frame that was received in the recording",
             Input::Console(_) => "console input that was taken in the recording",
-            Input::Advance { .. } => "a step of time",
+            Input::Advance { .. } | Input::Pace { .. } => "a step of time",
             _ => "an input",
         };
         self.diverge(format!("{what} cannot be delivered"));
@@ -626,7 +637,7 @@ impl Worker {
 
     pub(super) fn resume(&mut self) {
         (self.running, self.ended) = (true, false);
-        self.pace = Pace::start(self.virtual_ns());
+        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
         self.throttled_until = None;
         self.reach.inbox.open(!matches!(self.mode, Mode::Replaying(_)));
     }

@@ -17,6 +17,7 @@ fn input() -> impl Strategy<Value = Input> {
         4 => bytes().prop_map(Input::Frame),
         1 => bytes().prop_map(Input::Console),
         4 => any::<u64>().prop_map(|ns| Input::Advance { ns }),
+        1 => any::<u32>().prop_map(|ns_per_256| Input::Pace { ns_per_256 }),
         1 => bytes().prop_map(Input::Random),
         1 => Just(Input::Control(ControlAction::FlushTranslations)),
         1 => digest().prop_map(|digest| Input::Digest(Box::new(digest))),

@@ -172,6 +172,7 @@ impl Image {
     }
 
     /// What processors store differently: the last instruction's and operand's addresses, opcode, reserved bytes.
+    #[allow(clippy::single_range_in_vec_init)]
     fn vague(self) -> &'static [std::ops::Range<usize>] {
         match self {
             Self::Environment14 | Self::State94 => &[6..14],

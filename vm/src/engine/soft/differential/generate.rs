@@ -64,9 +64,9 @@ impl Generator {
             let after = undefined_after(&step, undefined[at]).unwrap_or(0);
             let before = undefined[at];
             undefined[at + 1] |= after;
-            for to in at + 1..=count {
+            for (to, undefined) in undefined.iter_mut().enumerate().take(count + 1).skip(at + 1) {
                 if step.iter().any(|i| leads_to(i, label(to))) {
-                    undefined[to] |= after | before;
+                    *undefined |= after | before;
                 }
             }
             self.note_writes(&step, &mut operands);

@@ -163,7 +163,7 @@ pub(super) fn memory(rng: &mut StdRng) -> Box<Memory> {
         place[..2].copy_from_slice(&fx[..2]);
         place[step..step + 2].copy_from_slice(&fx[2..4]);
         // Tags: empty, or what the processor finds in the register.
-        let tags: u16 = (0..8).map(|r| u16::from(fx[4] >> r & 1 == 0) * 3 << (2 * r)).sum();
+        let tags: u16 = (0..8).map(|r| (u16::from(fx[4] >> r & 1 == 0) * 3) << (2 * r)).sum();
         place[2 * step..2 * step + 2].copy_from_slice(&tags.to_le_bytes());
         if matches!(image, Image::State94 | Image::State108) {
             for register in 0..8 {

@@ -112,7 +112,7 @@ fn cmpxchg<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 
 fn set_zero(cpu: &mut Cpu, zero: bool) {
     let status = cpu.flags.status() & !ZF;
-    cpu.set_status(status | u64::from(zero) * ZF);
+    cpu.set_status(status | (u64::from(zero) * ZF));
 }
 
 fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Step {
@@ -133,7 +133,7 @@ fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Step {
 
 fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Step {
     let addr = cpu.address(op);
-    if addr % 16 != 0 {
+    if !addr.is_multiple_of(16) {
         return Err(cpu.raise(13, Some(0)));
     }
     cpu.modify::<u128>(addr, |cpu, old| {

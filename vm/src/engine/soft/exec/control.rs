@@ -105,7 +105,7 @@ fn count_down<const F: u8, const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 macro_rules! by_condition {
-    ($cc:expr, $handler:ident, $($c:expr),*) => {
+    ($cc:expr, $handler:ident, $($c:tt),*) => {
         match $cc {
             0 => $handler::<0, $($c),*> as Handler,
             1 => $handler::<1, $($c),*>,
@@ -126,6 +126,8 @@ macro_rules! by_condition {
         }
     };
 }
+
+pub(super) use by_condition;
 
 macro_rules! by_mode {
     ($long:expr, $handler:ident $(, $c:expr)*) => {

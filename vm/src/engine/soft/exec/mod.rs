@@ -4,6 +4,7 @@ mod alu;
 mod bits;
 mod control;
 pub(crate) mod fpu;
+mod fuse;
 pub(crate) mod int;
 mod mov;
 mod muldiv;
@@ -51,6 +52,13 @@ fn integer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             *op = prepared;
             status::lower(instruction)
         })
+}
+
+/// A handler for `first` and the instruction after it together, if there is one.
+pub(crate) fn fuse(first: &Instruction, second: &Instruction) -> Option<Handler> {
+    (second.is_jcc_short_or_near() && super::block::is_long(second))
+        .then(|| fuse::fuse(first, mov::condition(second)?))
+        .flatten()
 }
 
 /// #UD.

@@ -82,7 +82,7 @@ impl Operands {
                 true => i.set_has_repne_prefix(true),
                 false => i.set_has_rep_prefix(true),
             }
-            if !self.known[1].is_some_and(|count| count < 0x40) {
+            if self.known[1].is_none_or(|count| count >= 0x40) {
                 let count = rng.random_range(0..0x30);
                 step.push(Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("mov"));
             }

@@ -13,10 +13,10 @@ mod moves;
 mod save;
 mod shape;
 mod shuffle;
-mod state;
+pub(crate) mod state;
 mod x87;
 
-pub(crate) use state::{Extended, Fpu, FpuStateError};
+pub(crate) use state::Fpu;
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 

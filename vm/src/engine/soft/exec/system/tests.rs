@@ -237,7 +237,7 @@ fn a_fault_at_cpl_0_pushes_its_frame_on_the_running_stack() {
 
 #[test]
 fn a_trap_gate_leaves_interrupts_on() {
-    let guest = Guest::new(&assemble!("ud2")).flags(IF | TF & 0);
+    let guest = Guest::new(&assemble!("ud2")).flags(IF);
     guest.gate(vector::UD, 0, 0xf, 0);
     let guest = guest.expect(vector::UD);
     assert_eq!(guest.cpu.rflags() & IF, IF);
@@ -434,7 +434,7 @@ fn sysret_loads_the_segments_that_star_names() {
     // To 32-bit code, which makes its system calls through CSTAR.
     let mut guest = Guest::new(&[0x0f, 0x07]);
     guest.put(CODE + 0x100, 0x050f);
-    guest.cpu.regs[1] = CODE + 0x100 | 7 << 32;
+    guest.cpu.regs[1] = (CODE + 0x100) | 7 << 32;
     guest.cpu.sys.cstar = HANDLERS + 0x90;
     assert_eq!(run_to(&mut guest.cpu, 1), Exit::Limit);
     assert_eq!(guest.cpu.sys.segs[CS], Segment::flat_code(USER_CODE32, 3, false));
@@ -933,8 +933,8 @@ proptest! {
             u64::from(USER_DATA), u64::from(USER_CODE), u64::from(KERNEL_CODE), 0x8005_0033, 0x6a0, 0xd01, DATA, GDT,
             0xc000_0080, 0xc000_0081, 0x10, 0x6e0, 0, CODE, registers[0], registers[1],
         ];
-        for index in 0..16 {
-            guest.cpu.regs[index] = *selectors[index].get(&plausible);
+        for (register, selector) in guest.cpu.regs.iter_mut().zip(&selectors) {
+            *register = *selector.get(&plausible);
         }
         for index in 0..64 {
             guest.put(DATA + index * 8, plausible[(index as usize * 7 + 3) % 16]);

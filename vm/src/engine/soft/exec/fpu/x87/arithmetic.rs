@@ -258,11 +258,6 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> (Outcome, Re
         return (nan, Reduction::Special);
     }
     let flags = denormal_flag(a, b);
-    let (x, y) = match (a.kind(), b.kind()) {
-        (Kind::Infinity, _) | (_, Kind::Zero) => return (invalid(), Reduction::Special),
-        (Kind::Finite(x), Kind::Finite(y)) => (x, y),
-        _ => return (Outcome::flagged(a, flags), Reduction::Complete(0)),
-    };
     let exact =
         Control { rounding: Rounding::Nearest, precision: 64, overflow_masked: true, underflow_masked: true };
     let back = |negative: bool, exponent: i32, significand: u128| {
@@ -272,6 +267,13 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> (Outcome, Re
         // The significand counts units of 2^(exponent - 63).
         let shift = significand.leading_zeros();
         pack(exact, negative, exponent + 64 - shift as i32, significand << shift).and(flags)
+    };
+    let unchanged = |x: Finite| (back(x.negative, x.exponent, x.significand.into()), Reduction::Complete(0));
+    let (x, y) = match (a.kind(), b.kind()) {
+        (Kind::Infinity, _) | (_, Kind::Zero) => return (invalid(), Reduction::Special),
+        (Kind::Finite(x), Kind::Finite(y)) => (x, y),
+        (Kind::Finite(x), _) => return unchanged(x),
+        _ => return (Outcome::flagged(a, flags), Reduction::Complete(0)),
     };
     let divisor = u128::from(y.significand);
     let apart = x.exponent - y.exponent;
@@ -286,14 +288,14 @@ pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> (Outcome, Re
         return (back(x.negative, x.exponent - step, rest), Reduction::Partial);
     }
     if apart < -1 || apart < 0 && !nearest {
-        return (Outcome::flagged(a, flags), Reduction::Complete(0));
+        return unchanged(x);
     }
     if apart == -1 {
         // Less than the divisor; more than half of it rounds up to one of it.
         let twice_b = divisor << 1;
         let value = u128::from(x.significand);
         if value <= divisor {
-            return (Outcome::flagged(a, flags), Reduction::Complete(0));
+            return unchanged(x);
         }
         let outcome = back(!x.negative, x.exponent, twice_b - value);
         return (outcome, Reduction::Complete(1));

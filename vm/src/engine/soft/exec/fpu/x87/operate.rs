@@ -173,9 +173,7 @@ fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
         Some((a, b)) => arithmetic::remainder(a, b, NEAREST),
         None => (stack::underflow(), Reduction::Special),
     };
-    if !matches!(reduction, Reduction::Partial) {
-        fpu.status &= !C2;
-    }
+    fpu.status &= !C2;
     if fpu.finish(0, outcome) {
         let bit = |of: u8, bit: u8, condition: u16| if of >> bit & 1 == 1 { condition } else { 0 };
         match reduction {

@@ -21,8 +21,10 @@ use crate::engine::soft::op::{Handler, Op, Step};
 const ONE: Extended = Extended { significand: 1 << 63, sign_exponent: BIAS as u16 };
 const LN_2: Extended = Extended { significand: 0xb172_17f7_d1cf_79ac, sign_exponent: BIAS as u16 - 1 };
 const LOG2_E: Extended = Extended { significand: 0xb8aa_3b29_5c17_f0bc, sign_exponent: BIAS as u16 };
-/// Below this exponent sin x is x to double precision, and so on.
+/// Below this exponent sin, tan and atan of x are x to double precision: the next term is of the third order.
 const LINEAR: i32 = -32;
+/// Below this one 2^x - 1 and log2(x + 1) are linear, whose next term is of the second.
+const FLAT: i32 = -64;
 
 pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
     Some(match instruction.mnemonic() {
@@ -123,7 +125,7 @@ fn power(_: Control, a: Extended) -> Outcome {
         return nan;
     }
     match a.kind() {
-        Kind::Finite(x) if x.exponent < LINEAR => multiply(NEAREST, a, LN_2).and(PE),
+        Kind::Finite(x) if x.exponent < FLAT => multiply(NEAREST, a, LN_2).and(PE),
         Kind::Finite(x) => {
             let v = double(x);
             let result =

@@ -1,13 +1,7 @@
-//! Where the host may differ by the architecture's leave, and how a difference is told.
-
-use iced_x86::Instruction;
+//! How a difference from the host is told.
 
 use super::super::Fpu;
 use super::host::World;
-
-pub(super) fn excused(_: &Instruction, _: &World, _: &World, _: &World) -> bool {
-    false
-}
 
 pub(super) fn explain(before: &World, expected: &World, found: &World) {
     let state = |world: &World| Fpu::from_fxsave(&world.fxsave).unwrap();
