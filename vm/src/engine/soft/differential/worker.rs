@@ -132,7 +132,7 @@ fn worker() {
 
 #[test]
 fn programs_do_the_same_in_the_engine_and_on_the_host() {
-    let verdict = share(1, 0, 40_000, 2);
+    let verdict = share(1, 0, 16_000, 2);
     assert!(verdict.failures.is_empty(), "{}", verdict.failures.join("\n"));
     let missing = verdict.coverage.missing(&forms());
     assert!(missing.is_empty(), "never in a program: {missing:?}");

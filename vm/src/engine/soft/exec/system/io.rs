@@ -94,11 +94,11 @@ pub(super) fn output(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// `ins`: the place is known to be writable before the port is read.
 pub(super) fn input_string(cpu: &mut Cpu, op: &Op) -> Step {
+    let port = cpu.regs[RDX] as u16;
+    cpu.require_ports(port, op.aux)?;
     if cpu.is_done(op) {
         return Ok(());
     }
-    let port = cpu.regs[RDX] as u16;
-    cpu.require_ports(port, op.aux)?;
     let address = cpu.address(op);
     cpu.probe_write(address, op.aux.into())?;
     let value = cpu.port_read(port, op.aux);
@@ -112,11 +112,11 @@ pub(super) fn input_string(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// `outs`.
 pub(super) fn output_string(cpu: &mut Cpu, op: &Op) -> Step {
+    let port = cpu.regs[RDX] as u16;
+    cpu.require_ports(port, op.aux)?;
     if cpu.is_done(op) {
         return Ok(());
     }
-    let port = cpu.regs[RDX] as u16;
-    cpu.require_ports(port, op.aux)?;
     let address = cpu.address(op);
     let value = match op.aux {
         1 => cpu.load::<u8>(address)?.into(),
