@@ -1,5 +1,5 @@
 //! The digest of a pairing: one number that both sides carry along over everything since the copy began, as decoded:
-//! every page's number and content in order, every epoch's number and state. It agrees at the end of an epoch only if
+//! every page's number and content in order, every epoch's number and state or log. It agrees at the end of an epoch only if
 //! the backup holds exactly the primary's history, so a wrong base for a delta, a lost page or an epoch out of order
 //! shows at once. It guards against mistakes and damage, not against an adversary.
 
@@ -25,6 +25,11 @@ impl Chain {
     /// Adds the end of an epoch: its number and state.
     pub fn epoch(&mut self, epoch: u64, state: &[u8]) {
         self.fold(epoch, xxh3_64(state));
+    }
+
+    /// Adds an epoch of the log: its number and bytes.
+    pub fn log(&mut self, epoch: u64, log: &[u8]) {
+        self.fold(!epoch, xxh3_64(log));
     }
 
     /// The digest so far.

@@ -8,7 +8,8 @@ use crate::arena::Capture;
 use crate::digest::Chain;
 use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
 use crate::shadow::Shadow;
-use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd};
+use crate::wire::frame::NoSink;
+use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
 use crate::wire::{FrameError, FrameType, Message, WireSink};
 use ft_vm::layout::PAGE_SIZE;
 use ft_vm::memory::PageIndex;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Batches of records are sent when another record might take them beyond this.
 pub const BATCH_BYTES: usize = 256 << 10;
+/// Most bytes of log in an epoch.
+pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Most bytes of machine state in a checkpoint.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
 
@@ -55,6 +58,9 @@ pub enum EncodeError {
     /// More state than any machine has.
     #[error("{0} bytes of machine state, at most {STATE_BYTES_MAX} are allowed")]
     State(usize),
+    /// More log than an epoch takes.
+    #[error("{0} bytes of log in an epoch, at most {LOG_BYTES_MAX} are allowed")]
+    Log(usize),
 }
 
 /// What an epoch, or a piece of a copy, came to.
@@ -237,13 +243,48 @@ impl Encoder {
         Ok(Encoded { checkpoint, stats, sent })
     }
 
-    fn check(&self, capture: &Capture) -> Result<(), EncodeError> {
+    /// Encodes an epoch of the log into `reuse`. It is sent as a whole, once it is kept. An error means that nothing has
+    /// changed.
+    pub fn encode_log(
+        &mut self,
+        epoch: u64,
+        log: &[u8],
+        stamp_us: u64,
+        reuse: EncodedCheckpoint,
+    ) -> Result<EncodedCheckpoint, EncodeError> {
+        self.check_epoch(epoch)?;
+        if log.len() > LOG_BYTES_MAX {
+            return Err(EncodeError::Log(log.len()));
+        }
+        let pairing = self.chain.as_mut().ok_or(EncodeError::NoPairing)?;
+        pairing.last_epoch = Some(epoch);
+        pairing.chain.log(epoch, log);
+        if self.shadow.bytes() > 0 {
+            // No page follows a log.
+            self.shadow = Shadow::new(self.ram_pages, 0);
+        }
+        let mut nowhere = NoSink;
+        let mut pieces = Pieces::new(reuse, epoch, &mut nowhere);
+        let mut parts = log.chunks(BATCH_BYTES).peekable();
+        while let Some(part) = parts.next_if(|part| part.len() == BATCH_BYTES) {
+            pieces.message(&Message::Log(part));
+        }
+        let end = LogEnd { digest: pairing.chain.value(), stamp_us };
+        pieces.message(&Message::LogEnd(end, parts.next().unwrap_or_default()));
+        Ok(pieces.finish().0)
+    }
+
+    fn check_epoch(&self, epoch: u64) -> Result<(), EncodeError> {
         let pairing = self.chain.as_ref().ok_or(EncodeError::NoPairing)?;
-        let epoch = capture.epoch;
         let last = pairing.last_epoch.unwrap_or(epoch.saturating_sub(1));
         if epoch == 0 || last.checked_add(1) != Some(epoch) {
             return Err(EncodeError::Epoch { epoch, last });
         }
+        Ok(())
+    }
+
+    fn check(&self, capture: &Capture) -> Result<(), EncodeError> {
+        self.check_epoch(capture.epoch)?;
         let (listed, held) = (capture.pages.len(), capture.arena.len());
         if listed != held {
             return Err(EncodeError::Count { listed, held });

@@ -17,6 +17,7 @@
 //!                                 <------ Ack{epoch}   ...and applied later, in order
 //!   Paired{generation} ------------------------>   the cell names this pairing: may contest from now on
 //!   EpochBegin ...                                 epochs without end
+//!   or Log* LogEnd ...                             replay mode: epochs of the event log, to be executed
 //! ```
 //!
 //! After a reconnect the backup says which pairing and epoch it holds; if the primary still owes the next epoch it
@@ -33,5 +34,6 @@ pub mod lazy;
 pub mod owed;
 pub mod page;
 pub mod receiver;
+pub mod recording;
 pub mod shadow;
 pub mod wire;

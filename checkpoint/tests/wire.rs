@@ -1,6 +1,6 @@
 //! Frames and messages: what goes in comes out, and nothing else does.
 
-use ft_checkpoint::wire::frame::{HEADER_BYTES, MAX_PAYLOAD};
+use ft_checkpoint::wire::frame::{HEADER_BYTES, MAX_PAYLOAD, VERSION};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use proptest::prelude::*;
@@ -45,18 +45,22 @@ fn any_frames() -> impl Strategy<Value = Vec<(FrameType, u64, Vec<u8>)>> {
 
 fn any_identity() -> impl Strategy<Value = Identity> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..50);
-    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), bytes(), any::<u64>(), any::<u64>()).prop_map(
-        |(protocol, vm, node, generation, spec, cpu, features, lease_us)| Identity {
-            protocol,
-            vm,
-            node,
-            generation,
-            spec,
-            cpu,
-            features,
-            lease_us,
-        },
-    )
+    let engine = (prop::bool::ANY, any::<u64>());
+    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), engine, bytes(), any::<u64>(), any::<u64>())
+        .prop_map(|(protocol, vm, node, generation, spec, (replay, engine), cpu, features, lease_us)| {
+            Identity {
+                protocol,
+                vm,
+                node,
+                generation,
+                spec,
+                mode: if replay { Mode::Replay } else { Mode::Checkpoint },
+                engine,
+                cpu,
+                features,
+                lease_us,
+            }
+        })
 }
 
 fn any_message() -> impl Strategy<Value = Message<'static>> {
@@ -82,6 +86,13 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         n().prop_map(|epoch| Message::Switchover { epoch }),
         n().prop_map(|generation| Message::TookOver { generation }),
         (any::<u16>(), ".{0,90}").prop_map(|(reason, text)| Message::Bye(Bye { reason, text })),
+        (n(), n(), 0..9usize).prop_map(|(digest, stamp_us, bytes)| {
+            Message::LogEnd(LogEnd { digest, stamp_us }, &b"some log"[..bytes.min(8)])
+        }),
+        (n(), n(), n()).prop_map(|(count, lag_us, pending_bytes)| {
+            Message::Position(Position { count, lag_us, pending_bytes })
+        }),
+        (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
     ]
 }
 
@@ -187,7 +198,7 @@ fn strangers_are_refused_by_name() {
     assert!(matches!(refused(&one(vm_id("db"), 5)), FrameError::WrongVm { .. }));
     assert!(matches!(refused(&one(vm_id("web"), 4)), FrameError::StaleGeneration { theirs: 4, ours: 5 }));
     assert!(matches!(refused(&restamped(0, 0)), FrameError::BadMagic(_)));
-    assert!(matches!(refused(&restamped(4, 9)), FrameError::Version { theirs: 9, ours: 1 }));
+    assert!(matches!(refused(&restamped(4, 9)), FrameError::Version { theirs: 9, ours: VERSION }));
     assert!(matches!(refused(&restamped(6, 99)), FrameError::UnknownType(99)));
     assert!(matches!(refused(&restamped(32, 1)), FrameError::BadSequence { theirs: 1, ours: 0 }));
     assert!(matches!(refused(&restamped(43, 1)), FrameError::TooLong { .. }));

@@ -7,7 +7,7 @@ mod validate;
 
 pub use host::HostError;
 
-use ft_vm::spec::{Boot, FreestandingImage};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::fs::File;
@@ -46,6 +46,9 @@ pub struct Config {
     /// How it is protected.
     #[serde(default)]
     pub replication: Replication,
+    /// What replay mode adds.
+    #[serde(default)]
+    pub replay: Replay,
     /// Who decides when the nodes lose each other.
     pub arbiter: Arbiter,
     /// Messages.
@@ -80,6 +83,8 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Machine {
+    /// What executes it.
+    pub engine: EngineKind,
     /// vCPUs.
     pub vcpus: u8,
     /// Guest memory.
@@ -108,6 +113,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
+            engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
             guest: Guest::Builtin,
@@ -203,8 +209,6 @@ pub struct Replication {
     pub listen: SocketAddr,
     /// How.
     pub mode: Mode,
-    /// On what.
-    pub engine: Engine,
     /// Length of an epoch.
     pub epoch_ms: u64,
     /// Checkpoints captured and not yet acked, at most.
@@ -232,7 +236,6 @@ impl Default for Replication {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
             mode: Mode::Checkpoint,
-            engine: Engine::Kvm,
             epoch_ms: 5,
             pipeline_depth: 4,
             inflight_mib: 64,
@@ -292,6 +295,33 @@ pub enum LogLevel {
     Trace,
 }
 
+/// How the VM is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Its state is shipped many times a second.
+    #[default]
+    Checkpoint,
+    /// Its inputs are shipped, and the backup executes them too.
+    Replay,
+}
+
+/// Replay mode.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replay {
+    /// How often the log is shipped while the guest works, in microseconds.
+    pub batch_us: u64,
+    /// How far the backup may be behind before the VM is slowed.
+    pub lag_ms_max: u64,
+}
+
+impl Default for Replay {
+    fn default() -> Self {
+        Self { batch_us: 500, lag_ms_max: 100 }
+    }
+}
+
 /// Prometheus.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -326,14 +356,6 @@ macro_rules! only {
     };
 }
 
-only! {
-    /// How the VM is protected.
-    Mode: "mode" = "checkpoint" => Checkpoint, later: ["replay"]
-}
-only! {
-    /// What runs the VM.
-    Engine: "engine" = "kvm" => Kvm, later: ["soft"]
-}
 only! {
     /// The arbiter's back end.
     ArbiterKind: "kind" = "file" => File, later: ["network", "etcd"]

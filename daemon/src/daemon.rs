@@ -4,20 +4,22 @@
 use crate::arbiter::Arbiter;
 use crate::config::{self, Config, HostError, OnReset};
 use crate::control::api::{
-    ArbiterStatus, CopyProgress, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status,
+    ArbiterStatus, CopyProgress, Failure, PeerStatus, ReplayStatus, Role, STATUS_SCHEMA, State, Status,
 };
 use crate::control::http;
 use crate::control::server::{BindError, ConsoleAttachment, Controlled, Server};
 use crate::exit::DaemonExit;
-use crate::metrics::Percentiles;
-use crate::replica::{ConsoleHub, Input, Parts, Replica, StartError, Window, prepare_host};
+use crate::metrics::{Percentiles, Rate};
+use crate::replica::{ConsoleHub, Input, Parts, Progress, Replay, Replica, StartError, Window, prepare_host};
 use crate::role::{self, Event, Exit, Policy, ViewRole, ViewState};
 use crate::service::{InstanceLock, LockError, Notifier, Watchdog};
 use crate::telemetry::Telemetry;
 use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::message::Identity;
+use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_netbuf::OutputBuffer;
-use ft_vm::machine::{MachineError, host_cpu_profile};
+use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
+use ft_vm::spec::EngineKind;
+use parking_lot::Mutex;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -107,7 +109,16 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         node: config.node.to_string(),
         generation: 0,
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
-        cpu: serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
+        mode: match config.replication.mode {
+            config::Mode::Checkpoint => Mode::Checkpoint,
+            config::Mode::Replay => Mode::Replay,
+        },
+        engine: engine_fingerprint(host.spec.engine),
+        cpu: match host.spec.engine {
+            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
+            // The guest sees nothing of the host's.
+            EngineKind::Soft => Vec::new(),
+        },
         features: 0,
         lease_us: config.replication.lease_ms * 1000,
     };
@@ -116,12 +127,20 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let telemetry = Arc::new(Telemetry::default());
     let watchdog = Arc::new(Watchdog::from_environment());
     let arbiter = config.arbiter();
+    let replay = Replay {
+        on: config.replication.mode == config::Mode::Replay,
+        batch: Duration::from_micros(config.replay.batch_us),
+        lag_max: Duration::from_millis(config.replay.lag_ms_max),
+        progress: Arc::new(Progress::default()),
+    };
     let live = Arc::new(Live {
         config: config.clone(),
         arbiter_place: arbiter.describe(),
         window: Arc::clone(&window),
         telemetry: Arc::clone(&telemetry),
         output: host.output.clone(),
+        replay: replay.clone(),
+        log_rate: Mutex::default(),
         console,
         inputs: inputs.clone(),
         started: Instant::now(),
@@ -141,6 +160,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
         epoch: Duration::from_millis(r.epoch_ms),
+        replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,
         peer_address: config.peer.address.to_string(),
         listener,
@@ -183,7 +203,7 @@ fn policy(config: &Config, fresh: bool) -> Policy {
 }
 
 /// Names of pairings must not repeat across restarts.
-fn random_nonce() -> u64 {
+pub(crate) fn random_nonce() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // Seeded by the system's randomness in every process; the time and the pid only add to it.
     let mut hasher = std::hash::RandomState::new().build_hasher();
@@ -241,6 +261,8 @@ struct Live {
     window: Arc<Window>,
     telemetry: Arc<Telemetry>,
     output: OutputBuffer,
+    replay: Replay,
+    log_rate: Mutex<Rate>,
     console: ConsoleHub,
     inputs: Sender<Input>,
     started: Instant,
@@ -267,6 +289,12 @@ fn initial_status(config: &Config) -> Status {
         bytes_sent: 0,
         compression_ratio: 0.0,
         parts: crate::telemetry::Parts::default(),
+        mode: match config.replication.mode {
+            config::Mode::Checkpoint => Mode::Checkpoint.to_string(),
+            config::Mode::Replay => Mode::Replay.to_string(),
+        },
+        engine: config.machine.engine.to_string(),
+        replay: None,
         copy: None,
         take_over: None,
         peer: PeerStatus {
@@ -326,6 +354,7 @@ impl Live {
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: self.telemetry.compression_ratio(),
             parts: self.telemetry.parts(),
+            replay: self.replay.on.then(|| self.replay_status(view.role, now)),
             copy: (copy_total > 0)
                 .then(|| CopyProgress { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
             take_over: self.telemetry.take_over(),
@@ -344,6 +373,23 @@ impl Live {
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    fn replay_status(&self, role: ViewRole, now: Instant) -> ReplayStatus {
+        let metrics = &self.telemetry.metrics;
+        let position = self.replay.progress.get();
+        metrics.lag_us.set(position.lag_us);
+        if role == ViewRole::Backup {
+            metrics.replay_count.set(position.count);
+        }
+        ReplayStatus {
+            count: metrics.replay_count.get(),
+            log_bytes_per_s: self.log_rate.lock().of(metrics.log_bytes.get(), now),
+            lag_us: position.lag_us,
+            throttle_pct: metrics.throttle_permille.get() as f64 / 10.0,
+            divergences: metrics.divergences.get(),
+            last_divergence: self.telemetry.divergence(),
+        }
     }
 
     /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup.

@@ -46,6 +46,8 @@ exit_codes! {
         Fenced = 20,
         /// the guest crashed
         GuestCrashed = 21,
+        /// a replay is not what was recorded
+        Diverged = 22,
     }
 }
 

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod exit;
 pub mod lifeline;
 pub mod metrics;
+pub mod recording;
 pub mod replica;
 pub mod role;
 pub mod service;

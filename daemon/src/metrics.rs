@@ -4,6 +4,7 @@
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -105,6 +106,25 @@ impl Window {
     }
 }
 
+/// The rate at which a total grows, over the last moments.
+#[derive(Debug, Default)]
+pub struct Rate(VecDeque<(Instant, u64)>);
+
+impl Rate {
+    /// The rate a second, as of now, when the total is this.
+    pub fn of(&mut self, total: u64, now: Instant) -> f64 {
+        while self.0.len() > 1
+            && self.0.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW)
+        {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, total));
+        let Some((since, before)) = self.0.front() else { return 0.0 };
+        let time = now.saturating_duration_since(*since).as_secs_f64();
+        if time < 0.05 { 0.0 } else { total.saturating_sub(*before) as f64 / time }
+    }
+}
+
 macro_rules! metrics {
     ($($field:ident: $kind:ident $name:literal $help:literal,)+) => {
         /// The daemon's numbers.
@@ -183,6 +203,12 @@ metrics! {
     takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
     switchovers: Counter "ftd_switchovers_total" "Planned hand-overs from or to this node",
     resyncs: Counter "ftd_resyncs_total" "Full copies begun",
+    replay_count: Gauge "ftd_replay_count" "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
+    lag_us: Gauge "ftd_lag_us" "Replay mode: how far the backup is behind, in microseconds",
+    throttle_permille: Gauge "ftd_throttle_permille" "Replay mode: thousandths of its time that the VM stands still for the backup",
+    log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
+    log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
+    divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
     suspicions: Counter "ftd_suspicions_total" "Times the peer was suspected",
 }
 
@@ -274,6 +300,18 @@ mod tests {
         let rate = window.rate(start + seconds(100));
         assert!((190.0..=210.0).contains(&rate), "{rate}");
         assert_eq!(window.rate(start + seconds(200)), 0.0);
+    }
+
+    #[test]
+    fn the_rate_of_a_total_is_that_of_the_last_moments() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        assert_eq!(rate.of(1000, start), 0.0);
+        assert_eq!(rate.of(3000, start + seconds(2)), 1000.0);
+        for second in 3..20 {
+            rate.of(3000, start + seconds(second));
+        }
+        assert_eq!(rate.of(3000, start + seconds(20)), 0.0);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::replica::PauseParts;
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
 use ft_vm::layout::PAGE_SIZE;
+use ft_vm::replay::LogCut;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -27,6 +28,15 @@ pub struct TakeOver {
     pub total_us: u64,
     /// Pages that were still to be applied, and were served on demand or applied first.
     pub pending_pages: u64,
+}
+
+/// A backup that did not execute what the primary executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// Instructions that had been executed where it was found.
+    pub count: u64,
+    /// The register, page or input that differed.
+    pub what: String,
 }
 
 /// What the last pauses and checkpoints were made of, in microseconds.
@@ -57,6 +67,7 @@ pub struct Telemetry {
     written: Mutex<Arc<AtomicU64>>,
     written_before: AtomicU64,
     take_over: Mutex<Option<TakeOver>>,
+    divergence: Mutex<Option<Divergence>>,
 }
 
 struct Windows {
@@ -85,6 +96,7 @@ impl Default for Telemetry {
             written: Mutex::default(),
             written_before: AtomicU64::new(0),
             take_over: Mutex::default(),
+            divergence: Mutex::default(),
         }
     }
 }
@@ -136,6 +148,30 @@ impl Telemetry {
         self.metrics.checkpoints.add(1);
         self.metrics.commit_us.lock().record(0, Instant::now());
         self.metrics.copy_total_bytes.set(0);
+    }
+
+    /// Primary in replay mode: an epoch of the log was cut.
+    pub fn logged(&self, epoch: u64, cut: &LogCut) {
+        self.metrics.epoch.set(epoch);
+        self.metrics.replay_count.set(cut.count);
+        self.metrics.log_bytes.add(cut.bytes as u64);
+        self.metrics.log_entries.add(cut.entries);
+    }
+
+    /// Primary in replay mode: the guest stands still for so many thousandths of its time.
+    pub fn throttled(&self, permille: u16) {
+        self.metrics.throttle_permille.set(permille.into());
+    }
+
+    /// The backup, this one or the peer, is not the primary's likeness any more.
+    pub fn diverged(&self, count: u64, what: &str) {
+        self.metrics.divergences.add(1);
+        *self.divergence.lock() = Some(Divergence { count, what: what.into() });
+    }
+
+    /// The last divergence.
+    pub fn divergence(&self) -> Option<Divergence> {
+        self.divergence.lock().clone()
     }
 
     /// Primary: the guest stands still because the backup lags behind.

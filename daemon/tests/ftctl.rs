@@ -78,6 +78,9 @@ impl Fixture {
             hold_us: Percentiles::default(),
             bytes_sent: 0,
             compression_ratio: 0.0,
+            mode: "checkpoint".into(),
+            engine: "kvm".into(),
+            replay: None,
             copy: None,
             peer: PeerStatus {
                 node: "beta".into(),

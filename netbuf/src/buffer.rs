@@ -153,7 +153,7 @@ struct Inner {
     awaiting_room: Option<usize>,
 }
 
-type RoomCallback = Box<dyn Fn() + Send + Sync>;
+type Callback = Box<dyn Fn() + Send + Sync>;
 
 struct Shared {
     bounds: Bounds,
@@ -161,7 +161,8 @@ struct Shared {
     /// Held by whoever empties the queue; its content is the frame on its way.
     wire: Mutex<Vec<u8>>,
     inner: Mutex<Inner>,
-    on_room: Mutex<Option<Arc<RoomCallback>>>,
+    on_room: Mutex<Option<Arc<Callback>>>,
+    on_held: Mutex<Option<Arc<Callback>>>,
 }
 
 /// The buffer; clones share it.
@@ -193,6 +194,7 @@ impl OutputBuffer {
             wire: Mutex::new(Vec::with_capacity(MAX_FRAME_BYTES)),
             inner: Mutex::new(Inner { queue: FrameQueue::default(), stats, awaiting_room: None }),
             on_room: Mutex::new(None),
+            on_held: Mutex::new(None),
         }))
     }
 
@@ -214,7 +216,9 @@ impl OutputBuffer {
         if passing && inner.queue.is_empty() && self.pass_directly(&mut inner, frame) {
             return Transmitted::Taken;
         }
+        let mut opens_epoch = false;
         let outcome = if inner.has_room(frame.len(), self.0.bounds) {
+            opens_epoch = !passing && inner.queue.is_open_empty();
             inner.queue.push(frame, Instant::now());
             Transmitted::Taken
         } else {
@@ -226,6 +230,12 @@ impl OutputBuffer {
         drop(inner);
         if passing {
             self.retry_passing();
+        }
+        if opens_epoch {
+            let callback = self.0.on_held.lock().clone();
+            if let Some(callback) = callback {
+                callback();
+            }
         }
         outcome
     }
@@ -284,6 +294,13 @@ impl OutputBuffer {
     /// with no lock held.
     pub fn on_room(&self, callback: impl Fn() + Send + Sync + 'static) {
         *self.0.on_room.lock() = Some(Arc::new(Box::new(callback)));
+    }
+
+    /// Sets the callback for output that waits: called when the open epoch gets its first frame, on the vCPU thread that
+    /// sends it, with no lock held. Whoever can end an epoch at any time does it now, and holds the frame no longer than
+    /// it has to.
+    pub fn on_held(&self, callback: impl Fn() + Send + Sync + 'static) {
+        *self.0.on_held.lock() = Some(Arc::new(Box::new(callback)));
     }
 
     /// The counters.

@@ -42,6 +42,13 @@ impl FrameQueue {
         self.frames.is_empty()
     }
 
+    /// Whether no frame belongs to the open epoch.
+    pub(crate) fn is_open_empty(&self) -> bool {
+        self.closed
+            .back()
+            .map_or(self.frames.is_empty(), |mark| mark.end == self.first + self.frames.len() as u64)
+    }
+
     /// Appends a frame to the open epoch.
     pub(crate) fn push(&mut self, frame: &[u8], taken_at: Instant) {
         self.payload.extend(frame);

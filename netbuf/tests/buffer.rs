@@ -75,6 +75,32 @@ fn frames_leave_only_with_their_epoch_and_in_order() {
 }
 
 #[test]
+fn the_first_held_frame_of_each_epoch_is_told() {
+    let (out, _) = buffer(ROOMY);
+    let told = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&told);
+    out.on_held(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let told = move || told.load(Ordering::Relaxed);
+    let _ = out.pass();
+    take(&out, b"passes");
+    out.hold();
+    assert_eq!(told(), 0);
+    take(&out, b"a");
+    take(&out, b"b");
+    assert_eq!(told(), 1);
+    out.close_epoch(1);
+    out.close_epoch(2);
+    take(&out, b"c");
+    assert_eq!(told(), 2, "what is still held of epoch 1 does not matter");
+    out.close_epoch(3);
+    assert_eq!(out.release_through(3, long_permit()).frames, 3);
+    take(&out, b"d");
+    assert_eq!(told(), 3);
+}
+
+#[test]
 fn a_new_buffer_is_muted_and_lets_nothing_out() {
     let (out, wire) = buffer(ROOMY);
     assert_eq!(out.stats().gate, Gate::Muted);

@@ -43,12 +43,14 @@ faults_usage() {
     cat <<EOF
 scripts/faults/$fault_name: $fault_about
 
-usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest builtin|linux] [--keep] ${fault_options:-}
+usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] [--engine E] [--keep] ${fault_options:-}
 
   --count N     trials (default 10)
   --seed S      seed of the first trial (default 1); trial i has seed S+i-1, so one trial is repeated by
                 --count 1 --seed ITS-SEED
-  --guest G     the guest in the VM (default builtin)
+  --guest G     the guest in the VM: builtin (default), linux (a small kernel) or debian (Debian's own)
+  --mode M      how the VM is protected: checkpoint (default) or replay
+  --engine E    what executes it: kvm (default) or soft; replay mode is always on soft
   --keep        keep the run's directory even when all is well
 ${fault_options_help:-}
 One line a trial and a total on stdout. Exit status: 0 no violation, 1 violations (the run's directory is kept and
@@ -80,6 +82,8 @@ run_trials() {
         --count) count=${2:?} && shift 2 ;;
         --seed) seed=${2:?} && shift 2 ;;
         --guest) export FT_GUEST=${2:?} && shift 2 ;;
+        --mode) export FT_MODE=${2:?} && shift 2 ;;
+        --engine) export FT_ENGINE=${2:?} && shift 2 ;;
         --keep) keep_run_dir=1 && shift ;;
         -h | --help) faults_usage && exit 0 ;;
         *)
@@ -89,12 +93,12 @@ run_trials() {
             ;;
         esac
     done
-    [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ ]] || { faults_usage >&2 && exit 2; }
+    [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ && ${FT_MODE:-replay} =~ ^(checkpoint|replay)$ &&
+        ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ ]] || { faults_usage >&2 && exit 2; }
     setup_need network
-    net_preflight && [[ -c /dev/kvm ]] || {
-        say_error "SKIPPED $fault_name: this needs root, network namespaces, /dev/net/tun and /dev/kvm"
-        exit 77
-    }
+    local missing
+    net_preflight || { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
+    missing=$(pair_can_run) || { say_error "SKIPPED $fault_name: $missing" && exit 77; }
     setup_binaries
     make_run_dir "$fault_name"
     net_up

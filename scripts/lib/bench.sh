@@ -1,6 +1,23 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034,SC2016
 # The sections of scripts/bench. Each measures, adds its figures as JSON lines to $bench_results, and prints its table.
-# Sourced; needs say.sh, cleanup.sh (run_dir), net.sh (up) and pair.sh.
+# Sourced; needs say.sh, cleanup.sh (run_dir), setup.sh, net.sh (up) and pair.sh.
+
+for bench_part in soft replay; do
+    # shellcheck source=/dev/null
+    source "$FTD_ROOT/scripts/lib/bench-$bench_part.sh"
+done
+
+# In the order in which they are measured.
+bench_sections=(pause epochs traffic takeover slowdown codec soft replay)
+
+# bench_needs SECTION: what it cannot do without, as words: kvm, network.
+bench_needs() {
+    case $1 in
+    pause) echo kvm ;;
+    epochs | traffic | takeover | slowdown) echo kvm network ;;
+    replay) echo network ;;
+    esac
+}
 
 bench_ready_s=${FT_PATIENCE_S:-90}
 
@@ -9,8 +26,10 @@ bench_begin() {
     bench_results=$run_dir/results.jsonl
     : >"$bench_results"
     bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5 bench_spin_ms=2000 bench_codec_ms=1500
+    bench_quick=$1 bench_emulations=3 bench_golive_kills=20
     if [[ $1 == 1 ]]; then
         bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
+        bench_emulations=1 bench_golive_kills=5
     fi
     # What else the machine does, before anything is measured: it takes its part of every figure.
     bench_ticks && sleep 1
@@ -186,89 +205,116 @@ bench_traffic() {
     say 'memory: 20,000 pages a second asked for, of 4,000; count changes a word of each, text and random all of it'
 }
 
-# bench_kill NUMBER: kills the primary, waits until its peer runs the VM, and brings protection back.
+# bench_kill SECTION NUMBER: kills the primary, waits until its peer runs the VM, and brings protection back.
 bench_kill() {
-    local victim heir pid kill_us
+    local victim heir pid kill_us lag_us
     victim=$(pair_primary) || die 'no primary'
+    lag_us=$(host_status "$victim" '.lag_us // 0')
     heir=${pair_peer[$victim]}
     pid=$(spawned_pid "$victim/ftd")
     is_running "$victim/ftd" || die "$victim's daemon has ended"
     now_us kill_us
     kill -KILL "$pid"
     wait_until "$bench_ready_s" host_is "$heir" primary solo || { pair_explain && die 'nobody took over'; }
-    host_status "$heir" .take_over | jq -c --argjson kill_us "$kill_us" --argjson kill "$1" '
+    host_status "$heir" .take_over | jq -c --argjson kill_us "$kill_us" --argjson kill "$2" --argjson lag_us "${lag_us:-0}" '
         def ms: . / 100 | round / 10;
         {$kill, $kill_us, takeover_ms: (.running_unix_us - $kill_us | ms),
          notice_ms: (if .total_us > 0 then .running_unix_us - .total_us - $kill_us | ms else null end),
-         decide_ms: (if .total_us > 0 then .total_us - .resume_us | ms else null end), resume_ms: (.resume_us | ms), pending_pages}' | bench_add kill
+         decide_ms: (if .total_us > 0 then .total_us - .resume_us | ms else null end), resume_ms: (.resume_us | ms), pending_pages,
+         lag_ms: ($lag_us | ms)}' | bench_add "$1"
     wait_until "$bench_ready_s" has_ended "$victim/ftd"
     host_start "$victim"
     pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected again'; }
     sleep 0.3
 }
 
-bench_takeover() {
-    bench_title "Take-over after SIGKILL of the primary, $bench_kills times, under client load"
-    local kill
+# bench_kills_of SECTION COUNT: a pair under client load whose primary is killed so many times; its table.
+bench_kills_of() {
+    local section=$1 count=$2 kill
+    rm -f "$run_dir/client.stop" "$run_dir/client.log"
     bench_pair_up 5
     spawn client ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
         --addr "$net_vm_address:$pair_client_port" --stop-file "$run_dir/client.stop"
     sleep 0.5
-    for ((kill = 1; kill <= bench_kills; kill++)); do
-        say_passing "kill $kill of $bench_kills"
-        bench_kill "$kill"
+    for ((kill = 1; kill <= count; kill++)); do
+        say_passing "kill $kill of $count"
+        bench_kill "$section-kill" "$kill"
     done
     touch "$run_dir/client.stop"
     wait_until 40 has_ended client || end_spawned client KILL
     pair_down
     # The longest silence that the client told of in the second after each kill.
-    jq -sc --slurpfile told "$run_dir/client.log" '
+    jq -sc --slurpfile told "$run_dir/client.log" --arg section "$section" '
         def at($part): sort | .[([length * $part | ceil, 1] | max) - 1];
         def spread: map(select(. != null)) | {min: min, p50: at(0.5), p99: at(0.99), max: max};
-        [.[] | select(.section == "kill")] as $kills
+        [.[] | select(.section == $section + "-kill")] as $kills
         | {kills: ($kills | length),
            takeover_ms: ($kills | map(.takeover_ms) | spread), notice_ms: ($kills | map(.notice_ms) | spread),
            decide_ms: ($kills | map(.decide_ms) | spread), resume_ms: ($kills | map(.resume_ms) | spread),
-           pending_pages: ($kills | map(.pending_pages) | spread),
+           pending_pages: ($kills | map(.pending_pages) | spread), lag_ms: ($kills | map(.lag_ms) | spread),
            client_gap_ms: ([$kills[] | (.kill_us / 1000) as $ms
                | [$told[] | select(.unix_ms and .unix_ms >= $ms and .unix_ms < $ms + 1000).max_gap_ms] | max] | spread),
            connection_survived: ($told[-1].connection_survived // false), acked_lost: $told[-1].acked_lost}' \
-        "$bench_results" | bench_add takeover
-    bench_table takeover 'ms|min|median|p99|max' '
+        "$bench_results" | bench_add "$section"
+    bench_table "$section" 'ms|min|median|p99|max' '
         def row($name): [$name, (.min, .p50, .p99, .max | n(1))];
         (.takeover_ms | row("from SIGKILL until the guest runs")), (.notice_ms | row("  until the backup notices")),
         (.decide_ms | row("  until it has won the arbitration")), (.resume_ms | row("  until the guest runs")),
-        (.client_gap_ms | row("longest silence for the client")), (.pending_pages | row("pages not yet applied"))'
-    jq -r 'select(.section == "takeover") | "the client'\''s connection " +
+        (.client_gap_ms | row("longest silence for the client")),
+        (if .section == "golive" then .lag_ms | row("the backup was behind, just before")
+         else .pending_pages | row("pages not yet applied") end)'
+    jq -r --arg section "$section" 'select(.section == $section) | "the client'\''s connection " +
         (if .connection_survived then "survived all of them" else "was LOST" end) +
         ", acknowledged writes lost: \(.acked_lost)"' "$bench_results" | while IFS= read -r kill; do say "$kill"; done
 }
 
-# bench_guest_speed LABEL: what the guest gets done: computing, writing memory, serving. Medians of the rounds.
+bench_takeover() {
+    bench_title "Take-over after SIGKILL of the primary, $bench_kills times, under client load"
+    bench_kills_of takeover "$bench_kills"
+}
+
+# bench_vcpu_ns HOST: processor time that its first vCPU's thread has had.
+bench_vcpu_ns() {
+    local thread ns
+    for thread in /proc/"$(spawned_pid "$1/ftd")"/task/*; do
+        [[ $(<"$thread/comm") == vcpu0 ]] || continue
+        read -r ns _ <"$thread/schedstat" && echo "$ns" && return 0
+    done
+    die "host $1 runs no vCPU"
+}
+
+# bench_guest_speed SECTION LABEL: what the guest gets done: computing, writing memory, serving. Medians of the rounds.
 bench_guest_speed() {
-    local round iterations us before after client
-    local -a spins=() loads=()
+    local round primary iterations began ended vcpu_began vcpu_ended before after client
+    local -a spins=() cpu_spins=() loads=()
+    primary=$(pair_primary) || die 'no primary'
     for ((round = 0; round < bench_rounds; round++)); do
-        say_passing "$1: computing"
-        read -r _ iterations us < <(call SPIN "$bench_spin_ms")
-        spins+=($((iterations * 1000 / us)))
+        say_passing "$2: computing"
+        # By this host's clock: the guest's own may stand still with it.
+        vcpu_began=$(bench_vcpu_ns "$primary")
+        now_us began
+        read -r _ iterations _ < <(call SPIN "$bench_spin_ms")
+        now_us ended
+        vcpu_ended=$(bench_vcpu_ns "$primary")
+        spins+=($((iterations * 1000 / (ended - began))))
+        cpu_spins+=($((iterations * 1000 / ((vcpu_ended - vcpu_began) / 1000 + 1))))
     done
     call LOAD 10000000 1000 count >/dev/null
     for ((round = 0; round < bench_rounds; round++)); do
-        say_passing "$1: writing memory"
+        say_passing "$2: writing memory"
         before=$(call STATS)
         sleep 0.7
         after=$(call STATS)
         loads+=("$(bench_load_rate "$before" "$after")")
     done
     call LOAD 0 0 >/dev/null
-    say_passing "$1: serving"
+    say_passing "$2: serving"
     client=$(bench_client "$((bench_rounds + 1))")
-    jq -nc --arg what "$1" --argjson client "$client" --argjson spins "[$(IFS=, && echo "${spins[*]}")]" \
-        --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
+    jq -nc --arg what "$2" --argjson client "$client" --argjson spins "[$(IFS=, && echo "${spins[*]}")]" \
+        --argjson cpu_spins "[$(IFS=, && echo "${cpu_spins[*]}")]" --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
         def median: sort | .[length / 2 | floor];
-        {$what, iterations_per_ms: ($spins | median), pages_per_s: ($loads | median),
-         ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round), rtt_us: $client.rtt_us}' | bench_add speed
+        {$what, iterations_per_ms: ($spins | median), iterations_per_cpu_ms: ($cpu_spins | median), pages_per_s: ($loads | median),
+         ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round), rtt_us: $client.rtt_us}' | bench_add "$1"
 }
 
 # bench_load_rate BEFORE AFTER: pages written a second between two STATS answers, by the guest's clock.
@@ -286,10 +332,10 @@ bench_slowdown() {
     host_start a
     wait_until "$bench_ready_s" host_is a primary solo || { pair_explain && die 'host a did not start'; }
     bench_wait_service
-    bench_guest_speed unprotected
+    bench_guest_speed speed unprotected
     host_start b
     pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected'; }
-    bench_guest_speed protected
+    bench_guest_speed speed protected
     pair_down
     jq -sc 'def slow(f): (1 - (.[1] | f) / (.[0] | f)) * 1000 | round / 10;
         [.[] | select(.section == "speed")]
@@ -317,15 +363,35 @@ bench_summary() {
     jq -s --argjson stolen_pct "$(bench_ticks_since stolen)" --argjson busy_before_pct "$bench_busy_before_pct" --arg guest "${FT_GUEST:-builtin}" --argjson processors "$(nproc)" '
         def all($section): [.[] | select(.section == $section) | del(.section)];
         def one($section): all($section)[0];
+        def soft($guest; $on): all("soft") | map(select(.guest == $guest and .on == $on))[0];
+        # Speed against QEMU: what QEMU took for what soft took one.
+        def against($on; part): (soft("debian"; $on) | part) as $speed | if $speed then 1 / $speed else null end;
         (all("epochs") | map(select(.epoch_ms == 5))[0]) as $at_5ms
+        | (all("replay_log") | map(select(.requests_per_s))[0]) as $load
         | {pause_us_p50_at_1000_pages: (all("pause") | map(select(.pages == 1000))[0].pause_us.p50),
            checkpoints_per_s_at_5ms: $at_5ms.checkpoints_per_s, hold_us_p50_at_5ms: $at_5ms.hold_us.p50,
            takeover_ms_p50: one("takeover").takeover_ms.p50, takeover_ms_p99: one("takeover").takeover_ms.p99,
            encode_gb_per_s: (all("codec") | map(select(.kind == "mixed"))[0].encode_gb_per_s),
            slowdown_pct_at_5ms: one("slowdown").slowdown_pct,
+           soft_mips: soft("debian"; "soft").integer.mips, soft_boot_mips: soft("debian"; "soft").boot.mips,
+           soft_vs_qemu_tcg: against("qemu"; .integer_speed), soft_boot_vs_qemu_tcg: against("qemu"; .boot_speed),
+           soft_vs_qemu_icount_record: against("qemu-record"; .integer_speed),
+           soft_boot_vs_qemu_icount_record: against("qemu-record"; .boot_speed),
+           replay_slowdown_pct: one("replay").slowdown_pct, replay_slowdown_cpu_pct: one("replay").slowdown_cpu_pct,
+           replay_serving_slowdown_pct: one("replay").serving_slowdown_pct,
+           replay_log_mbit_per_s: $load.log_mbit_per_s, replay_log_entries_mbit_per_s: $load.entries_mbit_per_s,
+           replay_log_idle_mbit_per_s: (all("replay_log") | map(select(.load == "idle"))[0].log_mbit_per_s),
+           replay_log_boot_mbit_per_s: (((soft("debian"; "soft-record") // soft("small"; "soft-record")).boot
+               | select(.log_bytes) | .log_bytes * 8 / 1e6 / .wall_s) // null),
+           replay_hold_us_p50: $load.hold_us.p50, replay_rtt_us_p50: $load.rtt_us.p50,
+           replay_lag_ms_p50: (if $load then $load.lag_us.p50 / 1e3 else null end),
+           replay_golive_ms_p50: one("golive").takeover_ms.p50, replay_golive_ms_p99: one("golive").takeover_ms.p99,
+           replay_golive_lag_ms_p50: one("golive").lag_ms.p50,
            $guest, $processors, load_average_max: (map(.load_average) | max), $busy_before_pct, $stolen_pct,
            pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
-           kills: all("kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec")}' "$bench_results"
+           kills: all("takeover-kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec"),
+           soft: all("soft"), replay: one("replay"), replay_log: all("replay_log"), golive: one("golive"),
+           golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint")}' "$bench_results"
 }
 
 # bench_targets: what was to be reached, and where the time goes of what was not.
@@ -348,7 +414,16 @@ bench_targets() {
               "up to 5000 until the epoch ends, \($e.pause_us.p50) pause, \($e.parts.commit_us.p50) from capture to ack (encoding \($e.parts.encode_us.p50))"),
           line("take-over, median"; .takeover_ms_p50; 50; true; "ms";
               "\(.takeover.notice_ms.p50) until noticed, \(.takeover.decide_ms.p50) arbitration, \(.takeover.resume_ms.p50) resume"),
-          line("encode, mixed pages, one core"; .encode_gb_per_s; 1; false; "GB/s"; "see the kinds of pages above")' |
+          line("encode, mixed pages, one core"; .encode_gb_per_s; 1; false; "GB/s"; "see the kinds of pages above"),
+          line("software engine, integer"; .soft_mips; 60; false; "MIPS"; "an interpreter of decoded blocks: QEMU translates"),
+          line("software engine, Linux boot"; .soft_boot_mips; 60; false; "MIPS"; "page tables, code seen once and devices, beside the above"),
+          line("replay, slow-down, computing"; .replay_slowdown_pct; 5; true; "%"; "the backup executes the same on the same processors"),
+          line("replay, log at \(.replay_log[1].requests_per_s) requests/s"; .replay_log_mbit_per_s; 2; true; "Mbit/s";
+              "\(.replay_log[1].entries_mbit_per_s | n) are entries; the frames of \(.replay_log[1].batches_per_s) batches a second are the rest"),
+          line("replay, hold time, median"; .replay_hold_us_p50; 2000; true; "us";
+              "\(.replay_log[1].batches_per_s) batches a second; each waits for a processor on its way there and back"),
+          line("replay, going live, median"; .replay_golive_ms_p50; 50 + (.replay_golive_lag_ms_p50 // 0); true; "ms";
+              "\(.golive.notice_ms.p50) until noticed, \(.golive.decide_ms.p50) arbitration, \(.golive.resume_ms.p50) the rest of the log")' |
         bench_add target
     bench_table target 'figure|target|measured||why' '[.figure, .target, .value, .verdict, .why]'
     say "load average now $(cut -d' ' -f1-3 /proc/loadavg), other work before $bench_busy_before_pct %, time stolen by the machine's host $(bench_ticks_since stolen) %"

@@ -5,7 +5,8 @@
 # bind mount: so one host can lose the shared storage while the other keeps it.
 #
 # Settings, from the environment of the script:
-#   FT_GUEST builtin|linux|freestanding, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_GUEST builtin|linux|debian, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication])
@@ -34,6 +35,7 @@ node = "${pair_node[$peer]}"
 address = "${net_repl_address[$peer]}:${FT_PEER_PORT:-$pair_port}"
 
 [machine]
+engine = "$(pair_engine)"
 vcpus = ${FT_VCPUS:-1}
 memory_mib = ${FT_MEMORY_MIB:-64}
 $(pair_guest_config)
@@ -45,6 +47,7 @@ mac = "$pair_mac"
 addresses = ["$net_vm_address"]
 
 [replication]
+mode = "${FT_MODE:-checkpoint}"
 listen = "${net_repl_address[$host]}:$pair_port"
 epoch_ms = ${FT_EPOCH_MS:-5}
 ${FT_FAILURE_TIMEOUT_MS:+failure_timeout_ms = $FT_FAILURE_TIMEOUT_MS}
@@ -56,15 +59,28 @@ path = "$dir/arbiter/shared/$pair_vm.cell"
 EOF
 }
 
+# pair_engine: what executes the VM.
+pair_engine() {
+    if [[ ${FT_MODE:-checkpoint} == replay ]]; then echo soft; else echo "${FT_ENGINE:-kvm}"; fi
+}
+
+# pair_can_run: whether the engine is there; says what is missing.
+pair_can_run() {
+    [[ $(pair_engine) == soft || (-c /dev/kvm && -r /dev/kvm && -w /dev/kvm) ]] || { echo 'no usable /dev/kvm' && return 1; }
+}
+
+# pair_linux_kernel: which of the guest builder's kernels the Linux guest has.
+pair_linux_kernel() { if [[ $FT_GUEST == debian ]]; then echo debian; else echo small; fi; }
+
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
     builtin)
         echo 'guest = "builtin"'
         echo "cmdline = \"ip=$net_vm_address/24 gw=10.77.0.1 port=$pair_client_port\""
         ;;
-    linux)
+    linux | debian)
         echo 'guest = "linux"'
-        echo "kernel = \"$FT_LINUX_DIR/vmlinux\""
+        echo "kernel = \"$FT_LINUX_DIR/kernel\""
         echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
         echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")\""
         ;;
@@ -75,8 +91,8 @@ pair_guest_config() {
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
 pair_prepare() {
     local host
-    if [[ ${FT_GUEST:-builtin} == linux && -z ${FT_LINUX_DIR:-} ]]; then
-        FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build")
+    if [[ ${FT_GUEST:-builtin} != builtin && -z ${FT_LINUX_DIR:-} ]]; then
+        FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build" "$(pair_linux_kernel)")
     fi
     rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b"
     mkdir -p "$run_dir/arbiter/shared"

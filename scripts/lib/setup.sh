@@ -7,12 +7,14 @@ setup_packages_for() {
     build) echo libclang-dev pkg-config gcc libc6-dev ;;
     network) echo iproute2 nftables procps bsdextrautils jq ;;
     linux-guest) echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static ;;
+    # To compare the software engine with.
+    qemu) echo qemu-system-x86 ;;
     systemd) echo systemd-container debootstrap ;;
     *) die "setup: unknown need \`$1\`" ;;
     esac
 }
 
-# setup_need NEED...: build, network, linux-guest, systemd.
+# setup_need NEED...: build, network, linux-guest, qemu, systemd.
 setup_need() {
     local need package
     local -a missing=()

@@ -10,4 +10,6 @@ mod guest;
 mod handover;
 mod loss;
 mod peer;
+mod recording;
 mod refusal;
+mod replay;

@@ -3,7 +3,7 @@
 use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
 use ft_checkpoint::wire::frame::VERSION;
 use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
-use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::message::{Ack, Hello, Identity, Mode, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
@@ -63,6 +63,8 @@ fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
         node: node.into(),
         generation: 1,
         spec: Vec::new(),
+        mode: Mode::Checkpoint,
+        engine: 0,
         cpu: Vec::new(),
         features: 0,
         lease_us: 25_000,
@@ -126,7 +128,7 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let mut fake = Fake::new(listener.accept().unwrap().0);
         let hello = fake.hello();
         assert_eq!((hello.identity.node.as_str(), hello.held), ("beta", None));
-        let text = "the peer's protocol is 1, this node's 2".to_owned();
+        let text = format!("the peer's protocol is {PROTOCOL}, this node's {}", PROTOCOL + 1);
         fake.send(&Message::Refuse(Refuse { code: 1, text: text.clone() }));
         beta.must_fail(DaemonExit::Peer, &[&text]);
         // It refuses of itself.
@@ -135,7 +137,10 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let identity =
             Identity { node: "alpha".into(), protocol: PROTOCOL + 1, ..fake.hello().identity.clone() };
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
-        beta.must_fail(DaemonExit::Peer, &["protocol is 2", "this node's 1"]);
+        beta.must_fail(
+            DaemonExit::Peer,
+            &[&format!("protocol is {}", PROTOCOL + 1), &format!("this node's {PROTOCOL}")],
+        );
     });
 }
 

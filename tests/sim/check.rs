@@ -159,7 +159,7 @@ impl World {
 
     /// A backup is about to forget what it holds.
     pub fn check_discard(&mut self, n: usize) {
-        let Some(image) = self.nodes[n].exec.image else { return };
+        let Some(image) = self.nodes[n].exec.image.filter(|_| !self.nodes[n].exec.diverged) else { return };
         if self.truth.alive && !self.nodes[n].stopping && self.exposed().contains(&image.pairing) {
             self.fail(format!("{} gives up {image:?}, which the cell names or is about to name", NAMES[n]));
         }
@@ -169,7 +169,8 @@ impl World {
     fn has_copy(&self) -> bool {
         let Some(cell) = &self.arbiter.cell else { return false };
         let holds = |n: usize, pairing: u64| {
-            self.nodes[n].up && self.nodes[n].exec.image.is_some_and(|image| image.pairing == pairing)
+            let node = &self.nodes[n];
+            node.up && !node.exec.diverged && node.exec.image.is_some_and(|image| image.pairing == pairing)
         };
         let newest = self.truth.newest_run();
         let by_owner = self.owner().is_some_and(|owner| {

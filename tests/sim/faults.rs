@@ -75,6 +75,8 @@ pub enum Fault {
     },
     /// The owner cannot ship anything more to its backup.
     BreakPairing,
+    /// What the other one holds is not the VM's state any more, and it finds that out.
+    Diverge,
 }
 
 /// The end of a fault that lasts.
@@ -129,7 +131,12 @@ pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
 pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(!seed);
     let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
-    (0..many).map(|_| (moment(&mut rng, until), Fault::BreakPairing)).collect()
+    (0..many)
+        .map(|_| {
+            let fault = if rng.random_bool(0.5) { Fault::BreakPairing } else { Fault::Diverge };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
 }
 
 fn moment(rng: &mut SmallRng, until: Micros) -> When {
@@ -280,6 +287,17 @@ impl World {
             Fault::FailTakeOver { whom } => {
                 let n = self.pick(whom);
                 self.nodes[n].fail_takeover = true;
+            }
+            Fault::Diverge => {
+                let node = &mut self.nodes[1 - owner];
+                if node.up && node.exec.image.is_some() && !node.exec.diverged {
+                    self.stats.add(Count::FaultDiverge);
+                    node.exec.diverged = true;
+                    let asked = self.arbiter.requests.iter_mut().filter(|request| request.node == 1 - owner);
+                    asked.for_each(|request| request.overtaken = true);
+                    self.check_copies("the backup diverged", true);
+                    self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
+                }
             }
             Fault::BreakPairing => {
                 let Some(repl) = self.nodes[owner].exec.repl.as_mut().filter(|repl| !repl.copying) else {

@@ -151,6 +151,8 @@ pub struct Replication {
     pub last: Option<u32>,
     /// Nothing can be shipped any more.
     pub broken: bool,
+    /// And the core has heard of it.
+    pub known_broken: bool,
 }
 
 /// What a backup has sealed.
@@ -171,6 +173,8 @@ pub struct Exec {
     pub frames: VecDeque<Frame>,
     pub repl: Option<Replication>,
     pub image: Option<Image>,
+    /// The image is not the VM's state any more, whatever it was.
+    pub diverged: bool,
     /// The connection and pairing that checkpoints are taken from.
     pub recv: Option<(ConnId, u64)>,
     pub dialling: bool,
@@ -187,6 +191,7 @@ impl Default for Exec {
             frames: VecDeque::new(),
             repl: None,
             image: None,
+            diverged: false,
             recv: None,
             dialling: false,
             dial_loop: false,
@@ -255,6 +260,8 @@ pub struct Request {
     pub what: Ask,
     /// It can still be carried out.
     pub pending: bool,
+    /// The node has found out since that what it holds is not the VM's state: a request cannot be taken back.
+    pub overtaken: bool,
 }
 
 /// What is asked of the arbiter.

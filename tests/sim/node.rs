@@ -114,6 +114,9 @@ impl World {
             _ => None,
         };
         let node = &mut self.nodes[n];
+        if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
+            repl.known_broken = repl.broken;
+        }
         let now = node.clock(self.now);
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
@@ -313,6 +316,7 @@ impl World {
             Command::Discard => {
                 self.check_discard(n);
                 self.nodes[n].exec.image = None;
+                self.nodes[n].exec.diverged = false;
                 self.check_copies("discarded", self.nodes[n].stopping);
             }
             Command::StopVm => {
@@ -357,6 +361,7 @@ impl World {
                     owed: Default::default(),
                     last: None,
                     broken: false,
+                    known_broken: false,
                 });
                 let left = self.rng.random_range(0..6);
                 self.later(3_000, Act::Copy { n, inc, repl, left });
@@ -369,7 +374,7 @@ impl World {
                 if repl.pairing != pairing {
                     return self.fail(format!("{} resumes another pairing", NAMES[n]));
                 }
-                if repl.broken {
+                if repl.known_broken {
                     return self.fail(format!("{} resumes a pairing that ships nothing", NAMES[n]));
                 }
                 repl.conn = open;
@@ -510,7 +515,8 @@ impl World {
         self.check_take_over(n, epoch, generation);
         let Some(image) = self.nodes[n].exec.image.take() else { return };
         self.hook(Hook::TakeOver);
-        if std::mem::take(&mut self.nodes[n].fail_takeover) {
+        let diverged = std::mem::take(&mut self.nodes[n].exec.diverged);
+        if std::mem::take(&mut self.nodes[n].fail_takeover) || diverged {
             self.stats.add(Count::FaultTakeOver);
             self.check_copies("restoring failed", true);
             return self.incoming(n, Input::Event(Event::TakeOverFailed("no memory".into())));

@@ -47,6 +47,7 @@ counts! {
     FaultFlap: "fault: link flaps around a slow arbiter",
     FaultTakeOver: "fault: take-over fails",
     FaultPairing: "fault: pairing breaks",
+    FaultDiverge: "fault: backup diverges",
     OperatorStop: "operator: stop",
     GuestPowerOff: "guest: power-off",
     GuestReset: "guest: reset",

@@ -6,6 +6,7 @@ mod common;
 
 use common::sweep::{self, rounds};
 use common::{boot_code, content, kvm, machine, spec};
+use ft_vm::spec::EngineKind;
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 256 << 20;
@@ -45,7 +46,7 @@ fn main() {
 }
 
 fn checkpoint(vcpus: u8, pages: u64) {
-    let (mut machine, ram, _) = machine(&spec(vcpus, RAM_BYTES));
+    let (mut machine, ram, _) = machine(&spec(EngineKind::Kvm, vcpus, RAM_BYTES));
     boot_code(&mut machine, &sweep::code());
     sweep::set_pages(&ram, pages);
     machine.start_dirty_log().unwrap();
@@ -77,7 +78,7 @@ fn checkpoint(vcpus: u8, pages: u64) {
 }
 
 fn take_over() {
-    let spec = spec(1, RAM_BYTES);
+    let spec = spec(EngineKind::Kvm, 1, RAM_BYTES);
     let (mut primary, ram, _) = machine(&spec);
     boot_code(&mut primary, &sweep::code());
     sweep::set_pages(&ram, 100);

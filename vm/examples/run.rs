@@ -1,7 +1,7 @@
 //! Runs one machine, unprotected, on a TAP: to look at a guest by hand, and to see that vm/ works without the daemon.
 //!
-//!     cargo run --release -p ft-vm --example run -- --tap ftd0 [--vcpus N] [--ram-mb N] [--cmdline WORDS]
-//!         [--kernel vmlinux [--initrd initramfs.cpio]] [--epoch-ms N]
+//!     cargo run --release -p ft-vm --example run -- --tap ftd0 [--engine kvm|soft] [--vcpus N] [--ram-mb N]
+//!         [--cmdline WORDS] [--kernel vmlinux [--initrd initramfs.cpio]] [--epoch-ms N]
 //!
 //! Without a kernel it runs the built-in guest. The console is standard input and output. With `--epoch-ms` the machine
 //! is paused, captured and resumed at this interval, as under checkpoint protection. Ends when the guest does.
@@ -9,7 +9,7 @@
 use ft_vm::devices::{ConsoleSink, Delivered, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::GuestRam;
-use ft_vm::spec::{Boot, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -58,6 +58,7 @@ impl FrameSink for Tap {
 
 struct Options {
     tap: String,
+    engine: EngineKind,
     vcpus: u8,
     ram_mb: u64,
     kernel: Option<String>,
@@ -69,6 +70,7 @@ struct Options {
 fn options() -> Result<Options, AnyError> {
     let mut options = Options {
         tap: String::new(),
+        engine: EngineKind::Kvm,
         vcpus: 1,
         ram_mb: 64,
         kernel: None,
@@ -81,6 +83,8 @@ fn options() -> Result<Options, AnyError> {
         let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
         match option.as_str() {
             "--tap" => options.tap = value,
+            "--engine" if value == "soft" => options.engine = EngineKind::Soft,
+            "--engine" if value == "kvm" => options.engine = EngineKind::Kvm,
             "--vcpus" => options.vcpus = value.parse()?,
             "--ram-mb" => options.ram_mb = value.parse()?,
             "--kernel" => options.kernel = Some(value),
@@ -96,6 +100,7 @@ fn options() -> Result<Options, AnyError> {
 fn main() -> Result<(), AnyError> {
     let options = options()?;
     let spec = MachineSpec {
+        engine: options.engine,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
         net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1] }),
@@ -137,6 +142,7 @@ fn main() -> Result<(), AnyError> {
                 machine.resume()?;
             }
             Ok(MachineEvent::Crashed { vcpu, why }) => return Err(format!("vCPU {vcpu}: {why}").into()),
+            Ok(MachineEvent::Diverged { .. }) => return Err("nothing is replayed here".into()),
             Err(RecvTimeoutError::Timeout) if options.epoch_ms.is_some() => {
                 pauses.checkpoint(&mut machine)?
             }

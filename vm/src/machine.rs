@@ -12,21 +12,20 @@
 //! reach an interrupt controller that has been read already, and would be lost with the primary.
 
 use crate::boot::{self, BootError};
-use crate::devices::{DeviceCounters, DeviceError, Devices, IrqChip, NetPort, Wiring};
+use crate::devices::{DeviceCounters, DeviceError, Devices, DevicesState, NetPort, Wiring};
+use crate::engine::Engine;
 use crate::engine::kvm::KvmError;
-use crate::engine::kvm::dirty::DirtyLog;
-use crate::engine::kvm::host::Host;
-use crate::engine::kvm::state::{apply_vm, collect_vm};
-use crate::engine::kvm::vcpu::{Surroundings, Vcpu};
-use crate::engine::kvm::vm::{self, Lines};
-use crate::memory::{GuestRam, PageIndex};
-use crate::spec::{Boot, MachineSpec};
-use crate::state::{self, MachineState, StateError};
-use kvm_ioctls::VmFd;
+use crate::engine::kvm::engine::KvmEngine;
+use crate::engine::soft::SoftEngine;
+use crate::memory::{GuestRam, MemoryError, PageIndex};
+use crate::replay::{LogCut, LogError, ReplayPosition};
+use crate::spec::{Boot, EngineKind, MachineSpec};
+use crate::state::{self, EngineState, MachineState, StateError};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+pub use crate::engine::engine_fingerprint;
 pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, host_cpu_profile};
 
 /// vCPUs that a machine can have at most.
@@ -62,6 +61,15 @@ pub enum MachineError {
         /// The program's bound or KVM's, whichever is lower.
         max: usize,
     },
+    /// A number of vCPUs that the deterministic engine does not have.
+    #[error("{0} vCPUs: the engine \"soft\" has exactly one")]
+    SoftVcpus(u8),
+    /// No thread for the vCPU.
+    #[error("cannot start a vCPU's thread: {0}")]
+    Thread(std::io::Error),
+    /// Memory cannot be mapped once more.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The memory is not the specification's.
     #[error("the specification says {spec} bytes of RAM, the memory given has {given}")]
     RamBytes {
@@ -112,6 +120,33 @@ pub enum MachineError {
     /// The state cannot be encoded.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Only the deterministic engine can do this.
+    #[error("{what} needs the engine \"soft\", this machine runs on \"{engine}\"")]
+    Engine {
+        /// What was asked for.
+        what: &'static str,
+        /// What executes this machine.
+        engine: EngineKind,
+    },
+    /// The machine is not in the mode in which this can be done.
+    #[error("{what}: {why}")]
+    Mode {
+        /// What was asked for.
+        what: &'static str,
+        /// What it would take, or what is in the way.
+        why: &'static str,
+    },
+    /// The replay is not what was recorded, and its state is nothing to go on from.
+    #[error("the replay diverged at count {count}: {what}")]
+    Diverged {
+        /// Where.
+        count: u64,
+        /// In what.
+        what: String,
+    },
+    /// The event log refuses what is to be logged.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 impl MachineError {
@@ -142,6 +177,13 @@ pub enum MachineEvent {
         /// What happened, with the registers that tell where.
         why: String,
     },
+    /// The replay is not what was recorded. The machine stands where that was found, and is nothing to go on from.
+    Diverged {
+        /// Instructions that had been executed.
+        count: u64,
+        /// What differs: a register, a page, an input that could not be delivered.
+        what: String,
+    },
 }
 
 /// Types into the guest's console. Cheap to clone.
@@ -159,74 +201,38 @@ impl ConsoleHandle {
 
 /// One virtual machine. Belongs to one thread at a time; its vCPUs have their own.
 pub struct Machine {
-    /// What was collected last. While the machine runs, of the last pause.
-    state: MachineState,
-    /// As a fresh machine has it, to boot from.
-    power_on: Vec<u8>,
+    spec: MachineSpec,
     running: bool,
     /// Booted or restored, as a whole.
     complete: bool,
     /// The guest's memory is not that of a fresh machine any more.
     used: bool,
     events: Receiver<MachineEvent>,
-    dirty: DirtyLog,
-    // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
-    vcpus: Vec<Vcpu>,
+    // Dropped in this order: the engine's threads use the devices, and both use the memory.
+    engine: Box<dyn Engine>,
     devices: Arc<Devices>,
-    vm: Arc<VmFd>,
     ram: GuestRam,
 }
 
 impl Machine {
     /// Makes a machine with everything it needs to run: descriptors, threads, interrupt chips, devices. Nothing runs.
     pub fn new(spec: &MachineSpec, ram: &GuestRam, wiring: Wiring) -> Result<Self, MachineError> {
-        let host = Arc::new(Host::open()?);
-        let count = usize::from(spec.vcpus);
-        let max = host.kvm.get_max_vcpus().min(usize::from(VCPUS_MAX));
-        if count == 0 || count > max {
-            return Err(MachineError::Vcpus { asked: spec.vcpus, max });
-        }
         if ram.bytes() != spec.ram_bytes {
             return Err(MachineError::RamBytes { spec: spec.ram_bytes, given: ram.bytes() });
         }
-        let vm = Arc::new(vm::create(&host, ram)?);
-        let dirty = DirtyLog::new(&vm, &host, ram)?;
-        let lines: Arc<dyn IrqChip> = Arc::new(Lines::new(Arc::clone(&vm)));
-        let devices = Arc::new(Devices::new(spec, ram, lines, wiring)?);
-        devices.quiesce();
         let (sender, events) = channel();
-        let around = Surroundings {
-            vm: Arc::clone(&vm),
-            host,
-            devices: Arc::clone(&devices),
-            events: sender,
-            stopped: Arc::new(Barrier::new(count)),
+        let (engine, devices): (Box<dyn Engine>, _) = match spec.engine {
+            EngineKind::Kvm => {
+                let (engine, devices) = KvmEngine::new(spec, ram, wiring, sender)?;
+                (Box::new(engine), devices)
+            }
+            EngineKind::Soft => {
+                let (engine, devices) = SoftEngine::new(spec, ram, wiring, sender)?;
+                (Box::new(engine), devices)
+            }
         };
-        let vcpus = (0..count)
-            .map(|index| Vcpu::start(index, count, around.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let states = vcpus.iter().map(Vcpu::started).collect::<Result<Vec<_>, _>>()?;
-        let state = MachineState {
-            spec: spec.clone(),
-            vcpus: states,
-            vm: collect_vm(&vm)?,
-            devices: devices.capture(),
-        };
-        let mut power_on = Vec::new();
-        state::encode(&state, &mut power_on)?;
-        Ok(Self {
-            state,
-            power_on,
-            running: false,
-            complete: false,
-            used: false,
-            events,
-            dirty,
-            vcpus,
-            devices,
-            vm,
-            ram: ram.clone(),
-        })
+        let (running, complete, used) = (false, false, false);
+        Ok(Self { spec: spec.clone(), running, complete, used, events, engine, devices, ram: ram.clone() })
     }
 
     /// Puts the guest into memory and the vCPUs at its entry. On a paused machine that has run before this is a reset:
@@ -236,15 +242,15 @@ impl Machine {
             return Err(StateError::Running.into());
         }
         self.complete = false;
-        let mut state = state::decode(&self.power_on)?;
         if self.used {
             boot::clear(&self.ram)?;
             self.devices.reset();
-            state.devices = self.devices.capture();
         }
         self.used = true;
-        boot::load(boot, &self.ram, &mut state)?;
-        Ok(self.apply(state)?)
+        let entry = boot::load(boot, &self.ram, &self.spec)?;
+        let engine = self.engine.entered(&entry)?;
+        let devices = self.devices.capture();
+        Ok(self.apply(&engine, &devices)?)
     }
 
     /// Lets the vCPUs run.
@@ -254,7 +260,7 @@ impl Machine {
         }
         if !self.running {
             self.devices.resume();
-            self.vcpus.iter().for_each(Vcpu::run);
+            self.engine.resume()?;
             self.running = true;
         }
         Ok(())
@@ -267,10 +273,7 @@ impl Machine {
             return Ok(());
         }
         self.devices.quiesce();
-        self.vcpus.iter().for_each(Vcpu::kick);
-        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
-            vcpu.parked(state, || self.devices.interrupt_idle())?;
-        }
+        self.engine.stop()?;
         self.running = false;
         Ok(())
     }
@@ -285,14 +288,9 @@ impl Machine {
         if self.running {
             return Err(MachineError::Running);
         }
-        if let Some((vcpu, why)) =
-            self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))
-        {
-            return Err(MachineError::Crashed { vcpu, why });
-        }
-        self.state.vm = collect_vm(&self.vm)?;
-        self.state.devices = self.devices.capture();
-        Ok(state::encode(&self.state, out)?)
+        let engine = self.engine.capture()?;
+        let state = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
+        Ok(state::encode(&state, out)?)
     }
 
     /// Takes over a captured state. Memory is the caller's business: it has the content that belongs to the state.
@@ -303,50 +301,110 @@ impl Machine {
         if self.running {
             return Err(StateError::Running);
         }
-        let state = state::decode(state)?;
-        state::check_spec(&state.spec, &self.state.spec)?;
+        let MachineState { spec, engine, devices } = state::decode(state)?;
+        state::check_spec(&spec, &self.spec)?;
         self.used = true;
-        self.apply(state)
+        self.apply(&engine, &devices)
     }
 
-    /// The vCPUs in parallel, then what they share, then the devices (see the ordering at each).
-    fn apply(&mut self, state: MachineState) -> Result<(), StateError> {
-        if state.vcpus.len() != self.vcpus.len() {
-            let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
-            return Err(StateError::Spec { field: "vCPU states", theirs, ours });
-        }
+    /// The engine, then the devices: these may drive lines of the interrupt chips, which the engine has.
+    fn apply(&mut self, engine: &EngineState, devices: &DevicesState) -> Result<(), StateError> {
         self.complete = false;
-        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
-            vcpu.load(state.clone());
-        }
-        // All are waited for, whatever the first says: no order may be left behind.
-        let loaded: Vec<_> = self.vcpus.iter().map(Vcpu::loaded).collect();
-        loaded.into_iter().collect::<Result<(), _>>()?;
-        apply_vm(&self.vm, &state.vm)?;
-        self.devices.restore(&state.devices)?;
-        self.state = state;
+        self.engine.apply(engine)?;
+        self.devices.restore(devices)?;
         self.complete = true;
         Ok(())
     }
 
     /// Starts logging which pages are written, afresh: what was written before is not in the log. The machine may run.
     pub fn start_dirty_log(&mut self) -> Result<(), MachineError> {
-        Ok(self.dirty.start(&self.vm, &self.ram)?)
+        self.engine.start_dirty_log()
     }
 
     /// Stops logging and forgets what was logged.
     pub fn stop_dirty_log(&mut self) -> Result<(), MachineError> {
-        Ok(self.dirty.stop(&self.vm, &self.ram)?)
+        self.engine.stop_dirty_log()
     }
 
     /// Appends the pages written since the last harvest, by the guest or by its devices: sorted, each once. On an
     /// error nothing is appended and nothing is forgotten. The machine may run: a page that is written while this is
     /// under way is in this harvest or in the next one, and whoever copies pages does so after this returns.
     pub fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
-        if !self.dirty.is_on() {
-            return Err(MachineError::NotLogging);
+        self.engine.harvest(dirty)
+    }
+
+    /// Begins to record, with this as the log's first count. The machine is paused; a checkpoint of it that is captured
+    /// now, before it runs, is where a replay of the log starts.
+    pub fn start_recording(&mut self) -> Result<(), MachineError> {
+        self.soft("recording")?.start_recording()
+    }
+
+    /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at whose
+    /// end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the guest
+    /// sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink) before it,
+    /// but for frames that a full sink has refused so far; what is sent after the cut is offered after it.
+    pub fn cut_log(
+        &mut self,
+        out: &mut Vec<u8>,
+        at_cut: Box<dyn FnOnce() + Send>,
+    ) -> Result<LogCut, MachineError> {
+        self.soft("recording")?.cut_log(out, at_cut)
+    }
+
+    /// Ends recording; what was not cut is dropped. Booting and restoring end it, too.
+    pub fn stop_recording(&mut self) -> Result<(), MachineError> {
+        self.soft("recording")?.stop_recording()
+    }
+
+    /// Begins to replay: the machine is paused and has been restored to where the log starts. From the next
+    /// [`Self::resume`] on it executes what [`Self::feed_log`] gives it, and waits where that ends. Nothing comes in from
+    /// outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
+    pub fn start_replaying(&mut self) -> Result<(), MachineError> {
+        self.complete.then_some(()).ok_or(MachineError::Incomplete)?;
+        self.soft("replaying")?.start_replaying()
+    }
+
+    /// Whether a replaying machine's console output goes to the console's sink.
+    pub fn show_replayed_console(&mut self, shown: bool) -> Result<(), MachineError> {
+        self.soft("replaying")?.show_replayed_console(shown)
+    }
+
+    /// Gives a replaying machine one or more whole batches. On an error nothing of them was taken. The machine may run.
+    pub fn feed_log(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        self.soft("replaying")?.feed_log(bytes)
+    }
+
+    /// How far a replaying machine has come; zeros when it is not replaying.
+    pub fn replay_position(&self) -> ReplayPosition {
+        self.engine.soft().map_or_else(ReplayPosition::default, SoftEngine::replay_position)
+    }
+
+    /// Waits until a replaying machine has executed all that it was fed (true), or until the time is over (false).
+    pub fn wait_replayed(&self, timeout: Duration) -> Result<bool, MachineError> {
+        self.soft("replaying")?.wait_replayed(timeout)
+    }
+
+    /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on it
+    /// is a machine like any other.
+    pub fn go_live(&mut self) -> Result<(), MachineError> {
+        self.soft("replaying")?.go_live()
+    }
+
+    /// Has a machine on the deterministic engine stand still for this part of its time (in thousandths, at most 950;
+    /// zero: no slowing). No effect on others.
+    pub fn throttle(&self, permille: u16) {
+        if let Some(soft) = self.engine.soft() {
+            soft.throttle(permille);
         }
-        Ok(self.dirty.harvest(&self.vm, &self.ram, dirty)?)
+    }
+
+    /// Instructions executed so far; zero where the engine does not count.
+    pub fn count(&self) -> u64 {
+        self.engine.soft().map_or(0, SoftEngine::count)
+    }
+
+    fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {
+        self.engine.soft().ok_or(MachineError::Engine { what, engine: self.spec.engine })
     }
 
     /// What the machine says of its own accord.
@@ -371,7 +429,7 @@ impl Machine {
 
     /// The machine's specification.
     pub fn spec(&self) -> &MachineSpec {
-        &self.state.spec
+        &self.spec
     }
 }
 

@@ -4,18 +4,22 @@
 //! Writes by the VMM itself are not in KVM's dirty log; those that go through [`GuestMemory`] are in the bitmap that
 //! vm-memory keeps, which [`GuestRam::take_vmm_dirty`] drains.
 
+mod written;
+
 use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
+use nix::unistd::Whence;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use written::{Journal, WrittenPages};
 
-/// vm-memory's view of the guest's RAM, with the VMM's own dirty bitmap.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+/// vm-memory's view of the guest's RAM, with the VMM's own record of what it wrote.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<written::WrittenPages>;
 
 /// Number of a RAM page: byte offset in the memfd divided by [`PAGE_SIZE`]. 32 bits reach 16 TiB.
 pub type PageIndex = u32;
@@ -45,6 +49,7 @@ pub struct GuestRam {
     memory: GuestMemory,
     file: Arc<File>,
     ram_bytes: u64,
+    journal: Arc<Journal>,
 }
 
 impl GuestRam {
@@ -61,12 +66,13 @@ impl GuestRam {
         let file = Arc::new(file);
 
         let low = ram_bytes.min(LOW_RAM_END);
-        let mut regions = vec![Self::map_region(&file, 0, 0, low)?];
+        let journal = Arc::new(Journal::default());
+        let mut regions = vec![Self::map_region(&file, 0, 0, low, &journal)?];
         if ram_bytes > low {
-            regions.push(Self::map_region(&file, low, HIGH_RAM_BASE, ram_bytes - low)?);
+            regions.push(Self::map_region(&file, low, HIGH_RAM_BASE, ram_bytes - low, &journal)?);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Map(e.to_string()))?;
-        Ok(Self { memory, file, ram_bytes })
+        Ok(Self { memory, file, ram_bytes, journal })
     }
 
     fn map_region(
@@ -74,11 +80,12 @@ impl GuestRam {
         offset: u64,
         base: u64,
         bytes: u64,
-    ) -> Result<GuestRegionMmap<AtomicBitmap>, MemoryError> {
+        journal: &Arc<Journal>,
+    ) -> Result<GuestRegionMmap<WrittenPages>, MemoryError> {
         let map = |e: &dyn std::fmt::Display| MemoryError::Map(e.to_string());
         let bytes = usize::try_from(bytes).map_err(|e| map(&e))?;
-        let page = NonZeroUsize::new(PAGE_SIZE).ok_or_else(|| map(&"page size"))?;
-        let region = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, page))
+        let written = WrittenPages::new(bytes, offset, Arc::clone(journal));
+        let region = MmapRegionBuilder::new_with_bitmap(bytes, written)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
@@ -126,7 +133,7 @@ impl GuestRam {
     pub fn take_vmm_dirty(&self, mut each: impl FnMut(PageIndex)) {
         for region in self.memory.iter() {
             let first = (region.file_offset().map_or(0, FileOffset::start) / PAGE_SIZE as u64) as PageIndex;
-            for (word_index, mut word) in (**region).bitmap().get_and_reset().into_iter().enumerate() {
+            for (word_index, mut word) in (**region).bitmap().take().into_iter().enumerate() {
                 while word != 0 {
                     let bit = word.trailing_zeros();
                     word &= word - 1;
@@ -134,6 +141,22 @@ impl GuestRam {
                 }
             }
         }
+    }
+
+    /// Keeps a journal of the pages written through [`Self::memory`] from now on, for the engine that has to know at
+    /// once. It is apart from what [`Self::take_vmm_dirty`] drains.
+    pub(crate) fn keep_journal(&self) {
+        self.journal.keep();
+    }
+
+    /// Whether the journal has entries, without taking a lock.
+    pub(crate) fn journal_is_empty(&self) -> bool {
+        self.journal.is_empty()
+    }
+
+    /// Moves the journal's pages to `into`: in no order, and a page may be there more than once.
+    pub(crate) fn take_journal(&self, into: &mut Vec<PageIndex>) {
+        self.journal.take(into);
     }
 
     /// A second mapping of the same memory, contiguous over all pages. Not tracked and not the one that the guest
@@ -153,7 +176,7 @@ impl GuestRam {
             )
         }
         .map_err(|e| MemoryError::Allocate { bytes: self.ram_bytes, source: e.into() })?;
-        Ok(RamView { base: base.cast(), bytes, _file: Arc::clone(&self.file) })
+        Ok(RamView { base: base.cast(), bytes, file: Arc::clone(&self.file) })
     }
 }
 
@@ -174,7 +197,7 @@ pub struct Slot {
 pub struct RamView {
     base: NonNull<u8>,
     bytes: usize,
-    _file: Arc<File>,
+    file: Arc<File>,
 }
 
 // SAFETY: the mapping is plain shared memory that stays valid until drop; all access goes through the copying methods
@@ -197,6 +220,28 @@ impl RamView {
         assert!(page < self.pages(), "page {page} is outside guest memory");
         // SAFETY: within the mapping by the assertion.
         unsafe { self.base.as_ptr().add(page as usize * PAGE_SIZE) }
+    }
+
+    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and asking
+    /// here, unlike reading them, does not make the kernel hold memory for them.
+    pub fn held<E: From<std::io::Error>>(
+        &self,
+        mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The file's offset is of no use to anybody else.
+        let seek = |from: i64, whence| match nix::unistd::lseek(&*self.file, from, whence) {
+            Ok(at) => Ok(Some(at)),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(e) => Err(std::io::Error::from(e)),
+        };
+        let mut at = 0;
+        while let Some(data) = seek(at, Whence::SeekData)? {
+            let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.bytes as i64);
+            let (from, to) = (data as u64 / PAGE_SIZE as u64, (hole as u64).div_ceil(PAGE_SIZE as u64));
+            each(from as PageIndex..to as PageIndex)?;
+            at = hole;
+        }
+        Ok(())
     }
 
     /// Copies a page out.
@@ -247,6 +292,26 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         ram.view().unwrap().read_page(5, &mut page);
         assert_eq!(page[..6], [7, 7, 7, 7, 7, 0]);
+    }
+
+    #[test]
+    fn what_was_never_touched_is_not_held_and_asking_does_not_touch_it() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        ram.memory().write_slice(&[1], GuestAddress(0)).unwrap();
+        ram.memory().write_slice(&[1; 5000], GuestAddress(33 << 20)).unwrap();
+        let view = ram.view().unwrap();
+        for _ in 0..2 {
+            let mut held = Vec::new();
+            view.held(|pages| {
+                held.extend(pages);
+                Ok::<_, std::io::Error>(())
+            })
+            .unwrap();
+            let written = [0, (33 << 20) / 4096, (33 << 20) / 4096 + 1];
+            assert!(written.iter().all(|page| held.contains(page)) && held.is_sorted(), "{held:?}");
+            // The kernel may hold huge pages.
+            assert!(held.len() <= 1024, "{}", held.len());
+        }
     }
 
     #[test]

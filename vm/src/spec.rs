@@ -4,9 +4,31 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// What executes the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// The host's processor, by KVM. Any number of vCPUs; not replayable.
+    #[default]
+    Kvm,
+    /// The deterministic processor in software: one vCPU, needs no /dev/kvm, can be recorded and replayed.
+    Soft,
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Soft => "soft",
+        })
+    }
+}
+
 /// The machine. Equal on both hosts, or the handshake refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
+    /// What executes it: a state of one engine means nothing to the other.
+    pub engine: EngineKind,
     /// Number of vCPUs, 1 to 64.
     pub vcpus: u8,
     /// Guest RAM in bytes: a multiple of 2 MiB, at least 16 MiB.

@@ -3,10 +3,11 @@
 
 mod common;
 
-use common::{PROGRAM_BASE, between, boot_code, kvm, machine, spec};
+use common::{PROGRAM_BASE, between, boot_code, engines, machine, spec};
 use ft_vm::layout::HIGH_RAM_BASE;
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::memory::{GuestRam, PageIndex};
+use ft_vm::spec::EngineKind;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use vm_memory::{Bytes, GuestAddress};
@@ -65,8 +66,8 @@ struct Scribe {
 }
 
 impl Scribe {
-    fn start() -> Self {
-        let (mut machine, ram, _) = machine(&spec(1, RAM_BYTES));
+    fn start(engine: EngineKind) -> Self {
+        let (mut machine, ram, _) = machine(&spec(engine, 1, RAM_BYTES));
         boot_code(&mut machine, &between(&raw const scribe_start, &raw const scribe_end));
         Self { machine, ram, orders: 0 }
     }
@@ -110,68 +111,65 @@ fn with_mailbox(pages: &BTreeSet<PageIndex>) -> Vec<PageIndex> {
 
 #[test]
 fn a_harvest_names_exactly_the_pages_that_guest_and_vmm_wrote() {
-    if !kvm("exact harvest") {
-        return;
-    }
-    let no_pages: [PageIndex; 0] = [];
-    let mut rng = rand::rngs::StdRng::seed_from_u64(1);
-    let mut scribe = Scribe::start();
-    scribe.machine.resume().unwrap();
-    scribe.write(&some_pages(&mut rng, 100));
-    scribe.machine.pause().unwrap();
-    scribe.machine.start_dirty_log().unwrap();
-    assert_eq!(scribe.harvest(), no_pages, "what was written before is not in the log");
-    for round in 0..40 {
-        let pages = some_pages(&mut rng, [0, 1, 7, 64, 300][round % 5]);
+    for engine in engines("exact harvest") {
+        let no_pages: [PageIndex; 0] = [];
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        let mut scribe = Scribe::start(engine);
         scribe.machine.resume().unwrap();
-        scribe.write(&pages);
+        scribe.write(&some_pages(&mut rng, 100));
         scribe.machine.pause().unwrap();
-        let mut expected = with_mailbox(&pages);
-        // The VMM's own writes join: one page that the guest wrote too, one that it did not.
-        if round % 2 == 0 {
-            scribe.ram.memory().write_obj(7u8, GuestAddress(0x60_0000)).unwrap();
-            scribe.ram.memory().write_obj(7u8, GuestAddress(ORDERS + 4000)).unwrap();
-            expected.insert(0, 0x600);
+        scribe.machine.start_dirty_log().unwrap();
+        assert_eq!(scribe.harvest(), no_pages, "what was written before is not in the log");
+        for round in 0..40 {
+            let pages = some_pages(&mut rng, [0, 1, 7, 64, 300][round % 5]);
+            scribe.machine.resume().unwrap();
+            scribe.write(&pages);
+            scribe.machine.pause().unwrap();
+            let mut expected = with_mailbox(&pages);
+            // The VMM's own writes join: one page that the guest wrote too, one that it did not.
+            if round % 2 == 0 {
+                scribe.ram.memory().write_obj(7u8, GuestAddress(0x60_0000)).unwrap();
+                scribe.ram.memory().write_obj(7u8, GuestAddress(ORDERS + 4000)).unwrap();
+                expected.insert(0, 0x600);
+            }
+            assert_eq!(scribe.harvest(), expected, "round {round}");
+            assert_eq!(scribe.harvest(), no_pages, "a harvest is not repeated");
         }
-        assert_eq!(scribe.harvest(), expected, "round {round}");
-        assert_eq!(scribe.harvest(), no_pages, "a harvest is not repeated");
+        scribe.machine.stop_dirty_log().unwrap();
+        assert!(matches!(scribe.machine.harvest(&mut Vec::new()), Err(MachineError::NotLogging)));
     }
-    scribe.machine.stop_dirty_log().unwrap();
-    assert!(matches!(scribe.machine.harvest(&mut Vec::new()), Err(MachineError::NotLogging)));
 }
 
 #[test]
 fn harvests_of_a_running_machine_together_name_every_page_written_and_no_other() {
-    if !kvm("running harvest") {
-        return;
-    }
-    let mut rng = rand::rngs::StdRng::seed_from_u64(2);
-    let mut scribe = Scribe::start();
-    scribe.machine.start_dirty_log().unwrap();
-    scribe.machine.resume().unwrap();
-    for _ in 0..30 {
-        let pages = some_pages(&mut rng, 400);
-        let mut seen = BTreeSet::new();
-        scribe.order(&pages);
-        while scribe.ram.memory().read_obj::<u64>(GuestAddress(DONE)).unwrap() != scribe.orders {
-            seen.extend(scribe.harvest());
-        }
-        scribe.machine.pause().unwrap();
-        seen.extend(scribe.harvest());
+    for engine in engines("running harvest") {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(2);
+        let mut scribe = Scribe::start(engine);
+        scribe.machine.start_dirty_log().unwrap();
         scribe.machine.resume().unwrap();
-        assert_eq!(seen.into_iter().collect::<Vec<_>>(), with_mailbox(&pages));
+        for _ in 0..30 {
+            let pages = some_pages(&mut rng, 400);
+            let mut seen = BTreeSet::new();
+            scribe.order(&pages);
+            while scribe.ram.memory().read_obj::<u64>(GuestAddress(DONE)).unwrap() != scribe.orders {
+                seen.extend(scribe.harvest());
+            }
+            scribe.machine.pause().unwrap();
+            seen.extend(scribe.harvest());
+            scribe.machine.resume().unwrap();
+            assert_eq!(seen.into_iter().collect::<Vec<_>>(), with_mailbox(&pages));
+        }
     }
 }
 
 #[test]
 fn pages_above_the_hole_are_numbered_on() {
-    if !kvm("harvest above 4 GiB") {
-        return;
+    for engine in engines("harvest above 4 GiB") {
+        let (mut machine, ram, _) = machine(&spec(engine, 1, (3 << 30) + (16 << 20)));
+        machine.start_dirty_log().unwrap();
+        ram.memory().write_obj(1u8, GuestAddress(HIGH_RAM_BASE + 4096)).unwrap();
+        let mut dirty = vec![42];
+        machine.harvest(&mut dirty).unwrap();
+        assert_eq!(dirty, [42, (3 << 18) + 1], "appended to what is there");
     }
-    let (mut machine, ram, _) = machine(&spec(1, (3 << 30) + (16 << 20)));
-    machine.start_dirty_log().unwrap();
-    ram.memory().write_obj(1u8, GuestAddress(HIGH_RAM_BASE + 4096)).unwrap();
-    let mut dirty = vec![42];
-    machine.harvest(&mut dirty).unwrap();
-    assert_eq!(dirty, [42, (3 << 18) + 1], "appended to what is there");
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Remember, kvm, spec, wiring};
+use common::{Remember, engines, spec, wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, MachineSpec};
@@ -28,9 +28,6 @@ fn boot(test: &str, spec: &MachineSpec, moving: bool) {
         eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
         return;
     };
-    if !kvm(test) {
-        return;
-    }
     let console = Remember::default();
     let mut ram = GuestRam::new(spec.ram_bytes).unwrap();
     let mut machine = Machine::new(spec, &ram, wiring(&console)).unwrap();
@@ -70,11 +67,15 @@ fn boot(test: &str, spec: &MachineSpec, moving: bool) {
 
 #[test]
 fn a_linux_kernel_boots_and_resets() {
-    boot("Linux boots", &spec(1, RAM_BYTES), false);
+    for engine in engines("Linux boots") {
+        boot(&format!("Linux boots on {engine}"), &spec(engine, 1, RAM_BYTES), false);
+    }
 }
 
 #[test]
 fn a_linux_kernel_boots_while_it_is_moved_from_machine_to_machine() {
-    let spec = MachineSpec { rng: true, ..spec(1, RAM_BYTES) };
-    boot("Linux boots while moved", &spec, true);
+    for engine in engines("Linux boots while moved") {
+        let spec = MachineSpec { rng: true, ..spec(engine, 1, RAM_BYTES) };
+        boot(&format!("Linux boots while moved, {engine}"), &spec, true);
+    }
 }

@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Remember, between, boot_code, content, event, kvm, machine, spec, wiring};
+use common::{Remember, between, boot_code, content, engines, event, machine, spec, wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex};
-use ft_vm::spec::MachineSpec;
+use ft_vm::spec::{EngineKind, MachineSpec};
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -93,8 +93,15 @@ const LEGS_MIN: usize = 50;
 /// Set for the process that takes the machine one leg further: where the files are.
 const LEG: &str = "FTD_TEST_LEG";
 
-fn mix() -> Vec<u8> {
-    between(&raw const mix_start, &raw const mix_end)
+/// The program; shorter for the engine that would take minutes for it in a debug build.
+fn mix(engine: EngineKind) -> Vec<u8> {
+    let mut code = between(&raw const mix_start, &raw const mix_end);
+    if engine == EngineKind::Soft {
+        let turns = 10_000_000_u32.to_le_bytes();
+        let at = code.windows(4).position(|bytes| bytes == turns).expect("mov r13d, turns");
+        code[at..at + 4].copy_from_slice(&600_000_u32.to_le_bytes());
+    }
+    code
 }
 
 fn save(dir: &Path, spec: &MachineSpec, ram: &GuestRam, state: &[u8]) {
@@ -105,7 +112,7 @@ fn save(dir: &Path, spec: &MachineSpec, ram: &GuestRam, state: &[u8]) {
     }
     file.flush().unwrap();
     std::fs::write(dir.join("state"), state).unwrap();
-    std::fs::write(dir.join("vcpus"), [spec.vcpus]).unwrap();
+    std::fs::write(dir.join("shape"), [spec.vcpus, u8::from(spec.engine == EngineKind::Soft)]).unwrap();
 }
 
 fn load(dir: &Path, ram: &GuestRam) {
@@ -123,8 +130,9 @@ fn load(dir: &Path, ram: &GuestRam) {
 #[test]
 fn leg() {
     let Some(dir) = std::env::var_os(LEG).map(std::path::PathBuf::from) else { return };
-    let vcpus = std::fs::read(dir.join("vcpus")).unwrap()[0];
-    let spec = spec(vcpus, RAM_BYTES);
+    let shape = std::fs::read(dir.join("shape")).unwrap();
+    let engine = if shape[1] == 1 { EngineKind::Soft } else { EngineKind::Kvm };
+    let spec = spec(engine, shape[0], RAM_BYTES);
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     let console = Remember::default();
     let mut machine = Machine::new(&spec, &ram, wiring(&console)).unwrap();
@@ -146,13 +154,10 @@ fn leg() {
     output.write_all(console.text().as_bytes()).unwrap();
 }
 
-fn ends_as_if_undisturbed(test: &str, vcpus: u8) {
-    if !kvm(test) {
-        return;
-    }
-    let spec = spec(vcpus, RAM_BYTES);
+fn ends_as_if_undisturbed(test: &str, engine: EngineKind, vcpus: u8) {
+    let spec = spec(engine, vcpus, RAM_BYTES);
     let (mut undisturbed, expected_ram, expected_output) = machine(&spec);
-    boot_code(&mut undisturbed, &mix());
+    boot_code(&mut undisturbed, &mix(engine));
     undisturbed.resume().unwrap();
     assert_eq!(event(&undisturbed), MachineEvent::PoweredOff);
     undisturbed.pause().unwrap();
@@ -171,7 +176,7 @@ fn journey(spec: &MachineSpec, expected_output: &str, expected: &[(PageIndex, Bo
     let dir = tempfile::tempdir().unwrap();
     {
         let (mut first, ram, _) = machine(spec);
-        boot_code(&mut first, &mix());
+        boot_code(&mut first, &mix(spec.engine));
         let mut state = Vec::new();
         first.capture(&mut state).unwrap();
         save(dir.path(), spec, &ram, &state);
@@ -211,10 +216,14 @@ fn journey(spec: &MachineSpec, expected_output: &str, expected: &[(PageIndex, Bo
 
 #[test]
 fn one_vcpu_captured_at_random_points_and_resumed_in_other_processes_ends_as_if_undisturbed() {
-    ends_as_if_undisturbed("one vCPU resumed elsewhere", 1);
+    for engine in engines("one vCPU resumed elsewhere") {
+        ends_as_if_undisturbed(&format!("one vCPU resumed elsewhere, {engine}"), engine, 1);
+    }
 }
 
 #[test]
 fn two_vcpus_captured_at_random_points_and_resumed_in_other_processes_end_as_if_undisturbed() {
-    ends_as_if_undisturbed("two vCPUs resumed elsewhere", 2);
+    if common::kvm("two vCPUs resumed elsewhere") {
+        ends_as_if_undisturbed("two vCPUs resumed elsewhere", EngineKind::Kvm, 2);
+    }
 }

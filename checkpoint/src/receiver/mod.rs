@@ -13,6 +13,7 @@
 
 mod error;
 mod incoming;
+mod log;
 
 pub use error::ReceiveError;
 
@@ -21,10 +22,11 @@ use crate::digest::Chain;
 use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
-use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held};
+use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode};
 use crate::wire::{Frame, FrameType, Message};
 use ft_vm::memory::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
+use log::IncomingLog;
 use std::sync::Arc;
 
 /// Bounds on what a receiver holds.
@@ -66,6 +68,15 @@ pub enum Received {
         epoch: u64,
         /// To be sent back in the ack.
         stamp_us: u64,
+    },
+    /// An epoch of the log is complete and verified: to be acked, and executed.
+    SealedLog {
+        /// Its epoch.
+        epoch: u64,
+        /// To be sent back in the ack.
+        stamp_us: u64,
+        /// The log.
+        log: Vec<u8>,
     },
     /// To be echoed.
     Heartbeat {
@@ -115,26 +126,35 @@ pub struct Receiver {
     backlog: Arc<Backlog>,
     pool: Arc<Pool>,
     limits: Limits,
+    mode: Mode,
     generation: u64,
     holding: Holding,
     incoming: Option<Incoming>,
+    incoming_log: Option<IncomingLog>,
     /// The backlog as of the incoming epoch's beginning, newest first.
     bases: Vec<Arc<SealedCheckpoint>>,
     spare_state: Vec<u8>,
 }
 
 impl Receiver {
-    /// A receiver into the memory behind `view`, which holds nothing yet.
+    /// A receiver of checkpoints into the memory behind `view`, which holds nothing yet.
     pub fn new(view: RamView, limits: Limits) -> Self {
+        Self::of_mode(view, limits, Mode::Checkpoint)
+    }
+
+    /// A receiver of what this mode ships.
+    pub fn of_mode(view: RamView, limits: Limits, mode: Mode) -> Self {
         let image = Arc::new(Image::new(view));
         Self {
             backlog: Backlog::new(Arc::clone(&image)),
             image,
             pool: Pool::new(limits.epoch_pages, limits.backlog_pages),
             limits,
+            mode,
             generation: 0,
             holding: Holding::Nothing,
             incoming: None,
+            incoming_log: None,
             bases: Vec::new(),
             spare_state: Vec::new(),
         }
@@ -153,6 +173,14 @@ impl Receiver {
         }
     }
 
+    /// The machine's state as of the last sealed checkpoint. What a log adds is for whoever executes it.
+    pub fn sealed_state(&self) -> Option<&[u8]> {
+        match &self.holding {
+            Holding::Sealed(sealed) => Some(&sealed.state),
+            _ => None,
+        }
+    }
+
     /// Sealed checkpoints not applied yet, and pages in them.
     pub fn backlog(&self) -> (usize, usize) {
         self.backlog.len()
@@ -167,6 +195,7 @@ impl Receiver {
     /// Drops what is half received: an epoch, or a whole unfinished copy.
     pub fn drop_partial(&mut self) {
         self.bases.clear();
+        self.incoming_log = None;
         if let Some(incoming) = self.incoming.take() {
             self.pool.put(incoming.pages);
             self.spare_state = incoming.state;
@@ -192,12 +221,14 @@ impl Receiver {
             return Err(ReceiveError::Generation { kind, theirs, ours });
         }
         let in_epoch = match kind {
-            FrameType::Pages | FrameType::State | FrameType::EpochEnd => true,
+            FrameType::Pages | FrameType::State => self.incoming.is_some(),
+            FrameType::Log | FrameType::LogEnd => self.incoming_log.is_some(),
+            FrameType::EpochEnd => self.incoming.is_some(),
             // The sender lets these overtake the pages.
             FrameType::Heartbeat | FrameType::Paired | FrameType::Bye => true,
             _ => false,
         };
-        if self.incoming.is_some() && !in_epoch {
+        if (self.incoming.is_some() || self.incoming_log.is_some()) && !in_epoch {
             return Err(ReceiveError::Unexpected { kind, when: "inside an epoch" });
         }
         match Message::decode(frame)? {
@@ -206,6 +237,11 @@ impl Receiver {
             Message::EpochBegin(begin) => self.epoch_begin(frame.epoch, begin),
             Message::Pages(batch) => self.pages(frame.epoch, batch),
             Message::State(batch) => self.state(frame.epoch, batch),
+            Message::Log(part) => self.log_part(kind, frame.epoch, part),
+            Message::LogEnd(end, part) => {
+                self.log_part(kind, frame.epoch, part)?;
+                self.log_end(frame.epoch, end)
+            }
             Message::EpochEnd(end) => self.epoch_end(frame.epoch, end),
             Message::Heartbeat { stamp_us } => Ok(Received::Heartbeat { stamp_us }),
             Message::Paired { generation } => {
@@ -222,9 +258,11 @@ impl Receiver {
             Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) => {
                 Err(ReceiveError::Unexpected { kind, when: "after the handshake" })
             }
-            Message::Ack(_) | Message::Echo { .. } | Message::Decline { .. } => {
-                Err(ReceiveError::Unexpected { kind, when: "from a primary" })
-            }
+            Message::Ack(_)
+            | Message::Echo { .. }
+            | Message::Decline { .. }
+            | Message::Position(_)
+            | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
         }
     }
 
@@ -277,6 +315,12 @@ impl Receiver {
                 return Err(ReceiveError::CopyIncomplete { received: *received, total });
             }
             Holding::Copy { pairing, chain, .. } => (*pairing, *chain, epoch.max(1)),
+            Holding::Sealed(_) if self.mode == Mode::Replay => {
+                return Err(ReceiveError::Unexpected {
+                    kind: FrameType::EpochBegin,
+                    when: "where the log is due",
+                });
+            }
             Holding::Sealed(sealed) => (sealed.pairing, sealed.chain, sealed.epoch.saturating_add(1)),
         };
         if begin.pairing != pairing {

@@ -14,7 +14,7 @@ use std::io::{self, IoSlice, Read, Write};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
 /// Version of the frame and message formats. Another version is refused, not guessed at. Magic and version stand at the
 /// same place in every version, so that any two see by whom they are refused.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
 /// Most bytes of payload a frame can have.
@@ -52,11 +52,15 @@ pub enum FrameType {
     TookOver = 15,
     Bye = 16,
     Decline = 17,
+    Log = 18,
+    LogEnd = 19,
+    Position = 20,
+    Diverged = 21,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -74,6 +78,10 @@ impl FrameType {
         Self::TookOver,
         Self::Bye,
         Self::Decline,
+        Self::Log,
+        Self::LogEnd,
+        Self::Position,
+        Self::Diverged,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {

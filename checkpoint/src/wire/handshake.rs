@@ -1,10 +1,10 @@
 //! Whether two nodes fit each other: a pure comparison that names the first mismatch, most telling first.
 
-use super::message::{Identity, Refuse};
+use super::message::{Identity, Mode, Refuse};
 use ft_vm::spec::MachineSpec;
 
 /// Version of the messages' meaning.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// Which part of the handshake a node plays. The CPU and the generation are judged differently from the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,24 @@ pub enum Refusal {
         /// Ours.
         ours_us: u64,
     },
+    /// One would ship what the other does not take.
+    #[error("replication.mode differs: the peer has {theirs}, this node {ours}; set both alike")]
+    Mode {
+        /// The peer's.
+        theirs: Mode,
+        /// Ours.
+        ours: Mode,
+    },
+    /// Another build's engine could execute the same and come to something else.
+    #[error(
+        "the engine differs: the peer's build is {theirs:016x}, this node's {ours:016x}; install the same build of ftd on both"
+    )]
+    Engine {
+        /// The peer's fingerprint.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
     /// A machine captured on one CPU could not go on on the other.
     #[error("CPU: {0}")]
     Cpu(String),
@@ -88,6 +106,8 @@ impl Refusal {
             Self::Cpu(_) => 6,
             Self::StalePrimary { .. } => 7,
             Self::Lease { .. } => 8,
+            Self::Mode { .. } => 9,
+            Self::Engine { .. } => 10,
         }
     }
 
@@ -99,7 +119,7 @@ impl Refusal {
 
 /// Whether the refusal of this number stays until somebody changes a node: versions or configurations do not fit.
 pub fn is_permanent(code: u16) -> bool {
-    matches!(code, 1..=6 | 8)
+    matches!(code, 1..=6 | 8..=10)
 }
 
 /// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
@@ -123,6 +143,12 @@ pub fn check(
     }
     if theirs.spec != ours.spec {
         check_spec(&read_spec("peer's", &theirs.spec)?, &read_spec("local", &ours.spec)?)?;
+    }
+    if theirs.mode != ours.mode {
+        return Err(Refusal::Mode { theirs: theirs.mode, ours: ours.mode });
+    }
+    if theirs.engine != ours.engine {
+        return Err(Refusal::Engine { theirs: theirs.engine, ours: ours.engine });
     }
     cpu_fits(&theirs.cpu, &ours.cpu).map_err(Refusal::Cpu)?;
     let (primary, backup) = match our_side {
@@ -151,7 +177,8 @@ fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
         Err(Refusal::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
     // Every field by name, so that a new one cannot be forgotten here.
-    let MachineSpec { vcpus, ram_bytes, net, disks, rng } = ours;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = ours;
+    field("engine", &theirs.engine, engine)?;
     field("guest memory (bytes)", &theirs.ram_bytes, ram_bytes)?;
     field("number of vCPUs", &theirs.vcpus, vcpus)?;
     field("network card", &theirs.net, net)?;
@@ -162,10 +189,11 @@ fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ft_vm::spec::{DiskSpec, NetSpec};
+    use ft_vm::spec::{DiskSpec, EngineKind, NetSpec};
 
     fn spec() -> MachineSpec {
         MachineSpec {
+            engine: EngineKind::Kvm,
             vcpus: 2,
             ram_bytes: 64 << 20,
             net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
@@ -181,6 +209,8 @@ mod tests {
             node: node.into(),
             generation: 5,
             spec: postcard::to_stdvec(spec).unwrap(),
+            mode: Mode::Checkpoint,
+            engine: 77,
             cpu: vec![1],
             features: 0,
             lease_us: 25_000,
@@ -209,6 +239,9 @@ mod tests {
         assert_eq!(refusal(|i| i.node = "a".into()), Refusal::SameNode("a".into()));
         let lease = Refusal::Lease { theirs_us: 50_000, ours_us: 25_000 };
         assert_eq!(refusal(|i| i.lease_us = 50_000), lease, "safety rests on equal leases");
+        let mode = Refusal::Mode { theirs: Mode::Replay, ours: Mode::Checkpoint };
+        assert_eq!(refusal(|i| i.mode = Mode::Replay), mode);
+        assert_eq!(refusal(|i| i.engine = 78), Refusal::Engine { theirs: 78, ours: 77 });
         assert_eq!(refusal(|i| i.cpu = vec![2]), Refusal::Cpu("other family".into()));
         assert!(matches!(refusal(|i| i.spec.truncate(1)), Refusal::SpecUnreadable { whose: "peer's", .. }));
         let with = |change: fn(&mut MachineSpec)| {
@@ -219,6 +252,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
+        assert_eq!(with(|s| s.engine = EngineKind::Soft), "engine");
         assert_eq!(with(|s| s.ram_bytes *= 2), "guest memory (bytes)");
         assert_eq!(with(|s| s.vcpus = 1), "number of vCPUs");
         assert_eq!(with(|s| s.net = None), "network card");

@@ -1,5 +1,5 @@
-//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]) and are
-//! only borrowed here.
+//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]), parts of the
+//! log are bytes of [`ft_vm::replay::log`]: these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 use serde::{Deserialize, Serialize};
@@ -17,12 +17,34 @@ pub struct Identity {
     pub generation: u64,
     /// postcard of its `MachineSpec`.
     pub spec: Vec<u8>,
+    /// How it replicates.
+    pub mode: Mode,
+    /// Its engine's fingerprint (see [`ft_vm::machine::engine_fingerprint`]).
+    pub engine: u64,
     /// Its CPU's profile, opaque here.
     pub cpu: Vec<u8>,
     /// Bits of optional abilities; unknown ones are ignored.
     pub features: u64,
     /// How long an answer of the backup permits the primary to release, in microseconds: both must mean the same.
     pub lease_us: u64,
+}
+
+/// How a pair replicates: what its epochs are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Every epoch is a checkpoint: pages and state.
+    Checkpoint,
+    /// The first epoch is a checkpoint, the others are the event log from there on.
+    Replay,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Replay => "replay",
+        })
+    }
 }
 
 /// What a backup holds: a sealed checkpoint of a pairing.
@@ -83,7 +105,37 @@ pub struct EpochBegin {
     pub state_bytes: u32,
 }
 
-/// A checkpoint is complete.
+/// An epoch of the event log is complete; the last part of the log follows in the same frame. Most epochs are short, and
+/// there may be thousands a second: each is one frame then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEnd {
+    /// The pairing's digest after this epoch.
+    pub digest: u64,
+    /// The primary's clock at its cut; comes back in the ack.
+    pub stamp_us: u64,
+}
+
+/// How far a backup that executes the log has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Instructions that it has executed.
+    pub count: u64,
+    /// Age of the oldest log that it has not executed to its end, in microseconds.
+    pub lag_us: u64,
+    /// Bytes of log that it has not executed.
+    pub pending_bytes: u64,
+}
+
+/// The backup has found that it does not execute what the primary executed. What it holds is of no use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// Instructions that had been executed.
+    pub count: u64,
+    /// What differs.
+    pub what: String,
+}
+
+/// An epoch is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The pairing's digest after this checkpoint (see [`crate::digest`]).
@@ -131,6 +183,10 @@ pub enum Message<'a> {
     State(&'a [u8]),
     /// See [`EpochEnd`].
     EpochEnd(EpochEnd),
+    /// A part of an epoch's log, ahead of its end.
+    Log(&'a [u8]),
+    /// See [`LogEnd`]; the last part of the log.
+    LogEnd(LogEnd, &'a [u8]),
     /// See [`Ack`].
     Ack(Ack),
     /// I live; the sender's clock.
@@ -165,6 +221,10 @@ pub enum Message<'a> {
         /// Why, for people.
         text: String,
     },
+    /// See [`Position`].
+    Position(Position),
+    /// See [`Diverged`].
+    Diverged(Diverged),
 }
 
 impl<'a> Message<'a> {
@@ -188,6 +248,10 @@ impl<'a> Message<'a> {
             Self::TookOver { .. } => FrameType::TookOver,
             Self::Bye(_) => FrameType::Bye,
             Self::Decline { .. } => FrameType::Decline,
+            Self::Log(_) => FrameType::Log,
+            Self::LogEnd(..) => FrameType::LogEnd,
+            Self::Position(_) => FrameType::Position,
+            Self::Diverged(_) => FrameType::Diverged,
         }
     }
 
@@ -220,6 +284,13 @@ impl<'a> Message<'a> {
             FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
             FrameType::Bye => Self::Bye(parse(frame)?),
             FrameType::Decline => Self::Decline { text: parse(frame)? },
+            FrameType::Log => Self::Log(frame.payload),
+            FrameType::LogEnd => {
+                let (end, part) = parse_head(frame)?;
+                Self::LogEnd(end, part)
+            }
+            FrameType::Position => Self::Position(parse(frame)?),
+            FrameType::Diverged => Self::Diverged(parse(frame)?),
         })
     }
 
@@ -236,7 +307,9 @@ impl<'a> Message<'a> {
 
     fn payload(&self) -> Result<std::borrow::Cow<'a, [u8]>, FrameError> {
         let encoded = match self {
-            Self::CopyPages(bytes) | Self::Pages(bytes) | Self::State(bytes) => return Ok((*bytes).into()),
+            Self::CopyPages(bytes) | Self::Pages(bytes) | Self::State(bytes) | Self::Log(bytes) => {
+                return Ok((*bytes).into());
+            }
             Self::Hello(m) => postcard::to_stdvec(m),
             Self::Welcome(m) => postcard::to_stdvec(m),
             Self::Refuse(m) => postcard::to_stdvec(m),
@@ -251,6 +324,9 @@ impl<'a> Message<'a> {
             | Self::TookOver { generation: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),
             Self::Decline { text } => postcard::to_stdvec(text),
+            Self::LogEnd(m, part) => postcard::to_stdvec(m).map(|head| [&head, *part].concat()),
+            Self::Position(m) => postcard::to_stdvec(m),
+            Self::Diverged(m) => postcard::to_stdvec(m),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())
@@ -258,7 +334,17 @@ impl<'a> Message<'a> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<T, FrameError> {
-    let malformed = |why: String| FrameError::Malformed { kind: frame.kind, why };
-    let (message, rest) = postcard::take_from_bytes(frame.payload).map_err(|e| malformed(e.to_string()))?;
-    if rest.is_empty() { Ok(message) } else { Err(malformed(format!("{} bytes too many", rest.len()))) }
+    match parse_head(frame)? {
+        (message, []) => Ok(message),
+        (_, rest) => {
+            let why = format!("{} bytes too many", rest.len());
+            Err(FrameError::Malformed { kind: frame.kind, why })
+        }
+    }
+}
+
+/// A message, and what follows it in the frame.
+fn parse_head<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<(T, &'a [u8]), FrameError> {
+    let malformed = |e: postcard::Error| FrameError::Malformed { kind: frame.kind, why: e.to_string() };
+    postcard::take_from_bytes(frame.payload).map_err(malformed)
 }

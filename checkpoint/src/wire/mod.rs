@@ -11,9 +11,12 @@
 //!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from = E, epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
 //!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
+//!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch
 //!     Ack{epoch, stamp} ------------------------------>   releases the epoch's output until stamp + lease
 //!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
 //!     Echo{stamp} ------------------------------------>   extends the permission
+//!     Position{count, lag} --------------------------->    replay mode: how far it has executed
+//!     Diverged{count, what} -------------------------->    ... and that it is not the same any more; Bye follows
 //!     <------------------------------ Paired{generation}   the cell names this backup
 //!     <------------------------------- Switchover{epoch}   planned hand-over: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->

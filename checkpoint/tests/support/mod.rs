@@ -8,6 +8,7 @@ use ft_checkpoint::encoder::Encoder;
 use ft_checkpoint::owed::Owed;
 use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
+use ft_checkpoint::wire::message::Mode;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, WireSink};
 use ft_vm::memory::{GuestRam, PageIndex, RamView};
 use std::collections::BTreeSet;
@@ -112,6 +113,18 @@ impl Primary {
     }
 }
 
+impl Primary {
+    /// Encodes an epoch of the log, keeps it, sends it.
+    pub fn log(&mut self, log: &[u8], out: &mut impl WireSink) {
+        self.epoch += 1;
+        self.owed.begin(self.epoch).unwrap();
+        let spare = self.owed.spare();
+        let encoded = self.encoder.encode_log(self.epoch, log, self.epoch * 1000, spare).unwrap();
+        encoded.send(out).unwrap();
+        self.owed.keep(encoded).unwrap();
+    }
+}
+
 pub fn writer() -> FrameWriter<Vec<u8>> {
     FrameWriter::new(Vec::new(), VM, GENERATION)
 }
@@ -133,13 +146,19 @@ pub enum FeedError {
 pub struct Backup {
     pub ram: GuestRam,
     pub receiver: Receiver,
+    /// The epochs' logs, one after the other.
+    pub log: Vec<u8>,
 }
 
 impl Backup {
     pub fn new(limits: Limits) -> Self {
+        Self::of_mode(limits, Mode::Checkpoint)
+    }
+
+    pub fn of_mode(limits: Limits, mode: Mode) -> Self {
         let ram = GuestRam::new(RAM_BYTES).unwrap();
-        let receiver = Receiver::new(ram.view().unwrap(), limits);
-        Self { ram, receiver }
+        let receiver = Receiver::of_mode(ram.view().unwrap(), limits, mode);
+        Self { ram, receiver, log: Vec::new() }
     }
 
     pub fn unlimited() -> Self {
@@ -168,6 +187,11 @@ impl Backup {
                 Ok(Received::Sealed { epoch, stamp_us }) => {
                     assert_eq!(stamp_us, epoch * 1000);
                     sealed.push(epoch);
+                }
+                Ok(Received::SealedLog { epoch, stamp_us, log }) => {
+                    assert_eq!(stamp_us, epoch * 1000);
+                    sealed.push(epoch);
+                    self.log.extend(log);
                 }
                 Ok(_) => {}
                 Err(error) => return (sealed, FeedError::Receive(error)),

@@ -1,14 +1,17 @@
-//! The daemon: `ftd run` protects one VM on this node, `ftd check-config` says whether it could.
+//! The daemon: `ftd run` protects one VM on this node, `ftd check-config` says whether it could;
+//! `ftd record` and `ftd replay` run one alone, and again.
 
 use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
 use ftd::lifeline;
+use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use ftd::service::init_logging;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Protects a virtual machine against the loss of its host.
 ///
@@ -42,6 +45,47 @@ enum Cmd {
         #[arg(long)]
         syntax_only: bool,
     },
+    /// Boot the VM alone, unprotected, on the deterministic engine, and record its run into a file
+    ///
+    /// The recording begins with the machine as it boots and ends when the guest does, when the time is over, or on
+    /// SIGINT or SIGTERM. A recorder that dies leaves a recording of all but the last moments.
+    Record {
+        /// The configuration; of its VM, only the machine matters
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The recording; must not exist
+        #[arg(long, value_name = "LOG")]
+        out: PathBuf,
+        /// Stop after so long
+        #[arg(long = "for", value_name = "SECONDS", value_parser = seconds)]
+        limit: Option<Duration>,
+        /// Type standard input into the guest's console
+        #[arg(long)]
+        stdin: bool,
+        /// Do not show the guest's console
+        #[arg(long)]
+        quiet: bool,
+    },
+    /// Execute a recording again, instruction by instruction, as fast as this host can
+    ///
+    /// The guest's console goes to standard output, what became of the replay to standard error. The digests in the
+    /// recording are compared on the way and at its end.
+    Replay {
+        /// The recording
+        log: PathBuf,
+        /// Stop when so many instructions have been executed
+        #[arg(long, value_name = "COUNT")]
+        until: Option<u64>,
+        /// Fail also when the recording has no end (its recorder was killed, or it was cut)
+        #[arg(long)]
+        verify: bool,
+        /// Do not show the guest's console
+        #[arg(long)]
+        quiet: bool,
+        /// The disks' images, in the VM's order, if they are not where they were
+        #[arg(long = "disk", value_name = "IMAGE")]
+        disks: Vec<PathBuf>,
+    },
     /// Closes the connection on standard input when the daemon that made it dies
     #[command(name = lifeline::COMMAND, hide = true)]
     Lifeline {
@@ -54,12 +98,24 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Cmd::Run { config, fresh } => run(&config, fresh),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
+        Cmd::Record { config, out, limit, stdin, quiet } => {
+            record(&config, &RecordOptions { out, limit, stdin, quiet })
+        }
+        Cmd::Replay { log, until, verify, quiet, disks } => ended(
+            recording::replay(&ReplayOptions { log, until, verify, quiet, disks }).map(|()| DaemonExit::Ok),
+        ),
         Cmd::Lifeline { maker } => match lifeline::run(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,
         },
     }
     .into()
+}
+
+/// A time as people write it, fractions allowed.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
 }
 
 fn load(path: &Path) -> Result<Config, DaemonExit> {
@@ -80,6 +136,20 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
     }
     println!("{}: fine", path.display());
     DaemonExit::Ok
+}
+
+fn record(path: &Path, options: &RecordOptions) -> DaemonExit {
+    match load(path) {
+        Ok(config) => ended(recording::record(&config, options)),
+        Err(exit) => exit,
+    }
+}
+
+fn ended(outcome: Result<DaemonExit, recording::RunError>) -> DaemonExit {
+    outcome.unwrap_or_else(|e| {
+        eprintln!("ftd: {e}");
+        e.exit()
+    })
 }
 
 fn run(path: &Path, fresh: bool) -> DaemonExit {

@@ -9,7 +9,7 @@ use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::memory::{GuestRam, MemoryError};
-use ft_vm::spec::{DiskSpec, MachineSpec, NetSpec};
+use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -110,11 +110,13 @@ impl Config {
     /// Checks everything that this host must offer. Nothing is left changed but directories of the daemon's own that it
     /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
     pub fn check_host(&self) -> Result<(), HostError> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .map_err(|source| HostError::Kvm { source })?;
+        if self.machine.engine == EngineKind::Kvm {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .map_err(|source| HostError::Kvm { source })?;
+        }
         for (key, path) in
             [("machine.kernel", &self.machine.kernel), ("machine.initrd", &self.machine.initrd)]
         {
@@ -173,6 +175,7 @@ impl Config {
             disks.push(DiskSpec { bytes, read_only: disk.read_only });
         }
         Ok(MachineSpec {
+            engine: self.machine.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
             net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),

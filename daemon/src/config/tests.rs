@@ -23,7 +23,7 @@ fn message(text: &str) -> String {
 fn the_example_states_the_true_defaults() {
     let is_default =
         |line: &&str| line.starts_with('#') && line[1..].starts_with(|c: char| c.is_ascii_lowercase());
-    assert_eq!(EXAMPLE.lines().filter(is_default).count(), 25);
+    assert_eq!(EXAMPLE.lines().filter(is_default).count(), 27);
     let spelled_out: String = EXAMPLE
         .lines()
         .map(|line| if is_default(&line) { &line[1..] } else { line })
@@ -41,6 +41,7 @@ fn the_example_mentions_every_key() {
         edited("[machine.net]", "[machine.net]\nzz = 1"),
         edited("[replication]", "[[machine.disk]]\nzz = 1\n[replication]"),
         edited("[replication]", "[replication]\nzz = 1"),
+        edited("[replay]", "[replay]\nzz = 1"),
         edited("[arbiter]", "[arbiter]\nzz = 1"),
         edited("[log]", "[log]\nzz = 1"),
         edited("[metrics]", "[metrics]\nzz = 1"),
@@ -92,8 +93,15 @@ fn what_cannot_work_is_refused_with_its_reason() {
             "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]",
             "a writable disk (/i)",
         ),
-        ("#mode = \"checkpoint\"", "mode = \"replay\"", "mode 'replay' is not available yet"),
-        ("#engine = \"kvm\"", "engine = \"hvf\"", "engine 'hvf' is not known; allowed: \"kvm\""),
+        (
+            "#mode = \"checkpoint\"",
+            "mode = \"replay\"",
+            "machine.engine = kvm: cannot stop at an exact instruction",
+        ),
+        ("#mode = \"checkpoint\"", "mode = \"colo\"", "unknown variant `colo`"),
+        ("#engine = \"kvm\"", "engine = \"hvf\"", "unknown variant `hvf`"),
+        ("#batch_us = 500", "batch_us = 50", "replay.batch_us = 50: must be 100 to 100000"),
+        ("#lag_ms_max = 100", "lag_ms_max = 0", "replay.lag_ms_max = 0: must be 10 to 60000"),
         ("#kind = \"file\"", "kind = \"etcd\"", "kind 'etcd' is not available yet; use \"file\""),
         ("#lease_ms = 25", "lease_ms = 300", "must be below failure_timeout_ms (300)"),
         ("#heartbeat_ms = 5", "heartbeat_ms = 20", "must be at least twice heartbeat_ms (20)"),
@@ -109,6 +117,14 @@ fn what_cannot_work_is_refused_with_its_reason() {
         let message = message(&edited(from, to));
         assert!(message.contains(reason), "{to}: {message}");
     }
+    let replay = edited("#mode = \"checkpoint\"", "mode = \"replay\"").replacen(
+        "#engine = \"kvm\"",
+        "engine = \"soft\"",
+        1,
+    );
+    assert_eq!(parse(&replay).unwrap().replication.mode, Mode::Replay);
+    let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
+    assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
     let long = format!("control_socket = \"/{}\"", "s".repeat(107));
     assert!(message(&edited("#control_socket = \"/run/ftd/web.sock\"", &long)).contains("at most 107"));
 }

@@ -1,7 +1,8 @@
 //! What a configuration must fulfil beyond the types of its values: ranges, and values that must fit each other.
 
-use super::{Config, Guest};
+use super::{Config, Guest, Mode};
 use ft_netbuf::tap;
+use ft_vm::spec::EngineKind;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
@@ -15,7 +16,8 @@ impl Config {
         }
         self.validate_paths()?;
         self.validate_machine()?;
-        self.validate_replication()
+        self.validate_replication()?;
+        self.validate_engine()
     }
 
     fn validate_paths(&self) -> Result<(), Refusal> {
@@ -141,6 +143,26 @@ impl Config {
             return refuse("replication.lease_ms", r.lease_ms, allowed);
         }
         Ok(())
+    }
+}
+
+impl Config {
+    fn validate_engine(&self) -> Result<(), Refusal> {
+        let engine = self.machine.engine;
+        if self.replication.mode == Mode::Replay && engine != EngineKind::Soft {
+            let allowed =
+                "cannot stop at an exact instruction, as mode = \"replay\" needs; set engine = \"soft\"";
+            return refuse("machine.engine", engine, allowed);
+        }
+        if engine == EngineKind::Soft && self.machine.vcpus > 1 {
+            return refuse(
+                "machine.vcpus",
+                self.machine.vcpus,
+                "engine = \"soft\" has one vCPU; set it to 1",
+            );
+        }
+        within("replay.batch_us", self.replay.batch_us, 100..=100_000)?;
+        within("replay.lag_ms_max", self.replay.lag_ms_max, 10..=60_000)
     }
 }
 

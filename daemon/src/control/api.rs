@@ -9,7 +9,7 @@
 //! `console`, after whose response the connection carries raw bytes both ways.
 
 use crate::metrics::Percentiles;
-use crate::telemetry::{Parts, TakeOver};
+use crate::telemetry::{Divergence, Parts, TakeOver};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -214,6 +214,15 @@ pub struct Status {
     pub compression_ratio: f64,
     /// What pauses and checkpoints are made of.
     pub parts: Parts,
+    /// "checkpoint" or "replay".
+    #[serde(default)]
+    pub mode: String,
+    /// "kvm" or "soft".
+    #[serde(default)]
+    pub engine: String,
+    /// What replay mode has besides: keys of the status itself.
+    #[serde(flatten)]
+    pub replay: Option<ReplayStatus>,
     /// The full copy under way.
     pub copy: Option<CopyProgress>,
     /// The last take-over by this daemon.
@@ -224,6 +233,23 @@ pub struct Status {
     pub arbiter: ArbiterStatus,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+}
+
+/// Replay mode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplayStatus {
+    /// Instructions executed at the last cut of the log (primary), or by now (backup).
+    pub count: u64,
+    /// Bytes of log cut in a second.
+    pub log_bytes_per_s: f64,
+    /// How far the backup is behind, in microseconds.
+    pub lag_us: u64,
+    /// Part of its time that the VM stands still so that the backup comes after.
+    pub throttle_pct: f64,
+    /// Times a backup diverged since this daemon started.
+    pub divergences: u64,
+    /// The last one.
+    pub last_divergence: Option<Divergence>,
 }
 
 /// A full copy under way.

@@ -23,7 +23,30 @@ pub fn block(status: &Status, colour: bool) -> String {
     }
     row("generation", status.generation.to_string());
     row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
-    if status.role == Role::Primary {
+    if let Some(replay) = &status.replay {
+        row("mode", format!("replay, engine {}, at instruction {}", status.engine, replay.count));
+        let lag = replay.lag_us as f64 / 1000.0;
+        let slowed = match replay.throttle_pct {
+            0.0 => String::new(),
+            percent => format!(", the VM is slowed by {percent:.0} %"),
+        };
+        row("lag", format!("{lag:.1} ms{slowed}"));
+        if let Some(last) = &replay.last_divergence {
+            row("diverged", format!("{} times, last at {}: {}", replay.divergences, last.count, last.what));
+        }
+        row("epochs", format!("{:.1} /s", status.checkpoints_per_s));
+        if status.role == Role::Primary {
+            row(
+                "log",
+                format!(
+                    "{}/s, {} sent in all",
+                    bytes(replay.log_bytes_per_s as u64),
+                    bytes(status.bytes_sent)
+                ),
+            );
+            row("output held", times(status.hold_us));
+        }
+    } else if status.role == Role::Primary {
         let dirty = format!("{} dirty pages in the last one", status.dirty_pages);
         row("checkpoints", format!("{:.1} /s, {dirty}", status.checkpoints_per_s));
         row("pause", times(status.pause_us));
@@ -86,9 +109,10 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::CopyProgress;
+    use super::super::api::{CopyProgress, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
+    use crate::telemetry::Divergence;
 
     #[test]
     fn a_status_is_shown_aligned() {
@@ -110,6 +134,47 @@ mod tests {
            up  1 min 0 s
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn replay_mode_shows_how_far_the_backup_is_and_what_it_costs() {
+        let last_divergence = Some(Divergence { count: 77, what: "register rax".into() });
+        let replay = ReplayStatus {
+            count: 5_000_000,
+            log_bytes_per_s: 2048.0,
+            lag_us: 1500,
+            throttle_pct: 20.0,
+            divergences: 1,
+            last_divergence,
+        };
+        let text = block(&Status { replay: Some(replay), engine: "soft".into(), ..status() }, false);
+        for line in [
+            "         mode  replay, engine soft, at instruction 5000000\n",
+            "          lag  1.5 ms, the VM is slowed by 20 %\n",
+            "     diverged  1 times, last at 77: register rax\n",
+            "          log  2.0 KiB/s, 1.0 GiB sent in all\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!text.contains("pause"), "{text}");
+    }
+
+    #[test]
+    fn the_keys_of_replay_mode_are_the_statuses_own() {
+        let json = serde_json::to_value(status()).unwrap();
+        assert!(json.get("lag_us").is_none() && json.get("mode").is_some(), "{json}");
+        let replay = ReplayStatus {
+            count: 1,
+            log_bytes_per_s: 0.0,
+            lag_us: 2,
+            throttle_pct: 0.0,
+            divergences: 0,
+            last_divergence: None,
+        };
+        let status = Status { replay: Some(replay), ..status() };
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!((json["count"].as_u64(), json["lag_us"].as_u64()), (Some(1), Some(2)));
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
     }
 
     #[test]

@@ -56,7 +56,8 @@ impl Replica {
     fn fresh_feed(&mut self) -> Result<Feed, String> {
         self.output.mute();
         let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
-        let standby = Standby::new(ram)?;
+        self.replay.progress.reset();
+        let standby = Standby::new(ram, &self.replay, &self.orders)?;
         let feed = standby.feed();
         *self.held.lock() = Some(feed.clone());
         self.standby = Some(standby);
@@ -79,6 +80,41 @@ impl Replica {
         }
         *self.held.lock() = None;
         let standby = self.standby.take().ok_or("nothing is held")?;
+        let (resumed_epoch, pending) = match self.replay.on {
+            true => self.go_live(standby, epoch)?,
+            false => self.resume_sealed(standby, epoch)?,
+        };
+        let took = began.elapsed();
+        (self.announce)();
+        let lost_for = self.peer_lost.take().map(|at| at.elapsed());
+        tracing::info!(
+            generation,
+            epoch = resumed_epoch,
+            pending,
+            ?took,
+            ?lost_for,
+            "took over: the guest runs here"
+        );
+        self.telemetry.took_over(generation, resumed_epoch, took, lost_for, pending);
+        Ok(())
+    }
+
+    /// Replay mode: the machine that follows comes to the end of its log, and goes on by itself.
+    fn go_live(&mut self, standby: Standby, epoch: u64) -> Result<(u64, u64), String> {
+        let sealed = standby.feed().held().map_or(0, |held| held.epoch);
+        if sealed < epoch {
+            return Err(format!("epoch {epoch} was sealed, but {sealed} is held"));
+        }
+        // The machine has all of it.
+        standby.discard();
+        let _ = self.output.pass();
+        let gone = self.order_and_wait(Order::GoLive).ok_or("the checkpointer has ended")??;
+        self.replay.progress.reset();
+        Ok((sealed, gone.pending))
+    }
+
+    /// Checkpoint mode: the machine goes on from the last sealed checkpoint, served with pages that are still pending.
+    fn resume_sealed(&mut self, standby: Standby, epoch: u64) -> Result<(u64, u64), String> {
         let (ram, mut sealed) = standby.into_sealed()?;
         if sealed.epoch < epoch {
             return Err(format!("epoch {epoch} was sealed, but {} is held", sealed.epoch));
@@ -91,19 +127,7 @@ impl Replica {
         self.settling = Some(Settling { lazy, _sealed: sealed });
         let _ = self.output.pass();
         self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
-        let took = began.elapsed();
-        (self.announce)();
-        let lost_for = self.peer_lost.take().map(|at| at.elapsed());
-        tracing::info!(
-            generation,
-            epoch = resumed_epoch,
-            pending,
-            ?took,
-            ?lost_for,
-            "took over: the guest runs here"
-        );
-        self.telemetry.took_over(generation, resumed_epoch, took, lost_for, pending as u64);
-        Ok(())
+        Ok((resumed_epoch, pending as u64))
     }
 
     pub(super) fn discard(&mut self) {

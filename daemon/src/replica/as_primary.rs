@@ -4,11 +4,16 @@ use super::checkpointer::Order;
 use super::intake::Intake;
 use super::link::{Link, PeerReader};
 use super::pairing::Pairing;
+use super::progress::Replay;
 use super::{Replica, Settling};
 use crate::role::{ConnId, Event, Exit, Gone, Welcome as Welcoming};
+use crate::telemetry::Telemetry;
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Ack, Identity, Welcome};
+use ft_checkpoint::wire::message::{Ack, Diverged, Identity, Welcome};
 use std::sync::Arc;
+
+/// Epochs of log in flight at most. They are small: bytes bound them.
+const LOG_DEPTH: u64 = 1024;
 
 impl Replica {
     /// Primary: a backup is accepted.
@@ -20,14 +25,13 @@ impl Replica {
         };
         let identity = Identity { generation, ..self.local.identity.clone() };
         fitting.writer.set_generation(generation);
+        let backup = BackupNews { conn, replay: self.replay.clone(), telemetry: Arc::clone(&self.telemetry) };
         let link = Message::Welcome(Welcome { identity, pairing, resume_from })
             .send(0, &mut fitting.writer)
             .map_err(|e| e.to_string())
             .and_then(|()| {
-                Link::start(fitting, self.inputs.clone(), move |reader, intake| {
-                    read_backup(conn, reader, intake)
-                })
-                .map_err(|e| e.to_string())
+                Link::start(fitting, self.inputs.clone(), move |reader, intake| backup.read(reader, intake))
+                    .map_err(|e| e.to_string())
             });
         let link = match link {
             Ok(link) => link,
@@ -45,7 +49,9 @@ impl Replica {
                 }
                 tracing::info!("a backup has connected: full copy");
                 self.telemetry.copy_begun();
-                let pairing = Pairing::new(pairing, outbox, self.pipeline_depth, self.inflight_bytes);
+                let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
+                self.replay.progress.reset();
+                let pairing = Pairing::new(pairing, outbox, depth, self.inflight_bytes);
                 self.pairing = Some(Arc::clone(&pairing));
                 self.order(Order::BeginPairing(pairing));
             }
@@ -67,6 +73,7 @@ impl Replica {
         // Whoever waits for room in a connection's outbox must not: the checkpointer might be the one.
         pairing.close();
         self.order_and_wait(Order::EndPairing);
+        self.replay.progress.reset();
         self.telemetry.pairing_ended();
     }
 
@@ -81,24 +88,42 @@ impl Replica {
 }
 
 /// Primary: what a backup says.
-fn read_backup(conn: ConnId, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<Gone> {
-    loop {
-        let message = match reader.read().and_then(|frame| Message::decode(&frame).map(own)) {
-            _ if intake.is_stopped() => return None,
-            Ok(Some(message)) => message,
-            Ok(None) => return Some(Gone::Lost("it sent what only a primary sends".into())),
-            Err(e) => return Some(Gone::Lost(e.to_string())),
-        };
-        let event = match message {
-            Message::Ack(Ack { epoch, stamp_us }) => Event::Ack { conn, epoch, stamp: stamp_us },
-            Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
-            Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
-            Message::Decline { text } => Event::HandOverDeclined { conn, why: text },
-            Message::Bye(bye) => return Some(Gone::Bye(bye.text)),
-            _ => return Some(Gone::Lost("it sent what only a primary sends".into())),
-        };
-        if !intake.tell(event) {
-            return None;
+struct BackupNews {
+    conn: ConnId,
+    replay: Replay,
+    telemetry: Arc<Telemetry>,
+}
+
+impl BackupNews {
+    fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<Gone> {
+        let conn = self.conn;
+        loop {
+            let message = match reader.read().and_then(|frame| Message::decode(&frame).map(own)) {
+                _ if intake.is_stopped() => return None,
+                Ok(Some(message)) => message,
+                Ok(None) => return Some(Gone::Lost("it sent what only a primary sends".into())),
+                Err(e) => return Some(Gone::Lost(e.to_string())),
+            };
+            let event = match message {
+                Message::Ack(Ack { epoch, stamp_us }) => Event::Ack { conn, epoch, stamp: stamp_us },
+                Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
+                Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
+                Message::Decline { text } => Event::HandOverDeclined { conn, why: text },
+                Message::Bye(bye) => return Some(Gone::Bye(bye.text)),
+                Message::Position(position) if self.replay.on => {
+                    self.replay.progress.set(position);
+                    continue;
+                }
+                Message::Diverged(Diverged { count, what }) if self.replay.on => {
+                    tracing::error!("the backup diverged at instruction {count}: {what}");
+                    self.telemetry.diverged(count, &what);
+                    continue;
+                }
+                _ => return Some(Gone::Lost("it sent what only a primary sends".into())),
+            };
+            if !intake.tell(event) {
+                return None;
+            }
         }
     }
 }
@@ -111,6 +136,8 @@ fn own(message: Message<'_>) -> Option<Message<'static>> {
         Message::TookOver { generation } => Message::TookOver { generation },
         Message::Decline { text } => Message::Decline { text },
         Message::Bye(bye) => Message::Bye(bye),
+        Message::Position(position) => Message::Position(position),
+        Message::Diverged(diverged) => Message::Diverged(diverged),
         _ => return None,
     })
 }

@@ -1,15 +1,21 @@
 //! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
 //! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
-//! threads. It takes its orders over a channel and answers each when it is done.
+//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of epochs
+//! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
+//! [`Follower`]'s.
 
 use super::Input;
+use super::follower::{Follower, GoneLive};
+use super::log_cutter::LogCutter;
 use super::pairing::Pairing;
+use super::progress::Replay;
 use super::shipper::Shipper;
 use super::wiring::{Attach, MakeWiring};
 use crate::clock;
-use crate::role::{Event, GuestEnd};
+use crate::role::{ConnId, Event, GuestEnd};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
+use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
 use ft_netbuf::OutputBuffer;
@@ -38,6 +44,16 @@ pub enum Order {
     Thaw,
     /// There may be room for the next checkpoint.
     Room,
+    /// A frame waits for the epoch to end.
+    Output,
+    /// Backup in replay mode: the prepared machine takes this state, once all is applied, and executes the log.
+    Follow(Vec<u8>, Applier),
+    /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
+    Feed(Vec<u8>, Instant),
+    /// Backup in replay mode: tell of the hand-over when all the log is executed.
+    HandOver(ConnId, u64),
+    /// Backup in replay mode: the machine executes all the log there is, and then runs on by itself.
+    GoLive(Reply<Result<GoneLive, String>>),
     /// Stops and drops the machine.
     Stop(Reply<()>),
 }
@@ -53,6 +69,8 @@ pub struct Setup {
     pub boot: Boot,
     /// Run interval.
     pub epoch: Duration,
+    /// Replay mode.
+    pub replay: Replay,
     /// Bytes of last-sent pages to remember for deltas.
     pub shadow_bytes: usize,
     /// Makes the host side of the devices.
@@ -81,6 +99,8 @@ const EPOCH_STRETCH: u32 = 4;
 /// Memory for this many pages at least is ready before a pause.
 const RESERVE_PAGES_MIN: usize = 1024;
 
+/// How late a timer of this thread may be.
+const TIMER_SLACK_NS: u64 = 5_000;
 /// How often a guest that is not checkpointed is looked at.
 const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
 /// Without a machine the loop only shows that it lives.
@@ -96,8 +116,8 @@ pub struct Checkpointer {
     ended: bool,
 }
 
-struct Vm {
-    machine: Machine,
+pub(super) struct Vm {
+    pub(super) machine: Machine,
     ram: GuestRam,
     view: RamView,
 }
@@ -107,6 +127,8 @@ enum Mode {
     Quiet,
     Copying(Box<Copying>),
     Epochs(Epochs),
+    Log(Box<LogCutter>),
+    Following(Box<Follower>),
 }
 
 struct Copying {
@@ -147,6 +169,10 @@ impl Checkpointer {
     }
 
     fn run(mut self) {
+        if self.setup.replay.on {
+            // Cuts are due to tens of microseconds.
+            let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
+        }
         loop {
             self.setup.watchdog.round();
             let order = match self.wait_limit() {
@@ -185,6 +211,8 @@ impl Checkpointer {
                     self.setup.epoch.saturating_sub(epochs.began.elapsed())
                 }
             }
+            Mode::Log(cutter) if !self.ended && !cutter.is_frozen() => cutter.wait_limit(),
+            Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
             _ if self.vm.is_some() => EVENTS_INTERVAL,
             _ => IDLE_ROUND,
         }
@@ -202,24 +230,46 @@ impl Checkpointer {
                 return result;
             }
             Order::Freeze => {
+                if let (Mode::Log(cutter), Some(vm), false) = (&mut self.mode, &mut self.vm, self.ended) {
+                    return cutter.freeze(vm, &self.setup);
+                }
                 if let Mode::Epochs(epochs) = &mut self.mode {
                     epochs.freezing = true;
                     return self.work();
                 }
             }
             Order::Thaw => {
+                if let (Mode::Log(cutter), Some(vm), false) = (&mut self.mode, &mut self.vm, self.ended) {
+                    return cutter.thaw(vm);
+                }
                 if let (Mode::Epochs(epochs), Some(vm), false) = (&mut self.mode, &mut self.vm, self.ended) {
                     epochs.freezing = false;
                     epochs.let_run(vm)?;
                 }
             }
-            Order::Room => {
-                if let Mode::Epochs(epochs) = &self.mode
-                    && epochs.starved
-                {
-                    return self.work();
+            Order::Room => match &self.mode {
+                Mode::Epochs(epochs) if epochs.starved => return self.work(),
+                Mode::Log(cutter) if cutter.is_starved() => return self.work(),
+                _ => {}
+            },
+            Order::Output => {
+                if let Mode::Log(cutter) = &mut self.mode {
+                    cutter.output_waits();
                 }
             }
+            Order::Follow(state, applier) => self.follow(&state, &applier),
+            Order::Feed(log, at) => {
+                self.setup.replay.progress.taken(log.len() as u64);
+                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.feed(vm, &self.setup, &log, at);
+                }
+            }
+            Order::HandOver(conn, epoch) => {
+                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.hand_over(vm, &self.setup, conn, epoch);
+                }
+            }
+            Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
                 self.mode = Mode::Quiet;
                 self.drop_machine();
@@ -233,6 +283,7 @@ impl Checkpointer {
     fn poll_guest_end(&mut self) -> bool {
         if let Some(vm) = &mut self.vm
             && !self.ended
+            && !matches!(self.mode, Mode::Following(_))
             && let Ok(event) = vm.machine.events().try_recv()
         {
             self.ended = true;
@@ -240,6 +291,9 @@ impl Checkpointer {
                 MachineEvent::PoweredOff => GuestEnd::PoweredOff,
                 MachineEvent::Reset => GuestEnd::Reset,
                 MachineEvent::Crashed { vcpu, why } => GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")),
+                MachineEvent::Diverged { count, what } => {
+                    GuestEnd::Crashed(format!("replay diverged at count {count}: {what}"))
+                }
             };
             if let Err(e) = vm.machine.pause() {
                 tracing::error!("stopping a guest that has ended: {e}");
@@ -255,6 +309,16 @@ impl Checkpointer {
             Mode::Quiet => Ok(()),
             Mode::Copying(_) => self.copy_step(),
             Mode::Epochs(_) => self.end_epoch(),
+            Mode::Log(cutter) => match &mut self.vm {
+                Some(vm) => cutter.cut(vm, &self.setup),
+                None => Ok(()),
+            },
+            Mode::Following(follower) => {
+                if let Some(vm) = &mut self.vm {
+                    follower.look(vm, &self.setup);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -289,6 +353,31 @@ impl Checkpointer {
         let vm = self.vm.as_mut().ok_or("there is no prepared machine")?;
         vm.machine.restore(state).map_err(|e| e.to_string())?;
         self.set_running()
+    }
+
+    fn follow(&mut self, state: &[u8], applier: &Applier) {
+        let Some(vm) = &mut self.vm else { return };
+        let follower = Follower::start(vm, state, applier).unwrap_or_else(|why| {
+            Follower::failed(&self.setup, format!("the checkpoint cannot be executed: {why}"))
+        });
+        self.mode = Mode::Following(Box::new(follower));
+    }
+
+    fn go_live(&mut self) -> Result<GoneLive, String> {
+        let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
+            return Err("no machine executes the log here".into());
+        };
+        let gone = follower.go_live(vm, &self.setup)?;
+        self.mode = Mode::Quiet;
+        match &gone.ended {
+            // It ended while nobody looked; now it is this node's to say so.
+            Some(end) => {
+                self.ended = true;
+                let _ = self.setup.inputs.send(Input::Event(Event::GuestEnded(end.clone())));
+            }
+            None => self.set_running()?,
+        }
+        Ok(gone)
     }
 
     fn set_running(&mut self) -> Result<(), String> {
@@ -397,6 +486,10 @@ impl Checkpointer {
         vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
         let captured = Instant::now();
         capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
+        if self.setup.replay.on {
+            vm.machine.start_recording().map_err(|e| e.to_string())?;
+            vm.machine.stop_dirty_log().map_err(|e| e.to_string())?;
+        }
         let copied = Instant::now();
         if first {
             self.setup.output.hold();
@@ -430,6 +523,12 @@ impl Checkpointer {
             copy: copied - captured,
             resume: resumed - copied,
         });
+        if self.setup.replay.on
+            && let Mode::Epochs(epochs) = std::mem::replace(&mut self.mode, Mode::Quiet)
+        {
+            let Epochs { pairing, shipper, last, .. } = epochs;
+            self.mode = Mode::Log(Box::new(LogCutter::new(pairing, shipper, last)));
+        }
         Ok(())
     }
 
@@ -438,6 +537,12 @@ impl Checkpointer {
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match mode {
             Mode::Quiet => return Ok(()),
+            // Nothing of a pairing of ours.
+            Mode::Following(follower) => {
+                self.mode = Mode::Following(follower);
+                return Ok(());
+            }
+            Mode::Log(cutter) => return cutter.end(vm, &self.setup, self.ended),
             Mode::Copying(_) => {}
             Mode::Epochs(_) if self.ended => {}
             Mode::Epochs(mut epochs) => epochs.let_run(vm)?,

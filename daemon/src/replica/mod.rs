@@ -9,6 +9,7 @@
 //!   checkpointer --captures--> shipper   release     acks, heartbeats   reader --frames--> receiver --> applier
 //!     (owns the machine)         |      (netbuf)          |                                  |
 //!                                +--> pairing --> outbox --> writer thread                 sealed --> event
+//!   replay mode: log cutter --logs--> shipper                                receiver --logs--> follower (a machine)
 //! ```
 //!
 //! The executor is one thread; nothing that it does waits for the peer or for the arbiter. It owns the core, the
@@ -19,17 +20,21 @@ mod arbiter_thread;
 mod as_backup;
 mod as_primary;
 mod checkpointer;
+mod follower;
 mod handshake;
 mod intake;
 mod link;
+mod log_cutter;
 mod outbox;
 mod pairing;
-mod pump;
+mod progress;
+pub(crate) mod pump;
 mod shipper;
 mod standby;
 mod wiring;
 
 pub use checkpointer::PauseParts;
+pub use progress::{Progress, Replay};
 pub use wiring::{ConsoleHub, Host, prepare_host};
 
 use crate::clock;
@@ -41,7 +46,7 @@ use checkpointer::{Checkpointer, Order, Setup};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Ack, Bye, Hello, Refuse, Welcome};
+use ft_checkpoint::wire::message::{Ack, Bye, Diverged, Hello, Refuse, Welcome};
 use ft_netbuf::{BootTime, OutputBuffer, Permit};
 use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
 use intake::Ticket;
@@ -77,6 +82,13 @@ pub enum Input {
     },
     /// A dial came to nothing; the dialler goes on.
     DialFailed(HandshakeError),
+    /// Backup: the machine that executes the log is not the primary's any more.
+    Diverged {
+        /// Instructions that had been executed.
+        count: u64,
+        /// What differs.
+        what: String,
+    },
     /// The machine failed for a reason of the host's.
     MachineFailed(String),
     /// The operator asks for a switchover; this is where the outcome goes.
@@ -132,6 +144,8 @@ pub struct Parts {
     pub inflight_bytes: usize,
     /// Run interval.
     pub epoch: Duration,
+    /// Replay mode.
+    pub replay: Replay,
     /// Bytes of last-sent pages to remember.
     pub shadow_bytes: usize,
     /// `ip:port` of the peer.
@@ -184,6 +198,7 @@ pub struct Replica {
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
+    replay: Replay,
     window: Arc<Window>,
     telemetry: Arc<Telemetry>,
     watchdog: Arc<Watchdog>,
@@ -220,6 +235,7 @@ impl Replica {
             spec,
             boot,
             epoch: parts.epoch,
+            replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
             wiring,
             attach,
@@ -228,6 +244,10 @@ impl Replica {
             telemetry: Arc::clone(&parts.telemetry),
             watchdog: Arc::clone(&parts.watchdog),
         };
+        if parts.replay.on {
+            let orders = orders.clone();
+            output.on_held(move || drop(orders.send(Order::Output)));
+        }
         Checkpointer::start(setup, for_checkpointer).map_err(failed("the checkpointer"))?;
         let questions =
             arbiter_thread::start(parts.arbiter, inputs.clone()).map_err(failed("the arbiter's thread"))?;
@@ -254,6 +274,7 @@ impl Replica {
             switchovers: Vec::new(),
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
+            replay: parts.replay,
             window: parts.window,
             telemetry: parts.telemetry,
             watchdog: parts.watchdog,
@@ -289,6 +310,10 @@ impl Replica {
 
     fn take(&mut self, input: Input) {
         match input {
+            // What is held is complete when it is executed: the machine's thread says so in its turn.
+            Input::FromPeer(Event::HandedOver { conn, epoch }, _) if self.replay.on => {
+                self.order(Order::HandOver(conn, epoch));
+            }
             Input::Event(event) | Input::FromPeer(event, _) => self.on_event(event),
             Input::Accepted { fitting, hello } => {
                 let conn = fitting.conn;
@@ -301,6 +326,15 @@ impl Replica {
             }
             Input::Dialled { fitting, welcome } => self.on_welcome(fitting, welcome),
             Input::DialFailed(error) => self.on_dial_failed(&error),
+            Input::Diverged { count, what } => {
+                let why = format!("diverged at instruction {count}: {what}");
+                tracing::error!("the backup is not the primary any more: it {why}");
+                self.telemetry.diverged(count, &what);
+                for link in self.links.values() {
+                    link.send(Message::Diverged(Diverged { count, what: what.clone() }));
+                }
+                self.on_event(Event::StateLost(why));
+            }
             Input::MachineFailed(why) => {
                 // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
                 self.output.mute();
@@ -327,7 +361,9 @@ impl Replica {
                         return self.on_event(Event::PeerGone { conn: *conn, why });
                     }
                 }
-                let _ = self.orders.send(Order::Room);
+                if pairing.was_wanting() {
+                    self.order(Order::Room);
+                }
             }
             Event::CellRead(answer) => self.note_arbiter(answer.is_ok()),
             Event::CellSet(outcome) => {
@@ -452,7 +488,12 @@ impl Replica {
             Command::SendAck { conn, epoch, stamp } => {
                 self.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
             }
-            Command::SendEcho { conn, stamp } => self.send(conn, Message::Echo { stamp_us: stamp }),
+            Command::SendEcho { conn, stamp } => {
+                self.send(conn, Message::Echo { stamp_us: stamp });
+                if self.replay.on {
+                    self.send(conn, Message::Position(self.replay.progress.get()));
+                }
+            }
             Command::SendDecline { conn, why } => self.send(conn, Message::Decline { text: why }),
             Command::TakeOver { epoch, generation } => {
                 if let Err(why) = self.take_over(epoch, generation) {

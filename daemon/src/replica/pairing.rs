@@ -28,12 +28,20 @@ struct Inner {
     unencoded: u64,
     /// The epoch that is being encoded and streamed, if its frames went to the current outbox from the first on.
     streaming: Option<u64>,
+    /// Somebody was refused a place.
+    wanting: bool,
 }
 
 impl Pairing {
     /// A new pairing over a connection: at most `depth_max` checkpoints and about `bytes_max` bytes in flight.
     pub fn new(nonce: u64, outbox: Arc<PeerOutbox>, depth_max: u64, bytes_max: usize) -> Arc<Self> {
-        let inner = Inner { owed: Owed::new(bytes_max), outbox: Some(outbox), unencoded: 0, streaming: None };
+        let inner = Inner {
+            owed: Owed::new(bytes_max),
+            outbox: Some(outbox),
+            unencoded: 0,
+            streaming: None,
+            wanting: false,
+        };
         Arc::new(Self { nonce, inner: Mutex::new(inner), depth_max })
     }
 
@@ -42,7 +50,13 @@ impl Pairing {
         let mut inner = self.inner.lock();
         let room = inner.owed.in_flight() + inner.unencoded < self.depth_max && !inner.owed.is_full();
         inner.unencoded += u64::from(room);
+        inner.wanting |= !room;
         room
+    }
+
+    /// Whether somebody was refused a place since this was last asked.
+    pub fn was_wanting(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().wanting)
     }
 
     /// Encoding of a reserved epoch begins: a buffer for it, and the sink for its frames.
@@ -53,6 +67,14 @@ impl Pairing {
         inner.streaming = Some(epoch);
         let outbox = inner.outbox.clone();
         Ok((inner.owed.spare(), PairingSink { outbox }))
+    }
+
+    /// As [`Self::begin`], for an epoch that goes out as a whole when it is kept.
+    pub fn begin_whole(&self, epoch: u64) -> Result<EncodedCheckpoint, OwedError> {
+        let mut inner = self.inner.lock();
+        inner.owed.begin(epoch)?;
+        inner.unencoded = inner.unencoded.saturating_sub(1);
+        Ok(inner.owed.spare())
     }
 
     /// A begun epoch is encoded: it is kept until its ack. If the connection changed meanwhile, it goes out whole.

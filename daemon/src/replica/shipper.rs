@@ -10,9 +10,24 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+/// An epoch of the log, cut and not yet encoded.
+pub struct LogEpoch {
+    /// Its number.
+    pub epoch: u64,
+    /// This node's clock before the cut.
+    pub stamp_us: u64,
+    /// The log.
+    pub log: Vec<u8>,
+}
+
+enum Work {
+    Checkpoint(Capture),
+    Log(LogEpoch),
+}
+
 /// The checkpointer's end of the shipper.
 pub struct Shipper {
-    captures: Option<Sender<Capture>>,
+    work: Option<Sender<Work>>,
     returned: Receiver<Capture>,
     thread: Option<JoinHandle<()>>,
     spare: Vec<Capture>,
@@ -28,21 +43,27 @@ impl Shipper {
         inputs: Sender<Input>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
-        let (captures, work) = channel::<Capture>();
+        let (sender, work) = channel();
         let (give_back, returned) = channel();
         let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
             let mut encoder = encoder;
-            while let Ok(capture) = work.recv() {
-                if let Err(why) = ship(&mut encoder, &pairing, &capture, &telemetry) {
+            while let Ok(work) = work.recv() {
+                let shipped = match &work {
+                    Work::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
+                    Work::Log(log) => ship_log(&mut encoder, &pairing, log),
+                };
+                if let Err(why) = shipped {
                     let _ = inputs.send(Input::Event(Event::PairingBroken { pairing: pairing.nonce, why }));
                     return;
                 }
-                if give_back.send(capture).is_err() {
+                if let Work::Checkpoint(capture) = work
+                    && give_back.send(capture).is_err()
+                {
                     return;
                 }
             }
         })?;
-        Ok(Self { captures: Some(captures), returned, thread: Some(thread), spare: Vec::new(), pages_max })
+        Ok(Self { work: Some(sender), returned, thread: Some(thread), spare: Vec::new(), pages_max })
     }
 
     /// An empty capture, used before if there is one.
@@ -57,8 +78,17 @@ impl Shipper {
 
     /// Hands a capture over. A shipper that has failed has said so itself.
     pub fn ship(&self, capture: Capture) {
-        if let Some(captures) = &self.captures {
-            let _ = captures.send(capture);
+        self.hand_over(Work::Checkpoint(capture));
+    }
+
+    /// Hands an epoch of the log over.
+    pub fn ship_log(&self, log: LogEpoch) {
+        self.hand_over(Work::Log(log));
+    }
+
+    fn hand_over(&self, work: Work) {
+        if let Some(sender) = &self.work {
+            let _ = sender.send(work);
         }
     }
 }
@@ -66,7 +96,7 @@ impl Shipper {
 impl Drop for Shipper {
     /// Ends the thread. The connection is closed by then, so that it waits for nobody.
     fn drop(&mut self) {
-        self.captures = None;
+        self.work = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -84,4 +114,11 @@ fn ship(
     telemetry.encoded(&encoded.stats);
     // A failure to send is the connection's, and known there; the checkpoint is owed all the same.
     pairing.keep(encoded.checkpoint).map_err(|e| e.to_string())
+}
+
+/// It goes out as one piece: there is nothing to overlap with.
+fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), String> {
+    let reuse = pairing.begin_whole(log.epoch).map_err(|e| e.to_string())?;
+    let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse).map_err(|e| e.to_string())?;
+    pairing.keep(encoded).map_err(|e| e.to_string())
 }

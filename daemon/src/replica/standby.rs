@@ -1,16 +1,22 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
-//! the take-over.
+//! the take-over. In replay mode what is sealed goes on to the machine that executes it.
 
+use super::checkpointer::Order;
 use super::intake::Intake;
 use super::link::PeerReader;
+use super::progress::{Progress, Replay};
 use crate::role::{ConnId, Event, Gone};
 use crate::telemetry::Telemetry;
+use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
-use ft_checkpoint::wire::message::Held;
+use ft_checkpoint::wire::FrameType;
+use ft_checkpoint::wire::message::{Held, Mode};
 use ft_vm::memory::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
 pub struct Standby {
@@ -24,19 +30,42 @@ const HEARD_EVERY: u64 = 16;
 
 /// The receiver, for the connection that feeds it.
 #[derive(Clone)]
-pub struct Feed(Arc<Mutex<Option<Receiver>>>);
+pub struct Feed {
+    receiver: Arc<Mutex<Option<Receiver>>>,
+    /// Replay mode: where the checkpoint and the log go, to be executed.
+    follower: Option<Following>,
+}
+
+/// Replay mode: the way to the machine that executes.
+#[derive(Clone)]
+struct Following {
+    orders: Sender<Order>,
+    applier: Applier,
+    progress: Arc<Progress>,
+}
+
+/// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
+/// more is sealed.
+const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl Standby {
-    /// Ready for a full copy into `ram`.
-    pub fn new(ram: GuestRam) -> Result<Self, String> {
+    /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
+    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, String> {
         let view = ram.view().map_err(|e| e.to_string())?;
-        let receiver = Receiver::new(view, Limits::of_memory(ram.pages()));
+        let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
+        let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode);
         let applier = receiver.applier();
+        let follower = replay.on.then(|| Following {
+            orders: orders.clone(),
+            applier: applier.clone(),
+            progress: Arc::clone(&replay.progress),
+        });
         let applier = std::thread::Builder::new()
             .name("ftd-apply".into())
             .spawn(move || applier.run())
             .map_err(|e| format!("no thread to apply checkpoints: {e}"))?;
-        Ok(Self { ram, feed: Feed(Arc::new(Mutex::new(Some(receiver)))), applier })
+        let feed = Feed { receiver: Arc::new(Mutex::new(Some(receiver))), follower };
+        Ok(Self { ram, feed, applier })
     }
 
     /// The receiver, for a connection.
@@ -46,7 +75,7 @@ impl Standby {
 
     /// Stops receiving and applying, and hands out the last sealed checkpoint. The connection's reader has stopped.
     pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), String> {
-        let receiver = self.feed.0.lock().take().ok_or("the receiver is gone")?;
+        let receiver = self.feed.receiver.lock().take().ok_or("the receiver is gone")?;
         let sealed = receiver.into_sealed().map_err(|_| "no sealed checkpoint is held")?;
         self.applier.join().map_err(|_| "the applier has crashed")?;
         Ok((self.ram, sealed))
@@ -55,7 +84,7 @@ impl Standby {
     /// Gives up what is held.
     pub fn discard(self) {
         // Dropping the receiver stops the applier.
-        drop(self.feed.0.lock().take());
+        drop(self.feed.receiver.lock().take());
         let _ = self.applier.join();
     }
 }
@@ -63,13 +92,31 @@ impl Standby {
 impl Feed {
     /// What is held, for a hello.
     pub fn held(&self) -> Option<Held> {
-        self.0.lock().as_ref().and_then(Receiver::held)
+        self.receiver.lock().as_ref().and_then(Receiver::held)
     }
 
     /// A connection was welcomed in this generation.
     pub fn connected(&self, generation: u64) {
-        if let Some(receiver) = &mut *self.0.lock() {
+        if let Some(receiver) = &mut *self.receiver.lock() {
             receiver.connected(generation);
+        }
+    }
+
+    /// Replay mode: hands on what was sealed, ahead of its ack.
+    fn execute(&self, received: Received, receiver: &Receiver) -> Received {
+        let Some(Following { orders, applier, progress }) = &self.follower else { return received };
+        match received {
+            Received::Sealed { .. } => {
+                let state = receiver.sealed_state().unwrap_or_default().to_vec();
+                let _ = orders.send(Order::Follow(state, applier.clone()));
+                received
+            }
+            Received::SealedLog { epoch, stamp_us, log } => {
+                progress.queued(log.len() as u64);
+                let _ = orders.send(Order::Feed(log, Instant::now()));
+                Received::Sealed { epoch, stamp_us }
+            }
+            other => other,
         }
     }
 
@@ -88,15 +135,21 @@ impl Feed {
                 Err(_) if intake.is_stopped() => return None,
                 Err(e) => return Some(Gone::Lost(e.to_string())),
             };
+            if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
+                && let Some(Following { progress, .. }) = &self.follower
+                && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
+            {
+                return Some(Gone::Lost("it sends log without end, and more of it cannot be kept".into()));
+            }
             let received = {
-                let mut receiver = self.0.lock();
+                let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
                     return None;
                 }
-                receiver
-                    .as_mut()?
-                    .on_frame(&frame)
-                    .map(|received| (received, receiver.as_ref().and_then(Receiver::held)))
+                let receiver = receiver.as_mut()?;
+                let received = receiver.on_frame(&frame);
+                // Under the lock: in order, also when another connection goes on where this one ends.
+                received.map(|received| (self.execute(received, receiver), receiver.held()))
             };
             let news = match received {
                 Err(e) => return Some(Gone::Lost(e.to_string())),

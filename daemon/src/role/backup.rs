@@ -109,6 +109,7 @@ impl Backup {
             Event::HandedOver { conn, epoch } if self.is_linked(conn) => {
                 self.on_handed_over(core, conn, epoch)
             }
+            Event::StateLost(why) if self.hold != Hold::Nothing => return self.lose_state(core, why),
             Event::SwitchoverRequested => {
                 let why = "this node is the backup; ask the primary".to_string();
                 core.out.push(Command::SwitchoverDone(Err(why)));
@@ -227,6 +228,25 @@ impl Backup {
         core.out.push(Command::Dial);
     }
 
+    /// What is held is of no use: the primary is told, and this node asks for nothing with it.
+    fn lose_state(&mut self, core: &mut Core, why: String) -> Option<Next> {
+        if let Some(link) = &self.link {
+            core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
+        }
+        if !core.arbiter.make_moot() {
+            self.discard(core, why);
+            return self.stop_if_free(core);
+        }
+        // The cell may come to be ours all the same: its answer is waited for, with nothing in hand.
+        if let Some(link) = self.link.take() {
+            core.drop_link(link.conn);
+        }
+        core.out.push(Command::Discard);
+        self.hold = Hold::Nothing;
+        self.why = why;
+        None
+    }
+
     fn on_handed_over(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
         self.heard(core, conn);
         let refusal = match self.hold {
@@ -317,6 +337,10 @@ impl Backup {
 
     /// The cell cannot become ours now, and nothing was changed: a hand-over is declined, an orphan waits on.
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
+        if self.hold == Hold::Nothing {
+            self.discard(core, why);
+            return self.stop_if_free(core);
+        }
         self.why = why;
         match (self.stage, &self.link) {
             (Stage::Contesting { .. }, Some(link)) => {
@@ -336,9 +360,8 @@ impl Backup {
         match settled {
             Settled::Won(cell) => {
                 let Hold::Sealed(held) = self.hold else {
-                    return Some(Next::Ended(Exit::Failed(
-                        "won the cell without a sealed checkpoint".into(),
-                    )));
+                    let why = format!("won the cell, but there is nothing to go on from: {}", self.why);
+                    return Some(Next::Ended(Exit::Failed(why)));
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
                 core.stop_requested = false;

@@ -369,3 +369,35 @@ fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
 }
+
+#[test]
+fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() {
+    let mut rig = Rig::sealed();
+    let why = || "diverged".to_string();
+    let commands = rig.on(Event::StateLost(why()));
+    let bye = Command::SendBye { conn: 7, why: why() };
+    assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::Dial]);
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+    assert_eq!(rig.on(Event::StateLost(why())), [], "there is nothing to lose any more");
+    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, resumed: false };
+    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, resumed: false }]);
+}
+
+#[test]
+fn a_backup_that_loses_its_state_while_it_asks_for_the_cell_waits_for_the_answer() {
+    let contesting = || {
+        let mut rig = Rig::orphaned();
+        let named = cell(2, Some("a"), Some(("b", 5)));
+        let commands = rig.on(Event::CellRead(Ok(Some(named))));
+        assert!(asks(&commands).is_some(), "{commands:?}");
+        assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard]);
+        rig
+    };
+    let commands = contesting().won(cell(3, Some("b"), None));
+    assert!(
+        matches!(&commands[..], [Command::Exit(Exit::Failed(why))] if why.contains("diverged")),
+        "{commands:?}"
+    );
+    let commands = contesting().not_attempted();
+    assert_eq!(commands, [Command::Dial], "without the cell it follows anew");
+}

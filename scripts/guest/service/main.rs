@@ -1,5 +1,7 @@
-//! The Linux guest's key-value service: one static program without dependencies, started by the guest's /init.
+//! The Linux guest's key-value service: one static program without dependencies, started by the guest's /init. With the
+//! argument `bench` it does a fixed amount of integer work instead.
 
+mod bench;
 #[path = "../../../vm/src/layout.rs"]
 #[allow(dead_code)]
 mod layout;
@@ -14,6 +16,9 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some("bench") {
+        return bench::run();
+    }
     let memory_bytes = memory_bytes().unwrap_or(64 << 20);
     let listener = match TcpListener::bind(("0.0.0.0", protocol::PORT)) {
         Ok(listener) => listener,

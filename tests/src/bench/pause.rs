@@ -17,6 +17,7 @@ use ft_checkpoint::receiver::{Limits, Received, Receiver};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
 use ft_vm::memory::GuestRam;
+use ft_vm::spec::EngineKind;
 use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -65,7 +66,7 @@ pub struct PauseFigures {
 
 /// Measures with `pages` dirty pages an epoch, for about `time`.
 pub fn measure(pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
-    let (mut machine, ram, _) = machine(&spec(1, RAM_BYTES));
+    let (mut machine, ram, _) = machine(&spec(EngineKind::Kvm, 1, RAM_BYTES));
     boot_code(&mut machine, &sweep::code());
     sweep::set_pages(&ram, pages);
     let view = ram.view()?;

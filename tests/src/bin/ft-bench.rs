@@ -1,9 +1,12 @@
-//! ft-bench: measures the parts of a checkpoint below the daemon. One JSON object a line; `scripts/bench` makes tables.
+//! ft-bench: measures what is below the daemon: the parts of a checkpoint, and the deterministic engine beside QEMU. One
+//! JSON object a line; `scripts/bench` makes tables.
 
 use clap::{Parser, Subcommand};
+use ft_tests::bench::linux::{self, Emulator, Guest};
 use ft_tests::bench::{codec, pause};
 use serde::Serialize;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Parser)]
@@ -30,6 +33,17 @@ enum What {
         #[arg(long, default_value_t = 1000)]
         ms: u64,
     },
+    /// A Linux guest on emulated processors: time to userland, and for fixed integer work
+    Soft {
+        /// What scripts/guest/build printed
+        guest: PathBuf,
+        /// What executes it, one after the other
+        #[arg(long, required = true, value_delimiter = ',')]
+        on: Vec<Emulator>,
+        /// Longest silence, in seconds, that is waited through
+        #[arg(long, default_value_t = 120)]
+        patience_s: u64,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,6 +52,11 @@ fn main() -> anyhow::Result<()> {
             pages.iter().try_for_each(|&pages| print(&pause::measure(pages, Duration::from_millis(ms))?))
         }
         What::Codec { ms } => codec::measure(Duration::from_millis(ms))?.iter().try_for_each(print),
+        What::Soft { guest, on, patience_s } => {
+            let guest = Guest::open(&guest)?;
+            let patience = Duration::from_secs(patience_s);
+            on.iter().try_for_each(|&on| print(&linux::measure(&guest, on, patience)?))
+        }
     }
 }
 

@@ -204,10 +204,11 @@ fn madt(vcpus: u8) -> Sdt {
 mod tests {
     use super::*;
     use crate::memory::GuestRam;
-    use crate::spec::{DiskSpec, NetSpec};
+    use crate::spec::{DiskSpec, EngineKind, NetSpec};
 
     fn spec(vcpus: u8, disks: usize) -> MachineSpec {
         MachineSpec {
+            engine: EngineKind::Kvm,
             vcpus,
             ram_bytes: 16 << 20,
             net: Some(NetSpec { mac: [2; 6] }),

@@ -2,14 +2,14 @@
 //! RAM and the devices' registers identity-mapped for it. It has no interrupts and no exceptions: it polls, and a fault
 //! is the end. Such a guest needs nothing of a processor but user-mode instructions.
 
-use super::{BootError, code_segment, data_segment, write_cmdline};
+use super::entry::{Entry, EntrySegment, VcpuEntry};
+use super::{BootError, write_cmdline};
 use crate::layout::{
     CMDLINE_BASE, FREESTANDING_PAGE_TABLES, FREESTANDING_STACK_SIZE, PLATFORM_BASE, PLATFORM_SIZE,
     VIRTIO_MMIO_BASE,
 };
 use crate::memory::GuestRam;
-use crate::state::MachineState;
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_mp_state, kvm_regs};
+use crate::spec::MachineSpec;
 use vm_memory::{Bytes, GuestAddress};
 
 const PAGE_2M: u64 = 2 << 20;
@@ -36,11 +36,11 @@ pub(super) fn load(
     image: &[u8],
     cmdline: &str,
     ram: &GuestRam,
-    state: &mut MachineState,
-) -> Result<(), BootError> {
+    spec: &MachineSpec,
+) -> Result<Entry, BootError> {
     let program = Program::parse(image)
         .map_err(|why| BootError::NotAProgram { name: name.to_owned(), why: why.to_owned() })?;
-    let vcpus = state.vcpus.len();
+    let vcpus = usize::from(spec.vcpus);
     let stacks = vcpus as u64 * FREESTANDING_STACK_SIZE;
     let room = ram.low_end().saturating_sub(stacks);
     for segment in &program.segments {
@@ -63,26 +63,24 @@ pub(super) fn load(
     let cmdline_bytes = write_cmdline(ram, cmdline)?;
     write_page_tables(ram)?;
 
-    for (index, vcpu) in state.vcpus.iter_mut().enumerate() {
-        vcpu.mp_state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
-        vcpu.regs = kvm_regs {
-            rip: program.entry,
-            // As after a call: a return address (zero) is on the stack.
-            rsp: ram.low_end() - index as u64 * FREESTANDING_STACK_SIZE - 8,
-            rflags: 2,
-            rdi: index as u64,
-            rsi: CMDLINE_BASE,
-            rdx: cmdline_bytes as u64,
-            ..Default::default()
-        };
-        let sregs = &mut vcpu.sregs.base;
-        sregs.cs = code_segment(CODE_SELECTOR, 3);
-        let data = data_segment(DATA_SELECTOR, 3);
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        (sregs.gdt, sregs.idt) = (kvm_dtable::default(), kvm_dtable::default());
-        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, FREESTANDING_PAGE_TABLES, CR4, EFER);
-    }
-    Ok(())
+    let vcpus = (0..u64::from(spec.vcpus)).map(|index| VcpuEntry {
+        rip: program.entry,
+        // As after a call: a return address (zero) is on the stack.
+        rsp: ram.low_end() - index * FREESTANDING_STACK_SIZE - 8,
+        rbp: 0,
+        rdi: index,
+        rsi: CMDLINE_BASE,
+        rdx: cmdline_bytes as u64,
+        code: EntrySegment::code(CODE_SELECTOR, 3),
+        data: EntrySegment::data(DATA_SELECTOR, 3),
+        task: None,
+        gdt: (0, 0),
+        cr0: CR0,
+        cr3: FREESTANDING_PAGE_TABLES,
+        cr4: CR4,
+        efer: EFER,
+    });
+    Ok(Entry { vcpus: vcpus.collect(), firmware: None })
 }
 
 fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {

@@ -2,15 +2,15 @@
 //! e820 map, ACPI tables and MP table, and the first vCPU at the kernel's entry. The others wait for their start, as
 //! after power-on.
 
-use super::{BootError, acpi, code_segment, control, data_segment, mptable, unreadable, write_cmdline};
+use super::entry::{Entry, EntrySegment, Firmware, VcpuEntry};
+use super::{BootError, acpi, control, mptable, unreadable, write_cmdline};
 use crate::devices::cmdline_additions;
 use crate::layout::{
     ACPI_BASE, ACPI_SIZE, BOOT_GDT, BOOT_PAGE_TABLES, CMDLINE_BASE, CMDLINE_SIZE, HIGH_RAM_BASE, HIMEM_BASE,
     MPTABLE_BASE, PAGE_SIZE, ZERO_PAGE,
 };
 use crate::memory::GuestRam;
-use crate::state::{MachineState, VcpuState};
-use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
+use crate::spec::MachineSpec;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use std::fs::File;
@@ -40,20 +40,19 @@ const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TSS_SELECTOR: u16 = 0x20;
 
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, write-back by default: what firmware leaves behind. Without, the kernel takes all memory for uncached.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
-/// Offsets of the LAPIC's LINT registers, and the delivery modes that firmware sets there.
-const LVT_LINT: [(usize, u32); 2] = [(0x350, 0x700), (0x360, 0x400)];
+/// ExtINT on LINT0, NMI on LINT1.
+const LINT_MODES: [u32; 2] = [0x700, 0x400];
 
 pub(super) fn load(
     kernel: &Path,
     initrd: Option<&Path>,
     cmdline: &str,
     ram: &GuestRam,
-    state: &mut MachineState,
-) -> Result<(), BootError> {
-    let additions = cmdline_additions(&state.spec);
+    spec: &MachineSpec,
+) -> Result<Entry, BootError> {
+    let additions = cmdline_additions(spec);
     let cmdline = [cmdline.trim(), additions.as_str()].join(" ");
     let cmdline_bytes = write_cmdline(ram, cmdline.trim())?;
     let loaded = load_kernel(kernel, ram)?;
@@ -70,21 +69,18 @@ pub(super) fn load(
     params.hdr.type_of_loader = LOADER_OTHER;
     params.hdr.cmd_line_ptr = CMDLINE_BASE as u32;
     params.hdr.cmdline_size = cmdline_bytes as u32;
-    params.acpi_rsdp_addr = acpi::write_tables(ram.memory(), &state.spec)?;
-    mptable::write_mptable(ram.memory(), &state.spec)?;
+    params.acpi_rsdp_addr = acpi::write_tables(ram.memory(), spec)?;
+    mptable::write_mptable(ram.memory(), spec)?;
     let map = e820(ram);
     params.e820_entries = map.len() as u8;
     params.e820_table[..map.len()].copy_from_slice(&map);
     ram.memory().write_obj(params, GuestAddress(ZERO_PAGE))?;
 
     write_page_tables(ram)?;
-    for vcpu in &mut state.vcpus {
-        set_firmware_registers(vcpu);
-    }
-    if let Some(first) = state.vcpus.first_mut() {
-        set_entry(first, loaded.entry, ram)?;
-    }
-    Ok(())
+    Ok(Entry {
+        vcpus: vec![entry(loaded.entry, ram)?],
+        firmware: Some(Firmware { mtrr_def_type: MTRR_WRITE_BACK, lint_modes: LINT_MODES }),
+    })
 }
 
 struct LoadedKernel {
@@ -217,66 +213,31 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     Ok(())
 }
 
-/// What firmware would have set on every processor.
-fn set_firmware_registers(vcpu: &mut VcpuState) {
-    if let Some(msr) = vcpu.msrs.iter_mut().find(|msr| msr.index == MSR_MTRR_DEF_TYPE) {
-        msr.data = MTRR_WRITE_BACK;
-    }
-    for (offset, mode) in LVT_LINT {
-        let register = &mut vcpu.lapic.regs[offset..offset + 4];
-        let bytes: [u8; 4] = std::array::from_fn(|i| register[i] as u8);
-        let value = (u32::from_le_bytes(bytes) & !0x700) | mode;
-        for (to, from) in register.iter_mut().zip(value.to_le_bytes()) {
-            *to = from as std::os::raw::c_char;
-        }
-    }
-}
-
 /// 64-bit mode at the kernel's entry, with a GDT of the segments that the protocol names.
-fn set_entry(vcpu: &mut VcpuState, entry: u64, ram: &GuestRam) -> Result<(), BootError> {
-    let code = code_segment(CODE_SELECTOR, 0);
-    let data = data_segment(DATA_SELECTOR, 0);
-    let tss =
-        kvm_segment { selector: TSS_SELECTOR, type_: 0xb, present: 1, limit: 0x67, ..Default::default() };
-    let gdt = [0, 0, descriptor(&code), descriptor(&data), descriptor(&tss), 0];
+fn entry(rip: u64, ram: &GuestRam) -> Result<VcpuEntry, BootError> {
+    let code = EntrySegment::code(CODE_SELECTOR, 0);
+    let data = EntrySegment::data(DATA_SELECTOR, 0);
+    let task = EntrySegment::task(TSS_SELECTOR, 0x67);
+    let gdt = [0, 0, code.descriptor(), data.descriptor(), task.descriptor(), 0];
     for (index, entry) in (0u64..).zip(gdt) {
         ram.memory().write_obj(entry, GuestAddress(BOOT_GDT + index * 8))?;
     }
-    vcpu.regs = kvm_regs {
-        rip: entry,
-        rsi: ZERO_PAGE,
+    Ok(VcpuEntry {
+        rip,
         rsp: BOOT_PAGE_TABLES - 0x10,
         rbp: BOOT_PAGE_TABLES - 0x10,
-        rflags: 2,
-        ..Default::default()
-    };
-    let sregs = &mut vcpu.sregs.base;
-    (sregs.cs, sregs.tr) = (code, tss);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt = kvm_dtable { base: BOOT_GDT, limit: (gdt.len() * 8 - 1) as u16, ..Default::default() };
-    sregs.idt = kvm_dtable::default();
-    sregs.cr0 = control::CR0_PE_ET_PG;
-    sregs.cr3 = BOOT_PAGE_TABLES;
-    sregs.cr4 = control::CR4_PAE;
-    sregs.efer = control::EFER_LME_LMA;
-    Ok(())
-}
-
-/// A segment as the GDT has it (Intel SDM volume 3, 3.4.5).
-fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = u64::from(if segment.g == 1 { segment.limit >> 12 } else { segment.limit });
-    let flags = u64::from(segment.type_)
-        | u64::from(segment.s) << 4
-        | u64::from(segment.dpl) << 5
-        | u64::from(segment.present) << 7
-        | u64::from(segment.l) << 13
-        | u64::from(segment.db) << 14
-        | u64::from(segment.g) << 15;
-    (limit & 0xffff)
-        | (segment.base & 0xff_ffff) << 16
-        | flags << 40
-        | (limit & 0xf_0000) << 32
-        | (segment.base & 0xff00_0000) << 32
+        rdi: 0,
+        rsi: ZERO_PAGE,
+        rdx: 0,
+        code,
+        data,
+        task: Some(task),
+        gdt: (BOOT_GDT, (gdt.len() * 8 - 1) as u16),
+        cr0: control::CR0_PE_ET_PG,
+        cr3: BOOT_PAGE_TABLES,
+        cr4: control::CR4_PAE,
+        efer: control::EFER_LME_LMA,
+    })
 }
 
 const _: () = assert!(CMDLINE_BASE as usize + CMDLINE_SIZE <= MPTABLE_BASE as usize);

@@ -1,15 +1,16 @@
-//! Puts a guest into a fresh machine: the image into memory, the vCPUs at its entry.
+//! Puts a guest into a fresh machine: the image into memory, and for the engine what the vCPUs' state at its entry is.
 
 pub(crate) mod acpi;
+pub(crate) mod entry;
 mod freestanding;
 mod linux;
 pub(crate) mod mptable;
 
 use crate::layout::{CMDLINE_BASE, CMDLINE_SIZE, PAGE_SIZE};
 use crate::memory::GuestRam;
-use crate::spec::{Boot, FreestandingImage};
-use crate::state::{MachineState, StateError};
-use kvm_bindings::kvm_segment;
+use crate::spec::{Boot, FreestandingImage, MachineSpec};
+use crate::state::StateError;
+use entry::Entry;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::ops::Range;
@@ -81,19 +82,17 @@ pub enum BootError {
     State(#[from] StateError),
 }
 
-/// Loads `boot` and sets up `state`, which is that of a machine after power-on.
-pub(crate) fn load(boot: &Boot, ram: &GuestRam, state: &mut MachineState) -> Result<(), BootError> {
+/// Loads `boot` into the memory of a machine after power-on; where it starts.
+pub(crate) fn load(boot: &Boot, ram: &GuestRam, spec: &MachineSpec) -> Result<Entry, BootError> {
     match boot {
-        Boot::Linux { kernel, initrd, cmdline } => {
-            linux::load(kernel, initrd.as_deref(), cmdline, ram, state)
-        }
+        Boot::Linux { kernel, initrd, cmdline } => linux::load(kernel, initrd.as_deref(), cmdline, ram, spec),
         Boot::Freestanding { image: FreestandingImage::File(path), cmdline } => {
             let image = std::fs::read(path).map_err(unreadable("program", path))?;
-            freestanding::load(&path.display().to_string(), &image, cmdline, ram, state)
+            freestanding::load(&path.display().to_string(), &image, cmdline, ram, spec)
         }
         Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => {
             let cmdline = if cmdline.is_empty() { crate::guest::CMDLINE_DEFAULT } else { cmdline };
-            freestanding::load("the built-in guest", crate::guest::IMAGE, cmdline, ram, state)
+            freestanding::load("the built-in guest", crate::guest::IMAGE, cmdline, ram, spec)
         }
     }
 }
@@ -157,16 +156,6 @@ fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<usize, BootError> {
     ram.memory().write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE_BASE))?;
     ram.memory().write_obj(0u8, GuestAddress(CMDLINE_BASE + cmdline.len() as u64))?;
     Ok(cmdline.len())
-}
-
-/// A flat 64-bit code segment.
-fn code_segment(selector: u16, dpl: u8) -> kvm_segment {
-    kvm_segment { selector, type_: 0xb, present: 1, dpl, s: 1, l: 1, g: 1, limit: !0, ..Default::default() }
-}
-
-/// A flat data segment.
-fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
-    kvm_segment { selector, type_: 0x3, present: 1, dpl, s: 1, db: 1, g: 1, limit: !0, ..Default::default() }
 }
 
 /// Control register bits of 64-bit mode with paging.

@@ -119,11 +119,11 @@ fn checksum(bytes: &[u8]) -> u8 {
 mod tests {
     use super::*;
     use crate::memory::GuestRam;
-    use crate::spec::NetSpec;
+    use crate::spec::{EngineKind, NetSpec};
 
     fn spec(vcpus: u8) -> MachineSpec {
         let net = Some(NetSpec { mac: [2; 6] });
-        MachineSpec { vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true }
+        MachineSpec { engine: EngineKind::Kvm, vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true }
     }
 
     #[test]

@@ -26,12 +26,17 @@ struct State {
     /// The generation in which each vCPU thread last returned. A thread that never idled here returns at once.
     seen: HashMap<ThreadId, u64>,
     forbidden: bool,
+    /// For the engine that waits by itself.
+    signalled: bool,
 }
 
 impl Idle {
     /// A device has something for the guest.
     pub(crate) fn signal(&self) {
-        self.state.lock().generation += 1;
+        let mut state = self.state.lock();
+        state.generation += 1;
+        state.signalled = true;
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -44,6 +49,15 @@ impl Idle {
     /// Idling waits again.
     pub(crate) fn allow(&self) {
         self.state.lock().forbidden = false;
+    }
+
+    /// Whether there was a signal since the last call.
+    pub(crate) fn take_signal(&self) -> bool {
+        std::mem::take(&mut self.state.lock().signalled)
+    }
+
+    pub(crate) fn set_signal(&self, signalled: bool) {
+        self.state.lock().signalled = signalled;
     }
 
     /// Waits for a signal, a kick or `limit` (at most [`IDLE_MAX`]).

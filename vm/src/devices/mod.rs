@@ -5,9 +5,13 @@
 //! [`NetPort`] and [`Devices::console_input`]. Work is done synchronously under that lock and interrupts are raised
 //! synchronously, so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. What the
 //! guest can see of a device is its captured state; host-side wiring and counters are not part of it.
+//!
+//! On a deterministic engine ([`Devices::deterministic`]) only the engine's thread touches a device: time, randomness and
+//! inputs come from the engine, and what other threads bring waits in its [`inbox`].
 
 mod counters;
 mod idle;
+pub(crate) mod inbox;
 mod platform;
 mod power;
 mod serial;
@@ -21,6 +25,7 @@ pub use power::PowerState;
 pub use serial::Com1State;
 pub use virtio::net::{Delivered, NetPort};
 pub use virtio::queue::{RingPosition, RingState};
+pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
 
@@ -31,17 +36,19 @@ use crate::memory::GuestRam;
 use crate::spec::MachineSpec;
 use counters::{Counters, add};
 use idle::Idle;
+use inbox::Inbox;
 use parking_lot::Mutex;
-use platform::Platform;
+use platform::{GuestClock, Platform};
 use power::Power;
 use serde::{Deserialize, Serialize};
 use serial::{Com1, Console};
 use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio::block::{Block, SECTOR_BYTES};
-use virtio::net::Net;
+pub(crate) use virtio::net::Put;
+use virtio::net::{Net, Port};
 use virtio::rng::Rng;
 use virtio::transport::{Shared, Surroundings, Virtio, Window};
 
@@ -85,6 +92,26 @@ pub enum DeviceEvent {
     PoweredOff,
     /// The guest reset the machine.
     Reset,
+    /// The guest gives the processor up for so many microseconds, or until a virtio device signals. Only where the engine
+    /// keeps time: elsewhere the access itself blocks.
+    Idle {
+        /// At most so long.
+        us: u64,
+    },
+}
+
+/// Where devices get random bytes from.
+pub(crate) trait Random: Send {
+    /// Fills `bytes` from the front, and says how many it gave.
+    fn fill(&mut self, bytes: &mut [u8]) -> usize;
+}
+
+/// What an engine that decides everything gives the devices in the place of the host.
+pub(crate) struct Deterministic {
+    /// Virtual time in nanoseconds, which the engine sets before each access.
+    pub now_ns: Arc<AtomicU64>,
+    pub random: Box<dyn Random>,
+    pub inbox: Arc<Inbox>,
 }
 
 /// The host's side of the devices.
@@ -205,7 +232,9 @@ pub struct Devices {
     power: Mutex<Power>,
     platform: Platform,
     windows: Vec<Arc<dyn Window>>,
-    net: Option<NetPort>,
+    card: Option<Arc<Shared<Net>>>,
+    /// Where inputs wait for an engine that takes them when it wants.
+    inbox: Option<Arc<Inbox>>,
     idle: Arc<Idle>,
     /// Checked by host threads under the lock of the device that they are about to touch.
     quiesced: Arc<AtomicBool>,
@@ -222,14 +251,45 @@ impl Devices {
         irq: Arc<dyn IrqChip>,
         wiring: Wiring,
     ) -> Result<Self, DeviceError> {
+        Self::build(spec, ram, irq, wiring, GuestClock::host(), Box::new(HostRandom), None)
+    }
+
+    /// Makes the devices of a machine whose engine decides when things happen. Only its thread may touch them while it
+    /// runs, apart from what goes through the inbox.
+    pub(crate) fn deterministic(
+        spec: &MachineSpec,
+        ram: &GuestRam,
+        irq: Arc<dyn IrqChip>,
+        wiring: Wiring,
+        by: Deterministic,
+    ) -> Result<Self, DeviceError> {
+        let Deterministic { now_ns, random, inbox } = by;
+        Self::build(spec, ram, irq, wiring, GuestClock::Engine(now_ns), random, Some(inbox))
+    }
+
+    fn build(
+        spec: &MachineSpec,
+        ram: &GuestRam,
+        irq: Arc<dyn IrqChip>,
+        wiring: Wiring,
+        clock: GuestClock,
+        random: Box<dyn Random>,
+        inbox: Option<Arc<Inbox>>,
+    ) -> Result<Self, DeviceError> {
         let Wiring { frames, console, disks } = wiring;
         let counters = Arc::new(Counters::default());
         let idle = Arc::new(Idle::default());
         let quiesced = Arc::new(AtomicBool::new(false));
         let console = Console::new(console);
         let com1 = Com1::new(Arc::clone(&irq), console.clone(), Arc::clone(&counters));
-        let platform =
-            Platform::new(spec.vcpus, spec.ram_bytes, Arc::clone(&idle), console, Arc::clone(&counters));
+        let platform = Platform::new(
+            spec.vcpus,
+            spec.ram_bytes,
+            clock,
+            Arc::clone(&idle),
+            console,
+            Arc::clone(&counters),
+        );
         let around = Surroundings {
             ram: ram.clone(),
             chip: irq,
@@ -241,11 +301,11 @@ impl Devices {
         let mut places = virtio_windows(spec);
         let mut place = || places.next().ok_or(DeviceError::TooMany(count));
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
-        let mut net = None;
+        let mut net_card = None;
         if let Some(card) = &spec.net {
             let card = Net::new(card.mac, frames, Arc::clone(&counters));
             let card = Shared::new(Virtio::new(card, place()?, around.clone()));
-            net = Some(NetPort { card: Arc::clone(&card), quiesced: Arc::clone(&quiesced) });
+            net_card = Some(Arc::clone(&card));
             windows.push(card);
         }
         for (index, (image, bytes)) in check_disks(spec, disks)?.into_iter().enumerate() {
@@ -253,14 +313,15 @@ impl Devices {
             windows.push(Shared::new(Virtio::new(disk, place()?, around.clone())));
         }
         if spec.rng {
-            windows.push(Shared::new(Virtio::new(Rng::default(), place()?, around)));
+            windows.push(Shared::new(Virtio::new(Rng::new(random), place()?, around)));
         }
         Ok(Self {
             com1: Mutex::new(com1),
             power: Mutex::default(),
             platform,
             windows,
-            net,
+            card: net_card,
+            inbox,
             idle,
             quiesced,
             restored: AtomicBool::new(false),
@@ -315,7 +376,7 @@ impl Devices {
 
     /// A write of 1 to 8 bytes to an address without memory. A write to the platform device's IDLE_US blocks until a
     /// virtio device has signalled since this thread last returned from it, the time is over (100 ms at most), or
-    /// [`Self::interrupt_idle`].
+    /// [`Self::interrupt_idle`]; where the engine keeps time it is the engine's to wait.
     pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
         match self.place(addr) {
             Some(Place::Virtio(window, offset)) => window.write(offset, data),
@@ -343,6 +404,9 @@ impl Devices {
     /// Stops the host threads' access: when it returns, and until [`Self::resume`], none of them touches guest memory,
     /// device state or an interrupt line. The caller has parked the vCPU threads.
     pub fn quiesce(&self) {
+        if let Some(inbox) = &self.inbox {
+            return inbox.open(false);
+        }
         self.idle.forbid();
         self.quiesced.store(true, Ordering::Relaxed);
         // Whoever holds a lock may have looked before the store; whoever takes it after us sees the store.
@@ -355,7 +419,13 @@ impl Devices {
     /// Undoes [`Self::quiesce`], before the vCPUs run. Frames that the guest had left in its transmit queue are
     /// offered again. After [`Self::restore`] it also drives the interrupt lines, so the interrupt chips must have
     /// their state by then.
+    ///
+    /// On a deterministic engine it does nothing: there the chips keep the lines' levels, and whether inputs come in and
+    /// frames that the guest sent are still to be offered is the engine's business.
     pub fn resume(&self) {
+        if self.inbox.is_some() {
+            return;
+        }
         if self.restored.swap(false, Ordering::Relaxed) {
             // Setting a line to the level that the chips already have for it changes nothing.
             for window in &self.windows {
@@ -365,10 +435,35 @@ impl Devices {
         self.quiesced.store(false, Ordering::Relaxed);
         self.idle.allow();
         self.com1.lock().feed();
-        if let Some(net) = &self.net {
-            net.resume_transmit();
-            net.card.changed.notify_all();
+        if let Some(card) = &self.card {
+            card.retry_transmit();
+            card.changed.notify_all();
         }
+    }
+
+    /// Puts a frame into the guest's receive queue; for the engine's thread.
+    pub(crate) fn receive(&self, frame: &[u8]) -> Put {
+        self.card.as_ref().map_or(Put::Lost, |card| card.put(frame))
+    }
+
+    /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.
+    pub(crate) fn type_in(&self, bytes: &[u8]) -> usize {
+        self.com1.lock().type_in(bytes)
+    }
+
+    /// How many bytes [`Self::type_in`] would take now.
+    pub(crate) fn console_room(&self) -> usize {
+        self.com1.lock().room()
+    }
+
+    /// Whether a virtio device has signalled since the last call. For the engine that waits in the guest's place.
+    pub(crate) fn take_signal(&self) -> bool {
+        self.idle.take_signal()
+    }
+
+    /// Puts back what [`Self::take_signal`] took, as a state that is taken over has it.
+    pub(crate) fn set_signal(&self, signalled: bool) {
+        self.idle.set_signal(signalled);
     }
 
     /// The state of all devices. The devices are quiesced.
@@ -419,11 +514,18 @@ impl Devices {
 
     /// The network card, if there is one.
     pub fn net(&self) -> Option<NetPort> {
-        self.net.clone()
+        let card = self.card.as_ref()?;
+        Some(match &self.inbox {
+            Some(inbox) => NetPort(Port::Inbox(Arc::clone(inbox))),
+            None => NetPort(Port::Card { card: Arc::clone(card), quiesced: Arc::clone(&self.quiesced) }),
+        })
     }
 
     /// Types into the guest's console. What the guest is too slow to read (beyond 4 KiB) is dropped.
     pub fn console_input(&self, bytes: &[u8]) {
+        if let Some(inbox) = &self.inbox {
+            return add(&self.counters.console_dropped, inbox.put_console(bytes) as u64);
+        }
         let mut com1 = self.com1.lock();
         com1.enqueue(bytes);
         if !self.quiesced.load(Ordering::Relaxed) {

@@ -26,14 +26,35 @@ pub struct PlatformState {
 }
 
 pub(crate) struct Platform {
-    /// Guest time minus the host's CLOCK_MONOTONIC, modulo 2^64. It only changes when a state is restored, so that the
-    /// guest's clock is as monotonic, on one vCPU and between them, as the host's.
-    offset_ns: AtomicU64,
+    clock: GuestClock,
     vcpus: u8,
     ram_bytes: u64,
     idle: Arc<Idle>,
     console: Console,
     counters: Arc<Counters>,
+}
+
+/// Where guest time comes from.
+pub(crate) enum GuestClock {
+    /// Guest time minus the host's CLOCK_MONOTONIC, modulo 2^64. It only changes when a state is restored, so that the
+    /// guest's clock is as monotonic, on one vCPU and between them, as the host's.
+    Host(AtomicU64),
+    /// The engine's virtual time, which the engine also keeps across captures.
+    Engine(Arc<AtomicU64>),
+}
+
+impl GuestClock {
+    /// Guest time that begins now.
+    pub(crate) fn host() -> Self {
+        Self::Host(AtomicU64::new(monotonic_ns().wrapping_neg()))
+    }
+
+    fn now_ns(&self) -> u64 {
+        match self {
+            Self::Host(offset_ns) => monotonic_ns().wrapping_add(offset_ns.load(Ordering::Relaxed)),
+            Self::Engine(now_ns) => now_ns.load(Ordering::Relaxed),
+        }
+    }
 }
 
 fn monotonic_ns() -> u64 {
@@ -46,23 +67,19 @@ impl Platform {
     pub(crate) fn new(
         vcpus: u8,
         ram_bytes: u64,
+        clock: GuestClock,
         idle: Arc<Idle>,
         console: Console,
         counters: Arc<Counters>,
     ) -> Self {
-        let offset_ns = AtomicU64::new(monotonic_ns().wrapping_neg());
-        Self { offset_ns, vcpus, ram_bytes, idle, console, counters }
-    }
-
-    fn guest_time_ns(&self) -> u64 {
-        monotonic_ns().wrapping_add(self.offset_ns.load(Ordering::Relaxed))
+        Self { clock, vcpus, ram_bytes, idle, console, counters }
     }
 
     /// Reads a register; false when there is none of that width.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> bool {
         let Ok(data) = <&mut [u8; 8]>::try_from(data) else { return false };
         let value = match offset {
-            CLOCK_NS => self.guest_time_ns(),
+            CLOCK_NS => self.clock.now_ns(),
             VCPUS => u64::from(self.vcpus),
             RAM_BYTES => self.ram_bytes,
             _ => return false,
@@ -71,14 +88,18 @@ impl Platform {
         true
     }
 
-    /// Writes a register. IDLE_US blocks.
+    /// Writes a register. IDLE_US blocks, unless the engine keeps time: then it is left to it.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Option<DeviceEvent> {
         match (offset, data) {
             (CONSOLE, [_]) => drop(self.console.clone().write(data)),
             (IDLE_US, _) if data.len() == 8 => {
                 let mut us = [0; 8];
                 us.copy_from_slice(data);
-                self.idle.wait(Duration::from_micros(u64::from_le_bytes(us)));
+                let us = u64::from_le_bytes(us);
+                match self.clock {
+                    GuestClock::Host(_) => self.idle.wait(Duration::from_micros(us)),
+                    GuestClock::Engine(_) => return Some(DeviceEvent::Idle { us }),
+                }
             }
             (POWER_OFF, _) if data.len() == 8 => return Some(DeviceEvent::PoweredOff),
             (RESET, _) if data.len() == 8 => return Some(DeviceEvent::Reset),
@@ -88,7 +109,7 @@ impl Platform {
     }
 
     pub(crate) fn capture(&self) -> PlatformState {
-        PlatformState { guest_time_ns: self.guest_time_ns() }
+        PlatformState { guest_time_ns: self.clock.now_ns() }
     }
 
     pub(crate) fn check(state: &PlatformState) -> Result<(), StateError> {
@@ -100,6 +121,8 @@ impl Platform {
 
     /// Guest time goes on from the captured one.
     pub(crate) fn restore(&self, state: &PlatformState) {
-        self.offset_ns.store(state.guest_time_ns.wrapping_sub(monotonic_ns()), Ordering::Relaxed);
+        if let GuestClock::Host(offset_ns) = &self.clock {
+            offset_ns.store(state.guest_time_ns.wrapping_sub(monotonic_ns()), Ordering::Relaxed);
+        }
     }
 }

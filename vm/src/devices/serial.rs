@@ -121,6 +121,16 @@ impl Com1 {
         self.input.drain(..taken);
     }
 
+    /// Bytes that [`Self::type_in`] would take: a FIFO full when that is empty, otherwise none, as in [`Self::feed`].
+    pub(crate) fn room(&self) -> usize {
+        if self.uart.fifo_capacity() < FIFO_BYTES { 0 } else { FIFO_BYTES }
+    }
+
+    /// Puts input into the UART's FIFO, past the queue; how many bytes it took. In loopback mode it takes nothing.
+    pub(crate) fn type_in(&mut self, bytes: &[u8]) -> usize {
+        self.uart.enqueue_raw_bytes(&bytes[..bytes.len().min(self.room())]).unwrap_or(0)
+    }
+
     #[cfg(test)]
     pub(crate) fn forget_input(&mut self) {
         self.input.clear();

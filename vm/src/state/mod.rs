@@ -7,7 +7,8 @@
 //! compile: both places name every field.
 
 use crate::devices::DevicesState;
-use crate::spec::MachineSpec;
+use crate::engine::soft::state::SoftState;
+use crate::spec::{EngineKind, MachineSpec};
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -127,6 +128,9 @@ pub enum StateError {
     /// A device would not take its state.
     #[error("captured device state refused: {0}")]
     Device(#[from] crate::devices::StateError),
+    /// The deterministic processor's state is not one that it can be in.
+    #[error("captured processor state refused: {0}")]
+    Soft(String),
     /// A vCPU thread is gone.
     #[error("vCPU {vcpu} does not run any more")]
     Gone {
@@ -143,10 +147,37 @@ pub enum StateError {
 pub(crate) struct MachineState {
     /// Whose state this is; compared before anything is applied.
     pub spec: MachineSpec,
+    pub engine: EngineState,
+    pub devices: DevicesState,
+}
+
+/// Everything but devices and memory, as the engine has it that executes the machine.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) enum EngineState {
+    Kvm(Box<KvmState>),
+    Soft(Box<SoftState>),
+}
+
+impl EngineState {
+    fn kind(&self) -> EngineKind {
+        match self {
+            Self::Kvm(_) => EngineKind::Kvm,
+            Self::Soft(_) => EngineKind::Soft,
+        }
+    }
+
+    /// For the engine that is given a state of the other one.
+    pub(crate) fn foreign(&self, ours: EngineKind) -> StateError {
+        StateError::Spec { field: "engine", theirs: self.kind().to_string(), ours: ours.to_string() }
+    }
+}
+
+/// A machine on KVM.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct KvmState {
     /// In the order of their indices.
     pub vcpus: Vec<VcpuState>,
     pub vm: VmState,
-    pub devices: DevicesState,
 }
 
 /// One virtual processor.
@@ -253,7 +284,8 @@ pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(),
         }
         Err(StateError::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
-    let MachineSpec { vcpus, ram_bytes, net, disks, rng } = theirs;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = theirs;
+    same("engine", engine, &ours.engine)?;
     same("vcpus", vcpus, &ours.vcpus)?;
     same("ram_bytes", ram_bytes, &ours.ram_bytes)?;
     same("net", net, &ours.net)?;

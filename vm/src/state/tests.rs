@@ -1,12 +1,13 @@
 use super::*;
 use crate::devices::{ConsoleSink, Devices, IrqChip, Wiring};
 use crate::memory::GuestRam;
-use crate::spec::{DiskSpec, NetSpec};
+use crate::spec::{DiskSpec, EngineKind, NetSpec};
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
 
 fn spec() -> MachineSpec {
     MachineSpec {
+        engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: 64 << 20,
         net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
@@ -53,14 +54,16 @@ fn state() -> MachineState {
     let chip = kvm_irqchip::default();
     MachineState {
         spec: spec(),
-        vcpus: vec![vcpu(3), vcpu(5)],
-        vm: VmState {
-            pic_master: chip,
-            pic_slave: chip,
-            ioapic: chip,
-            pit: Default::default(),
-            clock: kvm_clock_data { clock: 77, ..Default::default() },
-        },
+        engine: EngineState::Kvm(Box::new(KvmState {
+            vcpus: vec![vcpu(3), vcpu(5)],
+            vm: VmState {
+                pic_master: chip,
+                pic_slave: chip,
+                ioapic: chip,
+                pit: Default::default(),
+                clock: kvm_clock_data { clock: 77, ..Default::default() },
+            },
+        })),
         devices: devices(),
     }
 }
@@ -90,8 +93,10 @@ fn refusal(bytes: &[u8]) -> StateError {
 #[test]
 fn a_state_comes_back_as_it_was() {
     let back = decode(&ENCODED).unwrap();
-    assert_eq!((back.spec, back.vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
-    assert_eq!(back.vm.clock.clock, 77);
+    let EngineState::Kvm(state) = back.engine else { panic!("another engine's") };
+    let KvmState { vcpus, vm } = *state;
+    assert_eq!((back.spec, vcpus), (spec(), vec![vcpu(3), vcpu(5)]));
+    assert_eq!(vm.clock.clock, 77);
 }
 
 #[test]
@@ -142,6 +147,7 @@ fn the_first_difference_of_the_specs_is_named() {
         }
     };
     assert!(check_spec(&spec(), &spec()).is_ok());
+    assert_eq!(named(&|s| s.engine = EngineKind::Soft), "engine");
     assert_eq!(named(&|s| s.vcpus = 1), "vcpus");
     assert_eq!(named(&|s| s.ram_bytes *= 2), "ram_bytes");
     assert_eq!(named(&|s| s.net = None), "net");

@@ -9,7 +9,7 @@ pub mod sweep;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::memory::{GuestRam, PageIndex};
-use ft_vm::spec::{Boot, FreestandingImage, MachineSpec};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
@@ -21,10 +21,19 @@ pub fn kvm(test: &str) -> bool {
     match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => true,
         Err(e) => {
-            eprintln!("SKIPPED {test}: cannot open /dev/kvm: {e}");
+            eprintln!("SKIPPED {test} on KVM: cannot open /dev/kvm: {e}");
             false
         }
     }
+}
+
+/// The engines that a test can run on here; says loudly when that is not all of them.
+pub fn engines(test: &str) -> Vec<EngineKind> {
+    let mut engines = vec![EngineKind::Soft];
+    if kvm(test) {
+        engines.push(EngineKind::Kvm);
+    }
+    engines
 }
 
 /// A console that remembers.
@@ -47,8 +56,8 @@ pub fn wiring(console: &Remember) -> Wiring {
     Wiring { frames: None, console: Box::new(console.clone()), disks: Vec::new() }
 }
 
-pub fn spec(vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
+pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
+    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
 }
 
 /// A machine with memory of its own.

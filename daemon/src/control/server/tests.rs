@@ -75,6 +75,9 @@ pub(in super::super) fn status() -> Status {
         hold_us: Percentiles { p50: 6000, p99: 9000 },
         bytes_sent: 1 << 30,
         compression_ratio: 9.5,
+        mode: "checkpoint".into(),
+        engine: "kvm".into(),
+        replay: None,
         copy: None,
         peer: PeerStatus {
             node: "beta".into(),

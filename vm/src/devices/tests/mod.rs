@@ -11,7 +11,7 @@ mod state;
 use super::*;
 use crate::layout::PAGE_SIZE;
 use crate::memory::{PageIndex, RamView};
-use crate::spec::{DiskSpec, NetSpec};
+use crate::spec::{DiskSpec, EngineKind, NetSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::LazyLock;
@@ -86,6 +86,7 @@ impl ConsoleSink for Screen {
 
 fn spec() -> MachineSpec {
     MachineSpec {
+        engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: RAM_BYTES,
         net: Some(NetSpec { mac: MAC }),

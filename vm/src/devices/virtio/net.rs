@@ -8,6 +8,7 @@ use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::{Backend, Shared};
 use crate::devices::counters::{Counters, add};
+use crate::devices::inbox::Inbox;
 use crate::devices::{FrameSink, Transmit};
 use crate::memory::GuestMemory;
 use std::sync::Arc;
@@ -149,18 +150,75 @@ pub enum Delivered {
     TooLong,
 }
 
+/// What became of a frame that was put into the receive queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// The guest can tell that it was there: it has it, or its driver broke the rules and the device has stopped.
+    Done,
+    /// The guest has no receive buffer now, and can tell nothing.
+    NoBuffers,
+    /// It is lost, for want of a driver or of a large enough buffer, and the guest can tell nothing.
+    Lost,
+}
+
+impl Shared<Net> {
+    /// Puts one frame into the receive queue, whoever else waits.
+    pub(crate) fn put(&self, frame: &[u8]) -> Put {
+        let mut card = self.device.lock();
+        if !card.running() || !card.registers.rings[RX].ready() || frame.len() > FRAME_BYTES_MAX {
+            add(&card.around.counters.rx_dropped, 1);
+            return Put::Lost;
+        }
+        let mut put = Put::Done;
+        card.serve(|net, rings, memory| {
+            let (outcome, interrupt) = net.receive(frame, rings, memory)?;
+            put = match outcome {
+                Delivered::NoBuffers => Put::NoBuffers,
+                Delivered::TooLong => Put::Lost,
+                _ => Put::Done,
+            };
+            Ok(interrupt)
+        });
+        put
+    }
+
+    /// Offers frames again that the sink had no room for.
+    pub(crate) fn retry_transmit(&self) {
+        let mut card = self.device.lock();
+        if card.running() {
+            card.serve(|net, rings, memory| net.transmit(rings, memory));
+        }
+    }
+}
+
 /// The host's side of the network card, for other threads. Clones are the same card.
 #[derive(Clone)]
-pub struct NetPort {
-    pub(crate) card: Arc<Shared<Net>>,
-    pub(crate) quiesced: Arc<AtomicBool>,
+pub struct NetPort(pub(crate) Port);
+
+#[derive(Clone)]
+pub(crate) enum Port {
+    /// To the card itself.
+    Card {
+        card: Arc<Shared<Net>>,
+        /// Checked under the card's lock.
+        quiesced: Arc<AtomicBool>,
+    },
+    /// To where the engine takes inputs from when it wants.
+    Inbox(Arc<Inbox>),
 }
 
 impl NetPort {
     /// Gives the guest one Ethernet frame (no FCS). Never blocks for long; touches nothing while the machine is paused.
+    ///
+    /// On a deterministic engine `Yes` says that the frame waits for the guest's driver, and is lost if there is none by
+    /// then.
     pub fn deliver(&self, frame: &[u8]) -> Delivered {
-        let mut card = self.card.device.lock();
-        if self.quiesced.load(Ordering::Relaxed) {
+        let (card, quiesced) = match &self.0 {
+            Port::Card { card, quiesced } => (card, quiesced),
+            Port::Inbox(inbox) => return inbox.put_frame(frame),
+        };
+        let mut card = card.device.lock();
+        if quiesced.load(Ordering::Relaxed) {
             return Delivered::Paused;
         }
         if !card.running() || !card.registers.rings[RX].ready() {
@@ -182,29 +240,39 @@ impl NetPort {
 
     /// Waits until [`Self::deliver`] would not answer `NoBuffers` or `Paused`, or until the time is over; says which.
     pub fn wait_for_buffers(&self, limit: Duration) -> bool {
+        let (card, quiesced) = match &self.0 {
+            Port::Card { card, quiesced } => (card, quiesced),
+            Port::Inbox(inbox) => return inbox.wait_for_room(limit),
+        };
         let deadline = Instant::now() + limit;
-        let mut card = self.card.device.lock();
+        let Shared { device, changed } = &**card;
+        let mut card = device.lock();
         loop {
-            let paused = self.quiesced.load(Ordering::Relaxed);
+            let paused = quiesced.load(Ordering::Relaxed);
             // A broken ring counts as one with buffers: delivering finds out and stops the device.
             let empty =
                 card.running() && card.registers.rings[RX].available(card.around.ram.memory()) == Ok(0);
             if !paused && !empty {
                 return true;
             }
-            if self.card.changed.wait_until(&mut card, deadline).timed_out() {
+            if changed.wait_until(&mut card, deadline).timed_out() {
                 return false;
             }
         }
     }
 
     /// Offers the frames again that the sink had no room for. It calls [`FrameSink::transmit`], so not to be called from
-    /// within that, nor with a lock held that the sink takes. While the machine is paused this does nothing: resuming
-    /// offers them again.
+    /// within that, nor with a lock held that the sink takes (on a deterministic engine it only has the engine's thread do
+    /// so, soon). While the machine is paused this does nothing: resuming offers them again.
     pub fn resume_transmit(&self) {
-        let mut card = self.card.device.lock();
-        if !self.quiesced.load(Ordering::Relaxed) && card.running() {
-            card.serve(|net, rings, memory| net.transmit(rings, memory));
+        match &self.0 {
+            Port::Inbox(inbox) => inbox.ring(),
+            Port::Card { card, quiesced } => {
+                let mut card = card.device.lock();
+                if !quiesced.load(Ordering::Relaxed) && card.running() {
+                    card.serve(|net, rings, memory| net.transmit(rings, memory));
+                }
+            }
         }
     }
 }

@@ -1,16 +1,23 @@
-//! virtio-rng: random bytes from the host's getrandom(2).
+//! virtio-rng: random bytes from the host's getrandom(2), or from wherever the engine takes them.
 
 use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::Backend;
+use crate::devices::Random;
 use crate::memory::GuestMemory;
 
 /// At most this many bytes for one request; the driver asks again for more.
 const REQUEST_MAX: usize = 4096;
 
-#[derive(Default)]
 pub(crate) struct Rng {
+    source: Box<dyn Random>,
     chain: Chain,
+}
+
+impl Rng {
+    pub(crate) fn new(source: Box<dyn Random>) -> Self {
+        Self { source, chain: Chain::default() }
+    }
 }
 
 impl Backend for Rng {
@@ -27,7 +34,7 @@ impl Backend for Rng {
     }
 
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
-        let Self { chain } = self;
+        let Self { source, chain } = self;
         let ring = &mut rings[queue];
         let mut random = [0; REQUEST_MAX];
         let requests = ring.available(memory)?;
@@ -39,7 +46,7 @@ impl Backend for Rng {
                 return Err(Malformed::Shape { head: chain.head });
             }
             let wanted = chain.writable_bytes().min(REQUEST_MAX as u64) as usize;
-            let got = fill_random(&mut random[..wanted]);
+            let got = source.fill(&mut random[..wanted]).min(wanted);
             chain.write_at(memory, 0, &random[..got])?;
             ring.complete(memory, chain, got as u32)?;
         }
@@ -47,9 +54,13 @@ impl Backend for Rng {
     }
 }
 
-/// Fills `bytes` from the kernel; says how many it gave, which is less than all only when a signal came in between.
-fn fill_random(bytes: &mut [u8]) -> usize {
-    // SAFETY: pointer and length are of one exclusively borrowed slice.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    usize::try_from(got).unwrap_or(0)
+/// The kernel's random bytes; fewer than asked for only when a signal came in between.
+pub(crate) struct HostRandom;
+
+impl Random for HostRandom {
+    fn fill(&mut self, bytes: &mut [u8]) -> usize {
+        // SAFETY: pointer and length are of one exclusively borrowed slice.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        usize::try_from(got).unwrap_or(0)
+    }
 }

@@ -1,14 +1,16 @@
 //! The guest on KVM: the host's abilities ([`host`]), the virtual machine and its slots ([`vm`]), its processors as
-//! threads ([`vcpu`]), their state ([`state`]), and what they have written ([`dirty`]).
+//! threads ([`vcpu`]), their state ([`state`]), what they have written ([`dirty`]), and all of it as the machine commands it
+//! ([`engine`]).
 
 pub(crate) mod cpuid;
-pub(crate) mod dirty;
-pub(crate) mod host;
+mod dirty;
+pub(crate) mod engine;
+mod host;
 mod ioctl;
 mod run_page;
-pub(crate) mod state;
-pub(crate) mod vcpu;
-pub(crate) mod vm;
+mod state;
+mod vcpu;
+mod vm;
 
 use vmm_sys_util::errno;
 

@@ -4,13 +4,18 @@
 use super::KvmError;
 use super::host::Host;
 use super::ioctl;
+use crate::boot::entry::{Entry, EntrySegment, Firmware, VcpuEntry};
 use crate::state::{Sregs, StateError, VcpuState, VmState};
 use kvm_bindings::{
-    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_MSR_ENTRIES, Msrs,
-    kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip, kvm_msr_entry, kvm_sregs, kvm_sregs2,
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_MSR_ENTRIES,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_dtable, kvm_irqchip, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Offsets of LINT0 and LINT1 in the LAPIC's registers.
+const LVT_LINT: [usize; 2] = [0x350, 0x360];
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 /// KVM_SREGS2_FLAGS_PDPTRS_VALID
@@ -276,6 +281,58 @@ fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), S
         }
     }
     Ok(())
+}
+
+/// Puts vCPUs that are as after power-on at a guest's entry.
+pub(super) fn enter(vcpus: &mut [VcpuState], entry: &Entry) {
+    if let Some(firmware) = &entry.firmware {
+        vcpus.iter_mut().for_each(|vcpu| set_firmware_registers(vcpu, firmware));
+    }
+    for (vcpu, entry) in vcpus.iter_mut().zip(&entry.vcpus) {
+        let &VcpuEntry { rip, rsp, rbp, rdi, rsi, rdx, code, data, task, gdt, cr0, cr3, cr4, efer } = entry;
+        vcpu.mp_state = kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE };
+        vcpu.regs = kvm_regs { rip, rsp, rbp, rdi, rsi, rdx, rflags: 2, ..Default::default() };
+        let sregs = &mut vcpu.sregs.base;
+        sregs.cs = segment(&code);
+        let data = segment(&data);
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        if let Some(task) = task {
+            sregs.tr = segment(&task);
+        }
+        sregs.gdt = kvm_dtable { base: gdt.0, limit: gdt.1, ..Default::default() };
+        sregs.idt = kvm_dtable::default();
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (cr0, cr3, cr4, efer);
+    }
+}
+
+fn set_firmware_registers(vcpu: &mut VcpuState, firmware: &Firmware) {
+    if let Some(msr) = vcpu.msrs.iter_mut().find(|msr| msr.index == MSR_MTRR_DEF_TYPE) {
+        msr.data = firmware.mtrr_def_type;
+    }
+    for (offset, mode) in LVT_LINT.into_iter().zip(firmware.lint_modes) {
+        let register = &mut vcpu.lapic.regs[offset..offset + 4];
+        let bytes: [u8; 4] = std::array::from_fn(|i| register[i] as u8);
+        let value = (u32::from_le_bytes(bytes) & !0x700) | mode;
+        for (to, from) in register.iter_mut().zip(value.to_le_bytes()) {
+            *to = from as std::os::raw::c_char;
+        }
+    }
+}
+
+fn segment(segment: &EntrySegment) -> kvm_segment {
+    let &EntrySegment { selector, limit, kind, code_or_data, dpl, long, big, granular } = segment;
+    kvm_segment {
+        selector,
+        limit,
+        type_: kind,
+        present: 1,
+        dpl,
+        s: code_or_data.into(),
+        l: long.into(),
+        db: big.into(),
+        g: granular.into(),
+        ..Default::default()
+    }
 }
 
 fn get_irqchip(vm: &VmFd, chip_id: u32) -> Result<kvm_irqchip, KvmError> {

@@ -430,6 +430,8 @@ impl<'a> Runner<'a> {
                 event = Some(match said {
                     DeviceEvent::PoweredOff => MachineEvent::PoweredOff,
                     DeviceEvent::Reset => MachineEvent::Reset,
+                    // The devices wait by themselves here.
+                    DeviceEvent::Idle { .. } => continue,
                 });
                 self.page.set_immediate_exit(true);
             }

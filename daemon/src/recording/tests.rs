@@ -1,0 +1,134 @@
+use super::*;
+use crate::config::Config;
+use ft_checkpoint::recording::{About, Writer};
+use ft_vm::machine::engine_fingerprint;
+use ft_vm::memory::GuestRam;
+use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec};
+use std::fs;
+use tempfile::TempDir;
+
+fn about() -> About {
+    About {
+        vm: "web".into(),
+        spec: MachineSpec {
+            engine: EngineKind::Soft,
+            vcpus: 1,
+            ram_bytes: 16 << 20,
+            net: None,
+            disks: Vec::new(),
+            rng: false,
+        },
+        engine_fingerprint: engine_fingerprint(EngineKind::Soft),
+        program: "ftd 9.9.9".into(),
+        disks: Vec::new(),
+    }
+}
+
+/// Replays this file: how it is refused.
+fn refusal(file: &[u8], disks: &[PathBuf]) -> (String, DaemonExit) {
+    let directory = TempDir::new().unwrap();
+    let log = directory.path().join("run.ftdrec");
+    fs::write(&log, file).unwrap();
+    let options = ReplayOptions { log, until: None, verify: true, quiet: true, disks: disks.to_vec() };
+    let error = replay(&options).expect_err("it is refused");
+    let text = error.to_string();
+    assert!(!text.contains('\n'), "{text}");
+    (text, error.exit())
+}
+
+fn recording(about: &About) -> Vec<u8> {
+    let ram = GuestRam::new(16 << 20).unwrap().view().unwrap();
+    let writer = Writer::begin(Vec::new(), 1, about, b"no state at all", &ram).unwrap();
+    writer.end(&ft_checkpoint::recording::End { count: 0, digest: 0, why: EndReason::Stopped }).unwrap()
+}
+
+fn says((text, exit): (String, DaemonExit), code: DaemonExit, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "lacks {part:?}: {text}");
+    }
+    assert_eq!(exit, code, "{text}");
+}
+
+#[test]
+fn a_file_that_is_no_recording_or_of_another_version_is_refused_by_name() {
+    says(refusal(b"", &[]), DaemonExit::Failure, &["this is no recording"]);
+    says(refusal(b"\x7fELF...........", &[]), DaemonExit::Failure, &["this is no recording"]);
+    let mut newer = recording(&about());
+    newer[6] = 7;
+    says(refusal(&newer, &[]), DaemonExit::Failure, &["format version 7", "this program reads 1"]);
+}
+
+#[test]
+fn a_recording_of_another_engine_is_refused_by_both_names() {
+    let mut other = about();
+    other.engine_fingerprint ^= 1;
+    let theirs = format!("{:#018x}", other.engine_fingerprint);
+    let ours = format!("{:#018x}", about().engine_fingerprint);
+    says(refusal(&recording(&other), &[]), DaemonExit::Failure, &["ftd 9.9.9", &theirs, &ours]);
+}
+
+#[test]
+fn a_recording_that_is_cut_before_it_begins_is_refused_with_the_place() {
+    let whole = recording(&about());
+    for length in [7, 20, 60, whole.len() - 80] {
+        says(
+            refusal(&whole[..length], &[]),
+            DaemonExit::Failure,
+            &["cut off at byte", "nothing can be replayed"],
+        );
+    }
+}
+
+#[test]
+fn a_recording_with_a_flipped_bit_is_refused_with_the_place() {
+    let mut bytes = recording(&about());
+    bytes[40] ^= 0x10;
+    says(refusal(&bytes, &[]), DaemonExit::Failure, &["corrupt at byte 8"]);
+}
+
+#[test]
+fn disks_have_to_be_what_they_were() {
+    let directory = TempDir::new().unwrap();
+    let image = directory.path().join("root.img");
+    fs::write(&image, [7; 1024]).unwrap();
+    let mut with_disk = about();
+    with_disk.spec.disks.push(DiskSpec { bytes: 1024, read_only: true });
+    with_disk.disks.push(hash_image(&image).unwrap().0);
+    let bytes = recording(&with_disk);
+
+    fs::write(&image, [8; 1024]).unwrap();
+    says(
+        refusal(&bytes, &[]),
+        DaemonExit::Host,
+        &["disk 0", "root.img", "not the image that was recorded with", "--disk"],
+    );
+    fs::remove_file(&image).unwrap();
+    says(refusal(&bytes, &[]), DaemonExit::Host, &["disk 0", "root.img", "No such file"]);
+    let two = [image.clone(), image];
+    says(refusal(&bytes, &two), DaemonExit::Usage, &["given 2 times", "1 disks"]);
+}
+
+#[test]
+fn a_recording_is_not_overwritten_and_one_vcpu_is_asked_for() {
+    let directory = TempDir::new().unwrap();
+    let text = r#"
+        vm = "web"
+        node = "alpha"
+        start_as = "primary"
+        peer = { node = "beta", address = "127.0.0.1:1" }
+        arbiter = { path = "/nowhere/web.cell" }
+        machine = { vcpus = 2 }
+    "#;
+    let mut config = Config::parse(text, Path::new("test.toml")).unwrap();
+    let out = directory.path().join("run.ftdrec");
+    fs::write(&out, "precious").unwrap();
+    let options = RecordOptions { out: out.clone(), limit: None, stdin: false, quiet: true };
+    let refused = |config: &Config| {
+        let error = record(config, &options).unwrap_err();
+        (error.to_string(), error.exit())
+    };
+    says(refused(&config), DaemonExit::Usage, &["machine.vcpus = 2", "exactly one"]);
+    config.machine.vcpus = 1;
+    says(refused(&config), DaemonExit::Usage, &["run.ftdrec", "not overwritten"]);
+    assert_eq!(fs::read(&out).unwrap(), b"precious");
+}

@@ -1,0 +1,212 @@
+//! Replay mode's primary: the running guest's log is cut into epochs, with no pause. An epoch ends when the batch interval
+//! is over, or sooner when a frame waits for it: the cut closes the epoch's output at the very instruction, so that the
+//! ack of the log up to there releases exactly what was sent before.
+//!
+//! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
+//! standstill. The guest stands still only when log can be kept nowhere any more.
+
+use super::Input;
+use super::checkpointer::{Setup, Vm};
+use super::pairing::Pairing;
+use super::shipper::{LogEpoch, Shipper};
+use crate::clock;
+use crate::role::Event;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A frame waits so long for others to share its epoch.
+const GROUP: Duration = Duration::from_micros(150);
+/// An idle guest's log is cut this often, so that its position moves on.
+const IDLE_INTERVAL: Duration = Duration::from_millis(5);
+/// A guest that executes fewer instructions in a microsecond is idle.
+const IDLE_INSTRUCTIONS_PER_US: u64 = 5;
+/// Log that the backup has and has not executed, at most; beyond it the guest stands still until there is less.
+const UNEXECUTED_BYTES_MAX: u64 = 64 << 20;
+/// Thousandths of its time that a slowed guest stands still, at most.
+const THROTTLE_MAX: u64 = 900;
+/// As many let a backup come after that executes no faster than its primary.
+const THROTTLE_GENTLE: u64 = 30;
+/// A backup that is no further behind is in step.
+const LAG_FREE_US: u64 = 5_000;
+
+/// See the module.
+pub(super) struct LogCutter {
+    pairing: Arc<Pairing>,
+    shipper: Shipper,
+    /// The last epoch cut.
+    last: u64,
+    /// Where it was cut.
+    count: u64,
+    cut_at: Instant,
+    interval: Duration,
+    /// Since when a frame waits for the next cut.
+    output_since: Option<Instant>,
+    throttle: u16,
+    /// The guest stands still.
+    paused: bool,
+    /// There is no room for the next epoch.
+    starved: bool,
+    /// The next cut is the last one, or was.
+    freezing: bool,
+}
+
+impl LogCutter {
+    /// Goes on from the pairing's first epoch, a checkpoint, at whose pause recording began.
+    pub(super) fn new(pairing: Arc<Pairing>, shipper: Shipper, last: u64) -> Self {
+        Self {
+            pairing,
+            shipper,
+            last,
+            count: 0,
+            cut_at: Instant::now(),
+            interval: Duration::ZERO,
+            output_since: None,
+            throttle: 0,
+            paused: false,
+            starved: false,
+            freezing: false,
+        }
+    }
+
+    /// Whether the last cut was made and the guest stands still behind it.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.freezing && self.paused && !self.starved
+    }
+
+    /// Whether it waits for room.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// When the next cut is due.
+    pub(super) fn wait_limit(&self) -> Duration {
+        if self.starved {
+            return Duration::from_millis(1);
+        }
+        let regular = self.cut_at + self.interval;
+        let due = self.output_since.map_or(regular, |since| regular.min(since + GROUP));
+        due.saturating_duration_since(Instant::now())
+    }
+
+    /// A frame waits for the next cut.
+    pub(super) fn output_waits(&mut self) {
+        self.output_since.get_or_insert_with(Instant::now);
+    }
+
+    /// The next cut is the last, and the guest stands still at it.
+    pub(super) fn freeze(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+        self.freezing = true;
+        self.cut(vm, setup)
+    }
+
+    /// The guest goes on after all.
+    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), String> {
+        self.freezing = false;
+        self.cut_at = Instant::now();
+        self.let_run(vm)
+    }
+
+    /// Ends the epoch, if there is room for another.
+    pub(super) fn cut(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+        let progress = setup.replay.progress.get();
+        if progress.pending_bytes > UNEXECUTED_BYTES_MAX || !self.pairing.reserve() {
+            return self.starve(vm, setup);
+        }
+        self.starved = false;
+        if self.freezing && !self.paused {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            self.paused = true;
+        }
+        let epoch = self.last + 1;
+        let mut log = Vec::new();
+        // Before the cut: what the guest sends from then on is told anew.
+        self.output_since = None;
+        let stamp_us = clock::now_us();
+        let output = setup.output.clone();
+        let at_cut = Box::new(move || output.close_epoch(epoch));
+        let cut = vm.machine.cut_log(&mut log, at_cut).map_err(|e| e.to_string())?;
+        let executed = cut.count.saturating_sub(self.count);
+        self.pace(executed, self.cut_at.elapsed(), setup.replay.batch);
+        (self.last, self.count, self.cut_at) = (epoch, cut.count, Instant::now());
+        if self.freezing {
+            let _ = setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
+        } else {
+            self.let_run(vm)?;
+            self.slow_down(vm, setup, progress.lag_us);
+        }
+        setup.telemetry.logged(epoch, &cut);
+        self.shipper.ship_log(LogEpoch { epoch, stamp_us, log });
+        Ok(())
+    }
+
+    /// Shorter intervals for a guest that works, longer ones for one that idles.
+    fn pace(&mut self, executed: u64, elapsed: Duration, batch: Duration) {
+        let idle = executed < IDLE_INSTRUCTIONS_PER_US.saturating_mul(elapsed.as_micros() as u64);
+        self.interval = if idle { (self.interval * 2).clamp(batch, IDLE_INTERVAL.max(batch)) } else { batch };
+    }
+
+    fn slow_down(&mut self, vm: &Vm, setup: &Setup, lag_us: u64) {
+        let permille = throttle_permille(lag_us, setup.replay.lag_max);
+        if permille != self.throttle {
+            vm.machine.throttle(permille);
+            setup.telemetry.throttled(permille);
+            self.throttle = permille;
+        }
+    }
+
+    fn starve(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+        self.starved = true;
+        if !self.paused {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            self.paused = true;
+            setup.telemetry.choked();
+        }
+        Ok(())
+    }
+
+    fn let_run(&mut self, vm: &mut Vm) -> Result<(), String> {
+        if std::mem::take(&mut self.paused) {
+            vm.machine.resume().map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The pairing is over: nothing is recorded or slowed any more, and the guest runs, unless it has come to its end.
+    pub(super) fn end(self, vm: &mut Vm, setup: &Setup, guest_ended: bool) -> Result<(), String> {
+        vm.machine.throttle(0);
+        setup.telemetry.throttled(0);
+        vm.machine.pause().map_err(|e| e.to_string())?;
+        vm.machine.stop_recording().map_err(|e| e.to_string())?;
+        match guest_ended {
+            true => Ok(()),
+            false => vm.machine.resume().map_err(|e| e.to_string()),
+        }
+    }
+}
+
+/// The part of its time that the guest is to stand still while the backup is this far behind.
+fn throttle_permille(lag_us: u64, lag_max: Duration) -> u16 {
+    let half = (lag_max.as_micros() as u64 / 2).max(1);
+    match lag_us.checked_sub(half) {
+        None if lag_us <= LAG_FREE_US => 0,
+        None => (THROTTLE_GENTLE * lag_us / half) as u16,
+        Some(excess) => {
+            let steep = excess.saturating_mul(500 - THROTTLE_GENTLE) / half;
+            THROTTLE_GENTLE.saturating_add(steep).min(THROTTLE_MAX) as u16
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_lags_slows_the_guest_gently_and_never_to_a_standstill() {
+        let bound = Duration::from_millis(100);
+        let lags = [0, 5_000, 10_000, 49_999, 50_000, 60_000, 100_000, 130_000, 500_000, u64::MAX];
+        let throttles = lags.map(|lag_us| throttle_permille(lag_us, bound));
+        assert_eq!(throttles, [0, 0, 6, 29, 30, 124, 500, 782, 900, 900]);
+        assert_eq!(throttle_permille(5, Duration::ZERO), 900, "no bound divides by zero");
+    }
+}

@@ -1,0 +1,138 @@
+//! The processors on KVM, behind the trait that the machine commands.
+
+use super::dirty::DirtyLog;
+use super::host::Host;
+use super::state::{apply_vm, collect_vm, enter};
+use super::vcpu::{Surroundings, Vcpu};
+use super::vm::{self, Lines};
+use crate::boot::entry::Entry;
+use crate::devices::{Devices, IrqChip, Wiring};
+use crate::engine::Engine;
+use crate::machine::{MachineError, MachineEvent, VCPUS_MAX};
+use crate::memory::{GuestRam, PageIndex};
+use crate::spec::{EngineKind, MachineSpec};
+use crate::state::{EngineState, KvmState, StateError};
+use kvm_ioctls::VmFd;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Barrier};
+
+/// The vCPUs of one machine, and what they share inside the kernel.
+pub(crate) struct KvmEngine {
+    /// As of the last stop; what the vCPUs share, as of the last capture.
+    state: Box<KvmState>,
+    power_on: Box<KvmState>,
+    dirty: DirtyLog,
+    // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
+    vcpus: Vec<Vcpu>,
+    devices: Arc<Devices>,
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+}
+
+impl KvmEngine {
+    /// Descriptors, threads, interrupt chips, and the devices around them.
+    pub(crate) fn new(
+        spec: &MachineSpec,
+        ram: &GuestRam,
+        wiring: Wiring,
+        events: Sender<MachineEvent>,
+    ) -> Result<(Self, Arc<Devices>), MachineError> {
+        let host = Arc::new(Host::open()?);
+        let count = usize::from(spec.vcpus);
+        let max = host.kvm.get_max_vcpus().min(usize::from(VCPUS_MAX));
+        if count == 0 || count > max {
+            return Err(MachineError::Vcpus { asked: spec.vcpus, max });
+        }
+        let vm = Arc::new(vm::create(&host, ram)?);
+        let dirty = DirtyLog::new(&vm, &host, ram)?;
+        let lines: Arc<dyn IrqChip> = Arc::new(Lines::new(Arc::clone(&vm)));
+        let devices = Arc::new(Devices::new(spec, ram, lines, wiring)?);
+        devices.quiesce();
+        let around = Surroundings {
+            vm: Arc::clone(&vm),
+            host,
+            devices: Arc::clone(&devices),
+            events,
+            stopped: Arc::new(Barrier::new(count)),
+        };
+        let vcpus = (0..count)
+            .map(|index| Vcpu::start(index, count, around.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let states = vcpus.iter().map(Vcpu::started).collect::<Result<Vec<_>, _>>()?;
+        let state = Box::new(KvmState { vcpus: states, vm: collect_vm(&vm)? });
+        let engine = Self {
+            power_on: state.clone(),
+            state,
+            dirty,
+            vcpus,
+            devices: Arc::clone(&devices),
+            vm,
+            ram: ram.clone(),
+        };
+        Ok((engine, devices))
+    }
+}
+
+impl Engine for KvmEngine {
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.vcpus.iter().for_each(Vcpu::run);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), MachineError> {
+        self.vcpus.iter().for_each(Vcpu::kick);
+        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
+            vcpu.parked(state, || self.devices.interrupt_idle())?;
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self) -> Result<EngineState, MachineError> {
+        if let Some((vcpu, why)) =
+            self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))
+        {
+            return Err(MachineError::Crashed { vcpu, why });
+        }
+        self.state.vm = collect_vm(&self.vm)?;
+        Ok(EngineState::Kvm(self.state.clone()))
+    }
+
+    /// The vCPUs in parallel, then what they share (see the ordering at each).
+    fn apply(&mut self, state: &EngineState) -> Result<(), StateError> {
+        let EngineState::Kvm(state) = state else { return Err(state.foreign(EngineKind::Kvm)) };
+        if state.vcpus.len() != self.vcpus.len() {
+            let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
+            return Err(StateError::Spec { field: "vCPU states", theirs, ours });
+        }
+        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
+            vcpu.load(state.clone());
+        }
+        // All are waited for, whatever the first says: no order may be left behind.
+        let loaded: Vec<_> = self.vcpus.iter().map(Vcpu::loaded).collect();
+        loaded.into_iter().collect::<Result<(), _>>()?;
+        apply_vm(&self.vm, &state.vm)?;
+        self.state = state.clone();
+        Ok(())
+    }
+
+    fn entered(&self, entry: &Entry) -> Result<EngineState, StateError> {
+        let mut state = self.power_on.clone();
+        enter(&mut state.vcpus, entry);
+        Ok(EngineState::Kvm(state))
+    }
+
+    fn start_dirty_log(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.start(&self.vm, &self.ram)?)
+    }
+
+    fn stop_dirty_log(&mut self) -> Result<(), MachineError> {
+        Ok(self.dirty.stop(&self.vm, &self.ram)?)
+    }
+
+    fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
+        if !self.dirty.is_on() {
+            return Err(MachineError::NotLogging);
+        }
+        Ok(self.dirty.harvest(&self.vm, &self.ram, dirty)?)
+    }
+}

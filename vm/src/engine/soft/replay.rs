@@ -1,0 +1,75 @@
+//! What a replaying machine has of the log and has not executed yet.
+
+use crate::replay::LogError;
+use crate::replay::log::{Entry, Input, LogReader};
+use std::collections::VecDeque;
+
+pub(super) struct Replayer {
+    reader: LogReader,
+    ahead: VecDeque<Entry>,
+    /// Frames delivered, for the build that delivers one of them wrongly.
+    #[cfg(feature = "misreplay")]
+    frames: u64,
+}
+
+impl Replayer {
+    pub(super) fn new(count: u64) -> Self {
+        Self {
+            reader: LogReader::new(count),
+            ahead: VecDeque::new(),
+            #[cfg(feature = "misreplay")]
+            frames: 0,
+        }
+    }
+
+    /// The machine may execute up to here.
+    pub(super) fn fed(&self) -> u64 {
+        self.reader.count()
+    }
+
+    /// Takes in whole batches, or nothing. Random bytes are given to `random`, since it is the device that asks for them.
+    pub(super) fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut random: impl FnMut(u64, Vec<u8>),
+    ) -> Result<(), LogError> {
+        for entry in self.reader.read_all(bytes)?.into_iter().flat_map(|batch| batch.entries) {
+            match entry.input {
+                Input::Random(bytes) => random(entry.count, bytes),
+                _ => self.ahead.push_back(entry),
+            }
+        }
+        Ok(())
+    }
+
+    /// The count at which the next input takes effect, or where the log ends.
+    pub(super) fn next(&self) -> u64 {
+        self.ahead.front().map_or(self.fed(), |entry| entry.count)
+    }
+
+    /// The next input, if it is due at `count`.
+    pub(super) fn take(&mut self, count: u64) -> Option<Input> {
+        self.ahead.front().filter(|entry| entry.count == count)?;
+        let entry = self.ahead.pop_front()?;
+        #[cfg(feature = "misreplay")]
+        return Some(self.spoil(entry.input));
+        #[cfg(not(feature = "misreplay"))]
+        Some(entry.input)
+    }
+
+    /// A machine at `count` has executed all there is.
+    pub(super) fn is_done(&self, count: u64) -> bool {
+        self.ahead.is_empty() && self.fed() == count
+    }
+
+    /// The 20th frame loses its last byte.
+    #[cfg(feature = "misreplay")]
+    fn spoil(&mut self, input: Input) -> Input {
+        let Input::Frame(mut frame) = input else { return input };
+        self.frames += 1;
+        if self.frames == 20 {
+            frame.pop();
+        }
+        Input::Frame(frame)
+    }
+}

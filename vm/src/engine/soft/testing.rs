@@ -1,0 +1,132 @@
+//! For tests and the benchmark: a processor in 64-bit mode with identity-mapped memory, and a bus on which nothing is.
+
+use super::bus::{Bus, BusEvent};
+use super::cpu::Cpu;
+use super::exec::system::Segment;
+use super::run::Exit;
+use super::walk::{CR0_PG, CR0_WP, EFER_LMA, EFER_NXE};
+use crate::memory::GuestRam;
+use std::sync::atomic::AtomicBool;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Reads as ones; writes are kept for the test to look at.
+#[derive(Default)]
+pub(crate) struct EmptyBus {
+    pub written: Vec<(u64, Vec<u8>)>,
+    cr8: u8,
+}
+
+impl Bus for EmptyBus {
+    fn mmio_read(&mut self, _: u64, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&mut self, _: u64, addr: u64, data: &[u8]) -> Option<BusEvent> {
+        self.written.push((addr, data.to_vec()));
+        None
+    }
+    fn pio_read(&mut self, _: u64, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&mut self, _: u64, port: u16, data: &[u8]) -> Option<BusEvent> {
+        self.written.push((u64::from(port), data.to_vec()));
+        None
+    }
+    fn interrupt_pending(&mut self, _: u64) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
+        None
+    }
+    fn next_timer_ns(&mut self) -> Option<u64> {
+        None
+    }
+    fn run_timers(&mut self, _: u64) {}
+    fn cr8(&self) -> u8 {
+        self.cr8
+    }
+    fn set_cr8(&mut self, value: u8) {
+        self.cr8 = value;
+    }
+    fn apic_base(&self) -> u64 {
+        0xfee0_0900
+    }
+    fn set_apic_base(&mut self, _: u64) {}
+    fn tsc_deadline(&self) -> u64 {
+        0
+    }
+    fn set_tsc_deadline(&mut self, _: u64, _: u64) {}
+}
+
+/// Where [`machine`] puts code, and where its stack begins.
+pub(crate) const CODE: u64 = 0x10_0000;
+pub(crate) const STACK: u64 = 0x20_0000;
+/// Its page tables: PML4, one PDPT, one page directory, then a page table for each of the 8 directory entries.
+pub(crate) const TABLES: u64 = 0x1000;
+
+/// 16 MiB of RAM, each page mapped to itself, writable, executable and accessible to user code; CPL 0.
+pub(crate) fn machine_on(bus: Box<dyn Bus>, code: &[u8]) -> (Cpu, GuestRam) {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    let put = |addr: u64, value: u64| ram.memory().write_obj(value, GuestAddress(addr)).unwrap();
+    put(TABLES, (TABLES + 0x1000) | 7);
+    put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
+    for directory in 0..8 {
+        let table = TABLES + 0x3000 + directory * 0x1000;
+        put(TABLES + 0x2000 + directory * 8, table | 7);
+        for entry in 0..512 {
+            put(table + entry * 8, (directory << 21) | (entry << 12) | 7);
+        }
+    }
+    ram.memory().write_slice(code, GuestAddress(CODE)).unwrap();
+    ram.take_vmm_dirty(|_| ());
+
+    let mut cpu = Cpu::new(&ram, bus);
+    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
+    cpu.sys.segs = [data; 6];
+    cpu.sys.segs[1] = Segment { selector: 0x8, attributes: 0xa09b, ..data };
+    cpu.sys.cr0 = CR0_PG | CR0_WP | 1 << 5 | 1 << 1 | 1;
+    cpu.sys.cr3 = TABLES;
+    // PAE, PGE, OSFXSR, OSXMMEXCPT.
+    cpu.sys.cr4 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
+    cpu.sys.efer = EFER_LMA | EFER_NXE | 1 << 8 | 1;
+    cpu.set_rflags(0);
+    cpu.rip = CODE;
+    cpu.regs[4] = STACK;
+    cpu.paging_changed();
+    (cpu, ram)
+}
+
+pub(crate) fn machine(code: &[u8]) -> (Cpu, GuestRam) {
+    machine_on(Box::new(EmptyBus::default()), code)
+}
+
+/// Runs up to a count.
+pub(crate) fn run_to(cpu: &mut Cpu, limit: u64) -> Exit {
+    cpu.run(limit, &AtomicBool::new(false))
+}
+
+/// Runs the code until it halts; the registers are then in the answer.
+pub(crate) fn run_to_hlt(code: &[u8]) -> Cpu {
+    let (mut cpu, _ram) = machine(code);
+    let exit = run_to(&mut cpu, 1_000_000);
+    assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
+    cpu
+}
+
+/// Runs code until it halts, with RDI pointing at zeroed memory: instructions, processor time (of this thread, so that
+/// a busy host does not count), and RAX at the end.
+#[cfg(feature = "measure")]
+pub fn measure_soft(code: &[u8]) -> (u64, std::time::Duration, u64) {
+    let used = || {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: a valid clock and a place for its answer.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let (mut cpu, _ram) = machine(code);
+    cpu.regs[7] = 0x40_0000;
+    let start = used();
+    let exit = run_to(&mut cpu, u64::MAX);
+    let took = used() - start;
+    assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
+    (cpu.count, took, cpu.regs[0])
+}

@@ -1,0 +1,8 @@
+//! Record and replay: a machine on the deterministic engine is a function of where it starts and of its [`log`], so
+//! that the same log makes the same machine again, on another host or on another day.
+
+pub mod log;
+mod position;
+
+pub use log::{LogCut, LogError};
+pub use position::ReplayPosition;
