@@ -208,6 +208,8 @@ bench_traffic() {
 # bench_kill SECTION NUMBER: kills the primary, waits until its peer runs the VM, and brings protection back.
 bench_kill() {
     local victim heir pid kill_us lag_us
+    # On a busy machine they may have lost each other again meanwhile; without a backup nobody can take over.
+    pair_wait_protected "$bench_ready_s" || { pair_explain && die 'not protected any more'; }
     victim=$(pair_primary) || die 'no primary'
     lag_us=$(host_status "$victim" '.lag_us // 0')
     heir=${pair_peer[$victim]}
@@ -293,7 +295,7 @@ bench_guest_speed() {
         # By this host's clock: the guest's own may stand still with it.
         vcpu_began=$(bench_vcpu_ns "$primary")
         now_us began
-        read -r _ iterations _ < <(call SPIN "$bench_spin_ms")
+        read -r _ iterations _ < <(call SPIN "$bench_spin_ms") || die "the guest does not compute ($2)"
         now_us ended
         vcpu_ended=$(bench_vcpu_ns "$primary")
         spins+=($((iterations * 1000 / (ended - began))))
@@ -417,7 +419,7 @@ bench_targets() {
           line("encode, mixed pages, one core"; .encode_gb_per_s; 1; false; "GB/s"; "see the kinds of pages above"),
           line("software engine, integer"; .soft_mips; 60; false; "MIPS"; "an interpreter of decoded blocks: QEMU translates"),
           line("software engine, Linux boot"; .soft_boot_mips; 60; false; "MIPS"; "page tables, code seen once and devices, beside the above"),
-          line("replay, slow-down, computing"; .replay_slowdown_pct; 5; true; "%"; "the backup executes the same on the same processors"),
+          line("replay, slow-down, computing"; .replay_slowdown_pct; 5; true; "%"; "\(.replay_slowdown_cpu_pct) % by processor time; primary, backup and all else share \(.processors) processors"),
           line("replay, log at \(.replay_log[1].requests_per_s) requests/s"; .replay_log_mbit_per_s; 2; true; "Mbit/s";
               "\(.replay_log[1].entries_mbit_per_s | n) are entries; the frames of \(.replay_log[1].batches_per_s) batches a second are the rest"),
           line("replay, hold time, median"; .replay_hold_us_p50; 2000; true; "us";

@@ -186,11 +186,14 @@ fn beyond_range(mnemonic: Mnemonic, program: &Program) -> bool {
     // Whether the register into which a second result would be pushed is full.
     let top = fx[3] >> 3 & 7;
     let full = fx[4] >> (top.wrapping_sub(1) & 7) & 1 != 0;
+    // Whether something is tiny or inexact is an approximation's own affair; if it is an exception, all is.
+    let unmasked = fx[0] & 0x38 != 0x38;
     match mnemonic {
-        Mnemonic::F2xm1 => argument > 1.0,
-        Mnemonic::Fyl2xp1 => argument > 0.29,
-        Mnemonic::Fsin | Mnemonic::Fcos => argument > 1024.0,
-        Mnemonic::Fsincos | Mnemonic::Fptan => argument > 1024.0 || full,
+        Mnemonic::F2xm1 => argument > 1.0 || unmasked,
+        Mnemonic::Fyl2xp1 => argument > 0.29 || unmasked,
+        Mnemonic::Fyl2x | Mnemonic::Fpatan => unmasked,
+        Mnemonic::Fsin | Mnemonic::Fcos => argument > 1024.0 || unmasked,
+        Mnemonic::Fsincos | Mnemonic::Fptan => argument > 1024.0 || full || unmasked,
         _ => false,
     }
 }
@@ -208,6 +211,10 @@ pub(super) fn differences(
         program.instructions().zip(&assembled.addresses).find(|&(_, &at)| at == host.rip).map(|(i, _)| i);
     let last = |what: Known| last.is_some_and(|i| known(i.code()).any(|known| known == what));
     let mut soft = soft.clone();
+    // The host has AMD's mask of misalignment, which the engine does not offer, and the program has set it.
+    if host.fx[26] & 2 != 0 && soft.fx[26] & 2 == 0 {
+        return Vec::new();
+    }
     if last(Known::MayFault) && matches!(host.vector, 12..=14) {
         return Vec::new();
     }
@@ -278,7 +285,7 @@ fn fx_differences(
 ) {
     let (h, s) = (&host.fx, &soft.fx);
     // An approximation's exactness, direction of rounding, and what it makes of the tiny, are its own.
-    let inexact = error.map_or(0, |_| 0x23a);
+    let inexact = error.map_or(0, |_| 0x238);
     for (name, at, mask) in [
         ("x87 control", 0, !0x40),
         ("x87 status", 2, !(undefined | inexact)),

@@ -53,6 +53,7 @@ fn exempt(code: Code) -> Option<&'static str> {
             Code::Popw_FS | Code::Popw_GS | Code::Popq_FS | Code::Popq_GS => {
                 "load from the host's descriptor table"
             }
+            Code::Movsxd_r16_rm16 => "AMD's processors read four bytes",
             Code::Bswap_r16 => "undefined result",
             Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16 => {
                 "AMD and Intel differ on 16-bit near branches"

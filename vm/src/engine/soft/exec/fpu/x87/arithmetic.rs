@@ -210,14 +210,20 @@ pub(super) fn scale(control: Control, a: Extended, b: Extended) -> Outcome {
         (Kind::Infinity, Kind::Infinity) if b.negative() => invalid(),
         (_, Kind::Infinity) if b.negative() => Outcome::flagged(Extended::zero(a.negative()), flags),
         (_, Kind::Infinity) => Outcome::flagged(Extended::infinity(a.negative()), flags),
-        (Kind::Finite(x), Kind::Finite(y)) => {
-            // Beyond 2^17 the result has overflowed or underflowed whatever the number.
-            let by = match y.exponent {
-                ..0 => 0,
-                0..17 => (y.significand >> (63 - y.exponent)) as i32,
-                _ => 1 << 17,
+        (Kind::Finite(x), by) => {
+            // Beyond 2^17 the result has overflowed or underflowed whatever the number. By zero, too, a denormal number
+            // underflows if that is unmasked.
+            let by = match by {
+                Kind::Finite(y) => {
+                    let by = match y.exponent {
+                        ..0 => 0,
+                        0..17 => (y.significand >> (63 - y.exponent)) as i32,
+                        _ => 1 << 17,
+                    };
+                    if y.negative { -by } else { by }
+                }
+                _ => 0,
             };
-            let by = if y.negative { -by } else { by };
             pack(control.extended(), x.negative, x.exponent + by, u128::from(x.significand) << 64).and(flags)
         }
         _ => Outcome::flagged(a, flags),
@@ -253,13 +259,13 @@ pub(super) enum Reduction {
 
 /// The remainder of `a` by `b`, with the quotient cut (FPREM) or rounded to nearest (FPREM1). A difference of exponents of
 /// 64 or more is only reduced, by 32 to 63.
-pub(super) fn remainder(a: Extended, b: Extended, nearest: bool) -> (Outcome, Reduction) {
+pub(super) fn remainder(control: Control, a: Extended, b: Extended, nearest: bool) -> (Outcome, Reduction) {
     if let Some(nan) = propagate(a, b) {
         return (nan, Reduction::Special);
     }
     let flags = denormal_flag(a, b);
-    let exact =
-        Control { rounding: Rounding::Nearest, precision: 64, overflow_masked: true, underflow_masked: true };
+    // Always exact, but it may underflow.
+    let exact = Control { rounding: Rounding::Nearest, precision: 64, ..control };
     let back = |negative: bool, exponent: i32, significand: u128| {
         if significand == 0 {
             return Outcome::flagged(Extended::zero(negative), flags);

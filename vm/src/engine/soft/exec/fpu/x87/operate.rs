@@ -170,7 +170,7 @@ fn fprem<const NEAREST: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     stack::begin(cpu, op)?;
     let fpu = &mut cpu.fpu;
     let (outcome, reduction) = match fpu.operands(0, 1) {
-        Some((a, b)) => arithmetic::remainder(a, b, NEAREST),
+        Some((a, b)) => arithmetic::remainder(Control::new(fpu.control), a, b, NEAREST),
         None => (stack::underflow(), Reduction::Special),
     };
     fpu.status &= !C2;

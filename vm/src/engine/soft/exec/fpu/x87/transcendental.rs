@@ -175,7 +175,7 @@ fn y_log2_x(x: Extended, y: Extended) -> Outcome {
     match x.kind() {
         Kind::Zero if y.kind() == Kind::Zero => invalid(),
         Kind::Zero if y.kind() == Kind::Infinity => Outcome::exact(Extended::infinity(!y.negative())),
-        Kind::Zero => Outcome::flagged(Extended::infinity(!y.negative()), ZE | flags),
+        Kind::Zero => Outcome::flagged(Extended::infinity(!y.negative()), ZE),
         _ if x.negative() => invalid(),
         Kind::Finite(a) => {
             let exact = a.significand == 1 << 63;
@@ -206,7 +206,7 @@ fn y_log2_x_plus_1(x: Extended, y: Extended) -> Outcome {
     }
     match x.kind() {
         Kind::Finite(a) if a.exponent < LINEAR => {
-            multiply(NEAREST, multiply(NEAREST, x, LOG2_E).value, y).and(PE)
+            multiply(NEAREST, multiply(NEAREST, x, LOG2_E).value, y).and(PE | denormal_flag(x, y))
         }
         Kind::Finite(a) => {
             let v = double(a);
