@@ -235,9 +235,9 @@ pub(super) fn differences(
         soft.fx[2..5].copy_from_slice(&host.fx[2..5]);
         soft.fx[32..160].copy_from_slice(&host.fx[32..160]);
     }
-    // The host's kernel may have pages there; the engine's has none.
+    // Where the host's kernel has pages, and where the engine's, is their own affair.
     if host.vector == 14 && host.cr2.is_some_and(|at| at > HOST_KERNEL) {
-        soft.error |= host.error & 1;
+        soft.error = soft.error & !1 | host.error & 1;
     }
     let soft = &soft;
     let same_exception =

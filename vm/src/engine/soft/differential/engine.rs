@@ -22,8 +22,9 @@ const WINDOW_PAGES: u64 = 0x11_0000;
 const SCRATCH_PAGE: u64 = 0x12_0000;
 const KERNEL_PAGES: u64 = 0x13_0000;
 
-// The kernel's addresses: its IDT, descriptors and TSS, handlers, and stack, a page each.
-const IDT: u64 = 0x3fe0_0000;
+// The kernel's addresses: its IDT, descriptors and TSS, handlers, and stack, a page each. They lie where the host's kernel
+// lies: a program that strays there faults here as there.
+const IDT: u64 = 0xffff_ffff_8000_0000;
 const GDT: u64 = IDT + 0x1000;
 const TSS: u64 = GDT + 0x800;
 const HANDLERS: u64 = IDT + 0x2000;
@@ -54,22 +55,23 @@ impl Engine {
     pub(super) fn new() -> Self {
         let ram = GuestRam::new(16 << 20).expect("memory");
         let put = |at: u64, value: u64| ram.memory().write_obj(value, GuestAddress(at)).expect("in RAM");
-        let upper = PRESENT | WRITABLE | USER;
-        let (pdpt, directory, mut table) = (PML4 + 0x1000, PML4 + 0x2000, PML4 + 0x3000);
-        put(PML4, pdpt | upper);
-        put(pdpt, directory | upper);
+        let get = |at: u64| ram.memory().read_obj::<u64>(GuestAddress(at)).expect("in RAM");
+        let mut tables = PML4 + 0x1000;
         for (address, physical, bytes, writable_bytes, flags) in [
             (CODE, CODE_PAGES, CODE_BYTES, 0, USER),
             (WINDOW, WINDOW_PAGES, WINDOW_BYTES, WRITABLE_BYTES, USER | NO_EXECUTE),
             (SCRATCH, SCRATCH_PAGE, SCRATCH_BYTES, SCRATCH_BYTES, USER | NO_EXECUTE),
             (IDT, KERNEL_PAGES, 0x4000, 0x4000, 0),
         ] {
-            let slot = directory + (address >> 21) * 8;
-            if ram.memory().read_obj::<u64>(GuestAddress(slot)).expect("in RAM") == 0 {
-                put(slot, table | upper);
-                table += 0x1000;
+            let mut entries = PML4;
+            for level in [39, 30, 21] {
+                let slot = entries + (address >> level & 0x1ff) * 8;
+                if get(slot) == 0 {
+                    put(slot, tables | PRESENT | WRITABLE | USER);
+                    tables += 0x1000;
+                }
+                entries = get(slot) & !0xfff;
             }
-            let entries = ram.memory().read_obj::<u64>(GuestAddress(slot)).expect("in RAM") & !0xfff;
             for offset in (0..bytes).step_by(0x1000) {
                 let writable = if offset < writable_bytes { WRITABLE } else { 0 };
                 let entry = entries + ((address + offset) >> 12 & 0x1ff) * 8;
