@@ -310,7 +310,7 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Replay {
-    /// How often the log is shipped while the guest works, in microseconds.
+    /// How often the log is shipped when no output waits for it, in microseconds.
     pub batch_us: u64,
     /// How far the backup may be behind before the VM is slowed.
     pub lag_ms_max: u64,
@@ -318,7 +318,7 @@ pub struct Replay {
 
 impl Default for Replay {
     fn default() -> Self {
-        Self { batch_us: 500, lag_ms_max: 100 }
+        Self { batch_us: 5000, lag_ms_max: 100 }
     }
 }
 

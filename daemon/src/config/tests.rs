@@ -100,7 +100,12 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ),
         ("#mode = \"checkpoint\"", "mode = \"colo\"", "unknown variant `colo`"),
         ("#engine = \"kvm\"", "engine = \"hvf\"", "unknown variant `hvf`"),
-        ("#batch_us = 500", "batch_us = 50", "replay.batch_us = 50: must be 100 to 100000"),
+        ("#batch_us = 5000", "batch_us = 50", "replay.batch_us = 50: must be 100 to 100000"),
+        (
+            "#batch_us = 5000",
+            "batch_us = 50001",
+            "replay.batch_us = 50001: must be at most half of replay.lag_ms_max (100 ms)",
+        ),
         ("#lag_ms_max = 100", "lag_ms_max = 0", "replay.lag_ms_max = 0: must be 10 to 60000"),
         ("#kind = \"file\"", "kind = \"etcd\"", "kind 'etcd' is not available yet; use \"file\""),
         ("#lease_ms = 25", "lease_ms = 300", "must be below failure_timeout_ms (300)"),

@@ -162,7 +162,13 @@ impl Config {
             );
         }
         within("replay.batch_us", self.replay.batch_us, 100..=100_000)?;
-        within("replay.lag_ms_max", self.replay.lag_ms_max, 10..=60_000)
+        within("replay.lag_ms_max", self.replay.lag_ms_max, 10..=60_000)?;
+        if self.replay.batch_us > self.replay.lag_ms_max * 500 {
+            let allowed =
+                format!("must be at most half of replay.lag_ms_max ({} ms)", self.replay.lag_ms_max);
+            return refuse("replay.batch_us", self.replay.batch_us, allowed);
+        }
+        Ok(())
     }
 }
 

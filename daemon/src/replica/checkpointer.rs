@@ -211,7 +211,9 @@ impl Checkpointer {
                     self.setup.epoch.saturating_sub(epochs.began.elapsed())
                 }
             }
-            Mode::Log(cutter) if !self.ended && !cutter.is_frozen() => cutter.wait_limit(),
+            Mode::Log(cutter) if !self.ended && !cutter.is_frozen() => {
+                cutter.wait_limit(self.setup.replay.batch)
+            }
             Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
             _ if self.vm.is_some() => EVENTS_INTERVAL,
             _ => IDLE_ROUND,

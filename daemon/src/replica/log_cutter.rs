@@ -16,10 +16,6 @@ use std::time::{Duration, Instant};
 
 /// A frame waits so long for others to share its epoch.
 const GROUP: Duration = Duration::from_micros(150);
-/// An idle guest's log is cut this often, so that its position moves on.
-const IDLE_INTERVAL: Duration = Duration::from_millis(5);
-/// A guest that executes fewer instructions in a microsecond is idle.
-const IDLE_INSTRUCTIONS_PER_US: u64 = 5;
 /// Log that the backup has and has not executed, at most; beyond it the guest stands still until there is less.
 const UNEXECUTED_BYTES_MAX: u64 = 64 << 20;
 /// Thousandths of its time that a slowed guest stands still, at most.
@@ -35,10 +31,7 @@ pub(super) struct LogCutter {
     shipper: Shipper,
     /// The last epoch cut.
     last: u64,
-    /// Where it was cut.
-    count: u64,
     cut_at: Instant,
-    interval: Duration,
     /// Since when a frame waits for the next cut.
     output_since: Option<Instant>,
     throttle: u16,
@@ -57,9 +50,7 @@ impl LogCutter {
             pairing,
             shipper,
             last,
-            count: 0,
             cut_at: Instant::now(),
-            interval: Duration::ZERO,
             output_since: None,
             throttle: 0,
             paused: false,
@@ -79,11 +70,11 @@ impl LogCutter {
     }
 
     /// When the next cut is due.
-    pub(super) fn wait_limit(&self) -> Duration {
+    pub(super) fn wait_limit(&self, batch: Duration) -> Duration {
         if self.starved {
             return Duration::from_millis(1);
         }
-        let regular = self.cut_at + self.interval;
+        let regular = self.cut_at + batch;
         let due = self.output_since.map_or(regular, |since| regular.min(since + GROUP));
         due.saturating_duration_since(Instant::now())
     }
@@ -125,9 +116,7 @@ impl LogCutter {
         let output = setup.output.clone();
         let at_cut = Box::new(move || output.close_epoch(epoch));
         let cut = vm.machine.cut_log(&mut log, at_cut).map_err(|e| e.to_string())?;
-        let executed = cut.count.saturating_sub(self.count);
-        self.pace(executed, self.cut_at.elapsed(), setup.replay.batch);
-        (self.last, self.count, self.cut_at) = (epoch, cut.count, Instant::now());
+        (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {
             let _ = setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
         } else {
@@ -139,13 +128,9 @@ impl LogCutter {
         Ok(())
     }
 
-    /// Shorter intervals for a guest that works, longer ones for one that idles.
-    fn pace(&mut self, executed: u64, elapsed: Duration, batch: Duration) {
-        let idle = executed < IDLE_INSTRUCTIONS_PER_US.saturating_mul(elapsed.as_micros() as u64);
-        self.interval = if idle { (self.interval * 2).clamp(batch, IDLE_INTERVAL.max(batch)) } else { batch };
-    }
-
     fn slow_down(&mut self, vm: &Vm, setup: &Setup, lag_us: u64) {
+        // A batch that has just come is no lag yet: it takes as long to execute as it took to make.
+        let lag_us = lag_us.saturating_sub(setup.replay.batch.as_micros() as u64);
         let permille = throttle_permille(lag_us, setup.replay.lag_max);
         if permille != self.throttle {
             vm.machine.throttle(permille);
