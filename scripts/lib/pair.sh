@@ -37,7 +37,7 @@ address = "${net_repl_address[$peer]}:${FT_PEER_PORT:-$pair_port}"
 [machine]
 engine = "$(pair_engine)"
 vcpus = ${FT_VCPUS:-1}
-memory_mib = ${FT_MEMORY_MIB:-64}
+memory_mib = $(pair_memory_mib)
 $(pair_guest_config)
 console = "file:$dir/console.log"
 
@@ -58,6 +58,9 @@ kind = "file"
 path = "$dir/arbiter/shared/$pair_vm.cell"
 EOF
 }
+
+# Debian's kernel is not at ease in 64 MiB.
+pair_memory_mib() { if [[ -z ${FT_MEMORY_MIB:-} && ${FT_GUEST:-} == debian ]]; then echo 256; else echo "${FT_MEMORY_MIB:-64}"; fi; }
 
 # pair_engine: what executes the VM.
 pair_engine() {
