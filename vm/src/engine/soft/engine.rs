@@ -1,5 +1,5 @@
 //! The deterministic engine behind the trait that the machine commands, and what it can do besides: record and replay.
-//! Everything is done on the vCPU's thread (see `vcpu.rs`), between two instructions.
+//! Everything is done on the vCPU's thread (see `vcpu/`), between two instructions.
 
 use super::outbox::{Console, Outbox};
 use super::platform::{Lines, Reach};
