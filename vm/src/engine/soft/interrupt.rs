@@ -18,6 +18,7 @@ pub(crate) mod vector {
     #![allow(dead_code)]
     pub(crate) const DE: u8 = 0;
     pub(crate) const DB: u8 = 1;
+    pub(crate) const NMI: u8 = 2;
     pub(crate) const BP: u8 = 3;
     pub(crate) const OF: u8 = 4;
     pub(crate) const UD: u8 = 6;
@@ -89,7 +90,7 @@ impl Cpu {
         }
     }
 
-    /// Takes an interrupt from outside, between instructions.
+    /// Takes an interrupt from outside or an NMI, between instructions.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) -> Result<(), TripleFault> {
         self.halted = false;
         let rip = self.rip;

@@ -8,6 +8,7 @@ use super::block::Trail;
 use super::bus::BusEvent;
 use super::cpu::{Cpu, Fault};
 use super::flags::{IF, TF};
+use super::interrupt::vector;
 use super::op::Stop;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -74,11 +75,8 @@ impl Cpu {
                 timer = self.next_timer().max(self.count + 1);
             }
             if std::mem::take(&mut self.recheck)
-                && self.control_flags() & IF != 0
-                && self.bus.interrupt_pending(now_ns)
-                && let Some(vector) = self.bus.acknowledge_interrupt(now_ns)
+                && let Some(vector) = self.take_interrupt(now_ns)
             {
-                self.halted = false;
                 self.deliver_interrupt(vector).map_err(|TripleFault| Exit::TripleFault)?;
                 // The handler's first instruction goes before another interrupt (a trap gate leaves IF set): one a
                 // count, however often a run is split there.
@@ -107,6 +105,18 @@ impl Cpu {
             return Ok(self.count + 1);
         }
         Ok(limit.min(timer))
+    }
+
+    /// The interrupt that is taken now, if one is: an NMI, which asks for no flag, before others.
+    fn take_interrupt(&mut self, now_ns: u64) -> Option<u8> {
+        if !self.sys.nmi_blocked && self.bus.take_nmi() {
+            self.sys.nmi_blocked = true;
+            return Some(vector::NMI);
+        }
+        if self.control_flags() & IF == 0 || !self.bus.interrupt_pending(now_ns) {
+            return None;
+        }
+        self.bus.acknowledge_interrupt(now_ns)
     }
 
     /// The count at which a timer is due next.

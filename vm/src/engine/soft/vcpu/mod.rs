@@ -16,6 +16,8 @@ mod input;
 mod jobs;
 mod live;
 mod replaying;
+#[cfg(test)]
+mod tests;
 
 use super::cpu::Cpu;
 use super::host_time::HostTime;

@@ -180,6 +180,10 @@ pub(super) fn far_return(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// `iret`. `aux`: bytes of the values popped.
 pub(super) fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Step {
+    // Also when the return faults (Intel SDM volume 3, "Handling Multiple NMIs" and "NMI Unblocking Due to IRET").
+    if std::mem::take(&mut cpu.sys.nmi_blocked) {
+        cpu.recheck();
+    }
     let old = cpu.rflags();
     if old & NT != 0 {
         // Back to another task, of which there are none.

@@ -1,31 +1,15 @@
 //! System instructions and deliveries, run by the processor from machine code.
 
-use super::state::{CR0_ET, CS, DS, ES, FS, GS, SS, Segment};
+use super::state::{CS, DS, ES, FS, GS, SS, Segment};
 use crate::engine::soft::bus::{Bus, BusEvent};
 use crate::engine::soft::cpu::Cpu;
 use crate::engine::soft::flags::{IF, RF, TF};
 use crate::engine::soft::interrupt::vector;
 use crate::engine::soft::run::Exit;
-use crate::engine::soft::testing::{CODE, STACK, machine_on, run_to};
+use crate::engine::soft::testing::{CODE, STACK, assemble, machine_on, run_to};
 use crate::memory::GuestRam;
 use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
-
-/// The bytes of some instructions, from this program's own assembler.
-macro_rules! assemble {
-    ($($line:literal),* $(,)?) => {{
-        let (start, end): (*const u8, *const u8);
-        // SAFETY: the instructions are jumped over and only read, from `start` to `end` of this program's code.
-        unsafe {
-            std::arch::asm!(
-                "lea {start}, [rip + 88f]", "lea {end}, [rip + 89f]", "jmp 89f",
-                "88:", $($line,)* "89:",
-                start = out(reg) start, end = out(reg) end, options(nomem, nostack)
-            );
-            std::slice::from_raw_parts(start, end.offset_from(start) as usize).to_vec()
-        }
-    }};
-}
 
 mod any;
 mod delivery;
@@ -87,6 +71,9 @@ impl Bus for TestBus {
     fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
         self.0.lock().unwrap().pending.take()
     }
+    fn take_nmi(&mut self) -> bool {
+        false
+    }
     fn next_timer_ns(&mut self) -> Option<u64> {
         None
     }
@@ -146,7 +133,6 @@ impl Guest {
         guest.put(TSS + 0x24, IST1);
         guest.ram.memory().write_obj(0x68u16, GuestAddress(TSS + 0x66)).unwrap();
         let sys = &mut guest.cpu.sys;
-        sys.cr0 |= CR0_ET;
         sys.gdtr = (GDT, size_of_val(&gdt) as u16 - 1);
         sys.idtr = (IDT, 0xfff);
         sys.tr = Segment { selector: TSS_SELECTOR, base: TSS, limit: 0x67, attributes: 0x8b };
