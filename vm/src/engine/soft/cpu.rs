@@ -51,6 +51,8 @@ pub(crate) struct Cpu {
     /// In hlt.
     pub halted: bool,
     pub fault: Fault,
+    /// Times that #UD was raised because this processor lacks what a real one has. The guest cannot see it.
+    pub unknown_instructions: u64,
     /// The value that a slow load has read or a slow store is to write.
     pub(super) scratch: u128,
     /// The running block's ops, for whoever needs to know the op at hand; null when none runs.
@@ -94,6 +96,7 @@ impl Cpu {
             shadow: false,
             halted: false,
             fault: Fault { vector: 0, error: None },
+            unknown_instructions: 0,
             scratch: 0,
             ops: std::ptr::null(),
             trail: Trail::NONE,

@@ -135,6 +135,10 @@ impl SoftEngine {
     pub(crate) fn count(&self) -> u64 {
         self.shared.progress.lock().count
     }
+
+    pub(crate) fn unknown_instructions(&self) -> u64 {
+        self.shared.progress.lock().unknown_instructions
+    }
 }
 
 /// What the thread of one machine's processor is made with, and the devices around it.

@@ -71,6 +71,7 @@ impl Worker {
         let mut fresh = Cpu::new(&self.reach.ram, Box::new(platform));
         // What the guest wrote before is still to be harvested.
         fresh.dirty = std::mem::replace(&mut self.cpu.dirty, Dirty::new(0));
+        fresh.unknown_instructions = self.cpu.unknown_instructions;
         (fresh.sys, fresh.fpu, fresh.clock) = (system.clone(), fpu.clone(), *clock);
         cpu.put(&mut fresh);
         self.cpu = fresh;

@@ -60,6 +60,7 @@ pub(super) struct Shared {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress {
     pub count: u64,
+    pub unknown_instructions: u64,
     /// Where a replay may go, while there is one.
     pub fed: Option<u64>,
     /// It is there, and whatever the log has there is done.
@@ -269,6 +270,7 @@ impl Worker {
         };
         let mut progress = self.shared.progress.lock();
         (progress.count, progress.fed, progress.replayed) = (count, fed, replayed);
+        progress.unknown_instructions = self.cpu.unknown_instructions;
         progress.stuck.clone_from(&self.stuck);
         drop(progress);
         self.shared.moved.notify_all();
