@@ -2,10 +2,10 @@
 //!
 //! Delivery goes through 64-bit gates, in long mode. In protected mode without paging, where only the first
 //! instructions of a kernel's loader run and interrupts are off, there is no delivery: any exception there is a triple
-//! fault. Hardware breakpoints never hit; the single-step trap (RFLAGS.TF) is the run loop's.
+//! fault. Debug traps and breakpoints are `debug.rs`'s.
 //!
-//! RFLAGS.RF is set in the image that a fault pushes and nowhere else, since there are no breakpoints that it could
-//! suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
+//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that it
+//! could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
 use super::exec::system::state::{CS, SS, Segment, is_canonical};

@@ -1,8 +1,7 @@
 //! What only system code sees: segments, control and debug registers, model-specific registers. Plain data with the
 //! values that a processor has after reset, and a check for states that come from elsewhere.
 //!
-//! The debug registers hold what the guest writes and do nothing: no breakpoint ever hits. (Single steps by RFLAGS.TF do
-//! work, see `run.rs`.) Memory types (PAT, MTRRs) are kept for the guest, too, and change nothing.
+//! Memory types (PAT, MTRRs) are kept for the guest and change nothing.
 
 use serde::{Deserialize, Serialize};
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 
 mod any;
+mod breakpoints;
 mod delivery;
 mod offered;
 mod ports;
