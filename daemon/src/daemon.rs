@@ -294,6 +294,7 @@ fn initial_status(config: &Config) -> Status {
             config::Mode::Replay => Mode::Replay.to_string(),
         },
         engine: config.machine.engine.to_string(),
+        unknown_instructions: 0,
         replay: None,
         copy: None,
         take_over: None,
@@ -354,6 +355,7 @@ impl Live {
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: self.telemetry.compression_ratio(),
             parts: self.telemetry.parts(),
+            unknown_instructions: metrics.unknown_instructions.get(),
             replay: self.replay.on.then(|| self.replay_status(view.role, now)),
             copy: (copy_total > 0)
                 .then(|| CopyProgress { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),

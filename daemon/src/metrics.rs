@@ -209,6 +209,8 @@ metrics! {
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
     divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
+    unknown_instructions: Counter "ftd_unknown_instructions_total" "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
+    disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that the host refused",
     suspicions: Counter "ftd_suspicions_total" "Times the peer was suspected",
 }
 

@@ -6,6 +6,7 @@ use crate::replica::PauseParts;
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
 use ft_vm::layout::PAGE_SIZE;
+use ft_vm::machine::Machine;
 use ft_vm::replay::LogCut;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -122,6 +123,12 @@ impl Telemetry {
         self.metrics.dirty_pages.set(parts.pages as u64);
         self.metrics.pages.add(parts.pages as u64);
         self.metrics.copy_total_bytes.set(0);
+    }
+
+    /// What a machine counts by itself.
+    pub fn looked_at(&self, machine: &Machine) {
+        self.metrics.unknown_instructions.set_total(machine.unknown_instructions());
+        self.metrics.disk_read_errors.set_total(machine.counters().block_host_errors);
     }
 
     /// Primary: a checkpoint was encoded.

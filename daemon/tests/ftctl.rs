@@ -80,6 +80,7 @@ impl Fixture {
             compression_ratio: 0.0,
             mode: "checkpoint".into(),
             engine: "kvm".into(),
+            unknown_instructions: 0,
             replay: None,
             copy: None,
             peer: PeerStatus {

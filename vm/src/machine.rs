@@ -403,6 +403,12 @@ impl Machine {
         self.engine.soft().map_or(0, SoftEngine::count)
     }
 
+    /// Times that this machine's guest executed an instruction that the engine lacks, and was given #UD; zero where the
+    /// processor is the host's.
+    pub fn unknown_instructions(&self) -> u64 {
+        self.engine.soft().map_or(0, SoftEngine::unknown_instructions)
+    }
+
     fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {
         self.engine.soft().ok_or(MachineError::Engine { what, engine: self.spec.engine })
     }

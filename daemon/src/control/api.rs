@@ -220,6 +220,9 @@ pub struct Status {
     /// "kvm" or "soft".
     #[serde(default)]
     pub engine: String,
+    /// Instructions that the engine lacks and the guest executed here.
+    #[serde(default)]
+    pub unknown_instructions: u64,
     /// What replay mode has besides: keys of the status itself.
     #[serde(flatten)]
     pub replay: Option<ReplayStatus>,

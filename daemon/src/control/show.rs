@@ -55,6 +55,13 @@ pub fn block(status: &Status, colour: bool) -> String {
     } else {
         row("checkpoints", format!("{:.1} /s", status.checkpoints_per_s));
     }
+    if status.unknown_instructions > 0 {
+        let times = status.unknown_instructions;
+        row(
+            "lacking",
+            format!("instructions that the engine does not have, executed {times} times: see the log"),
+        );
+    }
     let connected = if status.peer.connected { "connected" } else { "not connected" };
     row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
@@ -175,6 +182,16 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!((json["count"].as_u64(), json["lag_us"].as_u64()), (Some(1), Some(2)));
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn unknown_instructions_are_shown_where_there_were_any() {
+        assert!(!block(&status(), false).contains("lacking"));
+        let text = block(&Status { unknown_instructions: 3, ..status() }, false);
+        assert!(
+            text.contains("lacking  instructions that the engine does not have, executed 3 times"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -175,6 +175,9 @@ impl Checkpointer {
         }
         loop {
             self.setup.watchdog.round();
+            if let Some(vm) = &self.vm {
+                self.setup.telemetry.looked_at(&vm.machine);
+            }
             let order = match self.wait_limit() {
                 Duration::ZERO => self.orders.try_recv().map_err(|e| match e {
                     TryRecvError::Empty => RecvTimeoutError::Timeout,

@@ -9,7 +9,7 @@ use crate::layout::{
     RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5, VIRTIO_MMIO_SIZE,
 };
 use crate::memory::GuestMemory;
-use crate::spec::MachineSpec;
+use crate::spec::{EngineKind, MachineSpec};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate,
@@ -29,7 +29,8 @@ const OEM_REVISION: u32 = 1;
 /// The FACS needs 64; all get it.
 const ALIGNMENT: u64 = 64;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear), VGA or CMOS clock.
+/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear) or VGA, and no CMOS clock on KVM,
+/// whose kernel part has none.
 const BOOT_ARCH_LEGACY_DEVICES: u16 = 1 << 0;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_CMOS_RTC: u16 = 1 << 5;
@@ -70,7 +71,7 @@ pub fn write_tables(memory: &GuestMemory, spec: &MachineSpec) -> Result<u64, Tab
     let mut tables = Tables { next: ACPI_BASE + ALIGNMENT, memory };
     let facs = tables.place("FACS", &FACS::new())?;
     let dsdt = tables.place("DSDT", &dsdt(spec))?;
-    let fadt = tables.place("FADT", &fadt(facs, dsdt))?;
+    let fadt = tables.place("FADT", &fadt(facs, dsdt, spec.engine))?;
     let madt = tables.place("MADT", &madt(spec.vcpus))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -150,7 +151,7 @@ fn dsdt(spec: &MachineSpec) -> Sdt {
     dsdt
 }
 
-fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(facs: u64, dsdt: u64, engine: EngineKind) -> acpi_tables::fadt::FADT {
     let io = |bits, access, port: u16| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
     // WBINVD works; power and sleep buttons are not fixed ones (there are none).
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
@@ -173,7 +174,11 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     // Above these latencies, in microseconds, C2 and C3 do not exist.
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();
-    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_CMOS_RTC).into();
+    let clock = match engine {
+        EngineKind::Kvm => BOOT_ARCH_NO_CMOS_RTC,
+        EngineKind::Soft => 0,
+    };
+    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | clock).into();
     fadt.reset_reg = io(8, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.finalize()
@@ -204,7 +209,7 @@ fn madt(vcpus: u8) -> Sdt {
 mod tests {
     use super::*;
     use crate::memory::GuestRam;
-    use crate::spec::{DiskSpec, EngineKind, NetSpec};
+    use crate::spec::{DiskSpec, NetSpec};
 
     fn spec(vcpus: u8, disks: usize) -> MachineSpec {
         MachineSpec {
@@ -264,6 +269,14 @@ mod tests {
         assert_eq!(names, ["FACP", "APIC", "DSDT", "XSDT"]);
         for (name, table) in &tables {
             assert_eq!(sum(table), 0, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_engine_that_has_a_cmos_clock_is_not_said_to_lack_it() {
+        for (engine, lacks) in [(EngineKind::Kvm, true), (EngineKind::Soft, false)] {
+            let fadt = &tables(&MachineSpec { engine, ..spec(1, 0) })[0].1;
+            assert_eq!(number(&fadt[109..111]) & 1 << 5 != 0, lacks, "{engine}");
         }
     }
 

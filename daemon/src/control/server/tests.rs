@@ -77,6 +77,7 @@ pub(in super::super) fn status() -> Status {
         compression_ratio: 9.5,
         mode: "checkpoint".into(),
         engine: "kvm".into(),
+        unknown_instructions: 0,
         replay: None,
         copy: None,
         peer: PeerStatus {

@@ -8,6 +8,7 @@ use crate::memory::GuestMemory;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -26,11 +27,14 @@ const REQUEST_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
 const HEADER_BYTES: usize = 16;
 
 pub(crate) struct Block {
+    index: usize,
     image: File,
     bytes: u64,
     id: [u8; VIRTIO_BLK_ID_BYTES as usize],
     config: [u8; 16],
     counters: Arc<Counters>,
+    /// Reads of this image that the host refused.
+    host_errors: AtomicU64,
     chain: Chain,
     header: Vec<u8>,
     data: Vec<u8>,
@@ -47,8 +51,8 @@ impl Block {
         config[..8].copy_from_slice(&(bytes / SECTOR_BYTES).to_le_bytes());
         config[8..12].copy_from_slice(&SEGMENT_BYTES_MAX.to_le_bytes());
         config[12..].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
-        let (chain, header, data) = Default::default();
-        Self { image, bytes, id, config, counters, chain, header, data }
+        let (host_errors, chain, header, data) = Default::default();
+        Self { index, image, bytes, id, config, counters, host_errors, chain, header, data }
     }
 
     /// Serves the request in `self.chain`; says how many bytes were written into it.
@@ -102,8 +106,10 @@ impl Block {
             let now = (bytes - done).min(u64::from(SEGMENT_BYTES_MAX)) as usize;
             self.data.resize(now, 0);
             if let Err(error) = self.image.read_exact_at(&mut self.data, start + done) {
-                if count(&self.counters.block_host_errors) {
-                    tracing::error!(%error, offset = start + done, bytes = now, "cannot read a disk's image");
+                add(&self.counters.block_host_errors, 1);
+                if count(&self.host_errors) {
+                    let (disk, offset) = (self.index, start + done);
+                    tracing::error!(disk, offset, bytes = now, "cannot read a disk's image: {error}");
                 }
                 return Ok(false);
             }

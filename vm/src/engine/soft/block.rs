@@ -6,7 +6,7 @@
 
 use super::cpu::Cpu;
 use super::exec;
-use super::op::{Mem, NONE, Op, RIP_BASE, Stop};
+use super::op::{Handler, Mem, NONE, Op, RIP_BASE, Stop};
 use super::tlb::{PAGE, PAGE_MASK};
 use super::walk::Access;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
@@ -247,6 +247,7 @@ impl Cpu {
         self.code.dropped.clear();
         if !self.long && self.sys.segs[1].attributes & 1 << 14 == 0 {
             // 16-bit code is not implemented.
+            self.unknown_instructions += 1;
             return Err(self.raise(6, None));
         }
         let frame = self.translate(self.rip, Access::Fetch, self.user())? & PAGE_MASK;
@@ -315,7 +316,10 @@ impl Cpu {
                 Some(handler) => (handler, ends_block(&instruction)),
                 None => {
                     self.report_unknown(&bytes[at..at + left.min(INSTRUCTION)], &instruction);
-                    (exec::undefined as super::op::Handler, true)
+                    // What does not exist in any processor is no want of this one.
+                    let nowhere = instruction.is_invalid();
+                    let run: Handler = if nowhere { exec::undefined } else { exec::unknown };
+                    (run, true)
                 }
             };
             op.run = run;

@@ -30,6 +30,8 @@ pub(crate) trait Bus: Any + Send {
     fn interrupt_pending(&mut self, now_ns: u64) -> bool;
     /// The processor takes the interrupt: its vector. As by the LAPIC's (or PIC's) acknowledge cycle.
     fn acknowledge_interrupt(&mut self, now_ns: u64) -> Option<u8>;
+    /// The processor takes the NMI that waits, if one does.
+    fn take_nmi(&mut self) -> bool;
     /// When a timer (LAPIC, PIT, RTC) next changes something by itself, in virtual time; none: never.
     fn next_timer_ns(&mut self) -> Option<u64>;
     /// Lets timers that are due at `now_ns` fire.

@@ -5,7 +5,7 @@ use super::bus::{Bus, BusEvent};
 use super::dirty::Dirty;
 use super::exec::fpu::Fpu;
 use super::exec::system::System;
-use super::flags::{ALL, DF, Flags, IF, STATUS};
+use super::flags::{ALL, DF, Flags, IF, RF, STATUS};
 use super::memory::Ram;
 use super::op::{Op, Stop};
 use super::time::Clock;
@@ -46,11 +46,15 @@ pub(crate) struct Cpu {
     pub(super) recheck: bool,
     /// The instruction that runs is a single step (TF): #DB follows if it retires.
     pub(super) stepped: bool,
+    /// Breakpoints, as bits of DR6, of which a trap is to follow.
+    pub(super) hits: u64,
     /// The next instruction completes before an interrupt is taken (after sti, mov ss, pop ss).
     pub shadow: bool,
     /// In hlt.
     pub halted: bool,
     pub fault: Fault,
+    /// Times that #UD was raised because this processor lacks what a real one has. The guest cannot see it.
+    pub unknown_instructions: u64,
     /// The value that a slow load has read or a slow store is to write.
     pub(super) scratch: u128,
     /// The running block's ops, for whoever needs to know the op at hand; null when none runs.
@@ -91,9 +95,11 @@ impl Cpu {
             pending: true,
             recheck: true,
             stepped: false,
+            hits: 0,
             shadow: false,
             halted: false,
             fault: Fault { vector: 0, error: None },
+            unknown_instructions: 0,
             scratch: 0,
             ops: std::ptr::null(),
             trail: Trail::NONE,
@@ -149,6 +155,18 @@ impl Cpu {
             self.recheck();
         }
         self.control_flags = self.control_flags & !IF | (u64::from(on) * IF);
+    }
+
+    /// Sets RF alone.
+    pub(super) fn set_resume_flag(&mut self) {
+        self.control_flags |= RF;
+    }
+
+    /// Clears RF; whether it was set.
+    pub(super) fn take_resume_flag(&mut self) -> bool {
+        let old = self.control_flags;
+        self.control_flags = old & !RF;
+        old & RF != 0
     }
 
     /// Sets or clears DF alone.

@@ -1,5 +1,5 @@
 //! The deterministic engine behind the trait that the machine commands, and what it can do besides: record and replay.
-//! Everything is done on the vCPU's thread (see `vcpu.rs`), between two instructions.
+//! Everything is done on the vCPU's thread (see `vcpu/`), between two instructions.
 
 use super::outbox::{Console, Outbox};
 use super::platform::{Lines, Reach};
@@ -39,40 +39,8 @@ impl SoftEngine {
         wiring: Wiring,
         events: Sender<MachineEvent>,
     ) -> Result<(Self, Arc<Devices>), MachineError> {
-        if spec.vcpus != 1 {
-            return Err(MachineError::SoftVcpus(spec.vcpus));
-        }
-        let Wiring { frames, console, disks } = wiring;
-        let bell = Arc::new(Bell::default());
-        let inbox = Arc::new(Inbox::new(Arc::clone(&bell)));
-        let lines = Arc::new(Lines::default());
-        let outbox = Arc::new(Outbox::new(frames, Arc::clone(&bell)));
-        let console_mute = Arc::new(AtomicBool::new(false));
-        let tape = Arc::new(Tape::new(Arc::clone(&bell)));
-        let now_ns = Arc::new(AtomicU64::new(0));
-        let wiring = Wiring {
-            frames: Some(Arc::clone(&outbox) as Arc<dyn FrameSink>),
-            console: Box::new(Console { sink: console, mute: Arc::clone(&console_mute) }),
-            disks,
-        };
-        let by = Deterministic {
-            now_ns: Arc::clone(&now_ns),
-            random: Box::new(Source(Arc::clone(&tape))),
-            inbox: Arc::clone(&inbox),
-        };
-        let irq = Arc::clone(&lines) as Arc<dyn IrqChip>;
-        let devices = Arc::new(Devices::deterministic(spec, ram, irq, wiring, by)?);
-        ram.keep_journal();
-        let reach = Reach { devices: Arc::clone(&devices), lines, inbox, bell, ram: ram.clone(), now_ns };
-        let shared = Arc::new(Shared {
-            jobs: Mutex::default(),
-            reach,
-            progress: Mutex::new(Progress::default()),
-            moved: Condvar::new(),
-            throttle: AtomicU16::new(0),
-        });
-        let view = ram.view()?;
-        let parts = Parts { shared: Arc::clone(&shared), outbox, console_mute, tape, events, view };
+        let (parts, devices) = parts(spec, ram, wiring, events)?;
+        let shared = Arc::clone(&parts.shared);
         let thread = std::thread::Builder::new()
             .name("vcpu0".into())
             .spawn(move || vcpu::main(parts))
@@ -167,6 +135,53 @@ impl SoftEngine {
     pub(crate) fn count(&self) -> u64 {
         self.shared.progress.lock().count
     }
+
+    pub(crate) fn unknown_instructions(&self) -> u64 {
+        self.shared.progress.lock().unknown_instructions
+    }
+}
+
+/// What the thread of one machine's processor is made with, and the devices around it.
+pub(super) fn parts(
+    spec: &MachineSpec,
+    ram: &GuestRam,
+    wiring: Wiring,
+    events: Sender<MachineEvent>,
+) -> Result<(Parts, Arc<Devices>), MachineError> {
+    if spec.vcpus != 1 {
+        return Err(MachineError::SoftVcpus(spec.vcpus));
+    }
+    let Wiring { frames, console, disks } = wiring;
+    let bell = Arc::new(Bell::default());
+    let inbox = Arc::new(Inbox::new(Arc::clone(&bell)));
+    let lines = Arc::new(Lines::default());
+    let outbox = Arc::new(Outbox::new(frames, Arc::clone(&bell)));
+    let console_mute = Arc::new(AtomicBool::new(false));
+    let tape = Arc::new(Tape::new(Arc::clone(&bell)));
+    let now_ns = Arc::new(AtomicU64::new(0));
+    let wiring = Wiring {
+        frames: Some(Arc::clone(&outbox) as Arc<dyn FrameSink>),
+        console: Box::new(Console { sink: console, mute: Arc::clone(&console_mute) }),
+        disks,
+    };
+    let by = Deterministic {
+        now_ns: Arc::clone(&now_ns),
+        random: Box::new(Source(Arc::clone(&tape))),
+        inbox: Arc::clone(&inbox),
+    };
+    let irq = Arc::clone(&lines) as Arc<dyn IrqChip>;
+    let devices = Arc::new(Devices::deterministic(spec, ram, irq, wiring, by)?);
+    ram.keep_journal();
+    let reach = Reach { devices: Arc::clone(&devices), lines, inbox, bell, ram: ram.clone(), now_ns };
+    let shared = Arc::new(Shared {
+        jobs: Mutex::default(),
+        reach,
+        progress: Mutex::new(Progress::default()),
+        moved: Condvar::new(),
+        throttle: AtomicU16::new(0),
+    });
+    let view = ram.view()?;
+    Ok((Parts { shared, outbox, console_mute, tape, events, view }, devices))
 }
 
 impl Engine for SoftEngine {

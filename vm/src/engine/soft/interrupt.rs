@@ -2,10 +2,10 @@
 //!
 //! Delivery goes through 64-bit gates, in long mode. In protected mode without paging, where only the first
 //! instructions of a kernel's loader run and interrupts are off, there is no delivery: any exception there is a triple
-//! fault. Hardware breakpoints never hit; the single-step trap (RFLAGS.TF) is the run loop's.
+//! fault. Debug traps and breakpoints are `debug.rs`'s.
 //!
-//! RFLAGS.RF is set in the image that a fault pushes and nowhere else, since there are no breakpoints that it could
-//! suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
+//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that it
+//! could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
 use super::exec::system::state::{CS, SS, Segment, is_canonical};
@@ -18,6 +18,7 @@ pub(crate) mod vector {
     #![allow(dead_code)]
     pub(crate) const DE: u8 = 0;
     pub(crate) const DB: u8 = 1;
+    pub(crate) const NMI: u8 = 2;
     pub(crate) const BP: u8 = 3;
     pub(crate) const OF: u8 = 4;
     pub(crate) const UD: u8 = 6;
@@ -89,7 +90,7 @@ impl Cpu {
         }
     }
 
-    /// Takes an interrupt from outside, between instructions.
+    /// Takes an interrupt from outside or an NMI, between instructions.
     pub(crate) fn deliver_interrupt(&mut self, vector: u8) -> Result<(), TripleFault> {
         self.halted = false;
         let rip = self.rip;

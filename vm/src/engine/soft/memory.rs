@@ -5,6 +5,7 @@
 
 use super::block::Trail;
 use super::cpu::Cpu;
+use super::debug::Touch;
 use super::dirty::Tracker;
 use super::op::{NONE, RIP_BASE, Step, Stop};
 use super::tlb::{DIRTY, Entry, PAGE, PAGE_MASK, WRITABLE};
@@ -204,7 +205,10 @@ impl Cpu {
         let host = self.ram.page(frame).map(|(host, _)| host.expose_provenance() as u64);
         match access {
             Access::Fetch => self.tlb.code[usize::from(user)].fill(page, frame, host),
-            _ => self.tlb.data[usize::from(user)].fill(page, frame, host),
+            _ => {
+                let host = host.filter(|_| !self.sys.watches_page(page));
+                self.tlb.data[usize::from(user)].fill(page, frame, host);
+            }
         }
         Ok(frame)
     }
@@ -248,6 +252,7 @@ impl Cpu {
         }
         self.read_frame((first & PAGE_MASK) + addr % PAGE, &mut data[..head]);
         self.scratch = u128::from_le_bytes(data);
+        self.touched(addr, u64::from(bytes), Touch::Read);
         Ok(())
     }
 
@@ -267,6 +272,7 @@ impl Cpu {
         }
         self.write_frame((first & PAGE_MASK) + addr % PAGE, &data[..head]);
         self.open_writes(addr, user);
+        self.touched(addr, u64::from(bytes), Touch::Write);
         Ok(())
     }
 

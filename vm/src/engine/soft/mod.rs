@@ -18,6 +18,7 @@ pub(crate) mod block;
 pub(crate) mod bus;
 pub(crate) mod chips;
 pub(crate) mod cpu;
+mod debug;
 #[cfg(test)]
 mod differential;
 pub(crate) mod dirty;

@@ -122,6 +122,10 @@ impl Bus for Platform {
         self.chips.acknowledge_interrupt(now_ns)
     }
 
+    fn take_nmi(&mut self) -> bool {
+        self.chips.take_nmi()
+    }
+
     fn next_timer_ns(&mut self) -> Option<u64> {
         self.chips.next_timer_ns()
     }

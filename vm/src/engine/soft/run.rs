@@ -6,13 +6,13 @@
 
 use super::block::Trail;
 use super::bus::BusEvent;
-use super::cpu::{Cpu, Fault};
+use super::cpu::Cpu;
+#[cfg(test)]
+use super::cpu::Fault;
 use super::flags::{IF, TF};
+use super::interrupt::vector;
 use super::op::Stop;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// In DR6: a single step.
-const DR6_BS: u64 = 1 << 14;
 
 /// Why a run ended. In all cases what was due at this count (timers, an interrupt) has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,12 @@ impl Cpu {
                     Ok(next) => bound = next,
                     Err(exit) => return exit,
                 }
+                if self.breaks_here() {
+                    match self.exception() {
+                        Ok(()) => continue,
+                        Err(TripleFault) => return Exit::TripleFault,
+                    }
+                }
             } else if attention.load(Ordering::Relaxed) {
                 return Exit::Attention;
             }
@@ -58,11 +64,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn boundary(&mut self, limit: u64, attention: &AtomicBool) -> Result<u64, Exit> {
-        if std::mem::take(&mut self.stepped) {
-            self.sys.dr[6] |= DR6_BS;
-            self.deliver_exception(Fault { vector: 1, error: None })
-                .map_err(|TripleFault| Exit::TripleFault)?;
-        }
+        self.debug_trap().map_err(|TripleFault| Exit::TripleFault)?;
         let mut timer = u64::MAX;
         if !self.shadow {
             let now_ns = self.clock.ns(self.count);
@@ -74,19 +76,17 @@ impl Cpu {
                 timer = self.next_timer().max(self.count + 1);
             }
             if std::mem::take(&mut self.recheck)
-                && self.control_flags() & IF != 0
-                && self.bus.interrupt_pending(now_ns)
-                && let Some(vector) = self.bus.acknowledge_interrupt(now_ns)
+                && let Some(vector) = self.take_interrupt(now_ns)
             {
-                self.halted = false;
                 self.deliver_interrupt(vector).map_err(|TripleFault| Exit::TripleFault)?;
+                self.debug_trap().map_err(|TripleFault| Exit::TripleFault)?;
                 // The handler's first instruction goes before another interrupt (a trap gate leaves IF set): one a
                 // count, however often a run is split there.
                 self.shadow = true;
             }
         }
         let trap = self.control_flags() & TF != 0;
-        let single = self.shadow || trap;
+        let single = self.shadow || trap || self.sys.breaks();
         self.pending = single || self.recheck || self.halted;
         if let Some(event) = self.event.take() {
             self.pending = true;
@@ -107,6 +107,18 @@ impl Cpu {
             return Ok(self.count + 1);
         }
         Ok(limit.min(timer))
+    }
+
+    /// The interrupt that is taken now, if one is: an NMI, which asks for no flag, before others.
+    fn take_interrupt(&mut self, now_ns: u64) -> Option<u8> {
+        if !self.sys.nmi_blocked && self.bus.take_nmi() {
+            self.sys.nmi_blocked = true;
+            return Some(vector::NMI);
+        }
+        if self.control_flags() & IF == 0 || !self.bus.interrupt_pending(now_ns) {
+            return None;
+        }
+        self.bus.acknowledge_interrupt(now_ns)
     }
 
     /// The count at which a timer is due next.
@@ -172,7 +184,7 @@ impl Cpu {
     fn exception(&mut self) -> Result<(), TripleFault> {
         self.ops = std::ptr::null();
         self.trail = Trail::NONE;
-        self.stepped = false;
+        (self.stepped, self.hits) = (false, 0);
         #[cfg(test)]
         if self.hold_exceptions {
             return Err(TripleFault);

@@ -2,12 +2,31 @@
 
 use super::bus::{Bus, BusEvent};
 use super::cpu::Cpu;
-use super::exec::system::Segment;
+use super::exec::system::{Segment, System};
 use super::run::Exit;
 use super::walk::{CR0_PG, CR0_WP, EFER_LMA, EFER_NXE};
 use crate::memory::GuestRam;
 use std::sync::atomic::AtomicBool;
 use vm_memory::{Bytes, GuestAddress};
+
+/// The bytes of some instructions, from this program's own assembler.
+#[cfg(test)]
+macro_rules! assemble {
+    ($($line:expr),* $(,)?) => {{
+        let (start, end): (*const u8, *const u8);
+        // SAFETY: the instructions are jumped over and only read, from `start` to `end` of this program's code.
+        unsafe {
+            std::arch::asm!(
+                "lea {start}, [rip + 88f]", "lea {end}, [rip + 89f]", "jmp 89f",
+                "88:", $($line,)* "89:",
+                start = out(reg) start, end = out(reg) end, options(nomem, nostack)
+            );
+            std::slice::from_raw_parts(start, end.offset_from(start) as usize).to_vec()
+        }
+    }};
+}
+#[cfg(test)]
+pub(crate) use assemble;
 
 /// Reads as ones; writes are kept for the test to look at.
 #[derive(Default)]
@@ -37,6 +56,9 @@ impl Bus for EmptyBus {
     fn acknowledge_interrupt(&mut self, _: u64) -> Option<u8> {
         None
     }
+    fn take_nmi(&mut self) -> bool {
+        false
+    }
     fn next_timer_ns(&mut self) -> Option<u64> {
         None
     }
@@ -63,9 +85,8 @@ pub(crate) const STACK: u64 = 0x20_0000;
 /// Its page tables: PML4, one PDPT, one page directory, then a page table for each of the 8 directory entries.
 pub(crate) const TABLES: u64 = 0x1000;
 
-/// 16 MiB of RAM, each page mapped to itself, writable, executable and accessible to user code; CPL 0.
-pub(crate) fn machine_on(bus: Box<dyn Bus>, code: &[u8]) -> (Cpu, GuestRam) {
-    let ram = GuestRam::new(16 << 20).unwrap();
+/// Page tables that map the first 16 MiB each page to itself, writable, executable and accessible to user code.
+pub(crate) fn put_tables(ram: &GuestRam) {
     let put = |addr: u64, value: u64| ram.memory().write_obj(value, GuestAddress(addr)).unwrap();
     put(TABLES, (TABLES + 0x1000) | 7);
     put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
@@ -76,18 +97,29 @@ pub(crate) fn machine_on(bus: Box<dyn Bus>, code: &[u8]) -> (Cpu, GuestRam) {
             put(table + entry * 8, (directory << 21) | (entry << 12) | 7);
         }
     }
+}
+
+/// 64-bit mode with those tables, flat segments, CPL 0.
+pub(crate) fn enter_long_mode(sys: &mut System) {
+    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
+    sys.segs = [data; 6];
+    sys.segs[1] = Segment { selector: 0x8, attributes: 0xa09b, ..data };
+    sys.cr0 = CR0_PG | CR0_WP | 1 << 5 | 1 << 4 | 1 << 1 | 1;
+    sys.cr3 = TABLES;
+    // PAE, PGE, OSFXSR, OSXMMEXCPT.
+    sys.cr4 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
+    sys.efer = EFER_LMA | EFER_NXE | 1 << 8 | 1;
+}
+
+/// 16 MiB of RAM with the tables, and the code; the processor is in 64-bit mode.
+pub(crate) fn machine_on(bus: Box<dyn Bus>, code: &[u8]) -> (Cpu, GuestRam) {
+    let ram = GuestRam::new(16 << 20).unwrap();
+    put_tables(&ram);
     ram.memory().write_slice(code, GuestAddress(CODE)).unwrap();
     ram.take_vmm_dirty(|_| ());
 
     let mut cpu = Cpu::new(&ram, bus);
-    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
-    cpu.sys.segs = [data; 6];
-    cpu.sys.segs[1] = Segment { selector: 0x8, attributes: 0xa09b, ..data };
-    cpu.sys.cr0 = CR0_PG | CR0_WP | 1 << 5 | 1 << 1 | 1;
-    cpu.sys.cr3 = TABLES;
-    // PAE, PGE, OSFXSR, OSXMMEXCPT.
-    cpu.sys.cr4 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
-    cpu.sys.efer = EFER_LMA | EFER_NXE | 1 << 8 | 1;
+    enter_long_mode(&mut cpu.sys);
     cpu.set_rflags(0);
     cpu.rip = CODE;
     cpu.regs[4] = STACK;

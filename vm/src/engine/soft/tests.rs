@@ -400,6 +400,19 @@ fn divisions_that_do_not_fit_raise_divide_errors() {
 }
 
 #[test]
+fn what_the_engine_lacks_is_counted_each_time_and_what_nobody_has_is_not() {
+    // vzeroupper; ud2; an opcode that does not exist in 64-bit mode
+    for (code, counted) in [(&[0xc5, 0xf8, 0x77][..], 1), (&[0x0f, 0x0b], 0), (&[0x06], 0)] {
+        let (mut cpu, _ram) = machine(code);
+        for times in 1..4 {
+            let fault = cpu.run_until_fault(0, u64::MAX);
+            assert_eq!(fault, Some(Fault { vector: 6, error: None }), "{code:x?}");
+            assert_eq!(cpu.unknown_instructions, counted * times, "{code:x?}");
+        }
+    }
+}
+
+#[test]
 fn instructions_of_more_than_fifteen_bytes_are_protection_faults() {
     for (prefixes, vector) in [(14, None), (15, Some(13))] {
         let mut code = vec![0x66; prefixes];

@@ -1,4 +1,6 @@
+use super::bytes::put_varint;
 use super::*;
+use crate::memory::PageIndex;
 use proptest::collection::vec;
 use proptest::prelude::*;
 

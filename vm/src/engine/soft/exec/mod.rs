@@ -66,6 +66,12 @@ pub(crate) fn undefined(cpu: &mut Cpu, _: &Op) -> Step {
     Err(cpu.raise(6, None))
 }
 
+/// #UD, of an instruction that exists, but not in this processor.
+pub(crate) fn unknown(cpu: &mut Cpu, op: &Op) -> Step {
+    cpu.unknown_instructions += 1;
+    undefined(cpu, op)
+}
+
 /// #GP: the instruction has more than 15 bytes.
 pub(crate) fn too_long(cpu: &mut Cpu, _: &Op) -> Step {
     Err(cpu.raise(13, Some(0)))

@@ -138,7 +138,7 @@ fn repeated<T: Int, const F: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     if uses_destination(F) {
         chunk = chunk.min(on_page(to, T::BYTES, down));
     }
-    if cpu.control_flags() & TF != 0 {
+    if cpu.control_flags() & TF != 0 || cpu.sys.watches() {
         chunk = 1;
     }
     let whole = match F {

@@ -131,12 +131,17 @@ pub(super) fn mov_to_debug(cpu: &mut Cpu, op: &Op) -> Step {
     if number >= 6 && value >> 32 != 0 {
         return Err(cpu.general_protection());
     }
+    let watched = cpu.sys.watches();
     cpu.sys.dr[number] = match number {
         6 => value & DR6_MASK | DR6_FIXED,
         7 => value & DR7_MASK | DR7_FIXED,
         _ => value,
     };
-    Ok(())
+    if watched || cpu.sys.watches() {
+        // Pages may be watched now that were not, or the other way round.
+        cpu.flush_tlb_all();
+    }
+    Err(Stop::End)
 }
 
 pub(super) fn clts(cpu: &mut Cpu, _: &Op) -> Step {

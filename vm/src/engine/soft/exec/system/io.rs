@@ -42,6 +42,7 @@ impl Cpu {
         let now_ns = self.now_ns();
         self.bus.pio_read(now_ns, port, &mut data[..usize::from(bytes)]);
         self.after_bus(None);
+        self.touched_port(port, bytes);
         u32::from_le_bytes(data)
     }
 
@@ -49,6 +50,7 @@ impl Cpu {
         let now_ns = self.now_ns();
         let event = self.bus.pio_write(now_ns, port, &value.to_le_bytes()[..usize::from(bytes)]);
         self.after_bus(event);
+        self.touched_port(port, bytes);
     }
 
     /// Moves a string instruction's pointer by an element, and counts; `mask` cuts to the address size.

@@ -1,8 +1,7 @@
 //! What only system code sees: segments, control and debug registers, model-specific registers. Plain data with the
 //! values that a processor has after reset, and a check for states that come from elsewhere.
 //!
-//! The debug registers hold what the guest writes and do nothing: no breakpoint ever hits. (Single steps by RFLAGS.TF do
-//! work, see `run.rs`.) Memory types (PAT, MTRRs) are kept for the guest, too, and change nothing.
+//! Memory types (PAT, MTRRs) are kept for the guest and change nothing.
 
 use serde::{Deserialize, Serialize};
 
@@ -197,6 +196,8 @@ pub(crate) struct System {
     pub tsc_adjust: u64,
     pub pat: u64,
     pub mtrrs: Mtrrs,
+    /// An NMI was taken, and no iret was executed since: the next one waits.
+    pub nmi_blocked: bool,
 }
 
 /// A captured state that no guest can have brought about.
@@ -237,6 +238,7 @@ impl Default for System {
             tsc_adjust: 0,
             pat: 0x0007_0406_0007_0406,
             mtrrs: Mtrrs { def_type: 0, fixed: [0; MTRR_FIXED], variable: [[0; 2]; MTRR_VARIABLE] },
+            nmi_blocked: false,
         }
     }
 }
@@ -281,6 +283,7 @@ impl System {
             tsc_adjust: _,
             pat,
             mtrrs,
+            nmi_blocked: _,
         } = self;
         let check = |register: &'static str, value: u64, good: bool, why: &'static str| {
             if good { Ok(()) } else { Err(InvalidSystem { register, value, why }) }

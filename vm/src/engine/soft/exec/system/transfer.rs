@@ -5,7 +5,7 @@
 use super::segments::rpl;
 use super::state::{SS, Segment, is_canonical};
 use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::flags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, SF, TF, VIF, VIP, VM, ZF};
+use crate::engine::soft::flags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, TF, VIF, VIP, VM, ZF};
 use crate::engine::soft::interrupt::vector;
 use crate::engine::soft::op::{Op, Step, Stop};
 
@@ -180,6 +180,10 @@ pub(super) fn far_return(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// `iret`. `aux`: bytes of the values popped.
 pub(super) fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Step {
+    // Also when the return faults (Intel SDM volume 3, "Handling Multiple NMIs" and "NMI Unblocking Due to IRET").
+    if std::mem::take(&mut cpu.sys.nmi_blocked) {
+        cpu.recheck();
+    }
     let old = cpu.rflags();
     if old & NT != 0 {
         // Back to another task, of which there are none.
@@ -207,6 +211,9 @@ pub(super) fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Step {
     }
     if u64::from(cpu.cpl) <= (old & IOPL) >> 12 {
         mask |= IF;
+    }
+    if cpu.sys.breaks() {
+        mask |= RF;
     }
     if op.aux == 2 {
         mask &= 0xffff;

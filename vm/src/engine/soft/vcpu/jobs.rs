@@ -1,0 +1,211 @@
+//! What jobs have the vCPU's thread do: the machine's commands.
+
+use super::{Mode, Worker};
+use crate::engine::soft::cpu::Cpu;
+use crate::engine::soft::dirty::{Dirty, Tracker};
+use crate::engine::soft::host_time::HostTime;
+use crate::engine::soft::platform::Platform;
+use crate::engine::soft::record::Recorder;
+use crate::engine::soft::replay::Replayer;
+use crate::engine::soft::state::{CpuState, IdleState, SoftState};
+use crate::machine::MachineError;
+use crate::memory::PageIndex;
+use crate::replay::log::{ControlAction, Input, LogCut};
+use crate::state::StateError;
+use std::sync::atomic::Ordering;
+
+impl Worker {
+    pub(crate) fn quit(&mut self) {
+        self.quit = true;
+    }
+
+    pub(crate) fn resume(&mut self) {
+        (self.running, self.ended) = (true, false);
+        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+        self.throttled_until = None;
+        self.reach.inbox.open(!matches!(self.mode, Mode::Replaying(_)));
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.running = false;
+        self.reach.inbox.open(false);
+        self.take_journal();
+        self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
+        self.publish();
+    }
+
+    pub(crate) fn capture(&mut self) -> Result<SoftState, MachineError> {
+        if let Some(stuck) = &self.stuck {
+            return Err(stuck.error());
+        }
+        // Whoever is restored from this has no cached translation, and old ones can be told from new ones by the guest.
+        // (A replay goes on as its recorder, and is captured to be compared.)
+        if !matches!(self.mode, Mode::Replaying(_)) {
+            self.input(&Input::Control(ControlAction::FlushTranslations));
+        }
+        self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
+        let signalled = self.reach.devices.take_signal();
+        self.reach.devices.set_signal(signalled);
+        let chips = self.platform().chips.clone();
+        Ok(SoftState {
+            cpu: CpuState::of(&self.cpu),
+            system: self.cpu.sys.clone(),
+            fpu: self.cpu.fpu.clone(),
+            chips,
+            clock: self.cpu.clock,
+            idle: IdleState { signalled, until_ns: self.idle_until_ns },
+            outbox: self.outbox.waiting(),
+        })
+    }
+
+    /// Takes over a state: on a fresh processor, which has nothing cached.
+    pub(crate) fn load(&mut self, state: &SoftState) -> Result<(), StateError> {
+        state.validate()?;
+        let SoftState { cpu, system, fpu, chips, clock, idle, outbox } = state;
+        self.go_live();
+        self.reach.lines.clear();
+        self.reach.inbox.clear();
+        self.pages.clear();
+        self.reach.ram.take_journal(&mut self.pages);
+        let platform = Platform { chips: chips.clone(), reach: self.reach.clone() };
+        let mut fresh = Cpu::new(&self.reach.ram, Box::new(platform));
+        // What the guest wrote before is still to be harvested.
+        fresh.dirty = std::mem::replace(&mut self.cpu.dirty, Dirty::new(0));
+        fresh.unknown_instructions = self.cpu.unknown_instructions;
+        (fresh.sys, fresh.fpu, fresh.clock) = (system.clone(), fpu.clone(), *clock);
+        cpu.put(&mut fresh);
+        self.cpu = fresh;
+        self.idle_until_ns = idle.until_ns;
+        self.reach.devices.set_signal(idle.signalled);
+        self.outbox.set_waiting(outbox);
+        self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
+        (self.stuck, self.ended) = (None, false);
+        self.publish();
+        Ok(())
+    }
+
+    pub(crate) fn start_dirty_log(&mut self) {
+        self.take_journal();
+        self.reach.ram.take_vmm_dirty(|_| ());
+        self.cpu.track_dirty(Tracker::Harvest, true);
+        self.harvesting = true;
+    }
+
+    pub(crate) fn stop_dirty_log(&mut self) {
+        self.cpu.track_dirty(Tracker::Harvest, false);
+        self.harvesting = false;
+    }
+
+    /// The pages written since the last time, in order; none when nothing is logged.
+    pub(crate) fn harvest(&mut self) -> Option<Vec<PageIndex>> {
+        if !self.harvesting {
+            return None;
+        }
+        self.take_journal();
+        let mut pages = Vec::new();
+        self.cpu.take_dirty(Tracker::Harvest, &mut pages);
+        self.reach.ram.take_vmm_dirty(|page| pages.push(page));
+        pages.sort_unstable();
+        pages.dedup();
+        Some(pages)
+    }
+
+    pub(crate) fn start_recording(&mut self) -> Result<(), MachineError> {
+        let refuse = |why| Err(MachineError::Mode { what: "recording", why });
+        match &self.mode {
+            Mode::Recording(_) => return refuse("it is on already"),
+            Mode::Replaying(_) => return refuse("the machine replays a log"),
+            Mode::Live if self.running => return refuse("the machine runs: pause it"),
+            Mode::Live => {}
+        }
+        self.take_journal();
+        self.cpu.track_dirty(Tracker::Digest, true);
+        self.tape.record();
+        // A checkpoint that was captured in this pause has no cached translations either way.
+        self.cpu.flush_tlb_all();
+        self.mode = Mode::Recording(Recorder::new(self.cpu.count));
+        Ok(())
+    }
+
+    /// Ends the batch under way; `at_cut` is called at its end.
+    pub(crate) fn cut(&mut self, out: &mut Vec<u8>, at_cut: impl FnOnce()) -> Result<LogCut, MachineError> {
+        self.outbox.flush();
+        let Mode::Recording(recorder) = &mut self.mode else {
+            return Err(MachineError::Mode { what: "cutting the log", why: "nothing is recorded" });
+        };
+        let cut = recorder.cut(self.cpu.count, out)?;
+        at_cut();
+        Ok(cut)
+    }
+
+    pub(crate) fn start_replaying(&mut self) -> Result<(), MachineError> {
+        let refuse = |why| Err(MachineError::Mode { what: "replaying", why });
+        match &self.mode {
+            Mode::Replaying(_) => return refuse("it is on already"),
+            Mode::Recording(_) => return refuse("the machine is recorded"),
+            Mode::Live if self.running => return refuse("the machine runs: pause it"),
+            Mode::Live => {}
+        }
+        if let Some(stuck) = &self.stuck {
+            return Err(stuck.error());
+        }
+        self.take_journal();
+        self.cpu.track_dirty(Tracker::Digest, true);
+        self.cpu.flush_tlb_all();
+        self.tape.replay();
+        self.outbox.mute.store(true, Ordering::Relaxed);
+        self.outbox.set_waiting(&[]);
+        self.console_mute.store(true, Ordering::Relaxed);
+        self.mode = Mode::Replaying(Replayer::new(self.cpu.count));
+        self.publish();
+        Ok(())
+    }
+
+    pub(crate) fn show_replayed_console(&mut self, shown: bool) {
+        if let Mode::Replaying(_) = self.mode {
+            self.console_mute.store(!shown, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        let Mode::Replaying(replayer) = &mut self.mode else {
+            return Err(MachineError::Mode { what: "feeding a log", why: "the machine does not replay" });
+        };
+        replayer.feed(bytes, |count, bytes| self.tape.feed(count, bytes))?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Ends a replay that has come to its log's end.
+    pub(crate) fn end_replay(&mut self) -> Result<(), MachineError> {
+        let refuse = |why| Err(MachineError::Mode { what: "going live", why });
+        if let Some(stuck) = &self.stuck {
+            return Err(stuck.error());
+        }
+        let Mode::Replaying(replayer) = &self.mode else { return refuse("the machine does not replay") };
+        if !replayer.is_done(self.cpu.count) {
+            return refuse("there is log that was not executed yet");
+        }
+        if self.running {
+            return refuse("the machine runs: pause it");
+        }
+        self.go_live();
+        Ok(())
+    }
+
+    pub(crate) fn stop_recording(&mut self) {
+        if let Mode::Recording(_) = self.mode {
+            self.go_live();
+        }
+    }
+
+    /// Inputs come from outside, output goes there, and nothing is recorded.
+    fn go_live(&mut self) {
+        self.cpu.track_dirty(Tracker::Digest, false);
+        self.tape.live();
+        self.outbox.mute.store(false, Ordering::Relaxed);
+        self.console_mute.store(false, Ordering::Relaxed);
+        self.mode = Mode::Live;
+        self.publish();
+    }
+}

@@ -1,0 +1,149 @@
+//! A guest that runs live, recorded or not: a millisecond or so at a time, with virtual time kept near the host's.
+
+use super::input::Applied;
+use super::{Mode, SLICE_COUNTS, Worker};
+use crate::engine::soft::run::Exit;
+use crate::replay::log::Input;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Virtual time that a busy guest may be ahead of the host's.
+const AHEAD_NS: u64 = 100_000_000;
+/// How long a run of the guest should take, between two looks at the host's clock.
+const SLICE: Duration = Duration::from_millis(1);
+/// A timer that stays due though it fires to no effect is looked at this often.
+const STALE_TIMER_NS: u64 = 1_000_000;
+/// The most of its time that a machine can be made to stand still.
+const THROTTLE_MAX: u16 = 950;
+
+impl Worker {
+    pub(super) fn live(&mut self) {
+        if !self.outbox.flush() {
+            return self.reach.bell.wait(None);
+        }
+        if let Mode::Recording(recorder) = &self.mode
+            && recorder.is_full()
+        {
+            return self.reach.bell.wait(None);
+        }
+        self.take_inputs();
+        if self.stuck.is_some() {
+            return;
+        }
+        if let Some(until_ns) = self.idle_until_ns {
+            return self.wait_until(Some(until_ns));
+        }
+        if let Some(until) = self.throttled_until {
+            if until > Instant::now() {
+                return self.reach.bell.wait(Some(until));
+            }
+            self.throttled_until = None;
+        }
+        let (begun, count) = (Instant::now(), self.cpu.count);
+        let mut limit = count + self.slice;
+        if let Mode::Recording(recorder) = &self.mode {
+            limit = limit.min(recorder.digest_due());
+        }
+        let exit = self.run(limit);
+        self.note_random();
+        let waits = match exit {
+            Exit::Limit | Exit::Attention => false,
+            Exit::Halted => true,
+            Exit::Event(event) => {
+                self.event(event);
+                false
+            }
+            Exit::TripleFault => return self.crash("triple fault".into()),
+        };
+        if let Mode::Recording(recorder) = &self.mode
+            && recorder.wants_digest(self.cpu.count)
+        {
+            let digest = self.digest();
+            if let Mode::Recording(recorder) = &mut self.mode {
+                recorder.note_digest(self.cpu.count, digest);
+            }
+        }
+        if waits {
+            let now_ns = self.virtual_ns();
+            let timer = self.cpu.bus.next_timer_ns();
+            return self.wait_until(timer.map(|ns| if ns > now_ns { ns } else { now_ns + STALE_TIMER_NS }));
+        }
+        self.keep_pace(begun.elapsed(), self.cpu.count - count);
+    }
+
+    /// After the guest was busy for so long, and has executed so much.
+    fn keep_pace(&mut self, elapsed: Duration, executed: u64) {
+        if executed >= *SLICE_COUNTS.start() {
+            let wanted = SLICE.as_nanos() * u128::from(executed) / elapsed.as_nanos().max(1);
+            let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
+            self.slice = wanted.clamp(*SLICE_COUNTS.start(), *SLICE_COUNTS.end());
+        }
+        let throttle = self.shared.throttle.load(Ordering::Relaxed).min(THROTTLE_MAX);
+        if throttle != 0 {
+            let pause = elapsed * u32::from(throttle) / u32::from(1000 - throttle);
+            self.throttled_until = Instant::now().checked_add(pause);
+        }
+        let (due_ns, now_ns) = (self.host_time.due_ns(), self.virtual_ns());
+        if let Some(ns_per_256) = self.host_time.follow(self.cpu.clock.pace(), now_ns, self.cpu.count) {
+            self.input(&Input::Pace { ns_per_256 });
+        }
+        if now_ns > due_ns + AHEAD_NS {
+            self.reach.bell.wait(self.host_time.instant_of(now_ns));
+        }
+    }
+
+    /// The guest does nothing until `due_ns`, or until an input.
+    fn wait_until(&mut self, due_ns: Option<u64>) {
+        let deadline = due_ns.and_then(|ns| self.host_time.instant_of(ns));
+        self.reach.bell.wait(deadline);
+        if let Some(due_ns) = due_ns
+            && deadline.is_some_and(|deadline| deadline <= Instant::now())
+        {
+            self.advance_to(due_ns.max(self.host_time.due_ns()));
+        }
+        self.host_time.begin_again(self.cpu.count);
+    }
+
+    /// Moves virtual time forward.
+    fn advance_to(&mut self, ns: u64) {
+        let ns = ns.saturating_sub(self.virtual_ns());
+        if ns != 0 {
+            self.input(&Input::Advance { ns });
+        }
+    }
+
+    /// Applies what waits in the inbox, as far as the guest has room for it.
+    fn take_inputs(&mut self) {
+        if !self.reach.inbox.is_waiting() {
+            return;
+        }
+        if self.cpu.halted || self.idle_until_ns.is_some() {
+            // It comes at the time at which it comes, to a guest that has let time go by.
+            self.advance_to(self.host_time.due_ns());
+        }
+        while let Some(frame) = self.reach.inbox.take_frame() {
+            let input = Input::Frame(frame);
+            if self.input(&input) == Applied::NoRoom
+                && let Input::Frame(frame) = input
+            {
+                self.reach.inbox.put_back(frame);
+                break;
+            }
+        }
+        let room = self.reach.devices.console_room();
+        if room != 0 {
+            let bytes = self.reach.inbox.take_console(room);
+            if !bytes.is_empty() {
+                self.input(&Input::Console(bytes));
+            }
+        }
+    }
+
+    fn note_random(&mut self) {
+        if let Mode::Recording(recorder) = &mut self.mode {
+            for bytes in self.tape.take_recorded() {
+                recorder.note(self.cpu.count, &Input::Random(bytes));
+            }
+        }
+    }
+}

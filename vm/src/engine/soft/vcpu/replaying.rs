@@ -1,0 +1,132 @@
+//! A guest that replays a log, and the digests by which a replay is compared with its recording.
+
+use super::input::Applied;
+use super::{Mode, SLICE_COUNTS, Worker};
+use crate::engine::soft::dirty::Tracker;
+use crate::engine::soft::run::Exit;
+use crate::engine::soft::tape::Wrong;
+use crate::replay::log::{DIGEST_PAGES_MAX, Digest, Input, REGISTERS, page_hash};
+use std::sync::atomic::Ordering;
+
+impl Worker {
+    pub(super) fn replay(&mut self) {
+        let Mode::Replaying(replayer) = &mut self.mode else { return };
+        let count = self.cpu.count;
+        if let Some(input) = replayer.take(count) {
+            return self.replay_input(&input);
+        }
+        let next = replayer.next();
+        if next < count {
+            return self.diverge(format!("it went past an input that was recorded at count {next}"));
+        }
+        if next == count {
+            self.publish();
+            return self.reach.bell.wait(None);
+        }
+        if self.idle_until_ns.is_some() {
+            return self.diverge(format!("the guest idles, the recording went on to count {next}"));
+        }
+        let exit = self.run(next.min(count.saturating_add(*SLICE_COUNTS.end())));
+        if self.tape.check(self.cpu.count) == Err(Wrong) {
+            return self.diverge("a device reads other random bytes than in the recording".into());
+        }
+        match exit {
+            Exit::Limit | Exit::Attention => {}
+            Exit::Halted => {
+                self.diverge(format!("the guest has halted, the recording went on to count {next}"));
+            }
+            Exit::Event(event) => self.event(event),
+            Exit::TripleFault => {
+                // Where the log ends, it is the crash that ended the recording.
+                let recorded = matches!(&self.mode, Mode::Replaying(log) if log.is_done(self.cpu.count));
+                if recorded { self.crash("triple fault".into()) } else { self.diverge("triple fault".into()) }
+            }
+        }
+    }
+
+    fn replay_input(&mut self, input: &Input) {
+        if let Input::Digest(recorded) = input {
+            let digest = self.digest();
+            if let Some(mismatch) = recorded.mismatch(&digest) {
+                self.diverge(mismatch.to_string());
+            }
+            return;
+        }
+        if self.apply(input) == Applied::Done {
+            return self.settle();
+        }
+        let what = match input {
+            Input::Frame(_) => "a frame that was received in the recording",
+            Input::Console(_) => "console input that was taken in the recording",
+            Input::Advance { .. } | Input::Pace { .. } => "a step of time",
+            _ => "an input",
+        };
+        self.diverge(format!("{what} cannot be delivered"));
+    }
+
+    /// Registers, and the pages written since the last digest. Where there are more than a digest has room for, the rest is
+    /// the next one's.
+    pub(super) fn digest(&mut self) -> Digest {
+        let registers = self.registers();
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.clear();
+        self.cpu.take_dirty(Tracker::Digest, &mut pages);
+        let rest = pages.split_off(pages.len().min(DIGEST_PAGES_MAX));
+        rest.into_iter().for_each(|page| self.cpu.dirty.mark(page));
+        let mut content = [0; crate::layout::PAGE_SIZE];
+        let mut hash = |page| {
+            self.view.read_page(page, &mut content);
+            (page, page_hash(&content))
+        };
+        let digest = Digest { registers, pages: pages.iter().map(|&page| hash(page)).collect() };
+        self.pages = pages;
+        digest
+    }
+
+    fn registers(&mut self) -> [u64; REGISTERS.len()] {
+        let now_ns = self.virtual_ns();
+        self.reach.now_ns.store(now_ns, Ordering::Relaxed);
+        let devices = hash(&self.reach.devices.capture());
+        let chips = hash(&self.platform().chips);
+        let cpu = &self.cpu;
+        let system = &cpu.sys;
+        let [es, cs, ss, ds, fs, gs] = system.segs;
+        let mut registers = [0; REGISTERS.len()];
+        registers[..16].copy_from_slice(&cpu.regs);
+        registers[16..].copy_from_slice(&[
+            cpu.rip,
+            cpu.rflags(),
+            cs.selector.into(),
+            ss.selector.into(),
+            ds.selector.into(),
+            es.selector.into(),
+            fs.selector.into(),
+            gs.selector.into(),
+            fs.base,
+            gs.base,
+            system.kernel_gs_base,
+            cpu.cpl.into(),
+            system.cr0,
+            system.cr2,
+            system.cr3,
+            system.cr4,
+            cpu.bus.cr8().into(),
+            system.efer,
+            system.gdtr.0,
+            system.idtr.0,
+            system.tr.base,
+            cpu.halted.into(),
+            now_ns,
+            hash(system),
+            hash(&cpu.fpu),
+            chips,
+            devices,
+        ]);
+        registers
+    }
+}
+
+fn hash(state: &impl serde::Serialize) -> u64 {
+    // Into memory: it fails for no type of ours.
+    postcard::to_allocvec(state).map_or(0, |bytes| crc32c::crc32c(&bytes).into())
+}

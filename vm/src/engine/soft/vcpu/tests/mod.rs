@@ -1,0 +1,258 @@
+//! A whole machine without its thread, one instruction boundary at a time: the guest is a little kernel with interrupts,
+//! and the test is the one who decides when anything happens.
+
+mod nmi;
+mod splits;
+
+use super::Worker;
+use crate::devices::{ConsoleSink, Devices, DevicesState, FrameSink, Transmit, Wiring};
+use crate::engine::soft::engine::parts;
+use crate::engine::soft::run::Exit;
+use crate::engine::soft::state::SoftState;
+use crate::engine::soft::testing::{CODE, STACK, TABLES, assemble, enter_long_mode, put_tables};
+use crate::layout::{COM1_PORT, IOAPIC_BASE, LAPIC_BASE, VIRTIO_MMIO_BASE};
+use crate::machine::MachineEvent;
+use crate::memory::GuestRam;
+use crate::replay::log::Input;
+use crate::spec::{EngineKind, MachineSpec, NetSpec};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use vm_memory::{Bytes, GuestAddress};
+
+const RAM_BYTES: u64 = 16 << 20;
+/// Memory that a guest here uses: what is compared.
+const USED_BYTES: usize = 4 << 20;
+/// Virtual addresses of what is memory-mapped: 2 MiB pages right after RAM.
+const LAPIC: u64 = 0x100_0000;
+const VIRTIO: u64 = 0x120_0000;
+const GDT: u64 = 0x3_0000;
+const IDT: u64 = 0x3_1000;
+/// What the guest writes.
+const DATA: u64 = 0x6_0000;
+/// Handlers: of NMIs, of general protection faults, and of all interrupts.
+const NMI_HANDLER: u64 = 0x11_0000;
+const FAULT_HANDLER: u64 = 0x11_1000;
+const HANDLER: u64 = 0x11_2000;
+/// The network card's receive ring, of so many buffers of this size.
+const RING: u64 = 0x20_8000;
+const BUFFERS: u64 = 0x22_0000;
+const BUFFER_BYTES: u64 = 2048;
+const RING_SIZE: u16 = 256;
+
+struct Nowhere;
+
+impl FrameSink for Nowhere {
+    fn transmit(&self, _: &[u8]) -> Transmit {
+        Transmit::Taken
+    }
+}
+
+impl ConsoleSink for Nowhere {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+struct Rig {
+    worker: Worker,
+    ram: GuestRam,
+    devices: Arc<Devices>,
+    events: Receiver<MachineEvent>,
+}
+
+/// All that two machines can differ in.
+#[derive(PartialEq)]
+struct Whole {
+    state: SoftState,
+    devices: DevicesState,
+    memory: Vec<u8>,
+}
+
+impl Rig {
+    /// A machine in which nothing was loaded.
+    fn empty() -> Self {
+        let spec = MachineSpec {
+            engine: EngineKind::Soft,
+            vcpus: 1,
+            ram_bytes: RAM_BYTES,
+            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
+            disks: Vec::new(),
+            rng: false,
+        };
+        let ram = GuestRam::new(RAM_BYTES).unwrap();
+        let wiring =
+            Wiring { frames: Some(Arc::new(Nowhere)), console: Box::new(Nowhere), disks: Vec::new() };
+        let (sender, events) = channel();
+        let (parts, devices) = parts(&spec, &ram, wiring, sender).unwrap();
+        devices.resume();
+        Self { worker: Worker::new(parts), ram, devices, events }
+    }
+
+    /// At CPL 0 in 64-bit mode with interrupts off; LAPIC on and IOAPIC and PIC masked, an IDT that leads to the handlers,
+    /// and R12 to R15 at data, network card and LAPIC.
+    fn new(code: &[u8], nmi_handler: &[u8], prepare: impl FnOnce(&mut SoftState)) -> Self {
+        let mut rig = Self::empty();
+        put_tables(&rig.ram);
+        for (page, physical) in [(LAPIC, LAPIC_BASE), (VIRTIO, VIRTIO_MMIO_BASE)] {
+            rig.put(TABLES + 0x2000 + (page >> 21) * 8, physical | 0x83);
+        }
+        rig.put(GDT + 0x8, 0x00af_9b00_0000_ffff);
+        rig.put(GDT + 0x10, 0x00cf_9300_0000_ffff);
+        let interrupt = assemble!(
+            "push rax",
+            "push rcx",
+            "push rdx",
+            // Where and when it was interrupted goes into what is compared.
+            "rdtsc",
+            "xor rax, [rsp + 24]",
+            "rol qword ptr [r12 + 0x800], 7",
+            "xor [r12 + 0x800], rax",
+            "inc qword ptr [r12 + 0x808]",
+            "2:",
+            "mov edx, 0x3fd",
+            "in al, dx",
+            "test al, 1",
+            "jz 3f",
+            "mov edx, 0x3f8",
+            "in al, dx",
+            "rol qword ptr [r12 + 0x810], 8",
+            "xor byte ptr [r12 + 0x810], al",
+            "jmp 2b",
+            "3:",
+            "mov eax, [r13 + 0x60]",
+            "mov [r13 + 0x64], eax",
+            "add [r12 + 0x818], rax",
+            "mov dword ptr [r15 + 0xb0], 0",
+            "pop rdx",
+            "pop rcx",
+            "pop rax",
+            "iretq"
+        );
+        let fault = assemble!("inc qword ptr [r12 + 0x820]", "hlt");
+        for (at, code) in
+            [(CODE, code), (NMI_HANDLER, nmi_handler), (FAULT_HANDLER, &fault[..]), (HANDLER, &interrupt[..])]
+        {
+            rig.ram.memory().write_slice(code, GuestAddress(at)).unwrap();
+        }
+        for vector in 0..=255 {
+            let handler = match vector {
+                2 => NMI_HANDLER,
+                ..32 => FAULT_HANDLER,
+                _ => HANDLER,
+            };
+            let low = handler & 0xffff | 0x8 << 16 | 0x8e << 40 | (handler >> 16) << 48;
+            rig.put(IDT + vector * 16, low);
+        }
+        let mut state = SoftState::power_on(1_714_571_998);
+        enter_long_mode(&mut state.system);
+        (state.system.gdtr, state.system.idtr) = ((GDT, 0x17), (IDT, 0xfff));
+        (state.cpu.rip, state.cpu.regs[4]) = (CODE, STACK);
+        (state.cpu.regs[12], state.cpu.regs[13], state.cpu.regs[15]) = (DATA, VIRTIO, LAPIC);
+        for port in [0x21, 0xa1] {
+            state.chips.pio_write(0, port, &[0xff]);
+        }
+        apic(&mut state, 0xf0, 0x1ff);
+        prepare(&mut state);
+        rig.ram.take_vmm_dirty(|_| ());
+        rig.worker.load(&state).unwrap();
+        rig
+    }
+
+    fn put(&self, address: u64, value: u64) {
+        self.ram.memory().write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    fn get(&self, address: u64) -> u64 {
+        self.ram.memory().read_obj(GuestAddress(address)).unwrap()
+    }
+
+    /// COM1's and the card's interrupts on, and the card with a ring full of buffers.
+    fn start_devices(&mut self) {
+        self.devices.pio_write(COM1_PORT + 1, &[1]);
+        for index in 0..u64::from(RING_SIZE) {
+            self.put(RING + index * 16, BUFFERS + index * BUFFER_BYTES);
+            self.put(RING + index * 16 + 8, BUFFER_BYTES | 2 << 32);
+        }
+        let (avail, used) = (RING + 0x1000, RING + 0x2000);
+        let available: Vec<u8> =
+            [0, RING_SIZE].into_iter().chain(0..RING_SIZE).flat_map(u16::to_le_bytes).collect();
+        self.ram.memory().write_slice(&available, GuestAddress(avail)).unwrap();
+        for (register, value) in [
+            (0x70, 1),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x30, 0),
+            (0x38, RING_SIZE.into()),
+            (0x80, RING),
+            (0x90, avail),
+            (0xa0, used),
+            (0x44, 1),
+            (0x70, 15),
+        ] {
+            self.devices.mmio_write(VIRTIO_MMIO_BASE + register, &(value as u32).to_le_bytes());
+        }
+        let mut status = [0; 4];
+        self.devices.mmio_read(VIRTIO_MMIO_BASE + 0x70, &mut status);
+        assert_eq!(status, [15, 0, 0, 0], "the card is ready");
+    }
+
+    /// Executes up to a count. A guest that halts sleeps until the next timer.
+    #[track_caller]
+    fn run_to(&mut self, limit: u64) {
+        while self.worker.cpu.count < limit {
+            match self.worker.run(limit) {
+                Exit::Limit => {}
+                Exit::Attention => drop(self.worker.reach.bell.take()),
+                Exit::Halted => self.sleep(),
+                exit => panic!("{exit:?} at {:#x}", self.worker.cpu.rip),
+            }
+            self.worker.take_journal();
+        }
+    }
+
+    #[track_caller]
+    fn sleep(&mut self) {
+        let now_ns = self.worker.virtual_ns();
+        let due_ns = self.worker.cpu.bus.next_timer_ns().expect("something wakes it");
+        self.worker.input(&Input::Advance { ns: due_ns.saturating_sub(now_ns).max(1) });
+    }
+
+    /// Everything.
+    fn whole(&mut self) -> Whole {
+        let state = self.worker.capture().unwrap();
+        let mut memory = vec![0; USED_BYTES];
+        self.ram.memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+        Whole { state, devices: self.devices.capture(), memory }
+    }
+
+    /// Another machine that goes on from it. The state passes through its encoding.
+    fn elsewhere(whole: &Whole) -> Self {
+        let mut rig = Self::empty();
+        rig.ram.memory().write_slice(&whole.memory, GuestAddress(0)).unwrap();
+        let state: SoftState = postcard::from_bytes(&postcard::to_stdvec(&whole.state).unwrap()).unwrap();
+        rig.worker.load(&state).unwrap();
+        rig.devices.restore(&whole.devices).unwrap();
+        rig
+    }
+}
+
+/// Writes a register of the LAPIC.
+fn apic(state: &mut SoftState, register: u64, value: u32) {
+    state.chips.mmio_write(0, LAPIC_BASE + register, &value.to_le_bytes());
+}
+
+/// Writes a redirection entry of the IOAPIC.
+fn pin(state: &mut SoftState, pin: u32, low: u32) {
+    for (register, value) in [(0x11 + 2 * pin, 0), (0x10 + 2 * pin, low)] {
+        state.chips.mmio_write(0, IOAPIC_BASE, &register.to_le_bytes());
+        state.chips.mmio_write(0, IOAPIC_BASE + 0x10, &u32::to_le_bytes(value));
+    }
+}
+
+#[track_caller]
+fn assert_same(found: &Whole, expected: &Whole) {
+    assert_eq!(found.state, expected.state);
+    assert_eq!(found.devices, expected.devices);
+    let at = found.memory.iter().zip(&expected.memory).position(|(a, b)| a != b);
+    assert_eq!(at, None, "memory differs there");
+}
