@@ -18,7 +18,7 @@ use crate::engine::kvm::KvmError;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
 use crate::memory::{GuestRam, MemoryError, PageIndex};
-use crate::replay::{LogCut, LogError, ReplayPosition};
+use crate::replay::{LogCut, LogError, Registers, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
 use crate::state::{self, EngineState, MachineState, StateError};
 use std::sync::Arc;
@@ -401,6 +401,11 @@ impl Machine {
     /// Instructions executed so far; zero where the engine does not count.
     pub fn count(&self) -> u64 {
         self.engine.soft().map_or(0, SoftEngine::count)
+    }
+
+    /// The processor's registers, of a machine on the deterministic engine; also of one that has crashed or diverged.
+    pub fn registers(&self) -> Result<Registers, MachineError> {
+        self.soft("reading registers")?.registers()
     }
 
     fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {

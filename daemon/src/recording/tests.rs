@@ -4,7 +4,7 @@ use ft_checkpoint::recording::{About, Writer};
 use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
 use ft_vm::memory::GuestRam;
-use ft_vm::replay::log::LogWriter;
+use ft_vm::replay::log::{Digest, Input, LogWriter, REGISTERS};
 use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;
 use tempfile::TempDir;
@@ -139,6 +139,19 @@ fn a_log_that_does_not_go_on_where_the_machine_is_is_refused_with_its_batch() {
     }
     // In order it is executed; that the recording states another end is another matter.
     says(refusal(&with_log(batches), &[]), DaemonExit::Diverged, &["it ended at count"]);
+}
+
+#[test]
+fn a_replay_that_comes_to_something_else_is_told_with_its_count_and_the_first_difference() {
+    let file = with_log(|start| {
+        let mut writer = LogWriter::new(start);
+        let nowhere = Digest { registers: [0; REGISTERS.len()], pages: Vec::new() };
+        writer.append(start + 700, &Input::Digest(Box::new(nowhere))).unwrap();
+        let mut out = Vec::new();
+        writer.cut(start + 1000, &mut out).unwrap();
+        vec![out]
+    });
+    says(refusal(&file, &[]), DaemonExit::Diverged, &["at count 700", "register r", "0x0 was recorded"]);
 }
 
 #[test]

@@ -27,6 +27,7 @@ use super::time::PACES;
 use crate::devices::Put;
 use crate::machine::{MachineError, MachineEvent};
 use crate::memory::{PageIndex, RamView};
+use crate::replay::Registers;
 use crate::replay::log::{ControlAction, DIGEST_PAGES_MAX, Digest, Input, LogCut, REGISTERS, page_hash};
 use crate::state::StateError;
 use parking_lot::{Condvar, Mutex};
@@ -509,7 +510,7 @@ impl Worker {
     /// Registers, and the pages written since the last digest. Where there are more than a digest has room for, the rest is
     /// the next one's.
     fn digest(&mut self) -> Digest {
-        let registers = self.registers();
+        let registers = self.registers().values;
         let mut pages = std::mem::take(&mut self.pages);
         pages.clear();
         self.cpu.take_dirty(Tracker::Digest, &mut pages);
@@ -525,7 +526,7 @@ impl Worker {
         digest
     }
 
-    fn registers(&mut self) -> [u64; REGISTERS.len()] {
+    pub(super) fn registers(&mut self) -> Registers {
         let now_ns = self.virtual_ns();
         self.reach.now_ns.store(now_ns, Ordering::Relaxed);
         let devices = hash(&self.reach.devices.capture());
@@ -533,9 +534,9 @@ impl Worker {
         let cpu = &self.cpu;
         let system = &cpu.sys;
         let [es, cs, ss, ds, fs, gs] = system.segs;
-        let mut registers = [0; REGISTERS.len()];
-        registers[..16].copy_from_slice(&cpu.regs);
-        registers[16..].copy_from_slice(&[
+        let mut values = [0; REGISTERS.len()];
+        values[..16].copy_from_slice(&cpu.regs);
+        values[16..].copy_from_slice(&[
             cpu.rip,
             cpu.rflags(),
             cs.selector.into(),
@@ -564,7 +565,7 @@ impl Worker {
             chips,
             devices,
         ]);
-        registers
+        Registers { count: cpu.count, values }
     }
 
     fn crash(&mut self, what: String) {
@@ -585,16 +586,16 @@ impl Worker {
             cpu.count,
         );
         self.stuck = Some(Stuck::Crashed(why.clone()));
-        self.publish();
-        // Nobody listens any more when the machine is being dropped.
+        // First, so that whoever sees the progress finds the event. Nobody listens when the machine is being dropped.
         let _ = self.events.send(MachineEvent::Crashed { vcpu: 0, why });
+        self.publish();
     }
 
     fn diverge(&mut self, what: String) {
         let count = self.cpu.count;
         self.stuck = Some(Stuck::Diverged { count, what: what.clone() });
-        self.publish();
         let _ = self.events.send(MachineEvent::Diverged { count, what });
+        self.publish();
     }
 
     fn publish(&self) {
