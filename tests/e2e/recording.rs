@@ -1,6 +1,8 @@
 //! `ftd record` and `ftd replay`: what ran once runs again, to the last bit, and what is no such run is refused.
 
-use crate::fixture::{Config, Engine, PATIENCE, Traffic, World, binary, call, eventually, tell};
+use crate::fixture::{
+    Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, binary, call, eventually, tell,
+};
 use ftd::exit::DaemonExit;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -148,7 +150,7 @@ fn a_replay_stops_at_any_count_and_comes_to_the_same_there_each_time() {
                 let stopped = || {
                     let until = until.to_string();
                     let run = replay(&recorder.recording, &["--quiet", "--until", &until]);
-                    result(&run.must_end(DaemonExit::Ok, &[]).said)
+                    result(&run.must_end(DaemonExit::Ok, &[&format!("registers at count {until}, cpl")]).said)
                 };
                 let first = stopped();
                 assert_eq!(first.0, until);
@@ -169,6 +171,35 @@ fn a_guest_that_powers_off_ends_its_recording_and_its_replay() {
         assert!(said.contains("the guest powered off"), "{said}");
         let again = replay(&recorder.recording, &["--verify"]);
         let again = again.must_end(DaemonExit::Ok, &["the guest powered off"]);
+        assert_eq!(result(&again.said), result(&said));
+    });
+}
+
+#[test]
+fn a_guest_that_crashes_ends_its_recording_and_its_replay() {
+    World::run_on(Engine::Soft, "a_guest_that_crashes_ends_its_recording_and_its_replay", |world| {
+        let mut recorder = Recorder::start(world, &Config::alpha(world), &[]);
+        assert_eq!(call("PING"), "PONG");
+        tell("CRASH");
+        let said = recorder.ends(DaemonExit::GuestCrashed);
+        for _ in 0..3 {
+            let again = replay(&recorder.recording, &["--verify"]);
+            let again = again.must_end(DaemonExit::Ok, &["as recorded, to the end: the guest crashed"]);
+            assert_eq!(result(&again.said), result(&said));
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_resets_ends_its_recording_and_its_replay() {
+    World::run_on(Engine::Soft, "a_guest_that_resets_ends_its_recording_and_its_replay", |world| {
+        let mut recorder = Recorder::start(world, &Config::alpha(world), &[]);
+        assert_eq!(call("PING"), "PONG");
+        tell("RESET");
+        let said = recorder.ends(DaemonExit::Ok);
+        assert!(said.contains("the guest asked for a reset"), "{said}");
+        let again = replay(&recorder.recording, &["--verify"]);
+        let again = again.must_end(DaemonExit::Ok, &["the guest asked for a reset"]);
         assert_eq!(result(&again.said), result(&said));
     });
 }
@@ -215,6 +246,30 @@ fn a_recording_that_is_damaged_or_cut_anywhere_is_replayed_up_to_there_and_refus
             let run = replay(&recorder.recording, &["--quiet"]).must_end(DaemonExit::Failure, &[]);
             assert!(run.said.contains("corrupt at byte"), "bit of byte {at}: {}", run.said);
         }
+    });
+}
+
+#[test]
+fn a_vm_that_a_daemon_has_here_is_not_recorded_beside_it() {
+    World::run_on(Engine::Soft, "a_vm_that_a_daemon_has_here_is_not_recorded_beside_it", |world| {
+        let mut pair = Pair::protected(world);
+        let traffic = Traffic::start();
+        // Neither where it runs nor where it may go on: the VM's address is spoken for.
+        for config in [&pair.alpha_config, &pair.beta_config] {
+            let mut recorder = Recorder::start(world, config, &[]);
+            let said = recorder.ends(DaemonExit::InUse);
+            assert!(said.contains("machine.net.tap") && said.contains("in use"), "{said}");
+            assert!(!recorder.recording.exists());
+        }
+        pair.wait_protected();
+        traffic.must_have_lost_nothing();
+        // And the other way round.
+        drop(pair);
+        let config = Config::alpha(world);
+        let recorder = Recorder::start(world, &config, &[]);
+        assert_eq!(call("PING"), "PONG");
+        Daemon::start(world, &config).must_fail(DaemonExit::InUse, &["machine.net.tap", "in use"]);
+        recorder.signal(Signal::SIGKILL);
     });
 }
 
