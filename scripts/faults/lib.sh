@@ -48,8 +48,8 @@ usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] 
   --count N     trials (default 10)
   --seed S      seed of the first trial (default 1); trial i has seed S+i-1, so one trial is repeated by
                 --count 1 --seed ITS-SEED
-  --guest G     the guest in the VM: builtin (default), linux (a small kernel) or debian (Debian's own)
-  --mode M      how the VM is protected: checkpoint (default) or replay
+  --guest G     the guest in the VM: builtin, linux (a small kernel) or debian (Debian's own); default ${FT_GUEST:-builtin}
+  --mode M      how the VM is protected: checkpoint or replay; default ${FT_MODE:-checkpoint}
   --engine E    what executes it: kvm (default) or soft; replay mode is always on soft
   --keep        keep the run's directory even when all is well
 ${fault_options_help:-}

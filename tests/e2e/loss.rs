@@ -1,12 +1,12 @@
 //! A host, or what it needs, is lost.
 
-use crate::fixture::{Daemon, Pair, Traffic, World, call};
+use crate::fixture::{Daemon, Engine, Pair, Traffic, World, call};
 use ftd::control::api::{Role, State};
 use std::fs;
 
 #[test]
 fn a_vm_with_two_vcpus_survives_the_loss_of_its_host() {
-    World::run("a_vm_with_two_vcpus_survives_the_loss_of_its_host", |world| {
+    World::run_on(Engine::Kvm, "a_vm_with_two_vcpus_survives_the_loss_of_its_host", |world| {
         let mut pair = Pair::protected_with(world, |config| config.with("machine.vcpus", 2));
         // The second vCPU writes memory.
         assert_eq!(call("LOAD 2000 256 random"), "OK");

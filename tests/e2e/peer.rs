@@ -1,6 +1,6 @@
 //! Peers that do not fit, or that are none: they are refused with the reason, and nobody else notices.
 
-use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
+use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
 use ft_checkpoint::wire::frame::VERSION;
 use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
 use ft_checkpoint::wire::message::{Ack, Hello, Identity, Mode, Refuse, Welcome};
@@ -141,6 +141,36 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
             DaemonExit::Peer,
             &[&format!("protocol is {}", PROTOCOL + 1), &format!("this node's {PROTOCOL}")],
         );
+    });
+}
+
+#[test]
+fn a_build_whose_engine_could_behave_differently_is_refused_from_both_sides() {
+    const NAME: &str = "a_build_whose_engine_could_behave_differently_is_refused_from_both_sides";
+    World::run_on(Engine::Soft, NAME, |world| {
+        let replay = |config: Config| config.with("replication.mode", "replay");
+        let says = ["the engine differs", "install the same build of ftd on both"];
+        // The other build as the primary.
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        let mut beta = Daemon::start(world, &replay(Config::beta(world)));
+        let mut fake = Fake::new(listener.accept().unwrap().0);
+        let hello = fake.hello();
+        let other = hello.identity.engine ^ 1;
+        let identity = Identity { node: "alpha".into(), engine: other, ..hello.identity.clone() };
+        fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
+        beta.must_fail(DaemonExit::Peer, &[says[0], says[1], &format!("{other:016x}")]);
+        drop(listener);
+        // And as the backup.
+        let mut alpha = Daemon::start(world, &replay(Config::alpha(world)));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let mut fake = Fake::dial(0);
+        let identity = Identity { engine: other, ..hello.identity };
+        fake.send(&Message::Hello(Hello { identity, held: None }));
+        let refusal = fake.refusal();
+        assert!(is_permanent(refusal.code), "{refusal:?}");
+        assert!(says.iter().all(|text| refusal.text.contains(text)), "{refusal:?}");
+        alpha.wait_for_log(&refusal.text);
+        alpha.wait_until(Role::Primary, State::Solo);
     });
 }
 

@@ -1,7 +1,7 @@
 //! What cannot work is refused at the start, before the VM runs: one clear message, and an exit code that tells where to
 //! look.
 
-use crate::fixture::{Config, Daemon, Pair, World};
+use crate::fixture::{Config, Daemon, Engine, Pair, World, call};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
 use std::fs::{self, Permissions};
@@ -17,13 +17,24 @@ fn refused(
     says: &'static [&'static str],
 ) {
     World::run(name, move |world| {
-        let config = change(world, Config::alpha(world));
-        Daemon::start_with(world, &config, by, &[]).must_fail(code, says);
-        assert!(!world.path("arbiter/web.cell").exists(), "the cell says that the VM runs");
+        refused_in(world, &change(world, Config::alpha(world)), by, code, says);
     });
 }
 
+fn refused_in(world: &World, config: &Config, by: &[&str], code: DaemonExit, says: &[&str]) {
+    Daemon::start_with(world, config, by, &[]).must_fail(code, says);
+    assert!(!world.path("arbiter/web.cell").exists(), "the cell says that the VM runs");
+}
+
 const NO_DEVICES: &[&str] = &["unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$@\"", "-"];
+const ONLY_TUN: &[&str] = &[
+    "unshare",
+    "-m",
+    "sh",
+    "-c",
+    "mount -t tmpfs none /dev && mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec \"$@\"",
+    "-",
+];
 const NULL_AS_KVM: &[&str] =
     &["unshare", "-m", "sh", "-c", "mount --bind /dev/null /dev/kvm && exec \"$@\"", "-"];
 const NO_NETWORK_RIGHTS: &[&str] = &["setpriv", "--bounding-set=-net_admin"];
@@ -31,18 +42,26 @@ const NO_RIGHT_TO_FOREIGN_FILES: &[&str] = &["setpriv", "--bounding-set=-dac_ove
 
 #[test]
 fn a_host_without_kvm() {
-    refused(
-        "a_host_without_kvm",
-        |_, config| config,
-        NO_DEVICES,
-        DaemonExit::Host,
-        &["/dev/kvm: No such file"],
-    );
+    World::run_on(Engine::Kvm, "a_host_without_kvm", |world| {
+        let says = ["/dev/kvm: No such file", "engine = \"soft\""];
+        refused_in(world, &Config::alpha(world), NO_DEVICES, DaemonExit::Host, &says);
+    });
+}
+
+#[test]
+fn a_host_without_kvm_is_enough_for_the_engine_in_software() {
+    World::run_on(Engine::Soft, "a_host_without_kvm_is_enough_for_the_engine_in_software", |world| {
+        let mut alpha = Daemon::start_with(world, &Config::alpha(world), ONLY_TUN, &[]);
+        alpha.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("PING"), "PONG");
+    });
 }
 
 #[test]
 fn a_kvm_that_is_none() {
-    refused("a_kvm_that_is_none", |_, config| config, NULL_AS_KVM, DaemonExit::Host, &["/dev/kvm"]);
+    World::run_on(Engine::Kvm, "a_kvm_that_is_none", |world| {
+        refused_in(world, &Config::alpha(world), NULL_AS_KVM, DaemonExit::Host, &["/dev/kvm"]);
+    });
 }
 
 #[test]

@@ -1,41 +1,45 @@
 //! Replay mode, and the engine that it needs: the promises of checkpoint mode, kept by executing twice.
 
-use crate::fixture::{Config, Daemon, Pair, Traffic, World, call};
+use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
 use ftd::control::api::{Role, State, Status};
 use ftd::exit::DaemonExit;
 
 fn replay(config: Config) -> Config {
-    soft(config).with("replication.mode", "replay")
+    config.with("replication.mode", "replay")
 }
 
-fn soft(config: Config) -> Config {
-    config.with("machine.engine", "soft")
+fn on_kvm(config: Config) -> Config {
+    config.with("machine.engine", Engine::Kvm.name())
 }
 
 #[test]
 fn a_vm_that_is_replayed_survives_the_loss_of_its_host_again_and_again() {
-    World::run("a_vm_that_is_replayed_survives_the_loss_of_its_host_again_and_again", |world| {
-        let mut pair = Pair::protected_with(world, replay);
-        let traffic = Traffic::start();
-        assert_eq!(call("LOAD 200 64 random"), "OK");
-        traffic.goes_on();
-        pair.alpha.kill();
-        let status = pair.beta.wait_until(Role::Primary, State::Solo);
-        assert!(status.take_over.is_some(), "{status:?}");
-        traffic.goes_on();
-        pair.alpha = Daemon::start(world, &pair.alpha_config);
-        pair.wait_protected_the_other_way_round();
-        traffic.goes_on();
-        pair.beta.kill();
-        pair.alpha.wait_until(Role::Primary, State::Solo);
-        traffic.goes_on();
-        traffic.must_have_lost_nothing();
-    });
+    World::run_on(
+        Engine::Soft,
+        "a_vm_that_is_replayed_survives_the_loss_of_its_host_again_and_again",
+        |world| {
+            let mut pair = Pair::protected_with(world, replay);
+            let traffic = Traffic::start();
+            assert_eq!(call("LOAD 200 64 random"), "OK");
+            traffic.goes_on();
+            pair.alpha.kill();
+            let status = pair.beta.wait_until(Role::Primary, State::Solo);
+            assert!(status.take_over.is_some(), "{status:?}");
+            traffic.goes_on();
+            pair.alpha = Daemon::start(world, &pair.alpha_config);
+            pair.wait_protected_the_other_way_round();
+            traffic.goes_on();
+            pair.beta.kill();
+            pair.alpha.wait_until(Role::Primary, State::Solo);
+            traffic.goes_on();
+            traffic.must_have_lost_nothing();
+        },
+    );
 }
 
 #[test]
 fn a_replayed_vm_moves_on_request_there_and_back() {
-    World::run("a_replayed_vm_moves_on_request_there_and_back", |world| {
+    World::run_on(Engine::Soft, "a_replayed_vm_moves_on_request_there_and_back", |world| {
         let mut pair = Pair::protected_with(world, replay);
         let traffic = Traffic::start();
         let output = pair.alpha.ctl(&["failover", "--yes"]);
@@ -52,7 +56,7 @@ fn a_replayed_vm_moves_on_request_there_and_back() {
 
 #[test]
 fn a_lost_backup_of_a_replayed_vm_is_replaced() {
-    World::run("a_lost_backup_of_a_replayed_vm_is_replaced", |world| {
+    World::run_on(Engine::Soft, "a_lost_backup_of_a_replayed_vm_is_replaced", |world| {
         let mut pair = Pair::protected_with(world, replay);
         let traffic = Traffic::start();
         pair.beta.kill();
@@ -67,7 +71,7 @@ fn a_lost_backup_of_a_replayed_vm_is_replaced() {
 
 #[test]
 fn the_status_of_replay_mode_says_how_far_the_backup_is() {
-    World::run("the_status_of_replay_mode_says_how_far_the_backup_is", |world| {
+    World::run_on(Engine::Soft, "the_status_of_replay_mode_says_how_far_the_backup_is", |world| {
         let mut pair = Pair::protected_with(world, replay);
         let traffic = Traffic::start();
         traffic.goes_on();
@@ -94,7 +98,7 @@ fn a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy() {
         eprintln!("SKIPPED {NAME}: FTD_MISREPLAY names no ftd built with --features misreplay");
         return;
     }
-    World::run(NAME, |world| {
+    World::run_on(Engine::Soft, NAME, |world| {
         let (alpha_config, beta_config) = (replay(Config::alpha(world)), replay(Config::beta(world)));
         let mut alpha = Daemon::start(world, &alpha_config);
         let misreplaying = ["sh", "-c", "shift; exec \"$FTD_MISREPLAY\" \"$@\"", "-"];
@@ -125,8 +129,8 @@ fn a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy() {
 
 #[test]
 fn the_engine_in_software_is_protected_by_checkpoints_too() {
-    World::run("the_engine_in_software_is_protected_by_checkpoints_too", |world| {
-        let mut pair = Pair::protected_with(world, soft);
+    World::run_on(Engine::Soft, "the_engine_in_software_is_protected_by_checkpoints_too", |world| {
+        let mut pair = Pair::protected(world);
         let traffic = Traffic::start();
         traffic.goes_on();
         pair.alpha.kill();
@@ -138,11 +142,12 @@ fn the_engine_in_software_is_protected_by_checkpoints_too() {
 
 #[test]
 fn what_replay_mode_cannot_do_is_refused_by_name() {
-    World::run("what_replay_mode_cannot_do_is_refused_by_name", |world| {
+    World::run_on(Engine::Soft, "what_replay_mode_cannot_do_is_refused_by_name", |world| {
         let alpha = || Config::alpha(world);
         for (config, says) in [
-            (alpha().with("replication.mode", "replay"), "machine.engine = kvm"),
-            (soft(alpha()).with("machine.vcpus", 2), "machine.vcpus = 2"),
+            (on_kvm(replay(alpha())), "machine.engine = kvm"),
+            (alpha().with("machine.vcpus", 2), "machine.vcpus = 2"),
+            (replay(alpha()).with("machine.vcpus", 2), "machine.vcpus = 2"),
             (replay(alpha()).with("replay.batch_bytes", 1), "batch_bytes"),
         ] {
             Daemon::start(world, &config).must_fail(DaemonExit::Usage, &[says]);
@@ -152,14 +157,23 @@ fn what_replay_mode_cannot_do_is_refused_by_name() {
 }
 
 #[test]
-fn a_backup_of_another_mode_or_engine_ends_and_says_which() {
-    World::run("a_backup_of_another_mode_or_engine_ends_and_says_which", |world| {
+fn a_backup_of_another_mode_ends_and_says_which() {
+    World::run_on(Engine::Soft, "a_backup_of_another_mode_ends_and_says_which", |world| {
         let mut alpha = Daemon::start(world, &replay(Config::alpha(world)));
         alpha.wait_until(Role::Primary, State::Solo);
-        let mut beta = Daemon::start(world, &soft(Config::beta(world)));
-        beta.must_fail(DaemonExit::Peer, &["replication.mode differs", "replay", "checkpoint"]);
         let mut beta = Daemon::start(world, &Config::beta(world));
-        beta.must_fail(DaemonExit::Peer, &["engine differs"]);
+        beta.must_fail(DaemonExit::Peer, &["replication.mode differs", "replay", "checkpoint"]);
+        alpha.wait_until(Role::Primary, State::Solo);
+    });
+}
+
+#[test]
+fn a_backup_of_another_engine_ends_and_says_so() {
+    World::run_on(Engine::Kvm, "a_backup_of_another_engine_ends_and_says_so", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let soft = Config::beta(world).with("machine.engine", Engine::Soft.name());
+        Daemon::start(world, &soft).must_fail(DaemonExit::Peer, &["engine differs"]);
         alpha.wait_until(Role::Primary, State::Solo);
     });
 }

@@ -37,13 +37,7 @@ impl World {
     pub fn ask(&mut self, n: usize, what: Ask) {
         let hook = if matches!(what, Ask::Read) { Hook::ReadSent } else { Hook::SetSent };
         let id = self.arbiter.requests.len();
-        self.arbiter.requests.push(Request {
-            node: n,
-            inc: self.nodes[n].inc,
-            what,
-            pending: false,
-            overtaken: false,
-        });
+        self.arbiter.requests.push(Request { node: n, inc: self.nodes[n].inc, what, pending: false });
         self.hook(hook);
         let down = self.arbiter.down[n] > 0;
         let flaky = self.arbiter.flaky > 0 && self.rng.random_bool(0.4);
@@ -124,14 +118,14 @@ impl World {
     /// A request reaches the arbiter and is carried out.
     pub fn arrive(&mut self, id: usize, answer: bool) {
         self.arbiter.requests[id].pending = false;
-        let Request { node: n, inc, what, overtaken, .. } = self.arbiter.requests[id].clone();
+        let Request { node: n, inc, what, .. } = self.arbiter.requests[id].clone();
         let event = match what {
             Ask::Read => Event::CellRead(Ok(self.arbiter.cell.clone())),
             Ask::Set { expected, new } => {
                 let found = self.arbiter.cell.as_ref().map(|cell| cell.generation);
                 let wild = self.mutant == Some(Mutant::SetWithoutCompare);
                 if found == expected || wild {
-                    self.set_cell(n, inc, new.clone(), overtaken);
+                    self.set_cell(n, inc, new.clone());
                     Event::CellSet(Outcome::Won(new))
                 } else {
                     self.stats.add(Count::CasLost);
@@ -146,7 +140,7 @@ impl World {
         }
     }
 
-    fn set_cell(&mut self, node: usize, inc: u32, new: Cell, overtaken: bool) {
+    fn set_cell(&mut self, node: usize, inc: u32, new: Cell) {
         trace!(self, "arbiter: {} sets {new:?}", NAMES[node]);
         self.stats.add(Count::CasWon);
         let before = self.arbiter.cell.replace(new.clone());
@@ -166,13 +160,12 @@ impl World {
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
-        let cause = match (dead, self.nodes[node].fresh, overtaken) {
-            (true, ..) => "a dead process's request was carried out",
-            (_, true, _) => "given up by the operator (--fresh)",
-            (.., true) => "the request of a backup that diverged meanwhile was carried out",
-            _ => "cell set",
+        let cause = match (dead, self.nodes[node].fresh) {
+            (true, _) => "a dead process's request was carried out",
+            (false, true) => "given up by the operator (--fresh)",
+            (false, false) => "cell set",
         };
-        self.check_copies(cause, dead || self.nodes[node].fresh || overtaken);
+        self.check_copies(cause, dead || self.nodes[node].fresh);
         self.hook(Hook::CellSet);
     }
 }

@@ -4,7 +4,8 @@
 //!   checkpoint sealed under that very pairing covers it; and whoever resumes the VM knows every frame that ever left.
 //! - I2: a frame leaves only from the process that started the newest run of the VM, on the node that the cell names as
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
-//! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the cell.
+//! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the cell, and
+//!   none that has diverged.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use crate::model::{Ask, Frame, Gate, NAMES, index_of};
@@ -140,6 +141,9 @@ impl World {
         let Some(image) = self.nodes[n].exec.image else {
             return self.fail(format!("I3: {name} takes over with no sealed state"));
         };
+        if self.nodes[n].exec.diverged {
+            self.fail(format!("I3: {name} won the cell with {image:?}, which has diverged"));
+        }
         if !image.complete || image.epoch < epoch {
             self.fail(format!("I3: {name} takes over at epoch {epoch} from {image:?}"));
         }

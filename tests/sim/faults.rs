@@ -4,7 +4,7 @@ use ftd::role::{Event, GuestEnd, Micros};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::model::{Input, Mutant, NAMES, Trip, index_of};
+use crate::model::{Image, Input, Mutant, NAMES, Trip, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::{Act, Hook, World};
@@ -75,8 +75,10 @@ pub enum Fault {
     },
     /// The owner cannot ship anything more to its backup.
     BreakPairing,
-    /// What the other one holds is not the VM's state any more, and it finds that out.
-    Diverge,
+    /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of it.
+    Diverge {
+        at_once: bool,
+    },
 }
 
 /// The end of a fault that lasts.
@@ -133,7 +135,10 @@ pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = if rng.random_bool(0.5) { Fault::BreakPairing } else { Fault::Diverge };
+            let fault = match rng.random_range(0..4) {
+                0 | 1 => Fault::BreakPairing,
+                kind => Fault::Diverge { at_once: kind == 2 },
+            };
             (moment(&mut rng, until), fault)
         })
         .collect()
@@ -288,15 +293,17 @@ impl World {
                 let n = self.pick(whom);
                 self.nodes[n].fail_takeover = true;
             }
-            Fault::Diverge => {
+            Fault::Diverge { at_once } => {
                 let node = &mut self.nodes[1 - owner];
-                if node.up && node.exec.image.is_some() && !node.exec.diverged {
+                // What was looked at to its end stands still.
+                let executes = |image: Image| node.exec.verified != Some(image.epoch);
+                if node.up && node.exec.image.is_some_and(executes) && !node.exec.diverged {
                     self.stats.add(Count::FaultDiverge);
                     node.exec.diverged = true;
-                    let asked = self.arbiter.requests.iter_mut().filter(|request| request.node == 1 - owner);
-                    asked.for_each(|request| request.overtaken = true);
                     self.check_copies("the backup diverged", true);
-                    self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
+                    if at_once {
+                        self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
+                    }
                 }
             }
             Fault::BreakPairing => {

@@ -175,6 +175,8 @@ pub struct Exec {
     pub image: Option<Image>,
     /// The image is not the VM's state any more, whatever it was.
     pub diverged: bool,
+    /// The epoch up to which the image was looked at to its end: it diverges no more.
+    pub verified: Option<u64>,
     /// The connection and pairing that checkpoints are taken from.
     pub recv: Option<(ConnId, u64)>,
     pub dialling: bool,
@@ -192,6 +194,7 @@ impl Default for Exec {
             repl: None,
             image: None,
             diverged: false,
+            verified: None,
             recv: None,
             dialling: false,
             dial_loop: false,
@@ -260,8 +263,6 @@ pub struct Request {
     pub what: Ask,
     /// It can still be carried out.
     pub pending: bool,
-    /// The node has found out since that what it holds is not the VM's state: a request cannot be taken back.
-    pub overtaken: bool,
 }
 
 /// What is asked of the arbiter.
@@ -301,6 +302,8 @@ pub enum Mutant {
     ClockStopsInFreeze,
     /// The arbiter does not compare.
     SetWithoutCompare,
+    /// Whatever is held is said to be good.
+    VerifiesNothing,
 }
 
 impl Mutant {
@@ -309,7 +312,7 @@ impl Mutant {
         match self {
             Self::ReleaseAtCapture | Self::PassOnLoss | Self::HoldTooLate => "I1",
             Self::UnknownIsNotAttempted => "I1",
-            Self::SealAtFirstPiece => "I3",
+            Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SetWithoutCompare => "arbiter",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
@@ -317,7 +320,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -331,5 +334,6 @@ impl Mutant {
         Self::WildClocks,
         Self::ClockStopsInFreeze,
         Self::SetWithoutCompare,
+        Self::VerifiesNothing,
     ];
 }

@@ -121,6 +121,14 @@ impl World {
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
             core.handle(now, event, &mut commands);
+            // Where nothing diverges, the answer is part of the question.
+            if self.plain
+                && let Some(at) =
+                    commands.iter().position(|command| matches!(command, Command::Verify { .. }))
+                && let Command::Verify { epoch } = commands.remove(at)
+            {
+                core.handle(now, Event::Verified { epoch }, &mut commands);
+            }
         }
         // A connection that the core does not follow is closed.
         if let Some((welcomed, pairing, resumed)) = welcomed
@@ -185,7 +193,8 @@ impl World {
             Msg::Heartbeat { stamp } => Event::Heartbeat { conn, stamp },
             Msg::Echo { stamp } => Event::Echo { conn, stamp },
             Msg::Paired { generation } => Event::Paired { conn, generation },
-            Msg::HandOver { epoch } => Event::HandedOver { conn, epoch },
+            // Told when all of it is executed.
+            Msg::HandOver { epoch } => self.verify(n, Event::HandedOver { conn, epoch }),
             Msg::TookOver { generation } => Event::PeerTookOver { conn, generation },
             Msg::Decline { why } => Event::HandOverDeclined { conn, why },
             Msg::Bye { why } => {
@@ -221,6 +230,24 @@ impl World {
             self.stats.add(Count::FullCopies);
         }
         Some(Event::Sealed { conn, pairing, epoch, stamp })
+    }
+
+    /// Looks at all that is held: the news, or that it is of no use.
+    fn verify(&mut self, n: usize, news: Event) -> Event {
+        let exec = &mut self.nodes[n].exec;
+        if exec.diverged && self.mutant != Some(Mutant::VerifiesNothing) {
+            return Event::StateLost("diverged".into());
+        }
+        exec.verified = exec.image.map(|image| image.epoch);
+        news
+    }
+
+    /// The answer to the core's question whether what is held is good.
+    pub fn verified(&mut self, n: usize, inc: u32, epoch: u64) {
+        if self.nodes[n].inc == inc && self.nodes[n].up && self.nodes[n].exec.image.is_some() {
+            let answer = self.verify(n, Event::Verified { epoch });
+            self.incoming(n, Input::Event(answer));
+        }
     }
 
     /// This end of a connection is closed: nothing is sent on it or taken from it any more.
@@ -313,10 +340,16 @@ impl World {
                 self.stats.add(Count::HandedOver);
                 self.send(n, conn, Msg::TookOver { generation });
             }
+            Command::Verify { epoch } => {
+                let inc = self.nodes[n].inc;
+                // Not drawn: what others draw stays what it is.
+                self.later(1_000 * (self.now % 31), Act::Verified { n, inc, epoch });
+            }
             Command::Discard => {
                 self.check_discard(n);
                 self.nodes[n].exec.image = None;
                 self.nodes[n].exec.diverged = false;
+                self.nodes[n].exec.verified = None;
                 self.check_copies("discarded", self.nodes[n].stopping);
             }
             Command::StopVm => {
@@ -515,8 +548,8 @@ impl World {
         self.check_take_over(n, epoch, generation);
         let Some(image) = self.nodes[n].exec.image.take() else { return };
         self.hook(Hook::TakeOver);
-        let diverged = std::mem::take(&mut self.nodes[n].exec.diverged);
-        if std::mem::take(&mut self.nodes[n].fail_takeover) || diverged {
+        self.nodes[n].exec.verified = None;
+        if std::mem::take(&mut self.nodes[n].fail_takeover) {
             self.stats.add(Count::FaultTakeOver);
             self.check_copies("restoring failed", true);
             return self.incoming(n, Input::Event(Event::TakeOverFailed("no memory".into())));

@@ -39,6 +39,7 @@ pub enum Act {
     Reset { conn: ConnId, side: usize },
     Arrive { id: usize, answer: bool },
     Answer { n: usize, inc: u32, event: Event },
+    Verified { n: usize, inc: u32, epoch: u64 },
     Inject(Fault),
     Undo(Undo),
     Thaw { n: usize, inc: u32 },
@@ -143,6 +144,7 @@ pub struct World {
     pub hooks: Vec<(Hook, u32, Fault)>,
     pub healed: bool,
     pub repls: u32,
+    pub plain: bool,
     calm: bool,
     switchovers_asked: u64,
     protected_at: Option<Micros>,
@@ -199,6 +201,7 @@ impl World {
             hooks: Vec::new(),
             healed: false,
             repls: 0,
+            plain: setup.plain,
             calm: setup.calm,
             switchovers_asked: 0,
             protected_at: None,
@@ -351,6 +354,7 @@ impl World {
             Act::Reset { conn, side } => self.reset(conn, side),
             Act::Arrive { id, answer } => self.arrive(id, answer),
             Act::Answer { n, inc, event } => self.answered(n, inc, event),
+            Act::Verified { n, inc, epoch } => self.verified(n, inc, epoch),
             Act::Inject(fault) => {
                 if !self.healed {
                     self.inject(fault);

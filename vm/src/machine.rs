@@ -18,7 +18,7 @@ use crate::engine::kvm::KvmError;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
 use crate::memory::{GuestRam, MemoryError, PageIndex};
-use crate::replay::{LogCut, LogError, ReplayPosition};
+use crate::replay::{LogCut, LogError, Registers, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
 use crate::state::{self, EngineState, MachineState, StateError};
 use std::sync::Arc;
@@ -407,6 +407,11 @@ impl Machine {
     /// processor is the host's.
     pub fn unknown_instructions(&self) -> u64 {
         self.engine.soft().map_or(0, SoftEngine::unknown_instructions)
+    }
+
+    /// The processor's registers, of a machine on the deterministic engine; also of one that has crashed or diverged.
+    pub fn registers(&self) -> Result<Registers, MachineError> {
+        self.soft("reading registers")?.registers()
     }
 
     fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {

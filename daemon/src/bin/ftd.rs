@@ -47,8 +47,9 @@ enum Cmd {
     },
     /// Boot the VM alone, unprotected, on the deterministic engine, and record its run into a file
     ///
-    /// The recording begins with the machine as it boots and ends when the guest does, when the time is over, or on
-    /// SIGINT or SIGTERM. A recorder that dies leaves a recording of all but the last moments.
+    /// The recording begins with the machine as it boots and ends when the guest does (it powers off, crashes, or resets,
+    /// whatever on_reset says), when the time is over, or on SIGINT or SIGTERM. A recorder that dies leaves a recording of
+    /// all but the last moments. The VM speaks with its own address: stop it on both hosts first, or give it another TAP.
     Record {
         /// The configuration; of its VM, only the machine matters
         #[arg(long, value_name = "FILE")]
@@ -73,7 +74,7 @@ enum Cmd {
     Replay {
         /// The recording
         log: PathBuf,
-        /// Stop when so many instructions have been executed
+        /// Stop when so many instructions have been executed, and show the registers
         #[arg(long, value_name = "COUNT")]
         until: Option<u64>,
         /// Fail also when the recording has no end (its recorder was killed, or it was cut)

@@ -59,7 +59,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
     machine.show_replayed_console(!options.quiet)?;
 
     let start = machine.count();
-    let replay = Replay {
+    let mut replay = Replay {
         path,
         until: options.until,
         log: LogReader::new(start),
@@ -69,9 +69,16 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
         view,
         machine,
     };
-    let outcome = replay.run(&mut reader);
+    let verdict = replay.run(&mut reader).and_then(|outcome| outcome.judge(options.verify));
+    if options.until.is_some() || matches!(verdict, Err(RunError::Diverged(_))) {
+        match replay.machine.registers() {
+            Ok(registers) => eprintln!("ftd: registers at {registers}"),
+            Err(e) => eprintln!("ftd: no registers: {e}"),
+        }
+    }
+    drop(replay);
     printer.into_iter().for_each(Printer::finish);
-    outcome?.judge(options.verify)
+    verdict
 }
 
 /// A replay under way.
@@ -105,7 +112,7 @@ struct Outcome {
 }
 
 impl Replay<'_> {
-    fn run(mut self, reader: &mut Reader<BufReader<File>>) -> Result<Outcome, RunError> {
+    fn run(&mut self, reader: &mut Reader<BufReader<File>>) -> Result<Outcome, RunError> {
         self.machine.resume()?;
         let (mut ahead, mut batches) = (0, 0);
         let last = loop {

@@ -1,9 +1,11 @@
 use super::*;
 use crate::config::Config;
 use ft_checkpoint::recording::{About, Writer};
+use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
 use ft_vm::memory::GuestRam;
-use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec};
+use ft_vm::replay::log::{Digest, Input, LogWriter, REGISTERS};
+use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;
 use tempfile::TempDir;
 
@@ -84,6 +86,72 @@ fn a_recording_with_a_flipped_bit_is_refused_with_the_place() {
     let mut bytes = recording(&about());
     bytes[40] ^= 0x10;
     says(refusal(&bytes, &[]), DaemonExit::Failure, &["corrupt at byte 8"]);
+}
+
+/// A recording of a machine that has just booted, with a log that the recorder did not write.
+fn with_log(log: impl FnOnce(u64) -> Vec<Vec<u8>>) -> Vec<u8> {
+    let about = about();
+    let ram = GuestRam::new(about.spec.ram_bytes).unwrap();
+    let (_, console) = console::open(true, console::WhenFull::Drop).unwrap();
+    let wiring = Wiring { frames: None, console, disks: Vec::new() };
+    let mut machine = Machine::new(&about.spec, &ram, wiring).unwrap();
+    let boot = Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: String::new() };
+    machine.boot(&boot).unwrap();
+    machine.start_recording().unwrap();
+    let mut state = Vec::new();
+    machine.capture(&mut state).unwrap();
+    let mut writer = Writer::begin(Vec::new(), 1, &about, &state, &ram.view().unwrap()).unwrap();
+    for batch in log(machine.count()) {
+        writer.log(&batch).unwrap();
+    }
+    writer.end(&ft_checkpoint::recording::End { count: 0, digest: 0, why: EndReason::Stopped }).unwrap()
+}
+
+/// Batches of a log, each a thousand instructions long.
+fn batches(start: u64) -> Vec<Vec<u8>> {
+    let mut writer = LogWriter::new(start);
+    let batch = |number: u64| {
+        let mut out = Vec::new();
+        writer.cut(start + 1000 * (number + 1), &mut out).map(|_| out).unwrap()
+    };
+    (0..3).map(batch).collect()
+}
+
+#[test]
+fn a_log_that_does_not_go_on_where_the_machine_is_is_refused_with_its_batch() {
+    fn order(of: [usize; 3]) -> impl FnOnce(u64) -> Vec<Vec<u8>> {
+        move |start| of.map(|i| batches(start)[i].clone()).to_vec()
+    }
+    fn back(start: u64) -> Vec<Vec<u8>> {
+        let mut far = Vec::new();
+        LogWriter::new(start).cut(start + 5000, &mut far).unwrap();
+        vec![far, batches(start)[1].clone()]
+    }
+    let cases: [(Vec<u8>, [&str; 2]); 5] = [
+        (with_log(order([0, 2, 1])), ["batch 1 of the recording", "batch 2 where batch 1 is due"]),
+        (with_log(order([0, 0, 1])), ["batch 1 of the recording", "batch 0 again"]),
+        (with_log(order([1, 2, 2])), ["batch 0 of the recording", "the ones before it are missing"]),
+        (with_log(|start| batches(start + 7)), ["batch 0 of the recording", "the log has come to"]),
+        (with_log(back), ["batch 1 of the recording", "starts at count 1000, the log has come to 5000"]),
+    ];
+    for (file, parts) in cases {
+        says(refusal(&file, &[]), DaemonExit::Failure, &parts);
+    }
+    // In order it is executed; that the recording states another end is another matter.
+    says(refusal(&with_log(batches), &[]), DaemonExit::Diverged, &["it ended at count"]);
+}
+
+#[test]
+fn a_replay_that_comes_to_something_else_is_told_with_its_count_and_the_first_difference() {
+    let file = with_log(|start| {
+        let mut writer = LogWriter::new(start);
+        let nowhere = Digest { registers: [0; REGISTERS.len()], pages: Vec::new() };
+        writer.append(start + 700, &Input::Digest(Box::new(nowhere))).unwrap();
+        let mut out = Vec::new();
+        writer.cut(start + 1000, &mut out).unwrap();
+        vec![out]
+    });
+    says(refusal(&file, &[]), DaemonExit::Diverged, &["at count 700", "register r", "0x0 was recorded"]);
 }
 
 #[test]

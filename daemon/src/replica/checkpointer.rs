@@ -12,7 +12,7 @@ use super::progress::Replay;
 use super::shipper::Shipper;
 use super::wiring::{Attach, MakeWiring};
 use crate::clock;
-use crate::role::{ConnId, Event, GuestEnd};
+use crate::role::{Event, GuestEnd};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use ft_checkpoint::backlog::Applier;
@@ -50,9 +50,9 @@ pub enum Order {
     Follow(Vec<u8>, Applier),
     /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
     Feed(Vec<u8>, Instant),
-    /// Backup in replay mode: tell of the hand-over when all the log is executed.
-    HandOver(ConnId, u64),
-    /// Backup in replay mode: the machine executes all the log there is, and then runs on by itself.
+    /// Backup in replay mode: tell the core this when all the log there is has been executed.
+    WhenExecuted(Event),
+    /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
     GoLive(Reply<Result<GoneLive, String>>),
     /// Stops and drops the machine.
     Stop(Reply<()>),
@@ -269,9 +269,9 @@ impl Checkpointer {
                     follower.feed(vm, &self.setup, &log, at);
                 }
             }
-            Order::HandOver(conn, epoch) => {
+            Order::WhenExecuted(news) => {
                 if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
-                    follower.hand_over(vm, &self.setup, conn, epoch);
+                    follower.tell_when_executed(vm, &self.setup, news);
                 }
             }
             Order::GoLive(reply) => answer(reply, self.go_live()),

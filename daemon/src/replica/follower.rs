@@ -6,7 +6,7 @@
 
 use super::Input;
 use super::checkpointer::{Setup, Vm};
-use crate::role::{ConnId, Event, GuestEnd};
+use crate::role::{Event, GuestEnd};
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::wire::message::Position;
 use ft_vm::machine::MachineEvent;
@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// A machine that does not come to the end of its log, and to no instruction further in this time, never will.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// While the end of the log is waited for, the rest is looked at this often.
-const PATIENCE_STEP: Duration = Duration::from_millis(50);
 
 /// See the module.
 #[derive(Default)]
@@ -26,12 +24,21 @@ pub(super) struct Follower {
     /// What is not executed to its end, oldest first.
     fed: VecDeque<Fed>,
     pending_bytes: u64,
-    /// The hand-over to tell of when all is executed.
-    handed_over: Option<(ConnId, u64)>,
+    /// What to tell when all is executed.
+    when_executed: Option<Awaited>,
+    /// Epochs of log that were still to be executed when that was asked.
+    pending: u64,
     /// The guest came to its end as the log says.
     ended: Option<GuestEnd>,
     /// It has been said that the state is of no use.
     lost: bool,
+}
+
+struct Awaited {
+    news: Event,
+    /// Where the machine was, and since when.
+    count: u64,
+    moved_at: Instant,
 }
 
 struct Fed {
@@ -42,7 +49,7 @@ struct Fed {
 
 /// What a take-over found.
 pub struct GoneLive {
-    /// Epochs of log that were still to be executed.
+    /// Epochs of log that were still to be executed when the primary was lost.
     pub pending: u64,
     /// The guest had come to its end.
     pub ended: Option<GuestEnd>,
@@ -67,7 +74,7 @@ impl Follower {
 
     /// When there is something to look at.
     pub(super) fn wait_limit(&self, calm: Duration) -> Duration {
-        if self.fed.is_empty() && self.handed_over.is_none() { calm } else { LOOK_INTERVAL }
+        if self.fed.is_empty() && self.when_executed.is_none() { calm } else { LOOK_INTERVAL }
     }
 
     /// The log of one more epoch.
@@ -84,9 +91,11 @@ impl Follower {
         self.look(vm, setup);
     }
 
-    /// Tells of the hand-over when everything is executed.
-    pub(super) fn hand_over(&mut self, vm: &mut Vm, setup: &Setup, conn: ConnId, epoch: u64) {
-        self.handed_over = Some((conn, epoch));
+    /// Gives the core this news when everything is executed, unless that shows that the state is lost.
+    pub(super) fn tell_when_executed(&mut self, vm: &mut Vm, setup: &Setup, news: Event) {
+        self.pending = self.fed.len() as u64;
+        let count = vm.machine.replay_position().count;
+        self.when_executed = Some(Awaited { news, count, moved_at: Instant::now() });
         self.look(vm, setup);
     }
 
@@ -102,12 +111,34 @@ impl Follower {
         }
         let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
-        if self.fed.is_empty()
-            && !self.lost
-            && let Some((conn, epoch)) = self.handed_over.take()
-        {
-            let _ = setup.inputs.send(Input::Event(Event::HandedOver { conn, epoch }));
+        let is_executed = self.is_executed(vm);
+        match &mut self.when_executed {
+            _ if self.lost => self.when_executed = None,
+            Some(awaited) if awaited.count != count => {
+                (awaited.count, awaited.moved_at) = (count, Instant::now());
+            }
+            Some(awaited) if !is_executed && awaited.moved_at.elapsed() > STUCK_AFTER => {
+                self.lose(setup, format!("the log is not executed beyond instruction {count}"));
+            }
+            _ => {}
         }
+        if is_executed && let Some(Awaited { news, .. }) = self.when_executed.take() {
+            let _ = setup.inputs.send(Input::Event(news));
+        }
+    }
+
+    /// Whether the machine has come to the end of its log, or the guest to its own.
+    fn is_executed(&self, vm: &Vm) -> bool {
+        !self.lost
+            && self.fed.is_empty()
+            && match vm.machine.wait_replayed(Duration::ZERO) {
+                Ok(executed) => executed,
+                Err(_) => self.has_crashed(),
+            }
+    }
+
+    fn has_crashed(&self) -> bool {
+        matches!(self.ended, Some(GuestEnd::Crashed(_)))
     }
 
     fn listen(&mut self, vm: &mut Vm, setup: &Setup) {
@@ -133,28 +164,23 @@ impl Follower {
         }
     }
 
-    /// Executes all that is held, and makes the machine one like any other. It is paused then.
+    /// All that is held is executed: makes the machine one like any other. It is paused then.
     pub(super) fn go_live(&mut self, vm: &mut Vm, setup: &Setup) -> Result<GoneLive, String> {
-        self.look(vm, setup);
-        let pending = self.fed.len() as u64;
-        let (mut count, mut moved_at) = (vm.machine.replay_position().count, Instant::now());
-        while !self.lost && !vm.machine.wait_replayed(PATIENCE_STEP).map_err(|e| e.to_string())? {
-            setup.watchdog.round();
-            self.look(vm, setup);
-            let now = vm.machine.replay_position().count;
-            if now != count {
-                (count, moved_at) = (now, Instant::now());
-            } else if moved_at.elapsed() > STUCK_AFTER {
-                return Err(format!("the log is not executed beyond instruction {count}"));
-            }
-        }
         self.look(vm, setup);
         if self.lost {
             return Err("what was executed here is not what the primary executed".into());
         }
-        vm.machine.pause().map_err(|e| e.to_string())?;
-        self.listen(vm, setup);
-        vm.machine.go_live().map_err(|e| e.to_string())?;
-        Ok(GoneLive { pending, ended: self.ended.take() })
+        if !self.is_executed(vm) {
+            return Err(format!(
+                "the log is not executed to its end, instruction {}",
+                vm.machine.replay_position().fed
+            ));
+        }
+        if !self.has_crashed() {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            self.listen(vm, setup);
+            vm.machine.go_live().map_err(|e| e.to_string())?;
+        }
+        Ok(GoneLive { pending: self.pending, ended: self.ended.take() })
     }
 }

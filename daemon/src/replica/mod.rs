@@ -312,7 +312,7 @@ impl Replica {
         match input {
             // What is held is complete when it is executed: the machine's thread says so in its turn.
             Input::FromPeer(Event::HandedOver { conn, epoch }, _) if self.replay.on => {
-                self.order(Order::HandOver(conn, epoch));
+                self.order(Order::WhenExecuted(Event::HandedOver { conn, epoch }));
             }
             Input::Event(event) | Input::FromPeer(event, _) => self.on_event(event),
             Input::Accepted { fitting, hello } => {
@@ -483,6 +483,11 @@ impl Replica {
             Command::SendHeartbeat { conn, stamp } => self.send(conn, Message::Heartbeat { stamp_us: stamp }),
             Command::SendPaired { conn, generation } => self.send(conn, Message::Paired { generation }),
             Command::FinalCheckpoint => self.order(Order::Freeze),
+            // In replay mode what is held is known to be good when it is executed; else it was verified as it was sealed.
+            Command::Verify { epoch } if self.replay.on => {
+                self.order(Order::WhenExecuted(Event::Verified { epoch }));
+            }
+            Command::Verify { epoch } => self.own_news.push_back(Event::Verified { epoch }),
             Command::SendHandOver { conn, epoch } => self.send(conn, Message::Switchover { epoch }),
             Command::Thaw => self.order(Order::Thaw),
             Command::SendAck { conn, epoch, stamp } => {

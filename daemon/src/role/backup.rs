@@ -42,8 +42,9 @@ enum Stage {
     /// With the primary, or dialling it.
     Following,
     /// The primary is lost and we hold a sealed state: after a while the cell is asked.
-    /// `named_in`: the generation in which the cell was seen to name us with what we hold.
-    Orphaned { since: Micros, named_in: Option<u64> },
+    /// `named_in`: the generation in which the cell was seen to name us with what we hold. `verified`: what we hold can be
+    /// gone on from, as far as anybody can tell.
+    Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
     Contesting { handed_over: bool },
 }
@@ -99,6 +100,16 @@ impl Backup {
                         self.promise(core);
                         core.out.push(Command::SendAck { conn, epoch, stamp });
                     }
+                    if let Stage::Orphaned { verified, .. } = &mut self.stage {
+                        *verified = false;
+                        core.out.push(Command::Verify { epoch });
+                    }
+                }
+            }
+            Event::Verified { epoch } => {
+                let held = self.sealed_epoch();
+                if let Stage::Orphaned { verified, .. } = &mut self.stage {
+                    *verified = epoch == held;
                 }
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
@@ -109,7 +120,15 @@ impl Backup {
             Event::HandedOver { conn, epoch } if self.is_linked(conn) => {
                 self.on_handed_over(core, conn, epoch)
             }
-            Event::StateLost(why) if self.hold != Hold::Nothing => return self.lose_state(core, why),
+            // The cell may be ours already. If it is, the take-over fails over what is lost here, and says so.
+            Event::StateLost(_) if core.arbiter.is_setting() => {}
+            Event::StateLost(why) if self.hold != Hold::Nothing => {
+                if let Some(link) = &self.link {
+                    core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
+                }
+                self.discard(core, why);
+                return self.stop_if_free(core);
+            }
             Event::SwitchoverRequested => {
                 let why = "this node is the backup; ask the primary".to_string();
                 core.out.push(Command::SwitchoverDone(Err(why)));
@@ -204,13 +223,19 @@ impl Backup {
         self.why = format!("lost the primary: {why}");
         match (self.hold, self.stage) {
             (_, Stage::Contesting { .. }) => {}
-            (Hold::Sealed(_), _) => {
-                self.stage = Stage::Orphaned { since: core.now, named_in: None };
+            (Hold::Sealed(held), _) => {
+                self.orphan(core, held);
                 core.arbiter.hurry();
-                core.out.push(Command::Dial);
             }
             _ => self.discard(core, format!("lost the primary before a checkpoint was complete: {why}")),
         }
+    }
+
+    /// Without a primary from now on. Whatever else has to be waited for, what is held is verified meanwhile.
+    fn orphan(&mut self, core: &mut Core, held: Held) {
+        self.stage = Stage::Orphaned { since: core.now, named_in: None, verified: false };
+        core.out.push(Command::Verify { epoch: held.epoch });
+        core.out.push(Command::Dial);
     }
 
     /// Holds nothing any more and follows anew.
@@ -226,25 +251,6 @@ impl Backup {
         self.paired = false;
         self.why = why;
         core.out.push(Command::Dial);
-    }
-
-    /// What is held is of no use: the primary is told, and this node asks for nothing with it.
-    fn lose_state(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        if let Some(link) = &self.link {
-            core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
-        }
-        if !core.arbiter.make_moot() {
-            self.discard(core, why);
-            return self.stop_if_free(core);
-        }
-        // The cell may come to be ours all the same: its answer is waited for, with nothing in hand.
-        if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
-        }
-        core.out.push(Command::Discard);
-        self.hold = Hold::Nothing;
-        self.why = why;
-        None
     }
 
     fn on_handed_over(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
@@ -270,10 +276,11 @@ impl Backup {
     pub(super) fn pursue(&mut self, core: &mut Core) {
         match self.stage {
             Stage::Following => {}
-            // The cell is read at once, and asked for when the promise and the primary's head start are over.
+            // The cell is read at once, and asked for when what is held is verified, and the promise and the primary's head
+            // start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
-            Stage::Orphaned { since, named_in: Some(generation) } => {
-                if core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
+            Stage::Orphaned { since, named_in: Some(generation), verified } => {
+                if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
                     self.contest(core, generation, false);
                 }
             }
@@ -337,10 +344,6 @@ impl Backup {
 
     /// The cell cannot become ours now, and nothing was changed: a hand-over is declined, an orphan waits on.
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        if self.hold == Hold::Nothing {
-            self.discard(core, why);
-            return self.stop_if_free(core);
-        }
         self.why = why;
         match (self.stage, &self.link) {
             (Stage::Contesting { .. }, Some(link)) => {
@@ -348,8 +351,9 @@ impl Backup {
                 self.stage = Stage::Following;
             }
             (Stage::Contesting { .. }, None) => {
-                self.stage = Stage::Orphaned { since: core.now, named_in: None };
-                core.out.push(Command::Dial);
+                if let Hold::Sealed(held) = self.hold {
+                    self.orphan(core, held);
+                }
             }
             _ => {}
         }

@@ -146,8 +146,8 @@ enum Asked {
     /// `void`: asked in a situation that is over; the answer concerns nobody.
     Read { void: bool },
     /// `in_doubt`: an earlier attempt at this very request may have been carried out. `resend_at`: its answer was
-    /// lost, ask again then. `moot`: nothing can be made of it any more, so it is not repeated; it may still be carried out.
-    Set { expected: Option<u64>, new: Cell, in_doubt: bool, resend_at: Option<Micros>, moot: bool },
+    /// lost, ask again then.
+    Set { expected: Option<u64>, new: Cell, in_doubt: bool, resend_at: Option<Micros> },
 }
 
 /// A certain answer to a compare-and-set.
@@ -167,22 +167,6 @@ impl Arbitration {
     /// Whether the cell may be changing by our own request right now.
     pub(super) fn is_setting(&self) -> bool {
         matches!(self.asked, Some(Asked::Set { .. }))
-    }
-
-    /// A request under way is of no use any more: it is not repeated, but an answer that is on its way is waited for.
-    /// False when no answer is on its way.
-    pub(super) fn make_moot(&mut self) -> bool {
-        match &mut self.asked {
-            Some(Asked::Set { resend_at: None, moot, .. }) => {
-                *moot = true;
-                true
-            }
-            Some(Asked::Set { .. }) => {
-                self.asked = None;
-                false
-            }
-            _ => false,
-        }
     }
 
     /// The answer to a read under way is not to be used: the situation that it was asked in is over.
@@ -358,14 +342,13 @@ impl Core {
 
     pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
         self.out.push(Command::CompareAndSet { expected, new: new.clone() });
-        self.arbiter.asked =
-            Some(Asked::Set { expected, new, in_doubt: false, resend_at: None, moot: false });
+        self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
     /// Turns an answer into a certain one, or arranges for the request to be repeated.
     fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
         let retry_at = self.now + self.policy.arbiter_retry_us;
-        let Some(Asked::Set { new, in_doubt, resend_at, moot, .. }) = &mut self.arbiter.asked else {
+        let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
             return None;
         };
         let settled = match outcome {
@@ -374,7 +357,6 @@ impl Core {
             Outcome::Lost(Some(cell)) if cell == *new => Settled::Won(cell),
             Outcome::Lost(cell) => Settled::Lost(cell),
             Outcome::NotAttempted(why) if !*in_doubt => Settled::NotAttempted(why),
-            Outcome::NotAttempted(why) | Outcome::Unknown(why) if *moot => Settled::NotAttempted(why),
             Outcome::NotAttempted(_) | Outcome::Unknown(_) => {
                 *in_doubt = true;
                 *resend_at = Some(retry_at);

@@ -152,6 +152,11 @@ pub enum Event {
         /// The pair's generation.
         generation: u64,
     },
+    /// Backup: the answer to [`super::Command::Verify`].
+    Verified {
+        /// The epoch that was asked about.
+        epoch: u64,
+    },
     /// Backup: what is held is not the VM's state any more. Nothing may be gone on from it.
     StateLost(String),
     /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.

@@ -17,8 +17,8 @@
 //!                      the arbiter cannot be asked: waits, output held; the peer comes back: protected <──────┤
 //!                                                  cell set by the peer: fenced  <────────────────────────────┘
 //!
-//!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── delay and promise over, the cell names
-//!               ^                                                     │         me and what I hold ──> contesting
+//!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── verified, delay and promise over, the cell
+//!               ^                                                     │         names me and what I hold ──> contesting
 //!               └──────────── the peer comes back ────────────────────┘   won: takes over, primary solo
 //!                                                                         lost: discards, follows again
 //! ```

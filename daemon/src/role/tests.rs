@@ -113,7 +113,10 @@ impl Rig {
     /// As `sealed`, and the primary is lost and every promise over: the cell is being read.
     fn orphaned() -> Self {
         let mut rig = Self::sealed();
-        assert!(rig.lose(7).contains(&Command::ReadCell));
+        let commands = rig.lose(7);
+        assert!(commands.contains(&Command::ReadCell));
+        let [Command::Verify { epoch }, ..] = commands[..] else { panic!("{commands:?}") };
+        assert_eq!(rig.on(Event::Verified { epoch }), []);
         assert_eq!(rig.tick_after(2 * LEASE_US), []);
         rig
     }
@@ -278,7 +281,9 @@ fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
 fn a_checkpoint_sealed_as_its_connection_ended_is_held() {
     let mut rig = Rig::sealed();
     rig.lose(7);
-    assert_eq!(rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 4 }), []);
+    let sealed = Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 4 };
+    assert_eq!(rig.on(sealed), [Command::Verify { epoch: 2 }]);
+    rig.on(Event::Verified { epoch: 2 });
     rig.tick_after(2 * LEASE_US);
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     let commands = rig.won(cell(3, Some("b"), None));
@@ -322,6 +327,7 @@ fn a_guest_that_resets_while_it_is_to_stop_is_not_booted_again() {
 fn the_cell_is_read_at_once_but_asked_for_only_when_every_promise_is_over() {
     let mut rig = Rig::sealed();
     assert!(rig.lose(7).contains(&Command::ReadCell));
+    rig.on(Event::Verified { epoch: 1 });
     assert_eq!(rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))))), []);
     assert_eq!(rig.tick_after(LEASE_US), []);
     let commands = rig.tick_after(LEASE_US);
@@ -384,20 +390,22 @@ fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() 
 }
 
 #[test]
-fn a_backup_that_loses_its_state_while_it_asks_for_the_cell_waits_for_the_answer() {
-    let contesting = || {
-        let mut rig = Rig::orphaned();
-        let named = cell(2, Some("a"), Some(("b", 5)));
-        let commands = rig.on(Event::CellRead(Ok(Some(named))));
-        assert!(asks(&commands).is_some(), "{commands:?}");
-        assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard]);
-        rig
-    };
-    let commands = contesting().won(cell(3, Some("b"), None));
-    assert!(
-        matches!(&commands[..], [Command::Exit(Exit::Failed(why))] if why.contains("diverged")),
-        "{commands:?}"
-    );
-    let commands = contesting().not_attempted();
-    assert_eq!(commands, [Command::Dial], "without the cell it follows anew");
+fn a_backup_asks_for_the_cell_only_when_all_that_it_holds_is_verified() {
+    let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(named());
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it is not verified");
+    assert_eq!(rig.on(Event::Verified { epoch: 0 }), [], "of an earlier time");
+    // News that was under way as the connection ended.
+    let sealed = Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 0 };
+    assert_eq!(rig.on(sealed), [Command::Verify { epoch: 2 }]);
+    assert_eq!(rig.on(Event::Verified { epoch: 1 }), [], "more is held since");
+    assert!(asks(&rig.on(Event::Verified { epoch: 2 })).is_some());
+
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(named());
+    assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard, Command::Dial]);
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
 }

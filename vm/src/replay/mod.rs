@@ -3,6 +3,8 @@
 
 pub mod log;
 mod position;
+mod registers;
 
 pub use log::{LogCut, LogError};
 pub use position::ReplayPosition;
+pub use registers::Registers;

@@ -12,7 +12,7 @@ use crate::devices::{Deterministic, Devices, FrameSink, IrqChip, Wiring};
 use crate::engine::Engine;
 use crate::machine::{MachineError, MachineEvent};
 use crate::memory::{GuestRam, PageIndex};
-use crate::replay::{LogCut, ReplayPosition};
+use crate::replay::{LogCut, Registers, ReplayPosition};
 use crate::spec::{EngineKind, MachineSpec};
 use crate::state::{EngineState, StateError};
 use parking_lot::{Condvar, Mutex};
@@ -126,6 +126,10 @@ impl SoftEngine {
                 return Ok(false);
             }
         }
+    }
+
+    pub(crate) fn registers(&self) -> Result<Registers, MachineError> {
+        self.call(Worker::registers)
     }
 
     pub(crate) fn throttle(&self, permille: u16) {

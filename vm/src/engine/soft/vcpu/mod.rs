@@ -250,16 +250,16 @@ impl Worker {
             cpu.count,
         );
         self.stuck = Some(Stuck::Crashed(why.clone()));
-        self.publish();
-        // Nobody listens any more when the machine is being dropped.
+        // First, so that whoever sees the progress finds the event. Nobody listens when the machine is being dropped.
         let _ = self.events.send(MachineEvent::Crashed { vcpu: 0, why });
+        self.publish();
     }
 
     fn diverge(&mut self, what: String) {
         let count = self.cpu.count;
         self.stuck = Some(Stuck::Diverged { count, what: what.clone() });
-        self.publish();
         let _ = self.events.send(MachineEvent::Diverged { count, what });
+        self.publish();
     }
 
     fn publish(&self) {

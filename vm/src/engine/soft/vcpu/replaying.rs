@@ -5,6 +5,7 @@ use super::{Mode, SLICE_COUNTS, Worker};
 use crate::engine::soft::dirty::Tracker;
 use crate::engine::soft::run::Exit;
 use crate::engine::soft::tape::Wrong;
+use crate::replay::Registers;
 use crate::replay::log::{DIGEST_PAGES_MAX, Digest, Input, REGISTERS, page_hash};
 use std::sync::atomic::Ordering;
 
@@ -67,7 +68,7 @@ impl Worker {
     /// Registers, and the pages written since the last digest. Where there are more than a digest has room for, the rest is
     /// the next one's.
     pub(super) fn digest(&mut self) -> Digest {
-        let registers = self.registers();
+        let registers = self.registers().values;
         let mut pages = std::mem::take(&mut self.pages);
         pages.clear();
         self.cpu.take_dirty(Tracker::Digest, &mut pages);
@@ -83,7 +84,7 @@ impl Worker {
         digest
     }
 
-    fn registers(&mut self) -> [u64; REGISTERS.len()] {
+    pub(in crate::engine::soft) fn registers(&mut self) -> Registers {
         let now_ns = self.virtual_ns();
         self.reach.now_ns.store(now_ns, Ordering::Relaxed);
         let devices = hash(&self.reach.devices.capture());
@@ -91,9 +92,9 @@ impl Worker {
         let cpu = &self.cpu;
         let system = &cpu.sys;
         let [es, cs, ss, ds, fs, gs] = system.segs;
-        let mut registers = [0; REGISTERS.len()];
-        registers[..16].copy_from_slice(&cpu.regs);
-        registers[16..].copy_from_slice(&[
+        let mut values = [0; REGISTERS.len()];
+        values[..16].copy_from_slice(&cpu.regs);
+        values[16..].copy_from_slice(&[
             cpu.rip,
             cpu.rflags(),
             cs.selector.into(),
@@ -122,7 +123,7 @@ impl Worker {
             chips,
             devices,
         ]);
-        registers
+        Registers { count: cpu.count, values }
     }
 }
 
