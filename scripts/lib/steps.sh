@@ -18,20 +18,21 @@ step() {
     steps_command[$1]=$3
 }
 
-# step_for_each_fault ARGUMENT...: a step for each script of scripts/faults, with these arguments. What a script does in
-# several ways has a step for each.
+# step_for_each_fault [--as SUFFIX ABOUT] ARGUMENT...: a step for each script of scripts/faults, with these arguments. What
+# a script does in several ways has a step for each. SUFFIX and ABOUT tell them from others of the same scripts.
 step_for_each_fault() {
-    local script name about arbiter
+    local script name about arbiter suffix='' how=''
+    [[ ${1:-} != --as ]] || { suffix=-$2 how=", $3" && shift 3; }
     for script in "$FTD_ROOT"/scripts/faults/*; do
         [[ -x $script && ! -d $script ]] || continue
         name=${script##*/}
         about=$(sed -n "s/^fault_about='\(.*\)'$/\1/p" "$script")
         if [[ $name == cut-link ]]; then
             for arbiter in both one none; do
-                step "$name-$arbiter" "$about (here: $arbiter)" "scripts/faults/$name --arbiter $arbiter $*"
+                step "$name-$arbiter$suffix" "$about (here: $arbiter)$how" "scripts/faults/$name --arbiter $arbiter $*"
             done
         else
-            step "$name" "$about" "scripts/faults/$name $*"
+            step "$name$suffix" "$about$how" "scripts/faults/$name $*"
         fi
     done
 }
@@ -39,7 +40,7 @@ step_for_each_fault() {
 steps_list() {
     local name
     for name in "${steps_names[@]}"; do
-        printf '%-20s %s\n' "$name" "${steps_about[$name]}"
+        printf '%-24s %s\n' "$name" "${steps_about[$name]}"
     done
 }
 
