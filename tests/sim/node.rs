@@ -86,6 +86,10 @@ impl World {
                 None => return,
             },
         };
+        // The daemon's follower has ended before anything new is received: its news comes first.
+        if matches!(event, Event::StateLost(_)) && !self.nodes[n].exec.diverged {
+            return;
+        }
         match event {
             Event::PeerGone { .. } => {
                 self.hook(Hook::PeerGone);

@@ -22,38 +22,36 @@ pub fn block(status: &Status, colour: bool) -> String {
         row("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
     }
     row("generation", status.generation.to_string());
-    row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
+    let per_s = status.checkpoints_per_s;
     if let Some(replay) = &status.replay {
         row("mode", format!("replay, engine {}, at instruction {}", status.engine, replay.count));
+        row("log", format!("batch {}, {} acked, {per_s:.0} /s", status.epoch, status.acked_epoch));
+        if status.role == Role::Primary {
+            let mbit_per_s = replay.log_bytes_per_s * 8.0 / 1e6;
+            row("", format!("{mbit_per_s:.2} Mbit/s, {} sent in all", bytes(status.bytes_sent)));
+        }
         let lag = replay.lag_us as f64 / 1000.0;
         let slowed = match replay.throttle_pct {
             0.0 => String::new(),
             percent => format!(", the VM is slowed by {percent:.0} %"),
         };
-        row("lag", format!("{lag:.1} ms{slowed}"));
+        row("backup's lag", format!("{lag:.1} ms{slowed}"));
         if let Some(last) = &replay.last_divergence {
             row("diverged", format!("{} times, last at {}: {}", replay.divergences, last.count, last.what));
         }
-        row("epochs", format!("{:.1} /s", status.checkpoints_per_s));
         if status.role == Role::Primary {
-            row(
-                "log",
-                format!(
-                    "{}/s, {} sent in all",
-                    bytes(replay.log_bytes_per_s as u64),
-                    bytes(status.bytes_sent)
-                ),
-            );
             row("output held", times(status.hold_us));
         }
     } else if status.role == Role::Primary {
+        row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
         let dirty = format!("{} dirty pages in the last one", status.dirty_pages);
-        row("checkpoints", format!("{:.1} /s, {dirty}", status.checkpoints_per_s));
+        row("checkpoints", format!("{per_s:.1} /s, {dirty}"));
         row("pause", times(status.pause_us));
         row("output held", times(status.hold_us));
         row("sent", format!("{}, compressed {:.1} : 1", bytes(status.bytes_sent), status.compression_ratio));
     } else {
-        row("checkpoints", format!("{:.1} /s", status.checkpoints_per_s));
+        row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
+        row("checkpoints", format!("{per_s:.1} /s"));
     }
     if status.unknown_instructions > 0 {
         let times = status.unknown_instructions;
@@ -148,7 +146,7 @@ mod tests {
         let last_divergence = Some(Divergence { count: 77, what: "register rax".into() });
         let replay = ReplayStatus {
             count: 5_000_000,
-            log_bytes_per_s: 2048.0,
+            log_bytes_per_s: 250_000.0,
             lag_us: 1500,
             throttle_pct: 20.0,
             divergences: 1,
@@ -157,13 +155,13 @@ mod tests {
         let text = block(&Status { replay: Some(replay), engine: "soft".into(), ..status() }, false);
         for line in [
             "         mode  replay, engine soft, at instruction 5000000\n",
-            "          lag  1.5 ms, the VM is slowed by 20 %\n",
+            "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",
+            " backup's lag  1.5 ms, the VM is slowed by 20 %\n",
             "     diverged  1 times, last at 77: register rax\n",
-            "          log  2.0 KiB/s, 1.0 GiB sent in all\n",
         ] {
             assert!(text.contains(line), "{text}");
         }
-        assert!(!text.contains("pause"), "{text}");
+        assert!(!text.contains("pause") && !text.contains("checkpoint"), "{text}");
     }
 
     #[test]

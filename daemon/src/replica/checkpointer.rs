@@ -4,23 +4,26 @@
 //! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
 //! [`Follower`]'s.
 
+mod copying;
+mod epochs;
+
+pub use self::epochs::PauseParts;
+
+use self::copying::Copying;
+use self::epochs::Epochs;
 use super::Input;
 use super::follower::{Follower, GoneLive};
 use super::log_cutter::LogCutter;
 use super::pairing::Pairing;
 use super::progress::Replay;
-use super::shipper::Shipper;
 use super::wiring::{Attach, MakeWiring};
-use crate::clock;
 use crate::role::{Event, GuestEnd};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use ft_checkpoint::backlog::Applier;
-use ft_checkpoint::copy::FullCopy;
-use ft_checkpoint::encoder::Encoder;
 use ft_netbuf::OutputBuffer;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_vm::memory::{GuestRam, RamView};
 use ft_vm::spec::{Boot, MachineSpec};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
@@ -87,18 +90,6 @@ pub struct Setup {
     pub watchdog: Arc<Watchdog>,
 }
 
-/// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.
-const PRECOPY_PAGES_LEFT: usize = 2048;
-/// A guest that dirties faster than it is copied gets a longer first pause rather than an endless copy.
-const PRECOPY_ROUNDS_MAX: u32 = 8;
-/// Pages of the full copy between two looks at the orders.
-const COPY_STEP_PAGES: u32 = 256;
-/// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
-const EPOCH_STRETCH: u32 = 4;
-
-/// Memory for this many pages at least is ready before a pause.
-const RESERVE_PAGES_MIN: usize = 1024;
-
 /// How late a timer of this thread may be.
 const TIMER_SLACK_NS: u64 = 5_000;
 /// How often a guest that is not checkpointed is looked at.
@@ -129,35 +120,6 @@ enum Mode {
     Epochs(Epochs),
     Log(Box<LogCutter>),
     Following(Box<Follower>),
-}
-
-struct Copying {
-    pairing: Arc<Pairing>,
-    encoder: Encoder,
-    copy: FullCopy,
-    round: u32,
-    dirty: Vec<PageIndex>,
-}
-
-struct Epochs {
-    pairing: Arc<Pairing>,
-    shipper: Shipper,
-    last: u64,
-    /// Dirty pages of the last checkpoint.
-    last_pages: usize,
-    began: Instant,
-    /// The guest stands still.
-    paused: bool,
-    /// The epoch is over, but there is no room for its checkpoint.
-    starved: bool,
-    /// The next checkpoint is the last one, or was.
-    freezing: bool,
-}
-
-impl Epochs {
-    fn is_frozen(&self) -> bool {
-        self.freezing && self.paused && !self.starved
-    }
 }
 
 impl Checkpointer {
@@ -391,152 +353,6 @@ impl Checkpointer {
         vm.machine.resume().map_err(|e| e.to_string())
     }
 
-    fn begin_copy(&mut self, pairing: Arc<Pairing>) -> Result<(), String> {
-        let vm = self.vm.as_mut().ok_or("there is no machine to protect")?;
-        // Before the first page is read: what changes while it is copied is dirty afterwards.
-        vm.machine.start_dirty_log().map_err(|e| e.to_string())?;
-        let mut encoder = Encoder::new(vm.ram.pages(), self.setup.shadow_bytes);
-        match FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink()) {
-            Ok(copy) => {
-                let copying = Copying { pairing, encoder, copy, round: 0, dirty: Vec::new() };
-                self.mode = Mode::Copying(Box::new(copying));
-            }
-            // The connection is gone already; whoever closed it has told the core.
-            Err(e) => tracing::debug!("full copy not begun: {e}"),
-        }
-        Ok(())
-    }
-
-    fn copy_step(&mut self) -> Result<(), String> {
-        let (Mode::Copying(copying), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
-        let Copying { pairing, encoder, copy, round, dirty } = &mut **copying;
-        let mut sink = pairing.copy_sink();
-        let progress = if copy.progress().is_complete() {
-            dirty.clear();
-            vm.machine.harvest(dirty).map_err(|e| e.to_string())?;
-            *round += 1;
-            copy.resend(encoder, &vm.view, dirty, &mut sink)
-        } else {
-            copy.step(encoder, &vm.view, COPY_STEP_PAGES, &mut sink)
-        };
-        match progress {
-            Ok(progress) => {
-                self.setup.telemetry.copying(progress);
-                if progress.is_complete()
-                    && *round > 0
-                    && (dirty.len() <= PRECOPY_PAGES_LEFT || *round >= PRECOPY_ROUNDS_MAX)
-                {
-                    return self.begin_epochs();
-                }
-            }
-            // The connection is gone; the core hears of it from the reader and ends the pairing.
-            Err(e) => {
-                tracing::debug!("full copy stopped: {e}");
-                self.mode = Mode::Quiet;
-            }
-        }
-        Ok(())
-    }
-
-    /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
-    fn begin_epochs(&mut self) -> Result<(), String> {
-        let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) else { return Ok(()) };
-        let Copying { pairing, encoder, .. } = *copying;
-        let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
-        let Setup { inputs, telemetry, .. } = &self.setup;
-        let shipper =
-            Shipper::start(encoder, Arc::clone(&pairing), pages_max, inputs.clone(), Arc::clone(telemetry))
-                .map_err(|e| format!("cannot start the shipper: {e}"))?;
-        let (began, last, last_pages) = (Instant::now(), 0, PRECOPY_PAGES_LEFT);
-        let epochs = Epochs {
-            pairing,
-            shipper,
-            last,
-            last_pages,
-            began,
-            paused: false,
-            starved: false,
-            freezing: false,
-        };
-        self.mode = Mode::Epochs(epochs);
-        self.end_epoch()
-    }
-
-    /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
-    fn end_epoch(&mut self) -> Result<(), String> {
-        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
-        if !epochs.pairing.reserve() {
-            return epochs.starve(vm, self.setup.epoch, &self.setup.telemetry);
-        }
-        let first = epochs.last == 0;
-        let epoch = epochs.last + 1;
-        let mut capture = epochs.shipper.empty_capture();
-        // Ahead of the pause; without memory for it the pause fails, or finds that less will do.
-        let _ =
-            capture.arena.reserve((2 * epochs.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
-        let started = Instant::now();
-        let stamp_us = clock::now_us();
-        if !epochs.paused {
-            vm.machine.pause().map_err(|e| e.to_string())?;
-            epochs.paused = true;
-        }
-        let stopped = Instant::now();
-        // A guest that ended in this epoch has no state to go on from.
-        if self.poll_guest_end() {
-            return Ok(());
-        }
-        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
-        vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
-        let harvested = Instant::now();
-        vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
-        let captured = Instant::now();
-        capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
-        if self.setup.replay.on {
-            vm.machine.start_recording().map_err(|e| e.to_string())?;
-            vm.machine.stop_dirty_log().map_err(|e| e.to_string())?;
-        }
-        let copied = Instant::now();
-        if first {
-            self.setup.output.hold();
-        } else {
-            self.setup.output.close_epoch(epoch);
-        }
-        epochs.starved = false;
-        if !epochs.freezing {
-            epochs.let_run(vm)?;
-        }
-        let resumed = Instant::now();
-        (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
-        let pages = capture.pages.len();
-
-        (epochs.last, epochs.last_pages) = (epoch, pages);
-        // Said before the checkpoint is on its way, so that its ack cannot come first.
-        if first {
-            let pairing = epochs.pairing.nonce;
-            let _ = self.setup.inputs.send(Input::Event(Event::FirstCaptured { pairing }));
-        }
-        if epochs.freezing {
-            let _ = self.setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
-        }
-        epochs.shipper.ship(capture);
-        self.setup.telemetry.paused(PauseParts {
-            epoch,
-            pages,
-            stop: stopped - started,
-            harvest: harvested - stopped,
-            capture: captured - harvested,
-            copy: copied - captured,
-            resume: resumed - copied,
-        });
-        if self.setup.replay.on
-            && let Mode::Epochs(epochs) = std::mem::replace(&mut self.mode, Mode::Quiet)
-        {
-            let Epochs { pairing, shipper, last, .. } = epochs;
-            self.mode = Mode::Log(Box::new(LogCutter::new(pairing, shipper, last)));
-        }
-        Ok(())
-    }
-
     fn end_pairing(&mut self) -> Result<(), String> {
         let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
         let Some(vm) = &mut self.vm else { return Ok(()) };
@@ -553,54 +369,6 @@ impl Checkpointer {
             Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
         }
         vm.machine.stop_dirty_log().map_err(|e| e.to_string())
-    }
-}
-
-impl Epochs {
-    /// Begins the next epoch.
-    fn let_run(&mut self, vm: &mut Vm) -> Result<(), String> {
-        if std::mem::take(&mut self.paused) {
-            vm.machine.resume().map_err(|e| e.to_string())?;
-        }
-        self.began = Instant::now();
-        Ok(())
-    }
-
-    /// No room for a checkpoint: the epoch grows longer, and when it has grown enough the guest stands still.
-    fn starve(&mut self, vm: &mut Vm, epoch: Duration, telemetry: &Telemetry) -> Result<(), String> {
-        self.starved = true;
-        if !self.paused && (self.freezing || self.began.elapsed() >= epoch * EPOCH_STRETCH) {
-            vm.machine.pause().map_err(|e| e.to_string())?;
-            self.paused = true;
-            telemetry.choked();
-        }
-        Ok(())
-    }
-}
-
-/// What a pause was made of.
-#[derive(Clone, Copy, Debug)]
-pub struct PauseParts {
-    /// The epoch that it ended.
-    pub epoch: u64,
-    /// Dirty pages.
-    pub pages: usize,
-    /// Until every vCPU stood still.
-    pub stop: Duration,
-    /// Reading and clearing the dirty logs.
-    pub harvest: Duration,
-    /// Machine state.
-    pub capture: Duration,
-    /// Copying the dirty pages aside.
-    pub copy: Duration,
-    /// Closing the epoch's output and letting the guest go.
-    pub resume: Duration,
-}
-
-impl PauseParts {
-    /// The whole pause.
-    pub fn total(&self) -> Duration {
-        self.stop + self.harvest + self.capture + self.copy + self.resume
     }
 }
 

@@ -109,7 +109,7 @@ impl Backup {
             Event::Verified { epoch } => {
                 let held = self.sealed_epoch();
                 if let Stage::Orphaned { verified, .. } = &mut self.stage {
-                    *verified = epoch == held;
+                    *verified |= epoch == held;
                 }
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
@@ -411,6 +411,9 @@ impl Backup {
     pub(super) fn detail(&self) -> String {
         match self.stage {
             Stage::Following => self.why.clone(),
+            Stage::Orphaned { verified: false, .. } => {
+                format!("without the primary; looks whether it can go on from what it holds ({})", self.why)
+            }
             Stage::Orphaned { .. } => {
                 format!("without the primary; holds a sealed checkpoint, asks the arbiter ({})", self.why)
             }

@@ -1,10 +1,15 @@
 //! The primary: it owns the cell and runs the VM; alone (solo), while a backup is being made, or protected by one.
 
-use super::backup::Backup;
+mod cell;
+mod ending;
+mod handover;
+
+use self::ending::Ending;
+use self::handover::{HandOver, Step};
 use super::command::{Command, Exit, Welcome};
-use super::core::{Core, Next, Settled, ViewState};
-use super::event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
-use crate::arbiter::{Cell, Standby};
+use super::core::{Core, Next, ViewState};
+use super::event::{ConnId, Event, Gone, Held, Micros};
+use crate::arbiter::Cell;
 
 /// A node that owns the VM.
 #[derive(Clone, Debug)]
@@ -66,38 +71,6 @@ struct Permit {
     until: Micros,
     /// Something acked is still held, because the permission had lapsed.
     wanting: bool,
-}
-
-/// A planned switchover under way.
-#[derive(Clone, Debug)]
-struct HandOver {
-    step: Step,
-    since: Micros,
-    /// Stop this node afterwards.
-    then_stop: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// The VM is being paused for its last checkpoint.
-    Pausing,
-    /// The last checkpoint is on its way.
-    Draining(u64),
-    /// The backup was asked to go on. We emit nothing more unless the cell says so.
-    Offered,
-}
-
-/// The VM's end: the cell is being told.
-#[derive(Clone, Debug)]
-struct Ending {
-    end: End,
-    since: Micros,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum End {
-    Exit(Exit),
-    Reboot,
 }
 
 impl Primary {
@@ -191,15 +164,6 @@ impl Primary {
         self.link.as_ref().is_some_and(|link| link.conn == conn)
     }
 
-    fn has_offered(&self) -> bool {
-        self.handover.as_ref().is_some_and(|handover| handover.step == Step::Offered)
-    }
-
-    /// The cell may be about to name nobody, or does so already.
-    fn is_giving_up(&self, core: &Core) -> bool {
-        matches!(&self.ending, Some(Ending { end: End::Exit(_), .. })) && core.arbiter.is_setting()
-    }
-
     fn heard(&mut self, core: &Core, conn: ConnId) {
         if let Some(link) = &mut self.link
             && link.conn == conn
@@ -244,7 +208,7 @@ impl Primary {
         {
             let why = format!(
                 "the VM has ended, but the arbiter could not be told: the cell still says {}",
-                describe(&self.cell)
+                cell::describe(&self.cell)
             );
             core.out.push(Command::StopVm);
             return Some(Next::Ended(Exit::Failed(why)));
@@ -403,259 +367,6 @@ impl Primary {
         }
     }
 
-    /// What the state wants of the arbiter.
-    pub(super) fn pursue(&mut self, core: &mut Core) {
-        let generation = self.cell.generation + 1;
-        let me = Some(core.policy.node.clone());
-        let new = match (&self.ending, self.pair) {
-            (Some(Ending { end: End::Exit(_), .. }), _) => Cell { generation, owner: None, standby: None },
-            (Some(Ending { end: End::Reboot, .. }), _) => Cell { generation, owner: me, standby: None },
-            (None, Pair::Enlisting { pairing }) => {
-                let standby = Some(Standby { node: core.policy.peer.clone(), pairing });
-                Cell { generation, owner: me, standby }
-            }
-            (None, Pair::Alone { .. }) => Cell { generation, owner: me, standby: None },
-            _ => return,
-        };
-        core.ask_set(Some(self.cell.generation), new);
-    }
-
-    pub(super) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
-        match settled {
-            Settled::Won(cell) => self.on_won(core, cell),
-            Settled::Lost(cell) => self.on_lost(core, cell),
-            Settled::NotAttempted(why) => {
-                if let (Pair::Enlisting { .. }, None) = (self.pair, &self.link) {
-                    self.go_solo(core);
-                }
-                self.why = format!("the arbiter does not answer: {why}");
-                self.stop_if_left_to_peer(core)
-            }
-        }
-    }
-
-    fn on_won(&mut self, core: &mut Core, cell: Cell) -> Option<Next> {
-        let standby = cell.standby.as_ref().map(|standby| standby.pairing);
-        let released = cell.owner.is_none();
-        self.cell = cell;
-        if let Some(pairing) = standby {
-            match (&self.link, self.pair) {
-                (Some(link), Pair::Enlisting { pairing: ours }) if ours == pairing => {
-                    self.pair = Pair::Protected { pairing };
-                    self.why = "in step".into();
-                    core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
-                }
-                // It was lost while the cell was being asked to name it; now the cell does.
-                _ => self.pair = Pair::Alone { pairing },
-            }
-            return None;
-        }
-        if released {
-            let end = self.ending.take().map(|ending| ending.end);
-            self.say_bye(core, "the VM has ended");
-            core.out.push(Command::EndPairing);
-            core.out.push(Command::StopVm);
-            let exit = match end {
-                Some(End::Exit(exit)) => exit,
-                _ => Exit::Stopped("the VM was shut down".into()),
-            };
-            return Some(Next::Ended(exit));
-        }
-        if let Some(Ending { end: End::Reboot, .. }) = self.ending {
-            self.ending = None;
-            return self.reboot(core);
-        }
-        // We are alone, by the cell. A peer that is still connected is a stranger now.
-        if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
-        }
-        self.go_solo(core);
-        None
-    }
-
-    fn on_lost(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
-        let handed_over = self.handover.take();
-        core.out.push(Command::EndPairing);
-        core.out.push(Command::StopVm);
-        if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
-        }
-        let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
-        if let Some(HandOver { step: Step::Offered, then_stop, .. }) = handed_over
-            && owner.as_deref() == Some(&core.policy.peer)
-        {
-            core.out.push(Command::SwitchoverDone(Ok(())));
-            if then_stop {
-                return Some(Next::Ended(Exit::Stopped(format!("the VM moved to {}", core.policy.peer))));
-            }
-            return Some(Next::Backup(Backup::new(core.now, "handed the VM over")));
-        }
-        if handed_over.is_some() {
-            core.out.push(Command::SwitchoverDone(Err("lost the arbitration".into())));
-        }
-        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {}", describe(cell)));
-        Some(Next::Ended(Exit::Fenced(format!(
-            "lost the arbitration: I owned generation {}, the cell {says}",
-            self.cell.generation
-        ))))
-    }
-
-    fn on_switchover(&mut self, core: &mut Core, then_stop: bool) {
-        let busy = if self.handover.is_some() {
-            Some("a switchover is under way")
-        } else if self.ending.is_some() {
-            Some("the VM is ending")
-        } else if !matches!(self.pair, Pair::Protected { .. }) {
-            Some("the VM is not protected: there is no backup that could take over")
-        } else {
-            None
-        };
-        match busy {
-            Some(why) => core.out.push(Command::SwitchoverDone(Err(why.into()))),
-            None => {
-                self.handover = Some(HandOver { step: Step::Pausing, since: core.now, then_stop });
-                core.out.push(Command::FinalCheckpoint);
-            }
-        }
-    }
-
-    /// Once the last checkpoint is acked and its output is out, the backup may have the VM.
-    fn offer_if_drained(&mut self, core: &mut Core) {
-        let Some(link) = &self.link else { return };
-        let Some(handover) = &mut self.handover else { return };
-        if let Step::Draining(epoch) = handover.step
-            && self.permit.acked >= epoch
-            && !self.permit.wanting
-        {
-            handover.step = Step::Offered;
-            handover.since = core.now;
-            core.out.push(Command::SendHandOver { conn: link.conn, epoch });
-        }
-    }
-
-    /// Goes on as protected primary after a switchover that came to nothing.
-    fn abandon_handover(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        let handover = self.handover.take()?;
-        core.out.push(Command::SwitchoverDone(Err(why.clone())));
-        self.why = why;
-        if handover.then_stop {
-            // Nothing is lost: the cell names the backup, which holds all that was ever released.
-            return self.stop_if_left_to_peer(core);
-        }
-        core.out.push(Command::Thaw);
-        None
-    }
-
-    fn on_stop(&mut self, core: &mut Core) -> Option<Next> {
-        core.stop_requested = true;
-        match self.pair {
-            Pair::Protected { .. } if self.ending.is_none() => {
-                match &mut self.handover {
-                    Some(handover) => handover.then_stop = true,
-                    None => self.on_switchover(core, true),
-                }
-                None
-            }
-            Pair::Alone { .. } => self.stop_if_left_to_peer(core),
-            _ => {
-                self.shut_down(core);
-                None
-            }
-        }
-    }
-
-    /// Stops as asked while the cell names the backup, which may go on. While the cell is being asked to name us alone,
-    /// its answer comes first: else the only copy of the VM could be dropped.
-    fn stop_if_left_to_peer(&mut self, core: &mut Core) -> Option<Next> {
-        let left_to_peer = matches!(self.pair, Pair::Protected { .. } | Pair::Alone { .. });
-        if !core.stop_requested || !left_to_peer || self.ending.is_some() || core.arbiter.is_setting() {
-            return None;
-        }
-        if self.handover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
-        }
-        core.out.push(Command::EndPairing);
-        core.out.push(Command::StopVm);
-        Some(Next::Ended(Exit::Stopped(format!(
-            "stopped; {} may take over ({})",
-            core.policy.peer, self.why
-        ))))
-    }
-
-    /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
-    /// nothing may leave any more.
-    fn shut_down(&mut self, core: &mut Core) {
-        if self.ending.is_none() {
-            core.out.push(Command::StopVm);
-            self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
-        }
-    }
-
-    fn on_guest_end(&mut self, core: &mut Core, end: GuestEnd) -> Option<Next> {
-        match end {
-            GuestEnd::PoweredOff => {
-                self.end_vm(core, End::Exit(Exit::Stopped("the guest powered off".into())));
-            }
-            GuestEnd::Crashed(why) => self.end_vm(core, End::Exit(Exit::GuestCrashed(why))),
-            GuestEnd::Reset if !core.policy.restart_on_reset => {
-                self.end_vm(
-                    core,
-                    End::Exit(Exit::Stopped("the guest asked for a reset; on_reset = \"stop\"".into())),
-                );
-            }
-            GuestEnd::Reset => {
-                // Alone in the cell, a reboot concerns nobody else.
-                let alone_in_cell = match self.pair {
-                    Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
-                    Pair::Enlisting { .. } => !core.arbiter.is_setting(),
-                    Pair::Protected { .. } | Pair::Alone { .. } => false,
-                };
-                if alone_in_cell {
-                    return self.reboot(core);
-                }
-                self.end_vm(core, End::Reboot);
-            }
-        }
-        None
-    }
-
-    /// The VM is over; the cell must say so before we go on.
-    fn end_vm(&mut self, core: &mut Core, end: End) {
-        if self.ending.is_none() {
-            self.ending = Some(Ending { end, since: core.now });
-            core.arbiter.hurry();
-        }
-    }
-
-    fn reboot(&mut self, core: &mut Core) -> Option<Next> {
-        if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: "the guest reboots".into() });
-            core.drop_link(link.conn);
-        }
-        core.out.push(Command::EndPairing);
-        core.out.push(Command::StopVm);
-        if self.handover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
-        }
-        if core.stop_requested {
-            self.pair = Pair::Solo;
-            self.end_vm(
-                core,
-                End::Exit(Exit::Stopped("the guest asked for a reset while it was to stop".into())),
-            );
-            return None;
-        }
-        core.out.push(Command::Boot);
-        Some(Next::Primary(Primary::solo(self.cell.clone(), "rebooted")))
-    }
-
-    fn say_bye(&mut self, core: &mut Core, why: &str) {
-        if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
-            core.drop_link(link.conn);
-        }
-    }
-
     pub(super) fn view_state(&self) -> ViewState {
         match self.pair {
             Pair::Solo => ViewState::Solo,
@@ -683,13 +394,5 @@ impl Primary {
                 format!("output is held until the arbiter or the peer answers ({})", self.why)
             }
         }
-    }
-}
-
-fn describe(cell: &Cell) -> String {
-    let owner = cell.owner.as_deref().unwrap_or("nobody");
-    match &cell.standby {
-        Some(standby) => format!("generation {}, owner {owner}, standby {}", cell.generation, standby.node),
-        None => format!("generation {}, owner {owner}, no standby", cell.generation),
     }
 }

@@ -396,12 +396,19 @@ fn a_backup_asks_for_the_cell_only_when_all_that_it_holds_is_verified() {
     rig.lose(7);
     rig.on(named());
     assert_eq!(rig.tick_after(10 * LEASE_US), [], "it is not verified");
-    assert_eq!(rig.on(Event::Verified { epoch: 0 }), [], "of an earlier time");
     // News that was under way as the connection ended.
     let sealed = Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 0 };
     assert_eq!(rig.on(sealed), [Command::Verify { epoch: 2 }]);
     assert_eq!(rig.on(Event::Verified { epoch: 1 }), [], "more is held since");
     assert!(asks(&rig.on(Event::Verified { epoch: 2 })).is_some());
+
+    // Of two answers the older one may come last.
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(Event::Verified { epoch: 1 });
+    rig.on(Event::Verified { epoch: 0 });
+    rig.on(named());
+    assert!(asks(&rig.tick_after(10 * LEASE_US)).is_some());
 
     let mut rig = Rig::sealed();
     rig.lose(7);

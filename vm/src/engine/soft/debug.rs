@@ -102,6 +102,7 @@ impl Cpu {
         let hits = step | std::mem::take(&mut self.hits);
         if hits != 0 {
             self.sys.dr[6] |= hits;
+            self.halted = false;
             self.deliver_exception(Fault { vector: vector::DB, error: None })?;
             // Of a watchpoint on the handler's own stack there would be no end.
             self.hits = 0;

@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 const RAM_BYTES: u64 = 16 << 20;
 /// Memory that a guest here uses: what is compared.
-const USED_BYTES: usize = 4 << 20;
+const USED_BYTES: usize = 0x2a_0000;
 /// Virtual addresses of what is memory-mapped: 2 MiB pages right after RAM.
 const LAPIC: u64 = 0x100_0000;
 const VIRTIO: u64 = 0x120_0000;
@@ -29,10 +29,11 @@ const GDT: u64 = 0x3_0000;
 const IDT: u64 = 0x3_1000;
 /// What the guest writes.
 const DATA: u64 = 0x6_0000;
-/// Handlers: of NMIs, of general protection faults, and of all interrupts.
+/// Handlers: of NMIs, of faults, of debug traps, and of all interrupts.
 const NMI_HANDLER: u64 = 0x11_0000;
 const FAULT_HANDLER: u64 = 0x11_1000;
-const HANDLER: u64 = 0x11_2000;
+const DEBUG_HANDLER: u64 = 0x11_2000;
+const HANDLER: u64 = 0x11_3000;
 /// The network card's receive ring, of so many buffers of this size.
 const RING: u64 = 0x20_8000;
 const BUFFERS: u64 = 0x22_0000;
@@ -126,14 +127,29 @@ impl Rig {
             "pop rax",
             "iretq"
         );
+        let debug = assemble!(
+            "push rax",
+            "inc qword ptr [r12 + 0x838]",
+            "mov rax, dr6",
+            "add rax, [rsp + 8]",
+            "rol qword ptr [r12 + 0x840], 3",
+            "xor [r12 + 0x840], rax",
+            "pop rax",
+            "iretq"
+        );
         let fault = assemble!("inc qword ptr [r12 + 0x820]", "hlt");
-        for (at, code) in
-            [(CODE, code), (NMI_HANDLER, nmi_handler), (FAULT_HANDLER, &fault[..]), (HANDLER, &interrupt[..])]
-        {
+        for (at, code) in [
+            (CODE, code),
+            (NMI_HANDLER, nmi_handler),
+            (FAULT_HANDLER, &fault[..]),
+            (DEBUG_HANDLER, &debug[..]),
+            (HANDLER, &interrupt[..]),
+        ] {
             rig.ram.memory().write_slice(code, GuestAddress(at)).unwrap();
         }
         for vector in 0..=255 {
             let handler = match vector {
+                1 => DEBUG_HANDLER,
                 2 => NMI_HANDLER,
                 ..32 => FAULT_HANDLER,
                 _ => HANDLER,
@@ -225,14 +241,30 @@ impl Rig {
         Whole { state, devices: self.devices.capture(), memory }
     }
 
-    /// Another machine that goes on from it. The state passes through its encoding.
+    /// Another machine that goes on from it.
     fn elsewhere(whole: &Whole) -> Self {
         let mut rig = Self::empty();
-        rig.ram.memory().write_slice(&whole.memory, GuestAddress(0)).unwrap();
-        let state: SoftState = postcard::from_bytes(&postcard::to_stdvec(&whole.state).unwrap()).unwrap();
-        rig.worker.load(&state).unwrap();
-        rig.devices.restore(&whole.devices).unwrap();
+        for (page, content) in whole.memory.chunks(4096).enumerate() {
+            if content.iter().any(|&byte| byte != 0) {
+                rig.ram.memory().write_slice(content, GuestAddress(page as u64 * 4096)).unwrap();
+            }
+        }
+        rig.take_over(&whole.state, &whole.devices);
         rig
+    }
+
+    /// The same machine goes on from what is captured of it.
+    fn reload(&mut self) {
+        let state = self.worker.capture().unwrap();
+        let devices = self.devices.capture();
+        self.take_over(&state, &devices);
+    }
+
+    /// The state passes through its encoding.
+    fn take_over(&mut self, state: &SoftState, devices: &DevicesState) {
+        let state: SoftState = postcard::from_bytes(&postcard::to_stdvec(state).unwrap()).unwrap();
+        self.worker.load(&state).unwrap();
+        self.devices.restore(devices).unwrap();
     }
 }
 

@@ -1,7 +1,8 @@
-//! A guest with timers, interrupts, NMIs, frames and console input comes to the same state however its run is split:
+//! A guest with timers, interrupts, NMIs, breakpoints, frames and console input comes to the same state however its run is split:
 //! where it was stopped, captured, moved to another machine, or replayed from its log.
 
 use super::*;
+use crate::engine::soft::flags::RF;
 use crate::engine::soft::vcpu::Mode;
 use proptest::prelude::*;
 
@@ -9,10 +10,14 @@ use proptest::prelude::*;
 const END: u64 = 40_000;
 
 /// Works on memory and counters in patterns that depend on all that has happened, halts, sends itself NMIs, and turns
-/// interrupts off and on.
+/// interrupts and breakpoints off and on.
 fn guest() -> Vec<u8> {
     assemble!(
         "mov r8d, 12345",
+        "lea rcx, [rip + 5f]",
+        "mov dr0, rcx",
+        "lea rcx, [r12 + 0x100]",
+        "mov dr1, rcx",
         "sti",
         "2: imul r8, r8, 69069",
         "add r8, 12345",
@@ -39,13 +44,21 @@ fn guest() -> Vec<u8> {
         "mov ss, eax",
         "sti",
         "nop",
+        "3: test r8d, 0x70000000",
+        "jnz 3f",
+        // Either, both, or none: of instructions at DR0, of writes to the eight bytes at DR1.
+        "mov rcx, r8",
+        "shr rcx, 35",
+        "and ecx, 5",
+        "or ecx, 0x900000",
+        "mov dr7, rcx",
         "3: mov rcx, [r12 + 0x800]",
         "and ecx, 31",
         "inc ecx",
         "4: dec r9",
         "add r10, r9",
         "loop 4b",
-        "inc qword ptr [r12 + 0x7f8]",
+        "5: inc qword ptr [r12 + 0x7f8]",
         "jmp 2b",
     )
 }
@@ -103,11 +116,47 @@ enum Cut {
     Run,
     Stop,
     Capture,
+    /// Captured, and taken over by a fresh processor.
+    Reload,
+    /// The same, in the next moment that has this about it.
+    ReloadAt(Moment),
+    /// The same, in another machine.
     Move,
 }
 
+/// State that the registers do not show.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The guest has just let interrupts in, or loaded SS.
+    Shadow,
+    Nmi,
+    /// Back from an instruction breakpoint, which must not hit again.
+    Resume,
+    Halted,
+}
+
+impl Moment {
+    fn is_now(self, rig: &Rig) -> bool {
+        let cpu = &rig.worker.cpu;
+        match self {
+            Self::Shadow => cpu.shadow && cpu.rip < NMI_HANDLER,
+            Self::Nmi => cpu.sys.nmi_blocked,
+            Self::Resume => cpu.rflags() & RF != 0,
+            Self::Halted => cpu.halted,
+        }
+    }
+}
+
 fn cut() -> impl Strategy<Value = Cut> {
-    prop_oneof![4 => Just(Cut::Run), 2 => Just(Cut::Stop), 1 => Just(Cut::Capture), 1 => Just(Cut::Move)]
+    let moment = prop::sample::select(vec![Moment::Shadow, Moment::Nmi, Moment::Resume, Moment::Halted]);
+    prop_oneof![
+        8 => Just(Cut::Run),
+        2 => Just(Cut::Stop),
+        1 => Just(Cut::Capture),
+        4 => Just(Cut::Reload),
+        8 => moment.prop_map(Cut::ReloadAt),
+        1 => Just(Cut::Move),
+    ]
 }
 
 /// Runs the script, split at these counts.
@@ -128,7 +177,14 @@ fn play(mut rig: Rig, script: &Script, cuts: &[(u64, Cut)]) -> Rig {
                     rig.worker.stop();
                     rig.worker.resume();
                 }
-                Cut::Capture => drop(rig.whole()),
+                Cut::Capture => drop(rig.worker.capture().unwrap()),
+                Cut::Reload => rig.reload(),
+                Cut::ReloadAt(moment) => {
+                    while !moment.is_now(&rig) && rig.worker.cpu.count < stop.min(place + 300) {
+                        rig.run_to(rig.worker.cpu.count + 1);
+                    }
+                    rig.reload();
+                }
                 Cut::Move => rig = Rig::elsewhere(&rig.whole()),
             }
             next_cut = cuts.next().map(|&(by, cut)| (place + by, cut));
@@ -165,11 +221,11 @@ fn replay(mut rig: Rig, log: &[u8]) -> Rig {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn a_run_with_interrupts_ends_the_same_however_it_is_split(
         script in proptest::collection::vec((0u64..1500, input()), 0..60),
-        cuts in proptest::collection::vec((1u64..700, cut()), 1..100),
+        cuts in proptest::collection::vec((1u64..500, cut()), 1..100),
         (timer_ns, pit) in (500u32..60_000, 8u16..80),
     ) {
         let mut whole = rig(timer_ns, pit);
@@ -194,7 +250,13 @@ fn the_guest_that_is_split_does_all_that_it_is_for() {
     let frame = |byte| Input::Frame(vec![byte; 64]);
     let script = vec![(900, frame(1)), (900, Input::Console(b"abc".to_vec())), (900, frame(2))];
     let rig = play(rig(20_000, 60), &script, &[]);
-    for (at, what) in [(0x808, "interrupts"), (0x810, "console input"), (0x818, "frames"), (0x828, "NMIs")] {
+    for (at, what) in [
+        (0x808, "interrupts"),
+        (0x810, "console input"),
+        (0x818, "frames"),
+        (0x828, "NMIs"),
+        (0x838, "breakpoints"),
+    ] {
         assert_ne!(rig.get(DATA + at), 0, "{what}");
     }
     let frames: u16 = rig.ram.memory().read_obj(GuestAddress(RING + 0x2000 + 2)).unwrap();

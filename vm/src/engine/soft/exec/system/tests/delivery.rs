@@ -135,4 +135,7 @@ fn a_single_step_traps_after_one_instruction() {
     assert_eq!(guest.frame(0)[0], CODE + 1);
     assert_eq!(guest.cpu.sys.dr[6], 0xffff_4ff0);
     assert_eq!(guest.cpu.rflags() & TF, 0);
+    // Of a halt, too, which ends with it.
+    let guest = Guest::new(&assemble!("hlt", "nop")).flags(TF).expect(vector::DB);
+    assert_eq!(guest.frame(0)[0], CODE + 1);
 }

@@ -1,0 +1,116 @@
+//! What the primary asks of the cell, and what an answer makes of it.
+
+use super::ending::{End, Ending};
+use super::handover::{HandOver, Step};
+use super::{Pair, Primary};
+use crate::arbiter::{Cell, Standby};
+use crate::role::backup::Backup;
+use crate::role::command::{Command, Exit};
+use crate::role::core::{Core, Next, Settled};
+
+impl Primary {
+    /// What the state wants of the arbiter.
+    pub(in crate::role) fn pursue(&mut self, core: &mut Core) {
+        let generation = self.cell.generation + 1;
+        let me = Some(core.policy.node.clone());
+        let new = match (&self.ending, self.pair) {
+            (Some(Ending { end: End::Exit(_), .. }), _) => Cell { generation, owner: None, standby: None },
+            (Some(Ending { end: End::Reboot, .. }), _) => Cell { generation, owner: me, standby: None },
+            (None, Pair::Enlisting { pairing }) => {
+                let standby = Some(Standby { node: core.policy.peer.clone(), pairing });
+                Cell { generation, owner: me, standby }
+            }
+            (None, Pair::Alone { .. }) => Cell { generation, owner: me, standby: None },
+            _ => return,
+        };
+        core.ask_set(Some(self.cell.generation), new);
+    }
+
+    pub(in crate::role) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
+        match settled {
+            Settled::Won(cell) => self.on_won(core, cell),
+            Settled::Lost(cell) => self.on_lost(core, cell),
+            Settled::NotAttempted(why) => {
+                if let (Pair::Enlisting { .. }, None) = (self.pair, &self.link) {
+                    self.go_solo(core);
+                }
+                self.why = format!("the arbiter does not answer: {why}");
+                self.stop_if_left_to_peer(core)
+            }
+        }
+    }
+
+    fn on_won(&mut self, core: &mut Core, cell: Cell) -> Option<Next> {
+        let standby = cell.standby.as_ref().map(|standby| standby.pairing);
+        let released = cell.owner.is_none();
+        self.cell = cell;
+        if let Some(pairing) = standby {
+            match (&self.link, self.pair) {
+                (Some(link), Pair::Enlisting { pairing: ours }) if ours == pairing => {
+                    self.pair = Pair::Protected { pairing };
+                    self.why = "in step".into();
+                    core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
+                }
+                // It was lost while the cell was being asked to name it; now the cell does.
+                _ => self.pair = Pair::Alone { pairing },
+            }
+            return None;
+        }
+        if released {
+            let end = self.ending.take().map(|ending| ending.end);
+            self.say_bye(core, "the VM has ended");
+            core.out.push(Command::EndPairing);
+            core.out.push(Command::StopVm);
+            let exit = match end {
+                Some(End::Exit(exit)) => exit,
+                _ => Exit::Stopped("the VM was shut down".into()),
+            };
+            return Some(Next::Ended(exit));
+        }
+        if let Some(Ending { end: End::Reboot, .. }) = self.ending {
+            self.ending = None;
+            return self.reboot(core);
+        }
+        // We are alone, by the cell. A peer that is still connected is a stranger now.
+        if let Some(link) = self.link.take() {
+            core.drop_link(link.conn);
+        }
+        self.go_solo(core);
+        None
+    }
+
+    fn on_lost(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
+        let handed_over = self.handover.take();
+        core.out.push(Command::EndPairing);
+        core.out.push(Command::StopVm);
+        if let Some(link) = self.link.take() {
+            core.drop_link(link.conn);
+        }
+        let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
+        if let Some(HandOver { step: Step::Offered, then_stop, .. }) = handed_over
+            && owner.as_deref() == Some(&core.policy.peer)
+        {
+            core.out.push(Command::SwitchoverDone(Ok(())));
+            if then_stop {
+                return Some(Next::Ended(Exit::Stopped(format!("the VM moved to {}", core.policy.peer))));
+            }
+            return Some(Next::Backup(Backup::new(core.now, "handed the VM over")));
+        }
+        if handed_over.is_some() {
+            core.out.push(Command::SwitchoverDone(Err("lost the arbitration".into())));
+        }
+        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {}", describe(cell)));
+        Some(Next::Ended(Exit::Fenced(format!(
+            "lost the arbitration: I owned generation {}, the cell {says}",
+            self.cell.generation
+        ))))
+    }
+}
+
+pub(super) fn describe(cell: &Cell) -> String {
+    let owner = cell.owner.as_deref().unwrap_or("nobody");
+    match &cell.standby {
+        Some(standby) => format!("generation {}, owner {owner}, standby {}", cell.generation, standby.node),
+        None => format!("generation {}, owner {owner}, no standby", cell.generation),
+    }
+}

@@ -1,0 +1,136 @@
+//! The VM's end: asked for by the operator, or come to by the guest. A guest that resets begins anew.
+
+use super::{Pair, Primary};
+use crate::role::command::{Command, Exit};
+use crate::role::core::{Core, Next};
+use crate::role::event::{GuestEnd, Micros};
+
+/// The VM's end: the cell is being told.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    pub(super) end: End,
+    pub(super) since: Micros,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Exit(Exit),
+    Reboot,
+}
+
+impl Primary {
+    /// The cell may be about to name nobody, or does so already.
+    pub(super) fn is_giving_up(&self, core: &Core) -> bool {
+        matches!(&self.ending, Some(Ending { end: End::Exit(_), .. })) && core.arbiter.is_setting()
+    }
+
+    pub(super) fn on_stop(&mut self, core: &mut Core) -> Option<Next> {
+        core.stop_requested = true;
+        match self.pair {
+            Pair::Protected { .. } if self.ending.is_none() => {
+                match &mut self.handover {
+                    Some(handover) => handover.then_stop = true,
+                    None => self.on_switchover(core, true),
+                }
+                None
+            }
+            Pair::Alone { .. } => self.stop_if_left_to_peer(core),
+            _ => {
+                self.shut_down(core);
+                None
+            }
+        }
+    }
+
+    /// Stops as asked while the cell names the backup, which may go on. While the cell is being asked to name us alone,
+    /// its answer comes first: else the only copy of the VM could be dropped.
+    pub(super) fn stop_if_left_to_peer(&mut self, core: &mut Core) -> Option<Next> {
+        let left_to_peer = matches!(self.pair, Pair::Protected { .. } | Pair::Alone { .. });
+        if !core.stop_requested || !left_to_peer || self.ending.is_some() || core.arbiter.is_setting() {
+            return None;
+        }
+        if self.handover.take().is_some() {
+            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
+        }
+        core.out.push(Command::EndPairing);
+        core.out.push(Command::StopVm);
+        Some(Next::Ended(Exit::Stopped(format!(
+            "stopped; {} may take over ({})",
+            core.policy.peer, self.why
+        ))))
+    }
+
+    /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
+    /// nothing may leave any more.
+    pub(super) fn shut_down(&mut self, core: &mut Core) {
+        if self.ending.is_none() {
+            core.out.push(Command::StopVm);
+            self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
+        }
+    }
+
+    pub(super) fn on_guest_end(&mut self, core: &mut Core, end: GuestEnd) -> Option<Next> {
+        match end {
+            GuestEnd::PoweredOff => {
+                self.end_vm(core, End::Exit(Exit::Stopped("the guest powered off".into())));
+            }
+            GuestEnd::Crashed(why) => self.end_vm(core, End::Exit(Exit::GuestCrashed(why))),
+            GuestEnd::Reset if !core.policy.restart_on_reset => {
+                self.end_vm(
+                    core,
+                    End::Exit(Exit::Stopped("the guest asked for a reset; on_reset = \"stop\"".into())),
+                );
+            }
+            GuestEnd::Reset => {
+                // Alone in the cell, a reboot concerns nobody else.
+                let alone_in_cell = match self.pair {
+                    Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
+                    Pair::Enlisting { .. } => !core.arbiter.is_setting(),
+                    Pair::Protected { .. } | Pair::Alone { .. } => false,
+                };
+                if alone_in_cell {
+                    return self.reboot(core);
+                }
+                self.end_vm(core, End::Reboot);
+            }
+        }
+        None
+    }
+
+    /// The VM is over; the cell must say so before we go on.
+    fn end_vm(&mut self, core: &mut Core, end: End) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending { end, since: core.now });
+            core.arbiter.hurry();
+        }
+    }
+
+    pub(super) fn reboot(&mut self, core: &mut Core) -> Option<Next> {
+        if let Some(link) = self.link.take() {
+            core.out.push(Command::SendBye { conn: link.conn, why: "the guest reboots".into() });
+            core.drop_link(link.conn);
+        }
+        core.out.push(Command::EndPairing);
+        core.out.push(Command::StopVm);
+        if self.handover.take().is_some() {
+            core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
+        }
+        if core.stop_requested {
+            self.pair = Pair::Solo;
+            self.end_vm(
+                core,
+                End::Exit(Exit::Stopped("the guest asked for a reset while it was to stop".into())),
+            );
+            return None;
+        }
+        core.out.push(Command::Boot);
+        Some(Next::Primary(Primary::solo(self.cell.clone(), "rebooted")))
+    }
+
+    pub(super) fn say_bye(&mut self, core: &mut Core, why: &str) {
+        if let Some(link) = self.link.take() {
+            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
+            core.drop_link(link.conn);
+        }
+    }
+}
