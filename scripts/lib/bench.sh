@@ -425,7 +425,7 @@ bench_targets() {
           line("replay, hold time, median"; .replay_hold_us_p50; 2000; true; "us";
               "\(.replay_log[1].batches_per_s) batches a second; each waits for a processor on its way there and back"),
           line("replay, going live, median"; .replay_golive_ms_p50; 50 + (.replay_golive_lag_ms_p50 // 0); true; "ms";
-              "\(.golive.notice_ms.p50) until noticed, \(.golive.decide_ms.p50) arbitration, \(.golive.resume_ms.p50) the rest of the log")' |
+              "\(.golive.notice_ms.p50) until noticed, \(.golive.decide_ms.p50) for the rest of the log and the arbitration, \(.golive.resume_ms.p50) to run")' |
         bench_add target
     bench_table target 'figure|target|measured||why' '[.figure, .target, .value, .verdict, .why]'
     say "load average now $(cut -d' ' -f1-3 /proc/loadavg), other work before $bench_busy_before_pct %, time stolen by the machine's host $(bench_ticks_since stolen) %"

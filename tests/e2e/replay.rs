@@ -8,6 +8,10 @@ fn replay(config: Config) -> Config {
     config.with("replication.mode", "replay")
 }
 
+fn checkpoints(config: Config) -> Config {
+    config.with("replication.mode", "checkpoint")
+}
+
 fn on_kvm(config: Config) -> Config {
     config.with("machine.engine", Engine::Kvm.name())
 }
@@ -130,7 +134,7 @@ fn a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy() {
 #[test]
 fn the_engine_in_software_is_protected_by_checkpoints_too() {
     World::run_on(Engine::Soft, "the_engine_in_software_is_protected_by_checkpoints_too", |world| {
-        let mut pair = Pair::protected(world);
+        let mut pair = Pair::protected_with(world, checkpoints);
         let traffic = Traffic::start();
         traffic.goes_on();
         pair.alpha.kill();
@@ -161,7 +165,7 @@ fn a_backup_of_another_mode_ends_and_says_which() {
     World::run_on(Engine::Soft, "a_backup_of_another_mode_ends_and_says_which", |world| {
         let mut alpha = Daemon::start(world, &replay(Config::alpha(world)));
         alpha.wait_until(Role::Primary, State::Solo);
-        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut beta = Daemon::start(world, &checkpoints(Config::beta(world)));
         beta.must_fail(DaemonExit::Peer, &["replication.mode differs", "replay", "checkpoint"]);
         alpha.wait_until(Role::Primary, State::Solo);
     });
