@@ -98,7 +98,7 @@ run_trials() {
     setup_need network
     local missing
     net_preflight || { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
-    missing=$(pair_can_run) || { say_error "SKIPPED $fault_name: $missing" && exit 77; }
+    missing=$(pair_can_run) || { say_error "SKIPPED $fault_name: $missing (--engine soft needs none)" && exit 77; }
     setup_binaries
     make_run_dir "$fault_name"
     net_up
