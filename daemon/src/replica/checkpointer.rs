@@ -131,10 +131,8 @@ impl Checkpointer {
     }
 
     fn run(mut self) {
-        if self.setup.replay.on {
-            // Cuts are due to tens of microseconds.
-            let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
-        }
+        // Cuts and epochs' ends are due to tens of microseconds.
+        let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
         loop {
             self.setup.watchdog.round();
             if let Some(vm) = &self.vm {
@@ -168,14 +166,7 @@ impl Checkpointer {
     fn wait_limit(&self) -> Duration {
         match &self.mode {
             Mode::Copying(_) if !self.ended => Duration::ZERO,
-            Mode::Epochs(epochs) if !self.ended && !epochs.is_frozen() => {
-                if epochs.starved {
-                    // Order::Room comes when an ack has made room; this is only for one that came just before.
-                    Duration::from_millis(1)
-                } else {
-                    self.setup.epoch.saturating_sub(epochs.began.elapsed())
-                }
-            }
+            Mode::Epochs(epochs) if !self.ended && !epochs.is_frozen() => epochs.wait_limit(self.setup.epoch),
             Mode::Log(cutter) if !self.ended && !cutter.is_frozen() => {
                 cutter.wait_limit(self.setup.replay.batch)
             }
@@ -219,11 +210,11 @@ impl Checkpointer {
                 Mode::Log(cutter) if cutter.is_starved() => return self.work(),
                 _ => {}
             },
-            Order::Output => {
-                if let Mode::Log(cutter) = &mut self.mode {
-                    cutter.output_waits();
-                }
-            }
+            Order::Output => match &mut self.mode {
+                Mode::Epochs(epochs) => epochs.output_waits(),
+                Mode::Log(cutter) => cutter.output_waits(),
+                _ => {}
+            },
             Order::Follow(state, applier) => self.follow(&state, &applier),
             Order::Feed(log, at) => {
                 self.setup.replay.progress.taken(log.len() as u64);

@@ -244,10 +244,8 @@ impl Replica {
             telemetry: Arc::clone(&parts.telemetry),
             watchdog: Arc::clone(&parts.watchdog),
         };
-        if parts.replay.on {
-            let orders = orders.clone();
-            output.on_held(move || drop(orders.send(Order::Output)));
-        }
+        let told = orders.clone();
+        output.on_held(move || drop(told.send(Order::Output)));
         Checkpointer::start(setup, for_checkpointer).map_err(failed("the checkpointer"))?;
         let questions =
             arbiter_thread::start(parts.arbiter, inputs.clone()).map_err(failed("the arbiter's thread"))?;

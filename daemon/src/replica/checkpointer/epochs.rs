@@ -1,4 +1,6 @@
-//! Epochs: the guest runs, is paused, and what it changed is captured and copied aside before it runs on.
+//! Epochs: the guest runs, is paused, and what it changed is captured and copied aside before it runs on. An epoch with
+//! output is over as soon as the share of its time that goes into pauses allows, so that the output is not held for the
+//! rest of its length.
 
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
 use super::{Checkpointer, Mode, Setup, Vm};
@@ -15,6 +17,11 @@ use std::time::{Duration, Instant};
 /// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
+/// A frame waits so long for others to share its epoch.
+const GROUP: Duration = Duration::from_micros(150);
+/// An epoch that output ends has lasted at least so many times as long as the pause before it.
+const EARLY_PAUSES: u32 = 10;
+
 /// Memory for this many pages at least is ready before a pause.
 const RESERVE_PAGES_MIN: usize = 1024;
 
@@ -25,7 +32,11 @@ pub(super) struct Epochs {
     last: u64,
     /// Dirty pages of the last checkpoint.
     last_pages: usize,
-    pub(super) began: Instant,
+    began: Instant,
+    /// How long the pause before the epoch was.
+    last_pause: Duration,
+    /// Since when a frame waits for the epoch's end.
+    output_since: Option<Instant>,
     /// The guest stands still.
     paused: bool,
     /// The epoch is over, but there is no room for its checkpoint.
@@ -37,6 +48,24 @@ pub(super) struct Epochs {
 impl Epochs {
     pub(super) fn is_frozen(&self) -> bool {
         self.freezing && self.paused && !self.starved
+    }
+
+    /// How long until the epoch is over, if it lasts no longer than `epoch`.
+    pub(super) fn wait_limit(&self, epoch: Duration) -> Duration {
+        if self.starved {
+            // Order::Room comes when an ack has made room; this is only for one that came just before.
+            return Duration::from_millis(1);
+        }
+        let regular = self.began + epoch;
+        let due = self.output_since.map_or(regular, |since| {
+            regular.min((since + GROUP).max(self.began + self.last_pause * EARLY_PAUSES))
+        });
+        due.saturating_duration_since(Instant::now())
+    }
+
+    /// A frame waits for the epoch's end.
+    pub(super) fn output_waits(&mut self) {
+        self.output_since.get_or_insert_with(Instant::now);
     }
 
     /// Begins the next epoch.
@@ -77,6 +106,8 @@ impl Checkpointer {
             last,
             last_pages,
             began,
+            last_pause: Duration::ZERO,
+            output_since: None,
             paused: false,
             starved: false,
             freezing: false,
@@ -125,10 +156,13 @@ impl Checkpointer {
             self.setup.output.close_epoch(epoch);
         }
         epochs.starved = false;
+        // What the guest sends from now on is told anew.
+        epochs.output_since = None;
         if !epochs.freezing {
             epochs.let_run(vm)?;
         }
         let resumed = Instant::now();
+        epochs.last_pause = resumed - started;
         (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
         let pages = capture.pages.len();
 
