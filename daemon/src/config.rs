@@ -209,7 +209,7 @@ pub struct Replication {
     pub listen: SocketAddr,
     /// How.
     pub mode: Mode,
-    /// Length of an epoch.
+    /// Length of an epoch, at most.
     pub epoch_ms: u64,
     /// Checkpoints captured and not yet acked, at most.
     pub pipeline_depth: u64,
