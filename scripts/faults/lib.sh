@@ -194,9 +194,16 @@ watch_start() {
         --port "${pair_node[a]}=to-a" --port "${pair_node[b]}=to-b" --out "$trial_dir/capture.json"
     spawn "$name/owners" "$FTD_BIN_DIR/ft-wire" watch-cell --cell "$pair_cell" --out "$trial_dir/owners.jsonl"
     wait_until 10 grep -qs ready "$trial_dir/wire.log" && wait_until 10 grep -qs ready "$trial_dir/owners.log" || return 1
+    # A kernel that boots is protected before its service is up.
+    wait_until "$faults_patience_s" service_answers || return 1
     spawn "$name/client" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
         --addr "$net_vm_address:$pair_client_port" --stop-file "$trial_dir/client.stop"
     wait_until "$faults_patience_s" client_has_answers 20
+}
+
+service_answers() {
+    in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 2 --addr "$net_vm_address:$pair_client_port" PING \
+        >>"$trial_dir/calls.log" 2>&1
 }
 
 # client_has_answers N: it had at least that many.
