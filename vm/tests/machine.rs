@@ -173,6 +173,17 @@ fn a_fault_is_reported_with_its_place_and_the_state_is_not_captured() {
 }
 
 #[test]
+fn a_guest_that_needs_what_the_processor_in_software_lacks_is_told_so_and_it_is_counted() {
+    let (mut machine, _ram, _) = machine(&spec(Soft, 1, RAM_BYTES));
+    // vaddps xmm0, xmm0, xmm0: AVX, which CPUID does not promise. Nobody handles the #UD.
+    boot_code(&mut machine, &[0xc5, 0xf8, 0x58, 0xc0]);
+    machine.resume().unwrap();
+    let MachineEvent::Crashed { why, .. } = event(&machine) else { panic!("no crash") };
+    assert!(why.contains("triple fault") && why.contains("rip 0x200000"), "{why}");
+    assert_eq!(machine.unknown_instructions(), 1);
+}
+
+#[test]
 fn power_off_and_reset_are_reported_and_the_vcpu_stands_behind_them() {
     for engine in engines("power") {
         for (act, said) in [(POWER_OFF, MachineEvent::PoweredOff), (RESET, MachineEvent::Reset)] {
