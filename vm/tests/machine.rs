@@ -180,6 +180,7 @@ fn a_guest_that_needs_what_the_processor_in_software_lacks_is_told_so_and_it_is_
     machine.resume().unwrap();
     let MachineEvent::Crashed { why, .. } = event(&machine) else { panic!("no crash") };
     assert!(why.contains("triple fault") && why.contains("rip 0x200000"), "{why}");
+    machine.pause().unwrap();
     assert_eq!(machine.unknown_instructions(), 1);
 }
 
