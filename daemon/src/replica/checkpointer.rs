@@ -92,6 +92,8 @@ pub struct Setup {
 
 /// How late a timer of this thread may be.
 const TIMER_SLACK_NS: u64 = 5_000;
+/// A frame waits so long for others to share its epoch.
+pub(super) const GROUP: Duration = Duration::from_micros(150);
 /// How often a guest that is not checkpointed is looked at.
 const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
 /// Without a machine the loop only shows that it lives.

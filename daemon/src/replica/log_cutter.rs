@@ -6,7 +6,7 @@
 //! standstill. The guest stands still only when log can be kept nowhere any more.
 
 use super::Input;
-use super::checkpointer::{Setup, Vm};
+use super::checkpointer::{GROUP, Setup, Vm};
 use super::pairing::Pairing;
 use super::shipper::{LogEpoch, Shipper};
 use crate::clock;
@@ -14,8 +14,6 @@ use crate::role::Event;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A frame waits so long for others to share its epoch.
-const GROUP: Duration = Duration::from_micros(150);
 /// Log that the backup has and has not executed, at most; beyond it the guest stands still until there is less.
 const UNEXECUTED_BYTES_MAX: u64 = 64 << 20;
 /// Thousandths of its time that a slowed guest stands still, at most.

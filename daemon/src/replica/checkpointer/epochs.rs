@@ -3,7 +3,7 @@
 //! rest of its length.
 
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
-use super::{Checkpointer, Mode, Setup, Vm};
+use super::{Checkpointer, GROUP, Mode, Setup, Vm};
 use crate::clock;
 use crate::replica::Input;
 use crate::replica::log_cutter::LogCutter;
@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 /// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
-/// A frame waits so long for others to share its epoch.
-const GROUP: Duration = Duration::from_micros(150);
 /// An epoch that output ends has lasted at least so many times as long as the pause before it.
 const EARLY_PAUSES: u32 = 10;
 
@@ -56,10 +54,7 @@ impl Epochs {
             // Order::Room comes when an ack has made room; this is only for one that came just before.
             return Duration::from_millis(1);
         }
-        let regular = self.began + epoch;
-        let due = self.output_since.map_or(regular, |since| {
-            regular.min((since + GROUP).max(self.began + self.last_pause * EARLY_PAUSES))
-        });
+        let due = due(self.began, epoch, self.last_pause, self.output_since);
         due.saturating_duration_since(Instant::now())
     }
 
@@ -87,6 +82,15 @@ impl Epochs {
         }
         Ok(())
     }
+}
+
+/// When an epoch is over that began after such a pause, and in which a frame waits since then.
+fn due(began: Instant, epoch: Duration, last_pause: Duration, output_since: Option<Instant>) -> Instant {
+    let regular = began + epoch;
+    output_since.map_or(regular, |since| {
+        let early = (since + GROUP).max(began + last_pause * EARLY_PAUSES);
+        regular.min(early)
+    })
 }
 
 impl Checkpointer {
@@ -218,5 +222,24 @@ impl PauseParts {
     /// The whole pause.
     pub fn total(&self) -> Duration {
         self.stop + self.harvest + self.capture + self.copy + self.resume
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_ends_an_epoch_early_but_no_sooner_than_pauses_allow_and_never_late() {
+        let (began, epoch) = (Instant::now(), Duration::from_millis(5));
+        let us = Duration::from_micros;
+        let after = |pause, output: Option<u64>| {
+            due(began, epoch, us(pause), output.map(|at| began + us(at))).duration_since(began)
+        };
+        assert_eq!(after(200, None), epoch, "nobody waits");
+        assert_eq!(after(200, Some(100)), us(2000), "the pause was 200 us: a tenth of 2 ms");
+        assert_eq!(after(200, Some(3000)), us(3000) + GROUP, "others may share the epoch");
+        assert_eq!(after(200, Some(4990)), epoch, "it is over anyway");
+        assert_eq!(after(700, Some(100)), epoch, "expensive pauses keep their epochs");
     }
 }
