@@ -11,8 +11,8 @@ use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
 use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
 use crate::wire::{FrameError, FrameType, Message, WireSink};
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 

@@ -6,13 +6,7 @@ pub mod boot;
 pub mod devices;
 mod engine;
 pub mod guest;
-pub mod layout;
 pub mod machine;
-pub mod memory;
 pub mod replay;
 pub mod spec;
 pub mod state;
-
-#[cfg(feature = "measure")]
-#[doc(hidden)]
-pub use engine::soft::testing::measure_soft;

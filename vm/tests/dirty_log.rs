@@ -4,9 +4,9 @@
 mod common;
 
 use common::{PROGRAM_BASE, between, boot_code, engines, machine, spec};
-use ft_vm::layout::HIGH_RAM_BASE;
+use ft_ram::layout::HIGH_RAM_BASE;
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::machine::{Machine, MachineError};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::spec::EngineKind;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{Remember, engines, spec, wiring};
+use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, MachineSpec};
 use std::time::{Duration, Instant};
 

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Remember, between, boot_code, content, engines, event, kvm, machine, spec, wiring};
+use ft_ram::GuestRam;
 use ft_vm::boot::BootError;
 use ft_vm::machine::{Machine, MachineError, MachineEvent, host_cpu_profile};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::EngineKind::{self, Kvm, Soft};
 use ft_vm::spec::{Boot, FreestandingImage};
 use ft_vm::state::StateError;

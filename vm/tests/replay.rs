@@ -5,9 +5,9 @@
 mod common;
 
 use common::{Remember, content, spec};
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::replay::{LogError, ReplayPosition};
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use rand::{Rng, SeedableRng};

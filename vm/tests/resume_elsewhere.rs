@@ -4,8 +4,8 @@
 mod common;
 
 use common::{Remember, between, boot_code, content, engines, event, machine, spec, wiring};
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::spec::{EngineKind, MachineSpec};
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};

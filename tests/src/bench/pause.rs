@@ -16,7 +16,7 @@ use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::receiver::{Limits, Received, Receiver};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use ft_vm::spec::EngineKind;
 use serde::Serialize;
 use std::io::{Read, Write};

@@ -10,7 +10,7 @@ extern crate alloc;
 
 #[allow(unused_imports)]
 mod kv;
-#[path = "../../src/layout.rs"]
+#[path = "../../ram/src/layout.rs"]
 #[allow(dead_code)]
 mod layout;
 mod load;

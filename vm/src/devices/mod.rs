@@ -29,12 +29,12 @@ pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
 
-use crate::layout::{
-    COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_DEVICES_MAX, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
-};
-use crate::memory::GuestRam;
 use crate::spec::MachineSpec;
 use counters::{Counters, add};
+use ft_ram::GuestRam;
+use ft_ram::layout::{
+    COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_DEVICES_MAX, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
 use idle::Idle;
 use inbox::Inbox;
 use parking_lot::Mutex;

@@ -1,13 +1,13 @@
 //! The platform device: clock, idle, power, console and identity registers at [`layout::PLATFORM_BASE`], for guests
 //! that run at CPL 3 without firmware, port I/O or interrupts. Registers are 8 bytes wide but for the console.
 //!
-//! [`layout::PLATFORM_BASE`]: crate::layout::PLATFORM_BASE
+//! [`layout::PLATFORM_BASE`]: ft_ram::layout::PLATFORM_BASE
 
 use super::counters::{Counters, add};
 use super::idle::Idle;
 use super::serial::Console;
 use super::{DeviceEvent, StateError};
-use crate::layout::platform::{CLOCK_NS, CONSOLE, IDLE_US, POWER_OFF, RAM_BYTES, RESET, VCPUS};
+use ft_ram::layout::platform::{CLOCK_NS, CONSOLE, IDLE_US, POWER_OFF, RAM_BYTES, RESET, VCPUS};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::io::Write;

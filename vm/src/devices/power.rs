@@ -4,7 +4,7 @@
 //! (SCI_EN reads as one). ACPI 6.5 §4.8.3.
 
 use super::{DeviceEvent, StateError};
-use crate::layout::{I8042_COMMAND_PORT, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SLP_TYP_S5};
+use ft_ram::layout::{I8042_COMMAND_PORT, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SLP_TYP_S5};
 use serde::{Deserialize, Serialize};
 
 const PM1_EN_PORT: u16 = PM1A_EVT_PORT + 2;

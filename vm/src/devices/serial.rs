@@ -5,7 +5,7 @@
 
 use super::counters::{Counters, add};
 use super::{ConsoleSink, IrqChip, StateError};
-use crate::layout::COM1_GSI;
+use ft_ram::layout::COM1_GSI;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;

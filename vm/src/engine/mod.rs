@@ -6,9 +6,9 @@ pub(crate) mod soft;
 
 use crate::boot::entry::Entry;
 use crate::machine::MachineError;
-use crate::memory::PageIndex;
 use crate::spec::EngineKind;
 use crate::state::{EngineState, StateError};
+use ft_ram::PageIndex;
 use soft::SoftEngine;
 
 /// The processors of a machine, with what surrounds them up to the devices. After its creation it is stopped.

@@ -6,9 +6,9 @@
 
 pub mod sweep;
 
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
 use std::io::Write;
 use std::sync::{Arc, Mutex};

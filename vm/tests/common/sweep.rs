@@ -1,7 +1,7 @@
 //! A guest that dirties an exact number of pages: it writes a word of each of the first N pages from 8 MiB on, over and
 //! over. N is at [`PAGES_AT`], finished rounds are counted at [`ROUNDS_AT`].
 
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where the guest reads how many pages to write.

@@ -4,7 +4,7 @@ use super::{Checkpointer, Mode};
 use crate::replica::pairing::Pairing;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
 use std::sync::Arc;
 
 /// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.

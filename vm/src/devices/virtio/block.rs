@@ -4,7 +4,7 @@ use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::Backend;
 use crate::devices::counters::{Counters, add, count};
-use crate::memory::GuestMemory;
+use ft_ram::GuestMemory;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

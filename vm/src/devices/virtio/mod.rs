@@ -7,8 +7,8 @@ pub(crate) mod queue;
 pub(crate) mod rng;
 pub(crate) mod transport;
 
-use crate::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use crate::spec::MachineSpec;
+use ft_ram::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 
 /// Where one virtio-mmio device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

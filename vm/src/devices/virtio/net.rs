@@ -10,7 +10,7 @@ use super::transport::{Backend, Shared};
 use crate::devices::counters::{Counters, add};
 use crate::devices::inbox::Inbox;
 use crate::devices::{FrameSink, Transmit};
-use crate::memory::GuestMemory;
+use ft_ram::GuestMemory;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

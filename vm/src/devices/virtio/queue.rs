@@ -7,7 +7,7 @@
 
 use super::Malformed;
 use crate::devices::StateError;
-use crate::memory::GuestMemory;
+use ft_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;

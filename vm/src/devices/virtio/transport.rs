@@ -9,7 +9,7 @@ use super::queue::{Ring, RingState};
 use crate::devices::counters::{Counters, add, count};
 use crate::devices::idle::Idle;
 use crate::devices::{IrqChip, StateError};
-use crate::memory::{GuestMemory, GuestRam};
+use ft_ram::{GuestMemory, GuestRam};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

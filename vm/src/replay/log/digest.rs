@@ -3,8 +3,8 @@
 
 use super::DIGEST_PAGES_MAX;
 use super::bytes::{Reader, put_varint};
-use crate::layout::PAGE_SIZE;
-use crate::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 /// Names of [`Digest::registers`], in order. Those that are marked as hashes stand for state of which it is enough to
 /// know that it differs.

@@ -2,8 +2,8 @@
 //! where it was stopped, captured, moved to another machine, or replayed from its log.
 
 use super::*;
-use crate::engine::soft::flags::RF;
 use crate::engine::soft::vcpu::Mode;
+use ft_cpu::flags::RF;
 use proptest::prelude::*;
 
 /// Where every run ends.
