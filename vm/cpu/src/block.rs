@@ -6,6 +6,7 @@
 
 use super::cpu::Cpu;
 use super::exec;
+use super::interrupt::vector;
 use super::op::{Handler, Mem, NONE, Op, RIP_BASE, Stop};
 use super::tlb::{PAGE, PAGE_MASK};
 use super::walk::Access;
@@ -248,7 +249,7 @@ impl Cpu {
         if !self.long && self.sys.segs[1].attributes & 1 << 14 == 0 {
             // 16-bit code is not implemented.
             self.unknown_instructions += 1;
-            return Err(self.raise(6, None));
+            return Err(self.raise(vector::UD, None));
         }
         let frame = self.translate(self.rip, Access::Fetch, self.user())? & PAGE_MASK;
         let key = frame | (self.rip % PAGE) | if self.long { 0 } else { CODE32 };
@@ -342,7 +343,7 @@ impl Cpu {
 
     /// Copies code from the start of a physical page. Code outside RAM is refused.
     fn copy_code(&mut self, page: u64, into: &mut [u8]) -> Result<(), Stop> {
-        let Some((host, _)) = self.ram.page(page) else { return Err(self.raise(13, Some(0))) };
+        let Some((host, _)) = self.ram.page(page) else { return Err(self.raise(vector::GP, Some(0))) };
         // SAFETY: at most a page, from a page of RAM.
         unsafe { host.copy_to_nonoverlapping(into.as_mut_ptr(), into.len().min(PAGE as usize)) };
         Ok(())

@@ -164,14 +164,6 @@ impl Cpu {
         self.flags = Flags::from_status(bits);
     }
 
-    /// Sets or clears IF alone. Letting interrupts in has them looked at.
-    pub(crate) fn set_interrupt_flag(&mut self, on: bool) {
-        if on && self.control_flags & IF == 0 {
-            self.recheck();
-        }
-        self.control_flags = self.control_flags & !IF | (u64::from(on) * IF);
-    }
-
     /// Sets RF alone.
     pub(super) fn set_resume_flag(&mut self) {
         self.control_flags |= RF;

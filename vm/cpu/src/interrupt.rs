@@ -15,7 +15,6 @@ use super::run::TripleFault;
 
 /// Exception vectors (AMD APM volume 2, table 8-1).
 pub(crate) mod vector {
-    #![allow(dead_code)]
     pub(crate) const DE: u8 = 0;
     pub(crate) const DB: u8 = 1;
     pub(crate) const NMI: u8 = 2;

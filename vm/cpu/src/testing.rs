@@ -31,6 +31,7 @@ pub use crate::assemble;
 /// Reads as ones; writes are kept for the test to look at.
 #[derive(Default)]
 pub struct EmptyBus {
+    /// Address or port, and the bytes.
     pub written: Vec<(u64, Vec<u8>)>,
     cr8: u8,
 }
@@ -79,8 +80,9 @@ impl Bus for EmptyBus {
     fn set_tsc_deadline(&mut self, _: u64, _: u64) {}
 }
 
-/// Where [`machine`] puts code, and where its stack begins.
+/// Where [`machine`] puts code.
 pub const CODE: u64 = 0x10_0000;
+/// Where [`machine`]'s stack begins.
 pub const STACK: u64 = 0x20_0000;
 /// Its page tables: PML4, one PDPT, one page directory, then a page table for each of the 8 directory entries.
 pub const TABLES: u64 = 0x1000;
@@ -127,6 +129,7 @@ pub fn machine_on(bus: Box<dyn Bus>, code: &[u8]) -> (Cpu, GuestRam) {
     (cpu, ram)
 }
 
+/// [`machine_on`] an empty bus.
 pub fn machine(code: &[u8]) -> (Cpu, GuestRam) {
     machine_on(Box::new(EmptyBus::default()), code)
 }

@@ -2,6 +2,7 @@
 
 use super::cpu::Cpu;
 use super::exec::system::System;
+use super::interrupt::vector;
 use super::op::Stop;
 use super::tlb::{DIRTY, GLOBAL, HUGE, LARGE, PAGE, PAGE_MASK, WRITABLE};
 
@@ -63,7 +64,7 @@ impl Cpu {
         }
         if self.sys.efer & EFER_LMA == 0 {
             // Paging outside long mode is refused where it is enabled.
-            return Err(self.raise(13, Some(0)));
+            return Err(self.raise(vector::GP, Some(0)));
         }
         let no_execute = self.sys.efer & EFER_NXE != 0;
         let fault = |cpu: &mut Self, more: u32| {
@@ -72,7 +73,7 @@ impl Cpu {
                 | if user { PF_USER } else { 0 }
                 | if access == Access::Fetch && no_execute { PF_FETCH } else { 0 };
             cpu.sys.cr2 = addr;
-            Err(cpu.raise(14, Some(code)))
+            Err(cpu.raise(vector::PF, Some(code)))
         };
 
         // Entries on the way, to set their accessed bits once the access is known to be permitted to proceed so far.

@@ -173,7 +173,7 @@ impl Image {
     }
 
     /// What processors store differently: the last instruction's and operand's addresses, opcode, reserved bytes.
-    #[allow(clippy::single_range_in_vec_init)]
+    #[expect(clippy::single_range_in_vec_init, reason = "other forms have more than one range")]
     fn vague(self) -> &'static [std::ops::Range<usize>] {
         match self {
             Self::Environment14 | Self::State94 => &[6..14],

@@ -3,6 +3,7 @@
 use super::int::*;
 use crate::cpu::Cpu;
 use crate::flags::ZF;
+use crate::interrupt::vector;
 use crate::op::{Handler, Op, Step};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -134,7 +135,7 @@ fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Step {
 fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Step {
     let addr = cpu.address(op);
     if !addr.is_multiple_of(16) {
-        return Err(cpu.raise(13, Some(0)));
+        return Err(cpu.raise(vector::GP, Some(0)));
     }
     cpu.modify::<u128>(addr, |cpu, old| {
         let pair = |low: u64, high: u64| u128::from(low) | u128::from(high) << 64;

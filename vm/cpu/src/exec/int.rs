@@ -4,7 +4,6 @@
 //! Handlers are generic over the operand size `T` and over where the operand is that the instruction's ModRM byte names:
 //! [`REG`], or memory addressed in one of three ways, of which the first two are the common ones and cheap.
 
-use crate::block::register_number;
 use crate::cpu::Cpu;
 use crate::flags::Flags;
 use crate::memory::Value;
@@ -270,8 +269,6 @@ impl Flags {
 pub(crate) struct Operand {
     pub kind: u8,
     pub bytes: usize,
-    /// Its number, if it is a register.
-    pub register: u8,
 }
 
 /// Describes an operand of the instruction: a general register or memory.
@@ -279,11 +276,7 @@ pub(crate) fn operand(instruction: &Instruction, op: &Op, number: u32) -> Option
     match instruction.op_kind(number) {
         OpKind::Register => {
             let register = instruction.op_register(number);
-            register.is_gpr().then(|| Operand {
-                kind: REG,
-                bytes: register.size(),
-                register: register_number(register),
-            })
+            register.is_gpr().then(|| Operand { kind: REG, bytes: register.size() })
         }
         OpKind::Memory => {
             let mem = &op.mem;
@@ -293,7 +286,7 @@ pub(crate) fn operand(instruction: &Instruction, op: &Op, number: u32) -> Option
                 (true, _) => INDEX,
                 _ => ANY,
             };
-            Some(Operand { kind, bytes: instruction.memory_size().size(), register: 0 })
+            Some(Operand { kind, bytes: instruction.memory_size().size() })
         }
         _ => None,
     }

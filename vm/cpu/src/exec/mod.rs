@@ -15,6 +15,7 @@ mod string;
 pub(crate) mod system;
 
 use super::cpu::Cpu;
+use super::interrupt::vector;
 use super::op::{Handler, Op, Step};
 use iced_x86::Instruction;
 
@@ -63,7 +64,7 @@ pub(crate) fn fuse(first: &Instruction, second: &Instruction) -> Option<Handler>
 
 /// #UD.
 pub(crate) fn undefined(cpu: &mut Cpu, _: &Op) -> Step {
-    Err(cpu.raise(6, None))
+    Err(cpu.raise(vector::UD, None))
 }
 
 /// #UD, of an instruction that exists, but not in this processor.
@@ -74,5 +75,5 @@ pub(crate) fn unknown(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// #GP: the instruction has more than 15 bytes.
 pub(crate) fn too_long(cpu: &mut Cpu, _: &Op) -> Step {
-    Err(cpu.raise(13, Some(0)))
+    Err(cpu.raise(vector::GP, Some(0)))
 }

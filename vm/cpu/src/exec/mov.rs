@@ -125,7 +125,7 @@ pub(super) fn condition(instruction: &Instruction) -> Option<u8> {
 }
 
 fn accumulator(bytes: usize) -> Operand {
-    Operand { kind: REG, bytes, register: 0 }
+    Operand { kind: REG, bytes }
 }
 
 pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {

@@ -3,6 +3,7 @@
 
 use super::int::*;
 use crate::cpu::Cpu;
+use crate::interrupt::vector;
 use crate::op::{Handler, Op, Step, Stop};
 use iced_x86::{Instruction, Mnemonic};
 
@@ -70,7 +71,7 @@ fn imul_rm_imm<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
 #[cold]
 #[inline(never)]
 fn divide_error(cpu: &mut Cpu) -> Stop {
-    cpu.raise(0, None)
+    cpu.raise(vector::DE, None)
 }
 
 fn div<T: Int, const K: u8, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step {

@@ -45,7 +45,6 @@ macro_rules! from_integer {
 }
 from_integer!(cvtsi2ss32, "cvtsi2ss {a}, {b:e}", u32);
 from_integer!(cvtsi2ss64, "cvtsi2ss {a}, {b:r}", u64);
-from_integer!(cvtsi2sd32, "cvtsi2sd {a}, {b:e}", u32);
 from_integer!(cvtsi2sd64, "cvtsi2sd {a}, {b:r}", u64);
 
 /// A host instruction from a vector register to a general one.

@@ -11,16 +11,16 @@ use core::arch::x86_64::__m128i;
 
 use iced_x86::{Code, Instruction};
 
-use super::shape::{self, UD, XM, bits, lanes};
+use super::shape::{self, bits, lanes};
 use super::state::MXCSR_RESET;
 use crate::cpu::Cpu;
 use crate::flags::{CF, PF, ZF};
+use crate::interrupt::vector;
 use crate::op::{Handler, Op, Step, Stop};
 
 /// Exception flags of MXCSR; their masks are seven bits further up.
 const FLAGS: u32 = 0x3f;
 const MASKS: u32 = FLAGS << 7;
-const DENORMALS_ARE_ZERO: u32 = 1 << 6;
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// Invalid, denormal, divide by zero: found before anything is computed.
 const BEFORE: u32 = 0x07;
@@ -109,7 +109,7 @@ fn unmasked<R>(cpu: &mut Cpu, f: impl Fn(&mut u32) -> R, mut raised: u32) -> Ste
 
 #[cold]
 fn simd_exception(cpu: &mut Cpu) -> Stop {
-    let vector = if cpu.sys.cr4 & CR4_OSXMMEXCPT != 0 { XM } else { UD };
+    let vector = if cpu.sys.cr4 & CR4_OSXMMEXCPT != 0 { vector::XM } else { vector::UD };
     cpu.raise(vector, None)
 }
 

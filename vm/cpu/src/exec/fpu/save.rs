@@ -2,9 +2,10 @@
 
 use iced_x86::{Code, CodeSize, Instruction, Mnemonic};
 
-use super::shape::{self, GP};
+use super::shape;
 use super::state::{FXSAVE_WRITTEN, MXCSR_MASK};
 use crate::cpu::Cpu;
+use crate::interrupt::vector;
 use crate::op::{Handler, Op, Step};
 
 /// Where the registers stop that exist outside 64-bit mode.
@@ -66,7 +67,7 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Step {
     }
     let kept = cpu.fpu.xmm;
     if cpu.fpu.set_fxsave_form(&image, WIDE).is_err() {
-        return Err(cpu.raise(GP, Some(0)));
+        return Err(cpu.raise(vector::GP, Some(0)));
     }
     if op.aux == 0 {
         cpu.fpu.xmm[8..].copy_from_slice(&kept[8..]);
@@ -78,7 +79,7 @@ fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Step {
     shape::sse_ready(cpu)?;
     let value = shape::m32(cpu, op)? as u32;
     if value & !MXCSR_MASK != 0 {
-        return Err(cpu.raise(GP, Some(0)));
+        return Err(cpu.raise(vector::GP, Some(0)));
     }
     cpu.fpu.mxcsr = value;
     Ok(())

@@ -4,18 +4,13 @@
 use core::arch::x86_64::__m128i;
 
 use crate::cpu::Cpu;
+use crate::interrupt::vector;
 use crate::op::{Op, Step, Stop};
 
 const CR0_MP: u64 = 1 << 1;
 const CR0_EM: u64 = 1 << 2;
 const CR0_TS: u64 = 1 << 3;
 const CR4_OSFXSR: u64 = 1 << 9;
-
-pub(super) const UD: u8 = 6;
-pub(super) const NM: u8 = 7;
-pub(super) const GP: u8 = 13;
-pub(super) const MF: u8 = 16;
-pub(super) const XM: u8 = 19;
 
 /// SSE may execute: #UD without the system's consent, #NM while another task's registers are loaded.
 #[inline(always)]
@@ -28,7 +23,8 @@ pub(super) fn sse_ready(cpu: &mut Cpu) -> Step {
 
 #[cold]
 fn sse_refused(cpu: &mut Cpu) -> Stop {
-    let vector = if cpu.sys.cr0 & CR0_EM != 0 || cpu.sys.cr4 & CR4_OSFXSR == 0 { UD } else { NM };
+    let vector =
+        if cpu.sys.cr0 & CR0_EM != 0 || cpu.sys.cr4 & CR4_OSFXSR == 0 { vector::UD } else { vector::NM };
     cpu.raise(vector, None)
 }
 
@@ -36,7 +32,7 @@ fn sse_refused(cpu: &mut Cpu) -> Stop {
 #[inline(always)]
 pub(super) fn x87_ready(cpu: &mut Cpu) -> Step {
     if cpu.sys.cr0 & (CR0_EM | CR0_TS) != 0 {
-        return Err(cpu.raise(NM, None));
+        return Err(cpu.raise(vector::NM, None));
     }
     Ok(())
 }
@@ -46,7 +42,7 @@ pub(super) fn x87_ready(cpu: &mut Cpu) -> Step {
 #[inline(always)]
 pub(super) fn x87_wait(cpu: &mut Cpu) -> Step {
     if cpu.fpu.pending() {
-        return Err(cpu.raise(MF, None));
+        return Err(cpu.raise(vector::MF, None));
     }
     Ok(())
 }
@@ -54,7 +50,7 @@ pub(super) fn x87_wait(cpu: &mut Cpu) -> Step {
 /// FWAIT minds TS only together with MP, and never EM.
 pub(super) fn fwait(cpu: &mut Cpu, _: &Op) -> Step {
     if cpu.sys.cr0 & (CR0_MP | CR0_TS) == CR0_MP | CR0_TS {
-        return Err(cpu.raise(NM, None));
+        return Err(cpu.raise(vector::NM, None));
     }
     x87_wait(cpu)
 }
@@ -63,10 +59,10 @@ pub(super) fn fwait(cpu: &mut Cpu, _: &Op) -> Step {
 #[inline(always)]
 pub(super) fn mmx_ready(cpu: &mut Cpu) -> Step {
     if cpu.sys.cr0 & CR0_EM != 0 {
-        return Err(cpu.raise(UD, None));
+        return Err(cpu.raise(vector::UD, None));
     }
     if cpu.sys.cr0 & CR0_TS != 0 {
-        return Err(cpu.raise(NM, None));
+        return Err(cpu.raise(vector::NM, None));
     }
     x87_wait(cpu)
 }
@@ -128,7 +124,7 @@ pub(super) fn set_gpr(cpu: &mut Cpu, register: u8, value: u64) {
 pub(super) fn aligned(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
     let address = cpu.address(op);
     if address & 15 != 0 {
-        return Err(cpu.raise(GP, Some(0)));
+        return Err(cpu.raise(vector::GP, Some(0)));
     }
     Ok(address)
 }

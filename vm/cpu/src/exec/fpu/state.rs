@@ -213,18 +213,6 @@ impl Fpu {
         Ok(())
     }
 
-    /// The FXSAVE64 image.
-    pub(crate) fn to_fxsave(&self) -> [u8; 512] {
-        self.to_fxsave_form(true)
-    }
-
-    /// The state that an FXSAVE64 image holds.
-    pub(crate) fn from_fxsave(area: &[u8; 512]) -> Result<Fpu, FpuStateError> {
-        let mut fpu = Fpu::default();
-        fpu.set_fxsave_form(area, true)?;
-        Ok(fpu)
-    }
-
     /// The x87 tag word: two bits a physical register, from what is in it.
     pub(crate) fn tag_word(&self) -> u16 {
         (0..8).fold(0, |word, i| {
@@ -245,5 +233,20 @@ impl Fpu {
 
     pub(crate) fn set_tag_word(&mut self, word: u16) {
         self.full = (0..8).fold(0, |full, i| full | u8::from(word >> (2 * i) & 3 != 3) << i);
+    }
+}
+
+#[cfg(test)]
+impl Fpu {
+    /// The FXSAVE64 image.
+    pub(crate) fn to_fxsave(&self) -> [u8; 512] {
+        self.to_fxsave_form(true)
+    }
+
+    /// The state that an FXSAVE64 image holds.
+    pub(crate) fn from_fxsave(area: &[u8; 512]) -> Result<Fpu, FpuStateError> {
+        let mut fpu = Fpu::default();
+        fpu.set_fxsave_form(area, true)?;
+        Ok(fpu)
     }
 }

@@ -4,7 +4,6 @@
 use crate::cpu::Cpu;
 use crate::op::{Op, Step};
 use crate::time::TSC_KHZ;
-use iced_x86::CpuidFeature;
 
 /// Register of a CPUID leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,46 +86,6 @@ pub(crate) const FEATURES: &[Feature] = &[
     feature("lfence_serialising", EXTENDED + 0x21, Eax, 2),
     feature("null_selector_clears_base", EXTENDED + 0x21, Eax, 6),
 ];
-
-/// Whether the instruction set that iced-x86 names so is offered: nothing else is to be executed.
-pub(crate) fn offers(feature: CpuidFeature) -> bool {
-    use CpuidFeature as F;
-    matches!(
-        feature,
-        F::INTEL8086
-            | F::INTEL8086_ONLY
-            | F::INTEL186
-            | F::INTEL286
-            | F::INTEL286_ONLY
-            | F::INTEL386
-            | F::INTEL386_ONLY
-            | F::INTEL486
-            | F::X64
-            | F::CPUID
-            | F::MULTIBYTENOP
-            | F::PAUSE
-            | F::CLFSH
-            | F::CMOV
-            | F::CX8
-            | F::CMPXCHG16B
-            | F::FPU
-            | F::FPU287
-            | F::FPU387
-            | F::FXSR
-            | F::MMX
-            | F::MSR
-            | F::POPCNT
-            | F::RDTSCP
-            | F::RDPMC
-            | F::SSE
-            | F::SSE2
-            | F::SYSCALL
-            | F::TSC
-            // No-operations on every processor that does not know them.
-            | F::CET_IBT
-            | F::PREFETCHW
-    )
-}
 
 const VENDOR: &[u8; 12] = b"AuthenticAMD";
 const HYPERVISOR_NAME: &[u8; 12] = b"ftdSoftEngin";

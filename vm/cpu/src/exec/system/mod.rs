@@ -16,9 +16,7 @@ mod syscall;
 mod tests;
 mod transfer;
 
-// The loader's side of a machine and the tests build segments; the engine itself only needs the whole.
-#[allow(unused_imports)]
-pub use state::{InvalidSystem, Mtrrs, Segment, System};
+pub use state::{InvalidSystem, Segment, System};
 
 use super::super::cpu::Cpu;
 use super::super::flags::{IF, IOPL};

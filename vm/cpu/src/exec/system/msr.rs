@@ -109,6 +109,7 @@ fn note_unknown(access: &'static str, index: u32, value: u64) {
 }
 
 /// Accesses to unknown registers so far.
+#[cfg(test)]
 pub(crate) fn unknown_accesses() -> u64 {
     UNKNOWN.load(Ordering::Relaxed)
 }

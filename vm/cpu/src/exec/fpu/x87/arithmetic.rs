@@ -8,8 +8,8 @@ use rustc_apfloat::ieee::Quad;
 use rustc_apfloat::{Category, Float, Round, Status, StatusAnd};
 
 use super::number::{
-    BIAS, Control, DE, Finite, IE, INDEFINITE, INTEGER, Kind, Outcome, PE, Rounding, ZE, denormal_flag,
-    invalid, pack, propagate, round, shift_right_sticky,
+    BIAS, Control, DE, Finite, IE, INTEGER, Kind, Outcome, PE, Rounding, ZE, denormal_flag, invalid, pack,
+    propagate, round, shift_right_sticky,
 };
 use crate::exec::fpu::state::Extended;
 
@@ -376,9 +376,4 @@ pub(super) fn to_integer(control: Control, a: Extended, bits: u32) -> Outcome<i6
         }
         _ => indefinite,
     }
-}
-
-/// The indefinite value, for a register that was empty.
-pub(super) fn empty() -> Outcome {
-    Outcome::flagged(INDEFINITE, IE)
 }

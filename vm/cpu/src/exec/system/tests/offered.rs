@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::exec;
-use crate::exec::system::cpuid::{FEATURES, Feature, leaf, offers};
+use crate::exec::system::cpuid::{FEATURES, Feature, leaf};
 use crate::op::{Handler, Op};
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, Mnemonic};
 use std::collections::BTreeSet;
@@ -118,4 +118,44 @@ fn combinations<'a>(
     third: [&'a [u8]; 4],
 ) -> impl Iterator<Item = (&'a [u8], &'a [u8], &'a [u8])> {
     (0..32).map(move |index| (first[index & 3], second[index >> 2 & 1], third[index >> 3]))
+}
+
+/// Whether the instruction set that iced-x86 names so is offered: nothing else is to be executed.
+fn offers(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    matches!(
+        feature,
+        F::INTEL8086
+            | F::INTEL8086_ONLY
+            | F::INTEL186
+            | F::INTEL286
+            | F::INTEL286_ONLY
+            | F::INTEL386
+            | F::INTEL386_ONLY
+            | F::INTEL486
+            | F::X64
+            | F::CPUID
+            | F::MULTIBYTENOP
+            | F::PAUSE
+            | F::CLFSH
+            | F::CMOV
+            | F::CX8
+            | F::CMPXCHG16B
+            | F::FPU
+            | F::FPU287
+            | F::FPU387
+            | F::FXSR
+            | F::MMX
+            | F::MSR
+            | F::POPCNT
+            | F::RDTSCP
+            | F::RDPMC
+            | F::SSE
+            | F::SSE2
+            | F::SYSCALL
+            | F::TSC
+            // No-operations on every processor that does not know them.
+            | F::CET_IBT
+            | F::PREFETCHW
+    )
 }
