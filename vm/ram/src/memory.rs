@@ -4,44 +4,18 @@
 //! Writes by the VMM itself are not in KVM's dirty log; those that go through [`GuestMemory`] are in the bitmap that
 //! vm-memory keeps, which [`GuestRam::take_vmm_dirty`] drains.
 
-mod written;
-
+use crate::error::MemoryError;
 use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
-use nix::unistd::Whence;
+use crate::page::PageIndex;
+use crate::view::RamView;
+use crate::written::{Journal, WrittenPages};
 use std::fs::File;
-use std::num::NonZeroUsize;
-use std::ops::Range;
-use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
-use written::{Journal, WrittenPages};
 
 /// vm-memory's view of the guest's RAM, with the VMM's own record of what it wrote.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<written::WrittenPages>;
-
-/// Number of a RAM page: byte offset in the memfd divided by [`PAGE_SIZE`]. 32 bits reach 16 TiB.
-pub type PageIndex = u32;
-
-/// Why RAM could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
-    /// The size is not one that a machine can have.
-    #[error("{0} bytes of guest memory: must be a multiple of 2 MiB, from 16 MiB to 4 TiB")]
-    Size(u64),
-    /// The kernel gave no memory.
-    #[error("cannot get {bytes} bytes of guest memory: {source}")]
-    Allocate {
-        /// Bytes asked for.
-        bytes: u64,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
-    /// vm-memory refused the layout.
-    #[error("cannot map guest memory: {0}")]
-    Map(String),
-}
+pub type GuestMemory = vm_memory::GuestMemoryMmap<WrittenPages>;
 
 /// A guest's RAM. Cheap to clone; all clones are the same memory.
 #[derive(Clone)]
@@ -162,21 +136,7 @@ impl GuestRam {
     /// A second mapping of the same memory, contiguous over all pages. Not tracked and not the one that the guest
     /// runs on: for applying checkpoints behind the guest's mapping and for reading pages out.
     pub fn view(&self) -> Result<RamView, MemoryError> {
-        let bytes = usize::try_from(self.ram_bytes).map_err(|e| MemoryError::Map(e.to_string()))?;
-        let length = NonZeroUsize::new(bytes).ok_or(MemoryError::Size(0))?;
-        // SAFETY: a fresh shared mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
-        let base = unsafe {
-            nix::sys::mman::mmap(
-                None,
-                length,
-                nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE,
-                nix::sys::mman::MapFlags::MAP_SHARED | nix::sys::mman::MapFlags::MAP_NORESERVE,
-                self.file.as_fd(),
-                0,
-            )
-        }
-        .map_err(|e| MemoryError::Allocate { bytes: self.ram_bytes, source: e.into() })?;
-        Ok(RamView { base: base.cast(), bytes, file: Arc::clone(&self.file) })
+        RamView::of(&self.file, self.ram_bytes)
     }
 }
 
@@ -191,87 +151,6 @@ pub struct Slot {
     pub host: *mut u8,
     /// Number of its first page.
     pub first_page: PageIndex,
-}
-
-/// A second mapping of a guest's RAM (see [`GuestRam::view`]).
-pub struct RamView {
-    base: NonNull<u8>,
-    bytes: usize,
-    file: Arc<File>,
-}
-
-// SAFETY: the mapping is plain shared memory that stays valid until drop; all access goes through the copying methods
-// below, which make no references into it.
-unsafe impl Send for RamView {}
-// SAFETY: as above; concurrent access to guest memory is a race of bytes, not of Rust objects.
-unsafe impl Sync for RamView {}
-
-impl RamView {
-    /// Number of pages.
-    pub fn pages(&self) -> PageIndex {
-        (self.bytes / PAGE_SIZE) as PageIndex
-    }
-
-    /// Address of a page in this mapping. The memory is shared with the guest: copy, do not make references.
-    ///
-    /// # Panics
-    /// When `page` is not a page of this memory: callers have bounds-checked what came from outside.
-    pub fn page_ptr(&self, page: PageIndex) -> *mut u8 {
-        assert!(page < self.pages(), "page {page} is outside guest memory");
-        // SAFETY: within the mapping by the assertion.
-        unsafe { self.base.as_ptr().add(page as usize * PAGE_SIZE) }
-    }
-
-    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and asking
-    /// here, unlike reading them, does not make the kernel hold memory for them.
-    pub fn held<E: From<std::io::Error>>(
-        &self,
-        mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        // The file's offset is of no use to anybody else.
-        let seek = |from: i64, whence| match nix::unistd::lseek(&*self.file, from, whence) {
-            Ok(at) => Ok(Some(at)),
-            Err(nix::errno::Errno::ENXIO) => Ok(None),
-            Err(e) => Err(std::io::Error::from(e)),
-        };
-        let mut at = 0;
-        while let Some(data) = seek(at, Whence::SeekData)? {
-            let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.bytes as i64);
-            let (from, to) = (data as u64 / PAGE_SIZE as u64, (hole as u64).div_ceil(PAGE_SIZE as u64));
-            each(from as PageIndex..to as PageIndex)?;
-            at = hole;
-        }
-        Ok(())
-    }
-
-    /// Copies a page out.
-    pub fn read_page(&self, page: PageIndex, into: &mut [u8; PAGE_SIZE]) {
-        // SAFETY: source is a mapped page, destination is a distinct array of its size.
-        unsafe { std::ptr::copy_nonoverlapping(self.page_ptr(page), into.as_mut_ptr(), PAGE_SIZE) }
-    }
-
-    /// Copies a page in.
-    pub fn write_page(&self, page: PageIndex, from: &[u8; PAGE_SIZE]) {
-        // SAFETY: destination is a mapped page, source is a distinct array of its size.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.page_ptr(page), PAGE_SIZE) }
-    }
-
-    /// Copies bytes into a page at `offset`.
-    ///
-    /// # Panics
-    /// When the bytes would leave the page.
-    pub fn write_in_page(&self, page: PageIndex, offset: usize, from: &[u8]) {
-        assert!(offset + from.len() <= PAGE_SIZE, "write at {offset}+{} leaves the page", from.len());
-        // SAFETY: within one mapped page by the assertion.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.page_ptr(page).add(offset), from.len()) }
-    }
-}
-
-impl Drop for RamView {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody holds references into it.
-        let _ = unsafe { nix::sys::mman::munmap(self.base.cast(), self.bytes) };
-    }
 }
 
 #[cfg(test)]

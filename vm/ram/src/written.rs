@@ -2,8 +2,8 @@
 //! harvest drains, and for an engine in software a journal of the pages, since that engine keeps copies (decoded code) and
 //! has to know at once.
 
-use super::PageIndex;
 use crate::layout::PAGE_SIZE;
+use crate::page::PageIndex;
 use parking_lot::Mutex;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ pub struct WrittenPages {
 
 impl WrittenPages {
     /// Of a region of `bytes` bytes, from `offset` on in the memfd.
-    pub(super) fn new(bytes: usize, offset: u64, journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(bytes: usize, offset: u64, journal: Arc<Journal>) -> Self {
         let first = (offset / PAGE_SIZE as u64) as PageIndex;
         Self { pages: AtomicBitmap::new(bytes, PAGE), first, journal }
     }
 
-    pub(super) fn take(&self) -> Vec<u64> {
+    pub(crate) fn take(&self) -> Vec<u64> {
         self.pages.get_and_reset()
     }
 }
@@ -59,18 +59,18 @@ impl Bitmap for WrittenPages {
 
 /// Of all of a guest's memory.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     kept: AtomicBool,
     filled: AtomicBool,
     pages: Mutex<Vec<PageIndex>>,
 }
 
 impl Journal {
-    pub(super) fn keep(&self) {
+    pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         !self.filled.load(Ordering::Acquire)
     }
 
@@ -92,7 +92,7 @@ impl Journal {
         self.filled.store(true, Ordering::Release);
     }
 
-    pub(super) fn take(&self, into: &mut Vec<PageIndex>) {
+    pub(crate) fn take(&self, into: &mut Vec<PageIndex>) {
         let mut pages = self.pages.lock();
         into.append(&mut pages);
         self.filled.store(false, Ordering::Release);
