@@ -1,5 +1,5 @@
 //! How many guest instructions a second the software engine executes, on small loops of integer code:
-//! `cargo bench -p ft-cpu --features testing --bench soft [NAME]`.
+//! `cargo bench -p ft-cpu --bench soft [NAME]`.
 
 use ft_cpu::Exit;
 use ft_cpu::testing::{machine, run_to};

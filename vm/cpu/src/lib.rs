@@ -29,7 +29,7 @@ mod memory;
 mod op;
 mod run;
 mod state;
-#[cfg(any(test, feature = "testing"))]
+#[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,12 @@
-//! Shared by the machine's tests: whether they can run here, a console that remembers, and freestanding programs made
-//! of assembly in the test binary.
-
-// Each test uses a part of it.
-#![allow(dead_code)]
+//! For tests and benchmarks: whether a machine can run on KVM here, a console that remembers, and freestanding programs
+//! made of assembly in the program itself.
 
 pub mod sweep;
 
+use crate::devices::{ConsoleSink, Wiring};
+use crate::machine::{Machine, MachineEvent};
+use crate::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
 use ft_ram::{GuestRam, PageIndex};
-use ft_vm::devices::{ConsoleSink, Wiring};
-use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
@@ -47,15 +44,18 @@ impl ConsoleSink for Remember {
 }
 
 impl Remember {
+    /// What it has been told.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
 
+/// A console, and nothing else.
 pub fn wiring(console: &Remember) -> Wiring {
     Wiring { frames: None, console: Box::new(console.clone()), disks: Vec::new() }
 }
 
+/// With nothing but vCPUs and memory.
 pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
     MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
 }
