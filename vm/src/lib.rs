@@ -5,8 +5,11 @@
 pub mod boot;
 pub mod devices;
 mod engine;
+mod error;
 pub mod guest;
 pub mod machine;
 pub mod replay;
 pub mod spec;
 pub mod state;
+#[cfg(feature = "testing")]
+pub mod testing;

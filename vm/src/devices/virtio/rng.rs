@@ -3,7 +3,7 @@
 use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::Backend;
-use crate::devices::Random;
+use crate::devices::host::Random;
 use ft_ram::GuestMemory;
 
 /// At most this many bytes for one request; the driver asks again for more.

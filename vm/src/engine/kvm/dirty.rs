@@ -10,9 +10,10 @@
 //! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content is
 //! copied after the clearing.
 
+use super::error::KvmError;
 use super::host::Host;
+use super::ioctl;
 use super::vm::set_slots;
-use super::{KvmError, ioctl};
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{GuestRam, PageIndex};
 use kvm_bindings::{

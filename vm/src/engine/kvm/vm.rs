@@ -1,6 +1,6 @@
 //! The virtual machine's descriptor: memory slots, interrupt chips, timer.
 
-use super::KvmError;
+use super::error::KvmError;
 use super::host::Host;
 use crate::devices::IrqChip;
 use ft_ram::GuestRam;

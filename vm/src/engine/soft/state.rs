@@ -2,7 +2,7 @@
 //! waits in the inbox), or is in memory or the devices' state.
 
 use crate::boot::entry::{Entry, EntrySegment, VcpuEntry};
-use crate::state::StateError;
+use crate::state::error::StateError;
 use ft_cpu::{Chips, Clock, CpuState, Fpu, Segment, System, flags};
 use ft_ram::layout::LAPIC_BASE;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
 //! What the recorder's machine looked like at a count, for the replayer to compare: so that a divergence is found where
 //! it shows first, and by name.
 
-use super::DIGEST_PAGES_MAX;
 use super::bytes::{Reader, put_varint};
+use super::format::DIGEST_PAGES_MAX;
 use ft_ram::PageIndex;
 use ft_ram::layout::PAGE_SIZE;
 

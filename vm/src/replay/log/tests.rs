@@ -1,4 +1,5 @@
 use super::bytes::put_varint;
+use super::format::*;
 use super::*;
 use ft_ram::PageIndex;
 use proptest::collection::vec;

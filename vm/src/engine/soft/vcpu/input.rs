@@ -3,7 +3,7 @@
 use super::{Mode, Worker};
 use crate::devices::Put;
 use crate::engine::soft::state::TIME_MAX_NS;
-use crate::machine::MachineEvent;
+use crate::error::MachineEvent;
 use crate::replay::log::{ControlAction, Input};
 use ft_cpu::BusEvent;
 use ft_cpu::Exit;

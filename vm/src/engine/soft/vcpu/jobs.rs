@@ -7,8 +7,8 @@ use crate::engine::soft::platform::Platform;
 use crate::engine::soft::record::Recorder;
 use crate::engine::soft::replay::Replayer;
 use crate::engine::soft::state::{IdleState, SoftState};
-use crate::machine::MachineError;
-use crate::replay::log::{ControlAction, Input, LogCut};
+use crate::error::MachineError;
+use crate::replay::log::{Batch, ControlAction, Input, LogCut};
 use crate::state::StateError;
 use ft_cpu::CpuState;
 use ft_cpu::Tracker;
@@ -135,7 +135,8 @@ impl Worker {
         Ok(cut)
     }
 
-    pub(crate) fn start_replaying(&mut self) -> Result<(), MachineError> {
+    /// From the count that it answers.
+    pub(crate) fn start_replaying(&mut self) -> Result<u64, MachineError> {
         let refuse = |why| Err(MachineError::Mode { what: "replaying", why });
         match &self.mode {
             Mode::Replaying(_) => return refuse("it is on already"),
@@ -155,7 +156,7 @@ impl Worker {
         self.console_mute.store(true, Ordering::Relaxed);
         self.mode = Mode::Replaying(Replayer::new(self.cpu.count));
         self.publish();
-        Ok(())
+        Ok(self.cpu.count)
     }
 
     pub(crate) fn show_replayed_console(&mut self, shown: bool) {
@@ -164,13 +165,12 @@ impl Worker {
         }
     }
 
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
-        let Mode::Replaying(replayer) = &mut self.mode else {
-            return Err(MachineError::Mode { what: "feeding a log", why: "the machine does not replay" });
-        };
-        replayer.feed(bytes, |count, bytes| self.tape.feed(count, bytes))?;
-        self.publish();
-        Ok(())
+    /// More of the log, which continues what was fed before.
+    pub(crate) fn feed(&mut self, batches: Vec<Batch>) {
+        if let Mode::Replaying(replayer) = &mut self.mode {
+            replayer.feed(batches, |count, bytes| self.tape.feed(count, bytes));
+            self.publish();
+        }
     }
 
     /// Ends a replay that has come to its log's end.

@@ -26,7 +26,7 @@ use super::record::Recorder;
 use super::replay::Replayer;
 use super::state::SoftState;
 use super::tape::Tape;
-use crate::machine::{MachineError, MachineEvent};
+use crate::error::{MachineError, MachineEvent};
 use ft_cpu::Cpu;
 use ft_cpu::Exit;
 use ft_ram::{PageIndex, RamView};

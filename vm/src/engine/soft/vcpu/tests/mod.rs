@@ -8,7 +8,7 @@ use super::Worker;
 use crate::devices::{ConsoleSink, Devices, DevicesState, FrameSink, Transmit, Wiring};
 use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
-use crate::machine::MachineEvent;
+use crate::error::MachineEvent;
 use crate::replay::log::Input;
 use crate::spec::{EngineKind, MachineSpec, NetSpec};
 use ft_cpu::Exit;
