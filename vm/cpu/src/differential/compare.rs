@@ -178,7 +178,7 @@ fn known(code: Code) -> impl Iterator<Item = Known> {
     KNOWN.iter().filter(move |(names, ..)| names.contains(&code.mnemonic())).map(|&(_, known, _)| known)
 }
 
-/// Whether an x87 function's argument is where its result is undefined, or so large that the processor's pi, of 66 bits,
+/// Whether an x87 function's argument is where its result is undefined, or so large that the processor's pi, 66 bits,
 /// matters; or nothing comes of it but a stack fault.
 fn beyond_range(mnemonic: Mnemonic, program: &Program) -> bool {
     let fx = &program.state.fx;
