@@ -444,7 +444,8 @@ impl<'a> Runner<'a> {
             return Ended::Crashed(what);
         };
         Ended::Crashed(format!(
-            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} \
+             cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
             regs.rip,
             regs.rsp,
             regs.rflags,
