@@ -1,11 +1,8 @@
 //! The configuration file: TOML, one VM a file, unknown keys refused. Every error says which file, which key, what it
 //! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
-//! on the host by [`Config::check_host`].
+//! on the host by the room `host`, when the daemon starts.
 
-mod host;
 mod validate;
-
-pub use host::HostError;
 
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
 use serde::Deserialize;

@@ -2,7 +2,7 @@
 
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
-use ftd::metrics::Percentiles;
+use ftd::observe::Percentiles;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -89,7 +89,7 @@ impl Fixture {
                 connected: false,
                 trouble: None,
             },
-            parts: ftd::telemetry::Parts::default(),
+            parts: ftd::observe::Parts::default(),
             take_over: None,
             arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
             uptime_s: 3,

@@ -1,7 +1,7 @@
 //! The status as people like to read it.
 
 use super::api::{Role, State, Status};
-use crate::metrics::Percentiles;
+use crate::observe::Percentiles;
 use std::fmt::Write;
 
 /// Several aligned lines, coloured if asked.
@@ -117,7 +117,7 @@ mod tests {
     use super::super::api::{CopyProgress, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::telemetry::Divergence;
+    use crate::observe::Divergence;
 
     #[test]
     fn a_status_is_shown_aligned() {

@@ -1,9 +1,9 @@
 //! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does not
 //! wait for it.
 
-use super::Input;
 use crate::arbiter::{self, Arbiter, Cell};
-use crate::role::{Event, Outcome};
+use crate::outlet::Outlet;
+use crate::role::Outcome;
 use std::sync::mpsc::{Sender, channel};
 
 /// What the arbiter is asked.
@@ -19,15 +19,23 @@ pub enum Question {
     },
 }
 
+/// What it answers.
+pub enum Answer {
+    /// The cell, or why it could not be read.
+    Read(Result<Option<Cell>, String>),
+    /// What became of a compare-and-set.
+    Set(Outcome),
+}
+
 /// Starts the thread; it ends when the sender is dropped.
-pub fn start(mut arbiter: Box<dyn Arbiter>, inputs: Sender<Input>) -> std::io::Result<Sender<Question>> {
+pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<Answer>) -> std::io::Result<Sender<Question>> {
     let (sender, questions) = channel();
     std::thread::Builder::new().name("ftd-arbiter".into()).spawn(move || {
         while let Ok(question) = questions.recv() {
-            let event = match question {
-                Question::Read => Event::CellRead(arbiter.read().map_err(|e| e.to_string())),
+            let answer = match question {
+                Question::Read => Answer::Read(arbiter.read().map_err(|e| e.to_string())),
                 Question::Set { expected, new } => {
-                    Event::CellSet(match arbiter.compare_and_set(expected, new) {
+                    Answer::Set(match arbiter.compare_and_set(expected, new) {
                         arbiter::Outcome::Won(cell) => Outcome::Won(cell),
                         arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
                         arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
@@ -35,7 +43,7 @@ pub fn start(mut arbiter: Box<dyn Arbiter>, inputs: Sender<Input>) -> std::io::R
                     })
                 }
             };
-            if inputs.send(Input::Event(event)).is_err() {
+            if answers.tell(answer).is_err() {
                 return;
             }
         }

@@ -1,10 +1,9 @@
 //! What the executor does as backup: follows a primary, gives up what it holds, and takes the VM over.
 
-use super::checkpointer::Order;
-use super::handshake::{Fitting, HandshakeError};
-use super::link::Link;
-use super::standby::{Feed, Standby};
-use super::{Replica, Settling};
+use super::{Input, Replica, Settling};
+use crate::keeper::{Feed, Order, Standby};
+use crate::outlet::Outlet;
+use crate::peer::{Fitting, HandshakeError, Link};
 use crate::role::{ConnId, Event, Exit, Gone};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::wire::message::Welcome;
@@ -30,15 +29,16 @@ impl Replica {
         let link = feed.and_then(|feed| {
             feed.connected(fitting.generation);
             let telemetry = Arc::clone(&self.telemetry);
-            Link::start(fitting, self.inputs.clone(), move |reader, intake| {
-                feed.read(conn, reader, intake, &telemetry)
+            let news = Outlet::into_queue(&self.inputs, Input::Keeper);
+            Link::start(fitting, Outlet::into_queue(&self.inputs, Input::Peer), move |reader, intake| {
+                feed.read(conn, reader, intake, &news, &telemetry)
             })
             .map_err(|e| e.to_string())
         });
         match link {
             Ok(link) => {
                 self.telemetry.connected(Arc::clone(&link.written));
-                self.note_peer(true, None);
+                self.window.show_peer(true, None);
                 self.peer_lost = None;
                 self.links.insert(conn, link);
             }
@@ -55,7 +55,7 @@ impl Replica {
 
     fn fresh_feed(&mut self) -> Result<Feed, String> {
         self.output.mute();
-        let ram = self.order_and_wait(Order::Prepare).ok_or("the checkpointer has ended")??;
+        let ram = self.order_and_wait(Order::Prepare).ok_or("the keeper has ended")??;
         self.replay.progress.reset();
         let standby = Standby::new(ram, &self.replay, &self.orders)?;
         let feed = standby.feed();
@@ -69,7 +69,7 @@ impl Replica {
             self.exit = Some(Exit::Misfit(error.to_string()));
             return;
         }
-        self.note_peer(false, Some(error.to_string()));
+        self.window.show_peer(false, Some(error.to_string()));
     }
 
     /// The VM is ours. From the sealed checkpoint to a running guest.
@@ -108,7 +108,7 @@ impl Replica {
         // The machine has all of it.
         standby.discard();
         let _ = self.output.pass();
-        let gone = self.order_and_wait(Order::GoLive).ok_or("the checkpointer has ended")??;
+        let gone = self.order_and_wait(Order::GoLive).ok_or("the keeper has ended")??;
         self.replay.progress.reset();
         Ok((sealed, gone.pending))
     }
@@ -126,7 +126,7 @@ impl Replica {
         let lazy = LazyApply::start(&ram, &sealed);
         self.settling = Some(Settling { lazy, _sealed: sealed });
         let _ = self.output.pass();
-        self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the checkpointer has ended")??;
+        self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the keeper has ended")??;
         Ok((resumed_epoch, pending as u64))
     }
 

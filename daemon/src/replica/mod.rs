@@ -6,131 +6,45 @@
 //!                        +------> executor (this file) <-----+
 //!                                 core: events -> commands
 //!   primary:                     /         |           \                       backup:
-//!   checkpointer --captures--> shipper   release     acks, heartbeats   reader --frames--> receiver --> applier
+//!   keeper --captures--> shipper         release     acks, heartbeats   reader --frames--> receiver --> applier
 //!     (owns the machine)         |      (netbuf)          |                                  |
 //!                                +--> pairing --> outbox --> writer thread                 sealed --> event
-//!   replay mode: log cutter --logs--> shipper                                receiver --logs--> follower (a machine)
+//!   replay mode: keeper --logs--> shipper                              receiver --logs--> keeper (executes them)
 //! ```
 //!
 //! The executor is one thread; nothing that it does waits for the peer or for the arbiter. It owns the core, the
-//! connections and the standby; the machine is the checkpointer's. What it does in either role is in `as_primary` and
-//! `as_backup`.
+//! connections and the standby; the machine is the keeper's. What it does in either role is in `as_primary` and
+//! `as_backup`; what the rooms' news means to the core is in `input`.
 
 mod arbiter_thread;
 mod as_backup;
 mod as_primary;
-mod checkpointer;
-mod follower;
-mod handshake;
-mod intake;
-mod link;
-mod log_cutter;
-mod outbox;
-mod pairing;
-mod progress;
-pub(crate) mod pump;
-mod shipper;
-mod standby;
-mod wiring;
+mod input;
 
-pub use checkpointer::PauseParts;
-pub use progress::{Progress, Replay};
-pub use wiring::{ConsoleHub, Host, prepare_host};
+pub use input::Input;
 
 use crate::clock;
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View};
-use crate::service::Watchdog;
-use crate::telemetry::Telemetry;
+use crate::control::{SwitchoverReply, Wish};
+use crate::host::{Host, Watchdog};
+use crate::keeper::{
+    self, Awaiting, Feed, FromPrimary, Keeper, Order, Pairing, Replay, Reply, Setup, Standby,
+};
+use crate::observe::{Telemetry, Window};
+use crate::outlet::Outlet;
+use crate::peer::{self, ConnIds, Dialler, Fitting, FromBackup, Link, Local};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Held, Outcome, Policy};
 use arbiter_thread::Question;
-use checkpointer::{Checkpointer, Order, Setup};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Ack, Bye, Diverged, Hello, Refuse, Welcome};
+use ft_checkpoint::wire::message::{Ack, Bye, Diverged, Hello, Refuse};
 use ft_netbuf::{BootTime, OutputBuffer, Permit};
-use handshake::{ConnIds, Dialler, Fitting, HandshakeError, Local};
-use intake::Ticket;
-use link::Link;
-use pairing::Pairing;
 use parking_lot::Mutex;
-use standby::{Feed, Standby};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
 use std::time::{Duration, Instant};
-
-/// What reaches the executor.
-pub enum Input {
-    /// For the core.
-    Event(Event),
-    /// For the core, from a connection.
-    FromPeer(Event, Ticket),
-    /// A peer has shaken hands and asks to be our backup.
-    Accepted {
-        /// The connection.
-        fitting: Fitting,
-        /// What it says.
-        hello: Hello,
-    },
-    /// The primary has welcomed us.
-    Dialled {
-        /// The connection.
-        fitting: Fitting,
-        /// What it says.
-        welcome: Welcome,
-    },
-    /// A dial came to nothing; the dialler goes on.
-    DialFailed(HandshakeError),
-    /// Backup: the machine that executes the log is not the primary's any more.
-    Diverged {
-        /// Instructions that had been executed.
-        count: u64,
-        /// What differs.
-        what: String,
-    },
-    /// The machine failed for a reason of the host's.
-    MachineFailed(String),
-    /// The operator asks for a switchover; this is where the outcome goes.
-    Switchover(SwitchoverReply),
-}
-
-/// Where the outcome of a switchover goes.
-pub type SwitchoverReply = Box<dyn FnOnce(Result<(), String>) + Send>;
-
-/// What other threads may look at.
-#[derive(Default)]
-pub struct Window {
-    view: Mutex<Option<View>>,
-    peer: Mutex<PeerView>,
-    arbiter_silent: AtomicBool,
-}
-
-/// The connection to the peer as `status` shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerView {
-    /// Whether there is a connection.
-    pub connected: bool,
-    /// What the last attempt came to, when there is none.
-    pub trouble: Option<String>,
-}
-
-impl Window {
-    /// The core's view of itself.
-    pub fn view(&self) -> Option<View> {
-        self.view.lock().clone()
-    }
-
-    /// Whether the arbiter answered the last request.
-    pub fn is_arbiter_reachable(&self) -> bool {
-        !self.arbiter_silent.load(Ordering::Relaxed)
-    }
-
-    /// The connection to the peer.
-    pub fn peer(&self) -> PeerView {
-        self.peer.lock().clone()
-    }
-}
 
 /// What a replica is made of.
 pub struct Parts {
@@ -221,7 +135,7 @@ impl Replica {
     pub fn run(parts: Parts) -> Result<Exit, StartError> {
         let failed = |what| move |source| StartError { what, source };
         let (inputs, received) = parts.inputs;
-        let (orders, for_checkpointer) = std::sync::mpsc::channel();
+        let (orders, for_keeper) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
         let local = Arc::new(Local {
@@ -240,18 +154,20 @@ impl Replica {
             wiring,
             attach,
             output: output.clone(),
-            inputs: inputs.clone(),
+            news: Outlet::into_queue(&inputs, Input::Keeper),
             telemetry: Arc::clone(&parts.telemetry),
             watchdog: Arc::clone(&parts.watchdog),
         };
         let told = orders.clone();
         output.on_held(move || drop(told.send(Order::Output)));
-        Checkpointer::start(setup, for_checkpointer).map_err(failed("the checkpointer"))?;
+        Keeper::start(setup, for_keeper).map_err(failed("the keeper"))?;
+        let answers = Outlet::into_queue(&inputs, Input::Arbiter);
         let questions =
-            arbiter_thread::start(parts.arbiter, inputs.clone()).map_err(failed("the arbiter's thread"))?;
-        handshake::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), inputs.clone())
+            arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
+        let news = Outlet::into_queue(&inputs, Input::Peer);
+        peer::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
-        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, inputs.clone())
+        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, news)
             .map_err(failed("the dialler"))?;
         let (core, commands) = Core::new(parts.policy, clock::now_us());
         let mut replica = Self {
@@ -308,23 +224,75 @@ impl Replica {
 
     fn take(&mut self, input: Input) {
         match input {
-            // What is held is complete when it is executed: the machine's thread says so in its turn.
-            Input::FromPeer(Event::HandedOver { conn, epoch }, _) if self.replay.on => {
-                self.order(Order::WhenExecuted(Event::HandedOver { conn, epoch }));
+            Input::Peer(news) => self.on_peer(news),
+            Input::Keeper(news) => self.on_keeper(news),
+            Input::Arbiter(answer) => self.on_event(answer.into()),
+            Input::Control(Wish::Stop) => self.on_event(Event::StopRequested),
+            Input::Control(Wish::Switchover(reply)) => {
+                self.switchovers.push(reply);
+                self.tell(Event::SwitchoverRequested);
             }
-            Input::Event(event) | Input::FromPeer(event, _) => self.on_event(event),
-            Input::Accepted { fitting, hello } => {
-                let conn = fitting.conn;
-                let held =
-                    hello.held.map(|held| crate::role::Held { pairing: held.pairing, epoch: held.epoch });
-                self.arriving.insert(conn, fitting);
-                self.tell(Event::PeerHello { conn, generation: hello.identity.generation, held });
-                // A core that did not take it has refused it; what is left over is closed.
-                self.arriving.remove(&conn);
+        }
+    }
+
+    fn on_peer(&mut self, news: peer::News) {
+        match news {
+            peer::News::Accepted { fitting, hello } => self.on_hello(fitting, &hello),
+            peer::News::Dialled { fitting, welcome } => self.on_welcome(fitting, welcome),
+            peer::News::DialFailed(error) => self.on_dial_failed(&error),
+            // The ticket lives until the event is handled.
+            peer::News::FromBackup { conn, said, ticket: _ticket } => self.on_backup(conn, said),
+            peer::News::Gone { conn, why } => self.on_event(Event::PeerGone { conn, why }),
+        }
+    }
+
+    fn on_hello(&mut self, fitting: Fitting, hello: &Hello) {
+        let conn = fitting.conn;
+        let held = hello.held.as_ref().map(|held| Held { pairing: held.pairing, epoch: held.epoch });
+        self.arriving.insert(conn, fitting);
+        self.tell(Event::PeerHello { conn, generation: hello.identity.generation, held });
+        // A core that did not take it has refused it; what is left over is closed.
+        self.arriving.remove(&conn);
+    }
+
+    fn on_backup(&mut self, conn: ConnId, said: FromBackup) {
+        match said {
+            FromBackup::Position(position) => {
+                if self.links.contains_key(&conn) {
+                    self.replay.progress.set(position);
+                }
             }
-            Input::Dialled { fitting, welcome } => self.on_welcome(fitting, welcome),
-            Input::DialFailed(error) => self.on_dial_failed(&error),
-            Input::Diverged { count, what } => {
+            FromBackup::Diverged(Diverged { count, what }) => {
+                tracing::error!("the backup diverged at instruction {count}: {what}");
+                self.telemetry.diverged(count, &what);
+            }
+            FromBackup::Ack { epoch, stamp } => self.on_event(Event::Ack { conn, epoch, stamp }),
+            FromBackup::Echo { stamp } => self.on_event(Event::Echo { conn, stamp }),
+            FromBackup::TookOver { generation } => self.on_event(Event::PeerTookOver { conn, generation }),
+            FromBackup::Declined { why } => self.on_event(Event::HandOverDeclined { conn, why }),
+        }
+    }
+
+    fn on_keeper(&mut self, news: keeper::News) {
+        use keeper::News;
+        match news {
+            News::FromPrimary { conn, said: FromPrimary::HandedOver { epoch }, ticket: _ticket }
+                if self.replay.on =>
+            {
+                // What is held is complete when it is executed: the keeper says so in its turn.
+                self.order(Order::WhenExecuted(Awaiting::HandOver { conn, epoch }));
+            }
+            // The ticket lives until the event is handled.
+            News::FromPrimary { conn, said, ticket: _ticket } => {
+                self.on_event(input::event_of_primary(conn, said));
+            }
+            News::FirstCaptured { pairing } => self.on_event(Event::FirstCaptured { pairing }),
+            News::FinalCaptured { epoch } => self.on_event(Event::FinalCaptured { epoch }),
+            News::PairingBroken { pairing, why } => self.on_event(Event::PairingBroken { pairing, why }),
+            News::GuestEnded(end) => self.on_event(Event::GuestEnded(end)),
+            News::Executed(awaited) => self.on_event(awaited.into()),
+            News::StateLost(why) => self.on_event(Event::StateLost(why)),
+            News::Diverged { count, what } => {
                 let why = format!("diverged at instruction {count}: {what}");
                 tracing::error!("the backup is not the primary any more: it {why}");
                 self.telemetry.diverged(count, &what);
@@ -333,14 +301,10 @@ impl Replica {
                 }
                 self.on_event(Event::StateLost(why));
             }
-            Input::MachineFailed(why) => {
+            News::MachineFailed(why) => {
                 // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
                 self.output.mute();
                 self.exit = Some(Exit::Failed(format!("the machine failed: {why}")));
-            }
-            Input::Switchover(reply) => {
-                self.switchovers.push(reply);
-                self.tell(Event::SwitchoverRequested);
             }
         }
     }
@@ -363,9 +327,9 @@ impl Replica {
                     self.order(Order::Room);
                 }
             }
-            Event::CellRead(answer) => self.note_arbiter(answer.is_ok()),
+            Event::CellRead(answer) => self.window.show_arbiter(answer.is_ok()),
             Event::CellSet(outcome) => {
-                self.note_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
+                self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
             }
             Event::Sealed { epoch, .. } => self.telemetry.sealed(*epoch),
             Event::PairingBroken { why, .. } => tracing::error!("the pairing broke: {why}"),
@@ -379,11 +343,11 @@ impl Replica {
                 match why {
                     Gone::Lost(why) => {
                         tracing::warn!("lost the peer: {why}");
-                        self.note_peer(false, Some(why.clone()));
+                        self.window.show_peer(false, Some(why.clone()));
                     }
                     Gone::Bye(why) => {
                         tracing::info!("the peer says good-bye: {why}");
-                        self.note_peer(false, Some(format!("it said good-bye: {why}")));
+                        self.window.show_peer(false, Some(format!("it said good-bye: {why}")));
                     }
                 }
             }
@@ -406,8 +370,8 @@ impl Replica {
 
     fn publish(&self) {
         let view = self.core.view();
-        let mut shown = self.window.view.lock();
-        if let Some(before) = &*shown
+        let shown = self.window.show(view.clone());
+        if let Some(before) = shown
             && (before.role, before.state, before.generation) != (view.role, view.state, view.generation)
         {
             tracing::info!(
@@ -418,15 +382,6 @@ impl Replica {
                 view.detail
             );
         }
-        *shown = Some(view);
-    }
-
-    fn note_peer(&self, connected: bool, trouble: Option<String>) {
-        *self.window.peer.lock() = PeerView { connected, trouble };
-    }
-
-    fn note_arbiter(&self, answered: bool) {
-        self.window.arbiter_silent.store(!answered, Ordering::Relaxed);
     }
 
     fn carry_out(&mut self, commands: Vec<Command>) {
@@ -459,7 +414,7 @@ impl Replica {
                 if let Some(link) = self.links.remove(&conn) {
                     link.finish();
                     self.peer_lost = Some(Instant::now());
-                    self.note_peer(false, None);
+                    self.window.show_peer(false, None);
                 }
                 if let Some(pairing) = &self.pairing {
                     pairing.unlink();
@@ -483,7 +438,7 @@ impl Replica {
             Command::FinalCheckpoint => self.order(Order::Freeze),
             // In replay mode what is held is known to be good when it is executed; else it was verified as it was sealed.
             Command::Verify { epoch } if self.replay.on => {
-                self.order(Order::WhenExecuted(Event::Verified { epoch }));
+                self.order(Order::WhenExecuted(Awaiting::Verification { epoch }));
             }
             Command::Verify { epoch } => self.own_news.push_back(Event::Verified { epoch }),
             Command::SendHandOver { conn, epoch } => self.send(conn, Message::Switchover { epoch }),
@@ -529,7 +484,7 @@ impl Replica {
         let _ = self.orders.send(order);
     }
 
-    fn order_and_wait<T>(&self, order: impl FnOnce(checkpointer::Reply<T>) -> Order) -> Option<T> {
+    fn order_and_wait<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Option<T> {
         let (reply, answer) = sync_channel(1);
         self.order(order(reply));
         answer.recv().ok()

@@ -4,7 +4,7 @@ use super::super::api::{ArbiterStatus, Goal, PeerStatus, Role, STATUS_SCHEMA, St
 use super::super::client::{self, ClientError};
 use super::super::http;
 use super::*;
-use crate::metrics::Percentiles;
+use crate::observe::Percentiles;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -86,7 +86,7 @@ pub(in super::super) fn status() -> Status {
             connected: true,
             trouble: None,
         },
-        parts: crate::telemetry::Parts::default(),
+        parts: crate::observe::Parts::default(),
         take_over: None,
         arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
         uptime_s: 60,

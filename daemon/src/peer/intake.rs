@@ -1,18 +1,14 @@
 //! A bound on what one connection may have waiting at the executor: a peer that talks faster than it is listened to waits,
 //! it does not fill our memory.
 
-use super::Input;
-use crate::role::Event;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
-/// Events of one connection that may wait at the executor.
+/// News of one connection that may wait at the executor.
 const WAITING_MAX: usize = 256;
 
 /// The door between a connection's reader and the executor.
 pub struct Intake {
-    inputs: Sender<Input>,
     state: Mutex<State>,
     eased: Condvar,
 }
@@ -23,7 +19,7 @@ struct State {
     stopped: bool,
 }
 
-/// The place of one event; free again when it is dropped.
+/// The place of one piece of news; free again when it is dropped, which is when the news has been handled.
 pub struct Ticket(Arc<Intake>);
 
 impl Drop for Ticket {
@@ -35,22 +31,21 @@ impl Drop for Ticket {
 
 impl Intake {
     /// An open door.
-    pub fn new(inputs: Sender<Input>) -> Arc<Self> {
-        Arc::new(Self { inputs, state: Mutex::default(), eased: Condvar::new() })
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), eased: Condvar::new() })
     }
 
-    /// Hands an event over, after waiting for a place. False when nothing more is wanted.
-    pub fn tell(self: &Arc<Self>, event: Event) -> bool {
+    /// A place for the next piece of news, after waiting for one; none when nothing more is wanted.
+    pub fn enter(self: &Arc<Self>) -> Option<Ticket> {
         let mut state = self.state.lock();
         while state.waiting >= WAITING_MAX && !state.stopped {
             self.eased.wait(&mut state);
         }
         if state.stopped {
-            return false;
+            return None;
         }
         state.waiting += 1;
-        drop(state);
-        self.inputs.send(Input::FromPeer(event, Ticket(Arc::clone(self)))).is_ok()
+        Some(Ticket(Arc::clone(self)))
     }
 
     /// Nothing more is wanted; whoever waits stops waiting.
@@ -68,35 +63,37 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc::channel;
 
     #[test]
     fn a_flood_waits_and_goes_on_as_places_become_free() {
-        let (inputs, received) = std::sync::mpsc::channel();
-        let intake = Intake::new(inputs);
+        let (tickets, received) = channel();
+        let intake = Intake::new();
         let flooding = {
             let intake = Arc::clone(&intake);
-            std::thread::spawn(move || (0..3 * WAITING_MAX).all(|_| intake.tell(Event::Tick)))
+            std::thread::spawn(move || {
+                (0..3 * WAITING_MAX).all(|_| tickets.send(intake.enter().unwrap()).is_ok())
+            })
         };
         for _ in 0..3 * WAITING_MAX {
             assert!(intake.state.lock().waiting <= WAITING_MAX);
-            received.recv().unwrap();
+            drop(received.recv().unwrap());
         }
         assert!(flooding.join().unwrap());
     }
 
     #[test]
     fn stopping_frees_who_waits() {
-        let (inputs, _received) = std::sync::mpsc::channel();
-        let intake = Intake::new(inputs);
+        let intake = Intake::new();
         let flooding = {
             let intake = Arc::clone(&intake);
-            std::thread::spawn(move || (0..=WAITING_MAX).all(|_| intake.tell(Event::Tick)))
+            std::thread::spawn(move || (0..=WAITING_MAX).map_while(|_| intake.enter()).collect::<Vec<_>>())
         };
         while intake.state.lock().waiting < WAITING_MAX {
             std::thread::yield_now();
         }
         intake.stop();
-        assert!(!flooding.join().unwrap());
-        assert!(!intake.tell(Event::Tick));
+        assert_eq!(flooding.join().unwrap().len(), WAITING_MAX);
+        assert!(intake.enter().is_none());
     }
 }

@@ -3,14 +3,14 @@
 //! rest of its length.
 
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
-use super::{Checkpointer, GROUP, Mode, Setup, Vm};
+use super::log_cutter::LogCutter;
+use super::news::News;
+use super::pairing::Pairing;
+use super::setup::{GROUP, Setup};
+use super::shipper::Shipper;
+use super::vm::Vm;
 use crate::clock;
-use crate::replica::Input;
-use crate::replica::log_cutter::LogCutter;
-use crate::replica::pairing::Pairing;
-use crate::replica::shipper::Shipper;
-use crate::role::Event;
-use crate::telemetry::Telemetry;
+use crate::observe::{PauseParts, Telemetry};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,14 +38,66 @@ pub(super) struct Epochs {
     /// The guest stands still.
     paused: bool,
     /// The epoch is over, but there is no room for its checkpoint.
-    pub(super) starved: bool,
+    starved: bool,
     /// The next checkpoint is the last one, or was.
-    pub(super) freezing: bool,
+    freezing: bool,
+}
+
+/// What the end of an epoch came to.
+pub(super) enum Ended {
+    /// Its checkpoint is captured and on its way.
+    Captured,
+    /// There is no room for its checkpoint yet.
+    Starved,
+    /// The guest came to its own end in it: there is no state to go on from.
+    WithGuest,
 }
 
 impl Epochs {
+    /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
+    pub(super) fn begin(copying: Copying, pages_max: usize, setup: &Setup) -> Result<Self, String> {
+        let Copying { pairing, encoder, .. } = copying;
+        let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
+        let shipper = Shipper::start(encoder, Arc::clone(&pairing), pages_max, news, telemetry)
+            .map_err(|e| format!("cannot start the shipper: {e}"))?;
+        Ok(Self {
+            pairing,
+            shipper,
+            last: 0,
+            last_pages: PRECOPY_PAGES_LEFT,
+            began: Instant::now(),
+            last_pause: Duration::ZERO,
+            output_since: None,
+            paused: false,
+            starved: false,
+            freezing: false,
+        })
+    }
+
+    /// Replay mode: the log goes on from the checkpoint captured last.
+    pub(super) fn into_log(self) -> LogCutter {
+        LogCutter::new(self.pairing, self.shipper, self.last)
+    }
+
+    /// The next checkpoint is the last one, and the guest stays paused behind it.
+    pub(super) fn freeze(&mut self) {
+        self.freezing = true;
+    }
+
+    /// The guest goes on after all.
+    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), String> {
+        self.freezing = false;
+        self.let_run(vm)
+    }
+
+    /// Whether the last checkpoint was captured and the guest stands still behind it.
     pub(super) fn is_frozen(&self) -> bool {
         self.freezing && self.paused && !self.starved
+    }
+
+    /// Whether it waits for room.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
     }
 
     /// How long until the epoch is over, if it lasts no longer than `epoch`.
@@ -82,6 +134,75 @@ impl Epochs {
         }
         Ok(())
     }
+
+    /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
+    pub(super) fn end(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Ended, String> {
+        if !self.pairing.reserve() {
+            self.starve(vm, setup.epoch, &setup.telemetry)?;
+            return Ok(Ended::Starved);
+        }
+        let first = self.last == 0;
+        let epoch = self.last + 1;
+        let mut capture = self.shipper.empty_capture();
+        // Ahead of the pause; without memory for it the pause fails, or finds that less will do.
+        let _ =
+            capture.arena.reserve((2 * self.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
+        let started = Instant::now();
+        let stamp_us = clock::now_us();
+        if !self.paused {
+            vm.machine.pause().map_err(|e| e.to_string())?;
+            self.paused = true;
+        }
+        let stopped = Instant::now();
+        if vm.poll_end(setup) {
+            return Ok(Ended::WithGuest);
+        }
+        vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
+        let harvested = Instant::now();
+        vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
+        let captured = Instant::now();
+        capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
+        if setup.replay.on {
+            vm.machine.start_recording().map_err(|e| e.to_string())?;
+            vm.machine.stop_dirty_log().map_err(|e| e.to_string())?;
+        }
+        let copied = Instant::now();
+        if first {
+            setup.output.hold();
+        } else {
+            setup.output.close_epoch(epoch);
+        }
+        self.starved = false;
+        // What the guest sends from now on is told anew.
+        self.output_since = None;
+        if !self.freezing {
+            self.let_run(vm)?;
+        }
+        let resumed = Instant::now();
+        self.last_pause = resumed - started;
+        (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
+        let pages = capture.pages.len();
+
+        (self.last, self.last_pages) = (epoch, pages);
+        // Said before the checkpoint is on its way, so that its ack cannot come first.
+        if first {
+            setup.tell(News::FirstCaptured { pairing: self.pairing.nonce });
+        }
+        if self.freezing {
+            setup.tell(News::FinalCaptured { epoch });
+        }
+        self.shipper.ship(capture);
+        setup.telemetry.paused(PauseParts {
+            epoch,
+            pages,
+            stop: stopped - started,
+            harvest: harvested - stopped,
+            capture: captured - harvested,
+            copy: copied - captured,
+            resume: resumed - copied,
+        });
+        Ok(Ended::Captured)
+    }
 }
 
 /// When an epoch is over that began after such a pause, and in which a frame waits since then.
@@ -91,138 +212,6 @@ fn due(began: Instant, epoch: Duration, last_pause: Duration, output_since: Opti
         let early = (since + GROUP).max(began + last_pause * EARLY_PAUSES);
         regular.min(early)
     })
-}
-
-impl Checkpointer {
-    /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
-    pub(super) fn begin_epochs(&mut self) -> Result<(), String> {
-        let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) else { return Ok(()) };
-        let Copying { pairing, encoder, .. } = *copying;
-        let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
-        let Setup { inputs, telemetry, .. } = &self.setup;
-        let shipper =
-            Shipper::start(encoder, Arc::clone(&pairing), pages_max, inputs.clone(), Arc::clone(telemetry))
-                .map_err(|e| format!("cannot start the shipper: {e}"))?;
-        let (began, last, last_pages) = (Instant::now(), 0, PRECOPY_PAGES_LEFT);
-        let epochs = Epochs {
-            pairing,
-            shipper,
-            last,
-            last_pages,
-            began,
-            last_pause: Duration::ZERO,
-            output_since: None,
-            paused: false,
-            starved: false,
-            freezing: false,
-        };
-        self.mode = Mode::Epochs(epochs);
-        self.end_epoch()
-    }
-
-    /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
-    pub(super) fn end_epoch(&mut self) -> Result<(), String> {
-        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
-        if !epochs.pairing.reserve() {
-            return epochs.starve(vm, self.setup.epoch, &self.setup.telemetry);
-        }
-        let first = epochs.last == 0;
-        let epoch = epochs.last + 1;
-        let mut capture = epochs.shipper.empty_capture();
-        // Ahead of the pause; without memory for it the pause fails, or finds that less will do.
-        let _ =
-            capture.arena.reserve((2 * epochs.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
-        let started = Instant::now();
-        let stamp_us = clock::now_us();
-        if !epochs.paused {
-            vm.machine.pause().map_err(|e| e.to_string())?;
-            epochs.paused = true;
-        }
-        let stopped = Instant::now();
-        // A guest that ended in this epoch has no state to go on from.
-        if self.poll_guest_end() {
-            return Ok(());
-        }
-        let (Mode::Epochs(epochs), Some(vm)) = (&mut self.mode, &mut self.vm) else { return Ok(()) };
-        vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
-        let harvested = Instant::now();
-        vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
-        let captured = Instant::now();
-        capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
-        if self.setup.replay.on {
-            vm.machine.start_recording().map_err(|e| e.to_string())?;
-            vm.machine.stop_dirty_log().map_err(|e| e.to_string())?;
-        }
-        let copied = Instant::now();
-        if first {
-            self.setup.output.hold();
-        } else {
-            self.setup.output.close_epoch(epoch);
-        }
-        epochs.starved = false;
-        // What the guest sends from now on is told anew.
-        epochs.output_since = None;
-        if !epochs.freezing {
-            epochs.let_run(vm)?;
-        }
-        let resumed = Instant::now();
-        epochs.last_pause = resumed - started;
-        (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
-        let pages = capture.pages.len();
-
-        (epochs.last, epochs.last_pages) = (epoch, pages);
-        // Said before the checkpoint is on its way, so that its ack cannot come first.
-        if first {
-            let pairing = epochs.pairing.nonce;
-            let _ = self.setup.inputs.send(Input::Event(Event::FirstCaptured { pairing }));
-        }
-        if epochs.freezing {
-            let _ = self.setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
-        }
-        epochs.shipper.ship(capture);
-        self.setup.telemetry.paused(PauseParts {
-            epoch,
-            pages,
-            stop: stopped - started,
-            harvest: harvested - stopped,
-            capture: captured - harvested,
-            copy: copied - captured,
-            resume: resumed - copied,
-        });
-        if self.setup.replay.on
-            && let Mode::Epochs(epochs) = std::mem::replace(&mut self.mode, Mode::Quiet)
-        {
-            let Epochs { pairing, shipper, last, .. } = epochs;
-            self.mode = Mode::Log(Box::new(LogCutter::new(pairing, shipper, last)));
-        }
-        Ok(())
-    }
-}
-
-/// What a pause was made of.
-#[derive(Clone, Copy, Debug)]
-pub struct PauseParts {
-    /// The epoch that it ended.
-    pub epoch: u64,
-    /// Dirty pages.
-    pub pages: usize,
-    /// Until every vCPU stood still.
-    pub stop: Duration,
-    /// Reading and clearing the dirty logs.
-    pub harvest: Duration,
-    /// Machine state.
-    pub capture: Duration,
-    /// Copying the dirty pages aside.
-    pub copy: Duration,
-    /// Closing the epoch's output and letting the guest go.
-    pub resume: Duration,
-}
-
-impl PauseParts {
-    /// The whole pause.
-    pub fn total(&self) -> Duration {
-        self.stop + self.harvest + self.capture + self.copy + self.resume
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under way,
 //! the last take-over. Written on the hot path, read by `status`.
 
-use crate::metrics::{Metrics, Percentiles, WINDOW, Window};
-use crate::replica::PauseParts;
+use super::metrics::{Metrics, Percentiles, WINDOW, Window};
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
 use ft_vm::layout::PAGE_SIZE;
@@ -38,6 +37,32 @@ pub struct Divergence {
     pub count: u64,
     /// The register, page or input that differed.
     pub what: String,
+}
+
+/// What a pause was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct PauseParts {
+    /// The epoch that it ended.
+    pub epoch: u64,
+    /// Dirty pages.
+    pub pages: usize,
+    /// Until every vCPU stood still.
+    pub stop: Duration,
+    /// Reading and clearing the dirty logs.
+    pub harvest: Duration,
+    /// Machine state.
+    pub capture: Duration,
+    /// Copying the dirty pages aside.
+    pub copy: Duration,
+    /// Closing the epoch's output and letting the guest go.
+    pub resume: Duration,
+}
+
+impl PauseParts {
+    /// The whole pause.
+    pub fn total(&self) -> Duration {
+        self.stop + self.harvest + self.capture + self.copy + self.resume
+    }
 }
 
 /// What the last pauses and checkpoints were made of, in microseconds.

@@ -1,12 +1,11 @@
 //! One pairing as the primary's threads share it: what was captured and is not yet acked, and the connection it goes
 //! over.
 //!
-//! The checkpointer reserves a place before it captures, the shipper keeps here what it encoded, the executor takes out
+//! The keeper reserves a place before it captures, the shipper keeps here what it encoded, the executor takes out
 //! what is acked and, when the backup is back over a new connection, sends the rest again. A dirty page is owed from
 //! its capture until the ack (I4): first in the shipper's queue, then here; nothing else forgets it.
 
-use super::link::{Bulk, PeerOutbox};
-use super::outbox::Closed;
+use crate::peer::{Bulk, Closed, PeerOutbox};
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::owed::{Owed, OwedError};
 use ft_checkpoint::wire::{FrameError, FrameType, WireSink};

@@ -1,22 +1,19 @@
 //! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
-//! down at once. Reading is done by whoever knows what comes in (`primary_reader`, `standby`).
+//! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
 
-use super::Input;
-use super::handshake::Fitting;
 use super::intake::Intake;
+use super::lifeline::Lifeline;
+use super::news::News;
 use super::outbox::{Item, Outbox};
-use crate::lifeline::Lifeline;
-use crate::role::{ConnId, Event, Gone};
+use super::stream::{Fitting, PeerReader, PeerWriter};
+use crate::outlet::Outlet;
+use crate::role::{ConnId, Gone};
 use ft_checkpoint::encoder::EncodedCheckpoint;
-use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink};
-use std::cell::Cell;
-use std::io::Read;
+use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 /// A piece of a checkpoint, or a whole one that goes out again.
 pub enum Bulk {
@@ -31,10 +28,6 @@ pub type PeerOutbox = Outbox<Message<'static>, Bulk>;
 
 /// Bytes of a checkpoint that may wait in front of the socket. Encoding overlaps with sending by as much.
 const BULK_BYTES_MAX: usize = 4 << 20;
-/// The kernel's buffer: small, so that a heartbeat that overtakes the bulk in the outbox is not stuck behind it there.
-const SOCKET_BUFFER_BYTES: usize = 512 << 10;
-/// A write that makes no progress for this long is a peer that reads nothing.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection.
 pub struct Link {
@@ -48,59 +41,13 @@ pub struct Link {
     _lifeline: Option<Lifeline>,
 }
 
-/// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more time.
-pub struct PeerStream {
-    stream: TcpStream,
-    deadline: Cell<Option<Instant>>,
-}
-
-impl PeerStream {
-    /// Reads fail after `deadline`.
-    pub fn new(stream: TcpStream, deadline: Instant) -> Self {
-        Self { stream, deadline: Cell::new(Some(deadline)) }
-    }
-
-    /// From here on silence is judged by the core, which knows what to make of it.
-    pub fn lift_deadline(&self) -> std::io::Result<()> {
-        self.deadline.set(None);
-        self.stream.set_read_timeout(None)
-    }
-}
-
-impl Read for PeerStream {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if let Some(deadline) = self.deadline.get() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(std::io::ErrorKind::TimedOut.into());
-            }
-            self.stream.set_read_timeout(Some(left))?;
-        }
-        self.stream.read(buffer)
-    }
-}
-
-/// The reading side of a connection that has shaken hands.
-pub type PeerReader = FrameReader<PeerStream>;
-/// The writing side.
-pub type PeerWriter = FrameWriter<TcpStream>;
-
-/// Socket options that both sides want.
-pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let size = SOCKET_BUFFER_BYTES;
-    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBuf, &size)?;
-    Ok(())
-}
-
 impl Link {
     /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read`, which tells
-    /// what comes in through the intake, and answers how the connection ended (none: it was stopped). The caller's
-    /// thread lives as long as the daemon (see [`Lifeline::lay`]).
+    /// what comes in, each with a ticket of the intake, and answers how the connection ended (none: it was stopped). The
+    /// caller's thread lives as long as the daemon (see [`Lifeline::lay`]).
     pub fn start(
         fitting: Fitting,
-        inputs: Sender<Input>,
+        news: Outlet<News>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Gone> + Send + 'static,
     ) -> std::io::Result<Self> {
         let Fitting { conn, generation: _, reader, writer } = fitting;
@@ -113,12 +60,10 @@ impl Link {
             .ok();
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);
         let written = Arc::new(AtomicU64::new(0));
-        let intake = Intake::new(inputs.clone());
+        let intake = Intake::new();
         let work = WriterThread { conn, writer, outbox: Arc::clone(&outbox), written: Arc::clone(&written) };
-        let gone = {
-            let inputs = inputs.clone();
-            move |why| drop(inputs.send(Input::Event(Event::PeerGone { conn, why })))
-        };
+        // An executor that has ended does not miss it.
+        let gone = move |why| drop(news.tell(News::Gone { conn, why }));
         let write_failed = gone.clone();
         std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
             if let Err(e) = work.run() {

@@ -1,9 +1,9 @@
 //! The thread that encodes captures and streams them out while the guest already runs its next epoch.
 
-use super::Input;
+use super::news::News;
 use super::pairing::Pairing;
-use crate::role::Event;
-use crate::telemetry::Telemetry;
+use crate::observe::Telemetry;
+use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ enum Work {
     Log(LogEpoch),
 }
 
-/// The checkpointer's end of the shipper.
+/// The keeper's end of the shipper.
 pub struct Shipper {
     work: Option<Sender<Work>>,
     returned: Receiver<Capture>,
@@ -40,7 +40,7 @@ impl Shipper {
         encoder: Encoder,
         pairing: Arc<Pairing>,
         pages_max: usize,
-        inputs: Sender<Input>,
+        news: Outlet<News>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
         let (sender, work) = channel();
@@ -53,7 +53,8 @@ impl Shipper {
                     Work::Log(log) => ship_log(&mut encoder, &pairing, log),
                 };
                 if let Err(why) = shipped {
-                    let _ = inputs.send(Input::Event(Event::PairingBroken { pairing: pairing.nonce, why }));
+                    // The daemon may be ending: then nobody misses it.
+                    let _ = news.tell(News::PairingBroken { pairing: pairing.nonce, why });
                     return;
                 }
                 if let Work::Checkpoint(capture) = work

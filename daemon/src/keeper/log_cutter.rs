@@ -5,12 +5,12 @@
 //! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
 //! standstill. The guest stands still only when log can be kept nowhere any more.
 
-use super::Input;
-use super::checkpointer::{GROUP, Setup, Vm};
+use super::news::News;
 use super::pairing::Pairing;
+use super::setup::{GROUP, Setup};
 use super::shipper::{LogEpoch, Shipper};
+use super::vm::Vm;
 use crate::clock;
-use crate::role::Event;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,9 +83,8 @@ impl LogCutter {
     }
 
     /// The next cut is the last, and the guest stands still at it.
-    pub(super) fn freeze(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+    pub(super) fn freeze(&mut self) {
         self.freezing = true;
-        self.cut(vm, setup)
     }
 
     /// The guest goes on after all.
@@ -116,7 +115,7 @@ impl LogCutter {
         let cut = vm.machine.cut_log(&mut log, at_cut).map_err(|e| e.to_string())?;
         (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {
-            let _ = setup.inputs.send(Input::Event(Event::FinalCaptured { epoch }));
+            setup.tell(News::FinalCaptured { epoch });
         } else {
             self.let_run(vm)?;
             self.slow_down(vm, setup, progress.lag_us);
@@ -155,12 +154,12 @@ impl LogCutter {
     }
 
     /// The pairing is over: nothing is recorded or slowed any more, and the guest runs, unless it has come to its end.
-    pub(super) fn end(self, vm: &mut Vm, setup: &Setup, guest_ended: bool) -> Result<(), String> {
+    pub(super) fn finish(self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
         vm.machine.throttle(0);
         setup.telemetry.throttled(0);
         vm.machine.pause().map_err(|e| e.to_string())?;
         vm.machine.stop_recording().map_err(|e| e.to_string())?;
-        match guest_ended {
+        match vm.ended {
             true => Ok(()),
             false => vm.machine.resume().map_err(|e| e.to_string()),
         }

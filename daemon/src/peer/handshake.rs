@@ -1,17 +1,18 @@
 //! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
 //! dialler sends them. Every step has a deadline, every refusal a reason.
 
-use super::Input;
-use super::link::{PeerReader, PeerStream, PeerWriter};
+use super::error::HandshakeError;
+use super::news::News;
+use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
+use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Refusal, Side};
-use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::message::{Held, Hello, Identity, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 /// A whole handshake takes no longer.
@@ -72,24 +73,12 @@ impl ConnIds {
     }
 }
 
-/// A connection on which both nodes have found that they fit.
-pub struct Fitting {
-    /// Its number.
-    pub conn: ConnId,
-    /// The peer's generation, as it said.
-    pub generation: u64,
-    /// Reading side.
-    pub reader: PeerReader,
-    /// Writing side.
-    pub writer: PeerWriter,
-}
-
 /// Takes connections of peers for as long as the process lives.
 pub fn listen(
     listener: TcpListener,
     local: Arc<Local>,
     ids: Arc<ConnIds>,
-    inputs: Sender<Input>,
+    news: Outlet<News>,
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
@@ -107,8 +96,8 @@ pub fn listen(
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
-            let (local, ids, inputs, slot) =
-                (Arc::clone(&local), Arc::clone(&ids), inputs.clone(), Slot(Arc::clone(&busy)));
+            let (local, ids, news, slot) =
+                (Arc::clone(&local), Arc::clone(&ids), news.clone(), Slot(Arc::clone(&busy)));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
@@ -116,7 +105,7 @@ pub fn listen(
                     Ok((reader, writer, hello)) => {
                         let generation = hello.identity.generation;
                         let fitting = Fitting { conn: ids.next(), generation, reader, writer };
-                        let _ = inputs.send(Input::Accepted { fitting, hello });
+                        let _ = news.tell(News::Accepted { fitting, hello });
                     }
                     Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
                 }
@@ -137,28 +126,8 @@ impl Drop for Slot {
     }
 }
 
-/// Why a handshake came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The connection failed, or what came is not ours.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The socket failed.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// We do not fit, by our judgement.
-    #[error("{0}")]
-    Misfit(#[from] Refusal),
-    /// The peer refuses us.
-    #[error("the peer refuses: {}", .0.text)]
-    Refused(Refuse),
-    /// Not the message that belongs here.
-    #[error("expected {0}, got another message")]
-    Unexpected(&'static str),
-}
-
 fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter), HandshakeError> {
-    super::link::tune(&stream)?;
+    tune(&stream)?;
     let vm = vm_id(&local.identity.vm);
     let writer = FrameWriter::new(stream.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
     let reader = FrameReader::new(PeerStream::new(stream, Instant::now() + HANDSHAKE_LIMIT));
@@ -210,7 +179,7 @@ impl Dialler {
         peer: String,
         local: Arc<Local>,
         ids: Arc<ConnIds>,
-        inputs: Sender<Input>,
+        news: Outlet<News>,
     ) -> std::io::Result<Self> {
         let wanted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&wanted);
@@ -224,12 +193,12 @@ impl Dialler {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
                         let fitting = Fitting { conn: ids.next(), generation, reader, writer };
-                        if inputs.send(Input::Dialled { fitting, welcome }).is_err() {
+                        if news.tell(News::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
                     }
                     Err(e) => {
-                        if inputs.send(Input::DialFailed(e)).is_err() {
+                        if news.tell(News::DialFailed(e)).is_err() {
                             return;
                         }
                         std::thread::sleep(DIAL_PAUSE);
@@ -269,18 +238,5 @@ fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), 
         }
         Message::Refuse(refuse) => Err(HandshakeError::Refused(refuse)),
         _ => Err(HandshakeError::Unexpected("a welcome")),
-    }
-}
-
-impl HandshakeError {
-    /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
-    pub fn is_permanent(&self) -> bool {
-        let code = match self {
-            Self::Frame(FrameError::Version { .. }) => return true,
-            Self::Misfit(refusal) => refusal.code(),
-            Self::Refused(refuse) => refuse.code,
-            _ => return false,
-        };
-        handshake::is_permanent(code)
     }
 }

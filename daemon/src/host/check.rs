@@ -1,8 +1,8 @@
 //! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
 //! missing, instead of a failure in the middle.
 
-use super::Config;
 use crate::arbiter::{ArbiterError, FileArbiter};
+use crate::config::Config;
 use crate::exit::DaemonExit;
 use ft_netbuf::{Tap, TapError};
 use ft_vm::boot::BootError;

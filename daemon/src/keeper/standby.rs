@@ -1,12 +1,13 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
 //! the take-over. In replay mode what is sealed goes on to the machine that executes it.
 
-use super::checkpointer::Order;
-use super::intake::Intake;
-use super::link::PeerReader;
+use super::news::{FromPrimary, News};
+use super::order::Order;
 use super::progress::{Progress, Replay};
-use crate::role::{ConnId, Event, Gone};
-use crate::telemetry::Telemetry;
+use crate::observe::Telemetry;
+use crate::outlet::Outlet;
+use crate::peer::{Intake, PeerReader};
+use crate::role::{ConnId, Gone};
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
@@ -26,7 +27,7 @@ pub struct Standby {
 }
 
 /// Frames between two pieces of news that the peer is alive.
-const HEARD_EVERY: u64 = 16;
+const ALIVE_EVERY: u64 = 16;
 
 /// The receiver, for the connection that feeds it.
 #[derive(Clone)]
@@ -126,6 +127,7 @@ impl Feed {
         conn: ConnId,
         mut reader: PeerReader,
         intake: &Arc<Intake>,
+        news: &Outlet<News>,
         telemetry: &Telemetry,
     ) -> Option<Gone> {
         let mut frames = 0u64;
@@ -151,14 +153,14 @@ impl Feed {
                 // Under the lock: in order, also when another connection goes on where this one ends.
                 received.map(|received| (self.execute(received, receiver), receiver.held()))
             };
-            let news = match received {
+            let said = match received {
                 Err(e) => return Some(Gone::Lost(e.to_string())),
                 Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
-                    Some(Event::Sealed { conn, pairing: held.pairing, epoch, stamp: stamp_us })
+                    Some(FromPrimary::Sealed { pairing: held.pairing, epoch, stamp: stamp_us })
                 }
-                Ok((Received::Heartbeat { stamp_us }, _)) => Some(Event::Heartbeat { conn, stamp: stamp_us }),
-                Ok((Received::Paired { generation }, _)) => Some(Event::Paired { conn, generation }),
-                Ok((Received::Switchover { epoch }, _)) => Some(Event::HandedOver { conn, epoch }),
+                Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
+                Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
+                Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::HandedOver { epoch }),
                 Ok((Received::Bye(bye), _)) => return Some(Gone::Bye(bye.text)),
                 Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
                     telemetry.copy(received_pages.into(), total_pages.into());
@@ -168,11 +170,10 @@ impl Feed {
             };
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;
-            let news = news.or_else(|| frames.is_multiple_of(HEARD_EVERY).then_some(Event::Heard { conn }));
-            if let Some(news) = news
-                && !intake.tell(news)
-            {
-                return None;
+            let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
+            if let Some(said) = said {
+                let ticket = intake.enter()?;
+                news.tell(News::FromPrimary { conn, said, ticket }).ok()?;
             }
         }
     }

@@ -1,25 +1,22 @@
-//! The host's side of the machine: TAP, output buffer, console, disk images, made from the configuration.
+//! The host's side of the machine, made from the configuration: TAP, output buffer, console, disk images.
 
+use super::check::HostError;
+use super::console::ConsoleHub;
 use super::pump::{self, Socket};
-use crate::config::{Config, Console, HostError};
+use crate::config::Config;
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
-use ft_vm::devices::{ConsoleSink, FrameSink, Transmit, Wiring};
-use ft_vm::machine::{ConsoleHandle, Machine};
+use ft_vm::devices::{FrameSink, Transmit, Wiring};
+use ft_vm::machine::Machine;
 use ft_vm::spec::{Boot, MachineSpec};
-use parking_lot::Mutex;
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
-use tokio::sync::broadcast;
 
 /// Makes the host side of a machine's devices.
-pub(super) type MakeWiring = Box<dyn Fn() -> Result<Wiring, String> + Send>;
+pub type MakeWiring = Box<dyn Fn() -> Result<Wiring, String> + Send>;
 /// Is told about every new machine, so that its network port and console can be reached; and when it is gone.
-pub(super) type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
+pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
 
 /// What the replica needs of the host.
 pub struct Host {
@@ -27,11 +24,14 @@ pub struct Host {
     pub spec: MachineSpec,
     /// What it boots.
     pub boot: Boot,
-    pub(super) wiring: MakeWiring,
-    pub(super) attach: Attach,
+    /// Makes the host side of its devices.
+    pub wiring: MakeWiring,
+    /// Told about every machine that comes and goes.
+    pub attach: Attach,
     /// Output commit.
     pub output: OutputBuffer,
-    pub(super) announce: Arc<dyn Fn() + Send + Sync>,
+    /// Announces the VM on its network after a take-over.
+    pub announce: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// After a take-over the announcement goes out again after these pauses: each frame may be lost.
@@ -73,7 +73,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let hub = console.clone();
     let attach = Box::new(move |machine: Option<&Machine>| {
         socket.plug(machine.and_then(Machine::net));
-        *hub.0.input.lock() = machine.map(Machine::console);
+        hub.plug(machine.map(Machine::console));
     });
     let announce: Arc<dyn Fn() + Send + Sync> = match &machine.net {
         Some(_) => announcer(output.clone(), announcement),
@@ -127,80 +127,5 @@ struct NoNetwork;
 impl Emit for NoNetwork {
     fn emit(&self, _: &[u8]) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-/// The guest's console: to whoever is attached, and to a file or stdout if so configured. Never blocks the guest: what
-/// nobody takes in time is dropped.
-#[derive(Clone)]
-pub struct ConsoleHub(Arc<HubInner>);
-
-struct HubInner {
-    output: broadcast::Sender<Arc<[u8]>>,
-    recent: Mutex<VecDeque<u8>>,
-    input: Mutex<Option<ConsoleHandle>>,
-    file: Option<SyncSender<Vec<u8>>>,
-}
-
-/// What a newly attached console sees of the past.
-const RECENT_BYTES: usize = 16 << 10;
-/// Pieces of output that may wait for a slow reader.
-const BACKLOG: usize = 1024;
-
-impl ConsoleHub {
-    fn start(console: &Console) -> Result<Self, HostError> {
-        let sink: Option<Box<dyn Write + Send>> = match console {
-            Console::Socket => None,
-            Console::Stdout => Some(Box::new(std::io::stdout())),
-            Console::File(path) => {
-                let failed =
-                    |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
-                Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
-            }
-        };
-        let file = sink.map(|mut sink| {
-            let (sender, pieces) = sync_channel::<Vec<u8>>(BACKLOG);
-            std::thread::Builder::new().name("ftd-console".into()).spawn(move || {
-                while let Ok(piece) = pieces.recv() {
-                    // A console file on a full disk must not stop the guest.
-                    let _ = sink.write_all(&piece).and_then(|()| sink.flush());
-                }
-            })?;
-            Ok(sender)
-        });
-        let file = file.transpose().map_err(HostError::Thread)?;
-        let (output, _) = broadcast::channel(BACKLOG);
-        Ok(Self(Arc::new(HubInner { output, recent: Mutex::default(), input: Mutex::default(), file })))
-    }
-
-    /// The recent past, and what follows it.
-    pub fn attach(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
-        let recent = self.0.recent.lock();
-        (recent.iter().copied().collect(), self.0.output.subscribe())
-    }
-
-    /// Types into the guest's console, if a guest runs here.
-    pub fn input(&self, bytes: &[u8]) {
-        let console = self.0.input.lock().clone();
-        if let Some(console) = console {
-            console.input(bytes);
-        }
-    }
-}
-
-impl ConsoleSink for ConsoleHub {
-    fn write(&mut self, bytes: &[u8]) {
-        let mut recent = self.0.recent.lock();
-        recent.extend(bytes);
-        let excess = recent.len().saturating_sub(RECENT_BYTES);
-        recent.drain(..excess);
-        // Under the lock, so that whoever attaches misses nothing and sees nothing twice. Nobody attached is fine.
-        let _ = self.0.output.send(bytes.into());
-        drop(recent);
-        if let Some(file) = &self.0.file {
-            match file.try_send(bytes.to_vec()) {
-                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-            }
-        }
     }
 }

@@ -4,9 +4,11 @@
 //! A backup that does not execute what the primary executed, for whatever reason, has nothing to go on from: it says so,
 //! and asks for nothing any more.
 
-use super::Input;
-use super::checkpointer::{Setup, Vm};
-use crate::role::{Event, GuestEnd};
+use super::news::News;
+use super::order::{Awaiting, GoneLive};
+use super::setup::Setup;
+use super::vm::Vm;
+use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::wire::message::Position;
 use ft_vm::machine::MachineEvent;
@@ -24,7 +26,7 @@ pub(super) struct Follower {
     /// What is not executed to its end, oldest first.
     fed: VecDeque<Fed>,
     pending_bytes: u64,
-    /// What to tell when all is executed.
+    /// What waits until all is executed.
     when_executed: Option<Awaited>,
     /// Epochs of log that were still to be executed when that was asked.
     pending: u64,
@@ -35,7 +37,7 @@ pub(super) struct Follower {
 }
 
 struct Awaited {
-    news: Event,
+    awaiting: Awaiting,
     /// Where the machine was, and since when.
     count: u64,
     moved_at: Instant,
@@ -45,14 +47,6 @@ struct Fed {
     cut: u64,
     bytes: u64,
     at: Instant,
-}
-
-/// What a take-over found.
-pub struct GoneLive {
-    /// Epochs of log that were still to be executed when the primary was lost.
-    pub pending: u64,
-    /// The guest had come to its end.
-    pub ended: Option<GuestEnd>,
 }
 
 impl Follower {
@@ -91,11 +85,11 @@ impl Follower {
         self.look(vm, setup);
     }
 
-    /// Gives the core this news when everything is executed, unless that shows that the state is lost.
-    pub(super) fn tell_when_executed(&mut self, vm: &mut Vm, setup: &Setup, news: Event) {
+    /// Says so when everything is executed, unless that shows that the state is lost.
+    pub(super) fn tell_when_executed(&mut self, vm: &mut Vm, setup: &Setup, awaiting: Awaiting) {
         self.pending = self.fed.len() as u64;
         let count = vm.machine.replay_position().count;
-        self.when_executed = Some(Awaited { news, count, moved_at: Instant::now() });
+        self.when_executed = Some(Awaited { awaiting, count, moved_at: Instant::now() });
         self.look(vm, setup);
     }
 
@@ -122,8 +116,8 @@ impl Follower {
             }
             _ => {}
         }
-        if is_executed && let Some(Awaited { news, .. }) = self.when_executed.take() {
-            let _ = setup.inputs.send(Input::Event(news));
+        if is_executed && let Some(Awaited { awaiting, .. }) = self.when_executed.take() {
+            setup.tell(News::Executed(awaiting));
         }
     }
 
@@ -146,7 +140,7 @@ impl Follower {
             match event {
                 MachineEvent::Diverged { count, what } if !self.lost => {
                     self.lost = true;
-                    let _ = setup.inputs.send(Input::Diverged { count, what });
+                    setup.tell(News::Diverged { count, what });
                 }
                 MachineEvent::Diverged { .. } => {}
                 MachineEvent::PoweredOff => self.ended = Some(GuestEnd::PoweredOff),
@@ -160,7 +154,7 @@ impl Follower {
 
     fn lose(&mut self, setup: &Setup, why: String) {
         if !std::mem::replace(&mut self.lost, true) {
-            let _ = setup.inputs.send(Input::Event(Event::StateLost(why)));
+            setup.tell(News::StateLost(why));
         }
     }
 

@@ -1,0 +1,30 @@
+//! The machine's keeper: the thread that owns it in every mode and role (`thread`), and those that work for it.
+//!
+//! ```text
+//!   primary   thread: copying, then epochs or log_cutter --captures, logs--> shipper --> pairing --> peer's outbox
+//!   backup    peer's reader --frames--> standby --sealed log--> thread: follower
+//! ```
+//!
+//! It takes [`Order`]s and tells [`News`].
+
+mod copying;
+mod epochs;
+mod follower;
+mod log_cutter;
+mod news;
+mod order;
+mod pairing;
+mod progress;
+mod setup;
+mod shipper;
+mod standby;
+mod thread;
+mod vm;
+
+pub use news::{FromPrimary, News};
+pub use order::{Awaiting, GoneLive, Order, Reply};
+pub use pairing::Pairing;
+pub use progress::{Progress, Replay};
+pub use setup::Setup;
+pub use standby::{Feed, Standby};
+pub use thread::Keeper;

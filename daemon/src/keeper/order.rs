@@ -1,0 +1,69 @@
+//! What the keeper is told to do. Orders with a reply are answered when they are carried out.
+
+use super::pairing::Pairing;
+use crate::role::{ConnId, GuestEnd};
+use ft_checkpoint::backlog::Applier;
+use ft_vm::memory::GuestRam;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+/// See the module.
+pub enum Order {
+    /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
+    Prepare(Reply<Result<GuestRam, String>>),
+    /// Fresh RAM and machine, booted and running.
+    Boot(Reply<Result<(), String>>),
+    /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
+    Restore(Vec<u8>, Reply<Result<(), String>>),
+    /// Full copy, then epochs, for this pairing.
+    BeginPairing(Arc<Pairing>),
+    /// No more checkpoints.
+    EndPairing(Reply<()>),
+    /// One last checkpoint of the running pairing, after which the guest stays paused.
+    Freeze,
+    /// The guest runs again, checkpoints go on.
+    Thaw,
+    /// There may be room for the next checkpoint.
+    Room,
+    /// A frame waits for the epoch to end.
+    Output,
+    /// Backup in replay mode: the prepared machine takes this state, once all is applied, and executes the log.
+    Follow(Vec<u8>, Applier),
+    /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
+    Feed(Vec<u8>, Instant),
+    /// Backup in replay mode: say so when all the log there is has been executed.
+    WhenExecuted(Awaiting),
+    /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
+    GoLive(Reply<Result<GoneLive, String>>),
+    /// Stops and drops the machine.
+    Stop(Reply<()>),
+}
+
+/// Where an order's answer goes.
+pub type Reply<T> = SyncSender<T>;
+
+/// What waits for the log to be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaiting {
+    /// The state of this epoch is to be verified.
+    Verification {
+        /// The epoch that is held.
+        epoch: u64,
+    },
+    /// The primary has handed the VM over.
+    HandOver {
+        /// The connection that it said so on.
+        conn: ConnId,
+        /// The final epoch.
+        epoch: u64,
+    },
+}
+
+/// What a take-over found.
+pub struct GoneLive {
+    /// Epochs of log that were still to be executed when the primary was lost.
+    pub pending: u64,
+    /// The guest had come to its end.
+    pub ended: Option<GuestEnd>,
+}

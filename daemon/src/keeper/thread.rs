@@ -1,0 +1,301 @@
+//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
+//! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
+//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of epochs
+//! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
+//! [`Follower`]'s.
+
+use super::copying::{Copying, Progress};
+use super::epochs::{Ended, Epochs};
+use super::follower::Follower;
+use super::log_cutter::LogCutter;
+use super::news::News;
+use super::order::{GoneLive, Order, Reply};
+use super::pairing::Pairing;
+use super::setup::Setup;
+use super::vm::Vm;
+use ft_checkpoint::backlog::Applier;
+use ft_vm::memory::GuestRam;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+/// How late a timer of this thread may be.
+const TIMER_SLACK_NS: u64 = 5_000;
+/// How often a guest that is not checkpointed is looked at.
+const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
+/// Without a machine the loop only shows that it lives.
+const IDLE_ROUND: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Keeper {
+    setup: Setup,
+    orders: Receiver<Order>,
+    vm: Option<Vm>,
+    mode: Mode,
+}
+
+enum Mode {
+    /// No machine, or a parked one, or one that runs without replication.
+    Quiet,
+    Copying(Box<Copying>),
+    Epochs(Box<Epochs>),
+    Log(Box<LogCutter>),
+    Following(Box<Follower>),
+}
+
+impl Keeper {
+    /// Starts the thread.
+    pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
+            Self { setup, orders, vm: None, mode: Mode::Quiet }.run();
+        })
+    }
+
+    fn run(mut self) {
+        // Cuts and epochs' ends are due to tens of microseconds.
+        let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
+        loop {
+            self.setup.watchdog.round();
+            if let Some(vm) = &self.vm {
+                self.setup.telemetry.looked_at(&vm.machine);
+            }
+            let order = match self.wait_limit() {
+                Duration::ZERO => self.orders.try_recv().map_err(|e| match e {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                }),
+                limit => self.orders.recv_timeout(limit),
+            };
+            if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
+                continue;
+            }
+            let result = match order {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => self.work(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Err(why) = result {
+                // The machine itself failed. What the backup holds is the VM now.
+                self.setup.tell(News::MachineFailed(why));
+                self.mode = Mode::Quiet;
+                self.drop_machine();
+            }
+        }
+    }
+
+    /// How long to wait for an order before there is something to look at.
+    fn wait_limit(&self) -> Duration {
+        match (&self.mode, &self.vm) {
+            (Mode::Following(follower), _) => follower.wait_limit(EVENTS_INTERVAL),
+            (_, None) => IDLE_ROUND,
+            (_, Some(vm)) if vm.ended => EVENTS_INTERVAL,
+            (Mode::Copying(_), _) => Duration::ZERO,
+            (Mode::Epochs(epochs), _) if !epochs.is_frozen() => epochs.wait_limit(self.setup.epoch),
+            (Mode::Log(cutter), _) if !cutter.is_frozen() => cutter.wait_limit(self.setup.replay.batch),
+            _ => EVENTS_INTERVAL,
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), String> {
+        match order {
+            Order::Prepare(reply) => answer(reply, self.prepare()),
+            Order::Boot(reply) => answer(reply, self.boot()),
+            Order::Restore(state, reply) => answer(reply, self.restore(&state)),
+            Order::BeginPairing(pairing) => return self.begin_pairing(pairing),
+            Order::EndPairing(reply) => {
+                let result = self.end_pairing();
+                answer(reply, ());
+                return result;
+            }
+            Order::Freeze => return self.freeze(),
+            Order::Thaw => return self.thaw(),
+            Order::Room => match &self.mode {
+                Mode::Epochs(epochs) if epochs.is_starved() => return self.work(),
+                Mode::Log(cutter) if cutter.is_starved() => return self.work(),
+                _ => {}
+            },
+            Order::Output => match &mut self.mode {
+                Mode::Epochs(epochs) => epochs.output_waits(),
+                Mode::Log(cutter) => cutter.output_waits(),
+                _ => {}
+            },
+            Order::Follow(state, applier) => self.follow(&state, &applier),
+            Order::Feed(log, at) => {
+                self.setup.replay.progress.taken(log.len() as u64);
+                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.feed(vm, &self.setup, &log, at);
+                }
+            }
+            Order::WhenExecuted(awaiting) => {
+                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.tell_when_executed(vm, &self.setup, awaiting);
+                }
+            }
+            Order::GoLive(reply) => answer(reply, self.go_live()),
+            Order::Stop(reply) => {
+                self.mode = Mode::Quiet;
+                self.drop_machine();
+                answer(reply, ());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
+    fn poll_guest_end(&mut self) -> bool {
+        match (&self.mode, &mut self.vm) {
+            (Mode::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
+            (_, Some(vm)) => vm.poll_end(&self.setup),
+            (_, None) => false,
+        }
+    }
+
+    fn work(&mut self) -> Result<(), String> {
+        let Some(vm) = &mut self.vm else { return Ok(()) };
+        match &mut self.mode {
+            _ if vm.ended => Ok(()),
+            Mode::Quiet => Ok(()),
+            Mode::Copying(copying) => match copying.step(vm, &self.setup)? {
+                Progress::Going => Ok(()),
+                Progress::Converged => self.begin_epochs(),
+                Progress::Broken => {
+                    self.mode = Mode::Quiet;
+                    Ok(())
+                }
+            },
+            Mode::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
+                Ended::Captured if self.setup.replay.on => {
+                    self.begin_log();
+                    Ok(())
+                }
+                _ => Ok(()),
+            },
+            Mode::Log(cutter) => cutter.cut(vm, &self.setup),
+            Mode::Following(follower) => {
+                follower.look(vm, &self.setup);
+                Ok(())
+            }
+        }
+    }
+
+    fn new_vm(&mut self) -> Result<&mut Vm, String> {
+        self.mode = Mode::Quiet;
+        self.drop_machine();
+        Ok(self.vm.insert(Vm::new(&self.setup)?))
+    }
+
+    fn drop_machine(&mut self) {
+        (self.setup.attach)(None);
+        self.vm = None;
+    }
+
+    fn prepare(&mut self) -> Result<GuestRam, String> {
+        Ok(self.new_vm()?.ram.clone())
+    }
+
+    fn boot(&mut self) -> Result<(), String> {
+        let boot = self.setup.boot.clone();
+        self.new_vm()?.machine.boot(&boot).map_err(|e| e.to_string())?;
+        self.set_running()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let vm = self.vm.as_mut().ok_or("there is no prepared machine")?;
+        vm.machine.restore(state).map_err(|e| e.to_string())?;
+        self.set_running()
+    }
+
+    fn set_running(&mut self) -> Result<(), String> {
+        self.vm.as_mut().ok_or("there is no machine")?.run(&self.setup)
+    }
+
+    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), String> {
+        let vm = self.vm.as_mut().ok_or("there is no machine to protect")?;
+        if let Some(copying) = Copying::begin(vm, &self.setup, pairing)? {
+            self.mode = Mode::Copying(Box::new(copying));
+        }
+        Ok(())
+    }
+
+    /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
+    fn begin_epochs(&mut self) -> Result<(), String> {
+        if let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) {
+            let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
+            self.mode = Mode::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
+        }
+        self.work()
+    }
+
+    /// Replay mode: the first checkpoint is captured, the log goes on from it.
+    fn begin_log(&mut self) {
+        if let Mode::Epochs(epochs) = std::mem::replace(&mut self.mode, Mode::Quiet) {
+            self.mode = Mode::Log(Box::new(epochs.into_log()));
+        }
+    }
+
+    fn end_pairing(&mut self) -> Result<(), String> {
+        let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
+        let Some(vm) = &mut self.vm else { return Ok(()) };
+        match mode {
+            Mode::Quiet => return Ok(()),
+            // Nothing of a pairing of ours.
+            Mode::Following(follower) => {
+                self.mode = Mode::Following(follower);
+                return Ok(());
+            }
+            Mode::Log(cutter) => return cutter.finish(vm, &self.setup),
+            Mode::Copying(_) => {}
+            Mode::Epochs(_) if vm.ended => {}
+            Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
+        }
+        vm.machine.stop_dirty_log().map_err(|e| e.to_string())
+    }
+
+    fn freeze(&mut self) -> Result<(), String> {
+        match &mut self.mode {
+            Mode::Epochs(epochs) => epochs.freeze(),
+            Mode::Log(cutter) => cutter.freeze(),
+            _ => return Ok(()),
+        }
+        self.work()
+    }
+
+    fn thaw(&mut self) -> Result<(), String> {
+        match (&mut self.mode, &mut self.vm) {
+            (_, Some(vm)) if vm.ended => Ok(()),
+            (Mode::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
+            (Mode::Log(cutter), Some(vm)) => cutter.thaw(vm),
+            _ => Ok(()),
+        }
+    }
+
+    fn follow(&mut self, state: &[u8], applier: &Applier) {
+        let Some(vm) = &mut self.vm else { return };
+        let follower = Follower::start(vm, state, applier).unwrap_or_else(|why| {
+            Follower::failed(&self.setup, format!("the checkpoint cannot be executed: {why}"))
+        });
+        self.mode = Mode::Following(Box::new(follower));
+    }
+
+    fn go_live(&mut self) -> Result<GoneLive, String> {
+        let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
+            return Err("no machine executes the log here".into());
+        };
+        let gone = follower.go_live(vm, &self.setup)?;
+        self.mode = Mode::Quiet;
+        match &gone.ended {
+            // It ended while nobody looked; now it is this node's to say so.
+            Some(end) => {
+                vm.ended = true;
+                self.setup.tell(News::GuestEnded(end.clone()));
+            }
+            None => vm.run(&self.setup)?,
+        }
+        Ok(gone)
+    }
+}
+
+fn answer<T>(reply: Reply<T>, value: T) {
+    // Nobody waits any more: the daemon is ending.
+    let _ = reply.send(value);
+}

@@ -1,0 +1,14 @@
+//! What can be seen of the daemon: figures as they are counted (`metrics`, `telemetry`), what the executor shows
+//! (`window`), and the status made of them (`status`, `publish`).
+
+mod metrics;
+mod publish;
+mod status;
+mod telemetry;
+mod window;
+
+pub use metrics::{Metrics, Percentiles};
+pub use publish::{Publisher, Sources};
+pub use status::{ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, Role, STATUS_SCHEMA, State, Status};
+pub use telemetry::{Divergence, Parts, PauseParts, TakeOver, Telemetry};
+pub use window::{PeerView, Window};
