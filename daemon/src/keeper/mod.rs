@@ -22,7 +22,7 @@ mod thread;
 mod vm;
 
 pub use news::{FromPrimary, News};
-pub use order::{Awaiting, GoneLive, Order, Reply};
+pub use order::{GoneLive, Order, Reply};
 pub use pairing::Pairing;
 pub use progress::{Progress, Replay};
 pub use setup::Setup;

@@ -170,7 +170,9 @@ impl Executor {
             Command::SwitchoverDone(outcome) => hands.switchover_done(outcome),
             Command::Exit(exit) => self.exit = Some(exit),
 
-            Command::SendHeartbeat { conn, stamp } => hands.send(conn, Message::Heartbeat { stamp_us: stamp }),
+            Command::SendHeartbeat { conn, stamp } => {
+                hands.send(conn, Message::Heartbeat { stamp_us: stamp })
+            }
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
             Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
             Command::SendAck { conn, epoch, stamp } => {

@@ -53,7 +53,13 @@ pub trait Hands {
     /// Closes an arriving connection, unless it was welcomed, followed or refused.
     fn turn_away(&mut self, conn: ConnId);
     /// Primary: welcomes an arriving connection; what the backup says on it comes in as events.
-    fn welcome(&mut self, conn: ConnId, pairing: u64, generation: u64, how: Welcome) -> Result<(), Self::Error>;
+    fn welcome(
+        &mut self,
+        conn: ConnId,
+        pairing: u64,
+        generation: u64,
+        how: Welcome,
+    ) -> Result<(), Self::Error>;
     /// Backup: receives what an arriving connection brings, into what is held or prepared.
     fn follow(&mut self, conn: ConnId, pairing: u64, how: Welcome) -> Result<(), Self::Error>;
     /// Says this on a connection, if it is still there.

@@ -1,7 +1,7 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
 
-use super::command::{Command, Exit, Welcome};
 use super::arbitration::Settled;
+use super::command::{Command, Exit, Welcome};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
@@ -482,7 +482,10 @@ impl Backup {
             Stage::Following => self.why.clone(),
             Stage::Offered { .. } => "switchover: looks whether it can go on from what it holds".into(),
             Stage::Leaving { .. } => {
-                format!("asked to stop; keeps the VM's state until the primary goes on without it ({})", self.why)
+                format!(
+                    "asked to stop; keeps the VM's state until the primary goes on without it ({})",
+                    self.why
+                )
             }
             Stage::Orphaned { verified: false, .. } => {
                 format!("without the primary; looks whether it can go on from what it holds ({})", self.why)

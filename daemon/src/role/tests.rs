@@ -249,7 +249,10 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
     let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
     let mut rig = Rig::sealed();
     let commands = rig.on(Event::StopRequested);
-    assert!(matches!(commands[..], [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }, Command::ReadCell]));
+    assert!(matches!(
+        commands[..],
+        [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }, Command::ReadCell]
+    ));
     assert_eq!(rig.on(named()), [], "the primary may be dying at this moment");
     assert_eq!(rig.tick_after(20_000), [Command::ReadCell]);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(3, Some("a"), None)))));
@@ -368,7 +371,8 @@ fn a_backup_that_comes_back_is_told_that_it_is_paired() {
 fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
     let mut rig = Rig::sealed();
     rig.lose(7);
-    let commands = rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: Welcome::ResumeAfter(1) });
+    let commands =
+        rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: Welcome::ResumeAfter(1) });
     assert_eq!(commands, [Command::Dial]);
 }
 
@@ -446,7 +450,12 @@ fn a_welcome_that_comes_while_the_cell_is_asked_for_is_not_followed() {
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     assert!(asks(&commands).is_some());
     let follows = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::Follow { .. }));
-    assert!(!follows(&rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: Welcome::ResumeAfter(1) })));
+    assert!(!follows(&rig.on(Event::Welcomed {
+        conn: 8,
+        generation: 2,
+        pairing: 5,
+        how: Welcome::ResumeAfter(1)
+    })));
     rig.won(cell(3, Some("b"), None));
     // It runs the VM now: what was welcomed before must not take the machine down.
     assert!(!follows(&rig.on(Event::Welcomed { conn: 9, generation: 2, pairing: 6, how: Welcome::Copy })));

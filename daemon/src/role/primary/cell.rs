@@ -4,9 +4,9 @@ use super::ending::End;
 use super::switchover::{Step, Switchover, Then};
 use super::{Pair, Primary};
 use crate::arbiter::{Cell, Standby};
+use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
 use crate::role::command::{Command, Exit};
-use crate::role::arbitration::Settled;
 use crate::role::core::{Core, Next};
 
 impl Primary {
