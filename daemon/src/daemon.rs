@@ -1,7 +1,6 @@
 //! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads, and
 //! control, metrics, signals and systemd are served beside it.
 
-use crate::arbiter::Arbiter;
 use crate::config::{self, Config, HostError, OnReset};
 use crate::control::api::{
     ArbiterStatus, CopyProgress, Failure, PeerStatus, ReplayStatus, Role, STATUS_SCHEMA, State, Status,
@@ -14,6 +13,7 @@ use crate::replica::{ConsoleHub, Input, Parts, Progress, Replay, Replica, StartE
 use crate::role::{self, Event, Exit, Policy, ViewRole, ViewState};
 use crate::service::{InstanceLock, LockError, Notifier, Watchdog};
 use crate::telemetry::Telemetry;
+use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_netbuf::OutputBuffer;
@@ -135,7 +135,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     };
     let live = Arc::new(Live {
         config: config.clone(),
-        arbiter_place: arbiter.describe(),
+        arbiter_place: arbiter.place().to_string(),
         window: Arc::clone(&window),
         telemetry: Arc::clone(&telemetry),
         output: host.output.clone(),

@@ -1,6 +1,5 @@
 //! ftd: the daemon's library: configuration, roles, arbitration, replication, control.
 
-pub mod arbiter;
 pub mod clock;
 pub mod config;
 pub mod control;

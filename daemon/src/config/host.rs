@@ -2,8 +2,8 @@
 //! missing, instead of a failure in the middle.
 
 use super::Config;
-use crate::arbiter::{ArbiterError, FileArbiter};
 use crate::exit::DaemonExit;
+use ft_arbiter::{Arbiter, ArbiterError, FileArbiter};
 use ft_netbuf::{Tap, TapError};
 use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
@@ -90,7 +90,7 @@ pub enum HostError {
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     /// The arbiter's cell cannot be used.
-    #[error(transparent)]
+    #[error("arbiter: {0}")]
     Arbiter(#[from] ArbiterError),
 }
 

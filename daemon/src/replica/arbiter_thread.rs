@@ -2,8 +2,8 @@
 //! wait for it.
 
 use super::Input;
-use crate::arbiter::{self, Arbiter, Cell};
-use crate::role::{Event, Outcome};
+use crate::role::Event;
+use ft_arbiter::{Arbiter, Cell};
 use std::sync::mpsc::{Sender, channel};
 
 /// What the arbiter is asked.
@@ -25,15 +25,8 @@ pub fn start(mut arbiter: Box<dyn Arbiter>, inputs: Sender<Input>) -> std::io::R
     std::thread::Builder::new().name("ftd-arbiter".into()).spawn(move || {
         while let Ok(question) = questions.recv() {
             let event = match question {
-                Question::Read => Event::CellRead(arbiter.read().map_err(|e| e.to_string())),
-                Question::Set { expected, new } => {
-                    Event::CellSet(match arbiter.compare_and_set(expected, new) {
-                        arbiter::Outcome::Won(cell) => Outcome::Won(cell),
-                        arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
-                        arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
-                        arbiter::Outcome::Unknown(e) => Outcome::Unknown(e.to_string()),
-                    })
-                }
+                Question::Read => Event::CellRead(arbiter.read()),
+                Question::Set { expected, new } => Event::CellSet(arbiter.compare_and_set(expected, new)),
             };
             if inputs.send(Input::Event(event)).is_err() {
                 return;

@@ -38,11 +38,12 @@ pub use progress::{Progress, Replay};
 pub use wiring::{ConsoleHub, Host, prepare_host};
 
 use crate::clock;
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Outcome, Policy, View};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View};
 use crate::service::Watchdog;
 use crate::telemetry::Telemetry;
 use arbiter_thread::Question;
 use checkpointer::{Checkpointer, Order, Setup};
+use ft_arbiter::{Arbiter, Outcome};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::Message;
@@ -155,7 +156,7 @@ pub struct Parts {
     /// What we say of ourselves in a handshake.
     pub identity: ft_checkpoint::wire::message::Identity,
     /// The arbiter.
-    pub arbiter: Box<dyn crate::arbiter::Arbiter>,
+    pub arbiter: Box<dyn Arbiter>,
     /// Inputs; the sender's clones are everywhere.
     pub inputs: (Sender<Input>, Receiver<Input>),
     /// For other threads to look through.

@@ -2,9 +2,9 @@
 
 use super::backup::Backup;
 use super::command::{Command, Exit};
-use super::event::{ConnId, Event, Micros, Outcome};
+use super::event::{ConnId, Event, Micros};
 use super::primary::Primary;
-use crate::arbiter::Cell;
+use ft_arbiter::{ArbiterError, Cell, Outcome};
 
 /// What a node does with an empty cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ pub(super) enum Settled {
     Won(Cell),
     Lost(Option<Cell>),
     /// Nothing changed and nothing is under way.
-    NotAttempted(String),
+    NotAttempted(ArbiterError),
 }
 
 impl Arbitration {
@@ -392,7 +392,7 @@ impl Core {
                 }
                 Settled::Lost(_) => Some(Next::Start),
                 Settled::NotAttempted(why) => {
-                    *trouble = Some(why);
+                    *trouble = Some(why.to_string());
                     None
                 }
             },
@@ -400,14 +400,14 @@ impl Core {
         });
     }
 
-    fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
+    fn on_cell(&mut self, answer: Result<Option<Cell>, ArbiterError>) {
         if let Ok(Some(cell)) = &answer {
             self.generation = self.generation.max(cell.generation);
         }
         match &mut self.role {
             Role::Starting { trouble } => match answer {
                 Ok(cell) => self.begin(cell),
-                Err(why) => *trouble = Some(why),
+                Err(why) => *trouble = Some(why.to_string()),
             },
             // The peer may have taken over in the meantime; then we are its backup.
             Role::Bereft { cell: known } => {

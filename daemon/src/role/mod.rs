@@ -25,7 +25,7 @@
 //!
 //! # Why nobody speaks out of turn
 //!
-//! - The cell decides who goes on alone (`arbiter`). A backup contests only when the cell names it with the very pairing
+//! - The cell decides who goes on alone ([`ft_arbiter`]). A backup contests only when the cell names it with the very pairing
 //!   that it holds sealed, and from the moment it may have asked, it acknowledges nothing until the answer is certain.
 //! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
 //!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. A backup that
@@ -45,4 +45,4 @@ mod tests;
 
 pub use self::core::{Core, Policy, StartAs, View, ViewRole, ViewState};
 pub use command::{Command, Exit, Welcome};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Outcome};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};

@@ -9,7 +9,7 @@ use self::handover::{HandOver, Step};
 use super::command::{Command, Exit, Welcome};
 use super::core::{Core, Next, ViewState};
 use super::event::{ConnId, Event, Gone, Held, Micros};
-use crate::arbiter::Cell;
+use ft_arbiter::Cell;
 
 /// A node that owns the VM.
 #[derive(Clone, Debug)]
@@ -208,7 +208,7 @@ impl Primary {
         {
             let why = format!(
                 "the VM has ended, but the arbiter could not be told: the cell still says {}",
-                cell::describe(&self.cell)
+                self.cell
             );
             core.out.push(Command::StopVm);
             return Some(Next::Ended(Exit::Failed(why)));

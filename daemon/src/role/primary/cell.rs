@@ -3,10 +3,10 @@
 use super::ending::{End, Ending};
 use super::handover::{HandOver, Step};
 use super::{Pair, Primary};
-use crate::arbiter::{Cell, Standby};
 use crate::role::backup::Backup;
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next, Settled};
+use ft_arbiter::{Cell, Standby};
 
 impl Primary {
     /// What the state wants of the arbiter.
@@ -99,18 +99,10 @@ impl Primary {
         if handed_over.is_some() {
             core.out.push(Command::SwitchoverDone(Err("lost the arbitration".into())));
         }
-        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {}", describe(cell)));
+        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
             "lost the arbitration: I owned generation {}, the cell {says}",
             self.cell.generation
         ))))
-    }
-}
-
-pub(super) fn describe(cell: &Cell) -> String {
-    let owner = cell.owner.as_deref().unwrap_or("nobody");
-    match &cell.standby {
-        Some(standby) => format!("generation {}, owner {owner}, standby {}", cell.generation, standby.node),
-        None => format!("generation {}, owner {owner}, no standby", cell.generation),
     }
 }

@@ -11,7 +11,8 @@
 //!
 //! Needs hard links and attribute caches that do not lie: any local or cluster file system; NFS mounted with actimeo=0.
 
-use super::{Arbiter, ArbiterError, Cell, Outcome};
+use crate::{Arbiter, ArbiterError, Cell, Outcome, Place, Trouble};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -54,28 +55,24 @@ impl FileArbiter {
         Self { directory: path.to_owned(), vm: vm.to_owned() }
     }
 
-    /// Checks that the cell can be read and set, without setting it.
-    pub fn probe(&mut self) -> Result<(), ArbiterError> {
-        self.read()?;
-        let place = if self.directory.is_dir() { self.directory.as_path() } else { self.parent() };
-        let temporary = Temporary::create(place, b"probe").map_err(self.failed("writing beside the cell"))?;
-        // What a set needs beyond writing: hard links.
-        let linked = temporary.path.with_extension("link");
-        fs::hard_link(&temporary.path, &linked).map_err(self.failed("making a hard link"))?;
-        fs::remove_file(&linked).map_err(self.failed("removing a hard link"))
-    }
-
     fn parent(&self) -> &Path {
         self.directory.parent().unwrap_or(Path::new("/"))
     }
 
     fn file_of(&self, generation: u64) -> PathBuf {
-        self.directory.join(format!("{generation:020}"))
+        self.directory.join(file_name(generation))
+    }
+
+    fn error(&self, trouble: Trouble) -> ArbiterError {
+        ArbiterError { place: self.place(), trouble }
     }
 
     fn failed(&self, at: &'static str) -> impl Fn(io::Error) -> ArbiterError {
-        let path = self.directory.clone();
-        move |source| ArbiterError::Io { path: path.clone(), at, source }
+        move |error| self.error(Trouble::Storage { at, errno: errno_of(&error) })
+    }
+
+    fn damaged(&self, generation: u64, reason: String) -> ArbiterError {
+        self.error(Trouble::Damaged { file: file_name(generation), reason })
     }
 
     /// The generations that have a file, in no order.
@@ -98,21 +95,20 @@ impl FileArbiter {
     }
 
     fn load(&self, generation: u64) -> Result<Cell, ArbiterError> {
-        let path = self.file_of(generation);
         let mut bytes = Vec::new();
-        File::open(&path)
+        File::open(self.file_of(generation))
             .and_then(|file| file.take(CELL_BYTES_MAX + 1).read_to_end(&mut bytes))
             .map_err(self.failed("reading"))?;
         let record = match decode(&bytes) {
             Ok(record) => record,
-            Err(reason) => return Err(ArbiterError::Corrupt { path, reason }),
+            Err(reason) => return Err(self.damaged(generation, reason)),
         };
         if record.vm != self.vm {
-            return Err(ArbiterError::OtherVm { path, found: record.vm, vm: self.vm.clone() });
+            return Err(self.error(Trouble::OtherVm { found: record.vm, vm: self.vm.clone() }));
         }
         if record.cell.generation != generation {
             let reason = format!("it holds generation {} under another's name", record.cell.generation);
-            return Err(ArbiterError::Corrupt { path, reason });
+            return Err(self.damaged(generation, reason));
         }
         Ok(record.cell)
     }
@@ -155,19 +151,7 @@ impl FileArbiter {
                 return self.lost();
             }
             if error.kind() != io::ErrorKind::AlreadyExists {
-                let certain = matches!(
-                    error.raw_os_error(),
-                    Some(
-                        libc::ENOSPC
-                            | libc::EDQUOT
-                            | libc::EACCES
-                            | libc::EPERM
-                            | libc::EROFS
-                            | libc::ENOENT
-                            | libc::EMLINK
-                            | libc::EOPNOTSUPP
-                    )
-                );
+                let certain = changes_nothing(errno_of(&error));
                 let error = self.failed("linking the new generation")(error);
                 return if certain { Outcome::NotAttempted(error) } else { Outcome::Unknown(error) };
             }
@@ -215,7 +199,7 @@ impl Arbiter for FileArbiter {
             let Some(highest) = self.generations()?.into_iter().max() else { return Ok(None) };
             match self.load(highest) {
                 // Overtaken so far between the two steps that the file is gone.
-                Err(ArbiterError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(ArbiterError { trouble: Trouble::Storage { errno: Errno::ENOENT, .. }, .. }) => {}
                 result => return result.map(Some),
             }
         }
@@ -223,7 +207,7 @@ impl Arbiter for FileArbiter {
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) -> Outcome {
         if expected.unwrap_or(0).checked_add(1) != Some(new.generation) {
-            return Outcome::NotAttempted(ArbiterError::Generation { expected, new: new.generation });
+            return Outcome::NotAttempted(self.error(Trouble::Generation { expected, new: new.generation }));
         }
         match self.read() {
             Ok(current) if current.as_ref().map(|cell| cell.generation) != expected => return self.lost(),
@@ -238,8 +222,21 @@ impl Arbiter for FileArbiter {
         self.claim(new)
     }
 
-    fn describe(&self) -> String {
-        format!("file {}", self.directory.display())
+    /// Writes, flushes, links and removes a file of this node's own: in the cell's directory, or beside it while there
+    /// is none.
+    fn probe(&mut self) -> Result<(), ArbiterError> {
+        self.read()?;
+        let beside = if self.directory.is_dir() { self.directory.as_path() } else { self.parent() };
+        let temporary =
+            Temporary::create(beside, b"probe").map_err(self.failed("writing beside the cell"))?;
+        let linked = temporary.path.with_extension("link");
+        fs::hard_link(&temporary.path, &linked).map_err(self.failed("making a hard link"))?;
+        fs::remove_file(&linked).map_err(self.failed("removing a hard link"))?;
+        self.sync(beside)
+    }
+
+    fn place(&self) -> Place {
+        Place::File(self.directory.clone())
     }
 }
 
@@ -281,6 +278,20 @@ impl Drop for Temporary {
         // A leftover is harmless and removed later.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Whether a link that failed so has certainly changed nothing, and never will.
+fn changes_nothing(errno: Errno) -> bool {
+    use Errno::*;
+    matches!(errno, ENOSPC | EDQUOT | EACCES | EPERM | EROFS | ENOENT | EMLINK | EOPNOTSUPP)
+}
+
+fn file_name(generation: u64) -> String {
+    format!("{generation:020}")
 }
 
 fn generation_of(name: &OsStr) -> Option<u64> {

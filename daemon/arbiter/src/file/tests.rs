@@ -1,7 +1,7 @@
 //! Tests of the shared cell: races between processes that are killed, full and read-only storage, damage.
 
-use super::super::Standby;
 use super::*;
+use crate::Standby;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
@@ -59,7 +59,13 @@ fn a_generation_that_does_not_follow_is_not_attempted() {
     let (_directory, mut arbiter) = arbiter();
     for (expected, new) in [(None, 2), (Some(1), 1), (Some(1), 3), (Some(u64::MAX), 0)] {
         let outcome = arbiter.compare_and_set(expected, cell(new, "alpha"));
-        assert!(matches!(outcome, Outcome::NotAttempted(ArbiterError::Generation { .. })), "{outcome:?}");
+        assert!(
+            matches!(
+                outcome,
+                Outcome::NotAttempted(ArbiterError { trouble: Trouble::Generation { .. }, .. })
+            ),
+            "{outcome:?}"
+        );
     }
 }
 
@@ -93,7 +99,7 @@ fn a_claim_of_a_number_that_has_become_free_again_comes_too_late() {
 fn a_missing_parent_is_an_error_and_not_an_empty_cell() {
     let (directory, _) = arbiter();
     let mut arbiter = FileArbiter::new(&directory.path().join("not-mounted/web.cell"), "web");
-    assert!(matches!(arbiter.read(), Err(ArbiterError::Io { .. })));
+    assert!(matches!(arbiter.read(), Err(ArbiterError { trouble: Trouble::Storage { .. }, .. })));
     assert!(arbiter.probe().is_err());
     assert!(matches!(arbiter.compare_and_set(None, cell(1, "alpha")), Outcome::NotAttempted(_)));
 }
@@ -104,7 +110,7 @@ fn the_cell_of_another_vm_is_refused() {
     win(&mut arbiter, None, cell(1, "alpha"));
     let mut other = FileArbiter::new(&arbiter.directory, "db");
     let error = other.read().unwrap_err();
-    assert!(matches!(&error, ArbiterError::OtherVm { found, .. } if found == "web"), "{error}");
+    assert!(matches!(&error.trouble, Trouble::OtherVm { found, .. } if found == "web"), "{error}");
     assert!(matches!(other.compare_and_set(Some(1), cell(2, "alpha")), Outcome::NotAttempted(_)));
 }
 
@@ -116,11 +122,17 @@ fn a_torn_cell_is_an_error_even_with_sound_older_generations() {
     let whole = fs::read(arbiter.file_of(2)).unwrap();
     for len in 0..whole.len() {
         fs::write(arbiter.file_of(2), &whole[..len]).unwrap();
-        assert!(matches!(arbiter.read(), Err(ArbiterError::Corrupt { .. })), "{len} bytes");
+        assert!(
+            matches!(arbiter.read(), Err(ArbiterError { trouble: Trouble::Damaged { .. }, .. })),
+            "{len} bytes"
+        );
     }
     assert!(matches!(arbiter.compare_and_set(Some(2), cell(3, "beta")), Outcome::NotAttempted(_)));
     fs::copy(arbiter.file_of(1), arbiter.file_of(2)).unwrap();
-    assert!(matches!(arbiter.read(), Err(ArbiterError::Corrupt { .. })), "a copy under another number");
+    assert!(
+        matches!(arbiter.read(), Err(ArbiterError { trouble: Trouble::Damaged { .. }, .. })),
+        "a copy under another number"
+    );
 }
 
 proptest! {
@@ -178,8 +190,8 @@ fn full_storage_changes_nothing_and_is_said_for_certain() {
         let _ = fs::write(&filler, vec![1; 1 << 20]);
         let outcome = arbiter.compare_and_set(Some(1), cell(2, "alpha"));
         assert!(
-            matches!(&outcome, Outcome::NotAttempted(ArbiterError::Io { source, .. })
-                if source.kind() == io::ErrorKind::StorageFull),
+            matches!(&outcome, Outcome::NotAttempted(error)
+                if matches!(error.trouble, Trouble::Storage { errno: Errno::ENOSPC, .. })),
             "{outcome:?}"
         );
         assert!(arbiter.probe().is_err());
@@ -235,7 +247,7 @@ fn race_worker() {
 
 fn start_worker(directory: &Path) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "arbiter::file::tests::race_worker"])
+        .args(["--exact", "file::tests::race_worker"])
         .env(RACE_DIRECTORY, directory)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
