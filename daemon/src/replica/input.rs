@@ -5,7 +5,8 @@ use super::real::RealHands;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
 use crate::peer::{self, FromBackup, Ticket};
-use crate::role::{ConnId, Event, Held, Outcome, Welcome};
+use crate::role::{ConnId, Event, Held, Welcome};
+use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::Diverged;
 
 /// The news of every room, in one queue.
