@@ -6,6 +6,7 @@
 
 use super::copying::{Copying, Progress};
 use super::epochs::{Ended, Epochs};
+use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
 use super::news::News;
@@ -96,7 +97,7 @@ impl Keeper {
         }
     }
 
-    fn obey(&mut self, order: Order) -> Result<(), String> {
+    fn obey(&mut self, order: Order) -> Result<(), KeepError> {
         match order {
             Order::Prepare(reply) => answer(reply, self.prepare()),
             Order::Boot(reply) => answer(reply, self.boot()),
@@ -150,7 +151,7 @@ impl Keeper {
         }
     }
 
-    fn work(&mut self) -> Result<(), String> {
+    fn work(&mut self) -> Result<(), KeepError> {
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match &mut self.mode {
             _ if vm.ended => Ok(()),
@@ -178,7 +179,7 @@ impl Keeper {
         }
     }
 
-    fn new_vm(&mut self) -> Result<&mut Vm, String> {
+    fn new_vm(&mut self) -> Result<&mut Vm, PrepareError> {
         self.mode = Mode::Quiet;
         self.drop_machine();
         Ok(self.vm.insert(Vm::new(&self.setup)?))
@@ -189,28 +190,28 @@ impl Keeper {
         self.vm = None;
     }
 
-    fn prepare(&mut self) -> Result<GuestRam, String> {
+    fn prepare(&mut self) -> Result<GuestRam, PrepareError> {
         Ok(self.new_vm()?.ram.clone())
     }
 
-    fn boot(&mut self) -> Result<(), String> {
+    fn boot(&mut self) -> Result<(), StartGuestError> {
         let boot = self.setup.boot.clone();
-        self.new_vm()?.machine.boot(&boot).map_err(|e| e.to_string())?;
-        self.set_running()
+        self.new_vm()?.machine.boot(&boot)?;
+        if let Some(vm) = &mut self.vm {
+            vm.run(&self.setup)?;
+        }
+        Ok(())
     }
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let vm = self.vm.as_mut().ok_or("there is no prepared machine")?;
-        vm.machine.restore(state).map_err(|e| e.to_string())?;
-        self.set_running()
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let vm = self.vm.as_mut().ok_or(RestoreError::NotPrepared)?;
+        vm.machine.restore(state)?;
+        vm.run(&self.setup)?;
+        Ok(())
     }
 
-    fn set_running(&mut self) -> Result<(), String> {
-        self.vm.as_mut().ok_or("there is no machine")?.run(&self.setup)
-    }
-
-    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), String> {
-        let vm = self.vm.as_mut().ok_or("there is no machine to protect")?;
+    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), KeepError> {
+        let vm = self.vm.as_mut().ok_or(KeepError::NoMachine)?;
         if let Some(copying) = Copying::begin(vm, &self.setup, pairing)? {
             self.mode = Mode::Copying(Box::new(copying));
         }
@@ -218,7 +219,7 @@ impl Keeper {
     }
 
     /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
-    fn begin_epochs(&mut self) -> Result<(), String> {
+    fn begin_epochs(&mut self) -> Result<(), KeepError> {
         if let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) {
             let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
             self.mode = Mode::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
@@ -233,7 +234,7 @@ impl Keeper {
         }
     }
 
-    fn end_pairing(&mut self) -> Result<(), String> {
+    fn end_pairing(&mut self) -> Result<(), KeepError> {
         let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match mode {
@@ -248,10 +249,10 @@ impl Keeper {
             Mode::Epochs(_) if vm.ended => {}
             Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
         }
-        vm.machine.stop_dirty_log().map_err(|e| e.to_string())
+        Ok(vm.machine.stop_dirty_log()?)
     }
 
-    fn freeze(&mut self) -> Result<(), String> {
+    fn freeze(&mut self) -> Result<(), KeepError> {
         match &mut self.mode {
             Mode::Epochs(epochs) => epochs.freeze(),
             Mode::Log(cutter) => cutter.freeze(),
@@ -260,7 +261,7 @@ impl Keeper {
         self.work()
     }
 
-    fn thaw(&mut self) -> Result<(), String> {
+    fn thaw(&mut self) -> Result<(), KeepError> {
         match (&mut self.mode, &mut self.vm) {
             (_, Some(vm)) if vm.ended => Ok(()),
             (Mode::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
@@ -271,15 +272,14 @@ impl Keeper {
 
     fn follow(&mut self, state: &[u8], applier: &Applier) {
         let Some(vm) = &mut self.vm else { return };
-        let follower = Follower::start(vm, state, applier).unwrap_or_else(|why| {
-            Follower::failed(&self.setup, format!("the checkpoint cannot be executed: {why}"))
-        });
+        let follower = Follower::start(vm, state, applier)
+            .unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
         self.mode = Mode::Following(Box::new(follower));
     }
 
-    fn go_live(&mut self) -> Result<GoneLive, String> {
+    fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {
         let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
-            return Err("no machine executes the log here".into());
+            return Err(GoLiveError::NotFollowing);
         };
         let gone = follower.go_live(vm, &self.setup)?;
         self.mode = Mode::Quiet;

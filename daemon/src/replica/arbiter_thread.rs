@@ -1,9 +1,8 @@
 //! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does not
 //! wait for it.
 
-use crate::arbiter::{self, Arbiter, Cell};
+use crate::arbiter::{Arbiter, ArbiterError, Cell, Outcome};
 use crate::outlet::Outlet;
-use crate::role::Outcome;
 use std::sync::mpsc::{Sender, channel};
 
 /// What the arbiter is asked.
@@ -22,7 +21,7 @@ pub enum Question {
 /// What it answers.
 pub enum Answer {
     /// The cell, or why it could not be read.
-    Read(Result<Option<Cell>, String>),
+    Read(Result<Option<Cell>, ArbiterError>),
     /// What became of a compare-and-set.
     Set(Outcome),
 }
@@ -33,15 +32,8 @@ pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<Answer>) -> std::io:
     std::thread::Builder::new().name("ftd-arbiter".into()).spawn(move || {
         while let Ok(question) = questions.recv() {
             let answer = match question {
-                Question::Read => Answer::Read(arbiter.read().map_err(|e| e.to_string())),
-                Question::Set { expected, new } => {
-                    Answer::Set(match arbiter.compare_and_set(expected, new) {
-                        arbiter::Outcome::Won(cell) => Outcome::Won(cell),
-                        arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
-                        arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
-                        arbiter::Outcome::Unknown(e) => Outcome::Unknown(e.to_string()),
-                    })
-                }
+                Question::Read => Answer::Read(arbiter.read()),
+                Question::Set { expected, new } => Answer::Set(arbiter.compare_and_set(expected, new)),
             };
             if answers.tell(answer).is_err() {
                 return;

@@ -55,9 +55,10 @@ impl Replica {
 
     fn fresh_feed(&mut self) -> Result<Feed, String> {
         self.output.mute();
-        let ram = self.order_and_wait(Order::Prepare).ok_or("the keeper has ended")??;
+        let ram =
+            self.order_and_wait(Order::Prepare).ok_or("the keeper has ended")?.map_err(|e| e.to_string())?;
         self.replay.progress.reset();
-        let standby = Standby::new(ram, &self.replay, &self.orders)?;
+        let standby = Standby::new(ram, &self.replay, &self.orders).map_err(|e| e.to_string())?;
         let feed = standby.feed();
         *self.held.lock() = Some(feed.clone());
         self.standby = Some(standby);
@@ -108,14 +109,15 @@ impl Replica {
         // The machine has all of it.
         standby.discard();
         let _ = self.output.pass();
-        let gone = self.order_and_wait(Order::GoLive).ok_or("the keeper has ended")??;
+        let gone =
+            self.order_and_wait(Order::GoLive).ok_or("the keeper has ended")?.map_err(|e| e.to_string())?;
         self.replay.progress.reset();
         Ok((sealed, gone.pending))
     }
 
     /// Checkpoint mode: the machine goes on from the last sealed checkpoint, served with pages that are still pending.
     fn resume_sealed(&mut self, standby: Standby, epoch: u64) -> Result<(u64, u64), String> {
-        let (ram, mut sealed) = standby.into_sealed()?;
+        let (ram, mut sealed) = standby.into_sealed().map_err(|e| e.to_string())?;
         if sealed.epoch < epoch {
             return Err(format!("epoch {epoch} was sealed, but {} is held", sealed.epoch));
         }
@@ -126,7 +128,9 @@ impl Replica {
         let lazy = LazyApply::start(&ram, &sealed);
         self.settling = Some(Settling { lazy, _sealed: sealed });
         let _ = self.output.pass();
-        self.order_and_wait(|reply| Order::Restore(state, reply)).ok_or("the keeper has ended")??;
+        self.order_and_wait(|reply| Order::Restore(state, reply))
+            .ok_or("the keeper has ended")?
+            .map_err(|e| e.to_string())?;
         Ok((resumed_epoch, pending as u64))
     }
 

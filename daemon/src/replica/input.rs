@@ -1,10 +1,11 @@
 //! What reaches the executor, and what it means to the core: the rooms know nothing of the core's events.
 
 use super::arbiter_thread::Answer;
+use crate::arbiter;
 use crate::control::Wish;
 use crate::keeper::{self, Awaiting, FromPrimary};
-use crate::peer;
-use crate::role::{ConnId, Event};
+use crate::peer::{self, Ending};
+use crate::role::{ConnId, Event, Gone, Outcome};
 
 /// The news of every room, in one queue.
 pub enum Input {
@@ -21,8 +22,22 @@ pub enum Input {
 impl From<Answer> for Event {
     fn from(answer: Answer) -> Self {
         match answer {
-            Answer::Read(cell) => Self::CellRead(cell),
-            Answer::Set(outcome) => Self::CellSet(outcome),
+            Answer::Read(cell) => Self::CellRead(cell.map_err(|e| e.to_string())),
+            Answer::Set(outcome) => Self::CellSet(match outcome {
+                arbiter::Outcome::Won(cell) => Outcome::Won(cell),
+                arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
+                arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
+                arbiter::Outcome::Unknown(e) => Outcome::Unknown(e.to_string()),
+            }),
+        }
+    }
+}
+
+impl From<Ending> for Gone {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Lost(e) => Self::Lost(e.to_string()),
+            Ending::Bye(why) => Self::Bye(why),
         }
     }
 }

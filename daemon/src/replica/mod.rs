@@ -24,10 +24,10 @@ mod input;
 pub use input::Input;
 
 use crate::clock;
-use crate::control::{SwitchoverReply, Wish};
+use crate::control::{SwitchoverError, SwitchoverReply, Wish};
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
-    self, Awaiting, Feed, FromPrimary, Keeper, Order, Pairing, Replay, Reply, Setup, Standby,
+    self, Awaiting, Feed, FromPrimary, Keeper, Order, Pairing, Replay, Reply, Setup, Standby, StateLoss,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
@@ -242,7 +242,7 @@ impl Replica {
             peer::News::DialFailed(error) => self.on_dial_failed(&error),
             // The ticket lives until the event is handled.
             peer::News::FromBackup { conn, said, ticket: _ticket } => self.on_backup(conn, said),
-            peer::News::Gone { conn, why } => self.on_event(Event::PeerGone { conn, why }),
+            peer::News::Gone { conn, why } => self.on_event(Event::PeerGone { conn, why: why.into() }),
         }
     }
 
@@ -288,18 +288,20 @@ impl Replica {
             }
             News::FirstCaptured { pairing } => self.on_event(Event::FirstCaptured { pairing }),
             News::FinalCaptured { epoch } => self.on_event(Event::FinalCaptured { epoch }),
-            News::PairingBroken { pairing, why } => self.on_event(Event::PairingBroken { pairing, why }),
+            News::PairingBroken { pairing, why } => {
+                self.on_event(Event::PairingBroken { pairing, why: why.to_string() });
+            }
             News::GuestEnded(end) => self.on_event(Event::GuestEnded(end)),
             News::Executed(awaited) => self.on_event(awaited.into()),
-            News::StateLost(why) => self.on_event(Event::StateLost(why)),
-            News::Diverged { count, what } => {
-                let why = format!("diverged at instruction {count}: {what}");
-                tracing::error!("the backup is not the primary any more: it {why}");
-                self.telemetry.diverged(count, &what);
-                for link in self.links.values() {
-                    link.send(Message::Diverged(Diverged { count, what: what.clone() }));
+            News::StateLost(why) => {
+                if let StateLoss::Diverged { count, what } = &why {
+                    tracing::error!("the backup is not the primary any more: it {why}");
+                    self.telemetry.diverged(*count, what);
+                    for link in self.links.values() {
+                        link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+                    }
                 }
-                self.on_event(Event::StateLost(why));
+                self.on_event(Event::StateLost(why.to_string()));
             }
             News::MachineFailed(why) => {
                 // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
@@ -468,7 +470,7 @@ impl Replica {
             Command::SendBye { conn, why } => self.send(conn, Message::Bye(Bye { reason: 0, text: why })),
             Command::SwitchoverDone(result) => {
                 for reply in self.switchovers.drain(..) {
-                    reply(result.clone());
+                    reply(result.clone().map_err(SwitchoverError::Refused));
                 }
             }
             Command::Exit(exit) => self.exit = Some(exit),
@@ -499,7 +501,7 @@ impl Replica {
     fn farewell(mut self) {
         self.output.mute();
         for reply in self.switchovers.drain(..) {
-            reply(Err("the daemon is ending".into()));
+            reply(Err(SwitchoverError::Ending));
         }
         let links: Vec<Link> = self.links.drain().map(|(_, link)| link).collect();
         for link in &links {
