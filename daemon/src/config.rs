@@ -4,6 +4,7 @@
 
 mod validate;
 
+use crate::role::StartAs;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -54,16 +55,6 @@ pub struct Config {
     /// Prometheus.
     #[serde(default)]
     pub metrics: Metrics,
-}
-
-/// Who boots the VM while the arbiter's cell is empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StartAs {
-    /// This node does.
-    Primary,
-    /// The peer does.
-    Backup,
 }
 
 /// The other node.

@@ -11,8 +11,8 @@ use crate::keeper::{Progress, Replay};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::replica::{Input, Parts, Replica, StartError};
-use crate::role::{self, Exit, Policy};
+use crate::replica::{self, Input, Parts, StartError};
+use crate::role::{Exit, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 /// Between two attempts at an arbiter that does not answer.
 const ARBITER_RETRY: Duration = Duration::from_millis(200);
-/// How long a hand-over, or the end of a VM, waits for the peer or the arbiter.
+/// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the daemon does not run.
@@ -148,7 +148,6 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
 
     let r = &config.replication;
     let parts = Parts {
-        policy: policy(config, fresh),
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
         epoch: Duration::from_millis(r.epoch_ms),
@@ -164,7 +163,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         telemetry,
         watchdog,
     };
-    let exit = Replica::run(parts)?;
+    let exit = replica::run(policy(config, fresh), parts)?;
     publisher.stopping();
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
@@ -176,10 +175,7 @@ fn policy(config: &Config, fresh: bool) -> Policy {
     Policy {
         node: config.node.to_string(),
         peer: config.peer.node.to_string(),
-        start_as: match config.start_as {
-            config::StartAs::Primary => role::StartAs::Primary,
-            config::StartAs::Backup => role::StartAs::Backup,
-        },
+        start_as: config.start_as,
         fresh,
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         lease_us: us(r.lease_ms),

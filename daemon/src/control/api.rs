@@ -8,9 +8,8 @@
 //! Each request has one response, but for `watch`, which has a stream of statuses until the client hangs up, and
 //! `console`, after whose response the connection carries raw bytes both ways.
 
-pub use crate::observe::{
-    ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, Role, STATUS_SCHEMA, State, Status,
-};
+pub use crate::observe::{ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use crate::role::{Role, State};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

@@ -6,7 +6,7 @@
 
 use super::error::{GoLiveError, RestoreError, StateLoss};
 use super::news::News;
-use super::order::{Awaiting, GoneLive};
+use super::order::GoneLive;
 use super::setup::Setup;
 use super::vm::Vm;
 use crate::role::GuestEnd;
@@ -27,8 +27,8 @@ pub(super) struct Follower {
     /// What is not executed to its end, oldest first.
     fed: VecDeque<Fed>,
     pending_bytes: u64,
-    /// What waits until all is executed.
-    when_executed: Option<Awaited>,
+    /// What is to be verified: all of it is to be executed.
+    verifying: Option<Verifying>,
     /// Epochs of log that were still to be executed when that was asked.
     pending: u64,
     /// The guest came to its end as the log says.
@@ -37,8 +37,8 @@ pub(super) struct Follower {
     lost: bool,
 }
 
-struct Awaited {
-    awaiting: Awaiting,
+struct Verifying {
+    epoch: u64,
     /// Where the machine was, and since when.
     count: u64,
     moved_at: Instant,
@@ -69,7 +69,7 @@ impl Follower {
 
     /// When there is something to look at.
     pub(super) fn wait_limit(&self, calm: Duration) -> Duration {
-        if self.fed.is_empty() && self.when_executed.is_none() { calm } else { LOOK_INTERVAL }
+        if self.fed.is_empty() && self.verifying.is_none() { calm } else { LOOK_INTERVAL }
     }
 
     /// The log of one more epoch.
@@ -87,10 +87,10 @@ impl Follower {
     }
 
     /// Says so when everything is executed, unless that shows that the state is lost.
-    pub(super) fn tell_when_executed(&mut self, vm: &mut Vm, setup: &Setup, awaiting: Awaiting) {
+    pub(super) fn verify(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64) {
         self.pending = self.fed.len() as u64;
         let count = vm.machine.replay_position().count;
-        self.when_executed = Some(Awaited { awaiting, count, moved_at: Instant::now() });
+        self.verifying = Some(Verifying { epoch, count, moved_at: Instant::now() });
         self.look(vm, setup);
     }
 
@@ -107,18 +107,18 @@ impl Follower {
         let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
         let is_executed = self.is_executed(vm);
-        match &mut self.when_executed {
-            _ if self.lost => self.when_executed = None,
-            Some(awaited) if awaited.count != count => {
-                (awaited.count, awaited.moved_at) = (count, Instant::now());
+        match &mut self.verifying {
+            _ if self.lost => self.verifying = None,
+            Some(verifying) if verifying.count != count => {
+                (verifying.count, verifying.moved_at) = (count, Instant::now());
             }
-            Some(awaited) if !is_executed && awaited.moved_at.elapsed() > STUCK_AFTER => {
+            Some(verifying) if !is_executed && verifying.moved_at.elapsed() > STUCK_AFTER => {
                 self.lose(setup, StateLoss::Stuck { count });
             }
             _ => {}
         }
-        if is_executed && let Some(Awaited { awaiting, .. }) = self.when_executed.take() {
-            setup.tell(News::Executed(awaiting));
+        if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
+            setup.tell(News::Verified { epoch });
         }
     }
 

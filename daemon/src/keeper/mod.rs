@@ -27,7 +27,7 @@ pub use error::{
     StartGuestError, StateLoss,
 };
 pub use news::{FromPrimary, News};
-pub use order::{Awaiting, GoneLive, Order, Reply};
+pub use order::{GoneLive, Order, Reply};
 pub use pairing::Pairing;
 pub use progress::{Progress, Replay};
 pub use setup::Setup;

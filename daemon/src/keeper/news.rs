@@ -1,7 +1,6 @@
 //! What happens to the machine, and to what is replicated of it.
 
 use super::error::{KeepError, ShipError, StateLoss};
-use super::order::Awaiting;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
 
@@ -38,8 +37,11 @@ pub enum News {
         /// To be dropped when it has been handled.
         ticket: Ticket,
     },
-    /// Backup in replay mode: all the log that there was is executed, as [`super::order::Order::WhenExecuted`] asked.
-    Executed(Awaiting),
+    /// Backup in replay mode: all the log that there was is executed, as [`super::order::Order::Verify`] asked.
+    Verified {
+        /// The epoch that was asked about.
+        epoch: u64,
+    },
     /// Backup in replay mode: what is held is not the VM's state any more.
     StateLost(StateLoss),
 }
@@ -68,8 +70,8 @@ pub enum FromPrimary {
         /// The pair's generation.
         generation: u64,
     },
-    /// It has stopped its VM at `epoch` for good and asks us to go on.
-    HandedOver {
+    /// It has stopped its VM at `epoch` for good and offers it to us.
+    Offered {
         /// The final epoch.
         epoch: u64,
     },

@@ -2,7 +2,7 @@
 
 use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
 use super::pairing::Pairing;
-use crate::role::{ConnId, GuestEnd};
+use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_vm::memory::GuestRam;
 use std::sync::Arc;
@@ -33,8 +33,11 @@ pub enum Order {
     Follow(Vec<u8>, Applier),
     /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
     Feed(Vec<u8>, Instant),
-    /// Backup in replay mode: say so when all the log there is has been executed.
-    WhenExecuted(Awaiting),
+    /// Backup in replay mode: say so when all the log there is has been executed, which is that up to this epoch.
+    Verify {
+        /// The epoch that is held.
+        epoch: u64,
+    },
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
     GoLive(Reply<Result<GoneLive, GoLiveError>>),
     /// Stops and drops the machine.
@@ -43,23 +46,6 @@ pub enum Order {
 
 /// Where an order's answer goes.
 pub type Reply<T> = SyncSender<T>;
-
-/// What waits for the log to be executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaiting {
-    /// The state of this epoch is to be verified.
-    Verification {
-        /// The epoch that is held.
-        epoch: u64,
-    },
-    /// The primary has handed the VM over.
-    HandOver {
-        /// The connection that it said so on.
-        conn: ConnId,
-        /// The final epoch.
-        epoch: u64,
-    },
-}
 
 /// What a take-over found.
 pub struct GoneLive {

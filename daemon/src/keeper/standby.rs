@@ -161,7 +161,7 @@ impl Feed {
                 }
                 Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
                 Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
-                Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::HandedOver { epoch }),
+                Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::Offered { epoch }),
                 Ok((Received::Bye(bye), _)) => return Some(Ending::Bye(bye.text)),
                 Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
                     telemetry.copy(received_pages.into(), total_pages.into());

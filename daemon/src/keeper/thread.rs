@@ -127,9 +127,9 @@ impl Keeper {
                     follower.feed(vm, &self.setup, &log, at);
                 }
             }
-            Order::WhenExecuted(awaiting) => {
+            Order::Verify { epoch } => {
                 if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
-                    follower.tell_when_executed(vm, &self.setup, awaiting);
+                    follower.verify(vm, &self.setup, epoch);
                 }
             }
             Order::GoLive(reply) => answer(reply, self.go_live()),

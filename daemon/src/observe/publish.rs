@@ -2,14 +2,12 @@
 //! to systemd.
 
 use super::metrics::{Percentiles, Rate};
-use super::status::{
-    ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, Role, STATUS_SCHEMA, State, Status,
-};
+use super::status::{ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
 use super::telemetry::{Parts, Telemetry};
 use super::window::Window;
 use crate::config::{Config, Mode};
 use crate::host::Notifier;
-use crate::role::{ViewRole, ViewState};
+use crate::role::{Role, State};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
@@ -135,8 +133,8 @@ impl Publisher {
         let peer = window.peer();
         let copy_total = metrics.copy_total_bytes.get();
         metrics.generation.set(view.generation);
-        metrics.is_primary.set((view.role == ViewRole::Primary).into());
-        metrics.is_protected.set((view.state == ViewState::Protected).into());
+        metrics.is_primary.set((view.role == Role::Primary).into());
+        metrics.is_protected.set((view.state == State::Protected).into());
         metrics.is_peer_connected.set(peer.connected.into());
         metrics.held_frames.set(held.held_frames as u64);
         metrics.held_bytes.set(held.held_bytes as u64);
@@ -150,17 +148,8 @@ impl Publisher {
         let pause_us = metrics.pause_us.lock().percentiles(now);
         let hold_us = metrics.hold_us.lock().percentiles(now);
         let status = Status {
-            role: match view.role {
-                ViewRole::Primary => Role::Primary,
-                ViewRole::Backup => Role::Backup,
-            },
-            state: match view.state {
-                ViewState::Protected => State::Protected,
-                ViewState::Solo => State::Solo,
-                ViewState::Resyncing => State::Resyncing,
-                ViewState::Waiting => State::Waiting,
-                ViewState::Fenced => State::Fenced,
-            },
+            role: view.role,
+            state: view.state,
             detail: view.detail,
             generation: view.generation,
             epoch: metrics.epoch.get(),
@@ -191,11 +180,11 @@ impl Publisher {
         self.published.send_replace(Arc::new(status));
     }
 
-    fn replay_status(&self, role: ViewRole, position: Position, now: Instant) -> ReplayStatus {
+    fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {
         let telemetry = &self.sources.telemetry;
         let metrics = &telemetry.metrics;
         metrics.lag_us.set(position.lag_us);
-        if role == ViewRole::Backup {
+        if role == Role::Backup {
             metrics.replay_count.set(position.count);
         }
         ReplayStatus {

@@ -2,58 +2,11 @@
 
 use super::metrics::Percentiles;
 use super::telemetry::{Divergence, Parts, TakeOver};
+use crate::role::{Role, State};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes; new fields do not raise it.
 pub const STATUS_SCHEMA: u32 = 1;
-
-/// What a node is to the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// It runs the VM.
-    Primary,
-    /// It holds the VM's state.
-    Backup,
-}
-
-/// How the pair is, as this node knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// A backup can take over at any moment.
-    Protected,
-    /// The VM runs without a backup, by the arbiter's leave.
-    Solo,
-    /// A backup is receiving a full copy.
-    Resyncing,
-    /// Something is missing before it can go on; the detail says what.
-    Waiting,
-    /// The other replica has the VM; this one is stopped.
-    Fenced,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Primary => "primary",
-            Self::Backup => "backup",
-        })
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Protected => "protected",
-            Self::Solo => "solo",
-            Self::Resyncing => "resyncing",
-            Self::Waiting => "waiting",
-            Self::Fenced => "fenced",
-        })
-    }
-}
 
 /// Everything about one VM on one node. Rates and percentiles are those of the last seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

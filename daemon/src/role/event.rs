@@ -1,5 +1,6 @@
 //! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
 
+use super::command::Welcome;
 use crate::arbiter::Cell;
 
 /// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
@@ -80,8 +81,15 @@ pub enum Event {
         generation: u64,
         /// The pairing that begins or goes on.
         pairing: u64,
-        /// Whether it goes on where we stopped (else a full copy comes).
-        resumed: bool,
+        /// Whether it goes on where we stopped, or a full copy comes.
+        how: Welcome,
+    },
+    /// A dial came to nothing; dialling goes on.
+    DialFailed {
+        /// Why.
+        why: String,
+        /// No waiting mends it: the two nodes do not fit each other.
+        permanent: bool,
     },
     /// A connection has ended.
     PeerGone {
@@ -109,6 +117,13 @@ pub enum Event {
         epoch: u64,
         /// Our own clock when we sent what it answers.
         stamp: Micros,
+    },
+    /// Primary: the backup acked what it cannot have sealed.
+    AckRefused {
+        /// Connection.
+        conn: ConnId,
+        /// What is wrong with it.
+        why: String,
     },
     /// Primary: the backup answered a heartbeat.
     Echo {
@@ -162,8 +177,8 @@ pub enum Event {
     /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.
     TakeOverFailed(String),
 
-    /// Backup: the primary has stopped its VM at `epoch` for good and asks us to go on.
-    HandedOver {
+    /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
+    SwitchoverOffered {
         /// Connection.
         conn: ConnId,
         /// The final epoch.
@@ -177,13 +192,13 @@ pub enum Event {
         generation: u64,
     },
     /// Primary: the backup will not take over, and has changed nothing.
-    HandOverDeclined {
+    SwitchoverDeclined {
         /// Connection.
         conn: ConnId,
         /// Why.
         why: String,
     },
-    /// Primary: the VM is paused for the hand-over; this was the last epoch captured.
+    /// Primary: the VM is paused for the switchover; this was the last epoch captured.
     FinalCaptured {
         /// The final epoch.
         epoch: u64,
@@ -195,4 +210,8 @@ pub enum Event {
     StopRequested,
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
+    /// The answer to [`super::Command::Boot`], if the guest could not be booted: it never ran.
+    BootFailed(String),
+    /// The host failed the machine: the VM that was on this node is gone.
+    MachineFailed(String),
 }

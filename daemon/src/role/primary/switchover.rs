@@ -2,16 +2,24 @@
 
 use super::{Pair, Primary};
 use crate::role::command::Command;
-use crate::role::core::{Core, Next};
+use crate::role::core::Core;
 use crate::role::event::Micros;
 
 /// A planned switchover under way.
 #[derive(Clone, Debug)]
-pub(super) struct HandOver {
+pub(super) struct Switchover {
     pub(super) step: Step,
     pub(super) since: Micros,
-    /// Stop this node afterwards.
-    pub(super) then_stop: bool,
+    pub(super) then: Then,
+}
+
+/// What becomes of this node when the VM has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It follows, as the backup.
+    Follow,
+    /// It stops, as the operator asked.
+    Stop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +34,11 @@ pub(super) enum Step {
 
 impl Primary {
     pub(super) fn has_offered(&self) -> bool {
-        self.handover.as_ref().is_some_and(|handover| handover.step == Step::Offered)
+        self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Offered)
     }
 
-    pub(super) fn on_switchover(&mut self, core: &mut Core, then_stop: bool) {
-        let busy = if self.handover.is_some() {
+    pub(super) fn on_switchover(&mut self, core: &mut Core, then: Then) {
+        let busy = if self.switchover.is_some() {
             Some("a switchover is under way")
         } else if self.ending.is_some() {
             Some("the VM is ending")
@@ -42,7 +50,7 @@ impl Primary {
         match busy {
             Some(why) => core.out.push(Command::SwitchoverDone(Err(why.into()))),
             None => {
-                self.handover = Some(HandOver { step: Step::Pausing, since: core.now, then_stop });
+                self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then });
                 core.out.push(Command::FinalCheckpoint);
             }
         }
@@ -51,27 +59,26 @@ impl Primary {
     /// Once the last checkpoint is acked and its output is out, the backup may have the VM.
     pub(super) fn offer_if_drained(&mut self, core: &mut Core) {
         let Some(link) = &self.link else { return };
-        let Some(handover) = &mut self.handover else { return };
-        if let Step::Draining(epoch) = handover.step
+        let Some(switchover) = &mut self.switchover else { return };
+        if let Step::Draining(epoch) = switchover.step
             && self.permit.acked >= epoch
             && !self.permit.wanting
         {
-            handover.step = Step::Offered;
-            handover.since = core.now;
-            core.out.push(Command::SendHandOver { conn: link.conn, epoch });
+            switchover.step = Step::Offered;
+            switchover.since = core.now;
+            core.out.push(Command::SendOffer { conn: link.conn, epoch });
         }
     }
 
     /// Goes on as protected primary after a switchover that came to nothing.
-    pub(super) fn abandon_handover(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        let handover = self.handover.take()?;
+    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: String) {
+        if self.switchover.take().is_none() {
+            return;
+        }
         core.out.push(Command::SwitchoverDone(Err(why.clone())));
         self.why = why;
-        if handover.then_stop {
-            // Nothing is lost: the cell names the backup, which holds all that was ever released.
-            return self.stop_if_left_to_peer(core);
-        }
+        // A node that was to stop goes on with the VM: nobody says that anybody else can.
+        core.stop_requested = false;
         core.out.push(Command::Thaw);
-        None
     }
 }
