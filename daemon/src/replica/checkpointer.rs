@@ -167,15 +167,25 @@ impl Checkpointer {
     /// How long to wait for an order before there is something to look at.
     fn wait_limit(&self) -> Duration {
         match &self.mode {
-            Mode::Copying(_) if !self.ended => Duration::ZERO,
-            Mode::Epochs(epochs) if !self.ended && !epochs.is_frozen() => epochs.wait_limit(self.setup.epoch),
-            Mode::Log(cutter) if !self.ended && !cutter.is_frozen() => {
-                cutter.wait_limit(self.setup.replay.batch)
-            }
+            _ if self.is_at_rest() => EVENTS_INTERVAL,
+            Mode::Copying(_) => Duration::ZERO,
+            Mode::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
+            Mode::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
             Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
-            _ if self.vm.is_some() => EVENTS_INTERVAL,
-            _ => IDLE_ROUND,
+            Mode::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
+            Mode::Quiet => IDLE_ROUND,
         }
+    }
+
+    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen guest
+    /// has no further epoch, however long the last one is on its way: the backup would hold another than it is offered.
+    fn is_at_rest(&self) -> bool {
+        self.ended
+            || match &self.mode {
+                Mode::Epochs(epochs) => epochs.is_frozen(),
+                Mode::Log(cutter) => cutter.is_frozen(),
+                Mode::Quiet | Mode::Copying(_) | Mode::Following(_) => false,
+            }
     }
 
     fn obey(&mut self, order: Order) -> Result<(), String> {
@@ -264,8 +274,10 @@ impl Checkpointer {
     }
 
     fn work(&mut self) -> Result<(), String> {
+        if self.is_at_rest() {
+            return Ok(());
+        }
         match &mut self.mode {
-            _ if self.ended => Ok(()),
             Mode::Quiet => Ok(()),
             Mode::Copying(_) => self.copy_step(),
             Mode::Epochs(_) => self.end_epoch(),
