@@ -86,15 +86,26 @@ impl Keeper {
 
     /// How long to wait for an order before there is something to look at.
     fn wait_limit(&self) -> Duration {
-        match (&self.mode, &self.vm) {
-            (Mode::Following(follower), _) => follower.wait_limit(EVENTS_INTERVAL),
-            (_, None) => IDLE_ROUND,
-            (_, Some(vm)) if vm.ended => EVENTS_INTERVAL,
-            (Mode::Copying(_), _) => Duration::ZERO,
-            (Mode::Epochs(epochs), _) if !epochs.is_frozen() => epochs.wait_limit(self.setup.epoch),
-            (Mode::Log(cutter), _) if !cutter.is_frozen() => cutter.wait_limit(self.setup.replay.batch),
-            _ => EVENTS_INTERVAL,
+        match &self.mode {
+            _ if self.is_at_rest() => EVENTS_INTERVAL,
+            Mode::Copying(_) => Duration::ZERO,
+            Mode::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
+            Mode::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
+            Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
+            Mode::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
+            Mode::Quiet => IDLE_ROUND,
         }
+    }
+
+    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen guest
+    /// has no further epoch, however long the last one is on its way: the backup would hold another than it is offered.
+    fn is_at_rest(&self) -> bool {
+        self.vm.as_ref().is_some_and(|vm| vm.ended)
+            || match &self.mode {
+                Mode::Epochs(epochs) => epochs.is_frozen(),
+                Mode::Log(cutter) => cutter.is_frozen(),
+                Mode::Quiet | Mode::Copying(_) | Mode::Following(_) => false,
+            }
     }
 
     fn obey(&mut self, order: Order) -> Result<(), KeepError> {
@@ -152,9 +163,11 @@ impl Keeper {
     }
 
     fn work(&mut self) -> Result<(), KeepError> {
+        if self.is_at_rest() {
+            return Ok(());
+        }
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match &mut self.mode {
-            _ if vm.ended => Ok(()),
             Mode::Quiet => Ok(()),
             Mode::Copying(copying) => match copying.step(vm, &self.setup)? {
                 Progress::Going => Ok(()),

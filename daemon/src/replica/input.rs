@@ -134,7 +134,8 @@ impl RealHands {
                 Event::CellRead(cell.map_err(|e| e.to_string()))
             }
             Answer::Set(outcome) => {
-                self.window.show_arbiter(matches!(outcome, arbiter::Outcome::Won(_) | arbiter::Outcome::Lost(_)));
+                self.window
+                    .show_arbiter(matches!(outcome, arbiter::Outcome::Won(_) | arbiter::Outcome::Lost(_)));
                 Event::CellSet(match outcome {
                     arbiter::Outcome::Won(cell) => Outcome::Won(cell),
                     arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),

@@ -1,8 +1,6 @@
 //! Why the daemon's hands could not do something.
 
-use crate::keeper::{
-    GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError,
-};
+use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;
 use ft_checkpoint::wire::FrameError;
 
