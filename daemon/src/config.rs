@@ -152,15 +152,15 @@ pub enum Console {
 }
 
 impl TryFrom<String> for Console {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         match text.as_str() {
             "socket" => Ok(Self::Socket),
             "stdout" => Ok(Self::Stdout),
             _ => match text.strip_prefix("file:") {
                 Some(path) if path.starts_with('/') => Ok(Self::File(path.into())),
-                _ => Err(format!("console '{text}' is not one of: socket, stdout, file:/PATH")),
+                _ => Err(ValueError::Console(text)),
             },
         }
     }
@@ -331,13 +331,13 @@ macro_rules! only {
         }
 
         impl TryFrom<String> for $name {
-            type Error = String;
+            type Error = ValueError;
 
-            fn try_from(text: String) -> Result<Self, String> {
+            fn try_from(text: String) -> Result<Self, ValueError> {
                 match text.as_str() {
                     $text => Ok(Self::$variant),
-                    $($later)|* => Err(format!(concat!($key, " '{}' is not available yet; use \"", $text, "\""), text)),
-                    _ => Err(format!(concat!($key, " '{}' is not known; allowed: \"", $text, "\""), text)),
+                    $($later)|* => Err(ValueError::Later { key: $key, text, only: $text }),
+                    _ => Err(ValueError::Unknown { key: $key, text, only: $text }),
                 }
             }
         }
@@ -369,22 +369,22 @@ impl Display for Name {
 }
 
 impl TryFrom<String> for Name {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text))
         } else {
-            Err(format!("name '{text}' is not 1 to 32 of a-z, 0-9 and '-'"))
+            Err(ValueError::Name(text))
         }
     }
 }
 
 impl FromStr for Name {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         text.to_owned().try_into()
     }
 }
@@ -395,9 +395,9 @@ impl FromStr for Name {
 pub struct Mac(pub [u8; 6]);
 
 impl TryFrom<String> for Mac {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
@@ -405,18 +405,56 @@ impl TryFrom<String> for Mac {
                 .next()
                 .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
                 .and_then(|part| u8::from_str_radix(part, 16).ok())
-                .ok_or_else(|| format!("mac '{text}' is not of the form 52:54:00:12:34:56"))?;
+                .ok_or_else(|| ValueError::MacForm(text.clone()))?;
         }
         if parts.next().is_some() {
-            return Err(format!("mac '{text}' has more than six bytes"));
+            return Err(ValueError::MacLength(text));
         }
         if mac[0] & 1 != 0 || mac == [0; 6] {
-            return Err(format!(
-                "mac '{text}' is not a unicast address: its first byte must be even, and not all zero"
-            ));
+            return Err(ValueError::MacNotUnicast(text));
         }
         Ok(Self(mac))
     }
+}
+
+/// Why a text is not the value of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ValueError {
+    /// Not the name of a VM or a node.
+    #[error("name '{0}' is not 1 to 32 of a-z, 0-9 and '-'")]
+    Name(String),
+    /// Not a MAC address.
+    #[error("mac '{0}' is not of the form 52:54:00:12:34:56")]
+    MacForm(String),
+    /// More than a MAC address.
+    #[error("mac '{0}' has more than six bytes")]
+    MacLength(String),
+    /// Not the address of one card.
+    #[error("mac '{0}' is not a unicast address: its first byte must be even, and not all zero")]
+    MacNotUnicast(String),
+    /// Not a place for the console.
+    #[error("console '{0}' is not one of: socket, stdout, file:/PATH")]
+    Console(String),
+    /// A choice that is known by name only.
+    #[error("{key} '{text}' is not available yet; use \"{only}\"")]
+    Later {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        text: String,
+        /// What it may hold.
+        only: &'static str,
+    },
+    /// No choice at all.
+    #[error("{key} '{text}' is not known; allowed: \"{only}\"")]
+    Unknown {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        text: String,
+        /// What it may hold.
+        only: &'static str,
+    },
 }
 
 /// Why a configuration file is refused.

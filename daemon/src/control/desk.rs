@@ -3,7 +3,7 @@
 
 use super::api::{Failure, Role, State, Status};
 use super::server::{ConsoleAttachment, Controlled};
-use super::wish::Wish;
+use super::wish::{SwitchoverError, Wish};
 use crate::host::ConsoleHub;
 use crate::observe::Publisher;
 use crate::outlet::{Outlet, OutletClosed};
@@ -21,9 +21,12 @@ pub struct Desk {
     pub wishes: Outlet<Wish>,
 }
 
-impl From<OutletClosed> for Failure {
-    fn from(_: OutletClosed) -> Self {
-        Self::Failed("the daemon is ending".into())
+impl From<SwitchoverError> for Failure {
+    fn from(error: SwitchoverError) -> Self {
+        match error {
+            SwitchoverError::Refused(why) => Self::Refused(why),
+            SwitchoverError::Ending => Self::Failed(error.to_string()),
+        }
     }
 }
 
@@ -38,15 +41,15 @@ impl Controlled for Desk {
             // Who asked may have gone; the switchover goes on all the same.
             let _ = done.send(result);
         });
-        self.wishes.tell(Wish::Switchover(reply))?;
+        self.wishes.tell(Wish::Switchover(reply)).map_err(ending)?;
         match tokio::time::timeout(timeout, outcome).await {
             Ok(Ok(Ok(()))) => {
                 let status = self.publisher.status();
                 Ok(format!("{} runs the VM now; this node is its backup", status.peer.node))
             }
-            Ok(Ok(Err(why))) => Err(Failure::Refused(why)),
+            Ok(Ok(Err(e))) => Err(e.into()),
             // The executor has dropped the reply.
-            Ok(Err(_)) => Err(OutletClosed.into()),
+            Ok(Err(_)) => Err(ending(OutletClosed)),
             Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see status".into())),
         }
     }
@@ -61,7 +64,7 @@ impl Controlled for Desk {
             (Role::Backup, State::Protected) => "stopping: the VM goes on without a backup".into(),
             (Role::Backup, _) => "stopping".into(),
         };
-        self.wishes.tell(Wish::Stop)?;
+        self.wishes.tell(Wish::Stop).map_err(ending)?;
         Ok(what)
     }
 
@@ -80,4 +83,8 @@ impl Controlled for Desk {
     fn metrics(&self) -> String {
         self.publisher.metrics()
     }
+}
+
+fn ending(_: OutletClosed) -> Failure {
+    Failure::Failed("the daemon is ending".into())
 }

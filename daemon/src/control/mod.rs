@@ -12,4 +12,4 @@ mod wish;
 
 pub use desk::Desk;
 pub use signals::stop_on_signals;
-pub use wish::{SwitchoverReply, Wish};
+pub use wish::{SwitchoverError, SwitchoverReply, Wish};

@@ -194,7 +194,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let request = match self.read_request().await? {
                 None => return Ok(()),
                 Some(Ok(request)) => request,
-                Some(Err(problem)) => return self.send(&Response::Error(Failure::BadRequest(problem))).await,
+                Some(Err(problem)) => {
+                    return self.send(&Response::Error(Failure::BadRequest(problem.to_string()))).await;
+                }
             };
             tracing::debug!(?request, "control request");
             let response = match request {
@@ -239,7 +241,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// The next request; `None` at the end, or when the client says nothing for too long.
-    async fn read_request(&mut self) -> io::Result<Option<Result<Request, String>>> {
+    async fn read_request(&mut self) -> io::Result<Option<Result<Request, BadRequest>>> {
         let mut bytes = Vec::new();
         let mut limited = (&mut self.reader).take(REQUEST_BYTES_MAX as u64 + 1);
         match timeout(REQUEST_TIMEOUT, limited.read_until(b'\n', &mut bytes)).await {
@@ -250,7 +252,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             return Ok(None);
         }
         if bytes.len() > REQUEST_BYTES_MAX {
-            return Ok(Some(Err(format!("a line is longer than {REQUEST_BYTES_MAX} bytes"))));
+            return Ok(Some(Err(BadRequest::TooLong)));
         }
         Ok(Some(parse(&bytes)))
     }
@@ -316,16 +318,27 @@ fn line(response: &Response) -> Vec<u8> {
     bytes
 }
 
-fn parse(bytes: &[u8]) -> Result<Request, String> {
+/// Why a line is no request.
+#[derive(Debug, Error)]
+enum BadRequest {
+    #[error("a line is longer than {REQUEST_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("protocol version {0}; this daemon speaks {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+fn parse(bytes: &[u8]) -> Result<Request, BadRequest> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
     }
-    let Version { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let Version { version } = serde_json::from_slice(bytes)?;
     if version != PROTOCOL_VERSION {
-        return Err(format!("protocol version {version}; this daemon speaks {PROTOCOL_VERSION}"));
+        return Err(BadRequest::Version(version));
     }
-    let line: RequestLine = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let line: RequestLine = serde_json::from_slice(bytes)?;
     Ok(line.request)
 }
 

@@ -9,4 +9,15 @@ pub enum Wish {
 }
 
 /// Where the outcome of a switchover goes.
-pub type SwitchoverReply = Box<dyn FnOnce(Result<(), String>) + Send>;
+pub type SwitchoverReply = Box<dyn FnOnce(Result<(), SwitchoverError>) + Send>;
+
+/// Why the VM was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchoverError {
+    /// Not in this state, not on this node, or the peer will not have it.
+    #[error("{0}")]
+    Refused(String),
+    /// The daemon ends before it is done.
+    #[error("the daemon is ending")]
+    Ending,
+}

@@ -11,4 +11,4 @@ pub use check::HostError;
 pub use console::ConsoleHub;
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
-pub use wiring::{Attach, Host, MakeWiring, prepare_host};
+pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};

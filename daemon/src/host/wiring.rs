@@ -14,9 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes the host side of a machine's devices.
-pub type MakeWiring = Box<dyn Fn() -> Result<Wiring, String> + Send>;
+pub type MakeWiring = Box<dyn Fn() -> Result<Wiring, WiringError> + Send>;
 /// Is told about every new machine, so that its network port and console can be reached; and when it is gone.
 pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
+
+/// Why a machine has no host side.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// A disk image cannot be opened.
+    #[error("disk image {}: {source}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
 
 /// What the replica needs of the host.
 pub struct Host {
@@ -66,7 +79,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let wiring = Box::new(move || {
         let disks = images
             .iter()
-            .map(|path| File::open(path).map_err(|e| format!("disk image {}: {e}", path.display())))
+            .map(|path| File::open(path).map_err(|source| WiringError::Image { path: path.clone(), source }))
             .collect::<Result<_, _>>()?;
         Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
     });

@@ -1,5 +1,6 @@
 //! The full copy of a running guest: all of its memory once, then what it dirtied meanwhile, until that is little.
 
+use super::error::KeepError;
 use super::pairing::Pairing;
 use super::setup::Setup;
 use super::vm::Vm;
@@ -36,9 +37,13 @@ pub(super) enum Progress {
 
 impl Copying {
     /// Begins a copy; none when the connection is gone already, of which whoever closed it has told the core.
-    pub(super) fn begin(vm: &mut Vm, setup: &Setup, pairing: Arc<Pairing>) -> Result<Option<Self>, String> {
+    pub(super) fn begin(
+        vm: &mut Vm,
+        setup: &Setup,
+        pairing: Arc<Pairing>,
+    ) -> Result<Option<Self>, KeepError> {
         // Before the first page is read: what changes while it is copied is dirty afterwards.
-        vm.machine.start_dirty_log().map_err(|e| e.to_string())?;
+        vm.machine.start_dirty_log()?;
         let mut encoder = Encoder::new(vm.ram.pages(), setup.shadow_bytes);
         Ok(FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink())
             .inspect_err(|e| tracing::debug!("full copy not begun: {e}"))
@@ -47,12 +52,12 @@ impl Copying {
     }
 
     /// Copies some pages, or begins another round over what the guest dirtied meanwhile.
-    pub(super) fn step(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Progress, String> {
+    pub(super) fn step(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Progress, KeepError> {
         let Self { pairing, encoder, copy, round, dirty } = self;
         let mut sink = pairing.copy_sink();
         let progress = if copy.progress().is_complete() {
             dirty.clear();
-            vm.machine.harvest(dirty).map_err(|e| e.to_string())?;
+            vm.machine.harvest(dirty)?;
             *round += 1;
             copy.resend(encoder, &vm.view, dirty, &mut sink)
         } else {

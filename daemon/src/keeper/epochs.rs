@@ -3,6 +3,7 @@
 //! rest of its length.
 
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
+use super::error::KeepError;
 use super::log_cutter::LogCutter;
 use super::news::News;
 use super::pairing::Pairing;
@@ -55,11 +56,11 @@ pub(super) enum Ended {
 
 impl Epochs {
     /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
-    pub(super) fn begin(copying: Copying, pages_max: usize, setup: &Setup) -> Result<Self, String> {
+    pub(super) fn begin(copying: Copying, pages_max: usize, setup: &Setup) -> Result<Self, KeepError> {
         let Copying { pairing, encoder, .. } = copying;
         let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
         let shipper = Shipper::start(encoder, Arc::clone(&pairing), pages_max, news, telemetry)
-            .map_err(|e| format!("cannot start the shipper: {e}"))?;
+            .map_err(KeepError::Shipper)?;
         Ok(Self {
             pairing,
             shipper,
@@ -85,7 +86,7 @@ impl Epochs {
     }
 
     /// The guest goes on after all.
-    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), String> {
+    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         self.freezing = false;
         self.let_run(vm)
     }
@@ -116,19 +117,19 @@ impl Epochs {
     }
 
     /// Begins the next epoch.
-    pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), String> {
+    pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if std::mem::take(&mut self.paused) {
-            vm.machine.resume().map_err(|e| e.to_string())?;
+            vm.machine.resume()?;
         }
         self.began = Instant::now();
         Ok(())
     }
 
     /// No room for a checkpoint: the epoch grows longer, and when it has grown enough the guest stands still.
-    fn starve(&mut self, vm: &mut Vm, epoch: Duration, telemetry: &Telemetry) -> Result<(), String> {
+    fn starve(&mut self, vm: &mut Vm, epoch: Duration, telemetry: &Telemetry) -> Result<(), KeepError> {
         self.starved = true;
         if !self.paused && (self.freezing || self.began.elapsed() >= epoch * EPOCH_STRETCH) {
-            vm.machine.pause().map_err(|e| e.to_string())?;
+            vm.machine.pause()?;
             self.paused = true;
             telemetry.choked();
         }
@@ -136,7 +137,7 @@ impl Epochs {
     }
 
     /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
-    pub(super) fn end(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Ended, String> {
+    pub(super) fn end(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Ended, KeepError> {
         if !self.pairing.reserve() {
             self.starve(vm, setup.epoch, &setup.telemetry)?;
             return Ok(Ended::Starved);
@@ -150,21 +151,21 @@ impl Epochs {
         let started = Instant::now();
         let stamp_us = clock::now_us();
         if !self.paused {
-            vm.machine.pause().map_err(|e| e.to_string())?;
+            vm.machine.pause()?;
             self.paused = true;
         }
         let stopped = Instant::now();
         if vm.poll_end(setup) {
             return Ok(Ended::WithGuest);
         }
-        vm.machine.harvest(&mut capture.pages).map_err(|e| e.to_string())?;
+        vm.machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
-        vm.machine.capture(&mut capture.state).map_err(|e| e.to_string())?;
+        vm.machine.capture(&mut capture.state)?;
         let captured = Instant::now();
-        capture.copy_pages(&vm.view).map_err(|e| e.to_string())?;
+        capture.copy_pages(&vm.view)?;
         if setup.replay.on {
-            vm.machine.start_recording().map_err(|e| e.to_string())?;
-            vm.machine.stop_dirty_log().map_err(|e| e.to_string())?;
+            vm.machine.start_recording()?;
+            vm.machine.stop_dirty_log()?;
         }
         let copied = Instant::now();
         if first {

@@ -4,6 +4,7 @@
 //! A backup that does not execute what the primary executed, for whatever reason, has nothing to go on from: it says so,
 //! and asks for nothing any more.
 
+use super::error::{GoLiveError, RestoreError, StateLoss};
 use super::news::News;
 use super::order::GoneLive;
 use super::setup::Setup;
@@ -51,16 +52,16 @@ struct Fed {
 
 impl Follower {
     /// Starts to execute from a sealed checkpoint: its pages are applied, its state restored.
-    pub(super) fn start(vm: &mut Vm, state: &[u8], applier: &Applier) -> Result<Self, String> {
+    pub(super) fn start(vm: &mut Vm, state: &[u8], applier: &Applier) -> Result<Self, RestoreError> {
         while applier.apply_next().is_some() {}
-        vm.machine.restore(state).map_err(|e| e.to_string())?;
-        vm.machine.start_replaying().map_err(|e| e.to_string())?;
-        vm.machine.resume().map_err(|e| e.to_string())?;
+        vm.machine.restore(state)?;
+        vm.machine.start_replaying()?;
+        vm.machine.resume()?;
         Ok(Self::default())
     }
 
     /// One that could not start: its state is lost from the beginning.
-    pub(super) fn failed(setup: &Setup, why: String) -> Self {
+    pub(super) fn failed(setup: &Setup, why: StateLoss) -> Self {
         let mut follower = Self::default();
         follower.lose(setup, why);
         follower
@@ -77,7 +78,7 @@ impl Follower {
             return;
         }
         if let Err(e) = vm.machine.feed_log(log) {
-            return self.lose(setup, format!("the primary's log is refused: {e}"));
+            return self.lose(setup, StateLoss::LogRefused(e));
         }
         let bytes = log.len() as u64;
         self.fed.push_back(Fed { cut: vm.machine.replay_position().fed, bytes, at });
@@ -112,7 +113,7 @@ impl Follower {
                 (verifying.count, verifying.moved_at) = (count, Instant::now());
             }
             Some(verifying) if !is_executed && verifying.moved_at.elapsed() > STUCK_AFTER => {
-                self.lose(setup, format!("the log is not executed beyond instruction {count}"));
+                self.lose(setup, StateLoss::Stuck { count });
             }
             _ => {}
         }
@@ -138,11 +139,9 @@ impl Follower {
     fn listen(&mut self, vm: &mut Vm, setup: &Setup) {
         while let Ok(event) = vm.machine.events().try_recv() {
             match event {
-                MachineEvent::Diverged { count, what } if !self.lost => {
-                    self.lost = true;
-                    setup.tell(News::Diverged { count, what });
+                MachineEvent::Diverged { count, what } => {
+                    self.lose(setup, StateLoss::Diverged { count, what });
                 }
-                MachineEvent::Diverged { .. } => {}
                 MachineEvent::PoweredOff => self.ended = Some(GuestEnd::PoweredOff),
                 MachineEvent::Reset => self.ended = Some(GuestEnd::Reset),
                 MachineEvent::Crashed { vcpu, why } => {
@@ -152,28 +151,25 @@ impl Follower {
         }
     }
 
-    fn lose(&mut self, setup: &Setup, why: String) {
+    fn lose(&mut self, setup: &Setup, why: StateLoss) {
         if !std::mem::replace(&mut self.lost, true) {
             setup.tell(News::StateLost(why));
         }
     }
 
     /// All that is held is executed: makes the machine one like any other. It is paused then.
-    pub(super) fn go_live(&mut self, vm: &mut Vm, setup: &Setup) -> Result<GoneLive, String> {
+    pub(super) fn go_live(&mut self, vm: &mut Vm, setup: &Setup) -> Result<GoneLive, GoLiveError> {
         self.look(vm, setup);
         if self.lost {
-            return Err("what was executed here is not what the primary executed".into());
+            return Err(GoLiveError::Lost);
         }
         if !self.is_executed(vm) {
-            return Err(format!(
-                "the log is not executed to its end, instruction {}",
-                vm.machine.replay_position().fed
-            ));
+            return Err(GoLiveError::Unexecuted { end: vm.machine.replay_position().fed });
         }
         if !self.has_crashed() {
-            vm.machine.pause().map_err(|e| e.to_string())?;
+            vm.machine.pause()?;
             self.listen(vm, setup);
-            vm.machine.go_live().map_err(|e| e.to_string())?;
+            vm.machine.go_live()?;
         }
         Ok(GoneLive { pending: self.pending, ended: self.ended.take() })
     }

@@ -5,6 +5,7 @@
 //! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
 //! standstill. The guest stands still only when log can be kept nowhere any more.
 
+use super::error::KeepError;
 use super::news::News;
 use super::pairing::Pairing;
 use super::setup::{GROUP, Setup};
@@ -88,21 +89,21 @@ impl LogCutter {
     }
 
     /// The guest goes on after all.
-    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), String> {
+    pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         self.freezing = false;
         self.cut_at = Instant::now();
         self.let_run(vm)
     }
 
     /// Ends the epoch, if there is room for another.
-    pub(super) fn cut(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+    pub(super) fn cut(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), KeepError> {
         let progress = setup.replay.progress.get();
         if progress.pending_bytes > UNEXECUTED_BYTES_MAX || !self.pairing.reserve() {
             return self.starve(vm, setup);
         }
         self.starved = false;
         if self.freezing && !self.paused {
-            vm.machine.pause().map_err(|e| e.to_string())?;
+            vm.machine.pause()?;
             self.paused = true;
         }
         let epoch = self.last + 1;
@@ -112,7 +113,7 @@ impl LogCutter {
         let stamp_us = clock::now_us();
         let output = setup.output.clone();
         let at_cut = Box::new(move || output.close_epoch(epoch));
-        let cut = vm.machine.cut_log(&mut log, at_cut).map_err(|e| e.to_string())?;
+        let cut = vm.machine.cut_log(&mut log, at_cut)?;
         (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {
             setup.tell(News::FinalCaptured { epoch });
@@ -136,32 +137,32 @@ impl LogCutter {
         }
     }
 
-    fn starve(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+    fn starve(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), KeepError> {
         self.starved = true;
         if !self.paused {
-            vm.machine.pause().map_err(|e| e.to_string())?;
+            vm.machine.pause()?;
             self.paused = true;
             setup.telemetry.choked();
         }
         Ok(())
     }
 
-    fn let_run(&mut self, vm: &mut Vm) -> Result<(), String> {
+    fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if std::mem::take(&mut self.paused) {
-            vm.machine.resume().map_err(|e| e.to_string())?;
+            vm.machine.resume()?;
         }
         Ok(())
     }
 
     /// The pairing is over: nothing is recorded or slowed any more, and the guest runs, unless it has come to its end.
-    pub(super) fn finish(self, vm: &mut Vm, setup: &Setup) -> Result<(), String> {
+    pub(super) fn finish(self, vm: &mut Vm, setup: &Setup) -> Result<(), KeepError> {
         vm.machine.throttle(0);
         setup.telemetry.throttled(0);
-        vm.machine.pause().map_err(|e| e.to_string())?;
-        vm.machine.stop_recording().map_err(|e| e.to_string())?;
+        vm.machine.pause()?;
+        vm.machine.stop_recording()?;
         match vm.ended {
             true => Ok(()),
-            false => vm.machine.resume().map_err(|e| e.to_string()),
+            false => Ok(vm.machine.resume()?),
         }
     }
 }

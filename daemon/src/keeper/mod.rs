@@ -9,6 +9,7 @@
 
 mod copying;
 mod epochs;
+mod error;
 mod follower;
 mod log_cutter;
 mod news;
@@ -21,6 +22,10 @@ mod standby;
 mod thread;
 mod vm;
 
+pub use error::{
+    GoLiveError, KeepError, PrepareError, RestoreError, SealedError, ShipError, StandbyError,
+    StartGuestError, StateLoss,
+};
 pub use news::{FromPrimary, News};
 pub use order::{GoneLive, Order, Reply};
 pub use pairing::Pairing;

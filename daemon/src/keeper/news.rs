@@ -1,5 +1,6 @@
 //! What happens to the machine, and to what is replicated of it.
 
+use super::error::{KeepError, ShipError, StateLoss};
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
 
@@ -20,12 +21,12 @@ pub enum News {
         /// The pairing.
         pairing: u64,
         /// Why.
-        why: String,
+        why: ShipError,
     },
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
     /// The machine failed for a reason of the host's, and is gone.
-    MachineFailed(String),
+    MachineFailed(KeepError),
 
     /// Backup: the primary says something, or a part of what it sends is complete.
     FromPrimary {
@@ -42,14 +43,7 @@ pub enum News {
         epoch: u64,
     },
     /// Backup in replay mode: what is held is not the VM's state any more.
-    StateLost(String),
-    /// Backup in replay mode: the machine that executes the log is not the primary's any more.
-    Diverged {
-        /// Instructions that had been executed.
-        count: u64,
-        /// What differs.
-        what: String,
-    },
+    StateLost(StateLoss),
 }
 
 /// What came in from the primary.

@@ -1,5 +1,6 @@
 //! What the keeper is told to do. Orders with a reply are answered when they are carried out.
 
+use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
 use super::pairing::Pairing;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
@@ -11,11 +12,11 @@ use std::time::Instant;
 /// See the module.
 pub enum Order {
     /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
-    Prepare(Reply<Result<GuestRam, String>>),
+    Prepare(Reply<Result<GuestRam, PrepareError>>),
     /// Fresh RAM and machine, booted and running.
-    Boot(Reply<Result<(), String>>),
+    Boot(Reply<Result<(), StartGuestError>>),
     /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
-    Restore(Vec<u8>, Reply<Result<(), String>>),
+    Restore(Vec<u8>, Reply<Result<(), RestoreError>>),
     /// Full copy, then epochs, for this pairing.
     BeginPairing(Arc<Pairing>),
     /// No more checkpoints.
@@ -38,7 +39,7 @@ pub enum Order {
         epoch: u64,
     },
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
-    GoLive(Reply<Result<GoneLive, String>>),
+    GoLive(Reply<Result<GoneLive, GoLiveError>>),
     /// Stops and drops the machine.
     Stop(Reply<()>),
 }

@@ -1,5 +1,6 @@
 //! The thread that encodes captures and streams them out while the guest already runs its next epoch.
 
+use super::error::ShipError;
 use super::news::News;
 use super::pairing::Pairing;
 use crate::observe::Telemetry;
@@ -109,17 +110,17 @@ fn ship(
     pairing: &Arc<Pairing>,
     capture: &Capture,
     telemetry: &Telemetry,
-) -> Result<(), String> {
-    let (reuse, mut sink) = pairing.begin(capture.epoch).map_err(|e| e.to_string())?;
-    let encoded = encoder.encode(capture, reuse, &mut sink).map_err(|e| e.to_string())?;
+) -> Result<(), ShipError> {
+    let (reuse, mut sink) = pairing.begin(capture.epoch)?;
+    let encoded = encoder.encode(capture, reuse, &mut sink)?;
     telemetry.encoded(&encoded.stats);
     // A failure to send is the connection's, and known there; the checkpoint is owed all the same.
-    pairing.keep(encoded.checkpoint).map_err(|e| e.to_string())
+    Ok(pairing.keep(encoded.checkpoint)?)
 }
 
 /// It goes out as one piece: there is nothing to overlap with.
-fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), String> {
-    let reuse = pairing.begin_whole(log.epoch).map_err(|e| e.to_string())?;
-    let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse).map_err(|e| e.to_string())?;
-    pairing.keep(encoded).map_err(|e| e.to_string())
+fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), ShipError> {
+    let reuse = pairing.begin_whole(log.epoch)?;
+    let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse)?;
+    Ok(pairing.keep(encoded)?)
 }

@@ -1,13 +1,14 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
 //! the take-over. In replay mode what is sealed goes on to the machine that executes it.
 
+use super::error::{SealedError, StandbyError};
 use super::news::{FromPrimary, News};
 use super::order::Order;
 use super::progress::{Progress, Replay};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
-use crate::peer::{Intake, PeerReader};
-use crate::role::{ConnId, Gone};
+use crate::peer::{Ending, Intake, LinkError, PeerReader};
+use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
@@ -51,8 +52,8 @@ const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl Standby {
     /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
-    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, String> {
-        let view = ram.view().map_err(|e| e.to_string())?;
+    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
+        let view = ram.view()?;
         let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
         let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode);
         let applier = receiver.applier();
@@ -64,7 +65,7 @@ impl Standby {
         let applier = std::thread::Builder::new()
             .name("ftd-apply".into())
             .spawn(move || applier.run())
-            .map_err(|e| format!("no thread to apply checkpoints: {e}"))?;
+            .map_err(StandbyError::Thread)?;
         let feed = Feed { receiver: Arc::new(Mutex::new(Some(receiver))), follower };
         Ok(Self { ram, feed, applier })
     }
@@ -75,10 +76,10 @@ impl Standby {
     }
 
     /// Stops receiving and applying, and hands out the last sealed checkpoint. The connection's reader has stopped.
-    pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), String> {
-        let receiver = self.feed.receiver.lock().take().ok_or("the receiver is gone")?;
-        let sealed = receiver.into_sealed().map_err(|_| "no sealed checkpoint is held")?;
-        self.applier.join().map_err(|_| "the applier has crashed")?;
+    pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), SealedError> {
+        let receiver = self.feed.receiver.lock().take().ok_or(SealedError::GivenUp)?;
+        let sealed = receiver.into_sealed().map_err(|_| SealedError::NothingSealed)?;
+        self.applier.join().map_err(|_| SealedError::ApplierCrashed)?;
         Ok((self.ram, sealed))
     }
 
@@ -129,19 +130,19 @@ impl Feed {
         intake: &Arc<Intake>,
         news: &Outlet<News>,
         telemetry: &Telemetry,
-    ) -> Option<Gone> {
+    ) -> Option<Ending> {
         let mut frames = 0u64;
         loop {
             let frame = match reader.read() {
                 Ok(frame) => frame,
                 Err(_) if intake.is_stopped() => return None,
-                Err(e) => return Some(Gone::Lost(e.to_string())),
+                Err(e) => return Some(Ending::Lost(e.into())),
             };
             if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
                 && let Some(Following { progress, .. }) = &self.follower
                 && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
             {
-                return Some(Gone::Lost("it sends log without end, and more of it cannot be kept".into()));
+                return Some(Ending::Lost(LinkError::TooMuchLog));
             }
             let received = {
                 let mut receiver = self.receiver.lock();
@@ -154,14 +155,14 @@ impl Feed {
                 received.map(|received| (self.execute(received, receiver), receiver.held()))
             };
             let said = match received {
-                Err(e) => return Some(Gone::Lost(e.to_string())),
+                Err(e) => return Some(Ending::Lost(e.into())),
                 Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
                     Some(FromPrimary::Sealed { pairing: held.pairing, epoch, stamp: stamp_us })
                 }
                 Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
                 Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
                 Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::Offered { epoch }),
-                Ok((Received::Bye(bye), _)) => return Some(Gone::Bye(bye.text)),
+                Ok((Received::Bye(bye), _)) => return Some(Ending::Bye(bye.text)),
                 Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
                     telemetry.copy(received_pages.into(), total_pages.into());
                     None

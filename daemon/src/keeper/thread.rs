@@ -6,6 +6,7 @@
 
 use super::copying::{Copying, Progress};
 use super::epochs::{Ended, Epochs};
+use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
 use super::news::News;
@@ -85,18 +86,29 @@ impl Keeper {
 
     /// How long to wait for an order before there is something to look at.
     fn wait_limit(&self) -> Duration {
-        match (&self.mode, &self.vm) {
-            (Mode::Following(follower), _) => follower.wait_limit(EVENTS_INTERVAL),
-            (_, None) => IDLE_ROUND,
-            (_, Some(vm)) if vm.ended => EVENTS_INTERVAL,
-            (Mode::Copying(_), _) => Duration::ZERO,
-            (Mode::Epochs(epochs), _) if !epochs.is_frozen() => epochs.wait_limit(self.setup.epoch),
-            (Mode::Log(cutter), _) if !cutter.is_frozen() => cutter.wait_limit(self.setup.replay.batch),
-            _ => EVENTS_INTERVAL,
+        match &self.mode {
+            _ if self.is_at_rest() => EVENTS_INTERVAL,
+            Mode::Copying(_) => Duration::ZERO,
+            Mode::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
+            Mode::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
+            Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
+            Mode::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
+            Mode::Quiet => IDLE_ROUND,
         }
     }
 
-    fn obey(&mut self, order: Order) -> Result<(), String> {
+    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen guest
+    /// has no further epoch, however long the last one is on its way: the backup would hold another than it is offered.
+    fn is_at_rest(&self) -> bool {
+        self.vm.as_ref().is_some_and(|vm| vm.ended)
+            || match &self.mode {
+                Mode::Epochs(epochs) => epochs.is_frozen(),
+                Mode::Log(cutter) => cutter.is_frozen(),
+                Mode::Quiet | Mode::Copying(_) | Mode::Following(_) => false,
+            }
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), KeepError> {
         match order {
             Order::Prepare(reply) => answer(reply, self.prepare()),
             Order::Boot(reply) => answer(reply, self.boot()),
@@ -150,10 +162,12 @@ impl Keeper {
         }
     }
 
-    fn work(&mut self) -> Result<(), String> {
+    fn work(&mut self) -> Result<(), KeepError> {
+        if self.is_at_rest() {
+            return Ok(());
+        }
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match &mut self.mode {
-            _ if vm.ended => Ok(()),
             Mode::Quiet => Ok(()),
             Mode::Copying(copying) => match copying.step(vm, &self.setup)? {
                 Progress::Going => Ok(()),
@@ -178,7 +192,7 @@ impl Keeper {
         }
     }
 
-    fn new_vm(&mut self) -> Result<&mut Vm, String> {
+    fn new_vm(&mut self) -> Result<&mut Vm, PrepareError> {
         self.mode = Mode::Quiet;
         self.drop_machine();
         Ok(self.vm.insert(Vm::new(&self.setup)?))
@@ -189,28 +203,28 @@ impl Keeper {
         self.vm = None;
     }
 
-    fn prepare(&mut self) -> Result<GuestRam, String> {
+    fn prepare(&mut self) -> Result<GuestRam, PrepareError> {
         Ok(self.new_vm()?.ram.clone())
     }
 
-    fn boot(&mut self) -> Result<(), String> {
+    fn boot(&mut self) -> Result<(), StartGuestError> {
         let boot = self.setup.boot.clone();
-        self.new_vm()?.machine.boot(&boot).map_err(|e| e.to_string())?;
-        self.set_running()
+        self.new_vm()?.machine.boot(&boot)?;
+        if let Some(vm) = &mut self.vm {
+            vm.run(&self.setup)?;
+        }
+        Ok(())
     }
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let vm = self.vm.as_mut().ok_or("there is no prepared machine")?;
-        vm.machine.restore(state).map_err(|e| e.to_string())?;
-        self.set_running()
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let vm = self.vm.as_mut().ok_or(RestoreError::NotPrepared)?;
+        vm.machine.restore(state)?;
+        vm.run(&self.setup)?;
+        Ok(())
     }
 
-    fn set_running(&mut self) -> Result<(), String> {
-        self.vm.as_mut().ok_or("there is no machine")?.run(&self.setup)
-    }
-
-    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), String> {
-        let vm = self.vm.as_mut().ok_or("there is no machine to protect")?;
+    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), KeepError> {
+        let vm = self.vm.as_mut().ok_or(KeepError::NoMachine)?;
         if let Some(copying) = Copying::begin(vm, &self.setup, pairing)? {
             self.mode = Mode::Copying(Box::new(copying));
         }
@@ -218,7 +232,7 @@ impl Keeper {
     }
 
     /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
-    fn begin_epochs(&mut self) -> Result<(), String> {
+    fn begin_epochs(&mut self) -> Result<(), KeepError> {
         if let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) {
             let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
             self.mode = Mode::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
@@ -233,7 +247,7 @@ impl Keeper {
         }
     }
 
-    fn end_pairing(&mut self) -> Result<(), String> {
+    fn end_pairing(&mut self) -> Result<(), KeepError> {
         let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match mode {
@@ -248,10 +262,10 @@ impl Keeper {
             Mode::Epochs(_) if vm.ended => {}
             Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
         }
-        vm.machine.stop_dirty_log().map_err(|e| e.to_string())
+        Ok(vm.machine.stop_dirty_log()?)
     }
 
-    fn freeze(&mut self) -> Result<(), String> {
+    fn freeze(&mut self) -> Result<(), KeepError> {
         match &mut self.mode {
             Mode::Epochs(epochs) => epochs.freeze(),
             Mode::Log(cutter) => cutter.freeze(),
@@ -260,7 +274,7 @@ impl Keeper {
         self.work()
     }
 
-    fn thaw(&mut self) -> Result<(), String> {
+    fn thaw(&mut self) -> Result<(), KeepError> {
         match (&mut self.mode, &mut self.vm) {
             (_, Some(vm)) if vm.ended => Ok(()),
             (Mode::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
@@ -271,15 +285,14 @@ impl Keeper {
 
     fn follow(&mut self, state: &[u8], applier: &Applier) {
         let Some(vm) = &mut self.vm else { return };
-        let follower = Follower::start(vm, state, applier).unwrap_or_else(|why| {
-            Follower::failed(&self.setup, format!("the checkpoint cannot be executed: {why}"))
-        });
+        let follower = Follower::start(vm, state, applier)
+            .unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
         self.mode = Mode::Following(Box::new(follower));
     }
 
-    fn go_live(&mut self) -> Result<GoneLive, String> {
+    fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {
         let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
-            return Err("no machine executes the log here".into());
+            return Err(GoLiveError::NotFollowing);
         };
         let gone = follower.go_live(vm, &self.setup)?;
         self.mode = Mode::Quiet;

@@ -1,9 +1,10 @@
 //! The machine and its memory, and whether its guest has come to an end by itself.
 
+use super::error::PrepareError;
 use super::news::News;
 use super::setup::Setup;
 use crate::role::GuestEnd;
-use ft_vm::machine::{Machine, MachineEvent};
+use ft_vm::machine::{Machine, MachineError, MachineEvent};
 use ft_vm::memory::{GuestRam, RamView};
 
 /// See the module.
@@ -17,11 +18,11 @@ pub(super) struct Vm {
 
 impl Vm {
     /// Fresh RAM and a parked machine over it.
-    pub(super) fn new(setup: &Setup) -> Result<Self, String> {
-        let ram = GuestRam::new(setup.spec.ram_bytes).map_err(|e| e.to_string())?;
-        let view = ram.view().map_err(|e| e.to_string())?;
+    pub(super) fn new(setup: &Setup) -> Result<Self, PrepareError> {
+        let ram = GuestRam::new(setup.spec.ram_bytes)?;
+        let view = ram.view()?;
         let wiring = (setup.wiring)()?;
-        let machine = Machine::new(&setup.spec, &ram, wiring).map_err(|e| e.to_string())?;
+        let machine = Machine::new(&setup.spec, &ram, wiring)?;
         Ok(Self { machine, ram, view, ended: false })
     }
 
@@ -48,8 +49,8 @@ impl Vm {
     }
 
     /// The guest runs, reachable from this host.
-    pub(super) fn run(&mut self, setup: &Setup) -> Result<(), String> {
+    pub(super) fn run(&mut self, setup: &Setup) -> Result<(), MachineError> {
         (setup.attach)(Some(&self.machine));
-        self.machine.resume().map_err(|e| e.to_string())
+        self.machine.resume()
     }
 }

@@ -1,10 +1,11 @@
 //! The primary's reader: what a backup says.
 
+use super::error::{Ending, LinkError};
 use super::intake::Intake;
 use super::news::{FromBackup, News};
 use super::stream::PeerReader;
 use crate::outlet::Outlet;
-use crate::role::{ConnId, Gone};
+use crate::role::ConnId;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Mode};
 use std::sync::Arc;
@@ -21,14 +22,14 @@ pub struct BackupReader {
 
 impl BackupReader {
     /// Reads until the connection ends or is stopped.
-    pub fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<Gone> {
+    pub fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<Ending> {
         let Self { conn, mode, news } = self;
         loop {
             let said = match reader.read().and_then(|frame| Message::decode(&frame).map(|m| said(m, mode))) {
                 _ if intake.is_stopped() => return None,
                 Ok(Ok(said)) => said,
-                Ok(Err(gone)) => return Some(gone),
-                Err(e) => return Some(Gone::Lost(e.to_string())),
+                Ok(Err(ending)) => return Some(ending),
+                Err(e) => return Some(Ending::Lost(e.into())),
             };
             let ticket = intake.enter()?;
             news.tell(News::FromBackup { conn, said, ticket }).ok()?;
@@ -37,7 +38,7 @@ impl BackupReader {
 }
 
 /// What a message says that a backup may send, or how the connection ends because of it.
-fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, Gone> {
+fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, Ending> {
     Ok(match message {
         Message::Ack(Ack { epoch, stamp_us }) => FromBackup::Ack { epoch, stamp: stamp_us },
         Message::Echo { stamp_us } => FromBackup::Echo { stamp: stamp_us },
@@ -45,7 +46,7 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, Gone> {
         Message::Decline { text } => FromBackup::Declined { why: text },
         Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
-        Message::Bye(bye) => return Err(Gone::Bye(bye.text)),
-        _ => return Err(Gone::Lost("it sent what only a primary sends".into())),
+        Message::Bye(bye) => return Err(Ending::Bye(bye.text)),
+        _ => return Err(Ending::Lost(LinkError::OutOfRole)),
     })
 }

@@ -1,5 +1,6 @@
-//! Why a connection to the peer does not come about.
+//! Why a connection to the peer does not come about, and how it ends.
 
+use ft_checkpoint::receiver::ReceiveError;
 use ft_checkpoint::wire::FrameError;
 use ft_checkpoint::wire::handshake::{self, Refusal};
 use ft_checkpoint::wire::message::Refuse;
@@ -35,4 +36,33 @@ impl HandshakeError {
         };
         handshake::is_permanent(code)
     }
+}
+
+/// How a connection came to its end.
+#[derive(Debug)]
+pub enum Ending {
+    /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
+    Lost(LinkError),
+    /// The peer said good-bye, for this reason.
+    Bye(String),
+}
+
+/// Why a connection was lost, or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nothing can be read, or it is damaged.
+    #[error(transparent)]
+    Read(#[from] FrameError),
+    /// Nothing can be written.
+    #[error("writing: {0}")]
+    Write(FrameError),
+    /// What came is not what belongs there.
+    #[error(transparent)]
+    Refused(#[from] ReceiveError),
+    /// The backup speaks as a primary.
+    #[error("it sent what only a primary sends")]
+    OutOfRole,
+    /// The log that the primary sends cannot be kept.
+    #[error("it sends log without end, and more of it cannot be kept")]
+    TooMuchLog,
 }

@@ -9,7 +9,7 @@ use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Refusal, Side};
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
-use ft_vm::machine::CpuProfile;
+use ft_vm::machine::{CpuMismatch, CpuProfile};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -50,16 +50,23 @@ impl Local {
     }
 }
 
+/// Why a machine cannot move between two CPUs.
+#[derive(Debug, thiserror::Error)]
+enum CpuError {
+    #[error("unreadable description: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    #[error(transparent)]
+    Mismatch(#[from] CpuMismatch),
+}
+
 /// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not described
 /// at all, and does not matter.
-fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), String> {
+fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), CpuError> {
     if to.is_empty() && from.is_empty() {
         return Ok(());
     }
-    let parse = |bytes: &[u8]| {
-        serde_json::from_slice::<CpuProfile>(bytes).map_err(|e| format!("unreadable description: {e}"))
-    };
-    parse(to)?.can_resume_from(&parse(from)?).map_err(|e| e.to_string())
+    let (to, from): (CpuProfile, CpuProfile) = (serde_json::from_slice(to)?, serde_json::from_slice(from)?);
+    Ok(to.can_resume_from(&from)?)
 }
 
 /// Numbers for connections.

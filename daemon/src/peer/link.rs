@@ -1,13 +1,14 @@
 //! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
 //! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
 
+use super::error::{Ending, LinkError};
 use super::intake::Intake;
 use super::lifeline::Lifeline;
 use super::news::News;
 use super::outbox::{Item, Outbox};
 use super::stream::{Fitting, PeerReader, PeerWriter};
 use crate::outlet::Outlet;
-use crate::role::{ConnId, Gone};
+use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
 use std::net::{Shutdown, TcpStream};
@@ -48,7 +49,7 @@ impl Link {
     pub fn start(
         fitting: Fitting,
         news: Outlet<News>,
-        read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Gone> + Send + 'static,
+        read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Ending> + Send + 'static,
     ) -> std::io::Result<Self> {
         let Fitting { conn, generation: _, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
@@ -67,7 +68,7 @@ impl Link {
         let write_failed = gone.clone();
         std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
             if let Err(e) = work.run() {
-                write_failed(Gone::Lost(format!("writing: {e}")));
+                write_failed(Ending::Lost(LinkError::Write(e)));
             }
         })?;
         let door = Arc::clone(&intake);

@@ -1,9 +1,9 @@
 //! What happens on connections to the peer.
 
-use super::error::HandshakeError;
+use super::error::{Ending, HandshakeError};
 use super::intake::Ticket;
 use super::stream::Fitting;
-use crate::role::{ConnId, Gone, Micros};
+use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
 
 /// News of this room.
@@ -38,7 +38,7 @@ pub enum News {
         /// Which.
         conn: ConnId,
         /// How.
-        why: Gone,
+        why: Ending,
     },
 }
 

@@ -4,8 +4,8 @@ use super::arbiter_thread::Answer;
 use super::real::RealHands;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
-use crate::peer::{self, FromBackup, Ticket};
-use crate::role::{ConnId, Event, Held, Welcome};
+use crate::peer::{self, Ending, FromBackup, Ticket};
+use crate::role::{ConnId, Event, Gone, Held, Welcome};
 use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::Diverged;
 
@@ -19,6 +19,15 @@ pub enum Input {
     Arbiter(Answer),
     /// Of the operator.
     Control(Wish),
+}
+
+impl From<Ending> for Gone {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Lost(e) => Self::Lost(e.to_string()),
+            Ending::Bye(why) => Self::Bye(why),
+        }
+    }
 }
 
 impl RealHands {
@@ -58,7 +67,7 @@ impl RealHands {
             }
             peer::News::Gone { conn, why } => {
                 self.note_gone(conn, &why);
-                Event::PeerGone { conn, why }
+                Event::PeerGone { conn, why: why.into() }
             }
         };
         (Some(event), None)
@@ -102,16 +111,18 @@ impl RealHands {
             News::FinalCaptured { epoch } => Event::FinalCaptured { epoch },
             News::PairingBroken { pairing, why } => {
                 tracing::error!("the pairing broke: {why}");
-                Event::PairingBroken { pairing, why }
+                Event::PairingBroken { pairing, why: why.to_string() }
             }
             News::GuestEnded(end) => Event::GuestEnded(end),
             News::FromPrimary { conn, said, ticket } => {
                 return (Some(self.event_of_primary(conn, said)), Some(ticket));
             }
             News::Verified { epoch } => Event::Verified { epoch },
-            News::StateLost(why) => Event::StateLost(why),
-            News::Diverged { count, what } => Event::StateLost(self.note_diverged(count, what)),
-            News::MachineFailed(why) => Event::MachineFailed(why),
+            News::StateLost(why) => {
+                self.note_loss(&why);
+                Event::StateLost(why.to_string())
+            }
+            News::MachineFailed(why) => Event::MachineFailed(why.to_string()),
         };
         (Some(event), None)
     }

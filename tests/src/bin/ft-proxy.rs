@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -38,6 +39,9 @@ struct Cli {
     /// How many faults; later connections pass untouched
     #[arg(long, default_value_t = 1)]
     count: u64,
+    /// How much later everything arrives, each way: the ends are far from each other
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
 }
 
 fn main() -> Result<()> {
@@ -54,6 +58,7 @@ fn main() -> Result<()> {
         after_bytes: cli.after_bytes,
         spread_bytes: cli.spread_bytes,
         count: cli.count,
+        delay: Duration::from_millis(cli.delay_ms),
     };
     serve(&listener, &options, &log)
 }

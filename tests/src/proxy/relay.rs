@@ -15,6 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use serde_json::json;
 
+use super::distance::Distant;
 use super::mangle::{Act, Mangler, Mode, Plan};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,6 +48,8 @@ pub struct Options {
     pub spread_bytes: u64,
     /// How many faults; connections after that many pass.
     pub count: u64,
+    /// How much later everything arrives, in either direction.
+    pub delay: Duration,
 }
 
 /// Where the lines go.
@@ -118,9 +121,14 @@ fn relay(
     let flow =
         |direction: Direction, from: &TcpStream, to: &TcpStream| -> io::Result<thread::JoinHandle<u64>> {
             let plan = if direction == harmed { fault } else { Plan { mode: Mode::Pass, ..fault } };
+            let reader = from.try_clone()?;
             let mut flow = Flow {
                 direction,
                 connection,
+                reader: match options.delay {
+                    Duration::ZERO => Box::new(reader),
+                    delay => Box::new(Distant::start(reader, delay)),
+                },
                 from: from.try_clone()?,
                 to: to.try_clone()?,
                 mangler: Mangler::new(plan),
@@ -151,6 +159,8 @@ struct Both {
 struct Flow {
     direction: Direction,
     connection: u64,
+    /// What `from` sends, when it arrives.
+    reader: Box<dyn Read + Send>,
     from: TcpStream,
     to: TcpStream,
     mangler: Mangler,
@@ -167,7 +177,7 @@ impl Flow {
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut read_bytes = 0;
         loop {
-            let length = match self.from.read(&mut chunk) {
+            let length = match self.reader.read(&mut chunk) {
                 Ok(0) => break,
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -269,6 +279,7 @@ mod tests {
             after_bytes: 10,
             spread_bytes: 0,
             count: 1,
+            delay: Duration::ZERO,
         }
     }
 
@@ -290,6 +301,15 @@ mod tests {
         assert_eq!(back.iter().filter(|&&byte| byte != 0).count(), 1);
         assert_ne!(back[10], 0);
         assert_eq!(echo(address).unwrap(), [0; 100]);
+    }
+
+    #[test]
+    fn a_far_end_answers_late_and_completely() {
+        let delay = Duration::from_millis(30);
+        let address = proxied(Options { delay, ..options(Mode::Pass) });
+        let start = std::time::Instant::now();
+        assert_eq!(echo(address).unwrap(), [0; 100]);
+        assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
     }
 
     #[test]

@@ -57,9 +57,9 @@ impl RealHands {
     }
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
-        let ram = self.order_and_wait(Order::Prepare)?.map_err(HandsError::Machine)?;
+        let ram = self.order_and_wait(Order::Prepare)??;
         self.replay.progress.reset();
-        let standby = Standby::new(ram, &self.replay, &self.orders).map_err(HandsError::Machine)?;
+        let standby = Standby::new(ram, &self.replay, &self.orders)?;
         *self.held.lock() = Some(standby.feed());
         self.standby = Some(standby);
         Ok(())
@@ -73,7 +73,7 @@ impl RealHands {
             standby.discard();
             (held, None)
         } else {
-            let (ram, sealed) = standby.into_sealed().map_err(HandsError::Machine)?;
+            let (ram, sealed) = standby.into_sealed()?;
             (sealed.epoch, Some((ram, sealed)))
         };
         if held < wanted {
@@ -89,7 +89,7 @@ impl RealHands {
         let mut resuming = self.resuming.take().ok_or(HandsError::NothingHeld)?;
         match resuming.sealed.take() {
             None => {
-                let gone = self.order_and_wait(Order::GoLive)?.map_err(HandsError::Machine)?;
+                let gone = self.order_and_wait(Order::GoLive)??;
                 self.replay.progress.reset();
                 resuming.pending = gone.pending;
             }
@@ -99,7 +99,7 @@ impl RealHands {
                 // Serves what is still pending while the guest runs already.
                 let lazy = LazyApply::start(&ram, &sealed);
                 self.settling = Some(Settling { lazy, _sealed: sealed });
-                self.order_and_wait(|reply| Order::Restore(state, reply))?.map_err(HandsError::Machine)?;
+                self.order_and_wait(|reply| Order::Restore(state, reply))??;
             }
         }
         self.resuming = Some(resuming);

@@ -1,5 +1,6 @@
 //! Why the daemon's hands could not do something.
 
+use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;
 use ft_checkpoint::wire::FrameError;
 
@@ -18,9 +19,24 @@ pub enum HandsError {
     /// The keeper's thread has ended.
     #[error("the keeper has ended")]
     KeeperGone,
-    /// The machine could not be made, booted or restored.
-    #[error("{0}")]
-    Machine(String),
+    /// There is no fresh machine.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// Its guest was not booted.
+    #[error(transparent)]
+    StartGuest(#[from] StartGuestError),
+    /// It does not go on from the sealed state.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The machine that executes the log does not go on by itself.
+    #[error(transparent)]
+    GoLive(#[from] GoLiveError),
+    /// Nothing can be received into it.
+    #[error(transparent)]
+    Standby(#[from] StandbyError),
+    /// There is no sealed checkpoint to go on from.
+    #[error(transparent)]
+    Sealed(#[from] SealedError),
     /// There is nothing to go on from.
     #[error("nothing is held")]
     NothingHeld,

@@ -12,13 +12,13 @@ use super::arbiter_thread::{self, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
-use crate::control::SwitchoverReply;
+use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, Standby};
+use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, Standby, StateLoss};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{self, ConnIds, Dialler, Fitting, Link, Local};
-use crate::role::{ConnId, Gone, Micros, View, Welcome};
+use crate::peer::{self, ConnIds, Dialler, Ending, Fitting, Link, Local};
+use crate::role::{ConnId, Micros, View, Welcome};
 use as_backup::{Resuming, Settling};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
@@ -151,28 +151,27 @@ impl RealHands {
         }
     }
 
-    /// The machine that executes the log here is not the primary's any more: the peer shall know it too.
-    pub(super) fn note_diverged(&self, count: u64, what: String) -> String {
-        let why = format!("diverged at instruction {count}: {what}");
+    /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
+    pub(super) fn note_loss(&self, why: &StateLoss) {
+        let StateLoss::Diverged { count, what } = why else { return };
         tracing::error!("the backup is not the primary any more: it {why}");
-        self.telemetry.diverged(count, &what);
+        self.telemetry.diverged(*count, what);
         for link in self.links.values() {
-            link.send(Message::Diverged(Diverged { count, what: what.clone() }));
+            link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
         }
-        why
     }
 
     /// A connection has ended, if it is one of ours.
-    pub(super) fn note_gone(&self, conn: ConnId, why: &Gone) {
+    pub(super) fn note_gone(&self, conn: ConnId, why: &Ending) {
         if !self.links.contains_key(&conn) {
             return;
         }
         let shown = match why {
-            Gone::Lost(why) => {
-                tracing::warn!("lost the peer: {why}");
-                why.clone()
+            Ending::Lost(e) => {
+                tracing::warn!("lost the peer: {e}");
+                e.to_string()
             }
-            Gone::Bye(why) => {
+            Ending::Bye(why) => {
                 tracing::info!("the peer says good-bye: {why}");
                 format!("it said good-bye: {why}")
             }
@@ -195,7 +194,7 @@ impl RealHands {
     pub(super) fn farewell(mut self, view: View) {
         self.output.mute();
         for reply in self.switchovers.drain(..) {
-            reply(Err("the daemon is ending".into()));
+            reply(Err(SwitchoverError::Ending));
         }
         let links: Vec<Link> = self.links.drain().map(|(_, link)| link).collect();
         for link in &links {
@@ -294,7 +293,7 @@ impl Hands for RealHands {
     }
 
     fn boot(&mut self) -> Result<(), Self::Error> {
-        self.order_and_wait(Order::Boot)?.map_err(HandsError::Machine)?;
+        self.order_and_wait(Order::Boot)??;
         tracing::info!("the guest is booting");
         Ok(())
     }
@@ -380,7 +379,7 @@ impl Hands for RealHands {
 
     fn switchover_done(&mut self, outcome: Result<(), String>) {
         for reply in self.switchovers.drain(..) {
-            reply(outcome.clone());
+            reply(outcome.clone().map_err(SwitchoverError::Refused));
         }
     }
 }
