@@ -88,7 +88,7 @@ pub enum Received {
         /// The generation.
         generation: u64,
     },
-    /// Planned hand-over once this epoch is sealed.
+    /// A planned switchover is offered, once this epoch is sealed.
     Switchover {
         /// The last epoch.
         epoch: u64,

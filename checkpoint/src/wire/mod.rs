@@ -18,7 +18,7 @@
 //!     Position{count, lag} --------------------------->    replay mode: how far it has executed
 //!     Diverged{count, what} -------------------------->    ... and that it is not the same any more; Bye follows
 //!     <------------------------------ Paired{generation}   the cell names this backup
-//!     <------------------------------- Switchover{epoch}   planned hand-over: the guest stands still at this epoch
+//!     <------------------------------- Switchover{epoch}   planned switchover: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->
 //!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
 //! ```

@@ -80,15 +80,15 @@ impl Shipper {
 
     /// Hands a capture over. A shipper that has failed has said so itself.
     pub fn ship(&self, capture: Capture) {
-        self.hand_over(Work::Checkpoint(capture));
+        self.queue(Work::Checkpoint(capture));
     }
 
     /// Hands an epoch of the log over.
     pub fn ship_log(&self, log: LogEpoch) {
-        self.hand_over(Work::Log(log));
+        self.queue(Work::Log(log));
     }
 
-    fn hand_over(&self, work: Work) {
+    fn queue(&self, work: Work) {
         if let Some(sender) = &self.work {
             let _ = sender.send(work);
         }

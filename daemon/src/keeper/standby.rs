@@ -4,10 +4,10 @@
 use super::error::{SealedError, StandbyError};
 use super::news::{FromPrimary, News};
 use super::order::Order;
-use super::progress::{Progress, Replay};
+use super::progress::{Replay, ReplayProgress};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
-use crate::peer::{Ending, Intake, LinkError, PeerReader};
+use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
 use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
-pub struct Standby {
+pub struct WarmStandby {
     ram: GuestRam,
     feed: Feed,
     applier: JoinHandle<()>,
@@ -43,14 +43,14 @@ pub struct Feed {
 struct Following {
     orders: Sender<Order>,
     applier: Applier,
-    progress: Arc<Progress>,
+    progress: Arc<ReplayProgress>,
 }
 
 /// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
 /// more is sealed.
 const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
-impl Standby {
+impl WarmStandby {
     /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
     pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
         let view = ram.view()?;
@@ -130,19 +130,19 @@ impl Feed {
         intake: &Arc<Intake>,
         news: &Outlet<News>,
         telemetry: &Telemetry,
-    ) -> Option<Ending> {
+    ) -> Option<LinkEnd> {
         let mut frames = 0u64;
         loop {
             let frame = match reader.read() {
                 Ok(frame) => frame,
                 Err(_) if intake.is_stopped() => return None,
-                Err(e) => return Some(Ending::Lost(e.into())),
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
             };
             if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
                 && let Some(Following { progress, .. }) = &self.follower
                 && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
             {
-                return Some(Ending::Lost(LinkError::TooMuchLog));
+                return Some(LinkEnd::Lost(LinkError::TooMuchLog));
             }
             let received = {
                 let mut receiver = self.receiver.lock();
@@ -155,14 +155,14 @@ impl Feed {
                 received.map(|received| (self.execute(received, receiver), receiver.held()))
             };
             let said = match received {
-                Err(e) => return Some(Ending::Lost(e.into())),
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
                 Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
                     Some(FromPrimary::Sealed { pairing: held.pairing, epoch, stamp: stamp_us })
                 }
                 Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
                 Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
                 Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::Offered { epoch }),
-                Ok((Received::Bye(bye), _)) => return Some(Ending::Bye(bye.text)),
+                Ok((Received::Bye(bye), _)) => return Some(LinkEnd::Bye(bye.text)),
                 Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
                     telemetry.copy(received_pages.into(), total_pages.into());
                     None

@@ -40,7 +40,7 @@ impl HandshakeError {
 
 /// How a connection came to its end.
 #[derive(Debug)]
-pub enum Ending {
+pub enum LinkEnd {
     /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
     Lost(LinkError),
     /// The peer said good-bye, for this reason.

@@ -5,8 +5,8 @@ use super::real::RealHands;
 use crate::arbiter;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
-use crate::peer::{self, Ending, FromBackup, Ticket};
-use crate::role::{ConnId, Event, Gone, Held, Outcome, Welcome};
+use crate::peer::{self, FromBackup, LinkEnd, Ticket};
+use crate::role::{ConnId, Event, Gone, Outcome, Welcome};
 use ft_checkpoint::wire::message::Diverged;
 
 /// The news of every room, in one queue.
@@ -21,11 +21,11 @@ pub enum Input {
     Control(Wish),
 }
 
-impl From<Ending> for Gone {
-    fn from(ending: Ending) -> Self {
+impl From<LinkEnd> for Gone {
+    fn from(ending: LinkEnd) -> Self {
         match ending {
-            Ending::Lost(e) => Self::Lost(e.to_string()),
-            Ending::Bye(why) => Self::Bye(why),
+            LinkEnd::Lost(e) => Self::Lost(e.to_string()),
+            LinkEnd::Bye(why) => Self::Bye(why),
         }
     }
 }
@@ -49,8 +49,7 @@ impl RealHands {
         let event = match news {
             peer::News::Accepted { fitting, hello } => {
                 let conn = self.arrived(fitting);
-                let held = hello.held.as_ref().map(|held| Held { pairing: held.pairing, epoch: held.epoch });
-                Event::PeerHello { conn, generation: hello.identity.generation, held }
+                Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
             }
             peer::News::Dialled { fitting, welcome } => {
                 let conn = self.arrived(fitting);

@@ -15,10 +15,10 @@ use crate::arbiter::Cell;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, Standby, StateLoss};
+use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, StateLoss, WarmStandby};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{self, ConnIds, Dialler, Ending, Fitting, Link, Local};
+use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
 use crate::role::{ConnId, Micros, View, Welcome};
 use as_backup::{Resuming, Settling};
 use ft_checkpoint::wire::Message;
@@ -48,7 +48,7 @@ pub struct RealHands {
     arriving: HashMap<ConnId, Fitting>,
     links: HashMap<ConnId, Link>,
     pairing: Option<Arc<Pairing>>,
-    standby: Option<Standby>,
+    standby: Option<WarmStandby>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
     switchovers: Vec<SwitchoverReply>,
@@ -162,16 +162,16 @@ impl RealHands {
     }
 
     /// A connection has ended, if it is one of ours.
-    pub(super) fn note_gone(&self, conn: ConnId, why: &Ending) {
+    pub(super) fn note_gone(&self, conn: ConnId, why: &LinkEnd) {
         if !self.links.contains_key(&conn) {
             return;
         }
         let shown = match why {
-            Ending::Lost(e) => {
+            LinkEnd::Lost(e) => {
                 tracing::warn!("lost the peer: {e}");
                 e.to_string()
             }
-            Ending::Bye(why) => {
+            LinkEnd::Bye(why) => {
                 tracing::info!("the peer says good-bye: {why}");
                 format!("it said good-bye: {why}")
             }
