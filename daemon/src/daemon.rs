@@ -1,7 +1,6 @@
 //! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads, and
 //! control, metrics, signals and systemd are served beside it.
 
-use crate::arbiter::Arbiter;
 use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
@@ -13,6 +12,7 @@ use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Policy};
+use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
@@ -127,7 +127,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let publisher = Arc::new(Publisher::new(
         config,
         Sources {
-            arbiter_place: arbiter.describe(),
+            arbiter_place: arbiter.place().to_string(),
             window: Arc::clone(&window),
             telemetry: Arc::clone(&telemetry),
             output: host.output.clone(),

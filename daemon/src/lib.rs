@@ -2,7 +2,6 @@
 //! machine, `peer` the connections, `host` what this host gives, `observe` the figures, `control` the operator's socket.
 //! A room tells its news through an [`outlet`] and knows nothing of who listens.
 
-pub mod arbiter;
 pub mod clock;
 pub mod config;
 pub mod control;

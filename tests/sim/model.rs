@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use ftd::arbiter::Cell;
+use ft_arbiter::Cell;
 use ftd::role::{Command, ConnId, Core, Event, Held, Micros};
 
 /// The nodes' names, by index.

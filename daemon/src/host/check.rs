@@ -1,9 +1,9 @@
 //! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
 //! missing, instead of a failure in the middle.
 
-use crate::arbiter::{ArbiterError, FileArbiter};
 use crate::config::Config;
 use crate::exit::DaemonExit;
+use ft_arbiter::{Arbiter, ArbiterError, FileArbiter};
 use ft_netbuf::{Tap, TapError};
 use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};

@@ -1,8 +1,8 @@
 //! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does not
 //! wait for it.
 
-use crate::arbiter::{Arbiter, ArbiterError, Cell, Outcome};
 use crate::outlet::Outlet;
+use ft_arbiter::{Arbiter, ArbiterError, Cell, Outcome};
 use std::sync::mpsc::{Sender, channel};
 
 /// What the arbiter is asked.

@@ -3,8 +3,8 @@
 //!
 //! A verb returns when what it says is done, unless it says that news follow; those come in as events.
 
-use crate::arbiter::Cell;
 use crate::role::{ConnId, Micros, View, Welcome};
+use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;

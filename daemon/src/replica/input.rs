@@ -2,11 +2,11 @@
 
 use super::arbiter_thread::Answer;
 use super::real::RealHands;
-use crate::arbiter;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
 use crate::peer::{self, FromBackup, LinkEnd, Ticket};
-use crate::role::{ConnId, Event, Gone, Outcome, Welcome};
+use crate::role::{ConnId, Event, Gone, Welcome};
+use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::Diverged;
 
 /// The news of every room, in one queue.
@@ -130,17 +130,11 @@ impl RealHands {
         match answer {
             Answer::Read(cell) => {
                 self.window.show_arbiter(cell.is_ok());
-                Event::CellRead(cell.map_err(|e| e.to_string()))
+                Event::CellRead(cell)
             }
             Answer::Set(outcome) => {
-                self.window
-                    .show_arbiter(matches!(outcome, arbiter::Outcome::Won(_) | arbiter::Outcome::Lost(_)));
-                Event::CellSet(match outcome {
-                    arbiter::Outcome::Won(cell) => Outcome::Won(cell),
-                    arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
-                    arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
-                    arbiter::Outcome::Unknown(e) => Outcome::Unknown(e.to_string()),
-                })
+                self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
+                Event::CellSet(outcome)
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::command::Command;
 use super::core::Core;
-use super::event::{Micros, Outcome};
-use crate::arbiter::Cell;
+use super::event::Micros;
+use ft_arbiter::{ArbiterError, Cell, Outcome};
 
 /// The one arbiter request that may be under way, and when the next may be.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +26,7 @@ pub(super) enum Settled {
     Won(Cell),
     Lost(Option<Cell>),
     /// Nothing changed and nothing is under way.
-    NotAttempted(String),
+    NotAttempted(ArbiterError),
 }
 
 impl Arbitration {

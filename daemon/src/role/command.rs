@@ -1,7 +1,7 @@
 //! What the core asks its executor to do. Commands are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
-use crate::arbiter::Cell;
+use ft_arbiter::Cell;
 
 /// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Micros};
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
 use super::view::{Role, State, View};
-use crate::arbiter::Cell;
+use ft_arbiter::{ArbiterError, Cell};
 
 /// The protocol core of one node (see the module's documentation).
 #[derive(Clone, Debug)]
@@ -219,8 +219,8 @@ impl Core {
                     Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
                 }
                 Settled::Lost(_) => Some(Next::Start),
-                Settled::NotAttempted(why) => {
-                    *trouble = Some(why);
+                Settled::NotAttempted(error) => {
+                    *trouble = Some(error.to_string());
                     None
                 }
             },
@@ -228,14 +228,14 @@ impl Core {
         });
     }
 
-    fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
+    fn on_cell(&mut self, answer: Result<Option<Cell>, ArbiterError>) {
         if let Ok(Some(cell)) = &answer {
             self.generation = self.generation.max(cell.generation);
         }
         match &mut self.part {
             Part::Starting { trouble } => match answer {
                 Ok(cell) => self.begin(cell),
-                Err(why) => *trouble = Some(why),
+                Err(error) => *trouble = Some(error.to_string()),
             },
             // The peer may have taken over in the meantime; then we are its backup.
             Part::Bereft { cell: known } => {

@@ -1,7 +1,7 @@
 //! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
 
 use super::command::Welcome;
-use crate::arbiter::Cell;
+use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 
 /// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
@@ -32,19 +32,6 @@ pub enum GuestEnd {
     Crashed(String),
 }
 
-/// The answer to a compare-and-set, as the core needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The cell is as asked.
-    Won(Cell),
-    /// The cell had another generation: this is what it holds.
-    Lost(Option<Cell>),
-    /// Certain: nothing changed, nothing is under way.
-    NotAttempted(String),
-    /// It may have happened, or may yet.
-    Unknown(String),
-}
-
 /// An input of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -52,7 +39,7 @@ pub enum Event {
     Tick,
 
     /// The answer to [`super::Command::ReadCell`]: the cell, or why it could not be read.
-    CellRead(Result<Option<Cell>, String>),
+    CellRead(Result<Option<Cell>, ArbiterError>),
     /// The answer to [`super::Command::CompareAndSet`].
     CellSet(Outcome),
 

@@ -52,6 +52,6 @@ mod view;
 
 pub use self::core::Core;
 pub use command::{Command, Exit, Welcome};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Outcome};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
 pub use view::{Role, State, View};

@@ -10,7 +10,7 @@ use super::command::{Command, Exit, Welcome};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::view::State;
-use crate::arbiter::Cell;
+use ft_arbiter::Cell;
 
 /// A node that owns the VM.
 #[derive(Clone, Debug)]

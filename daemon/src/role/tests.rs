@@ -1,8 +1,8 @@
 //! What the simulator taught, as single claims about the core: each test failed before the bug it names was fixed.
 
 use super::*;
-use crate::arbiter::{Cell, Standby};
-use crate::role::Outcome;
+use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};
+use nix::errno::Errno;
 
 const LEASE_US: Micros = 100_000;
 const PAIRING_OF_A: u64 = 1_001;
@@ -19,6 +19,11 @@ fn cell(generation: u64, owner: Option<&str>, standby: Option<(&str, u64)>) -> C
         owner: owner.map(Into::into),
         standby: standby.map(|(node, pairing)| Standby { node: node.into(), pairing }),
     }
+}
+
+fn silence() -> ArbiterError {
+    let trouble = Trouble::Storage { at: "listing", errno: Errno::EIO };
+    ArbiterError { place: Place::File("/shared/web.cell".into()), trouble }
 }
 
 impl Rig {
@@ -63,7 +68,7 @@ impl Rig {
     }
 
     fn not_attempted(&mut self) -> Vec<Command> {
-        self.on(Event::CellSet(Outcome::NotAttempted("refused".into())))
+        self.on(Event::CellSet(Outcome::NotAttempted(silence())))
     }
 
     /// Node a, primary, solo in generation 1.

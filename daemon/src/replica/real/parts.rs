@@ -1,10 +1,10 @@
 //! What a replica is made of.
 
-use crate::arbiter::Arbiter;
 use crate::host::{Host, Watchdog};
 use crate::keeper::Replay;
 use crate::observe::{Telemetry, Window};
 use crate::replica::Input;
+use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::message::Identity;
 use std::net::TcpListener;
 use std::sync::Arc;

@@ -3,11 +3,11 @@
 use super::ending::End;
 use super::switchover::{Step, Switchover, Then};
 use super::{Pair, Primary};
-use crate::arbiter::{Cell, Standby};
 use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
+use ft_arbiter::{Cell, Standby};
 
 impl Primary {
     /// What the state wants of the arbiter.
