@@ -29,7 +29,7 @@ pub struct Config {
     pub node: Name,
     /// Who boots the VM while the arbiter's cell is empty.
     pub start_as: StartAs,
-    /// Lock file and node record; /var/lib/ftd/VM unless given.
+    /// Directory of the lock file; /var/lib/ftd/VM unless given.
     #[serde(default)]
     pub state_dir: PathBuf,
     /// Where `ftctl` connects; /run/ftd/VM.sock unless given.

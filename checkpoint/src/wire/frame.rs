@@ -9,6 +9,7 @@
 //! order is found. It is stamped at the moment of writing: what is kept for sending again is payloads, not frames.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::sync::Arc;
 
 /// First bytes of every frame.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
@@ -198,10 +199,17 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
+/// A frame's content that is owed, and queued, at the same time.
+pub type SharedPayload = Arc<Vec<u8>>;
+
 /// Where the encoder's frames go.
 pub trait WireSink {
     /// Takes one frame's content. It may be buffered until [`WireSink::flush`].
     fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError>;
+    /// As [`WireSink::frame`], of content that the caller keeps as well: a sink that queues it need not copy it.
+    fn shared(&mut self, kind: FrameType, epoch: u64, payload: &SharedPayload) -> Result<(), FrameError> {
+        self.frame(kind, epoch, payload)
+    }
     /// Sends what is buffered.
     fn flush(&mut self) -> Result<(), FrameError>;
 }

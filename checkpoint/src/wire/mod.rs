@@ -30,5 +30,5 @@ pub mod frame;
 pub mod handshake;
 pub mod message;
 
-pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, WireSink, vm_id};
+pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, SharedPayload, WireSink, vm_id};
 pub use message::Message;

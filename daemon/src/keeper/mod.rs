@@ -27,7 +27,7 @@ pub use error::{
     StartGuestError, StateLoss,
 };
 pub use news::{FromPrimary, News};
-pub use order::{GoneLive, Order, Reply};
+pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;
 pub use progress::{Replay, ReplayProgress};
 pub use setup::Setup;

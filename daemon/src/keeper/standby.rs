@@ -104,22 +104,39 @@ impl Feed {
         }
     }
 
-    /// Replay mode: hands on what was sealed, ahead of its ack.
-    fn execute(&self, received: Received, receiver: &Receiver) -> Received {
-        let Some(Following { orders, applier, progress }) = &self.follower else { return received };
-        match received {
-            Received::Sealed { .. } => {
-                let state = receiver.sealed_state().unwrap_or_default().to_vec();
-                let _ = orders.send(Order::Follow(state, applier.clone()));
-                received
+    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed, ahead
+    /// of its ack.
+    fn said(
+        &self,
+        received: Received,
+        receiver: &Receiver,
+        telemetry: &Telemetry,
+    ) -> Result<Option<FromPrimary>, LinkEnd> {
+        let unusable = |why| LinkEnd::Lost(LinkError::Unusable(why));
+        Ok(Some(match received {
+            Received::Sealed { pairing, epoch, stamp_us } => {
+                if let Some(Following { orders, applier, .. }) = &self.follower {
+                    let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
+                    let _ = orders.send(Order::Follow(state, applier.clone()));
+                }
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
-            Received::SealedLog { epoch, stamp_us, log } => {
-                progress.queued(log.len() as u64);
-                let _ = orders.send(Order::Feed(log, Instant::now()));
-                Received::Sealed { epoch, stamp_us }
+            Received::SealedLog { pairing, epoch, stamp_us, log } => {
+                let following = self.follower.as_ref().ok_or(unusable("no machine executes it"))?;
+                following.progress.queued(log.len() as u64);
+                let _ = following.orders.send(Order::Feed(log, Instant::now()));
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
-            other => other,
-        }
+            Received::Heartbeat { stamp_us } => FromPrimary::Heartbeat { stamp: stamp_us },
+            Received::Paired { generation } => FromPrimary::Paired { generation },
+            Received::Switchover { epoch } => FromPrimary::Offered { epoch },
+            Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+            Received::CopyProgress { received_pages, total_pages } => {
+                telemetry.copy(received_pages.into(), total_pages.into());
+                return Ok(None);
+            }
+            Received::Nothing | Received::CopyStarted { .. } | Received::TookOver { .. } => return Ok(None),
+        }))
     }
 
     /// Feeds a connection's frames to the receiver until the connection ends or is stopped.
@@ -144,30 +161,19 @@ impl Feed {
             {
                 return Some(LinkEnd::Lost(LinkError::TooMuchLog));
             }
-            let received = {
+            let said = {
                 let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
                     return None;
                 }
                 let receiver = receiver.as_mut()?;
-                let received = receiver.on_frame(&frame);
+                let received = receiver.on_frame(&frame).map_err(|e| LinkEnd::Lost(e.into()));
                 // Under the lock: in order, also when another connection goes on where this one ends.
-                received.map(|received| (self.execute(received, receiver), receiver.held()))
+                received.and_then(|received| self.said(received, receiver, telemetry))
             };
-            let said = match received {
-                Err(e) => return Some(LinkEnd::Lost(e.into())),
-                Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
-                    Some(FromPrimary::Sealed { pairing: held.pairing, epoch, stamp: stamp_us })
-                }
-                Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
-                Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
-                Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::Offered { epoch }),
-                Ok((Received::Bye(bye), _)) => return Some(LinkEnd::Bye(bye.text)),
-                Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
-                    telemetry.copy(received_pages.into(), total_pages.into());
-                    None
-                }
-                Ok(_) => None,
+            let said = match said {
+                Ok(said) => said,
+                Err(end) => return Some(end),
             };
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;

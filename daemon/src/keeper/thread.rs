@@ -10,7 +10,7 @@ use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGues
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
 use super::news::News;
-use super::order::{GoneLive, Order, Reply};
+use super::order::{GoneLive, Order, OrderReply};
 use super::pairing::Pairing;
 use super::setup::Setup;
 use super::vm::Vm;
@@ -308,7 +308,7 @@ impl Keeper {
     }
 }
 
-fn answer<T>(reply: Reply<T>, value: T) {
+fn answer<T>(reply: OrderReply<T>, value: T) {
     // Nobody waits any more: the daemon is ending.
     let _ = reply.send(value);
 }

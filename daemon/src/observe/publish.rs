@@ -130,6 +130,7 @@ impl Publisher {
         let peer = window.peer();
         let copy_total = metrics.copy_total_bytes.get();
         metrics.generation.set(view.generation);
+        metrics.suspicions.set_total(view.suspicions);
         metrics.is_primary.set((view.role == Role::Primary).into());
         metrics.is_protected.set((view.state == State::Protected).into());
         metrics.is_peer_connected.set(peer.connected.into());

@@ -10,7 +10,7 @@ use super::stream::{Fitting, PeerReader, PeerWriter};
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
-use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
+use ft_checkpoint::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,8 @@ use std::thread::JoinHandle;
 
 /// A piece of a checkpoint, or a whole one that goes out again.
 pub enum Bulk {
-    /// One frame's content.
-    Frame(FrameType, u64, Vec<u8>),
+    /// One frame's content, which the pairing keeps as well.
+    Frame(FrameType, u64, SharedPayload),
     /// Everything of an owed checkpoint.
     Again(Arc<EncodedCheckpoint>),
 }

@@ -1,6 +1,6 @@
 //! What reaches the executor, and what it means to the core: the rooms know nothing of the core's events.
 
-use super::arbiter_thread::Answer;
+use super::arbiter_thread::CellNews;
 use super::real::RealHands;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
@@ -16,7 +16,7 @@ pub enum Input {
     /// Of the machine.
     Keeper(keeper::News),
     /// Of the arbiter.
-    Arbiter(Answer),
+    Arbiter(CellNews),
     /// Of the operator.
     Control(Wish),
 }
@@ -58,7 +58,7 @@ impl RealHands {
                 Event::Welcomed { conn, generation, pairing: welcome.pairing, how }
             }
             peer::News::DialFailed(error) => {
-                self.window.show_peer(false, Some(error.to_string()));
+                self.window.show_disconnected(Some(error.to_string()));
                 Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
             }
             peer::News::FromBackup { conn, said, ticket } => {
@@ -126,13 +126,13 @@ impl RealHands {
         (Some(event), None)
     }
 
-    fn event_of_arbiter(&mut self, answer: Answer) -> Event {
+    fn event_of_arbiter(&mut self, answer: CellNews) -> Event {
         match answer {
-            Answer::Read(cell) => {
+            CellNews::Read(cell) => {
                 self.window.show_arbiter(cell.is_ok());
                 Event::CellRead(cell)
             }
-            Answer::Set(outcome) => {
+            CellNews::Set(outcome) => {
                 self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
                 Event::CellSet(outcome)
             }

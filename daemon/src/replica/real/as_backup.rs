@@ -50,7 +50,7 @@ impl RealHands {
             })
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_peer(true, None);
+        self.window.show_connected();
         self.peer_lost = None;
         self.links.insert(conn, link);
         Ok(())

@@ -14,7 +14,7 @@ use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, StateLoss, WarmStandby};
+use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
@@ -176,7 +176,7 @@ impl RealHands {
                 format!("it said good-bye: {why}")
             }
         };
-        self.window.show_peer(false, Some(shown));
+        self.window.show_disconnected(Some(shown));
     }
 
     fn order(&self, order: Order) {
@@ -184,7 +184,7 @@ impl RealHands {
         let _ = self.orders.send(order);
     }
 
-    fn order_and_wait<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, HandsError> {
+    fn order_and_wait<T>(&self, order: impl FnOnce(OrderReply<T>) -> Order) -> Result<T, HandsError> {
         let (reply, answer) = sync_channel(1);
         self.order(order(reply));
         answer.recv().map_err(|_| HandsError::KeeperGone)
@@ -285,7 +285,7 @@ impl Hands for RealHands {
             Closing::Now => link.close(),
             Closing::AfterQueued => {
                 link.finish();
-                self.window.show_peer(false, None);
+                self.window.show_disconnected(None);
             }
         }
         self.peer_lost = Some(Instant::now());
