@@ -5,6 +5,7 @@
 mod validate;
 
 use crate::role::StartAs;
+use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -28,7 +29,7 @@ pub struct Config {
     pub node: Name,
     /// Who boots the VM while the arbiter's cell is empty.
     pub start_as: StartAs,
-    /// Lock file and node record; /var/lib/ftd/VM unless given.
+    /// Directory of the lock file; /var/lib/ftd/VM unless given.
     #[serde(default)]
     pub state_dir: PathBuf,
     /// Where `ftctl` connects; /run/ftd/VM.sock unless given.
@@ -37,30 +38,30 @@ pub struct Config {
     /// Group that may use the control socket.
     pub control_group: Option<String>,
     /// The other node.
-    pub peer: Peer,
+    pub peer: PeerConfig,
     /// The VM.
     #[serde(default)]
-    pub machine: Machine,
+    pub machine: MachineConfig,
     /// How it is protected.
     #[serde(default)]
-    pub replication: Replication,
+    pub replication: ReplicationConfig,
     /// What replay mode adds.
     #[serde(default)]
-    pub replay: Replay,
+    pub replay: ReplayConfig,
     /// Who decides when the nodes lose each other.
-    pub arbiter: Arbiter,
+    pub arbiter: ArbiterConfig,
     /// Messages.
     #[serde(default)]
-    pub log: Log,
+    pub log: LogConfig,
     /// Prometheus.
     #[serde(default)]
-    pub metrics: Metrics,
+    pub metrics: MetricsConfig,
 }
 
 /// The other node.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Peer {
+pub struct PeerConfig {
     /// Its name, other than this node's.
     pub node: Name,
     /// Its `replication.listen`, as seen from here.
@@ -70,7 +71,7 @@ pub struct Peer {
 /// The VM.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Machine {
+pub struct MachineConfig {
     /// What executes it.
     pub engine: EngineKind,
     /// vCPUs.
@@ -78,7 +79,7 @@ pub struct Machine {
     /// Guest memory.
     pub memory_mib: u64,
     /// What boots.
-    pub guest: Guest,
+    pub guest: GuestKind,
     /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
     pub kernel: Option<PathBuf>,
     /// Linux: initramfs.
@@ -88,28 +89,28 @@ pub struct Machine {
     /// Whether there is a virtio-rng.
     pub rng: bool,
     /// Where the serial console goes.
-    pub console: Console,
+    pub console: ConsoleTarget,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// The network card.
-    pub net: Option<Net>,
+    pub net: Option<NetConfig>,
     /// The disks.
     #[serde(rename = "disk")]
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DiskConfig>,
 }
 
-impl Default for Machine {
+impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
-            guest: Guest::Builtin,
+            guest: GuestKind::Builtin,
             kernel: None,
             initrd: None,
             cmdline: String::new(),
             rng: true,
-            console: Console::Socket,
+            console: ConsoleTarget::Socket,
             on_reset: OnReset::Restart,
             net: None,
             disks: Vec::new(),
@@ -120,7 +121,7 @@ impl Default for Machine {
 /// What boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Guest {
+pub enum GuestKind {
     /// The program built into ftd.
     Builtin,
     /// A Linux kernel.
@@ -142,7 +143,7 @@ pub enum OnReset {
 /// Where the serial console goes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub enum Console {
+pub enum ConsoleTarget {
     /// To `ftctl console`.
     Socket,
     /// To the daemon's stdout.
@@ -151,7 +152,7 @@ pub enum Console {
     File(PathBuf),
 }
 
-impl TryFrom<String> for Console {
+impl TryFrom<String> for ConsoleTarget {
     type Error = ValueError;
 
     fn try_from(text: String) -> Result<Self, ValueError> {
@@ -169,7 +170,7 @@ impl TryFrom<String> for Console {
 /// The network card.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Net {
+pub struct NetConfig {
     /// TAP interface on this host.
     pub tap: String,
     /// The guest's MAC address, equal on both nodes.
@@ -182,7 +183,7 @@ pub struct Net {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Disk {
+pub struct DiskConfig {
     /// Raw image on this host.
     pub image: PathBuf,
     /// Must be true for now.
@@ -192,7 +193,7 @@ pub struct Disk {
 /// How the VM is protected. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Replication {
+pub struct ReplicationConfig {
     /// Where this node waits for its peer.
     pub listen: SocketAddr,
     /// How.
@@ -219,7 +220,7 @@ pub struct Replication {
     pub takeover_delay_ms: u64,
 }
 
-impl Default for Replication {
+impl Default for ReplicationConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
@@ -241,7 +242,7 @@ impl Default for Replication {
 /// Who decides.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Arbiter {
+pub struct ArbiterConfig {
     /// The back end.
     #[serde(default)]
     pub kind: ArbiterKind,
@@ -252,7 +253,7 @@ pub struct Arbiter {
 /// Messages.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogConfig {
     /// Their form.
     pub format: LogFormat,
     /// The least severe that is written.
@@ -283,28 +284,17 @@ pub enum LogLevel {
     Trace,
 }
 
-/// How the VM is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Its state is shipped many times a second.
-    #[default]
-    Checkpoint,
-    /// Its inputs are shipped, and the backup executes them too.
-    Replay,
-}
-
 /// Replay mode.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// How often the log is shipped when no output waits for it, in microseconds.
     pub batch_us: u64,
     /// How far the backup may be behind before the VM is slowed.
     pub lag_ms_max: u64,
 }
 
-impl Default for Replay {
+impl Default for ReplayConfig {
     fn default() -> Self {
         Self { batch_us: 5000, lag_ms_max: 100 }
     }
@@ -313,7 +303,7 @@ impl Default for Replay {
 /// Prometheus.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Metrics {
+pub struct MetricsConfig {
     /// Where metrics are served over HTTP, if at all.
     pub listen: Option<SocketAddr>,
 }
@@ -522,7 +512,7 @@ impl Config {
         if config.control_socket.as_os_str().is_empty() {
             config.control_socket = PathBuf::from(format!("/run/ftd/{}.sock", config.vm));
         }
-        config.validate().map_err(|validate::Refusal { key, value, allowed }| ConfigError::Value {
+        config.validate().map_err(|validate::BadValue { key, value, allowed }| ConfigError::Value {
             file: file.to_owned(),
             key,
             value,
@@ -536,10 +526,10 @@ impl Config {
     pub fn boot(&self) -> Boot {
         let cmdline = self.machine.cmdline.clone();
         match (self.machine.guest, &self.machine.kernel) {
-            (Guest::Linux, Some(kernel)) => {
+            (GuestKind::Linux, Some(kernel)) => {
                 Boot::Linux { kernel: kernel.clone(), initrd: self.machine.initrd.clone(), cmdline }
             }
-            (Guest::Freestanding, Some(kernel)) => {
+            (GuestKind::Freestanding, Some(kernel)) => {
                 Boot::Freestanding { image: FreestandingImage::File(kernel.clone()), cmdline }
             }
             // Validation leaves no other guest without a kernel.

@@ -1,12 +1,12 @@
 //! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads, and
 //! control, metrics, signals and systemd are served beside it.
 
-use crate::config::{self, Config, OnReset};
+use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{HostError, InstanceLock, LockError, Watchdog, prepare_host};
-use crate::keeper::{Progress, Replay};
+use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
@@ -102,10 +102,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         node: config.node.to_string(),
         generation: 0,
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
-        mode: match config.replication.mode {
-            config::Mode::Checkpoint => Mode::Checkpoint,
-            config::Mode::Replay => Mode::Replay,
-        },
+        mode: config.replication.mode,
         engine: engine_fingerprint(host.spec.engine),
         cpu: match host.spec.engine {
             EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
@@ -121,10 +118,10 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let watchdog = Arc::new(Watchdog::from_environment());
     let arbiter = config.arbiter();
     let replay = Replay {
-        on: config.replication.mode == config::Mode::Replay,
+        on: config.replication.mode == Mode::Replay,
         batch: Duration::from_micros(config.replay.batch_us),
         lag_max: Duration::from_millis(config.replay.lag_ms_max),
-        progress: Arc::new(Progress::default()),
+        progress: Arc::new(ReplayProgress::default()),
     };
     let progress = replay.on.then(|| Arc::clone(&replay.progress));
     let publisher = Arc::new(Publisher::new(

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use ft_netbuf::{BootTime, Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer};
+use ft_netbuf::{BootTime, Bounds, Emit, Gate, OutputBuffer};
 use ftd::role::Micros;
 use parking_lot::Mutex;
 
@@ -94,7 +94,7 @@ impl Default for Card {
     fn default() -> Self {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let clock = Arc::clone(&wire);
-        let bounds = Bounds { frames: FRAMES_MAX, bytes: 2 * MAX_FRAME_BYTES };
+        let bounds = Bounds { frames: FRAMES_MAX, bytes: 4096, frame_bytes: 64 };
         let output = OutputBuffer::with_clock(Box::new(Plug(Arc::clone(&wire))), bounds, move || {
             let wire = clock.lock();
             BootTime::from_us(match wire.pace {

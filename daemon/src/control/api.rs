@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! {"version":1,"request":"status"}
-//! {"version":1,"request":{"failover":{"timeout_ms":10000}}}
+//! {"version":1,"request":{"switchover":{"timeout_ms":10000}}}
 //! ```
 //!
 //! Each request has one response, but for `watch`, which has a stream of statuses until the client hangs up, and
 //! `console`, after whose response the connection carries raw bytes both ways.
 
-pub use crate::observe::{ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use crate::observe::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
 pub use crate::role::{Role, State};
 
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,9 @@ pub enum Request {
         /// Longest time between two.
         interval_ms: u64,
     },
-    /// Hands the VM over to the backup, losing nothing.
-    Failover {
+    /// A planned switchover: the backup goes on with the VM, and nothing is lost.
+    #[serde(alias = "failover")]
+    Switchover {
         /// Given up after this time, with the VM where it was.
         timeout_ms: u64,
     },
@@ -97,7 +98,7 @@ impl Goal {
 pub enum Response {
     /// To `status`, `watch` and `wait`.
     Status(Box<Status>),
-    /// To `failover` and `stop`: done, in words.
+    /// To `switchover` and `stop`: done, in words.
     Done(String),
     /// To `console`: from the next byte on the connection is the console.
     Console,

@@ -35,7 +35,7 @@ impl Controlled for Desk {
         self.publisher.subscribe()
     }
 
-    async fn failover(&self, timeout: Duration) -> Result<String, Failure> {
+    async fn switchover(&self, timeout: Duration) -> Result<String, Failure> {
         let (done, outcome) = oneshot::channel();
         let reply = Box::new(move |result| {
             // Who asked may have gone; the switchover goes on all the same.

@@ -31,9 +31,9 @@ pub trait Controlled: Send + Sync + 'static {
     /// replication threads.
     fn status(&self) -> watch::Receiver<Arc<Status>>;
 
-    /// Hands the VM over to the backup; ends when that is done, refused or given up. What was done, in words.
+    /// Has the backup go on with the VM; ends when that is done, refused or given up. What was done, in words.
     /// Dropping the future does not call it back.
-    fn failover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
+    fn switchover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// Asks the daemon to end; it answers what will happen.
     fn stop(&self) -> Result<String, Failure>;
@@ -161,7 +161,7 @@ impl Server {
                     tokio::spawn(async move {
                         let _place = place;
                         // How a client ends is its own business.
-                        if let Err(error) = Client::new(stream).serve(&*controlled).await {
+                        if let Err(error) = Session::new(stream).serve(&*controlled).await {
                             tracing::debug!(%error, "control client gone");
                         }
                     });
@@ -176,19 +176,19 @@ impl Server {
     }
 }
 
-struct Client<R, W> {
+struct Session<R, W> {
     reader: BufReader<R>,
     writer: W,
 }
 
-impl Client<tokio::net::unix::OwnedReadHalf, tokio::net::unix::OwnedWriteHalf> {
+impl Session<tokio::net::unix::OwnedReadHalf, tokio::net::unix::OwnedWriteHalf> {
     fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         Self { reader: BufReader::new(reader), writer }
     }
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
     async fn serve<C: Controlled>(mut self, controlled: &C) -> io::Result<()> {
         loop {
             let request = match self.read_request().await? {
@@ -202,9 +202,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             let response = match request {
                 Request::Status => Response::Status(Box::new(current(&controlled.status()))),
                 Request::Watch { interval_ms } => return self.watch(controlled.status(), interval_ms).await,
-                Request::Failover { timeout_ms } => {
+                Request::Switchover { timeout_ms } => {
                     let limit = Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
-                    controlled.failover(limit).await.map_or_else(Response::Error, Response::Done)
+                    controlled.switchover(limit).await.map_or_else(Response::Error, Response::Done)
                 }
                 Request::Wait { goal, timeout_ms } => {
                     let limit = Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));

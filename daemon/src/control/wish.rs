@@ -11,7 +11,7 @@ pub enum Wish {
 /// Where the outcome of a switchover goes.
 pub type SwitchoverReply = Box<dyn FnOnce(Result<(), SwitchoverError>) + Send>;
 
-/// Why the VM was not handed over.
+/// Why the backup did not go on with the VM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SwitchoverError {
     /// Not in this state, not on this node, or the peer will not have it.

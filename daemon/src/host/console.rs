@@ -1,7 +1,7 @@
 //! The guest's console: to whoever is attached, and to a file or stdout if so configured.
 
 use super::check::HostError;
-use crate::config::Console;
+use crate::config::ConsoleTarget;
 use ft_vm::devices::ConsoleSink;
 use ft_vm::machine::ConsoleHandle;
 use parking_lot::Mutex;
@@ -29,11 +29,11 @@ const RECENT_BYTES: usize = 16 << 10;
 const BACKLOG: usize = 1024;
 
 impl ConsoleHub {
-    pub(super) fn start(console: &Console) -> Result<Self, HostError> {
+    pub(super) fn start(console: &ConsoleTarget) -> Result<Self, HostError> {
         let sink: Option<Box<dyn Write + Send>> = match console {
-            Console::Socket => None,
-            Console::Stdout => Some(Box::new(std::io::stdout())),
-            Console::File(path) => {
+            ConsoleTarget::Socket => None,
+            ConsoleTarget::Stdout => Some(Box::new(std::io::stdout())),
+            ConsoleTarget::File(path) => {
                 let failed =
                     |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
                 Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))

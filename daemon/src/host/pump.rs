@@ -2,13 +2,11 @@
 //! whatever machine there is at the moment; without one, what comes in is lost, as on a cable without a computer.
 
 use ft_netbuf::{Tap, Waker};
-use ft_vm::devices::{Delivered, NetPort};
+use ft_vm::devices::{Delivered, FRAME_BYTES_MAX, NetPort};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest frame that is taken from the TAP.
-const FRAME_BYTES_MAX: usize = 65_536;
 /// A frame waits so long for a guest that has no buffers or is paused, then it is lost, as with any card.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -31,7 +29,8 @@ impl Socket {
 pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
     let waker = tap.waker();
     std::thread::Builder::new().name("ftd-tap".into()).spawn(move || {
-        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        // A byte more than a frame has: one that is too long is seen to be, and lost, rather than cut.
+        let mut buffer = vec![0; FRAME_BYTES_MAX + 1];
         loop {
             match tap.receive(&mut buffer) {
                 Ok(Some(length)) => {

@@ -5,7 +5,7 @@ use super::console::ConsoleHub;
 use super::pump::{self, Socket};
 use crate::config::Config;
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
-use ft_vm::devices::{FrameSink, Transmit, Wiring};
+use ft_vm::devices::{FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
 use ft_vm::machine::Machine;
 use ft_vm::spec::{Boot, MachineSpec};
 use std::fs::File;
@@ -58,8 +58,11 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
     let console = ConsoleHub::start(&machine.console)?;
     let replication = &config.replication;
-    let bounds =
-        Bounds { frames: replication.hold_frames as usize, bytes: (replication.hold_mib as usize) << 20 };
+    let bounds = Bounds {
+        frames: replication.hold_frames as usize,
+        bytes: (replication.hold_mib as usize) << 20,
+        frame_bytes: FRAME_BYTES_MAX,
+    };
     let socket = Socket::default();
     let (output, announcement) = match &machine.net {
         Some(net) => {
@@ -74,7 +77,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     };
     output.mute();
 
-    let frames = machine.net.as_ref().map(|_| Arc::new(Held(output.clone())) as Arc<dyn FrameSink>);
+    let frames = machine.net.as_ref().map(|_| Arc::new(HoldingSink(output.clone())) as Arc<dyn FrameSink>);
     let hub = console.clone();
     let wiring = Box::new(move || {
         let disks = images
@@ -123,9 +126,9 @@ fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() +
 }
 
 /// The guest's frames go through output commit.
-struct Held(OutputBuffer);
+struct HoldingSink(OutputBuffer);
 
-impl FrameSink for Held {
+impl FrameSink for HoldingSink {
     fn transmit(&self, frame: &[u8]) -> Transmit {
         match self.0.transmit(frame) {
             Transmitted::Taken => Transmit::Taken,

@@ -26,7 +26,7 @@ pub(super) struct Copying {
 }
 
 /// How a copy stands after a step.
-pub(super) enum Progress {
+pub(super) enum CopyStep {
     /// There is more to do.
     Going,
     /// What is left makes a short pause.
@@ -52,7 +52,7 @@ impl Copying {
     }
 
     /// Copies some pages, or begins another round over what the guest dirtied meanwhile.
-    pub(super) fn step(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Progress, KeepError> {
+    pub(super) fn step(&mut self, vm: &mut Vm, setup: &Setup) -> Result<CopyStep, KeepError> {
         let Self { pairing, encoder, copy, round, dirty } = self;
         let mut sink = pairing.copy_sink();
         let progress = if copy.progress().is_complete() {
@@ -67,15 +67,15 @@ impl Copying {
             Ok(progress) => progress,
             Err(e) => {
                 tracing::debug!("full copy stopped: {e}");
-                return Ok(Progress::Broken);
+                return Ok(CopyStep::Broken);
             }
         };
         setup.telemetry.copying(progress);
         let is_little = dirty.len() <= PRECOPY_PAGES_LEFT || *round >= PRECOPY_ROUNDS_MAX;
         Ok(if progress.is_complete() && *round > 0 && is_little {
-            Progress::Converged
+            CopyStep::Converged
         } else {
-            Progress::Going
+            CopyStep::Going
         })
     }
 }

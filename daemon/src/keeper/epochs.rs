@@ -131,7 +131,7 @@ impl Epochs {
         if !self.paused && (self.freezing || self.began.elapsed() >= epoch * EPOCH_STRETCH) {
             vm.machine.pause()?;
             self.paused = true;
-            telemetry.choked();
+            telemetry.stalled();
         }
         Ok(())
     }

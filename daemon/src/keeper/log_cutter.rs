@@ -132,7 +132,7 @@ impl LogCutter {
         let permille = throttle_permille(lag_us, setup.replay.lag_max);
         if permille != self.throttle {
             vm.machine.throttle(permille);
-            setup.telemetry.throttled(permille);
+            setup.telemetry.slowed(permille);
             self.throttle = permille;
         }
     }
@@ -142,7 +142,7 @@ impl LogCutter {
         if !self.paused {
             vm.machine.pause()?;
             self.paused = true;
-            setup.telemetry.choked();
+            setup.telemetry.stalled();
         }
         Ok(())
     }
@@ -157,7 +157,7 @@ impl LogCutter {
     /// The pairing is over: nothing is recorded or slowed any more, and the guest runs, unless it has come to its end.
     pub(super) fn finish(self, vm: &mut Vm, setup: &Setup) -> Result<(), KeepError> {
         vm.machine.throttle(0);
-        setup.telemetry.throttled(0);
+        setup.telemetry.slowed(0);
         vm.machine.pause()?;
         vm.machine.stop_recording()?;
         match vm.ended {

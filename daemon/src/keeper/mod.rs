@@ -27,9 +27,9 @@ pub use error::{
     StartGuestError, StateLoss,
 };
 pub use news::{FromPrimary, News};
-pub use order::{GoneLive, Order, Reply};
+pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;
-pub use progress::{Progress, Replay};
+pub use progress::{Replay, ReplayProgress};
 pub use setup::Setup;
-pub use standby::{Feed, Standby};
+pub use standby::{Feed, WarmStandby};
 pub use thread::Keeper;

@@ -12,15 +12,15 @@ use std::time::Instant;
 /// See the module.
 pub enum Order {
     /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
-    Prepare(Reply<Result<GuestRam, PrepareError>>),
+    Prepare(OrderReply<Result<GuestRam, PrepareError>>),
     /// Fresh RAM and machine, booted and running.
-    Boot(Reply<Result<(), StartGuestError>>),
+    Boot(OrderReply<Result<(), StartGuestError>>),
     /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
-    Restore(Vec<u8>, Reply<Result<(), RestoreError>>),
+    Restore(Vec<u8>, OrderReply<Result<(), RestoreError>>),
     /// Full copy, then epochs, for this pairing.
     BeginPairing(Arc<Pairing>),
     /// No more checkpoints.
-    EndPairing(Reply<()>),
+    EndPairing(OrderReply<()>),
     /// One last checkpoint of the running pairing, after which the guest stays paused.
     Freeze,
     /// The guest runs again, checkpoints go on.
@@ -39,13 +39,13 @@ pub enum Order {
         epoch: u64,
     },
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
-    GoLive(Reply<Result<GoneLive, GoLiveError>>),
+    GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// Stops and drops the machine.
-    Stop(Reply<()>),
+    Stop(OrderReply<()>),
 }
 
 /// Where an order's answer goes.
-pub type Reply<T> = SyncSender<T>;
+pub type OrderReply<T> = SyncSender<T>;
 
 /// What a take-over found.
 pub struct GoneLive {

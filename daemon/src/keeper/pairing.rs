@@ -8,7 +8,7 @@
 use crate::peer::{Bulk, Closed, PeerOutbox};
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::owed::{Owed, OwedError};
-use ft_checkpoint::wire::{FrameError, FrameType, WireSink};
+use ft_checkpoint::wire::{FrameError, FrameType, SharedPayload, WireSink};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -143,9 +143,13 @@ pub struct PairingSink {
 
 impl WireSink for PairingSink {
     fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError> {
+        self.shared(kind, epoch, &Arc::new(payload.to_vec()))
+    }
+
+    fn shared(&mut self, kind: FrameType, epoch: u64, payload: &SharedPayload) -> Result<(), FrameError> {
         let Some(outbox) = &self.outbox else { return Err(FrameError::Closed) };
         outbox
-            .ship(Bulk::Frame(kind, epoch, payload.to_vec()), payload.len())
+            .ship(Bulk::Frame(kind, epoch, Arc::clone(payload)), payload.len())
             .map_err(|Closed| FrameError::Closed)
     }
 

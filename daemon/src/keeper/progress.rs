@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// See the module.
 #[derive(Default)]
-pub struct Progress {
+pub struct ReplayProgress {
     count: AtomicU64,
     lag_us: AtomicU64,
     pending_bytes: AtomicU64,
@@ -16,7 +16,7 @@ pub struct Progress {
     queued_bytes: AtomicU64,
 }
 
-impl Progress {
+impl ReplayProgress {
     /// The last word.
     pub fn set(&self, position: Position) {
         let Position { count, lag_us, pending_bytes } = position;
@@ -62,5 +62,5 @@ pub struct Replay {
     /// How far the backup may be behind.
     pub lag_max: Duration,
     /// How far it is.
-    pub progress: Arc<Progress>,
+    pub progress: Arc<ReplayProgress>,
 }

@@ -21,14 +21,14 @@ pub struct LogEpoch {
     pub log: Vec<u8>,
 }
 
-enum Work {
+enum Shipment {
     Checkpoint(Capture),
     Log(LogEpoch),
 }
 
 /// The keeper's end of the shipper.
 pub struct Shipper {
-    work: Option<Sender<Work>>,
+    work: Option<Sender<Shipment>>,
     returned: Receiver<Capture>,
     thread: Option<JoinHandle<()>>,
     spare: Vec<Capture>,
@@ -50,15 +50,15 @@ impl Shipper {
             let mut encoder = encoder;
             while let Ok(work) = work.recv() {
                 let shipped = match &work {
-                    Work::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
-                    Work::Log(log) => ship_log(&mut encoder, &pairing, log),
+                    Shipment::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
+                    Shipment::Log(log) => ship_log(&mut encoder, &pairing, log),
                 };
                 if let Err(why) = shipped {
                     // The daemon may be ending: then nobody misses it.
                     let _ = news.tell(News::PairingBroken { pairing: pairing.nonce, why });
                     return;
                 }
-                if let Work::Checkpoint(capture) = work
+                if let Shipment::Checkpoint(capture) = work
                     && give_back.send(capture).is_err()
                 {
                     return;
@@ -80,15 +80,15 @@ impl Shipper {
 
     /// Hands a capture over. A shipper that has failed has said so itself.
     pub fn ship(&self, capture: Capture) {
-        self.hand_over(Work::Checkpoint(capture));
+        self.queue(Shipment::Checkpoint(capture));
     }
 
     /// Hands an epoch of the log over.
     pub fn ship_log(&self, log: LogEpoch) {
-        self.hand_over(Work::Log(log));
+        self.queue(Shipment::Log(log));
     }
 
-    fn hand_over(&self, work: Work) {
+    fn queue(&self, work: Shipment) {
         if let Some(sender) = &self.work {
             let _ = sender.send(work);
         }

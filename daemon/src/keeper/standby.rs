@@ -4,10 +4,10 @@
 use super::error::{SealedError, StandbyError};
 use super::news::{FromPrimary, News};
 use super::order::Order;
-use super::progress::{Progress, Replay};
+use super::progress::{Replay, ReplayProgress};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
-use crate::peer::{Ending, Intake, LinkError, PeerReader};
+use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
 use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
-pub struct Standby {
+pub struct WarmStandby {
     ram: GuestRam,
     feed: Feed,
     applier: JoinHandle<()>,
@@ -43,14 +43,14 @@ pub struct Feed {
 struct Following {
     orders: Sender<Order>,
     applier: Applier,
-    progress: Arc<Progress>,
+    progress: Arc<ReplayProgress>,
 }
 
 /// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
 /// more is sealed.
 const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
-impl Standby {
+impl WarmStandby {
     /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
     pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
         let view = ram.view()?;
@@ -104,22 +104,39 @@ impl Feed {
         }
     }
 
-    /// Replay mode: hands on what was sealed, ahead of its ack.
-    fn execute(&self, received: Received, receiver: &Receiver) -> Received {
-        let Some(Following { orders, applier, progress }) = &self.follower else { return received };
-        match received {
-            Received::Sealed { .. } => {
-                let state = receiver.sealed_state().unwrap_or_default().to_vec();
-                let _ = orders.send(Order::Follow(state, applier.clone()));
-                received
+    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed, ahead
+    /// of its ack.
+    fn said(
+        &self,
+        received: Received,
+        receiver: &Receiver,
+        telemetry: &Telemetry,
+    ) -> Result<Option<FromPrimary>, LinkEnd> {
+        let unusable = |why| LinkEnd::Lost(LinkError::Unusable(why));
+        Ok(Some(match received {
+            Received::Sealed { pairing, epoch, stamp_us } => {
+                if let Some(Following { orders, applier, .. }) = &self.follower {
+                    let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
+                    let _ = orders.send(Order::Follow(state, applier.clone()));
+                }
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
-            Received::SealedLog { epoch, stamp_us, log } => {
-                progress.queued(log.len() as u64);
-                let _ = orders.send(Order::Feed(log, Instant::now()));
-                Received::Sealed { epoch, stamp_us }
+            Received::SealedLog { pairing, epoch, stamp_us, log } => {
+                let following = self.follower.as_ref().ok_or(unusable("no machine executes it"))?;
+                following.progress.queued(log.len() as u64);
+                let _ = following.orders.send(Order::Feed(log, Instant::now()));
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
-            other => other,
-        }
+            Received::Heartbeat { stamp_us } => FromPrimary::Heartbeat { stamp: stamp_us },
+            Received::Paired { generation } => FromPrimary::Paired { generation },
+            Received::Switchover { epoch } => FromPrimary::Offered { epoch },
+            Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+            Received::CopyProgress { received_pages, total_pages } => {
+                telemetry.copy(received_pages.into(), total_pages.into());
+                return Ok(None);
+            }
+            Received::Nothing | Received::CopyStarted { .. } | Received::TookOver { .. } => return Ok(None),
+        }))
     }
 
     /// Feeds a connection's frames to the receiver until the connection ends or is stopped.
@@ -130,44 +147,33 @@ impl Feed {
         intake: &Arc<Intake>,
         news: &Outlet<News>,
         telemetry: &Telemetry,
-    ) -> Option<Ending> {
+    ) -> Option<LinkEnd> {
         let mut frames = 0u64;
         loop {
             let frame = match reader.read() {
                 Ok(frame) => frame,
                 Err(_) if intake.is_stopped() => return None,
-                Err(e) => return Some(Ending::Lost(e.into())),
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
             };
             if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
                 && let Some(Following { progress, .. }) = &self.follower
                 && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
             {
-                return Some(Ending::Lost(LinkError::TooMuchLog));
+                return Some(LinkEnd::Lost(LinkError::TooMuchLog));
             }
-            let received = {
+            let said = {
                 let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
                     return None;
                 }
                 let receiver = receiver.as_mut()?;
-                let received = receiver.on_frame(&frame);
+                let received = receiver.on_frame(&frame).map_err(|e| LinkEnd::Lost(e.into()));
                 // Under the lock: in order, also when another connection goes on where this one ends.
-                received.map(|received| (self.execute(received, receiver), receiver.held()))
+                received.and_then(|received| self.said(received, receiver, telemetry))
             };
-            let said = match received {
-                Err(e) => return Some(Ending::Lost(e.into())),
-                Ok((Received::Sealed { epoch, stamp_us }, Some(held))) => {
-                    Some(FromPrimary::Sealed { pairing: held.pairing, epoch, stamp: stamp_us })
-                }
-                Ok((Received::Heartbeat { stamp_us }, _)) => Some(FromPrimary::Heartbeat { stamp: stamp_us }),
-                Ok((Received::Paired { generation }, _)) => Some(FromPrimary::Paired { generation }),
-                Ok((Received::Switchover { epoch }, _)) => Some(FromPrimary::Offered { epoch }),
-                Ok((Received::Bye(bye), _)) => return Some(Ending::Bye(bye.text)),
-                Ok((Received::CopyProgress { received_pages, total_pages }, _)) => {
-                    telemetry.copy(received_pages.into(), total_pages.into());
-                    None
-                }
-                Ok(_) => None,
+            let said = match said {
+                Ok(said) => said,
+                Err(end) => return Some(end),
             };
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;

@@ -4,13 +4,13 @@
 //! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
 //! [`Follower`]'s.
 
-use super::copying::{Copying, Progress};
+use super::copying::{CopyStep, Copying};
 use super::epochs::{Ended, Epochs};
 use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
 use super::news::News;
-use super::order::{GoneLive, Order, Reply};
+use super::order::{GoneLive, Order, OrderReply};
 use super::pairing::Pairing;
 use super::setup::Setup;
 use super::vm::Vm;
@@ -32,10 +32,10 @@ pub struct Keeper {
     setup: Setup,
     orders: Receiver<Order>,
     vm: Option<Vm>,
-    mode: Mode,
+    mode: Work,
 }
 
-enum Mode {
+enum Work {
     /// No machine, or a parked one, or one that runs without replication.
     Quiet,
     Copying(Box<Copying>),
@@ -48,7 +48,7 @@ impl Keeper {
     /// Starts the thread.
     pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
-            Self { setup, orders, vm: None, mode: Mode::Quiet }.run();
+            Self { setup, orders, vm: None, mode: Work::Quiet }.run();
         })
     }
 
@@ -78,7 +78,7 @@ impl Keeper {
             if let Err(why) = result {
                 // The machine itself failed. What the backup holds is the VM now.
                 self.setup.tell(News::MachineFailed(why));
-                self.mode = Mode::Quiet;
+                self.mode = Work::Quiet;
                 self.drop_machine();
             }
         }
@@ -88,12 +88,12 @@ impl Keeper {
     fn wait_limit(&self) -> Duration {
         match &self.mode {
             _ if self.is_at_rest() => EVENTS_INTERVAL,
-            Mode::Copying(_) => Duration::ZERO,
-            Mode::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
-            Mode::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
-            Mode::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
-            Mode::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
-            Mode::Quiet => IDLE_ROUND,
+            Work::Copying(_) => Duration::ZERO,
+            Work::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
+            Work::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
+            Work::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
+            Work::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
+            Work::Quiet => IDLE_ROUND,
         }
     }
 
@@ -102,9 +102,9 @@ impl Keeper {
     fn is_at_rest(&self) -> bool {
         self.vm.as_ref().is_some_and(|vm| vm.ended)
             || match &self.mode {
-                Mode::Epochs(epochs) => epochs.is_frozen(),
-                Mode::Log(cutter) => cutter.is_frozen(),
-                Mode::Quiet | Mode::Copying(_) | Mode::Following(_) => false,
+                Work::Epochs(epochs) => epochs.is_frozen(),
+                Work::Log(cutter) => cutter.is_frozen(),
+                Work::Quiet | Work::Copying(_) | Work::Following(_) => false,
             }
     }
 
@@ -122,30 +122,30 @@ impl Keeper {
             Order::Freeze => return self.freeze(),
             Order::Thaw => return self.thaw(),
             Order::Room => match &self.mode {
-                Mode::Epochs(epochs) if epochs.is_starved() => return self.work(),
-                Mode::Log(cutter) if cutter.is_starved() => return self.work(),
+                Work::Epochs(epochs) if epochs.is_starved() => return self.work(),
+                Work::Log(cutter) if cutter.is_starved() => return self.work(),
                 _ => {}
             },
             Order::Output => match &mut self.mode {
-                Mode::Epochs(epochs) => epochs.output_waits(),
-                Mode::Log(cutter) => cutter.output_waits(),
+                Work::Epochs(epochs) => epochs.output_waits(),
+                Work::Log(cutter) => cutter.output_waits(),
                 _ => {}
             },
             Order::Follow(state, applier) => self.follow(&state, &applier),
             Order::Feed(log, at) => {
                 self.setup.replay.progress.taken(log.len() as u64);
-                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
                     follower.feed(vm, &self.setup, &log, at);
                 }
             }
             Order::Verify { epoch } => {
-                if let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
                     follower.verify(vm, &self.setup, epoch);
                 }
             }
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
-                self.mode = Mode::Quiet;
+                self.mode = Work::Quiet;
                 self.drop_machine();
                 answer(reply, ());
             }
@@ -156,7 +156,7 @@ impl Keeper {
     /// Whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
     fn poll_guest_end(&mut self) -> bool {
         match (&self.mode, &mut self.vm) {
-            (Mode::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
+            (Work::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
             (_, Some(vm)) => vm.poll_end(&self.setup),
             (_, None) => false,
         }
@@ -168,24 +168,24 @@ impl Keeper {
         }
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match &mut self.mode {
-            Mode::Quiet => Ok(()),
-            Mode::Copying(copying) => match copying.step(vm, &self.setup)? {
-                Progress::Going => Ok(()),
-                Progress::Converged => self.begin_epochs(),
-                Progress::Broken => {
-                    self.mode = Mode::Quiet;
+            Work::Quiet => Ok(()),
+            Work::Copying(copying) => match copying.step(vm, &self.setup)? {
+                CopyStep::Going => Ok(()),
+                CopyStep::Converged => self.begin_epochs(),
+                CopyStep::Broken => {
+                    self.mode = Work::Quiet;
                     Ok(())
                 }
             },
-            Mode::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
+            Work::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
                 Ended::Captured if self.setup.replay.on => {
                     self.begin_log();
                     Ok(())
                 }
                 _ => Ok(()),
             },
-            Mode::Log(cutter) => cutter.cut(vm, &self.setup),
-            Mode::Following(follower) => {
+            Work::Log(cutter) => cutter.cut(vm, &self.setup),
+            Work::Following(follower) => {
                 follower.look(vm, &self.setup);
                 Ok(())
             }
@@ -193,7 +193,7 @@ impl Keeper {
     }
 
     fn new_vm(&mut self) -> Result<&mut Vm, PrepareError> {
-        self.mode = Mode::Quiet;
+        self.mode = Work::Quiet;
         self.drop_machine();
         Ok(self.vm.insert(Vm::new(&self.setup)?))
     }
@@ -226,49 +226,49 @@ impl Keeper {
     fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), KeepError> {
         let vm = self.vm.as_mut().ok_or(KeepError::NoMachine)?;
         if let Some(copying) = Copying::begin(vm, &self.setup, pairing)? {
-            self.mode = Mode::Copying(Box::new(copying));
+            self.mode = Work::Copying(Box::new(copying));
         }
         Ok(())
     }
 
     /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
     fn begin_epochs(&mut self) -> Result<(), KeepError> {
-        if let Mode::Copying(copying) = std::mem::replace(&mut self.mode, Mode::Quiet) {
+        if let Work::Copying(copying) = std::mem::replace(&mut self.mode, Work::Quiet) {
             let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
-            self.mode = Mode::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
+            self.mode = Work::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
         }
         self.work()
     }
 
     /// Replay mode: the first checkpoint is captured, the log goes on from it.
     fn begin_log(&mut self) {
-        if let Mode::Epochs(epochs) = std::mem::replace(&mut self.mode, Mode::Quiet) {
-            self.mode = Mode::Log(Box::new(epochs.into_log()));
+        if let Work::Epochs(epochs) = std::mem::replace(&mut self.mode, Work::Quiet) {
+            self.mode = Work::Log(Box::new(epochs.into_log()));
         }
     }
 
     fn end_pairing(&mut self) -> Result<(), KeepError> {
-        let mode = std::mem::replace(&mut self.mode, Mode::Quiet);
+        let mode = std::mem::replace(&mut self.mode, Work::Quiet);
         let Some(vm) = &mut self.vm else { return Ok(()) };
         match mode {
-            Mode::Quiet => return Ok(()),
+            Work::Quiet => return Ok(()),
             // Nothing of a pairing of ours.
-            Mode::Following(follower) => {
-                self.mode = Mode::Following(follower);
+            Work::Following(follower) => {
+                self.mode = Work::Following(follower);
                 return Ok(());
             }
-            Mode::Log(cutter) => return cutter.finish(vm, &self.setup),
-            Mode::Copying(_) => {}
-            Mode::Epochs(_) if vm.ended => {}
-            Mode::Epochs(mut epochs) => epochs.let_run(vm)?,
+            Work::Log(cutter) => return cutter.finish(vm, &self.setup),
+            Work::Copying(_) => {}
+            Work::Epochs(_) if vm.ended => {}
+            Work::Epochs(mut epochs) => epochs.let_run(vm)?,
         }
         Ok(vm.machine.stop_dirty_log()?)
     }
 
     fn freeze(&mut self) -> Result<(), KeepError> {
         match &mut self.mode {
-            Mode::Epochs(epochs) => epochs.freeze(),
-            Mode::Log(cutter) => cutter.freeze(),
+            Work::Epochs(epochs) => epochs.freeze(),
+            Work::Log(cutter) => cutter.freeze(),
             _ => return Ok(()),
         }
         self.work()
@@ -277,8 +277,8 @@ impl Keeper {
     fn thaw(&mut self) -> Result<(), KeepError> {
         match (&mut self.mode, &mut self.vm) {
             (_, Some(vm)) if vm.ended => Ok(()),
-            (Mode::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
-            (Mode::Log(cutter), Some(vm)) => cutter.thaw(vm),
+            (Work::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
+            (Work::Log(cutter), Some(vm)) => cutter.thaw(vm),
             _ => Ok(()),
         }
     }
@@ -287,15 +287,15 @@ impl Keeper {
         let Some(vm) = &mut self.vm else { return };
         let follower = Follower::start(vm, state, applier)
             .unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
-        self.mode = Mode::Following(Box::new(follower));
+        self.mode = Work::Following(Box::new(follower));
     }
 
     fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {
-        let (Mode::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
+        let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
             return Err(GoLiveError::NotFollowing);
         };
         let gone = follower.go_live(vm, &self.setup)?;
-        self.mode = Mode::Quiet;
+        self.mode = Work::Quiet;
         match &gone.ended {
             // It ended while nobody looked; now it is this node's to say so.
             Some(end) => {
@@ -308,7 +308,7 @@ impl Keeper {
     }
 }
 
-fn answer<T>(reply: Reply<T>, value: T) {
+fn answer<T>(reply: OrderReply<T>, value: T) {
     // Nobody waits any more: the daemon is ending.
     let _ = reply.send(value);
 }

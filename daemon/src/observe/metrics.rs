@@ -25,17 +25,17 @@ pub struct Percentiles {
 
 /// Samples of the last moments: two histograms, of which the older is dropped when the newer has aged.
 #[derive(Debug)]
-pub struct Window {
+pub struct RecentSamples {
     span: Duration,
     current: Histogram<u64>,
     previous: Histogram<u64>,
     current_since: Instant,
     previous_since: Instant,
-    /// What [`Window::absorb`] has seen so far.
+    /// What [`RecentSamples::absorb`] has seen so far.
     absorbed: Histogram<u64>,
 }
 
-impl Window {
+impl RecentSamples {
     /// An empty window; it reaches back one to two `span`s.
     #[must_use]
     pub fn new(span: Duration, now: Instant) -> Self {
@@ -132,18 +132,18 @@ macro_rules! metrics {
         pub struct Metrics {
             $(#[doc = $help] pub $field: $kind,)+
             /// Microseconds that the VM was paused for each checkpoint; its rate is the rate of checkpoints captured.
-            pub pause_us: Mutex<Window>,
+            pub pause_us: Mutex<RecentSamples>,
             /// Microseconds that frames were held.
-            pub hold_us: Mutex<Window>,
+            pub hold_us: Mutex<RecentSamples>,
             /// Microseconds from the capture of a checkpoint to its ack; its rate is the rate of checkpoints committed.
-            pub commit_us: Mutex<Window>,
+            pub commit_us: Mutex<RecentSamples>,
         }
 
         impl Metrics {
             /// All zero.
             #[must_use]
             pub fn new() -> Self {
-                let window = || Mutex::new(Window::new(WINDOW, Instant::now()));
+                let window = || Mutex::new(RecentSamples::new(WINDOW, Instant::now()));
                 Self {
                     $($field: $kind::default(),)+
                     pause_us: window(),
@@ -195,23 +195,24 @@ metrics! {
     bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of pages and state captured, before encoding",
     bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes that they were encoded to",
     bytes_sent: Counter "ftd_sent_bytes_total" "Bytes sent to the peer",
-    throttled: Counter "ftd_throttled_total" "Times the VM was slowed because the backup lagged",
+    stalls: Counter "ftd_stalls_total" "Times the VM was stopped because its next checkpoint or log could be kept nowhere",
     frames_released: Counter "ftd_frames_released_total" "Frames that left",
-    frames_discarded: Counter "ftd_frames_discarded_total" "Held frames that a fence discarded",
+    frames_discarded: Counter "ftd_frames_discarded_total" "Held frames that were discarded when this node lost the right to send them",
     hold_full: Counter "ftd_hold_full_total" "Times the hold buffer was full",
-    emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused",
+    emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused, and that are lost",
+    muted_offers: Counter "ftd_muted_offers_total" "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that runs where it must not",
     takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
-    switchovers: Counter "ftd_switchovers_total" "Planned hand-overs from or to this node",
+    switchovers: Counter "ftd_switchovers_total" "Times this node went on with the VM in a planned switchover",
     resyncs: Counter "ftd_resyncs_total" "Full copies begun",
     replay_count: Gauge "ftd_replay_count" "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
     lag_us: Gauge "ftd_lag_us" "Replay mode: how far the backup is behind, in microseconds",
-    throttle_permille: Gauge "ftd_throttle_permille" "Replay mode: thousandths of its time that the VM stands still for the backup",
+    throttle_permille: Gauge "ftd_throttle_permille" "Replay mode: thousandths of its time for which the VM is stopped so that the backup catches up",
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
     divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
     unknown_instructions: Counter "ftd_unknown_instructions_total" "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that the host refused",
-    suspicions: Counter "ftd_suspicions_total" "Times the peer was suspected",
+    suspicions: Counter "ftd_suspicions_total" "Times the peer was lost: it fell silent, or its connection broke",
 }
 
 impl Default for Metrics {
@@ -284,7 +285,7 @@ mod tests {
     #[test]
     fn a_window_forgets_what_is_older_than_two_spans() {
         let start = Instant::now();
-        let mut window = Window::new(seconds(5), start);
+        let mut window = RecentSamples::new(seconds(5), start);
         window.record(1000, start);
         window.record(10, start + seconds(6));
         assert_eq!(window.percentiles(start + seconds(7)), Percentiles { p50: 10, p99: 1003 });
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn a_rate_is_that_of_the_last_moments() {
         let start = Instant::now();
-        let mut window = Window::new(seconds(5), start);
+        let mut window = RecentSamples::new(seconds(5), start);
         for ms in 0..20_000 {
             window.record(1, start + Duration::from_millis(ms * 5));
         }
@@ -319,7 +320,7 @@ mod tests {
     #[test]
     fn a_growing_histogram_is_absorbed_once() {
         let start = Instant::now();
-        let mut window = Window::new(seconds(5), start);
+        let mut window = RecentSamples::new(seconds(5), start);
         let mut growing = Histogram::new_with_max(US_MAX, 2).unwrap();
         growing.record_n(123_456, 7).unwrap();
         window.absorb(&growing, start);

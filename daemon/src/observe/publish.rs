@@ -2,10 +2,10 @@
 //! to systemd.
 
 use super::metrics::{Percentiles, Rate};
-use super::status::{ArbiterStatus, CopyProgress, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
-use super::telemetry::{Parts, Telemetry};
+use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::host::Notifier;
 use crate::role::{Role, State};
 use ft_checkpoint::wire::message::Position;
@@ -60,12 +60,9 @@ fn initial_status(config: &Config) -> Status {
         hold_us: Percentiles::default(),
         bytes_sent: 0,
         compression_ratio: 0.0,
-        parts: Parts::default(),
-        mode: match config.replication.mode {
-            Mode::Checkpoint => "checkpoint".into(),
-            Mode::Replay => "replay".into(),
-        },
-        engine: config.machine.engine.to_string(),
+        parts: CheckpointParts::default(),
+        mode: config.replication.mode,
+        engine: config.machine.engine,
         unknown_instructions: 0,
         replay: None,
         copy: None,
@@ -133,12 +130,16 @@ impl Publisher {
         let peer = window.peer();
         let copy_total = metrics.copy_total_bytes.get();
         metrics.generation.set(view.generation);
+        metrics.suspicions.set_total(view.suspicions);
         metrics.is_primary.set((view.role == Role::Primary).into());
         metrics.is_protected.set((view.state == State::Protected).into());
         metrics.is_peer_connected.set(peer.connected.into());
         metrics.held_frames.set(held.held_frames as u64);
         metrics.held_bytes.set(held.held_bytes as u64);
         metrics.frames_released.set_total(held.released);
+        metrics.frames_discarded.set_total(held.discarded);
+        metrics.emit_errors.set_total(held.emit_errors);
+        metrics.muted_offers.set_total(held.muted_offers);
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
         metrics.hold_us.lock().absorb(&held.hold_us, now);
@@ -164,7 +165,7 @@ impl Publisher {
             unknown_instructions: metrics.unknown_instructions.get(),
             replay: position.as_ref().map(|position| self.replay_status(view.role, position(), now)),
             copy: (copy_total > 0)
-                .then(|| CopyProgress { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
+                .then(|| CopyStatus { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
             take_over: telemetry.take_over(),
             peer: PeerStatus {
                 node: self.config.peer.node.to_string(),

@@ -1,8 +1,10 @@
 //! The status of one VM on one node, as it is published: its JSON form is what `ftctl --json status` prints.
 
 use super::metrics::Percentiles;
-use super::telemetry::{Divergence, Parts, TakeOver};
+use super::telemetry::{CheckpointParts, Divergence, TakeOver};
 use crate::role::{Role, State};
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::spec::EngineKind;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes; new fields do not raise it.
@@ -44,13 +46,13 @@ pub struct Status {
     /// Bytes captured for each byte sent.
     pub compression_ratio: f64,
     /// What pauses and checkpoints are made of.
-    pub parts: Parts,
+    pub parts: CheckpointParts,
     /// "checkpoint" or "replay".
     #[serde(default)]
-    pub mode: String,
+    pub mode: Mode,
     /// "kvm" or "soft".
     #[serde(default)]
-    pub engine: String,
+    pub engine: EngineKind,
     /// Instructions that the engine lacks and the guest executed here.
     #[serde(default)]
     pub unknown_instructions: u64,
@@ -58,7 +60,7 @@ pub struct Status {
     #[serde(flatten)]
     pub replay: Option<ReplayStatus>,
     /// The full copy under way.
-    pub copy: Option<CopyProgress>,
+    pub copy: Option<CopyStatus>,
     /// The last take-over by this daemon.
     pub take_over: Option<TakeOver>,
     /// The other node.
@@ -88,7 +90,7 @@ pub struct ReplayStatus {
 
 /// A full copy under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyProgress {
+pub struct CopyStatus {
     /// Guest memory covered.
     pub done_bytes: u64,
     /// Guest memory to cover.

@@ -1,7 +1,7 @@
 //! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under way,
 //! the last take-over. Written on the hot path, read by `status`.
 
-use super::metrics::{Metrics, Percentiles, WINDOW, Window};
+use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
 use ft_vm::layout::PAGE_SIZE;
@@ -67,7 +67,7 @@ impl PauseParts {
 
 /// What the last pauses and checkpoints were made of, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Parts {
+pub struct CheckpointParts {
     /// Until every vCPU stood still.
     pub stop_us: Percentiles,
     /// Reading and clearing the dirty logs.
@@ -97,17 +97,17 @@ pub struct Telemetry {
 }
 
 struct Windows {
-    stop: Window,
-    harvest: Window,
-    capture: Window,
-    copy: Window,
-    encode: Window,
-    dirty: Window,
+    stop: RecentSamples,
+    harvest: RecentSamples,
+    capture: RecentSamples,
+    copy: RecentSamples,
+    encode: RecentSamples,
+    dirty: RecentSamples,
 }
 
 impl Default for Telemetry {
     fn default() -> Self {
-        let window = || Window::new(WINDOW, Instant::now());
+        let window = || RecentSamples::new(WINDOW, Instant::now());
         let windows = Windows {
             stop: window(),
             harvest: window(),
@@ -190,8 +190,8 @@ impl Telemetry {
         self.metrics.log_entries.add(cut.entries);
     }
 
-    /// Primary in replay mode: the guest stands still for so many thousandths of its time.
-    pub fn throttled(&self, permille: u16) {
+    /// Primary in replay mode: the guest is stopped for so many thousandths of its time.
+    pub fn slowed(&self, permille: u16) {
         self.metrics.throttle_permille.set(permille.into());
     }
 
@@ -206,9 +206,9 @@ impl Telemetry {
         self.divergence.lock().clone()
     }
 
-    /// Primary: the guest stands still because the backup lags behind.
-    pub fn choked(&self) {
-        self.metrics.throttled.add(1);
+    /// Primary: the guest is stopped until there is room for its next checkpoint or log.
+    pub fn stalled(&self) {
+        self.metrics.stalls.add(1);
     }
 
     /// Primary: the full copy is so far.
@@ -276,11 +276,11 @@ impl Telemetry {
     }
 
     /// What the last pauses and checkpoints were made of.
-    pub fn parts(&self) -> Parts {
+    pub fn parts(&self) -> CheckpointParts {
         let now = Instant::now();
         let commit_us = self.metrics.commit_us.lock().percentiles(now);
         let windows = &mut *self.windows.lock();
-        Parts {
+        CheckpointParts {
             stop_us: windows.stop.percentiles(now),
             harvest_us: windows.harvest.percentiles(now),
             capture_us: windows.capture.percentiles(now),

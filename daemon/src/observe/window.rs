@@ -37,9 +37,14 @@ impl Window {
         self.peer.lock().clone()
     }
 
-    /// The connection to the peer is like this now.
-    pub fn show_peer(&self, connected: bool, trouble: Option<String>) {
-        *self.peer.lock() = PeerView { connected, trouble };
+    /// There is a connection to the peer.
+    pub fn show_connected(&self) {
+        *self.peer.lock() = PeerView { connected: true, trouble: None };
+    }
+
+    /// There is none, and this is what became of the last one, or of the last attempt.
+    pub fn show_disconnected(&self, trouble: Option<String>) {
+        *self.peer.lock() = PeerView { connected: false, trouble };
     }
 
     /// Whether the arbiter answered the last request.

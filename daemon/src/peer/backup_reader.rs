@@ -1,6 +1,6 @@
 //! The primary's reader: what a backup says.
 
-use super::error::{Ending, LinkError};
+use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
 use super::news::{FromBackup, News};
 use super::stream::PeerReader;
@@ -22,14 +22,14 @@ pub struct BackupReader {
 
 impl BackupReader {
     /// Reads until the connection ends or is stopped.
-    pub fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<Ending> {
+    pub fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<LinkEnd> {
         let Self { conn, mode, news } = self;
         loop {
             let said = match reader.read().and_then(|frame| Message::decode(&frame).map(|m| said(m, mode))) {
                 _ if intake.is_stopped() => return None,
                 Ok(Ok(said)) => said,
                 Ok(Err(ending)) => return Some(ending),
-                Err(e) => return Some(Ending::Lost(e.into())),
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
             };
             let ticket = intake.enter()?;
             news.tell(News::FromBackup { conn, said, ticket }).ok()?;
@@ -38,7 +38,7 @@ impl BackupReader {
 }
 
 /// What a message says that a backup may send, or how the connection ends because of it.
-fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, Ending> {
+fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
     Ok(match message {
         Message::Ack(Ack { epoch, stamp_us }) => FromBackup::Ack { epoch, stamp: stamp_us },
         Message::Echo { stamp_us } => FromBackup::Echo { stamp: stamp_us },
@@ -46,7 +46,7 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, Ending> {
         Message::Decline { text } => FromBackup::Declined { why: text },
         Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
-        Message::Bye(bye) => return Err(Ending::Bye(bye.text)),
-        _ => return Err(Ending::Lost(LinkError::OutOfRole)),
+        Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+        _ => return Err(LinkEnd::Lost(LinkError::OutOfRole)),
     })
 }

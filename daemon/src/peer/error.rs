@@ -40,7 +40,7 @@ impl HandshakeError {
 
 /// How a connection came to its end.
 #[derive(Debug)]
-pub enum Ending {
+pub enum LinkEnd {
     /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
     Lost(LinkError),
     /// The peer said good-bye, for this reason.
@@ -62,6 +62,9 @@ pub enum LinkError {
     /// The backup speaks as a primary.
     #[error("it sent what only a primary sends")]
     OutOfRole,
+    /// What the primary sent is complete, and cannot be gone on from.
+    #[error("what it sent is complete, but {0}")]
+    Unusable(&'static str),
     /// The log that the primary sends cannot be kept.
     #[error("it sends log without end, and more of it cannot be kept")]
     TooMuchLog,

@@ -104,7 +104,7 @@ pub fn listen(
             }
             busy.fetch_add(1, Ordering::Relaxed);
             let (local, ids, news, slot) =
-                (Arc::clone(&local), Arc::clone(&ids), news.clone(), Slot(Arc::clone(&busy)));
+                (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
@@ -125,9 +125,9 @@ pub fn listen(
     Ok(())
 }
 
-struct Slot(Arc<AtomicUsize>);
+struct BusySlot(Arc<AtomicUsize>);
 
-impl Drop for Slot {
+impl Drop for BusySlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -9,12 +9,12 @@ const WAITING_MAX: usize = 256;
 
 /// The door between a connection's reader and the executor.
 pub struct Intake {
-    state: Mutex<State>,
+    state: Mutex<Places>,
     eased: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct Places {
     waiting: usize,
     stopped: bool,
 }

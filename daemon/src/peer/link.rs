@@ -1,7 +1,7 @@
 //! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
 //! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
 
-use super::error::{Ending, LinkError};
+use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
 use super::lifeline::Lifeline;
 use super::news::News;
@@ -10,7 +10,7 @@ use super::stream::{Fitting, PeerReader, PeerWriter};
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
-use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
+use ft_checkpoint::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +18,8 @@ use std::thread::JoinHandle;
 
 /// A piece of a checkpoint, or a whole one that goes out again.
 pub enum Bulk {
-    /// One frame's content.
-    Frame(FrameType, u64, Vec<u8>),
+    /// One frame's content, which the pairing keeps as well.
+    Frame(FrameType, u64, SharedPayload),
     /// Everything of an owed checkpoint.
     Again(Arc<EncodedCheckpoint>),
 }
@@ -49,7 +49,7 @@ impl Link {
     pub fn start(
         fitting: Fitting,
         news: Outlet<News>,
-        read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<Ending> + Send + 'static,
+        read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<LinkEnd> + Send + 'static,
     ) -> std::io::Result<Self> {
         let Fitting { conn, generation: _, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
@@ -68,7 +68,7 @@ impl Link {
         let write_failed = gone.clone();
         std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
             if let Err(e) = work.run() {
-                write_failed(Ending::Lost(LinkError::Write(e)));
+                write_failed(LinkEnd::Lost(LinkError::Write(e)));
             }
         })?;
         let door = Arc::clone(&intake);

@@ -12,7 +12,7 @@ mod outbox;
 mod stream;
 
 pub use backup_reader::BackupReader;
-pub use error::{Ending, HandshakeError, LinkError};
+pub use error::{HandshakeError, LinkEnd, LinkError};
 pub use handshake::{ConnIds, Dialler, Local, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};

@@ -1,6 +1,6 @@
 //! What happens on connections to the peer.
 
-use super::error::{Ending, HandshakeError};
+use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
@@ -38,7 +38,7 @@ pub enum News {
         /// Which.
         conn: ConnId,
         /// How.
-        why: Ending,
+        why: LinkEnd,
     },
 }
 

@@ -19,7 +19,7 @@ pub enum Question {
 }
 
 /// What it answers.
-pub enum Answer {
+pub enum CellNews {
     /// The cell, or why it could not be read.
     Read(Result<Option<Cell>, ArbiterError>),
     /// What became of a compare-and-set.
@@ -27,13 +27,13 @@ pub enum Answer {
 }
 
 /// Starts the thread; it ends when the sender is dropped.
-pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<Answer>) -> std::io::Result<Sender<Question>> {
+pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<CellNews>) -> std::io::Result<Sender<Question>> {
     let (sender, questions) = channel();
     std::thread::Builder::new().name("ftd-arbiter".into()).spawn(move || {
         while let Ok(question) = questions.recv() {
             let answer = match question {
-                Question::Read => Answer::Read(arbiter.read()),
-                Question::Set { expected, new } => Answer::Set(arbiter.compare_and_set(expected, new)),
+                Question::Read => CellNews::Read(arbiter.read()),
+                Question::Set { expected, new } => CellNews::Set(arbiter.compare_and_set(expected, new)),
             };
             if answers.tell(answer).is_err() {
                 return;

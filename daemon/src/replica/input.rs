@@ -1,11 +1,11 @@
 //! What reaches the executor, and what it means to the core: the rooms know nothing of the core's events.
 
-use super::arbiter_thread::Answer;
+use super::arbiter_thread::CellNews;
 use super::real::RealHands;
 use crate::control::Wish;
 use crate::keeper::{self, FromPrimary};
-use crate::peer::{self, Ending, FromBackup, Ticket};
-use crate::role::{ConnId, Event, Gone, Held, Welcome};
+use crate::peer::{self, FromBackup, LinkEnd, Ticket};
+use crate::role::{ConnId, Event, Gone, Welcome};
 use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::Diverged;
 
@@ -16,16 +16,16 @@ pub enum Input {
     /// Of the machine.
     Keeper(keeper::News),
     /// Of the arbiter.
-    Arbiter(Answer),
+    Arbiter(CellNews),
     /// Of the operator.
     Control(Wish),
 }
 
-impl From<Ending> for Gone {
-    fn from(ending: Ending) -> Self {
+impl From<LinkEnd> for Gone {
+    fn from(ending: LinkEnd) -> Self {
         match ending {
-            Ending::Lost(e) => Self::Lost(e.to_string()),
-            Ending::Bye(why) => Self::Bye(why),
+            LinkEnd::Lost(e) => Self::Lost(e.to_string()),
+            LinkEnd::Bye(why) => Self::Bye(why),
         }
     }
 }
@@ -49,8 +49,7 @@ impl RealHands {
         let event = match news {
             peer::News::Accepted { fitting, hello } => {
                 let conn = self.arrived(fitting);
-                let held = hello.held.as_ref().map(|held| Held { pairing: held.pairing, epoch: held.epoch });
-                Event::PeerHello { conn, generation: hello.identity.generation, held }
+                Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
             }
             peer::News::Dialled { fitting, welcome } => {
                 let conn = self.arrived(fitting);
@@ -59,7 +58,7 @@ impl RealHands {
                 Event::Welcomed { conn, generation, pairing: welcome.pairing, how }
             }
             peer::News::DialFailed(error) => {
-                self.window.show_peer(false, Some(error.to_string()));
+                self.window.show_disconnected(Some(error.to_string()));
                 Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
             }
             peer::News::FromBackup { conn, said, ticket } => {
@@ -127,13 +126,13 @@ impl RealHands {
         (Some(event), None)
     }
 
-    fn event_of_arbiter(&mut self, answer: Answer) -> Event {
+    fn event_of_arbiter(&mut self, answer: CellNews) -> Event {
         match answer {
-            Answer::Read(cell) => {
+            CellNews::Read(cell) => {
                 self.window.show_arbiter(cell.is_ok());
                 Event::CellRead(cell)
             }
-            Answer::Set(outcome) => {
+            CellNews::Set(outcome) => {
                 self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
                 Event::CellSet(outcome)
             }

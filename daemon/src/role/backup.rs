@@ -88,7 +88,10 @@ impl Backup {
                 return Some(Next::Ended(Exit::Misfit(why)));
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => match why {
-                Gone::Lost(why) => self.lose_peer(core, why),
+                Gone::Lost(why) => {
+                    core.suspicions += 1;
+                    self.lose_peer(core, why);
+                }
                 // The answer of the cell decides, not the peer's word.
                 Gone::Bye(why) if self.stage == Stage::Contesting => self.lose_peer(core, why),
                 Gone::Bye(why) => {
@@ -249,6 +252,7 @@ impl Backup {
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
+                core.suspicions += 1;
                 core.drop_link(link.conn);
                 self.lose_peer(core, format!("silent for {} ms", silence / 1000));
             }

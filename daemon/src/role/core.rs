@@ -19,6 +19,8 @@ pub struct Core {
     pub(super) out: Vec<Command>,
     pairings: u64,
     generation: u64,
+    /// Times the peer was lost: it fell silent, or its connection broke.
+    pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
 }
 
@@ -69,6 +71,7 @@ impl Core {
             out: Vec::new(),
             pairings: 0,
             generation: 0,
+            suspicions: 0,
             stop_requested: false,
         };
         core.pursue();
@@ -325,7 +328,7 @@ impl Core {
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
-        View { role: self.role(), state, generation: self.generation, detail }
+        View { role: self.role(), state, generation: self.generation, suspicions: self.suspicions, detail }
     }
 
     fn role(&self) -> Role {

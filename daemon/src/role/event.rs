@@ -2,6 +2,7 @@
 
 use super::command::Welcome;
 use ft_arbiter::{ArbiterError, Cell, Outcome};
+pub use ft_checkpoint::wire::message::Held;
 
 /// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
 /// CLOCK_MONOTONIC): a clock that stands still lets a permission outlive the promise that it rests on.
@@ -10,15 +11,6 @@ pub type Micros = u64;
 /// One connection to the peer. Numbers are never used twice in a process, so that late news of an old connection is
 /// recognised.
 pub type ConnId = u64;
-
-/// What a backup says it holds: a sealed checkpoint of a pairing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The pairing.
-    pub pairing: u64,
-    /// The last sealed epoch.
-    pub epoch: u64,
-}
 
 /// Why a connection is over.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -97,7 +97,10 @@ impl Primary {
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => {
                 let why = match why {
-                    Gone::Lost(why) => format!("lost the backup: {why}"),
+                    Gone::Lost(why) => {
+                        core.suspicions += 1;
+                        format!("lost the backup: {why}")
+                    }
                     Gone::Bye(why) => format!("the backup left: {why}"),
                 };
                 return self.lose_peer(core, why);
@@ -194,6 +197,7 @@ impl Primary {
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
+                core.suspicions += 1;
                 return self.drop_peer(core, format!("silent for {} ms", silence / 1000));
             }
             if core.now.saturating_sub(link.last_beat) >= core.policy.heartbeat_us {

@@ -38,6 +38,8 @@ pub struct View {
     pub state: State,
     /// The highest generation known.
     pub generation: u64,
+    /// Times the peer was lost since the process began: it fell silent, or its connection broke.
+    pub suspicions: u64,
     /// One line for the operator: why it is so, or what it waits for.
     pub detail: String,
 }

@@ -23,7 +23,7 @@ pub use counters::DeviceCounters;
 pub use platform::PlatformState;
 pub use power::PowerState;
 pub use serial::Com1State;
-pub use virtio::net::{Delivered, NetPort};
+pub use virtio::net::{Delivered, FRAME_BYTES_MAX, NetPort};
 pub use virtio::queue::{RingPosition, RingState};
 pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;

@@ -1,7 +1,7 @@
 //! What the hands do as backup: receive from a primary, and go on from what was sealed.
 
 use super::{HandsError, RealHands};
-use crate::keeper::{Order, Standby};
+use crate::keeper::{Order, WarmStandby};
 use crate::outlet::Outlet;
 use crate::peer::Link;
 use crate::replica::Input;
@@ -50,7 +50,7 @@ impl RealHands {
             })
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_peer(true, None);
+        self.window.show_connected();
         self.peer_lost = None;
         self.links.insert(conn, link);
         Ok(())
@@ -59,7 +59,7 @@ impl RealHands {
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
         let ram = self.order_and_wait(Order::Prepare)??;
         self.replay.progress.reset();
-        let standby = Standby::new(ram, &self.replay, &self.orders)?;
+        let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
         *self.held.lock() = Some(standby.feed());
         self.standby = Some(standby);
         Ok(())

@@ -35,7 +35,7 @@ impl RealHands {
         let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_peer(true, None);
+        self.window.show_connected();
         self.links.insert(conn, link);
         Ok(())
     }

@@ -33,7 +33,7 @@ pub enum HandsError {
     GoLive(#[from] GoLiveError),
     /// Nothing can be received into it.
     #[error(transparent)]
-    Standby(#[from] StandbyError),
+    WarmStandby(#[from] StandbyError),
     /// There is no sealed checkpoint to go on from.
     #[error(transparent)]
     Sealed(#[from] SealedError),

@@ -14,10 +14,10 @@ use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, Pairing, Replay, Reply, Setup, Standby, StateLoss};
+use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{self, ConnIds, Dialler, Ending, Fitting, Link, Local};
+use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
 use crate::role::{ConnId, Micros, View, Welcome};
 use as_backup::{Resuming, Settling};
 use ft_arbiter::Cell;
@@ -50,7 +50,7 @@ pub struct RealHands {
     pairing: Option<Arc<Pairing>>,
     /// The connection that it goes over.
     pairing_over: Option<ConnId>,
-    standby: Option<Standby>,
+    standby: Option<WarmStandby>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
     switchovers: Vec<SwitchoverReply>,
@@ -165,21 +165,21 @@ impl RealHands {
     }
 
     /// A connection has ended, if it is one of ours.
-    pub(super) fn note_gone(&self, conn: ConnId, why: &Ending) {
+    pub(super) fn note_gone(&self, conn: ConnId, why: &LinkEnd) {
         if !self.links.contains_key(&conn) {
             return;
         }
         let shown = match why {
-            Ending::Lost(e) => {
+            LinkEnd::Lost(e) => {
                 tracing::warn!("lost the peer: {e}");
                 e.to_string()
             }
-            Ending::Bye(why) => {
+            LinkEnd::Bye(why) => {
                 tracing::info!("the peer says good-bye: {why}");
                 format!("it said good-bye: {why}")
             }
         };
-        self.window.show_peer(false, Some(shown));
+        self.window.show_disconnected(Some(shown));
     }
 
     fn order(&self, order: Order) {
@@ -187,7 +187,7 @@ impl RealHands {
         let _ = self.orders.send(order);
     }
 
-    fn order_and_wait<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, HandsError> {
+    fn order_and_wait<T>(&self, order: impl FnOnce(OrderReply<T>) -> Order) -> Result<T, HandsError> {
         let (reply, answer) = sync_channel(1);
         self.order(order(reply));
         answer.recv().map_err(|_| HandsError::KeeperGone)
@@ -288,7 +288,7 @@ impl Hands for RealHands {
             Closing::Now => link.close(),
             Closing::AfterQueued => {
                 link.finish();
-                self.window.show_peer(false, None);
+                self.window.show_disconnected(None);
             }
         }
         self.peer_lost = Some(Instant::now());

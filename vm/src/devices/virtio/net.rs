@@ -22,8 +22,8 @@ use virtio_bindings::bindings::virtio_net::{
 const HEADER_BYTES: usize = 12;
 /// Ethernet header without payload.
 const FRAME_BYTES_MIN: usize = 14;
-/// The longest frame taken from the guest or given to it.
-pub(crate) const FRAME_BYTES_MAX: usize = 9216;
+/// The longest Ethernet frame that the VM sends or is given, without its checksum: a jumbo frame.
+pub const FRAME_BYTES_MAX: usize = 9216;
 const RX: usize = 0;
 const TX: usize = 1;
 

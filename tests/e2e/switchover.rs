@@ -6,8 +6,8 @@ use ftd::exit::DaemonExit;
 use nix::sys::signal::Signal;
 
 #[test]
-fn a_failover_on_request_there_and_back_loses_nothing() {
-    World::run("a_failover_on_request_there_and_back_loses_nothing", |world| {
+fn a_switchover_on_request_there_and_back_loses_nothing() {
+    World::run("a_switchover_on_request_there_and_back_loses_nothing", |world| {
         let mut pair = Pair::protected(world);
         let traffic = Traffic::start();
         let output = pair.alpha.ctl(&["failover", "--yes"]);
@@ -15,7 +15,7 @@ fn a_failover_on_request_there_and_back_loses_nothing() {
         assert!(output.stderr.contains("beta runs the VM now"), "{output:?}");
         pair.wait_protected_the_other_way_round();
         traffic.goes_on();
-        let output = pair.beta.ctl(&["failover", "--yes", "--json"]);
+        let output = pair.beta.ctl(&["switchover", "--yes", "--json"]);
         assert_eq!(output.code, 0, "{output:?}");
         assert!(output.stdout.contains("alpha runs the VM now"), "{output:?}");
         pair.wait_protected();
