@@ -109,6 +109,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         node: config.node.to_string(),
         generation: 0,
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
+        boot: config.boot().terms(),
         mode: match config.replication.mode {
             config::Mode::Checkpoint => Mode::Checkpoint,
             config::Mode::Replay => Mode::Replay,
