@@ -77,10 +77,7 @@ pair_linux_kernel() { if [[ $FT_GUEST == debian ]]; then echo debian; else echo 
 
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
-    builtin)
-        echo 'guest = "builtin"'
-        echo "cmdline = \"ip=$net_vm_address/24 gw=10.77.0.1 port=$pair_client_port\""
-        ;;
+    builtin) echo 'guest = "builtin"' ;;
     linux | debian)
         echo 'guest = "linux"'
         echo "kernel = \"$FT_LINUX_DIR/kernel\""
