@@ -20,10 +20,12 @@ bench_begin() {
     bench_ticks && sleep 1
     bench_busy_before_pct=$(bench_ticks_since busy)
     bench_ticks
-    say "$(nproc) processors ($(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)), shared by both hosts and the client"
+    say "$(nproc) processors ($(bench_processor)), shared by both hosts and the client"
     ((bench_busy_before_pct < 10)) ||
         say_warn "other work keeps them $bench_busy_before_pct % busy: every figure suffers, and slow-downs mean little"
 }
+
+bench_processor() { sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1; }
 
 # bench_ticks: from now on counts bench_ticks_since; that tells how many percent of the processors' time were `busy`, or
 # `stolen` by this machine's own host.

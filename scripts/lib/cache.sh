@@ -2,6 +2,7 @@
 # directory is filled under another name and renamed, by one maker at a time. Sourced.
 [[ -z ${cache_sourced:-} ]] || return 0
 cache_sourced=1
+shopt -s inherit_errexit
 
 # Prints the cache directory.
 cache_dir() {
@@ -9,7 +10,7 @@ cache_dir() {
 }
 
 # cached KEY FUNCTION: prints the directory KEY of the cache. If it is not there, FUNCTION is called with an empty
-# directory to fill, and that becomes it. Relies on errexit (with inherit_errexit): a failed FUNCTION must end it all, so
+# directory to fill, and that becomes it. Relies on errexit: a failed FUNCTION must end it all, so
 # do not call this in a condition.
 cached() {
     local key=$1 make=$2 cache directory

@@ -49,8 +49,10 @@ setup_need() {
             -o DPkg::Lock::Timeout=300 "${missing[@]}"
     } >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
+        rm -f "$log"
         die "could not install: ${missing[*]}"
     fi
+    rm -f "$log"
 }
 
 setup_as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
@@ -107,8 +109,10 @@ setup_binaries() {
         say_passing "$line"
     done; then
         cat "$log" >&2
+        rm -f "$log"
         die "the build failed"
     fi
+    rm -f "$log"
     say_passing ''
     FTD_BIN_DIR=$target/release
 }
