@@ -4,9 +4,9 @@ debian_tree_sourced=1
 source "${BASH_SOURCE[0]%/*}/cache.sh"
 source "${BASH_SOURCE[0]%/*}/setup.sh"
 
-# debian_tree [PACKAGE...]: prints the directory of a tree of the essential packages, apt and these. The tree is everybody's:
-# whatever runs in it writes elsewhere (an overlay). Where none can be made, that is said, and the script ends with 77:
-# like `cached`, it must not be called in a condition.
+# debian_tree [PACKAGE...]: prints the directory of a tree with the essential packages, apt, and these. The tree is
+# shared: a program that runs in it writes elsewhere (to an overlay). Where no tree can be made, the script says so and
+# ends with 77; like `cached`, do not call this in a condition.
 debian_tree() {
     ((EUID == 0)) || debian_tree_skip 'making a Debian tree needs root'
     setup_need tree

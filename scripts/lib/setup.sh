@@ -11,7 +11,11 @@ setup_packages_for() {
     build) echo libclang-dev pkg-config gcc libc6-dev ;;
     network) echo iproute2 nftables procps bsdextrautils jq ;;
     # Its kernel is compiled here.
-    linux-guest) echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static ;;
+    linux-guest)
+        echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static
+        ;;
+    # What tests look at their subject with.
+    tests) echo acpica-tools ;;
     # To compare the software engine with.
     qemu) echo qemu-system-x86 ;;
     systemd) echo systemd-container debootstrap ;;
@@ -24,7 +28,7 @@ setup_packages_for() {
 }
 
 # All that setup_need knows.
-setup_needs=(build network linux-guest qemu systemd tree scripts)
+setup_needs=(build network linux-guest tests qemu systemd tree scripts)
 
 # setup_need NEED...: of setup_needs.
 setup_need() {
@@ -74,12 +78,14 @@ setup_cargo() {
     command -v cargo >/dev/null || [[ ! -d $HOME/.cargo/bin ]] || PATH=$PATH:$HOME/.cargo/bin
     needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$FTD_ROOT/Cargo.toml")
     for tool in cargo rustc; do
-        command -v "$tool" >/dev/null || die "no $tool here: install Rust $needed or later as https://rustup.rs says, then" \
-            "run this again (Debian 12's own packages have Rust 1.63, which is too old)"
+        command -v "$tool" >/dev/null ||
+            die "there is no $tool: install Rust $needed or later as https://rustup.rs says, then run this again" \
+                "(Debian 12's own packages have Rust 1.63, which is too old)"
         version=$(cd "$FTD_ROOT" && "$tool" --version) || die "$(command -v "$tool") does not run"
         version=$(cut -d ' ' -f 2 <<<"$version")
-        printf '%s\n' "$needed" "$version" | sort -VC || die "$(command -v "$tool") is of Rust $version, and $needed or later" \
-            "is needed: install it as https://rustup.rs says (Debian 12's own packages have Rust 1.63)"
+        printf '%s\n' "$needed" "$version" | sort -VC ||
+            die "$(command -v "$tool") is of Rust $version, which is too old: install $needed or later as" \
+                "https://rustup.rs says (Debian 12's own packages have Rust 1.63)"
     done
     for subcommand in "$@"; do
         cargo "$subcommand" --version >/dev/null 2>&1 || die "the Rust toolchain has no \`cargo $subcommand\`:" \
