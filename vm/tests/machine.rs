@@ -153,7 +153,9 @@ fn a_fault_is_reported_with_its_place_and_the_state_is_not_captured() {
         let (mut machine, ram) = acting(engine, FAULT, if engine == Kvm { 2 } else { 1 });
         machine.resume().unwrap();
         let MachineEvent::Crashed { why, .. } = event(&machine) else { panic!("no crash") };
-        assert!(why.contains("triple fault") && why.contains("rip 0x2000"), "{why}");
+        // AMD's processors do not keep the place.
+        let placed = why.contains("rip 0x2000") || engine == Kvm && why.contains("registers are lost");
+        assert!(why.contains("triple fault") && placed, "{why}");
         machine.pause().unwrap();
         assert!(matches!(machine.capture(&mut Vec::new()), Err(MachineError::Crashed { .. })));
         // Running on changes nothing: what has crashed stays where it is.

@@ -17,7 +17,7 @@ mod section;
 mod tests;
 mod write;
 
-pub use read::{Next, Reader};
+pub use read::{NextSection, Reader};
 pub use section::{SECTION_BYTES_MAX, SECTION_HEADER_BYTES};
 pub use write::Writer;
 

@@ -184,11 +184,11 @@ impl Backup {
                 }
             };
             match self.receiver.on_frame(&frame) {
-                Ok(Received::Sealed { epoch, stamp_us }) => {
+                Ok(Received::Sealed { epoch, stamp_us, .. }) => {
                     assert_eq!(stamp_us, epoch * 1000);
                     sealed.push(epoch);
                 }
-                Ok(Received::SealedLog { epoch, stamp_us, log }) => {
+                Ok(Received::SealedLog { epoch, stamp_us, log, .. }) => {
                     assert_eq!(stamp_us, epoch * 1000);
                     sealed.push(epoch);
                     self.log.extend(log);

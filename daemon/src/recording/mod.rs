@@ -10,8 +10,8 @@ mod tests;
 pub use record::{RecordOptions, record};
 pub use replay::{ReplayOptions, replay};
 
-use crate::config::HostError;
 use crate::exit::DaemonExit;
+use crate::host::HostError;
 use ft_checkpoint::recording::{DiskImage, EndReason, RecordingError, machine_digest};
 use ft_ram::{MemoryError, RamView};
 use ft_vm::boot::BootError;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 /// The longest frame taken from the guest or given to it.
-pub(crate) const FRAME_BYTES_MAX: usize = 9216;
+pub const FRAME_BYTES_MAX: usize = 9216;
 
 /// Takes the frames that the guest transmits.
 ///

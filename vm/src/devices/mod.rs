@@ -24,7 +24,7 @@ mod virtio;
 pub use counters::DeviceCounters;
 pub use error::{DeviceError, DeviceStateError};
 pub(crate) use host::Random;
-pub use host::{ConsoleSink, Delivered, DeviceEvent, FrameSink, IrqChip, Transmit, Wiring};
+pub use host::{ConsoleSink, Delivered, DeviceEvent, FRAME_BYTES_MAX, FrameSink, IrqChip, Transmit, Wiring};
 pub use platform::PlatformState;
 pub use power::PowerState;
 pub use serial::Com1State;
