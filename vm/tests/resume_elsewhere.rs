@@ -93,7 +93,8 @@ const LEG: &str = "FTD_TEST_LEG";
 
 /// The program; shorter for the engine that would take minutes for it in a debug build.
 fn mix(engine: EngineKind) -> Vec<u8> {
-    let mut code = between(&raw const mix_start, &raw const mix_end);
+    // SAFETY: the labels enclose this program's assembly above.
+    let mut code = unsafe { between(&raw const mix_start, &raw const mix_end) };
     if engine == EngineKind::Soft {
         let turns = 10_000_000_u32.to_le_bytes();
         let at = code.windows(4).position(|bytes| bytes == turns).expect("mov r13d, turns");
