@@ -1,5 +1,6 @@
-//! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL (bzImage
-//! or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init prints).
+//! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL
+//! (bzImage or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init
+//! prints).
 
 use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};

@@ -1,6 +1,6 @@
-//! A machine on the deterministic engine, recorded and replayed: the replay comes to the very same state, bit for bit, in
-//! this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what differs is
-//! found and named.
+//! A machine on the deterministic engine, recorded and replayed: the replay comes to the very same state, bit for bit,
+//! in this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what
+//! differs is found and named.
 
 use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};
@@ -142,8 +142,8 @@ fn cut(machine: &mut Machine, batches: &mut Vec<Vec<u8>>) -> u64 {
     cut.count
 }
 
-/// Runs the built-in guest for `rounds` rounds of traffic, with pauses, captures, harvests and cuts in between, and then on
-/// until `time` is over.
+/// Runs the built-in guest for `rounds` rounds of traffic, with pauses, captures, harvests and cuts in between, and
+/// then on until `time` is over.
 fn record(seed: u64, rounds: usize, time: Duration) -> Recording {
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
     let mut rig = rig(true);
