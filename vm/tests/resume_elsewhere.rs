@@ -203,7 +203,7 @@ fn ends_as_if_undisturbed(test: &str, engine: EngineKind, vcpus: u8) {
     assert_eq!(event(&undisturbed), MachineEvent::PoweredOff);
     undisturbed.pause().unwrap();
 
-    // How far a guest overruns its goals depends on how busy the host is: journeys are made until there are enough legs.
+    // How far a guest overruns its goals depends on how busy the host is: it travels until there are enough legs.
     let (mut legs, mut journeys) = (0, 0);
     while legs < LEGS_MIN {
         legs += journey(&spec, &expected_output.text(), &content(&expected_ram));

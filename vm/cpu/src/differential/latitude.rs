@@ -1,6 +1,6 @@
-//! What a processor may do either way. The engine does one of the permitted things, always the same; a host that does
-//! another agrees with it if everything else is equal, what follows in the program included. No bit is ignored: an entry
-//! makes whole outcomes, or whole states to go on from, of the engine's own, and the host's must equal one of them.
+//! What a processor may do either way. The engine does one of the permitted things, always the same; a host that
+//! does another agrees with it if everything else is equal, what follows in the program included. No bit is ignored:
+//! an entry makes whole outcomes, or whole states to go on from, of the engine's own, and the host's must equal one.
 //!
 //! Two things stand elsewhere: flags that the manuals call undefined (the decoder's tables know them, see `compare`),
 //! and what no program contains because nobody defines it (`forms::exempt`).
@@ -71,8 +71,8 @@ const TABLE: &[Latitude] = &[
         forms: Forms::Of(registers::STRINGS),
         may: May::End(registers::string_that_faults),
         source: "When the first element faults the engine, as AMD, writes no register; Intel's (seen on family 6 model \
-                 207) have cleared upper halves as above. Intel SDM volume 1, 3.4.1.1: a 32-bit result is zero-extended; \
-                 nothing says when a string instruction has one.",
+                 207) have cleared upper halves as above. A 32-bit result is zero-extended (Intel SDM volume 1, \
+                 3.4.1.1); when a string instruction has one nothing says.",
     },
     Latitude {
         name: "upper half of bsf and bsr of zero",
@@ -100,8 +100,9 @@ const TABLE: &[Latitude] = &[
             Mnemonic::Maskmovq,
         ]),
         may: May::End(ends::mmx_other),
-        source: "The engine, as Intel, goes over to MMX when nothing can fault any more; AMD's before. Intel SDM volume \
-                 3, 13.2, and AMD APM volume 1, 5.14, say that MMX instructions do, not when.",
+        source: "The engine, as Intel, goes over to MMX when nothing can fault any more; AMD's before. The manuals say \
+                 that MMX instructions do, not when (Intel SDM volume 3, \"MMX Technology System Programming\"; AMD \
+                 APM volume 1, chapter 5).",
     },
     Latitude {
         name: "x87 state after a faulting store that pops",

@@ -7,8 +7,8 @@
 //!                                                                       └─> engine: CPL 3 under an IDT ───┘
 //! ```
 //!
-//! The host may be any processor of Intel or AMD. Where they differ, the engine does one of the permitted things and the
-//! table in `latitude` has the others; the test says which processor it ran on and which entries that one used.
+//! The host may be any processor of Intel or AMD. Where they differ, the engine does one of the permitted things and
+//! the table in `latitude` has the others; the test says which processor it ran on and which entries that one used.
 //!
 //! Every program ends in an exception, if only in the `ud2` that follows its last instruction. `cargo test` runs a
 //! seeded part; `scripts/differential` runs the campaign. The work is done in a process of its own, so that a program

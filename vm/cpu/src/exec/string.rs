@@ -4,8 +4,8 @@
 //! on, whichever is less. Each chunk counts as one instruction and leaves registers as between two iterations, so that
 //! interrupts, limits and faults find an exact state. How large a chunk is depends on registers alone.
 //!
-//! With addresses of 32 bits, an element that is done clears the upper halves of the registers that it moves. A count of
-//! zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's differ.
+//! With addresses of 32 bits, an element that is done clears the upper halves of the registers that it moves. A count
+//! of zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's differ.
 
 use super::int::*;
 use crate::block::{is_long, segment_of};

@@ -63,8 +63,8 @@ pub(super) fn transcendental(it: &Completion<'_>) -> Vec<State> {
     vec![other]
 }
 
-/// Whether an x87 function's argument is where its result is undefined, or so large that the processor's pi, of 66 bits,
-/// matters; or nothing comes of it but a stack fault.
+/// Whether an x87 function's argument is where its result is undefined, or so large that the processor's pi, of 66
+/// bits, matters; or nothing comes of it but a stack fault.
 fn is_out_of_range(mnemonic: Mnemonic, before: &[u8; 512]) -> bool {
     let argument = extended(&before[32..42]).abs();
     // Whether the register into which a second result would be pushed is full.

@@ -41,7 +41,7 @@ fn is_short_repetition(i: &Instruction) -> bool {
         && (0..i.op_count()).any(|at| short(i.op_kind(at)))
 }
 
-/// The registers with the upper halves of some cleared that the instruction counts and points with; all choices of which.
+/// The registers with the upper halves of some cleared that the instruction counts and points with; all choices.
 fn shortened(i: &Instruction, regs: &[u64; 16]) -> Vec<[u64; 16]> {
     let registers: &[usize] = match i.mnemonic() {
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => &[RCX, RSI, RDI],
