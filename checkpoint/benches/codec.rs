@@ -12,7 +12,7 @@ use ft_checkpoint::page::Page;
 use ft_checkpoint::receiver::{Limits, Receiver};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameType, FrameWriter, WireSink};
-use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_ram::{GuestRam, PageIndex, RamView};
 use std::hint::black_box;
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Pages like those that guests dirty, from a seed: for benches here and for `scripts/bench`.
 
 use crate::page::{Page, ZERO_PAGE};
-use ft_vm::layout::PAGE_SIZE;
+use ft_ram::layout::PAGE_SIZE;
 
 /// A small generator (splitmix64), so that the same seed gives the same pages everywhere.
 pub struct Noise(u64);

@@ -11,8 +11,8 @@ use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
 use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
 use crate::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -443,7 +443,7 @@ impl WireSink for Collect<'_> {
 mod tests {
     use super::*;
     use crate::copy::FullCopy;
-    use ft_vm::memory::GuestRam;
+    use ft_ram::GuestRam;
 
     /// A connection's queue.
     #[derive(Default)]

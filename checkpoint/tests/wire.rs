@@ -45,22 +45,26 @@ fn any_frames() -> impl Strategy<Value = Vec<(FrameType, u64, Vec<u8>)>> {
 
 fn any_identity() -> impl Strategy<Value = Identity> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..50);
+    let machine = (bytes(), ".{0,40}");
     let engine = (prop::bool::ANY, any::<u64>());
-    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), engine, bytes(), any::<u64>(), any::<u64>())
-        .prop_map(|(protocol, vm, node, generation, spec, (replay, engine), cpu, features, lease_us)| {
-            Identity {
-                protocol,
-                vm,
-                node,
-                generation,
-                spec,
-                mode: if replay { Mode::Replay } else { Mode::Checkpoint },
-                engine,
-                cpu,
-                features,
-                lease_us,
-            }
-        })
+    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), machine, engine, bytes(), any::<u64>(), any::<u64>())
+        .prop_map(
+            |(protocol, vm, node, generation, (spec, boot), (replay, engine), cpu, features, lease_us)| {
+                Identity {
+                    protocol,
+                    vm,
+                    node,
+                    generation,
+                    spec,
+                    boot,
+                    mode: if replay { Mode::Replay } else { Mode::Checkpoint },
+                    engine,
+                    cpu,
+                    features,
+                    lease_us,
+                }
+            },
+        )
 }
 
 fn any_message() -> impl Strategy<Value = Message<'static>> {

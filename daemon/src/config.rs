@@ -84,7 +84,7 @@ pub struct MachineConfig {
     pub kernel: Option<PathBuf>,
     /// Linux: initramfs.
     pub initrd: Option<PathBuf>,
-    /// Command line or argument.
+    /// Command line or argument; the built-in guest's is complete, its address among the rest.
     pub cmdline: String,
     /// Whether there is a virtio-rng.
     pub rng: bool,
@@ -512,12 +512,16 @@ impl Config {
         if config.control_socket.as_os_str().is_empty() {
             config.control_socket = PathBuf::from(format!("/run/ftd/{}.sock", config.vm));
         }
-        config.validate().map_err(|validate::BadValue { key, value, allowed }| ConfigError::Value {
+        let refused = |validate::BadValue { key, value, allowed }| ConfigError::Value {
             file: file.to_owned(),
             key,
             value,
             allowed,
-        })?;
+        };
+        config.validate().map_err(refused)?;
+        if config.machine.guest == GuestKind::Builtin {
+            config.machine.cmdline = config.machine.builtin_cmdline().map_err(refused)?;
+        }
         Ok(config)
     }
 

@@ -102,6 +102,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         node: config.node.to_string(),
         generation: 0,
         spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
+        boot: config.boot().terms(),
         mode: config.replication.mode,
         engine: engine_fingerprint(host.spec.engine),
         cpu: match host.spec.engine {

@@ -153,10 +153,13 @@ struct Inner {
 }
 
 type Callback = Box<dyn Fn() + Send + Sync>;
+/// What permits are counted on.
+type Clock = Box<dyn Fn() -> BootTime + Send + Sync>;
 
 struct Shared {
     bounds: Bounds,
     emit: Box<dyn Emit>,
+    clock: Clock,
     /// Held by whoever empties the queue; its content is the frame on its way.
     wire: Mutex<Vec<u8>>,
     inner: Mutex<Inner>,
@@ -172,6 +175,16 @@ impl OutputBuffer {
     /// A muted buffer before `emit`. Bounds below their minimum are raised to it.
     #[must_use]
     pub fn new(emit: Box<dyn Emit>, bounds: Bounds) -> Self {
+        Self::with_clock(emit, bounds, BootTime::now)
+    }
+
+    /// As [`Self::new`], with another clock than the host's for the terms of permits.
+    #[must_use]
+    pub fn with_clock(
+        emit: Box<dyn Emit>,
+        bounds: Bounds,
+        clock: impl Fn() -> BootTime + Send + Sync + 'static,
+    ) -> Self {
         let hold_us =
             Histogram::new_with_max(HOLD_US_MAX, 2).expect("constant arguments: 2 digits, maximum above 2");
         let stats = HoldStats {
@@ -194,6 +207,7 @@ impl OutputBuffer {
                 frame_bytes: bounds.frame_bytes,
             },
             emit,
+            clock: Box::new(clock),
             wire: Mutex::new(Vec::with_capacity(bounds.frame_bytes)),
             inner: Mutex::new(Inner { queue: FrameQueue::default(), stats, awaiting_room: None }),
             on_room: Mutex::new(None),
@@ -306,6 +320,12 @@ impl OutputBuffer {
         *self.0.on_held.lock() = Some(Arc::new(Box::new(callback)));
     }
 
+    /// The gate as it is now.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.0.inner.lock().stats.gate
+    }
+
     /// The counters.
     #[must_use]
     pub fn stats(&self) -> HoldStats {
@@ -366,7 +386,7 @@ impl OutputBuffer {
                 inner.queue.copy_first(wire);
             }
             if let Leave::Covered { permit, .. } = leave
-                && BootTime::now() >= permit.valid_until
+                && (self.0.clock)() >= permit.valid_until
             {
                 released.stopped = Some(Stopped::Lapsed);
                 return released;

@@ -24,7 +24,7 @@ use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode};
 use crate::wire::{Frame, FrameType, Message};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
 use log::IncomingLog;
 use std::sync::Arc;

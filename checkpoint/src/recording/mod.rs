@@ -22,7 +22,7 @@ pub use section::{SECTION_BYTES_MAX, SECTION_HEADER_BYTES};
 pub use write::Writer;
 
 use crate::page::{PageError, ZERO_PAGE, is_zero};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use ft_vm::replay::log::LogError;
 use ft_vm::spec::MachineSpec;
 use serde::{Deserialize, Serialize};

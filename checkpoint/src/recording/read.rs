@@ -3,7 +3,7 @@
 use super::section::{Found, Kind, SectionReader, read_up_to};
 use super::{About, End, MAGIC, RecordingError, VERSION, fold};
 use crate::page::{Records, ZERO_PAGE};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;

@@ -1,7 +1,7 @@
 use super::section::SECTION_HEADER_BYTES;
 use super::*;
 use crate::bench_support::noise_page;
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use ft_vm::replay::log::{Input, LogWriter};
 use ft_vm::spec::EngineKind;
 use proptest::prelude::*;

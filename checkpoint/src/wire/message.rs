@@ -17,6 +17,8 @@ pub struct Identity {
     pub generation: u64,
     /// postcard of its `MachineSpec`.
     pub spec: Vec<u8>,
+    /// What boots in it ([`ft_vm::spec::Boot::terms`]).
+    pub boot: String,
     /// How it replicates.
     pub mode: Mode,
     /// Its engine's fingerprint (see [`ft_vm::machine::engine_fingerprint`]).

@@ -10,7 +10,7 @@ use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
 use ft_checkpoint::wire::message::Mode;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, WireSink};
-use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_ram::{GuestRam, PageIndex, RamView};
 use std::collections::BTreeSet;
 
 pub const RAM_BYTES: u64 = 16 << 20;

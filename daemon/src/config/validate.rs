@@ -1,10 +1,12 @@
 //! What a configuration must fulfil beyond the types of its values: ranges, and values that must fit each other.
 
-use super::{Config, GuestKind};
+use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
+use ft_vm::guest::Settings;
 use ft_vm::spec::EngineKind;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 impl Config {
@@ -173,6 +175,33 @@ impl Config {
     }
 }
 
+impl MachineConfig {
+    /// The built-in guest's command line with everything spelled out. It answers where `net.addresses` says, which is
+    /// what is announced for it.
+    pub(super) fn builtin_cmdline(&self) -> Result<String, BadValue> {
+        const ADDRESSES: &str = "machine.net.addresses";
+        const ONE: &str = "the builtin guest has one IPv4 address: name that, or none";
+        let address = match self.net.as_ref().map_or(&[][..], |net| &net.addresses) {
+            [] => None,
+            [IpAddr::V4(address)] => Some(*address),
+            several => {
+                let several: Vec<_> = several.iter().map(IpAddr::to_string).collect();
+                return Err(BadValue::new(ADDRESSES, several.join(", "), ONE));
+            }
+        };
+        let cmdline = &self.cmdline;
+        let settings = Settings::parse(cmdline, address)
+            .map_err(|error| BadValue::new("machine.cmdline", cmdline, error.to_string()))?;
+        match address {
+            Some(address) if address != settings.address => {
+                let allowed = format!("ip= must be {address}, the address in {ADDRESSES}, or be left out");
+                Err(BadValue::new("machine.cmdline", cmdline, allowed))
+            }
+            _ => Ok(settings.to_string()),
+        }
+    }
+}
+
 /// A value that is refused.
 pub(super) struct BadValue {
     pub(super) key: &'static str,
@@ -180,8 +209,14 @@ pub(super) struct BadValue {
     pub(super) allowed: String,
 }
 
+impl BadValue {
+    fn new(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
+        Self { key, value: value.to_string(), allowed: allowed.into() }
+    }
+}
+
 fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), BadValue> {
-    Err(BadValue { key, value: value.to_string(), allowed: allowed.into() })
+    Err(BadValue::new(key, value, allowed))
 }
 
 fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), BadValue> {

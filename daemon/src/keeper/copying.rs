@@ -6,7 +6,7 @@ use super::setup::Setup;
 use super::vm::Vm;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::Encoder;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
 use std::sync::Arc;
 
 /// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.

@@ -4,7 +4,7 @@ use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
 use super::pairing::Pairing;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;

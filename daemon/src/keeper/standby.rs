@@ -13,7 +13,7 @@ use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::message::{Held, Mode};
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;

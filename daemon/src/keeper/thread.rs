@@ -15,7 +15,7 @@ use super::pairing::Pairing;
 use super::setup::Setup;
 use super::vm::Vm;
 use ft_checkpoint::backlog::Applier;
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;

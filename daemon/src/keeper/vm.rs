@@ -4,8 +4,8 @@ use super::error::PrepareError;
 use super::news::News;
 use super::setup::Setup;
 use crate::role::GuestEnd;
+use ft_ram::{GuestRam, RamView};
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
-use ft_vm::memory::{GuestRam, RamView};
 
 /// See the module.
 pub(super) struct Vm {

@@ -4,7 +4,7 @@
 use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
-use ft_vm::layout::PAGE_SIZE;
+use ft_ram::layout::PAGE_SIZE;
 use ft_vm::machine::Machine;
 use ft_vm::replay::LogCut;
 use parking_lot::Mutex;

@@ -3,9 +3,9 @@
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, NextSection, Reader};
+use ft_ram::{GuestRam, RamView};
 use ft_vm::devices::{FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, engine_fingerprint};
-use ft_vm::memory::{GuestRam, RamView};
 use ft_vm::replay::log::LogReader;
 use ft_vm::spec::EngineKind;
 use std::fs::File;

@@ -53,7 +53,7 @@ impl Executor {
                 if !hands.close(conn, Closing::Now) {
                     return;
                 }
-                hands.unlink_pairing();
+                hands.unlink_pairing(conn);
                 Event::PeerGone { conn, why }
             }
             other => other,
@@ -138,7 +138,7 @@ impl Executor {
             }
             Command::DropLink { conn } => {
                 hands.close(conn, Closing::AfterQueued);
-                hands.unlink_pairing();
+                hands.unlink_pairing(conn);
             }
             Command::EndPairing => hands.end_pairing(),
             Command::Boot => self.boot(hands),
@@ -218,7 +218,7 @@ impl Executor {
     fn lost_if_failed<H: Hands>(&mut self, conn: ConnId, result: Result<(), H::Error>, hands: &mut H) {
         if let Err(e) = result {
             hands.close(conn, Closing::Now);
-            hands.unlink_pairing();
+            hands.unlink_pairing(conn);
             self.own.push_back(Event::PeerGone { conn, why: Gone::Lost(e.to_string()) });
         }
     }

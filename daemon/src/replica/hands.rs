@@ -75,8 +75,8 @@ pub trait Hands {
     fn begin_pairing(&mut self, conn: ConnId, pairing: u64);
     /// Primary: sends again what the backup, back on this connection, does not hold beyond this epoch.
     fn resume_pairing(&mut self, conn: ConnId, held: u64) -> Result<(), Self::Error>;
-    /// Primary: the pairing has no connection for now; what is owed is kept.
-    fn unlink_pairing(&mut self);
+    /// Primary: if the pairing goes over this connection, it has none for now; what is owed is kept.
+    fn unlink_pairing(&mut self, conn: ConnId);
     /// Primary: no more checkpoints; what is owed is forgotten.
     fn end_pairing(&mut self);
     /// Primary: the backup has sealed everything up to this epoch.

@@ -8,7 +8,7 @@ use crate::replica::Input;
 use crate::role::ConnId;
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::SealedImage;
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -52,6 +52,7 @@ impl RealHands {
         self.replay.progress.reset();
         let pairing = Pairing::new(pairing, Arc::clone(&link.outbox), depth, self.inflight_bytes);
         self.pairing = Some(Arc::clone(&pairing));
+        self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));
     }
 
@@ -61,6 +62,7 @@ impl RealHands {
         };
         tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
         pairing.resume(held, Arc::clone(&link.outbox))?;
+        self.pairing_over = Some(conn);
         self.order(Order::Room);
         Ok(())
     }

@@ -48,6 +48,8 @@ pub struct RealHands {
     arriving: HashMap<ConnId, Fitting>,
     links: HashMap<ConnId, Link>,
     pairing: Option<Arc<Pairing>>,
+    /// The connection that it goes over.
+    pairing_over: Option<ConnId>,
     standby: Option<WarmStandby>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
@@ -112,6 +114,7 @@ impl RealHands {
             arriving: HashMap::new(),
             links: HashMap::new(),
             pairing: None,
+            pairing_over: None,
             standby: None,
             resuming: None,
             settling: None,
@@ -311,9 +314,12 @@ impl Hands for RealHands {
         self.send_again(conn, held)
     }
 
-    fn unlink_pairing(&mut self) {
-        if let Some(pairing) = &self.pairing {
+    fn unlink_pairing(&mut self, conn: ConnId) {
+        if let Some(pairing) = &self.pairing
+            && self.pairing_over == Some(conn)
+        {
             pairing.unlink();
+            self.pairing_over = None;
         }
     }
 

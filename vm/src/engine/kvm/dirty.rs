@@ -10,11 +10,12 @@
 //! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content is
 //! copied after the clearing.
 
+use super::error::KvmError;
 use super::host::Host;
+use super::ioctl;
 use super::vm::set_slots;
-use super::{KvmError, ioctl};
-use crate::layout::PAGE_SIZE;
-use crate::memory::{GuestRam, PageIndex};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{GuestRam, PageIndex};
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
