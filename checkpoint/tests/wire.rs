@@ -1,6 +1,6 @@
 //! Frames and messages: what goes in comes out, and nothing else does.
 
-use ft_checkpoint::wire::frame::{HEADER_BYTES, MAX_PAYLOAD, VERSION};
+use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use proptest::prelude::*;
@@ -45,22 +45,26 @@ fn any_frames() -> impl Strategy<Value = Vec<(FrameType, u64, Vec<u8>)>> {
 
 fn any_identity() -> impl Strategy<Value = Identity> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..50);
+    let machine = (bytes(), ".{0,40}");
     let engine = (prop::bool::ANY, any::<u64>());
-    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), bytes(), engine, bytes(), any::<u64>(), any::<u64>())
-        .prop_map(|(protocol, vm, node, generation, spec, (replay, engine), cpu, features, lease_us)| {
-            Identity {
-                protocol,
-                vm,
-                node,
-                generation,
-                spec,
-                mode: if replay { Mode::Replay } else { Mode::Checkpoint },
-                engine,
-                cpu,
-                features,
-                lease_us,
-            }
-        })
+    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), machine, engine, bytes(), any::<u64>(), any::<u64>())
+        .prop_map(
+            |(protocol, vm, node, generation, (spec, boot), (replay, engine), cpu, features, lease_us)| {
+                Identity {
+                    protocol,
+                    vm,
+                    node,
+                    generation,
+                    spec,
+                    boot,
+                    mode: if replay { Mode::Replay } else { Mode::Checkpoint },
+                    engine,
+                    cpu,
+                    features,
+                    lease_us,
+                }
+            },
+        )
 }
 
 fn any_message() -> impl Strategy<Value = Message<'static>> {
@@ -223,11 +227,11 @@ fn a_connections_generation_never_goes_back() {
 #[test]
 fn a_payload_beyond_the_bound_is_not_sent() {
     let mut writer = FrameWriter::new(Vec::new(), 1, 1);
-    let error = writer.frame(FrameType::Pages, 1, &vec![0; MAX_PAYLOAD + 1]).unwrap_err();
+    let error = writer.frame(FrameType::Pages, 1, &vec![0; PAYLOAD_BYTES_MAX + 1]).unwrap_err();
     assert!(matches!(error, FrameError::TooLong { .. }));
-    writer.frame(FrameType::Pages, 1, &vec![0; MAX_PAYLOAD]).unwrap();
+    writer.frame(FrameType::Pages, 1, &vec![0; PAYLOAD_BYTES_MAX]).unwrap();
     let bytes = writer.into_inner();
-    assert_eq!(FrameReader::new(&bytes[..]).read().unwrap().payload.len(), MAX_PAYLOAD);
+    assert_eq!(FrameReader::new(&bytes[..]).read().unwrap().payload.len(), PAYLOAD_BYTES_MAX);
 }
 
 #[test]

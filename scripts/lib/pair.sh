@@ -87,10 +87,7 @@ pair_find_guest() {
 
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
-    builtin)
-        echo 'guest = "builtin"'
-        echo "cmdline = \"ip=$net_vm_address/24 gw=10.77.0.1 port=$pair_client_port\""
-        ;;
+    builtin) echo 'guest = "builtin"' ;;
     linux | debian)
         echo 'guest = "linux"'
         echo "kernel = \"$FT_LINUX_DIR/kernel\""

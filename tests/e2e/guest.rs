@@ -1,6 +1,6 @@
 //! What the guest does of itself: it crashes, resets, powers off, writes to its console.
 
-use crate::fixture::{Config, Daemon, Pair, World, binary, call, eventually, tell};
+use crate::fixture::{Config, Daemon, Pair, World, binary, call, call_at, eventually, tell};
 use ftd::control::api::{Role, State, Status};
 use ftd::exit::DaemonExit;
 use std::fs::{self, File};
@@ -106,5 +106,28 @@ fn the_console_goes_into_a_file_where_the_configuration_says_so() {
         alpha.wait_until(Role::Primary, State::Solo);
         let text = || fs::read_to_string(&file).unwrap_or_default();
         eventually("the guest's greeting", || text().contains("guest: 1 vCPUs").then_some(()), text);
+    });
+}
+
+#[test]
+fn the_builtin_guest_answers_at_the_address_that_is_configured_on_either_node() {
+    World::run("the_builtin_guest_answers_at_the_address_that_is_configured_on_either_node", |world| {
+        let elsewhere = |config: Config| {
+            config
+                .with("machine.net.addresses", vec![toml::Value::from("10.77.0.33")])
+                .with("machine.cmdline", "port=7070")
+        };
+        let service = ([10, 77, 0, 33], 7070).into();
+        let mut pair = Pair::protected_with(world, elsewhere);
+        assert_eq!(call_at(service, "SET key there"), "OK");
+        let output = pair.alpha.ctl(&["failover", "--yes"]);
+        assert_eq!(output.code, 0, "{output:?}");
+        pair.wait_protected_the_other_way_round();
+        assert_eq!(call_at(service, "GET key"), "VALUE there");
+        // What boots anew on the other node is the same guest.
+        let before = pair.beta.status().expect("it answers").generation;
+        drop(call_at(service, "RESET"));
+        pair.beta.wait_for("of a later generation", |status| status.generation > before);
+        assert_eq!(call_at(service, "GET key"), "NONE");
     });
 }

@@ -63,6 +63,7 @@ fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
         node: node.into(),
         generation: 1,
         spec: Vec::new(),
+        boot: String::new(),
         mode: Mode::Checkpoint,
         engine: 0,
         cpu: Vec::new(),
@@ -141,6 +142,18 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
             DaemonExit::Peer,
             &[&format!("protocol is {}", PROTOCOL + 1), &format!("this node's {PROTOCOL}")],
         );
+    });
+}
+
+#[test]
+fn a_backup_that_would_boot_another_guest_is_refused() {
+    World::run("a_backup_that_would_boot_another_guest_is_refused", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let elsewhere = vec![toml::Value::from("10.77.0.3")];
+        let mut beta = Daemon::start(world, &Config::beta(world).with("machine.net.addresses", elsewhere));
+        beta.must_fail(DaemonExit::Peer, &["machine.cmdline) differs", "ip=10.77.0.2/24", "ip=10.77.0.3/24"]);
+        alpha.wait_until(Role::Primary, State::Solo);
     });
 }
 

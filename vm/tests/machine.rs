@@ -1,14 +1,12 @@
 //! What a machine does and refuses: stopping in any situation, crashes, power-off and reset, wrong states and guests.
 
-mod common;
-
-use common::{Remember, between, boot_code, content, engines, event, kvm, machine, spec, wiring};
+use ft_ram::GuestRam;
 use ft_vm::boot::BootError;
 use ft_vm::machine::{Machine, MachineError, MachineEvent, host_cpu_profile};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::EngineKind::{self, Kvm, Soft};
 use ft_vm::spec::{Boot, FreestandingImage};
 use ft_vm::state::StateError;
+use ft_vm::testing::{Remember, between, boot_code, content, engines, event, kvm, machine, spec, wiring};
 use std::io::Write;
 
 // What the program does is in the page at 0x700000 (written before it runs): 0 spins, 1 idles, 2 faults, 3 powers off,
@@ -155,7 +153,9 @@ fn a_fault_is_reported_with_its_place_and_the_state_is_not_captured() {
         let (mut machine, ram) = acting(engine, FAULT, if engine == Kvm { 2 } else { 1 });
         machine.resume().unwrap();
         let MachineEvent::Crashed { why, .. } = event(&machine) else { panic!("no crash") };
-        assert!(why.contains("triple fault") && why.contains("rip 0x2000"), "{why}");
+        // AMD's processors do not keep the place.
+        let placed = why.contains("rip 0x2000") || engine == Kvm && why.contains("registers are lost");
+        assert!(why.contains("triple fault") && placed, "{why}");
         machine.pause().unwrap();
         assert!(matches!(machine.capture(&mut Vec::new()), Err(MachineError::Crashed { .. })));
         // Running on changes nothing: what has crashed stays where it is.
@@ -241,7 +241,7 @@ fn an_unchanged_machine_has_an_unchanged_state_but_for_time() {
         machine.resume().unwrap();
         machine.pause().unwrap();
         let before = capture(&mut machine);
-        let (mut other, _other_ram, _) = common::machine(&spec(engine, vcpus, RAM_BYTES));
+        let (mut other, _other_ram, _) = ft_vm::testing::machine(&spec(engine, vcpus, RAM_BYTES));
         other.restore(&before).unwrap();
         let after = capture(&mut other);
         assert_eq!(before.len(), after.len());
@@ -281,7 +281,7 @@ fn machines_that_cannot_be_are_refused_by_name() {
 #[test]
 fn a_machine_without_a_guest_is_not_resumed() {
     for engine in engines("nothing to run") {
-        let (mut machine, _ram, _) = common::machine(&spec(engine, 1, RAM_BYTES));
+        let (mut machine, _ram, _) = ft_vm::testing::machine(&spec(engine, 1, RAM_BYTES));
         assert!(matches!(machine.resume(), Err(MachineError::Incomplete)));
     }
 }
@@ -289,7 +289,7 @@ fn a_machine_without_a_guest_is_not_resumed() {
 #[test]
 fn guests_that_cannot_be_booted_are_refused_by_name() {
     for engine in engines("wrong guests") {
-        let (mut machine, _ram, _) = common::machine(&spec(engine, 1, RAM_BYTES));
+        let (mut machine, _ram, _) = ft_vm::testing::machine(&spec(engine, 1, RAM_BYTES));
         let file = |content: &[u8]| {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(content).unwrap();
@@ -307,7 +307,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
         }
         assert!(matches!(linux(missing, None, &"x".repeat(5000)), BootError::CmdlineTooLong(_)));
         assert!(matches!(linux(missing, None, "a\0b"), BootError::CmdlineNul));
-        let kernel = file(&common::elf(&[0x90; 100]));
+        let kernel = file(&ft_vm::testing::elf(&[0x90; 100]));
         assert!(matches!(linux(kernel.path(), Some(missing), ""), BootError::Read { what: "initramfs", .. }));
         let large = file(&[]);
         large.as_file().set_len(RAM_BYTES).unwrap();
@@ -315,7 +315,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
             linux(kernel.path(), Some(large.path()), ""),
             BootError::TooLarge { what: "initramfs", .. }
         ));
-        let mut huge = common::elf(&[0x90; 100]);
+        let mut huge = ft_vm::testing::elf(&[0x90; 100]);
         huge[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
         assert!(matches!(linux(file(&huge).path(), None, ""), BootError::TooLarge { what: "kernel", .. }));
 
@@ -326,7 +326,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
         };
         assert!(matches!(program(b"#!/bin/sh"), BootError::NotAProgram { .. }));
         assert!(matches!(program(&huge), BootError::TooLarge { what: "program", .. }));
-        let mut low = common::elf(&[0x90; 100]);
+        let mut low = ft_vm::testing::elf(&[0x90; 100]);
         low[64 + 16..64 + 24].copy_from_slice(&0u64.to_le_bytes());
         low[24..32].copy_from_slice(&0u64.to_le_bytes());
         assert!(program(&low).to_string().contains("below 0x106000"));

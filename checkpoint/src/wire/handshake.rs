@@ -123,11 +123,11 @@ pub fn is_permanent(code: u16) -> bool {
 }
 
 /// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
-pub fn check(
+pub fn check<E: std::fmt::Display>(
     theirs: &Identity,
     ours: &Identity,
     our_side: Side,
-    cpu_fits: impl FnOnce(&[u8], &[u8]) -> Result<(), String>,
+    cpu_fits: impl FnOnce(&[u8], &[u8]) -> Result<(), E>,
 ) -> Result<(), Refusal> {
     if theirs.protocol != ours.protocol {
         return Err(Refusal::Protocol { theirs: theirs.protocol, ours: ours.protocol });
@@ -144,13 +144,14 @@ pub fn check(
     if theirs.spec != ours.spec {
         check_spec(&read_spec("peer's", &theirs.spec)?, &read_spec("local", &ours.spec)?)?;
     }
+    same("what boots (machine.guest and machine.cmdline)", &theirs.boot, &ours.boot)?;
     if theirs.mode != ours.mode {
         return Err(Refusal::Mode { theirs: theirs.mode, ours: ours.mode });
     }
     if theirs.engine != ours.engine {
         return Err(Refusal::Engine { theirs: theirs.engine, ours: ours.engine });
     }
-    cpu_fits(&theirs.cpu, &ours.cpu).map_err(Refusal::Cpu)?;
+    cpu_fits(&theirs.cpu, &ours.cpu).map_err(|e| Refusal::Cpu(e.to_string()))?;
     let (primary, backup) = match our_side {
         Side::Primary => (ours.generation, theirs.generation),
         Side::Backup => (theirs.generation, ours.generation),
@@ -165,25 +166,22 @@ fn read_spec(whose: &'static str, bytes: &[u8]) -> Result<MachineSpec, Refusal> 
     postcard::from_bytes(bytes).map_err(|e| Refusal::SpecUnreadable { whose, why: e.to_string() })
 }
 
-fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
-    fn field<T: PartialEq + std::fmt::Debug>(
-        field: &'static str,
-        theirs: &T,
-        ours: &T,
-    ) -> Result<(), Refusal> {
-        if theirs == ours {
-            return Ok(());
-        }
-        Err(Refusal::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
+fn same<T: PartialEq + std::fmt::Debug>(field: &'static str, theirs: &T, ours: &T) -> Result<(), Refusal> {
+    if theirs == ours {
+        return Ok(());
     }
+    Err(Refusal::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
+}
+
+fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
     // Every field by name, so that a new one cannot be forgotten here.
     let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = ours;
-    field("engine", &theirs.engine, engine)?;
-    field("guest memory (bytes)", &theirs.ram_bytes, ram_bytes)?;
-    field("number of vCPUs", &theirs.vcpus, vcpus)?;
-    field("network card", &theirs.net, net)?;
-    field("disks", &theirs.disks, disks)?;
-    field("virtio-rng", &theirs.rng, rng)
+    same("engine", &theirs.engine, engine)?;
+    same("guest memory (bytes)", &theirs.ram_bytes, ram_bytes)?;
+    same("number of vCPUs", &theirs.vcpus, vcpus)?;
+    same("network card", &theirs.net, net)?;
+    same("disks", &theirs.disks, disks)?;
+    same("virtio-rng", &theirs.rng, rng)
 }
 
 #[cfg(test)]
@@ -209,6 +207,7 @@ mod tests {
             node: node.into(),
             generation: 5,
             spec: postcard::to_stdvec(spec).unwrap(),
+            boot: "builtin: ip=10.0.0.5/24 port=7777".into(),
             mode: Mode::Checkpoint,
             engine: 77,
             cpu: vec![1],
@@ -221,7 +220,7 @@ mod tests {
         let mut theirs = identity("b", &spec());
         change(&mut theirs);
         check(&theirs, &identity("a", &spec()), side, |theirs, ours| {
-            if theirs == ours { Ok(()) } else { Err("other family".into()) }
+            if theirs == ours { Ok(()) } else { Err("other family") }
         })
     }
 
@@ -252,6 +251,8 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
+        let boot = refusal(|i| i.boot = "builtin: ip=10.0.0.6/24 port=7777".into());
+        assert!(matches!(boot, Refusal::Spec { field, .. } if field.contains("machine.cmdline")), "{boot:?}");
         assert_eq!(with(|s| s.engine = EngineKind::Soft), "engine");
         assert_eq!(with(|s| s.ram_bytes *= 2), "guest memory (bytes)");
         assert_eq!(with(|s| s.vcpus = 1), "number of vCPUs");

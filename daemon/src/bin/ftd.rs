@@ -5,10 +5,10 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::lifeline;
+use ftd::host::init_logging;
+use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
-use ftd::service::init_logging;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -88,7 +88,7 @@ enum Cmd {
         disks: Vec<PathBuf>,
     },
     /// Closes the connection on standard input when the daemon that made it dies
-    #[command(name = lifeline::COMMAND, hide = true)]
+    #[command(name = LIFELINE_COMMAND, hide = true)]
     Lifeline {
         /// The daemon
         maker: u32,
@@ -105,7 +105,7 @@ fn main() -> ExitCode {
         Cmd::Replay { log, until, verify, quiet, disks } => ended(
             recording::replay(&ReplayOptions { log, until, verify, quiet, disks }).map(|()| DaemonExit::Ok),
         ),
-        Cmd::Lifeline { maker } => match lifeline::run(maker) {
+        Cmd::Lifeline { maker } => match run_lifeline(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,
         },

@@ -81,6 +81,23 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ("#memory_mib = 256", "memory_mib = -2", "-2"),
         ("#guest = \"builtin\"", "guest = \"linux\"", "needs machine.kernel"),
         ("#guest = \"builtin\"", "guest = \"windows\"", "unknown variant `windows`"),
+        (
+            "[\"10.0.0.5\"]",
+            "[\"fd00::5\"]",
+            "machine.net.addresses = fd00::5: the builtin guest has one IPv4 address",
+        ),
+        ("[\"10.0.0.5\"]", "[\"10.0.0.5\", \"10.0.0.6\"]", "10.0.0.5, 10.0.0.6: the builtin guest has one"),
+        (
+            "#cmdline = \"\"",
+            "cmdline = \"ip=10.0.0.6/24\"",
+            "ip= must be 10.0.0.5, the address in machine.net",
+        ),
+        (
+            "#cmdline = \"\"",
+            "cmdline = \"port=http\"",
+            "machine.cmdline = port=http: \"port=http\": want port=1",
+        ),
+        ("#cmdline = \"\"", "cmdline = \"root=/dev/vda\"", "not \"root=/dev/vda\""),
         ("# kernel = ", "kernel = ", "the builtin guest takes none"),
         ("# initrd = ", "initrd = ", "only machine.guest = \"linux\""),
         ("#console = \"socket\"", "console = \"tty\"", "not one of: socket, stdout, file:/PATH"),
@@ -143,10 +160,15 @@ fn paths_follow_from_the_name_of_the_vm() {
 
 #[test]
 fn what_boots_follows_from_guest_and_kernel() {
-    assert!(matches!(
-        parse(EXAMPLE).unwrap().boot(),
-        Boot::Freestanding { image: FreestandingImage::BuiltIn, .. }
-    ));
+    let boot = |text: &str| parse(text).unwrap().boot();
+    assert_eq!(
+        boot(EXAMPLE),
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: "ip=10.0.0.5/24 port=7777".into() }
+    );
+    let here = edited("#cmdline = \"\"", "cmdline = \"gw=10.0.0.1 ip=10.0.0.5/16 port=80\"");
+    assert_eq!(boot(&here).terms(), "builtin: ip=10.0.0.5/16 gw=10.0.0.1 port=80");
+    let nowhere = edited("addresses = [\"10.0.0.5\"]", "");
+    assert_eq!(boot(&nowhere).terms(), format!("builtin: {}", ft_vm::guest::CMDLINE_DEFAULT));
     let linux = edited("#guest = \"builtin\"", "guest = \"linux\"\nkernel = \"/k\"");
     assert!(matches!(parse(&linux).unwrap().boot(), Boot::Linux { kernel, .. } if kernel == Path::new("/k")));
 }

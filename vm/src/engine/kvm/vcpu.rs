@@ -15,14 +15,15 @@
 //! No state is collected before the last vCPU has stopped: an interrupt that a running one sends to one that has been
 //! collected already would be lost.
 
+use super::cpuid;
+use super::error::KvmError;
 use super::host::Host;
 use super::run_page::RunPage;
 use super::state::{Collector, apply};
-use super::{KvmError, cpuid};
 use crate::devices::{DeviceEvent, Devices};
-use crate::machine::{MachineError, MachineEvent};
+use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
-use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,6 +38,10 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_
 const KICK_EVERY: Duration = Duration::from_millis(10);
 /// How long a vCPU may take to stop: its thread can be in a device, and the host can be busy.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Where a vCPU is after INIT.
+const INIT_CS: u16 = 0xf000;
+const INIT_RIP: u64 = 0xfff0;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -442,18 +447,44 @@ impl<'a> Runner<'a> {
         let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
             return Ended::Crashed(what);
         };
-        Ended::Crashed(format!(
-            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
-            regs.rip,
-            regs.rsp,
-            regs.rflags,
-            sregs.cs.selector,
-            sregs.ss.dpl,
-            sregs.cr0,
-            sregs.cr2,
-            sregs.cr3,
-            sregs.cr4,
-            sregs.efer,
-        ))
+        Ended::Crashed(format!("{what}; {}", crash_registers(&regs, &sregs)))
+    }
+}
+
+/// What a crashed vCPU's registers were, as far as KVM still has them. On AMD's processors a shutdown leaves undefined
+/// what the guest had, and KVM resets the vCPU before it tells (svm.c, `shutdown_interception`).
+fn crash_registers(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+    if (sregs.cs.selector, regs.rip) == (INIT_CS, INIT_RIP) {
+        return "its registers are lost: on this processor KVM resets the vCPU first".into();
+    }
+    format!(
+        "rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+        regs.rip,
+        regs.rsp,
+        regs.rflags,
+        sregs.cs.selector,
+        sregs.ss.dpl,
+        sregs.cr0,
+        sregs.cr2,
+        sregs.cr3,
+        sregs.cr4,
+        sregs.efer,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvm_bindings::kvm_segment;
+
+    #[test]
+    fn registers_after_init_are_not_told_as_the_guests() {
+        let regs = |rip| kvm_regs { rip, ..Default::default() };
+        let sregs =
+            |selector| kvm_sregs { cs: kvm_segment { selector, ..Default::default() }, ..Default::default() };
+        let told = crash_registers(&regs(0xfff0), &sregs(0x10));
+        assert!(told.starts_with("rip 0xfff0 ") && told.contains("cs 0x10"), "a guest may be there: {told}");
+        let told = crash_registers(&regs(0xfff0), &sregs(0xf000));
+        assert!(told.contains("registers are lost") && !told.contains("rip"), "{told}");
     }
 }
