@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 64 << 20;
 const MOVE_EVERY: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 fn boot_from_environment() -> Option<(Boot, String)> {
     let kernel = std::env::var_os("FTD_TEST_KERNEL")?;

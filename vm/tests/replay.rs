@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const RAM_BYTES: u64 = 32 << 20;
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0xf7, 0xd0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Set for the process that replays: where the files are.
 const REPLAY: &str = "FTD_TEST_REPLAY";
 

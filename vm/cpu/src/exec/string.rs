@@ -3,6 +3,9 @@
 //! A repeated instruction works in chunks: what is left of the count, or up to the end of the page that an operand is
 //! on, whichever is less. Each chunk counts as one instruction and leaves registers as between two iterations, so that
 //! interrupts, limits and faults find an exact state. How large a chunk is depends on registers alone.
+//!
+//! With addresses of 32 bits, an element that is done clears the upper halves of the registers that it moves. A count
+//! of zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's differ.
 
 use super::int::*;
 use crate::block::{is_long, segment_of};
@@ -158,7 +161,9 @@ fn repeated<T: Int, const F: u8>(cpu: &mut Cpu, op: &Op) -> Step {
             match element::<T, F>(cpu, op) {
                 Ok(on) => more = on,
                 Err(stop) => {
-                    set(cpu, op, RCX, left);
+                    if left != count {
+                        set(cpu, op, RCX, left);
+                    }
                     return Err(stop);
                 }
             }

@@ -82,7 +82,14 @@ impl Operands {
                 true => i.set_has_repne_prefix(true),
                 false => i.set_has_rep_prefix(true),
             }
-            if self.known[1].is_none_or(|count| count >= 0x40) {
+            let is_short = (0..i.op_count())
+                .any(|at| matches!(i.op_kind(at), OpKind::MemorySegESI | OpKind::MemoryESEDI));
+            if is_short && rng.random_bool(0.5) {
+                // Only ECX counts.
+                let count = (rng.random_range(0..4u64) * rng.random_range(0..12u64))
+                    | (1 << rng.random_range(32..64));
+                step.push(Instruction::with2(Code::Mov_r64_imm64, Register::RCX, count).expect("mov"));
+            } else if self.known[1].is_none_or(|count| count >= 0x40) {
                 let count = rng.random_range(0..0x30);
                 step.push(Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("mov"));
             }
