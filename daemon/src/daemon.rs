@@ -9,6 +9,7 @@ use crate::control::api::{
 use crate::control::http;
 use crate::control::server::{BindError, ConsoleAttachment, Controlled, Server};
 use crate::exit::DaemonExit;
+use crate::fresh::{self, FreshError};
 use crate::metrics::{Percentiles, Rate};
 use crate::replica::{ConsoleHub, Input, Parts, Progress, Replay, Replica, StartError, Window, prepare_host};
 use crate::role::{self, Event, Exit, Policy, ViewRole, ViewState};
@@ -43,6 +44,9 @@ pub enum DaemonError {
     /// Another daemon for this VM runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The leave for a fresh boot cannot be taken.
+    #[error(transparent)]
+    Fresh(#[from] FreshError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
@@ -65,6 +69,7 @@ impl DaemonError {
     pub fn exit(&self) -> DaemonExit {
         match self {
             Self::Host(e) => e.exit(),
+            Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
             Self::Lock(_) | Self::Control(_) | Self::Machine(_) => DaemonExit::Host,
             Self::Start(_) | Self::Describe(_) | Self::Runtime(_) => DaemonExit::Failure,
@@ -76,6 +81,7 @@ impl DaemonError {
 pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
+    let fresh = fresh::take(config)? || fresh;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("ftd-control")

@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod exit;
+pub mod fresh;
 pub mod lifeline;
 pub mod metrics;
 pub mod recording;
