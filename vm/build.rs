@@ -16,9 +16,14 @@ fn main() {
     let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out_dir = PathBuf::from(variable("OUT_DIR"));
     let guest_dir = manifest_dir.join("guest");
-    for input in
-        ["guest/Cargo.toml", "guest/Cargo.lock", "guest/link.ld", "guest/src", "src/layout.rs", "build.rs"]
-    {
+    for input in [
+        "guest/Cargo.toml",
+        "guest/Cargo.lock",
+        "guest/link.ld",
+        "guest/src",
+        "ram/src/layout.rs",
+        "build.rs",
+    ] {
         println!("cargo:rerun-if-changed={}", manifest_dir.join(input).display());
     }
 
@@ -53,15 +58,8 @@ fn main() {
 
 /// Everything that decides what a guest sees of the deterministic engine, relative to this crate. The lock file stands for
 /// the crates that the engine is made with.
-const DECIDING: [&str; 7] = [
-    "src/engine/soft",
-    "src/devices",
-    "src/replay",
-    "src/boot",
-    "src/layout.rs",
-    "src/memory.rs",
-    "../Cargo.lock",
-];
+const DECIDING: [&str; 7] =
+    ["src/engine/soft", "src/devices", "src/replay", "src/boot", "ram/src", "cpu/src", "../Cargo.lock"];
 
 /// A hash over the names and contents of what [`DECIDING`] names: FNV-1a, 64 bits.
 fn fingerprint(manifest_dir: &Path) -> u64 {

@@ -5,14 +5,14 @@
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ft_checkpoint::arena::{Capture, PageArena};
-use ft_checkpoint::bench_support::{Kind, mixed_pages, page_pair};
+use ft_checkpoint::bench_support::{ContentKind, mixed_pages, page_pair};
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::page::Page;
 use ft_checkpoint::receiver::{Limits, Receiver};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameType, FrameWriter, WireSink};
-use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_ram::{GuestRam, PageIndex, RamView};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -92,11 +92,11 @@ fn kinds() -> Vec<(&'static str, Pages)> {
     let of = |kind| (0..PAGES as u64).map(|seed| page_pair(kind, seed)).unzip();
     vec![
         ("mixed", mixed_pages(PAGES, 1)),
-        ("zero", of(Kind::Zero)),
-        ("same", of(Kind::Same)),
-        ("delta", of(Kind::SmallDelta)),
-        ("structured", of(Kind::Structured)),
-        ("random", of(Kind::Random)),
+        ("zero", of(ContentKind::Zero)),
+        ("same", of(ContentKind::Same)),
+        ("delta", of(ContentKind::SmallDelta)),
+        ("structured", of(ContentKind::Structured)),
+        ("random", of(ContentKind::Random)),
     ]
 }
 

@@ -8,7 +8,7 @@ use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::lazy::LazyApply;
 use ft_checkpoint::receiver::{Limits, Receiver, SealedImage};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, WireSink};
-use ft_vm::memory::{GuestRam, PageIndex};
+use ft_ram::{GuestRam, PageIndex};
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 256 << 20;

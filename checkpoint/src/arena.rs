@@ -2,8 +2,8 @@
 //! a copy in the pause costs no page fault. [`Capture`] is what the pause leaves behind for the encoder.
 
 use crate::page::Page;
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{PageIndex, RamView};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -210,7 +210,7 @@ impl Capture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ft_vm::memory::GuestRam;
+    use ft_ram::GuestRam;
 
     #[test]
     fn copies_are_those_of_the_pages_in_order_across_chunks() {

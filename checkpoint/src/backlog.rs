@@ -7,7 +7,7 @@
 use crate::arena::PageArena;
 use crate::image::Image;
 use crate::page::Page;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;

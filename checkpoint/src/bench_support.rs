@@ -1,7 +1,7 @@
 //! Pages like those that guests dirty, from a seed: for benches here and for `scripts/bench`.
 
 use crate::page::{Page, ZERO_PAGE};
-use ft_vm::layout::PAGE_SIZE;
+use ft_ram::layout::PAGE_SIZE;
 
 /// A small generator (splitmix64), so that the same seed gives the same pages everywhere.
 pub struct Noise(u64);
@@ -59,7 +59,7 @@ pub fn structured_page(seed: u64) -> Page {
 
 /// A kind of change between what was last sent and what is dirty now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ContentKind {
     /// Became (or stayed) zero.
     Zero,
     /// Written with what was there.
@@ -73,13 +73,13 @@ pub enum Kind {
 }
 
 /// The last sent copy of a page and its content now.
-pub fn page_pair(kind: Kind, seed: u64) -> (Page, Page) {
+pub fn page_pair(kind: ContentKind, seed: u64) -> (Page, Page) {
     let before = structured_page(seed);
     let mut noise = Noise::new(!seed);
     let now = match kind {
-        Kind::Zero => ZERO_PAGE,
-        Kind::Same => before,
-        Kind::SmallDelta => {
+        ContentKind::Zero => ZERO_PAGE,
+        ContentKind::Same => before,
+        ContentKind::SmallDelta => {
             let mut page = before;
             for _ in 0..1 + noise.below(24) {
                 let at = noise.below(PAGE_SIZE - 8);
@@ -87,8 +87,8 @@ pub fn page_pair(kind: Kind, seed: u64) -> (Page, Page) {
             }
             page
         }
-        Kind::Structured => structured_page(noise.next_u64()),
-        Kind::Random => noise_page(noise.next_u64()),
+        ContentKind::Structured => structured_page(noise.next_u64()),
+        ContentKind::Random => noise_page(noise.next_u64()),
     };
     (before, now)
 }
@@ -100,11 +100,11 @@ pub fn mixed_pages(count: usize, seed: u64) -> (Vec<Page>, Vec<Page>) {
     (0..count)
         .map(|_| {
             let kind = match noise.below(100) {
-                0..15 => Kind::Zero,
-                15..30 => Kind::Same,
-                30..70 => Kind::SmallDelta,
-                70..90 => Kind::Structured,
-                _ => Kind::Random,
+                0..15 => ContentKind::Zero,
+                15..30 => ContentKind::Same,
+                30..70 => ContentKind::SmallDelta,
+                70..90 => ContentKind::Structured,
+                _ => ContentKind::Random,
             };
             page_pair(kind, noise.next_u64())
         })

@@ -5,7 +5,7 @@
 use crate::encoder::{CopyError, EncodeStats, Encoder};
 use crate::page::{Page, ZERO_PAGE};
 use crate::wire::WireSink;
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 
 /// Pages read out of the guest at a time.
 const STRIDE: usize = 64;

@@ -4,7 +4,7 @@
 //! shows at once. It guards against mistakes and damage, not against an adversary.
 
 use crate::page::Page;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The running digest.

@@ -10,14 +10,16 @@ use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
 use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
 use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
-use crate::wire::{FrameError, FrameType, Message, WireSink};
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
-use std::ops::Range;
+use crate::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Batches of records are sent when another record might take them beyond this.
 pub const BATCH_BYTES: usize = 256 << 10;
+/// A message's payload is too small to be worth keeping for another piece.
+const SPARE_BYTES_MIN: usize = 4096;
 /// Most bytes of log in an epoch.
 pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Most bytes of machine state in a checkpoint.
@@ -83,12 +85,15 @@ impl EncodeStats {
     }
 }
 
-/// A checkpoint as it is sent: payloads that are framed at the moment of sending.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// A checkpoint as it is sent: payloads that are framed at the moment of sending. Each is a piece of its own, so that a
+/// connection's queue and this can hold the same bytes.
+#[derive(Debug, Default)]
 pub struct EncodedCheckpoint {
     epoch: u64,
-    bytes: Vec<u8>,
-    frames: Vec<(FrameType, Range<usize>)>,
+    bytes: usize,
+    frames: Vec<(FrameType, SharedPayload)>,
+    /// Pieces of the checkpoint that was here before, for those of the next.
+    spares: Vec<Vec<u8>>,
 }
 
 impl EncodedCheckpoint {
@@ -99,21 +104,36 @@ impl EncodedCheckpoint {
 
     /// Bytes of payload.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes
     }
 
     /// Sends it (again) and flushes.
     pub fn send(&self, out: &mut impl WireSink) -> Result<(), FrameError> {
         for (kind, payload) in &self.frames {
-            out.frame(*kind, self.epoch, &self.bytes[payload.clone()])?;
+            out.shared(*kind, self.epoch, payload)?;
         }
         out.flush()
     }
 
     fn restart(&mut self, epoch: u64) {
-        self.epoch = epoch;
-        self.bytes.clear();
-        self.frames.clear();
+        (self.epoch, self.bytes) = (epoch, 0);
+        let mut frames = std::mem::take(&mut self.frames);
+        // A piece that a connection has yet to send is that connection's.
+        for piece in frames.drain(..).filter_map(|(_, payload)| Arc::into_inner(payload)) {
+            self.keep_spare(piece);
+        }
+        self.frames = frames;
+    }
+
+    fn spare(&mut self) -> Vec<u8> {
+        self.spares.pop().unwrap_or_default()
+    }
+
+    fn keep_spare(&mut self, mut piece: Vec<u8>) {
+        if piece.capacity() >= SPARE_BYTES_MIN {
+            piece.clear();
+            self.spares.push(piece);
+        }
     }
 }
 
@@ -134,12 +154,10 @@ pub struct Encoder {
     codec: PageCodec,
     last_state: Vec<u8>,
     ram_pages: PageIndex,
-    chain: Option<Pairing>,
-    /// A copy's batch under construction.
-    batch: Vec<u8>,
+    chain: Option<EpochChain>,
 }
 
-struct Pairing {
+struct EpochChain {
     nonce: u64,
     last_epoch: Option<u64>,
     chain: Chain,
@@ -154,7 +172,6 @@ impl Encoder {
             last_state: Vec::new(),
             ram_pages,
             chain: None,
-            batch: Vec::new(),
         }
     }
 
@@ -172,7 +189,7 @@ impl Encoder {
     pub(crate) fn begin_copy(&mut self, pairing: u64, out: &mut impl WireSink) -> Result<(), FrameError> {
         self.shadow.clear();
         self.last_state.clear();
-        self.chain = Some(Pairing { nonce: pairing, last_epoch: None, chain: Chain::new(pairing) });
+        self.chain = Some(EpochChain { nonce: pairing, last_epoch: None, chain: Chain::new(pairing) });
         Message::CopyBegin(CopyBegin { pairing, total_pages: self.ram_pages }).write(0, out)
     }
 
@@ -184,21 +201,19 @@ impl Encoder {
         stats: &mut EncodeStats,
     ) -> Result<(), CopyError> {
         let started = Instant::now();
-        let mut batch = std::mem::take(&mut self.batch);
-        batch.clear();
+        let mut batch = Vec::with_capacity(BATCH_BYTES);
         for (index, page) in pages {
             if batch.len() + RECORD_MAX > BATCH_BYTES {
-                out.frame(FrameType::CopyPages, 0, &batch)?;
                 stats.bytes_out += batch.len() as u64;
-                batch.clear();
+                let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_BYTES));
+                out.shared(FrameType::CopyPages, 0, &Arc::new(full))?;
             }
             self.page(index, page, &mut batch, stats);
         }
         if !batch.is_empty() {
-            out.frame(FrameType::CopyPages, 0, &batch)?;
             stats.bytes_out += batch.len() as u64;
+            out.shared(FrameType::CopyPages, 0, &Arc::new(batch))?;
         }
-        self.batch = batch;
         stats.elapsed += started.elapsed();
         Ok(())
     }
@@ -226,7 +241,7 @@ impl Encoder {
         }));
         for (slot, &index) in capture.pages.iter().enumerate() {
             pieces.make_room(FrameType::Pages);
-            self.page(index, capture.arena.page(slot), &mut pieces.checkpoint.bytes, &mut stats);
+            self.page(index, capture.arena.page(slot), &mut pieces.open, &mut stats);
         }
         pieces.cut(FrameType::Pages);
         self.state(&capture.state, &mut pieces);
@@ -238,7 +253,7 @@ impl Encoder {
         });
         pieces.message(&Message::EpochEnd(EpochEnd { digest, stamp_us: capture.stamp_us }));
         let (checkpoint, sent) = pieces.finish();
-        stats.bytes_out = checkpoint.bytes.len() as u64;
+        stats.bytes_out = checkpoint.bytes as u64;
         stats.elapsed = started.elapsed();
         Ok(Encoded { checkpoint, stats, sent })
     }
@@ -327,7 +342,7 @@ impl Encoder {
             let last = &mut self.last_state.as_chunks_mut::<PAGE_SIZE>().0[index];
             let base = if index * PAGE_SIZE < known { Some(&mut *last) } else { None };
             let fresh = base.is_none();
-            self.codec.encode(index as PageIndex, &block, base, &mut pieces.checkpoint.bytes);
+            self.codec.encode(index as PageIndex, &block, base, &mut pieces.open);
             if fresh {
                 last.copy_from_slice(&block);
             }
@@ -351,11 +366,12 @@ pub enum CopyError {
     },
 }
 
-/// A checkpoint under construction: grows in one buffer, each finished piece is offered to the sink at once. After the
-/// sink's first failure it is only built.
+/// A checkpoint under construction: each finished piece is offered to the sink at once. After the sink's first failure it
+/// is only built.
 struct Pieces<'s, S> {
     checkpoint: EncodedCheckpoint,
-    start: usize,
+    /// The piece that grows.
+    open: Vec<u8>,
     out: &'s mut S,
     sent: Result<(), FrameError>,
 }
@@ -363,40 +379,49 @@ struct Pieces<'s, S> {
 impl<'s, S: WireSink> Pieces<'s, S> {
     fn new(mut checkpoint: EncodedCheckpoint, epoch: u64, out: &'s mut S) -> Self {
         checkpoint.restart(epoch);
-        Self { checkpoint, start: 0, out, sent: Ok(()) }
+        let open = checkpoint.spare();
+        Self { checkpoint, open, out, sent: Ok(()) }
     }
 
     /// Ends the piece if another record might make it too long.
     fn make_room(&mut self, kind: FrameType) {
-        if self.checkpoint.bytes.len() - self.start + RECORD_MAX > BATCH_BYTES {
+        if self.open.len() + RECORD_MAX > BATCH_BYTES {
             self.cut(kind);
         }
     }
 
     /// Ends the piece, if it is not empty.
     fn cut(&mut self, kind: FrameType) {
-        let piece = self.start..self.checkpoint.bytes.len();
-        if piece.is_empty() {
+        if self.open.is_empty() {
             return;
         }
-        self.start = piece.end;
-        if self.sent.is_ok() {
-            self.sent = self.out.frame(kind, self.checkpoint.epoch, &self.checkpoint.bytes[piece.clone()]);
-        }
-        self.checkpoint.frames.push((kind, piece));
+        let piece = std::mem::replace(&mut self.open, self.checkpoint.spare());
+        self.add(kind, piece);
     }
 
+    /// Adds a piece of its own; the one that grows has ended.
     fn message(&mut self, message: &Message<'_>) {
-        match message.write(self.checkpoint.epoch, &mut Collect(&mut self.checkpoint.bytes)) {
-            Ok(()) => self.cut(message.kind()),
+        let mut piece = Vec::new();
+        match message.write(self.checkpoint.epoch, &mut Collect(&mut piece)) {
+            Ok(()) => self.add(message.kind(), piece),
             Err(e) => self.sent = Err(e),
         }
+    }
+
+    fn add(&mut self, kind: FrameType, piece: Vec<u8>) {
+        self.checkpoint.bytes += piece.len();
+        let piece = Arc::new(piece);
+        if self.sent.is_ok() {
+            self.sent = self.out.shared(kind, self.checkpoint.epoch, &piece);
+        }
+        self.checkpoint.frames.push((kind, piece));
     }
 
     fn finish(mut self) -> (EncodedCheckpoint, Result<(), FrameError>) {
         if self.sent.is_ok() {
             self.sent = self.out.flush();
         }
+        self.checkpoint.keep_spare(self.open);
         (self.checkpoint, self.sent)
     }
 }
@@ -411,5 +436,51 @@ impl WireSink for Collect<'_> {
     }
     fn flush(&mut self) -> Result<(), FrameError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::copy::FullCopy;
+    use ft_ram::GuestRam;
+
+    /// A connection's queue.
+    #[derive(Default)]
+    struct Queue(Vec<SharedPayload>);
+
+    impl WireSink for Queue {
+        fn frame(&mut self, kind: FrameType, _: u64, _: &[u8]) -> Result<(), FrameError> {
+            panic!("{kind:?} would be copied into the queue");
+        }
+        fn shared(&mut self, _: FrameType, _: u64, payload: &SharedPayload) -> Result<(), FrameError> {
+            self.0.push(Arc::clone(payload));
+            Ok(())
+        }
+        fn flush(&mut self) -> Result<(), FrameError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_owed_and_what_is_queued_are_the_same_bytes_and_are_used_again() {
+        let view = GuestRam::new(16 << 20).unwrap().view().unwrap();
+        let mut encoder = Encoder::new(view.pages(), 0);
+        FullCopy::begin(&mut encoder, 1, &view, &mut NoSink).unwrap();
+        let mut capture = Capture::new(1);
+        (capture.epoch, capture.state) = (1, (0..3 * PAGE_SIZE).map(|i| (i * i / 7) as u8).collect());
+
+        let (mut queue, mut again) = (Queue::default(), Queue::default());
+        let encoded = encoder.encode(&capture, EncodedCheckpoint::default(), &mut queue).unwrap();
+        encoded.sent.unwrap();
+        let mut checkpoint = encoded.checkpoint;
+        checkpoint.send(&mut again).unwrap();
+        assert_eq!(queue.0.len(), 3, "begin, state, end");
+        assert!(queue.0.iter().zip(&again.0).all(|(one, other)| Arc::ptr_eq(one, other)));
+        assert_eq!(checkpoint.bytes(), queue.0.iter().map(|piece| piece.len()).sum::<usize>());
+
+        drop((queue, again));
+        checkpoint.restart(2);
+        assert!(checkpoint.spares.iter().any(|piece| piece.capacity() >= 3 * PAGE_SIZE), "the state's piece");
     }
 }

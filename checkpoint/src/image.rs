@@ -2,7 +2,7 @@
 //! pages were ever written since the copy began, so that zero pages of a fresh image cost neither time nor memory.
 
 use crate::page::{Page, is_zero};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One bit a page. Relaxed: whoever hands pages from one thread to another synchronises by itself.
@@ -51,7 +51,7 @@ impl Image {
     /// Makes every page zero by giving the memory back, and forgets what was received.
     pub(crate) fn empty(&self) {
         self.received.fill(0);
-        let bytes = self.view.pages() as usize * ft_vm::layout::PAGE_SIZE;
+        let bytes = self.view.pages() as usize * ft_ram::layout::PAGE_SIZE;
         // SAFETY: the whole of the view's mapping; nobody holds references into it, and its content is to be lost.
         let removed = unsafe { libc::madvise(self.view.page_ptr(0).cast(), bytes, libc::MADV_REMOVE) } == 0;
         // Where the kernel cannot (it can for memfds), zero pages are written like all others.

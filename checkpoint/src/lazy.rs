@@ -14,8 +14,8 @@ use crate::backlog::SealedCheckpoint;
 use crate::image::Image;
 use crate::page::Page;
 use crate::receiver::SealedImage;
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::{GuestRam, PageIndex, Slot};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{GuestRam, PageIndex, Slot};
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl LazyApply {
         let plan = Plan::new(&sealed.pending);
         let pages = plan.pages.len();
         if pages > EAGER_PAGES_MAX {
-            match Server::new(ram, &sealed.image, plan) {
+            match FaultServer::new(ram, &sealed.image, plan) {
                 Ok(server) => match std::thread::Builder::new()
                     .name("ftd-lazy".into())
                     .spawn(move || server.run())
@@ -187,7 +187,7 @@ struct Registered {
     pending: Range<usize>,
 }
 
-struct Server {
+struct FaultServer {
     uffd: Uffd,
     ranges: Vec<Registered>,
     plan: Plan,
@@ -198,7 +198,7 @@ struct Server {
     started: Instant,
 }
 
-impl Server {
+impl FaultServer {
     fn new(ram: &GuestRam, image: &Arc<Image>, plan: Plan) -> Result<Self, ServeError> {
         let started = Instant::now();
         let uffd = UffdBuilder::new()
@@ -311,7 +311,7 @@ impl Server {
 
 /// Whatever happens, the guest does not go on with a page that is not up to date: this runs before the userfaultfd is
 /// closed.
-impl Drop for Server {
+impl Drop for FaultServer {
     fn drop(&mut self) {
         for at in 0..self.applied.len() {
             self.apply(at);

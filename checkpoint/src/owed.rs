@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::encoder::Encoder;
     use crate::{arena::Capture, copy::FullCopy, wire::frame::NoSink};
-    use ft_vm::memory::GuestRam;
+    use ft_ram::GuestRam;
 
     fn checkpoints(epochs: std::ops::Range<u64>) -> Vec<EncodedCheckpoint> {
         let view = GuestRam::new(16 << 20).unwrap().view().unwrap();

@@ -4,8 +4,8 @@
 
 use crate::arena::PageArena;
 use crate::page::Page;
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 const UNKNOWN: u32 = u32::MAX;
 

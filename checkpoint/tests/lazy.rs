@@ -6,7 +6,7 @@ mod support;
 use ft_checkpoint::lazy::{EAGER_PAGES_MAX, LazyApply};
 use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, SealedImage};
-use ft_vm::memory::{GuestRam, PageIndex};
+use ft_ram::{GuestRam, PageIndex};
 use std::sync::atomic::{AtomicU32, Ordering};
 use support::{Backup, Primary, stream};
 

@@ -4,7 +4,7 @@ mod support;
 
 use ft_checkpoint::encoder::LOG_BYTES_MAX;
 use ft_checkpoint::receiver::{Limits, ReceiveError};
-use ft_checkpoint::wire::frame::MAX_PAYLOAD;
+use ft_checkpoint::wire::frame::PAYLOAD_BYTES_MAX;
 use ft_checkpoint::wire::message::{EpochEnd, LogEnd, Mode};
 use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
 use support::{Backup, FeedError, Primary, frames, stream};
@@ -89,13 +89,13 @@ fn what_is_out_of_place_is_named() {
     };
     let end = Message::LogEnd(LogEnd { digest: 0, stamp_us: 0 }, b"c");
     let page_end = Message::EpochEnd(EpochEnd { digest: 0, stamp_us: 0 });
-    let part = vec![0; MAX_PAYLOAD];
+    let part = vec![0; PAYLOAD_BYTES_MAX];
     for (epoch, messages, what) in [
         (3, vec![end.clone()], "epoch 3 where 2 was due"),
         (1, vec![Message::Log(b"ab")], "epoch 1 where 2 was due"),
         (
             2,
-            vec![Message::Log(&part); LOG_BYTES_MAX / MAX_PAYLOAD + 1],
+            vec![Message::Log(&part); LOG_BYTES_MAX / PAYLOAD_BYTES_MAX + 1],
             "bytes of log 68157440, at most 67108864",
         ),
         (2, vec![Message::Log(b"ab"), end.clone()], "digest"),

@@ -1,6 +1,6 @@
 //! Frames and messages: what goes in comes out, and nothing else does.
 
-use ft_checkpoint::wire::frame::{HEADER_BYTES, MAX_PAYLOAD, VERSION};
+use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use proptest::prelude::*;
@@ -227,11 +227,11 @@ fn a_connections_generation_never_goes_back() {
 #[test]
 fn a_payload_beyond_the_bound_is_not_sent() {
     let mut writer = FrameWriter::new(Vec::new(), 1, 1);
-    let error = writer.frame(FrameType::Pages, 1, &vec![0; MAX_PAYLOAD + 1]).unwrap_err();
+    let error = writer.frame(FrameType::Pages, 1, &vec![0; PAYLOAD_BYTES_MAX + 1]).unwrap_err();
     assert!(matches!(error, FrameError::TooLong { .. }));
-    writer.frame(FrameType::Pages, 1, &vec![0; MAX_PAYLOAD]).unwrap();
+    writer.frame(FrameType::Pages, 1, &vec![0; PAYLOAD_BYTES_MAX]).unwrap();
     let bytes = writer.into_inner();
-    assert_eq!(FrameReader::new(&bytes[..]).read().unwrap().payload.len(), MAX_PAYLOAD);
+    assert_eq!(FrameReader::new(&bytes[..]).read().unwrap().payload.len(), PAYLOAD_BYTES_MAX);
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! The configuration file: TOML, one VM a file, unknown keys refused. Every error says which file, which key, what it
 //! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
-//! on the host by [`Config::check_host`].
+//! on the host by the room `host`, when the daemon starts.
 
-mod host;
 mod validate;
 
-pub use host::HostError;
-
+use crate::role::StartAs;
+use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -30,7 +29,7 @@ pub struct Config {
     pub node: Name,
     /// Who boots the VM while the arbiter's cell is empty.
     pub start_as: StartAs,
-    /// Lock file and node record; /var/lib/ftd/VM unless given.
+    /// Directory of the lock file; /var/lib/ftd/VM unless given.
     #[serde(default)]
     pub state_dir: PathBuf,
     /// Where `ftctl` connects; /run/ftd/VM.sock unless given.
@@ -39,40 +38,30 @@ pub struct Config {
     /// Group that may use the control socket.
     pub control_group: Option<String>,
     /// The other node.
-    pub peer: Peer,
+    pub peer: PeerConfig,
     /// The VM.
     #[serde(default)]
-    pub machine: Machine,
+    pub machine: MachineConfig,
     /// How it is protected.
     #[serde(default)]
-    pub replication: Replication,
+    pub replication: ReplicationConfig,
     /// What replay mode adds.
     #[serde(default)]
-    pub replay: Replay,
+    pub replay: ReplayConfig,
     /// Who decides when the nodes lose each other.
-    pub arbiter: Arbiter,
+    pub arbiter: ArbiterConfig,
     /// Messages.
     #[serde(default)]
-    pub log: Log,
+    pub log: LogConfig,
     /// Prometheus.
     #[serde(default)]
-    pub metrics: Metrics,
-}
-
-/// Who boots the VM while the arbiter's cell is empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StartAs {
-    /// This node does.
-    Primary,
-    /// The peer does.
-    Backup,
+    pub metrics: MetricsConfig,
 }
 
 /// The other node.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Peer {
+pub struct PeerConfig {
     /// Its name, other than this node's.
     pub node: Name,
     /// Its `replication.listen`, as seen from here.
@@ -82,7 +71,7 @@ pub struct Peer {
 /// The VM.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Machine {
+pub struct MachineConfig {
     /// What executes it.
     pub engine: EngineKind,
     /// vCPUs.
@@ -90,7 +79,7 @@ pub struct Machine {
     /// Guest memory.
     pub memory_mib: u64,
     /// What boots.
-    pub guest: Guest,
+    pub guest: GuestKind,
     /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
     pub kernel: Option<PathBuf>,
     /// Linux: initramfs.
@@ -100,28 +89,28 @@ pub struct Machine {
     /// Whether there is a virtio-rng.
     pub rng: bool,
     /// Where the serial console goes.
-    pub console: Console,
+    pub console: ConsoleTarget,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// The network card.
-    pub net: Option<Net>,
+    pub net: Option<NetConfig>,
     /// The disks.
     #[serde(rename = "disk")]
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DiskConfig>,
 }
 
-impl Default for Machine {
+impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
-            guest: Guest::Builtin,
+            guest: GuestKind::Builtin,
             kernel: None,
             initrd: None,
             cmdline: String::new(),
             rng: true,
-            console: Console::Socket,
+            console: ConsoleTarget::Socket,
             on_reset: OnReset::Restart,
             net: None,
             disks: Vec::new(),
@@ -132,7 +121,7 @@ impl Default for Machine {
 /// What boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Guest {
+pub enum GuestKind {
     /// The program built into ftd.
     Builtin,
     /// A Linux kernel.
@@ -154,7 +143,7 @@ pub enum OnReset {
 /// Where the serial console goes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub enum Console {
+pub enum ConsoleTarget {
     /// To `ftctl console`.
     Socket,
     /// To the daemon's stdout.
@@ -163,16 +152,16 @@ pub enum Console {
     File(PathBuf),
 }
 
-impl TryFrom<String> for Console {
-    type Error = String;
+impl TryFrom<String> for ConsoleTarget {
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         match text.as_str() {
             "socket" => Ok(Self::Socket),
             "stdout" => Ok(Self::Stdout),
             _ => match text.strip_prefix("file:") {
                 Some(path) if path.starts_with('/') => Ok(Self::File(path.into())),
-                _ => Err(format!("console '{text}' is not one of: socket, stdout, file:/PATH")),
+                _ => Err(ValueError::Console(text)),
             },
         }
     }
@@ -181,7 +170,7 @@ impl TryFrom<String> for Console {
 /// The network card.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Net {
+pub struct NetConfig {
     /// TAP interface on this host.
     pub tap: String,
     /// The guest's MAC address, equal on both nodes.
@@ -194,7 +183,7 @@ pub struct Net {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Disk {
+pub struct DiskConfig {
     /// Raw image on this host.
     pub image: PathBuf,
     /// Must be true for now.
@@ -204,7 +193,7 @@ pub struct Disk {
 /// How the VM is protected. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Replication {
+pub struct ReplicationConfig {
     /// Where this node waits for its peer.
     pub listen: SocketAddr,
     /// How.
@@ -231,7 +220,7 @@ pub struct Replication {
     pub takeover_delay_ms: u64,
 }
 
-impl Default for Replication {
+impl Default for ReplicationConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
@@ -253,7 +242,7 @@ impl Default for Replication {
 /// Who decides.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Arbiter {
+pub struct ArbiterConfig {
     /// The back end.
     #[serde(default)]
     pub kind: ArbiterKind,
@@ -264,7 +253,7 @@ pub struct Arbiter {
 /// Messages.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Log {
+pub struct LogConfig {
     /// Their form.
     pub format: LogFormat,
     /// The least severe that is written.
@@ -295,28 +284,17 @@ pub enum LogLevel {
     Trace,
 }
 
-/// How the VM is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Its state is shipped many times a second.
-    #[default]
-    Checkpoint,
-    /// Its inputs are shipped, and the backup executes them too.
-    Replay,
-}
-
 /// Replay mode.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Replay {
+pub struct ReplayConfig {
     /// How often the log is shipped when no output waits for it, in microseconds.
     pub batch_us: u64,
     /// How far the backup may be behind before the VM is slowed.
     pub lag_ms_max: u64,
 }
 
-impl Default for Replay {
+impl Default for ReplayConfig {
     fn default() -> Self {
         Self { batch_us: 5000, lag_ms_max: 100 }
     }
@@ -325,7 +303,7 @@ impl Default for Replay {
 /// Prometheus.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Metrics {
+pub struct MetricsConfig {
     /// Where metrics are served over HTTP, if at all.
     pub listen: Option<SocketAddr>,
 }
@@ -343,13 +321,13 @@ macro_rules! only {
         }
 
         impl TryFrom<String> for $name {
-            type Error = String;
+            type Error = ValueError;
 
-            fn try_from(text: String) -> Result<Self, String> {
+            fn try_from(text: String) -> Result<Self, ValueError> {
                 match text.as_str() {
                     $text => Ok(Self::$variant),
-                    $($later)|* => Err(format!(concat!($key, " '{}' is not available yet; use \"", $text, "\""), text)),
-                    _ => Err(format!(concat!($key, " '{}' is not known; allowed: \"", $text, "\""), text)),
+                    $($later)|* => Err(ValueError::Later { key: $key, text, only: $text }),
+                    _ => Err(ValueError::Unknown { key: $key, text, only: $text }),
                 }
             }
         }
@@ -381,22 +359,22 @@ impl Display for Name {
 }
 
 impl TryFrom<String> for Name {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
             Ok(Self(text))
         } else {
-            Err(format!("name '{text}' is not 1 to 32 of a-z, 0-9 and '-'"))
+            Err(ValueError::Name(text))
         }
     }
 }
 
 impl FromStr for Name {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         text.to_owned().try_into()
     }
 }
@@ -407,9 +385,9 @@ impl FromStr for Name {
 pub struct Mac(pub [u8; 6]);
 
 impl TryFrom<String> for Mac {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
@@ -417,18 +395,56 @@ impl TryFrom<String> for Mac {
                 .next()
                 .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
                 .and_then(|part| u8::from_str_radix(part, 16).ok())
-                .ok_or_else(|| format!("mac '{text}' is not of the form 52:54:00:12:34:56"))?;
+                .ok_or_else(|| ValueError::MacForm(text.clone()))?;
         }
         if parts.next().is_some() {
-            return Err(format!("mac '{text}' has more than six bytes"));
+            return Err(ValueError::MacLength(text));
         }
         if mac[0] & 1 != 0 || mac == [0; 6] {
-            return Err(format!(
-                "mac '{text}' is not a unicast address: its first byte must be even, and not all zero"
-            ));
+            return Err(ValueError::MacNotUnicast(text));
         }
         Ok(Self(mac))
     }
+}
+
+/// Why a text is not the value of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ValueError {
+    /// Not the name of a VM or a node.
+    #[error("name '{0}' is not 1 to 32 of a-z, 0-9 and '-'")]
+    Name(String),
+    /// Not a MAC address.
+    #[error("mac '{0}' is not of the form 52:54:00:12:34:56")]
+    MacForm(String),
+    /// More than a MAC address.
+    #[error("mac '{0}' has more than six bytes")]
+    MacLength(String),
+    /// Not the address of one card.
+    #[error("mac '{0}' is not a unicast address: its first byte must be even, and not all zero")]
+    MacNotUnicast(String),
+    /// Not a place for the console.
+    #[error("console '{0}' is not one of: socket, stdout, file:/PATH")]
+    Console(String),
+    /// A choice that is known by name only.
+    #[error("{key} '{text}' is not available yet; use \"{only}\"")]
+    Later {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        text: String,
+        /// What it may hold.
+        only: &'static str,
+    },
+    /// No choice at all.
+    #[error("{key} '{text}' is not known; allowed: \"{only}\"")]
+    Unknown {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        text: String,
+        /// What it may hold.
+        only: &'static str,
+    },
 }
 
 /// Why a configuration file is refused.
@@ -496,14 +512,14 @@ impl Config {
         if config.control_socket.as_os_str().is_empty() {
             config.control_socket = PathBuf::from(format!("/run/ftd/{}.sock", config.vm));
         }
-        let refused = |validate::Refusal { key, value, allowed }| ConfigError::Value {
+        let refused = |validate::BadValue { key, value, allowed }| ConfigError::Value {
             file: file.to_owned(),
             key,
             value,
             allowed,
         };
         config.validate().map_err(refused)?;
-        if config.machine.guest == Guest::Builtin {
+        if config.machine.guest == GuestKind::Builtin {
             config.machine.cmdline = config.machine.builtin_cmdline().map_err(refused)?;
         }
         Ok(config)
@@ -514,10 +530,10 @@ impl Config {
     pub fn boot(&self) -> Boot {
         let cmdline = self.machine.cmdline.clone();
         match (self.machine.guest, &self.machine.kernel) {
-            (Guest::Linux, Some(kernel)) => {
+            (GuestKind::Linux, Some(kernel)) => {
                 Boot::Linux { kernel: kernel.clone(), initrd: self.machine.initrd.clone(), cmdline }
             }
-            (Guest::Freestanding, Some(kernel)) => {
+            (GuestKind::Freestanding, Some(kernel)) => {
                 Boot::Freestanding { image: FreestandingImage::File(kernel.clone()), cmdline }
             }
             // Validation leaves no other guest without a kernel.

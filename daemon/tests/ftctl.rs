@@ -1,8 +1,10 @@
 //! ftctl as a program: what it prints where, and how it ends.
 
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::spec::EngineKind;
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
-use ftd::metrics::Percentiles;
+use ftd::observe::Percentiles;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -21,7 +23,7 @@ impl Controlled for Daemon {
         self.status.subscribe()
     }
 
-    async fn failover(&self, _: Duration) -> Result<String, Failure> {
+    async fn switchover(&self, _: Duration) -> Result<String, Failure> {
         if self.status.borrow().state == State::Protected {
             Ok("beta has the VM".into())
         } else {
@@ -78,8 +80,8 @@ impl Fixture {
             hold_us: Percentiles::default(),
             bytes_sent: 0,
             compression_ratio: 0.0,
-            mode: "checkpoint".into(),
-            engine: "kvm".into(),
+            mode: Mode::Checkpoint,
+            engine: EngineKind::Kvm,
             unknown_instructions: 0,
             replay: None,
             copy: None,
@@ -89,7 +91,7 @@ impl Fixture {
                 connected: false,
                 trouble: None,
             },
-            parts: ftd::telemetry::Parts::default(),
+            parts: ftd::observe::CheckpointParts::default(),
             take_over: None,
             arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
             uptime_s: 3,

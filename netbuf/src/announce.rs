@@ -5,8 +5,6 @@
 //! as reply for each IPv4 address (RFC 5227 §3; some stacks listen to one form only), and an unsolicited neighbour
 //! advertisement for each IPv6 address (RFC 4861 §7.2.6).
 
-use crate::buffer::Emit;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
@@ -21,7 +19,8 @@ const RARP_REQUEST: u16 = 3;
 const ICMPV6: u8 = 58;
 
 /// The frames that announce one VM. Send them at once after the take-over, and a few times more some hundred
-/// milliseconds apart, since each may be lost.
+/// milliseconds apart, since each may be lost; through the VM's output buffer, not the TAP, so that a replica that may
+/// not speak does not announce itself either.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     frames: Vec<Vec<u8>>,
@@ -48,15 +47,6 @@ impl Announcement {
     #[must_use]
     pub fn frames(&self) -> &[Vec<u8>] {
         &self.frames
-    }
-
-    /// Sends every frame once and says how many were taken. Give it the VM's output buffer, not the TAP: then a replica
-    /// that may not speak does not announce itself either.
-    pub fn send(&self, out: &dyn Emit) -> io::Result<usize> {
-        for frame in &self.frames {
-            out.emit(frame)?;
-        }
-        Ok(self.frames.len())
     }
 }
 

@@ -16,9 +16,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The longest frame taken: a 64 KiB datagram with its Ethernet header and a VLAN tag.
-pub const MAX_FRAME_BYTES: usize = 65_535 + 18;
-
 /// How long a release waits for a wire that takes no more, before it leaves the rest to the next release.
 const WIRE_PATIENCE: Duration = Duration::from_millis(20);
 /// One wait for the wire; `mute` and `hold` wait at most about this long behind a blocked release.
@@ -64,8 +61,10 @@ pub enum Gate {
 pub struct Bounds {
     /// Frames; at least 1.
     pub frames: usize,
-    /// Bytes; at least [`MAX_FRAME_BYTES`], so that every frame fits an empty buffer.
+    /// Bytes; at least `frame_bytes`, so that every frame fits an empty buffer.
     pub bytes: usize,
+    /// The longest frame taken: what the VM's card can send.
+    pub frame_bytes: usize,
 }
 
 /// What became of an offered frame.
@@ -113,7 +112,7 @@ pub struct Released {
 
 /// Counters since the buffer was made, and what is held now.
 #[derive(Clone, Debug)]
-pub struct Stats {
+pub struct HoldStats {
     /// The gate.
     pub gate: Gate,
     /// Frames held now.
@@ -134,7 +133,7 @@ pub struct Stats {
     pub muted_offers: u64,
     /// Held frames that a fence discarded.
     pub discarded: u64,
-    /// Frames longer than [`MAX_FRAME_BYTES`], dropped.
+    /// Frames longer than [`Bounds::frame_bytes`], dropped.
     pub oversized: u64,
 }
 
@@ -148,16 +147,19 @@ enum Leave {
 struct Inner {
     queue: FrameQueue,
     /// The counters; `held_*` are filled in when asked for.
-    stats: Stats,
+    stats: HoldStats,
     /// Length of the frame that found no room.
     awaiting_room: Option<usize>,
 }
 
 type Callback = Box<dyn Fn() + Send + Sync>;
+/// What permits are counted on.
+type Clock = Box<dyn Fn() -> BootTime + Send + Sync>;
 
 struct Shared {
     bounds: Bounds,
     emit: Box<dyn Emit>,
+    clock: Clock,
     /// Held by whoever empties the queue; its content is the frame on its way.
     wire: Mutex<Vec<u8>>,
     inner: Mutex<Inner>,
@@ -173,9 +175,19 @@ impl OutputBuffer {
     /// A muted buffer before `emit`. Bounds below their minimum are raised to it.
     #[must_use]
     pub fn new(emit: Box<dyn Emit>, bounds: Bounds) -> Self {
+        Self::with_clock(emit, bounds, BootTime::now)
+    }
+
+    /// As [`Self::new`], with another clock than the host's for the terms of permits.
+    #[must_use]
+    pub fn with_clock(
+        emit: Box<dyn Emit>,
+        bounds: Bounds,
+        clock: impl Fn() -> BootTime + Send + Sync + 'static,
+    ) -> Self {
         let hold_us =
             Histogram::new_with_max(HOLD_US_MAX, 2).expect("constant arguments: 2 digits, maximum above 2");
-        let stats = Stats {
+        let stats = HoldStats {
             gate: Gate::Muted,
             held_frames: 0,
             held_bytes: 0,
@@ -189,9 +201,14 @@ impl OutputBuffer {
             oversized: 0,
         };
         Self(Arc::new(Shared {
-            bounds: Bounds { frames: bounds.frames.max(1), bytes: bounds.bytes.max(MAX_FRAME_BYTES) },
+            bounds: Bounds {
+                frames: bounds.frames.max(1),
+                bytes: bounds.bytes.max(bounds.frame_bytes),
+                frame_bytes: bounds.frame_bytes,
+            },
             emit,
-            wire: Mutex::new(Vec::with_capacity(MAX_FRAME_BYTES)),
+            clock: Box::new(clock),
+            wire: Mutex::new(Vec::with_capacity(bounds.frame_bytes)),
             inner: Mutex::new(Inner { queue: FrameQueue::default(), stats, awaiting_room: None }),
             on_room: Mutex::new(None),
             on_held: Mutex::new(None),
@@ -203,7 +220,7 @@ impl OutputBuffer {
     /// Passing: to the wire, behind whatever is still queued. Holding: into the open epoch. Muted: there is no room.
     pub fn transmit(&self, frame: &[u8]) -> Transmitted {
         let mut inner = self.0.inner.lock();
-        if frame.len() > MAX_FRAME_BYTES {
+        if frame.len() > self.0.bounds.frame_bytes {
             inner.stats.oversized += 1;
             return Transmitted::Taken;
         }
@@ -303,11 +320,21 @@ impl OutputBuffer {
         *self.0.on_held.lock() = Some(Arc::new(Box::new(callback)));
     }
 
+    /// The gate as it is now.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.0.inner.lock().stats.gate
+    }
+
     /// The counters.
     #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> HoldStats {
         let inner = self.0.inner.lock();
-        Stats { held_frames: inner.queue.frames(), held_bytes: inner.queue.bytes(), ..inner.stats.clone() }
+        HoldStats {
+            held_frames: inner.queue.frames(),
+            held_bytes: inner.queue.bytes(),
+            ..inner.stats.clone()
+        }
     }
 
     /// The frame goes to the wire now, or the wire is blocked (false).
@@ -359,7 +386,7 @@ impl OutputBuffer {
                 inner.queue.copy_first(wire);
             }
             if let Leave::Covered { permit, .. } = leave
-                && BootTime::now() >= permit.valid_until
+                && (self.0.clock)() >= permit.valid_until
             {
                 released.stopped = Some(Stopped::Lapsed);
                 return released;
@@ -402,16 +429,6 @@ impl OutputBuffer {
         let callback = self.0.on_room.lock().clone();
         if let Some(callback) = callback {
             callback();
-        }
-    }
-}
-
-/// So that frames of the daemon's own (announcements) pass the same gate as the VM's.
-impl Emit for OutputBuffer {
-    fn emit(&self, frame: &[u8]) -> io::Result<()> {
-        match self.transmit(frame) {
-            Transmitted::Taken => Ok(()),
-            Transmitted::Full => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }

@@ -10,7 +10,5 @@ pub mod tap;
 
 pub use announce::Announcement;
 pub use boottime::BootTime;
-pub use buffer::{
-    Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer, Permit, Released, Stats, Stopped, Transmitted,
-};
+pub use buffer::{Bounds, Emit, Gate, HoldStats, OutputBuffer, Permit, Released, Stopped, Transmitted};
 pub use tap::{Tap, TapError, Waker};

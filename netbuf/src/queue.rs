@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 #[derive(Debug)]
-struct Frame {
+struct HeldFrame {
     len: usize,
     taken_at: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct EpochEnd {
+struct EpochMark {
     epoch: u64,
     /// Number of the first frame that is not covered.
     end: u64,
@@ -23,8 +23,8 @@ struct EpochEnd {
 #[derive(Debug, Default)]
 pub(crate) struct FrameQueue {
     payload: VecDeque<u8>,
-    frames: VecDeque<Frame>,
-    closed: VecDeque<EpochEnd>,
+    frames: VecDeque<HeldFrame>,
+    closed: VecDeque<EpochMark>,
     /// Number of the oldest frame.
     first: u64,
 }
@@ -52,7 +52,7 @@ impl FrameQueue {
     /// Appends a frame to the open epoch.
     pub(crate) fn push(&mut self, frame: &[u8], taken_at: Instant) {
         self.payload.extend(frame);
-        self.frames.push_back(Frame { len: frame.len(), taken_at });
+        self.frames.push_back(HeldFrame { len: frame.len(), taken_at });
     }
 
     /// Ends the open epoch: its frames are covered by checkpoint `epoch`. Epochs come in rising order; a number that
@@ -62,7 +62,7 @@ impl FrameQueue {
         let end = self.first + self.frames.len() as u64;
         // An epoch without frames needs no mark, so there are never more marks than frames.
         if end > last_end {
-            self.closed.push_back(EpochEnd { epoch: epoch.max(last), end });
+            self.closed.push_back(EpochMark { epoch: epoch.max(last), end });
         }
     }
 

@@ -1,6 +1,6 @@
 //! The output buffer's promises: nothing before its release, in order, nothing lost, nothing twice.
 
-use ft_netbuf::{BootTime, Bounds, Emit, Gate, MAX_FRAME_BYTES, OutputBuffer, Permit, Stopped, Transmitted};
+use ft_netbuf::{BootTime, Bounds, Emit, Gate, OutputBuffer, Permit, Stopped, Transmitted};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -40,7 +40,8 @@ impl Emit for Wire {
     }
 }
 
-const ROOMY: Bounds = Bounds { frames: 1 << 20, bytes: 1 << 30 };
+const FRAME_BYTES_MAX: usize = 2000;
+const ROOMY: Bounds = Bounds { frames: 1 << 20, bytes: 1 << 30, frame_bytes: FRAME_BYTES_MAX };
 
 fn buffer(bounds: Bounds) -> (OutputBuffer, Arc<Wire>) {
     let wire = Arc::new(Wire::default());
@@ -205,7 +206,7 @@ fn a_fence_discards_what_is_held_and_silences_what_follows() {
 
 #[test]
 fn room_is_told_once_for_each_time_the_buffer_was_full() {
-    let (out, _wire) = buffer(Bounds { frames: 2, bytes: MAX_FRAME_BYTES });
+    let (out, _wire) = buffer(Bounds { frames: 2, bytes: FRAME_BYTES_MAX, frame_bytes: FRAME_BYTES_MAX });
     let told = Arc::new(AtomicUsize::new(0));
     out.on_room({
         let told = told.clone();
@@ -229,12 +230,12 @@ fn room_is_told_once_for_each_time_the_buffer_was_full() {
 
 #[test]
 fn every_frame_of_legal_length_fits_an_empty_buffer_and_longer_ones_do_not_block_it() {
-    let (out, wire) = buffer(Bounds { frames: 0, bytes: 0 });
+    let (out, wire) = buffer(Bounds { frames: 0, bytes: 0, frame_bytes: FRAME_BYTES_MAX });
     out.hold();
-    take(&out, &vec![1; MAX_FRAME_BYTES + 1]);
-    take(&out, &vec![2; MAX_FRAME_BYTES]);
+    take(&out, &vec![1; FRAME_BYTES_MAX + 1]);
+    take(&out, &vec![2; FRAME_BYTES_MAX]);
     out.close_epoch(1);
-    assert_eq!(out.release_through(1, long_permit()).bytes, MAX_FRAME_BYTES);
+    assert_eq!(out.release_through(1, long_permit()).bytes, FRAME_BYTES_MAX);
     assert_eq!(wire.sent.lock().len(), 1);
     assert_eq!(out.stats().oversized, 1);
 }
@@ -260,7 +261,7 @@ fn the_wire_refusing_a_frame_is_counted_and_does_not_stop_the_rest() {
 #[test]
 fn concurrent_transmit_release_and_pass_keep_order_and_lose_nothing() {
     const FRAMES: u32 = 40_000;
-    let (out, wire) = buffer(Bounds { frames: 64, bytes: MAX_FRAME_BYTES });
+    let (out, wire) = buffer(Bounds { frames: 64, bytes: FRAME_BYTES_MAX, frame_bytes: FRAME_BYTES_MAX });
     out.hold();
     let vcpu = std::thread::spawn({
         let out = out.clone();
@@ -374,7 +375,7 @@ impl Model {
 proptest! {
     #[test]
     fn any_interleaving_does_what_the_model_does(ops in proptest::collection::vec(op(), 0..200)) {
-        let bounds = Bounds { frames: 12, bytes: 2 * MAX_FRAME_BYTES };
+        let bounds = Bounds { frames: 12, bytes: 2 * FRAME_BYTES_MAX, frame_bytes: FRAME_BYTES_MAX };
         let (out, wire) = buffer(bounds);
         let mut model = Model { gate: Gate::Muted, held: VecDeque::new(), sent: Vec::new(), bounds };
         let mut epoch = 0;

@@ -19,10 +19,8 @@
 
 set -euo pipefail
 FTD_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-for faults_part in say cleanup setup net pair; do
-    # shellcheck source=/dev/null
-    source "$FTD_ROOT/scripts/lib/$faults_part.sh"
-done
+source "$FTD_ROOT/scripts/lib/setup.sh"
+source "$FTD_ROOT/scripts/lib/pair.sh"
 
 fault_name=$(basename "$0")
 expect_client=survives
@@ -41,7 +39,7 @@ restore() { pair_heal "$faults_patience_s"; }
 
 faults_usage() {
     cat <<EOF
-scripts/faults/$fault_name: $fault_about
+scripts/faults/$fault_name: ${fault_about:-}
 
 usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] [--engine E] [--keep] ${fault_options:-}
 

@@ -1,6 +1,8 @@
-# shellcheck shell=bash disable=SC2154,SC2034
 # The bench's section on replay mode: what the log takes, how long output is held, what the guest loses, and how long it
-# takes to go live; and a line on checkpoint mode with the same engine. Sourced by bench.sh.
+# takes to go live; and a line on checkpoint mode with the same engine. Sourced.
+[[ -z ${bench_replay_sourced:-} ]] || return 0
+bench_replay_sourced=1
+source "${BASH_SOURCE[0]%/*}/bench-measure.sh"
 
 # Enough at a time for a thousand requests a second, whatever a round trip takes.
 bench_clients_count=8

@@ -1,6 +1,9 @@
-# shellcheck shell=bash disable=SC2154
 # The bench's section on the software engine: a Linux guest there and, in the same run, on QEMU's emulated processor.
-# Sourced by bench.sh; needs neither /dev/kvm nor the network.
+# Sourced; needs neither /dev/kvm nor the network.
+[[ -z ${bench_soft_sourced:-} ]] || return 0
+bench_soft_sourced=1
+source "${BASH_SOURCE[0]%/*}/bench-measure.sh"
+source "${BASH_SOURCE[0]%/*}/setup.sh"
 
 # bench_emulate GUEST EMULATOR DIRECTORY: one run, added to the results. What fails is said and is missing from the table.
 bench_emulate() {

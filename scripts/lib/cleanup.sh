@@ -1,5 +1,8 @@
 # What a script started or made, it ends and removes: a stack of actions run in reverse at exit, however that comes.
-# Processes are known by pid only. Sourced; needs say.sh.
+# Processes are known by pid only. Sourced.
+[[ -z ${cleanup_sourced:-} ]] || return 0
+cleanup_sourced=1
+source "${BASH_SOURCE[0]%/*}/say.sh"
 
 cleanup_actions=()
 cleanup_pid=$BASHPID

@@ -1,5 +1,5 @@
 # The test network of one run, in namespaces of its own: nothing on the machine's own network is touched.
-# Sourced; needs say.sh and cleanup.sh.
+# Sourced.
 #
 #      host a                   wire w                    host b
 #   vm ── lan ── out ──── to-a ── lan ── to-b ──── out ── lan ── vm        vm: the VM's TAP
@@ -9,6 +9,9 @@
 #                     client c    eth0 10.77.0.100/24                      the VM is 10.77.0.2
 #
 # The replication link is a cable of its own, so it can be cut while the client's side goes on.
+[[ -z ${net_sourced:-} ]] || return 0
+net_sourced=1
+source "${BASH_SOURCE[0]%/*}/cleanup.sh"
 
 net_prefix=ft$$
 net_vm_address=10.77.0.2

@@ -1,5 +1,5 @@
 # Two hosts, a and b, each with its ftd, over the network of net.sh and one cell both can reach.
-# Sourced; needs say.sh, cleanup.sh (run_dir) and net.sh (up), and FTD_BIN_DIR.
+# Sourced; needs run_dir (cleanup.sh), the network up (net.sh), and FTD_BIN_DIR (setup.sh).
 #
 # Each daemon runs in its host's network namespace and in a mount namespace of its own, where the cell's directory is a
 # bind mount: so one host can lose the shared storage while the other keeps it.
@@ -10,6 +10,10 @@
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication])
+[[ -z ${pair_sourced:-} ]] || return 0
+pair_sourced=1
+source "${BASH_SOURCE[0]%/*}/net.sh"
+: "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)}"
 
 pair_vm=web
 pair_mac=52:54:00:77:00:02
@@ -75,6 +79,12 @@ pair_can_run() {
 # pair_linux_kernel: which of the guest builder's kernels the Linux guest has.
 pair_linux_kernel() { if [[ $FT_GUEST == debian ]]; then echo debian; else echo small; fi; }
 
+# pair_find_guest: the Linux guest's directory, in FT_LINUX_DIR; it is built if it was not given.
+pair_find_guest() {
+    [[ ${FT_GUEST:-builtin} != builtin && -z ${FT_LINUX_DIR:-} ]] || return 0
+    FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build" "$(pair_linux_kernel)") || die 'there is no Linux guest'
+}
+
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
     builtin) echo 'guest = "builtin"' ;;
@@ -91,9 +101,7 @@ pair_guest_config() {
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
 pair_prepare() {
     local host
-    if [[ ${FT_GUEST:-builtin} != builtin && -z ${FT_LINUX_DIR:-} ]]; then
-        FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build" "$(pair_linux_kernel)")
-    fi
+    pair_find_guest
     rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b"
     mkdir -p "$run_dir/arbiter/shared"
     pair_cell=$run_dir/arbiter/shared/$pair_vm.cell

@@ -1,5 +1,7 @@
 # Output of the scripts: steps with the time they took, tables, failures. Colour only on a terminal.
-# Everything goes to stderr, so that stdout stays free for data (--json). Sourced; needs nothing else.
+# Everything goes to stderr, so that stdout stays free for data (--json). Sourced.
+[[ -z ${say_sourced:-} ]] || return 0
+say_sourced=1
 
 if [[ -t 2 && -z ${NO_COLOR:-} ]]; then
     say_bold=$'\e[1m' say_dim=$'\e[2m' say_red=$'\e[31m' say_green=$'\e[32m' say_yellow=$'\e[33m' say_off=$'\e[0m'
@@ -14,6 +16,7 @@ say_quiet=${say_quiet:-0}
 # The time of day in microseconds, without a process.
 now_us() { printf -v "$1" '%s' "${EPOCHREALTIME//[!0-9]/}"; }
 
+say_started_us=0
 now_us say_started_us
 
 # say TEXT...: a line.
@@ -51,10 +54,11 @@ die() {
     exit 1
 }
 
-# say_table: aligns lines of tab-separated cells from stdin; the first line is the head.
+# say_table: aligns lines of tab-separated cells from stdin; the first line is the head. Where `column` could not be
+# installed, they are not aligned.
 say_table() {
     [[ $say_quiet == 1 ]] && return 0
-    column -t -s $'\t' -o '  ' | {
+    { if command -v column >/dev/null; then column -t -s $'\t' -o '  '; else cat; fi; } | {
         IFS= read -r head
         printf '%s%s%s\n' "$say_bold" "$head" "$say_off"
         cat

@@ -1,41 +1,57 @@
-# What a fresh Debian 12 needs to build and run things here: checks, and installs through apt what is missing. Says
-# nothing when all is there. Sourced; needs say.sh, cleanup.sh and FTD_ROOT.
+# What a fresh Debian needs to build and run things here: checks, and installs through apt what is missing. Says nothing
+# when all is there. Sourced.
+[[ -z ${setup_sourced:-} ]] || return 0
+setup_sourced=1
+source "${BASH_SOURCE[0]%/*}/cleanup.sh"
+: "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)}"
 
 # The packages for each need.
 setup_packages_for() {
     case $1 in
     build) echo libclang-dev pkg-config gcc libc6-dev ;;
     network) echo iproute2 nftables procps bsdextrautils jq ;;
-    linux-guest) echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static ;;
+    # Its kernel is compiled here.
+    linux-guest)
+        echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static
+        ;;
+    # What tests look at their subject with.
+    tests) echo acpica-tools ;;
     # To compare the software engine with.
     qemu) echo qemu-system-x86 ;;
     systemd) echo systemd-container debootstrap ;;
+    # A bare Debian tree.
+    tree) echo debootstrap ;;
+    # To check the scripts.
+    scripts) echo shellcheck shfmt jq ;;
     *) die "setup: unknown need \`$1\`" ;;
     esac
 }
 
-# setup_need NEED...: build, network, linux-guest, qemu, systemd.
+# All that setup_need knows.
+setup_needs=(build network linux-guest tests qemu systemd tree scripts)
+
+# setup_need NEED...: of setup_needs.
 setup_need() {
-    local need package
-    local -a missing=()
+    local need
+    local -a packages=() of_need=() missing=()
     for need in "$@"; do
-        for package in $(setup_packages_for "$need"); do
-            [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
-        done
+        read -r -a of_need < <(setup_packages_for "$need")
+        ((${#of_need[@]})) || exit 1
+        packages+=("${of_need[@]}")
     done
+    mapfile -t missing < <(setup_missing "${packages[@]}")
     ((${#missing[@]} == 0)) && return 0
     command -v apt-get >/dev/null || die "missing: ${missing[*]} (Debian's names; there is no apt-get to install them)"
-    local -a as_root=()
-    if ((EUID != 0)); then
-        command -v sudo >/dev/null || die "missing packages; as root: apt-get install ${missing[*]}"
-        as_root=(sudo)
-    fi
+    ((EUID == 0)) || command -v sudo >/dev/null || die "missing packages; as root: apt-get install ${missing[*]}"
     say "installing ${missing[*]}"
     local log
     log=$(mktemp)
     on_exit rm -f "$log"
-    if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
+    if ! {
+        setup_refresh
+        setup_as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+            -o DPkg::Lock::Timeout=300 "${missing[@]}"
+    } >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         rm -f "$log"
         die "could not install: ${missing[*]}"
@@ -43,10 +59,38 @@ setup_need() {
     rm -f "$log"
 }
 
+setup_as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }
+
+# setup_refresh: apt's lists. A source that cannot be read may be one that is not wanted: the installation tells.
+setup_refresh() { setup_as_root apt-get update >&2 || true; }
+
+# setup_missing PACKAGE...: those that are not installed, each once.
+setup_missing() {
+    {
+        dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null | sed -n 's/^installed //p' || true
+        printf '%s ?\n' "$@"
+    } | awk '$2 == "" { there[$1] = 1 } $2 == "?" && !there[$1]++ { print $1 }'
+}
+
+# setup_cargo [SUBCOMMAND...]: a Rust toolchain that is new enough, with these of cargo's subcommands.
 setup_cargo() {
-    command -v cargo >/dev/null || [[ ! -r $HOME/.cargo/env ]] || source "$HOME/.cargo/env"
-    command -v cargo >/dev/null ||
-        die "no Rust toolchain: install one as https://rustup.rs says, or with the distribution's rustup, then run this again"
+    local needed tool version subcommand
+    command -v cargo >/dev/null || [[ ! -d $HOME/.cargo/bin ]] || PATH=$PATH:$HOME/.cargo/bin
+    needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$FTD_ROOT/Cargo.toml")
+    for tool in cargo rustc; do
+        command -v "$tool" >/dev/null ||
+            die "there is no $tool: install Rust $needed or later as https://rustup.rs says, then run this again" \
+                "(Debian 12's own packages have Rust 1.63, which is too old)"
+        version=$(cd "$FTD_ROOT" && "$tool" --version) || die "$(command -v "$tool") does not run"
+        version=$(cut -d ' ' -f 2 <<<"$version")
+        printf '%s\n' "$needed" "$version" | sort -VC ||
+            die "$(command -v "$tool") is of Rust $version, which is too old: install $needed or later as" \
+                "https://rustup.rs says (Debian 12's own packages have Rust 1.63)"
+    done
+    for subcommand in "$@"; do
+        cargo "$subcommand" --version >/dev/null 2>&1 || die "the Rust toolchain has no \`cargo $subcommand\`:" \
+            "rustup component add rustfmt clippy"
+    done
 }
 
 # setup_binaries: builds the release binaries, if need be, and sets FTD_BIN_DIR. Binaries given by FTD_BIN_DIR are used

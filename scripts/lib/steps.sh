@@ -1,8 +1,11 @@
-# Runs a list of checks one after the other, whatever becomes of each, and sums up. Sourced; needs say.sh, cleanup.sh and
-# FTD_ROOT.
+# Runs a list of checks one after the other, whatever becomes of each, and sums up. Sourced.
 #
 # A step is a shell command: status 0 is passed, 77 skipped (its output says why), anything else failed. Its output is in
 # $steps_log_dir/NAME.log.
+[[ -z ${steps_sourced:-} ]] || return 0
+steps_sourced=1
+source "${BASH_SOURCE[0]%/*}/cleanup.sh"
+: "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)}"
 
 steps_names=()
 declare -A steps_about steps_command steps_result steps_seconds steps_note

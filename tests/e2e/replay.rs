@@ -1,6 +1,8 @@
 //! Replay mode, and the engine that it needs: the promises of checkpoint mode, kept by executing twice.
 
 use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::spec::EngineKind;
 use ftd::control::api::{Role, State, Status};
 use ftd::exit::DaemonExit;
 
@@ -82,7 +84,7 @@ fn the_status_of_replay_mode_says_how_far_the_backup_is() {
         let count = |status: &Status| status.replay.as_ref().map_or(0, |replay| replay.count);
         let before = count(&pair.alpha.status().expect("it answers"));
         let status = pair.alpha.wait_for("the log to go on", |status| count(status) > before);
-        assert_eq!((status.mode.as_str(), status.engine.as_str()), ("replay", "soft"));
+        assert_eq!((status.mode, status.engine), (Mode::Replay, EngineKind::Soft));
         pair.beta.wait_for("the backup to come after", |status| count(status) > before);
         let status = pair.alpha.wait_for("log", |status| {
             status.replay.as_ref().is_some_and(|replay| replay.log_bytes_per_s > 0.0)

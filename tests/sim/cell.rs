@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use ftd::arbiter::Cell;
-use ftd::role::Outcome;
+use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Trouble};
 use ftd::role::{Event, Micros};
+use nix::errno::Errno;
 use rand::Rng;
 
 use crate::model::{Ask, Input, Mutant, NAMES, Request};
@@ -32,6 +32,11 @@ pub struct Arbiter {
     pub slow_us: Micros,
 }
 
+fn trouble(at: &'static str, errno: Errno) -> ArbiterError {
+    let trouble = Trouble::Storage { at, errno };
+    ArbiterError { place: Place::File("/shared/vm.cell".into()), trouble }
+}
+
 impl World {
     /// A node asks the arbiter.
     pub fn ask(&mut self, n: usize, what: Ask) {
@@ -52,13 +57,17 @@ impl World {
         if is_read {
             self.stats.add(Count::ReadFailed);
             let wait = if self.rng.random_bool(0.5) { 500 } else { timeout };
-            self.answer_later(n, wait, Event::CellRead(Err("unreachable".into())));
+            self.answer_later(n, wait, Event::CellRead(Err(trouble("reaching it", Errno::EHOSTUNREACH))));
             return;
         }
         match self.rng.random_range(0..10) {
             0..3 => {
                 self.stats.add(Count::CasNotAttempted);
-                self.answer_later(n, 500, Event::CellSet(Outcome::NotAttempted("refused".into())));
+                self.answer_later(
+                    n,
+                    500,
+                    Event::CellSet(Outcome::NotAttempted(trouble("asking it", Errno::ECONNREFUSED))),
+                );
                 return;
             }
             // Never carried out, and nobody knows.
@@ -79,7 +88,7 @@ impl World {
         }
         self.stats.add(Count::CasUnknown);
         let wait = self.rng.random_range(1_000..=timeout);
-        self.answer_later(n, wait, Event::CellSet(Outcome::Unknown("timed out".into())));
+        self.answer_later(n, wait, Event::CellSet(Outcome::Unknown(trouble("asking it", Errno::ETIMEDOUT))));
     }
 
     fn arbiter_latency(&mut self) -> Micros {

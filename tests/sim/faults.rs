@@ -1,10 +1,12 @@
 //! What goes wrong in a schedule, and when: at a time, or right after something interesting happened.
 
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::Ack;
 use ftd::role::{Event, GuestEnd, Micros};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::model::{Image, Input, Mutant, NAMES, Trip, index_of};
+use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::{Act, Hook, World};
@@ -75,6 +77,23 @@ pub enum Fault {
     },
     /// The owner cannot ship anything more to its backup.
     BreakPairing,
+    /// The owner's host fails its machine.
+    FailMachine,
+    /// The next boot on this node fails.
+    FailBoot {
+        whom: Whom,
+    },
+    /// The nodes do not fit each other.
+    Misfit {
+        us: Micros,
+    },
+    /// The other one acks what was never sent.
+    WildAck,
+    /// The link carries less than the checkpoints need.
+    Narrow {
+        us: Micros,
+        us_per_kib: Micros,
+    },
     /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of it.
     Diverge {
         at_once: bool,
@@ -86,6 +105,8 @@ pub enum Fault {
 pub enum Undo {
     Cut(usize),
     Lag,
+    Misfit,
+    Narrow,
     ArbiterDown(usize),
     ArbiterFlaky,
     ArbiterSlow,
@@ -128,16 +149,20 @@ pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
-/// Draws what one side of the pair does to what they share, from a source of its own: the schedules that others draw stay
-/// what they are.
+/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of its own.
 pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(!seed);
-    let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
+    let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..4) {
+            let fault = match rng.random_range(0..10) {
                 0 | 1 => Fault::BreakPairing,
-                kind => Fault::Diverge { at_once: kind == 2 },
+                kind @ 2..4 => Fault::Diverge { at_once: kind == 2 },
+                4 => Fault::FailMachine,
+                5 => Fault::FailBoot { whom: whom(&mut rng) },
+                6 => Fault::Misfit { us: span(&mut rng) },
+                7 => Fault::WildAck,
+                _ => Fault::Narrow { us: span(&mut rng), us_per_kib: rng.random_range(100..3_000) },
             };
             (moment(&mut rng, until), fault)
         })
@@ -297,14 +322,35 @@ impl World {
                 let node = &mut self.nodes[1 - owner];
                 // What was looked at to its end stands still.
                 let executes = |image: Image| node.exec.verified != Some(image.epoch);
-                if node.up && node.exec.image.is_some_and(executes) && !node.exec.diverged {
+                if self.knobs.replay
+                    && node.up
+                    && node.exec.image.is_some_and(executes)
+                    && !node.exec.diverged
+                {
                     self.stats.add(Count::FaultDiverge);
                     node.exec.diverged = true;
+                    node.exec.knows_diverged = at_once;
                     self.check_copies("the backup diverged", true);
                     if at_once {
                         self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
                     }
                 }
+            }
+            Fault::FailMachine => self.fail_machine(owner),
+            Fault::FailBoot { whom } => {
+                let n = self.pick(whom);
+                self.nodes[n].fail_boot = true;
+            }
+            Fault::Misfit { us } => {
+                self.stats.add(Count::FaultMisfit);
+                self.net.misfit = true;
+                self.later(us, Act::Undo(Undo::Misfit));
+            }
+            Fault::WildAck => self.ack_wildly(owner),
+            Fault::Narrow { us, us_per_kib } => {
+                self.stats.add(Count::FaultNarrow);
+                self.net.us_per_kib = us_per_kib;
+                self.later(us, Act::Undo(Undo::Narrow));
             }
             Fault::BreakPairing => {
                 let Some(repl) = self.nodes[owner].exec.repl.as_mut().filter(|repl| !repl.copying) else {
@@ -316,6 +362,29 @@ impl World {
                 self.incoming(owner, Input::Event(event));
             }
         }
+    }
+
+    /// The host fails the machine: what was on this node is gone.
+    fn fail_machine(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        if !node.up || node.exec.vm.as_ref().is_none_or(|vm| vm.ended) {
+            return;
+        }
+        self.stats.add(Count::FaultMachine);
+        node.exec.vm = None;
+        self.check_copies("the host failed the machine", true);
+        self.incoming(n, Input::Event(Event::MachineFailed("no memory".into())));
+    }
+
+    /// The backup of this owner acks what it cannot have sealed, by the newest stamp there is.
+    fn ack_wildly(&mut self, owner: usize) {
+        let backup = &self.nodes[1 - owner];
+        let Some((conn, _)) = backup.exec.recv.filter(|_| backup.up && backup.frozen_until.is_none()) else {
+            return;
+        };
+        self.stats.add(Count::FaultAck);
+        let stamp_us = self.nodes[owner].clock(self.now);
+        self.send(1 - owner, conn, Msg::Said(Message::Ack(Ack { epoch: u64::MAX / 2, stamp_us })));
     }
 
     fn end_guest(&mut self, n: usize, kind: u8) {
@@ -339,6 +408,8 @@ impl World {
         match undo {
             Undo::Cut(n) => self.heal_cut(n),
             Undo::Lag => self.net.lag_us = 0,
+            Undo::Misfit => self.net.misfit = false,
+            Undo::Narrow => self.net.us_per_kib = 0,
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
@@ -380,7 +451,9 @@ impl World {
             node.trip = None;
             node.slow_us = 0;
             node.fail_takeover = false;
-            if node.frozen_until.is_some() {
+            node.fail_boot = false;
+            node.must_end = false;
+            if node.frozen_until.is_some() && !node.frozen_in_release {
                 let inc = node.inc;
                 self.thaw(n, inc, true);
             }
@@ -388,6 +461,8 @@ impl World {
             self.later(delay, Act::Start { n, fresh: false });
         }
         self.net.lag_us = 0;
+        self.net.us_per_kib = 0;
+        self.net.misfit = false;
         self.arbiter.flaky = 0;
         self.arbiter.slow_us = 0;
     }

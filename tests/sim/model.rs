@@ -3,8 +3,12 @@
 
 use std::collections::VecDeque;
 
-use ftd::arbiter::Cell;
-use ftd::role::{Command, ConnId, Core, Event, Held, Micros};
+use ft_arbiter::Cell;
+use ft_checkpoint::wire::Message;
+use ftd::replica::Executor;
+use ftd::role::{ConnId, Event, Held, Micros, Welcome};
+
+use crate::card::Card;
 
 /// The nodes' names, by index.
 pub const NAMES: [&str; 2] = ["a", "b"];
@@ -34,6 +38,8 @@ pub struct Knobs {
     pub eager: [bool; 2],
     /// Both nodes would boot the VM on an empty cell.
     pub both_primary: bool,
+    /// What is held is verified by executing it, which takes a while; else it was verified as it was sealed.
+    pub replay: bool,
     /// When the faults stop.
     pub heal_at: Micros,
 }
@@ -48,9 +54,13 @@ pub enum Msg {
     Welcome {
         generation: u64,
         pairing: u64,
-        resumed: bool,
+        how: Welcome,
     },
-    Refuse,
+    Refuse {
+        why: String,
+        /// The two nodes do not fit each other.
+        permanent: bool,
+    },
     /// A piece of the full copy.
     Progress,
     /// The first piece of a checkpoint.
@@ -66,31 +76,19 @@ pub enum Msg {
         counter: u64,
         stamp: Micros,
     },
-    Ack {
-        epoch: u64,
-        stamp: Micros,
-    },
-    Heartbeat {
-        stamp: Micros,
-    },
-    Echo {
-        stamp: Micros,
-    },
-    Paired {
-        generation: u64,
-    },
-    HandOver {
-        epoch: u64,
-    },
-    TookOver {
-        generation: u64,
-    },
-    Decline {
-        why: String,
-    },
-    Bye {
-        why: String,
-    },
+    /// What an executor says.
+    Said(Message<'static>),
+}
+
+impl Msg {
+    /// Its length on the wire, in KiB.
+    pub fn kib(&self) -> u64 {
+        match self {
+            Self::Progress => 256,
+            Self::Part { .. } | Self::End { .. } => 32,
+            _ => 1,
+        }
+    }
 }
 
 /// What travels on a connection.
@@ -116,18 +114,23 @@ pub struct Vm {
 pub struct Frame {
     pub run: u32,
     pub counter: u64,
-    /// The epoch whose checkpoint covers it.
-    pub epoch: u64,
     /// When the VM sent it.
     pub born: Micros,
 }
 
-/// The output gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    Passing,
-    Holding,
-    Muted,
+impl Frame {
+    pub fn to_bytes(self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        bytes[..4].copy_from_slice(&self.run.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.counter.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.born.to_le_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Self { run: u32::from_le_bytes(bytes[..4].try_into().unwrap()), counter: word(4), born: word(12) }
+    }
 }
 
 /// A captured checkpoint.
@@ -165,42 +168,32 @@ pub struct Image {
     pub complete: bool,
 }
 
-/// What a node's executor holds.
-#[derive(Clone, Debug)]
+/// What a node's hands hold.
+#[derive(Debug, Default)]
 pub struct Exec {
     pub vm: Option<Vm>,
-    pub gate: Gate,
-    pub frames: VecDeque<Frame>,
+    /// The real output buffer, and the wire behind it.
+    pub card: Card,
     pub repl: Option<Replication>,
     pub image: Option<Image>,
+    /// The image, taken out to go on from it.
+    pub sealed_off: Option<Image>,
     /// The image is not the VM's state any more, whatever it was.
     pub diverged: bool,
+    /// And this node knows it.
+    pub knows_diverged: bool,
     /// The epoch up to which the image was looked at to its end: it diverges no more.
     pub verified: Option<u64>,
     /// The connection and pairing that checkpoints are taken from.
     pub recv: Option<(ConnId, u64)>,
+    /// Connections that the core has not judged yet; the pairing, where it is a welcome.
+    pub arriving: Vec<(ConnId, Option<u64>)>,
+    /// Connections that were welcomed or followed, and not closed since.
+    pub links: Vec<ConnId>,
     pub dialling: bool,
     /// A dial loop is scheduled.
     pub dial_loop: bool,
     pub attempt: Option<(ConnId, Micros)>,
-}
-
-impl Default for Exec {
-    fn default() -> Self {
-        Self {
-            vm: None,
-            gate: Gate::Muted,
-            frames: VecDeque::new(),
-            repl: None,
-            image: None,
-            diverged: false,
-            verified: None,
-            recv: None,
-            dialling: false,
-            dial_loop: false,
-            attempt: None,
-        }
-    }
 }
 
 /// What waits for the core.
@@ -220,14 +213,15 @@ pub enum Trip {
 }
 
 /// A node.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Node {
     /// Which process on this node.
     pub inc: u32,
     pub up: bool,
     /// Down, and its host does not even reset connections.
     pub silent: bool,
-    pub core: Option<Core>,
+    /// The real one. It is out of here while it takes a step.
+    pub executor: Option<Executor>,
     pub offset_us: u64,
     pub drift_ppm: i64,
     pub frozen_until: Option<Micros>,
@@ -236,7 +230,6 @@ pub struct Node {
     pub slow_us: Micros,
     pub stepping: bool,
     pub inbox: VecDeque<Input>,
-    pub todo: VecDeque<Command>,
     /// Arrived while the process was frozen.
     pub socket: VecDeque<Input>,
     pub exec: Exec,
@@ -245,6 +238,11 @@ pub struct Node {
     /// This process was started with leave to give a lost state up.
     pub fresh: bool,
     pub fail_takeover: bool,
+    pub fail_boot: bool,
+    /// The peer has refused this node for good, and it holds nothing: it has to end.
+    pub must_end: bool,
+    /// Frozen between two frames: nothing wakes it before its time.
+    pub frozen_in_release: bool,
 }
 
 impl Node {
@@ -304,6 +302,22 @@ pub enum Mutant {
     SetWithoutCompare,
     /// Whatever is held is said to be good.
     VerifiesNothing,
+    /// A backup that knows that it has diverged does not say so.
+    SilentDivergence,
+    /// The news that the host has failed the machine goes lost.
+    IgnoresMachine,
+    /// A guest that could not be booted counts as booted.
+    IgnoresBoot,
+    /// A backup that can never fit its primary dials on.
+    IgnoresMisfit,
+    /// The primary believes an ack of what it never sent.
+    BelievesAnyAck,
+    /// A backup that is to stop drops what it holds, whatever the cell says.
+    BackupStopsAtOnce,
+    /// A primary that is to stop drops its VM, whatever the cell says.
+    PrimaryStopsAtOnce,
+    /// A frozen VM is captured again and again.
+    EpochsWhileFrozen,
 }
 
 impl Mutant {
@@ -315,12 +329,18 @@ impl Mutant {
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SetWithoutCompare => "arbiter",
+            Self::SilentDivergence => "I3",
+            Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
+            Self::IgnoresMisfit => "misfit",
+            Self::BelievesAnyAck => "I1",
+            Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
+            Self::EpochsWhileFrozen => "a planned switchover",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 22] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -335,5 +355,13 @@ impl Mutant {
         Self::ClockStopsInFreeze,
         Self::SetWithoutCompare,
         Self::VerifiesNothing,
+        Self::SilentDivergence,
+        Self::IgnoresMachine,
+        Self::IgnoresBoot,
+        Self::IgnoresMisfit,
+        Self::BelievesAnyAck,
+        Self::BackupStopsAtOnce,
+        Self::PrimaryStopsAtOnce,
+        Self::EpochsWhileFrozen,
     ];
 }

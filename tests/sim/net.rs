@@ -26,6 +26,8 @@ pub struct Conn {
     stalled: [Vec<(u64, Item)>; 2],
     /// What this side sends is lost.
     lost: [bool; 2],
+    /// When what this side has sent so far has left its host: one item after the other.
+    leaves_at: [Micros; 2],
 }
 
 /// The network.
@@ -37,6 +39,10 @@ pub struct Net {
     /// How many cuts of that direction are under way.
     pub cuts: [u32; 2],
     pub lag_us: Micros,
+    /// What a KiB takes on the link.
+    pub us_per_kib: Micros,
+    /// The nodes do not fit each other: every hello is refused for good.
+    pub misfit: bool,
 }
 
 impl World {
@@ -58,6 +64,7 @@ impl World {
             early: Default::default(),
             stalled: Default::default(),
             lost: [false; 2],
+            leaves_at: [0; 2],
         });
         self.post(conn, 0, Item::Msg(hello));
         conn
@@ -84,10 +91,17 @@ impl World {
     }
 
     fn post(&mut self, id: ConnId, from: usize, item: Item) {
+        let takes_us = match &item {
+            Item::Msg(msg) => msg.kib() * self.net.us_per_kib,
+            Item::Fin => 0,
+        };
         let conn = &mut self.net.conns[id as usize];
         let nth = conn.sent[from];
         conn.sent[from] += 1;
-        self.travel(id, from, nth, item);
+        let leaves_at = conn.leaves_at[from].max(self.now) + takes_us;
+        conn.leaves_at[from] = leaves_at;
+        let delay = leaves_at - self.now + self.delay();
+        self.later(delay, Act::Deliver { conn: id, from, nth, item });
     }
 
     fn travel(&mut self, conn: ConnId, from: usize, nth: u64, item: Item) {

@@ -1,10 +1,15 @@
-//! A node's executor: it does what the daemon's does with the core's commands, one small step at a time, so that a
-//! freeze or a kill can fall between any two of them.
+//! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between any two
+//! of them; and what the executor's threads make of what comes in.
 
-use ftd::role::{Command, ConnId, Event, Exit, Gone, Held, Welcome};
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::Ack;
+use ftd::replica::Hands;
+use ftd::role::{ConnId, Event, Exit, Gone, Held};
 use rand::Rng;
 
-use crate::model::{Ask, Checkpoint, Frame, Gate, Image, Input, Item, Msg, Mutant, NAMES, Replication, Vm};
+use crate::card::{Pace, Snag};
+use crate::hands::{SimHands, event_of};
+use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Trip};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::{Act, Hook, World};
@@ -43,20 +48,27 @@ impl World {
             if !node.up || node.frozen_until.is_some() || node.stepping || self.violation.is_some() {
                 return;
             }
-            if node.todo.is_empty() && node.inbox.is_empty() {
+            // Somebody further up is driving it: its executor is in the hands of a step.
+            let Some(executor) = &node.executor else { return };
+            if executor.is_at_rest() && node.inbox.is_empty() {
                 return;
             }
+            let mut snag = None;
             match &mut node.trip {
                 Some((0, trip)) => {
                     let trip = *trip;
                     node.trip = None;
-                    self.trip(n, trip);
-                    continue;
+                    // Between two steps, or between two frames of one that lets some out.
+                    if self.rng.random_bool(0.1) {
+                        self.trip(n, trip);
+                        continue;
+                    }
+                    snag = Some(trip);
                 }
                 Some((steps, _)) => *steps -= 1,
                 None => {}
             }
-            self.step(n);
+            self.step(n, snag);
             let node = &mut self.nodes[n];
             if node.slow_us > 0 && node.up {
                 node.stepping = true;
@@ -67,36 +79,64 @@ impl World {
         }
     }
 
-    fn step(&mut self, n: usize) {
-        if let Some(command) = self.nodes[n].todo.pop_front() {
-            return self.execute(n, command);
-        }
-        let Some(input) = self.nodes[n].inbox.pop_front() else { return };
-        let event = match input {
-            Input::Event(event) => event,
-            Input::Reset(conn) => {
-                if !self.is_open(n, conn) {
-                    return;
+    /// One step of the executor, or one event taken in.
+    fn step(&mut self, n: usize, trip: Option<Trip>) {
+        let Some(mut executor) = self.nodes[n].executor.take() else { return };
+        let inc = self.nodes[n].inc;
+        let snag = trip.map(|trip| match trip {
+            Trip::Freeze { us } => Snag::Freeze(us),
+            Trip::Kill { .. } => Snag::Kill,
+        });
+        let after = self.rng.random_range(0..3);
+        self.begin_output(n, snag.map(|snag| (after, snag)));
+        let output = self.nodes[n].exec.card.output.clone();
+        if executor.is_at_rest() {
+            if let Some(event) = self.next_event(n) {
+                let follows = self.mutant == Some(Mutant::FollowAnyway);
+                let answer = follows.then(|| answer_to(&event)).flatten();
+                let mut hands = SimHands { world: self, n, output };
+                executor.begin(event, &mut hands);
+                if let Some((conn, message)) = answer {
+                    hands.send(conn, message);
                 }
-                self.close(n, conn, false);
+            }
+        } else {
+            executor.step(&mut SimHands { world: self, n, output });
+        }
+        let exit = executor.exit();
+        let node = &mut self.nodes[n];
+        if node.inc == inc && node.up {
+            node.executor = Some(executor);
+        }
+        let happened = self.end_output(n);
+        match (trip, happened) {
+            (Some(trip @ Trip::Kill { .. }), true) => return self.trip(n, trip),
+            (Some(Trip::Freeze { us }), true) => self.frozen_in_release(n, us),
+            // Nothing left in this step.
+            (Some(trip), false) => self.nodes[n].trip = Some((0, trip)),
+            (None, _) => {}
+        }
+        if let Some(exit) = exit {
+            self.exits(n, exit);
+        }
+    }
+
+    /// The next thing that has happened, as the executor's threads tell it.
+    fn next_event(&mut self, n: usize) -> Option<Event> {
+        let event = match self.nodes[n].inbox.pop_front()? {
+            Input::Event(event) => event,
+            Input::Reset(conn) if self.is_open(n, conn) => {
                 Event::PeerGone { conn, why: Gone::Lost("reset".into()) }
             }
-            Input::Net(conn, item) => match self.take_item(n, conn, item) {
-                Some(event) => event,
-                None => return,
-            },
+            Input::Reset(_) => return None,
+            Input::Net(conn, item) => self.take_item(n, conn, item)?,
         };
-        // The daemon's follower has ended before anything new is received: its news comes first.
-        if matches!(event, Event::StateLost(_)) && !self.nodes[n].exec.diverged {
-            return;
-        }
         match event {
-            Event::PeerGone { .. } => {
-                self.hook(Hook::PeerGone);
-                if self.mutant == Some(Mutant::PassOnLoss) && self.nodes[n].exec.vm.is_some() {
-                    self.nodes[n].todo.push_back(Command::EmitFreely);
-                }
-            }
+            // The daemon's follower has ended before anything new is received: its news comes first.
+            Event::StateLost(_) if !self.nodes[n].exec.diverged => return None,
+            Event::StateLost(_) if self.mutant == Some(Mutant::SilentDivergence) => return None,
+            Event::MachineFailed(_) if self.mutant == Some(Mutant::IgnoresMachine) => return None,
+            Event::PeerGone { .. } => self.hook(Hook::PeerGone),
             Event::FirstCaptured { .. } => self.hook(Hook::FirstCaptured),
             Event::PeerHello { .. } => self.hook(Hook::Hello),
             Event::Ack { .. } => self.hook(Hook::Ack),
@@ -105,79 +145,61 @@ impl World {
         if event != Event::Tick {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }
-        let answer = match &event {
-            _ if self.mutant != Some(Mutant::FollowAnyway) => None,
-            Event::Heartbeat { conn, stamp } => Some(Command::SendEcho { conn: *conn, stamp: *stamp }),
-            Event::Sealed { conn, epoch, stamp, .. } => {
-                Some(Command::SendAck { conn: *conn, epoch: *epoch, stamp: *stamp })
-            }
-            _ => None,
-        };
-        let welcomed = match event {
-            Event::Welcomed { conn, pairing, resumed, .. } => Some((conn, pairing, resumed)),
-            _ => None,
-        };
         let node = &mut self.nodes[n];
         if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
             repl.known_broken = repl.broken;
         }
-        let now = node.clock(self.now);
-        let mut commands = Vec::new();
-        if let Some(core) = &mut node.core {
-            core.handle(now, event, &mut commands);
-            // Where nothing diverges, the answer is part of the question.
-            if self.plain
-                && let Some(at) =
-                    commands.iter().position(|command| matches!(command, Command::Verify { .. }))
-                && let Command::Verify { epoch } = commands.remove(at)
-            {
-                core.handle(now, Event::Verified { epoch }, &mut commands);
-            }
+        if event == Event::StopRequested && self.stops_at_once(n) {
+            return None;
         }
-        // A connection that the core does not follow is closed.
-        if let Some((welcomed, pairing, resumed)) = welcomed
-            && !commands
-                .iter()
-                .any(|command| matches!(command, Command::Follow { conn, .. } if *conn == welcomed))
-        {
-            commands.push(match self.mutant {
-                Some(Mutant::FollowAnyway) => Command::Follow { conn: welcomed, pairing, resumed },
-                _ => Command::DropLink { conn: welcomed },
-            });
-        }
-        if let Some(answer) = answer
-            && !commands.contains(&answer)
-        {
-            commands.push(answer);
-        }
-        node.todo.extend(commands);
+        Some(event)
     }
 
-    /// What the executor makes of something that came in on a connection.
+    /// Mutants that stop as asked, whatever is lost by it.
+    fn stops_at_once(&mut self, n: usize) -> bool {
+        let backup = self.nodes[n].exec.image.is_some();
+        let stops = match self.mutant {
+            Some(Mutant::BackupStopsAtOnce) => backup,
+            Some(Mutant::PrimaryStopsAtOnce) => self.nodes[n].exec.vm.is_some() && !backup,
+            _ => false,
+        };
+        if stops {
+            self.exits(n, Exit::Stopped("at once".into()));
+        }
+        stops
+    }
+
+    /// What a node's threads make of something that came in on a connection.
     fn take_item(&mut self, n: usize, conn: ConnId, item: Item) -> Option<Event> {
         let open = self.is_open(n, conn);
         let msg = match item {
-            Item::Fin if open => {
-                self.close(n, conn, true);
-                return Some(Event::PeerGone { conn, why: Gone::Lost("closed".into()) });
-            }
+            Item::Fin if open => return Some(Event::PeerGone { conn, why: Gone::Lost("closed".into()) }),
             Item::Fin => return None,
             Item::Msg(msg) => msg,
         };
         Some(match msg {
-            Msg::Hello { generation, held } => Event::PeerHello { conn, generation, held },
-            Msg::Refuse if open => {
+            Msg::Hello { .. } if self.net.misfit => {
+                self.send(n, conn, Msg::Refuse { why: "another memory size".into(), permanent: true });
                 self.close(n, conn, true);
                 return None;
             }
-            Msg::Welcome { generation, pairing, resumed } if open => {
+            Msg::Hello { generation, held } => {
+                self.nodes[n].exec.arriving.push((conn, None));
+                Event::PeerHello { conn, generation, held }
+            }
+            Msg::Refuse { why, permanent } if open => {
+                self.close(n, conn, true);
+                return self.dial_failed(n, why, permanent);
+            }
+            Msg::Welcome { generation, pairing, how } if open => {
                 let exec = &mut self.nodes[n].exec;
                 exec.attempt = None;
                 exec.dialling = false;
+                exec.arriving.push((conn, Some(pairing)));
                 self.hook(Hook::Welcome);
-                Event::Welcomed { conn, generation, pairing, resumed }
+                Event::Welcomed { conn, generation, pairing, how }
             }
-            Msg::Refuse | Msg::Welcome { .. } => return None,
+            Msg::Refuse { .. } | Msg::Welcome { .. } => return None,
             Msg::Progress => Event::Heard { conn },
             Msg::Part { pairing, epoch, counter } => {
                 if self.mutant == Some(Mutant::SealAtFirstPiece) && open {
@@ -186,28 +208,20 @@ impl World {
                 Event::Heard { conn }
             }
             msg @ Msg::End { .. } => return if open { self.seal(n, conn, msg) } else { None },
-            Msg::Ack { epoch, stamp } => {
-                if let Some(repl) = self.nodes[n].exec.repl.as_mut().filter(|repl| repl.conn == Some(conn)) {
-                    while repl.owed.front().is_some_and(|owed| owed.epoch <= epoch) {
-                        repl.owed.pop_front();
-                    }
-                }
-                Event::Ack { conn, epoch, stamp }
-            }
-            Msg::Heartbeat { stamp } => Event::Heartbeat { conn, stamp },
-            Msg::Echo { stamp } => Event::Echo { conn, stamp },
-            Msg::Paired { generation } => Event::Paired { conn, generation },
-            // Told when all of it is executed.
-            Msg::HandOver { epoch } => self.verify(n, Event::HandedOver { conn, epoch }),
-            Msg::TookOver { generation } => Event::PeerTookOver { conn, generation },
-            Msg::Decline { why } => Event::HandOverDeclined { conn, why },
-            Msg::Bye { why } => {
-                if open {
-                    self.close(n, conn, true);
-                }
-                Event::PeerGone { conn, why: Gone::Bye(why) }
-            }
+            Msg::Said(message) => event_of(conn, message)?,
         })
+    }
+
+    fn dial_failed(&mut self, n: usize, why: String, permanent: bool) -> Option<Event> {
+        if permanent {
+            self.stats.add(Count::RefusedForGood);
+            let exec = &self.nodes[n].exec;
+            self.nodes[n].must_end = exec.dialling && exec.image.is_none();
+            if self.mutant == Some(Mutant::IgnoresMisfit) {
+                return None;
+            }
+        }
+        Some(Event::DialFailed { why, permanent })
     }
 
     /// A checkpoint is complete: it must be the one after what is held.
@@ -224,7 +238,6 @@ impl World {
         };
         if epoch != expected {
             trace!(self, "{} refuses epoch {epoch}, expected {expected}", NAMES[n]);
-            self.close(n, conn, false);
             return Some(Event::PeerGone { conn, why: Gone::Lost("an epoch is missing".into()) });
         }
         exec.image = Some(Image { pairing, epoch, counter, complete: true });
@@ -236,281 +249,30 @@ impl World {
         Some(Event::Sealed { conn, pairing, epoch, stamp })
     }
 
-    /// Looks at all that is held: the news, or that it is of no use.
-    fn verify(&mut self, n: usize, news: Event) -> Event {
+    /// Looks at all that is held: the answer to the core's question whether it is good.
+    pub fn verified(&mut self, n: usize, epoch: u64) {
         let exec = &mut self.nodes[n].exec;
-        if exec.diverged && self.mutant != Some(Mutant::VerifiesNothing) {
-            return Event::StateLost("diverged".into());
+        if exec.image.is_none() {
+            return;
         }
-        exec.verified = exec.image.map(|image| image.epoch);
-        news
-    }
-
-    /// The answer to the core's question whether what is held is good.
-    pub fn verified(&mut self, n: usize, inc: u32, epoch: u64) {
-        if self.nodes[n].inc == inc && self.nodes[n].up && self.nodes[n].exec.image.is_some() {
-            let answer = self.verify(n, Event::Verified { epoch });
-            self.incoming(n, Input::Event(answer));
-        }
+        let answer = if exec.diverged && self.mutant != Some(Mutant::VerifiesNothing) {
+            Event::StateLost("diverged".into())
+        } else {
+            exec.verified = exec.image.map(|image| image.epoch);
+            Event::Verified { epoch }
+        };
+        self.tell(n, answer);
     }
 
     /// This end of a connection is closed: nothing is sent on it or taken from it any more.
     pub fn forget_conn(&mut self, n: usize, conn: ConnId) {
-        let forget = self.mutant == Some(Mutant::ForgetOwed);
         let exec = &mut self.nodes[n].exec;
-        if let Some(repl) = exec.repl.as_mut().filter(|repl| repl.conn == Some(conn)) {
-            repl.conn = None;
-            if forget {
-                repl.owed.clear();
-            }
-        }
         if exec.recv.is_some_and(|(from, _)| from == conn) {
             exec.recv = None;
         }
         if exec.attempt.is_some_and(|(attempt, _)| attempt == conn) {
             exec.attempt = None;
         }
-    }
-
-    fn execute(&mut self, n: usize, command: Command) {
-        if !matches!(command, Command::Release { .. }) {
-            trace!(self, "{} -> {command:?}", NAMES[n]);
-        }
-        match command {
-            Command::ReadCell => self.ask(n, Ask::Read),
-            Command::CompareAndSet { expected, new } => self.ask(n, Ask::Set { expected, new }),
-            Command::Dial => {
-                let inc = self.nodes[n].inc;
-                let exec = &mut self.nodes[n].exec;
-                exec.dialling = true;
-                if !exec.dial_loop {
-                    exec.dial_loop = true;
-                    let delay = self.rng.random_range(0..10_000);
-                    self.later(delay, Act::Dial { n, inc });
-                }
-            }
-            Command::StopDialling => self.nodes[n].exec.dialling = false,
-            Command::Welcome { conn, pairing, generation, how } => {
-                self.welcome(n, conn, pairing, generation, how);
-            }
-            Command::Refuse { conn, .. } => {
-                self.send(n, conn, Msg::Refuse);
-                self.close(n, conn, true);
-            }
-            Command::Follow { conn, pairing, resumed: _ } => {
-                self.nodes[n].exec.recv = Some((conn, pairing));
-            }
-            Command::DropLink { conn } => {
-                let in_order = self.rng.random_bool(0.7);
-                self.close(n, conn, in_order);
-            }
-            Command::EndPairing => self.nodes[n].exec.repl = None,
-            Command::Boot => {
-                self.check_boot(n);
-                self.begin_run(n, 0);
-            }
-            Command::EmitFreely => {
-                let exec = &mut self.nodes[n].exec;
-                match exec.frames.pop_front() {
-                    Some(frame) => {
-                        self.nodes[n].todo.push_front(Command::EmitFreely);
-                        self.emit(n, frame);
-                    }
-                    None if exec.vm.is_some() => exec.gate = Gate::Passing,
-                    None => {}
-                }
-            }
-            Command::Release { through, until } => self.release(n, through, until),
-            Command::SendHeartbeat { conn, stamp } => self.send(n, conn, Msg::Heartbeat { stamp }),
-            Command::SendPaired { conn, generation } => {
-                self.stats.add(Count::Protected);
-                self.send(n, conn, Msg::Paired { generation });
-            }
-            Command::FinalCheckpoint => self.begin_last(n),
-            Command::SendHandOver { conn, epoch } => {
-                self.send(n, conn, Msg::HandOver { epoch });
-                self.hook(Hook::HandOver);
-            }
-            Command::Thaw => {
-                if let Some(repl) = &mut self.nodes[n].exec.repl {
-                    repl.last = None;
-                }
-            }
-            Command::SendAck { conn, epoch, stamp } => self.send(n, conn, Msg::Ack { epoch, stamp }),
-            Command::SendEcho { conn, stamp } => self.send(n, conn, Msg::Echo { stamp }),
-            Command::SendDecline { conn, why } => self.send(n, conn, Msg::Decline { why }),
-            Command::TakeOver { epoch, generation } => self.take_over(n, epoch, generation),
-            Command::SendTookOver { conn, generation } => {
-                self.stats.add(Count::HandedOver);
-                self.send(n, conn, Msg::TookOver { generation });
-            }
-            Command::Verify { epoch } => {
-                let inc = self.nodes[n].inc;
-                // Not drawn: what others draw stays what it is.
-                self.later(1_000 * (self.now % 31), Act::Verified { n, inc, epoch });
-            }
-            Command::Discard => {
-                self.check_discard(n);
-                self.nodes[n].exec.image = None;
-                self.nodes[n].exec.diverged = false;
-                self.nodes[n].exec.verified = None;
-                self.check_copies("discarded", self.nodes[n].stopping);
-            }
-            Command::StopVm => {
-                let exec = &mut self.nodes[n].exec;
-                let ended = exec.vm.take().is_some_and(|vm| vm.ended);
-                exec.gate = Gate::Muted;
-                exec.frames.clear();
-                exec.repl = None;
-                self.check_stopped(n, ended);
-            }
-            Command::SendBye { conn, why } => self.send(n, conn, Msg::Bye { why }),
-            Command::SwitchoverDone(Ok(())) => self.stats.add(Count::SwitchoversDone),
-            Command::SwitchoverDone(Err(_)) => self.stats.add(Count::SwitchoversFailed),
-            Command::Exit(exit) => {
-                self.stats.add(Count::Exits);
-                if matches!(exit, Exit::Fenced(_)) {
-                    self.stats.add(Count::Fences);
-                }
-                self.die(n, false, "the process ended", true);
-                let fast = self.healed || self.rng.random_bool(0.5);
-                let delay = if fast { 50_000 } else { 2_000_000 };
-                self.later(delay, Act::Start { n, fresh: false });
-            }
-        }
-    }
-
-    fn welcome(&mut self, n: usize, conn: ConnId, pairing: u64, generation: u64, how: Welcome) {
-        let resumed = matches!(how, Welcome::ResumeAfter(_));
-        self.send(n, conn, Msg::Welcome { generation, pairing, resumed });
-        let open = self.is_open(n, conn).then_some(conn);
-        let inc = self.nodes[n].inc;
-        match how {
-            Welcome::Copy => {
-                self.repls += 1;
-                let repl = self.repls;
-                self.nodes[n].exec.repl = Some(Replication {
-                    id: repl,
-                    conn: open,
-                    pairing,
-                    copying: true,
-                    next_epoch: 1,
-                    owed: Default::default(),
-                    last: None,
-                    broken: false,
-                    known_broken: false,
-                });
-                let left = self.rng.random_range(0..6);
-                self.later(3_000, Act::Copy { n, inc, repl, left });
-            }
-            Welcome::ResumeAfter(epoch) => {
-                self.stats.add(Count::Resumed);
-                let Some(repl) = &mut self.nodes[n].exec.repl else {
-                    return self.fail(format!("{} resumes a pairing that it has not", NAMES[n]));
-                };
-                if repl.pairing != pairing {
-                    return self.fail(format!("{} resumes another pairing", NAMES[n]));
-                }
-                if repl.known_broken {
-                    return self.fail(format!("{} resumes a pairing that ships nothing", NAMES[n]));
-                }
-                repl.conn = open;
-                while repl.owed.front().is_some_and(|owed| owed.epoch <= epoch) {
-                    repl.owed.pop_front();
-                }
-                let owed: Vec<_> = repl.owed.iter().copied().collect();
-                let first = owed.first().map_or(repl.next_epoch, |owed| owed.epoch);
-                if first != epoch + 1 {
-                    return self
-                        .fail(format!("I4: {} resumes after {epoch}, but owes from {first}", NAMES[n]));
-                }
-                for checkpoint in owed {
-                    self.send_checkpoint(n, checkpoint);
-                }
-            }
-        }
-    }
-
-    fn send_checkpoint(&mut self, n: usize, checkpoint: Checkpoint) {
-        let Some(repl) = self.nodes[n].exec.repl.as_ref().filter(|repl| !repl.broken) else { return };
-        let (Some(conn), pairing) = (repl.conn, repl.pairing) else { return };
-        let Checkpoint { epoch, counter } = checkpoint;
-        if self.mutant == Some(Mutant::SealAtFirstPiece) || self.rng.random_bool(0.1) {
-            self.send(n, conn, Msg::Part { pairing, epoch, counter });
-        }
-        let stamp = self.nodes[n].clock(self.now);
-        self.send(n, conn, Msg::End { pairing, epoch, counter, stamp });
-    }
-
-    pub fn copy_on(&mut self, n: usize, inc: u32, id: u32, left: u32) {
-        let Some(repl) = self.nodes[n].exec.repl.as_ref().filter(|repl| repl.id == id && repl.copying) else {
-            return;
-        };
-        let (Some(conn), pairing) = (repl.conn, repl.pairing) else { return };
-        if left > 0 {
-            self.send(n, conn, Msg::Progress);
-            let delay = self.rng.random_range(2_000..20_000);
-            return self.later(delay, Act::Copy { n, inc, repl: id, left: left - 1 });
-        }
-        if self.nodes[n].exec.vm.is_none() {
-            return;
-        }
-        if let Some(repl) = &mut self.nodes[n].exec.repl {
-            repl.copying = false;
-        }
-        if self.mutant != Some(Mutant::HoldTooLate) {
-            self.nodes[n].exec.gate = Gate::Holding;
-        }
-        self.incoming(n, Input::Event(Event::FirstCaptured { pairing }));
-        self.capture(n);
-        let epoch = self.knobs.epoch_us;
-        self.later(epoch, Act::Capture { n, inc, repl: id });
-    }
-
-    pub fn capture_tick(&mut self, n: usize, inc: u32, id: u32) {
-        let depth = self.knobs.depth;
-        let Some(repl) = self.nodes[n].exec.repl.as_ref().filter(|repl| repl.id == id) else { return };
-        if repl.last.is_none() && repl.owed.len() < depth {
-            self.capture(n);
-        }
-        let epoch = self.knobs.epoch_us;
-        self.later(epoch, Act::Capture { n, inc, repl: id });
-    }
-
-    fn capture(&mut self, n: usize) {
-        let at_capture = self.mutant == Some(Mutant::ReleaseAtCapture);
-        let exec = &mut self.nodes[n].exec;
-        let (Some(repl), Some(vm)) = (&mut exec.repl, &exec.vm) else { return };
-        let checkpoint = Checkpoint { epoch: repl.next_epoch, counter: vm.counter };
-        repl.next_epoch += 1;
-        repl.owed.push_back(checkpoint);
-        if at_capture {
-            self.nodes[n].todo.push_back(Command::Release { through: checkpoint.epoch, until: u64::MAX });
-        }
-        trace!(self, "{} captured {checkpoint:?}", NAMES[n]);
-        self.send_checkpoint(n, checkpoint);
-        self.drive(n);
-    }
-
-    fn begin_last(&mut self, n: usize) {
-        self.repls += 1;
-        let request = self.repls;
-        let inc = self.nodes[n].inc;
-        match &mut self.nodes[n].exec.repl {
-            Some(repl) => repl.last = Some(request),
-            None => return self.fail(format!("{} is to capture a last checkpoint of no pairing", NAMES[n])),
-        }
-        let delay = self.rng.random_range(0..5_000);
-        self.later(delay, Act::Last { n, inc, request });
-    }
-
-    pub fn capture_last(&mut self, n: usize, request: u32) {
-        let Some(repl) = self.nodes[n].exec.repl.as_ref().filter(|repl| repl.last == Some(request)) else {
-            return;
-        };
-        let epoch = repl.next_epoch;
-        self.capture(n);
-        self.incoming(n, Input::Event(Event::FinalCaptured { epoch }));
     }
 
     pub fn dial_on(&mut self, n: usize, inc: u32) {
@@ -527,7 +289,7 @@ impl World {
                     self.close(n, conn, false);
                 }
                 let node = &self.nodes[n];
-                let generation = node.core.as_ref().map_or(0, |core| core.generation());
+                let generation = node.executor.as_ref().map_or(0, |executor| executor.generation());
                 let held = node.exec.image.map(|image| Held { pairing: image.pairing, epoch: image.epoch });
                 let conn = self.connect(n, Msg::Hello { generation, held });
                 self.nodes[n].exec.attempt = Some((conn, self.now));
@@ -538,73 +300,57 @@ impl World {
         self.later(delay, Act::Dial { n, inc });
     }
 
-    fn begin_run(&mut self, n: usize, counter: u64) {
-        let run = self.truth.newest_run().unwrap_or(0);
-        let inc = self.nodes[n].inc;
-        let exec = &mut self.nodes[n].exec;
-        exec.vm = Some(Vm { run, counter, ended: false });
-        exec.gate = Gate::Passing;
-        exec.frames.clear();
-        self.later(1_000, Act::Vm { n, inc, run });
-    }
-
-    fn take_over(&mut self, n: usize, epoch: u64, generation: u64) {
-        self.check_take_over(n, epoch, generation);
-        let Some(image) = self.nodes[n].exec.image.take() else { return };
-        self.hook(Hook::TakeOver);
-        self.nodes[n].exec.verified = None;
-        if std::mem::take(&mut self.nodes[n].fail_takeover) {
-            self.stats.add(Count::FaultTakeOver);
-            self.check_copies("restoring failed", true);
-            return self.incoming(n, Input::Event(Event::TakeOverFailed("no memory".into())));
+    fn exits(&mut self, n: usize, exit: Exit) {
+        trace!(self, "{} exits: {exit:?}", NAMES[n]);
+        self.stats.add(Count::Exits);
+        match exit {
+            Exit::Fenced(_) => self.stats.add(Count::Fences),
+            Exit::Misfit(_) => self.stats.add(Count::Misfits),
+            _ => {}
         }
-        self.begin_run(n, image.counter);
+        self.die(n, false, "the process ended", false);
+        let fast = self.healed || self.rng.random_bool(0.5);
+        let delay = if fast { 50_000 } else { 2_000_000 };
+        self.later(delay, Act::Start { n, fresh: false });
     }
 
-    /// The VM goes on a little: its counter advances, and most times it sends a frame.
-    pub fn run_vm(&mut self, n: usize, inc: u32, run: u32) {
-        let depth = self.knobs.depth;
-        let epoch_us = self.knobs.epoch_us;
-        let sends = self.rng.random_bool(0.7);
-        let born = self.now;
-        let exec = &mut self.nodes[n].exec;
-        let Some(vm) = exec.vm.as_mut().filter(|vm| vm.run == run && !vm.ended) else { return };
-        let waits = exec.repl.as_ref().is_some_and(|repl| {
-            repl.last.is_some() || !repl.copying && repl.owed.len() >= depth && exec.gate == Gate::Holding
-        });
-        if !waits {
-            vm.counter += 1;
-            if sends {
-                let epoch = exec.repl.as_ref().map_or(u64::MAX, |repl| repl.next_epoch);
-                let frame = Frame { run, counter: vm.counter, epoch, born };
-                match exec.gate {
-                    Gate::Passing => self.emit(n, frame),
-                    Gate::Holding => exec.frames.push_back(frame),
-                    Gate::Muted => {}
-                }
+    /// Frames may leave from here on; this happens to the process after so many.
+    pub fn begin_output(&mut self, n: usize, snag: Option<(u32, Snag)>) {
+        let clock = self.nodes[n].clock(self.now);
+        let pace = match self.mutant {
+            Some(Mutant::IgnorePermit) => Pace::Never,
+            Some(Mutant::ClockStopsInFreeze) => Pace::StandsInFreeze,
+            _ => Pace::Goes,
+        };
+        self.nodes[n].exec.card.begin(clock, pace, snag);
+    }
+
+    /// Frames that have left are looked at, each at the time that it left. Says whether the snag was met.
+    pub fn end_output(&mut self, n: usize) -> bool {
+        let left = self.nodes[n].exec.card.end();
+        for (late_us, frame) in left.frames {
+            match late_us {
+                0 => self.emit(n, frame),
+                us => self.later(us, Act::Emitted { n, frame }),
             }
         }
-        let delay = self.rng.random_range(epoch_us / 3..epoch_us);
-        self.later(delay, Act::Vm { n, inc, run });
+        left.stalled_us > 0 || left.dead
     }
 
-    /// One frame, or the end, of a release.
-    fn release(&mut self, n: usize, through: u64, until: u64) {
-        let ignore = self.mutant == Some(Mutant::IgnorePermit);
-        let now = self.nodes[n].clock(self.now);
-        let exec = &mut self.nodes[n].exec;
-        if exec.frames.front().is_none_or(|frame| frame.epoch > through) {
-            return;
+    fn frozen_in_release(&mut self, n: usize, us: u64) {
+        self.stats.add(Count::FrozenInRelease);
+        self.nodes[n].frozen_in_release = true;
+        self.trip(n, Trip::Freeze { us });
+    }
+}
+
+/// What a node answers that follows whatever the core says.
+fn answer_to(event: &Event) -> Option<(ConnId, Message<'static>)> {
+    match event {
+        Event::Heartbeat { conn, stamp } => Some((*conn, Message::Echo { stamp_us: *stamp })),
+        Event::Sealed { conn, epoch, stamp, .. } => {
+            Some((*conn, Message::Ack(Ack { epoch: *epoch, stamp_us: *stamp })))
         }
-        if now >= until && !ignore {
-            self.stats.add(Count::ReleaseCuts);
-            return self.incoming(n, Input::Event(Event::ReleaseCut));
-        }
-        if let Some(frame) = exec.frames.pop_front() {
-            self.stats.add(Count::FramesHeld);
-            self.nodes[n].todo.push_front(Command::Release { through, until });
-            self.emit(n, frame);
-            self.hook(Hook::Release);
-        }
+        _ => None,
     }
 }

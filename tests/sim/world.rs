@@ -3,14 +3,16 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use ftd::role::{ConnId, Core, Event, Micros, Policy, StartAs, ViewRole, ViewState};
+use ftd::replica::Executor;
+use ftd::role::{ConnId, Event, Micros, Policy, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::cell::Arbiter;
 use crate::check::Truth;
 use crate::faults::{self, Fault, Undo, When};
-use crate::model::{Exec, Input, Item, Knobs, Mutant, NAMES, Node};
+use crate::hands::SimHands;
+use crate::model::{Exec, Frame, Input, Item, Knobs, Mutant, NAMES, Node};
 use crate::net::Net;
 use crate::stats::{Count, Stats};
 
@@ -28,22 +30,78 @@ macro_rules! trace {
 /// Something scheduled.
 #[derive(Clone, Debug)]
 pub enum Act {
-    Tick { n: usize, inc: u32 },
-    Step { n: usize, inc: u32 },
-    Vm { n: usize, inc: u32, run: u32 },
-    Capture { n: usize, inc: u32, repl: u32 },
-    Copy { n: usize, inc: u32, repl: u32, left: u32 },
-    Last { n: usize, inc: u32, request: u32 },
-    Dial { n: usize, inc: u32 },
-    Deliver { conn: ConnId, from: usize, nth: u64, item: Item },
-    Reset { conn: ConnId, side: usize },
-    Arrive { id: usize, answer: bool },
-    Answer { n: usize, inc: u32, event: Event },
-    Verified { n: usize, inc: u32, epoch: u64 },
+    Tick {
+        n: usize,
+        inc: u32,
+    },
+    Step {
+        n: usize,
+        inc: u32,
+    },
+    Vm {
+        n: usize,
+        inc: u32,
+        run: u32,
+    },
+    Capture {
+        n: usize,
+        inc: u32,
+        repl: u32,
+    },
+    Copy {
+        n: usize,
+        inc: u32,
+        repl: u32,
+        left: u32,
+    },
+    Last {
+        n: usize,
+        inc: u32,
+        request: u32,
+    },
+    Dial {
+        n: usize,
+        inc: u32,
+    },
+    Deliver {
+        conn: ConnId,
+        from: usize,
+        nth: u64,
+        item: Item,
+    },
+    Reset {
+        conn: ConnId,
+        side: usize,
+    },
+    Arrive {
+        id: usize,
+        answer: bool,
+    },
+    Answer {
+        n: usize,
+        inc: u32,
+        event: Event,
+    },
+    Verified {
+        n: usize,
+        inc: u32,
+        epoch: u64,
+    },
+    /// A frame leaves a process that stood still in the middle of a release.
+    Emitted {
+        n: usize,
+        frame: Frame,
+    },
     Inject(Fault),
     Undo(Undo),
-    Thaw { n: usize, inc: u32 },
-    Start { n: usize, fresh: bool },
+    Thaw {
+        n: usize,
+        inc: u32,
+    },
+    Start {
+        n: usize,
+        fresh: bool,
+    },
     Heal,
 }
 
@@ -109,8 +167,6 @@ pub struct Setup {
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
     pub calm: bool,
-    /// Without the faults that came to the simulator later: what was once found is found again.
-    pub plain: bool,
 }
 
 /// How a schedule ended, legitimately.
@@ -118,11 +174,10 @@ pub struct Setup {
 pub enum End {
     /// The pair is protected again, and frames pass.
     Protected,
-    /// The VM was shut down or crashed, and the cell says so.
-    VmEnded,
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
-    /// The process that founded the cell died before it booted the VM: only the operator can say that nothing is lost.
+    /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the cell: only
+    /// the operator can say that nothing is lost.
     NeverBooted,
 }
 
@@ -144,7 +199,6 @@ pub struct World {
     pub hooks: Vec<(Hook, u32, Fault)>,
     pub healed: bool,
     pub repls: u32,
-    pub plain: bool,
     calm: bool,
     switchovers_asked: u64,
     protected_at: Option<Micros>,
@@ -159,7 +213,12 @@ const HEALTHY_WITHIN_US: Micros = 8_000_000;
 const EVENTS_MAX: u64 = 400_000;
 
 fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
-    let lease_us = rng.random_range(60_000..200_000);
+    // At times shorter than the link needs for a checkpoint.
+    let lease_us = if rng.random_bool(0.2) {
+        rng.random_range(20_000..60_000)
+    } else {
+        rng.random_range(60_000..200_000)
+    };
     let failure_timeout_us = rng.random_range(60_000..200_000);
     Knobs {
         lease_us,
@@ -176,6 +235,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         restart_on_reset: rng.random_bool(0.5),
         eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
         both_primary: rng.random_bool(0.2),
+        replay: rng.random_bool(0.5),
         heal_at: if calm { 700_000 } else { rng.random_range(600_000..1_800_000) },
     }
 }
@@ -201,7 +261,6 @@ impl World {
             hooks: Vec::new(),
             healed: false,
             repls: 0,
-            plain: setup.plain,
             calm: setup.calm,
             switchovers_asked: 0,
             protected_at: None,
@@ -221,9 +280,7 @@ impl World {
         world.at(heal_at, Act::Heal);
         if !setup.calm {
             let mut planned = faults::draw(&mut world.rng, heal_at);
-            if !setup.plain {
-                planned.extend(faults::draw_more(seed, heal_at));
-            }
+            planned.extend(faults::draw_more(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -270,6 +327,9 @@ impl World {
             self.now = at;
             events += 1;
             self.perform(act);
+            for n in 0..2 {
+                self.check_passing(n);
+            }
             if let Some(violation) = self.violation.take() {
                 return Err(violation);
             }
@@ -277,7 +337,6 @@ impl World {
                 self.stats.add_many(Count::Events, events);
                 self.stats.add(match end {
                     End::Protected => Count::EndProtected,
-                    End::VmEnded => Count::EndVmEnded,
                     End::StateLost(_) => Count::EndStateLost,
                     End::NeverBooted => Count::EndNeverBooted,
                 });
@@ -297,8 +356,8 @@ impl World {
     }
 
     fn describe(&self) -> String {
-        let node = |n: usize| match &self.nodes[n].core {
-            Some(core) => format!("{} {:?}", NAMES[n], core.view()),
+        let node = |n: usize| match &self.nodes[n].executor {
+            Some(executor) => format!("{} {:?}", NAMES[n], executor.view()),
             None => format!("{} is down", NAMES[n]),
         };
         format!("{}; {}; cell {:?}", node(0), node(1), self.arbiter.cell)
@@ -314,9 +373,7 @@ impl World {
                     self.incoming(n, Input::Event(Event::Tick));
                     let tick = self.knobs.tick_us;
                     self.later(tick, Act::Tick { n, inc });
-                    if n == 0 {
-                        self.look();
-                    }
+                    self.look();
                 }
             }
             Act::Step { n, inc } => {
@@ -354,7 +411,12 @@ impl World {
             Act::Reset { conn, side } => self.reset(conn, side),
             Act::Arrive { id, answer } => self.arrive(id, answer),
             Act::Answer { n, inc, event } => self.answered(n, inc, event),
-            Act::Verified { n, inc, epoch } => self.verified(n, inc, epoch),
+            Act::Verified { n, inc, epoch } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.verified(n, epoch);
+                }
+            }
+            Act::Emitted { n, frame } => self.emit(n, frame),
             Act::Inject(fault) => {
                 if !self.healed {
                     self.inject(fault);
@@ -397,6 +459,7 @@ impl World {
         }
         trace!(self, "{} thaws", NAMES[n]);
         self.nodes[n].frozen_until = None;
+        self.nodes[n].frozen_in_release = false;
         let waiting = std::mem::take(&mut self.nodes[n].socket);
         for input in waiting {
             self.incoming(n, input);
@@ -432,12 +495,14 @@ impl World {
         node.fresh = fresh;
         node.stopping = false;
         node.stepping = false;
+        node.must_end = false;
         node.frozen_until = None;
+        node.frozen_in_release = false;
         node.exec = Exec::default();
-        let now = node.clock(self.now);
-        let (core, commands) = Core::new(policy, now);
-        node.core = Some(core);
-        node.todo = commands.into();
+        let output = node.exec.card.output.clone();
+        let executor = Executor::new(policy, &SimHands { world: self, n, output });
+        let node = &mut self.nodes[n];
+        node.executor = Some(executor);
         let inc = node.inc;
         trace!(self, "{} starts process {inc} (fresh: {fresh})", NAMES[n]);
         let tick = self.rng.random_range(1..self.knobs.tick_us);
@@ -452,20 +517,23 @@ impl World {
         let node = &mut self.nodes[n];
         node.up = false;
         node.silent = silent;
-        node.core = None;
+        node.executor = None;
         node.inbox.clear();
-        node.todo.clear();
         node.socket.clear();
         node.exec = Exec::default();
         node.trip = None;
         node.frozen_until = None;
+        if from_outside {
+            let killed = (n, self.nodes[n].inc);
+            self.truth.killed.push(killed);
+        }
         self.check_copies(cause, from_outside);
     }
 
     /// Looks whether the schedule has come to an end.
     fn look(&mut self) {
         for n in 0..2 {
-            self.check_passing(n);
+            self.check_misfit(n);
         }
         if self.calm && self.switchovers_asked == 0 && self.in_step().is_some() && self.now > 300_000 {
             self.switchovers_asked = 1;
@@ -488,6 +556,7 @@ impl World {
                     if self.calm && self.stats.get(Count::SwitchoversDone) == 0 {
                         self.fail("a planned switchover without any fault did not happen".into());
                     }
+                    self.check_end();
                     self.end = Some(End::Protected);
                 }
                 _ => {}
@@ -496,21 +565,21 @@ impl World {
             self.end = Some(End::StateLost(cause.clone()));
         } else if self.now > self.knobs.heal_at + 1_500_000
             && let Some(cell) = &self.arbiter.cell
+            && cell.owner.is_some()
         {
-            let founder = &self.arbiter.log[&cell.generation];
-            match cell.owner {
-                None => self.end = Some(End::VmEnded),
-                Some(_) if !self.lives(founder.node, founder.inc) => self.end = Some(End::NeverBooted),
-                Some(_) => {}
+            let owner = &self.arbiter.log[&cell.generation];
+            if self.truth.killed.contains(&(owner.node, owner.inc)) {
+                self.end = Some(End::NeverBooted);
             }
         }
     }
 
     /// The owner, when both nodes say that the pair is protected.
     fn in_step(&self) -> Option<usize> {
-        let views =
-            [0, 1].map(|n| self.nodes[n].core.as_ref().map(|core| (core.view().role, core.view().state)));
-        let role = |n: usize, role: ViewRole| views[n] == Some((role, ViewState::Protected));
-        (0..2).find(|n| role(*n, ViewRole::Primary) && role(1 - *n, ViewRole::Backup))
+        let views = [0, 1].map(|n| self.nodes[n].executor.as_ref().map(|executor| executor.view()));
+        let role = |n: usize, role: Role| {
+            views[n].as_ref().is_some_and(|view| view.role == role && view.state == State::Protected)
+        };
+        (0..2).find(|n| role(*n, Role::Primary) && role(1 - *n, Role::Backup))
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use ft_tests::wire::speakers::Capture;
+use ft_tests::wire::speakers::CaptureRecord;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
@@ -82,7 +82,7 @@ fn frames_are_ascribed_to_the_port_they_came_from_and_not_to_the_one_they_leave_
     kill(Pid::from_raw(i32::try_from(wire.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert!(wire.wait().unwrap().success());
 
-    let capture: Capture = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    let capture: CaptureRecord = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
     let ports: Vec<_> = capture.speakers.iter().map(|stretch| stretch.port.as_str()).collect();
     assert_eq!(ports, ["alpha", "beta"]);
     assert_eq!((capture.dropped_frames, capture.strange_frames, capture.switches), (0, 0, 1));

@@ -1,12 +1,9 @@
 //! What a checkpoint costs the machine: pausing, capturing, harvesting and resuming against the number of dirty pages,
 //! and what a take-over costs a machine that was made beforehand. Prints a table; needs /dev/kvm.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-use common::sweep::{self, rounds};
-use common::{boot_code, content, kvm, machine, spec};
 use ft_vm::spec::EngineKind;
+use ft_vm::testing::sweep::{self, rounds};
+use ft_vm::testing::{boot_code, content, kvm, machine, spec};
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 256 << 20;

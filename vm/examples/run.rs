@@ -6,9 +6,9 @@
 //! Without a kernel it runs the built-in guest. The console is standard input and output. With `--epoch-ms` the machine
 //! is paused, captured and resumed at this interval, as under checkpoint protection. Ends when the guest does.
 
+use ft_ram::GuestRam;
 use ft_vm::devices::{ConsoleSink, Delivered, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};

@@ -5,14 +5,11 @@
 pub mod boot;
 pub mod devices;
 mod engine;
+mod error;
 pub mod guest;
-pub mod layout;
 pub mod machine;
-pub mod memory;
 pub mod replay;
 pub mod spec;
 pub mod state;
-
-#[cfg(feature = "measure")]
-#[doc(hidden)]
-pub use engine::soft::testing::measure_soft;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -12,179 +12,21 @@
 //! reach an interrupt controller that has been read already, and would be lost with the primary.
 
 use crate::boot::{self, BootError};
-use crate::devices::{DeviceCounters, DeviceError, Devices, DevicesState, NetPort, Wiring};
+use crate::devices::{DeviceCounters, Devices, DevicesState, NetPort, Wiring};
 use crate::engine::Engine;
-use crate::engine::kvm::KvmError;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
-use crate::memory::{GuestRam, MemoryError, PageIndex};
-use crate::replay::{LogCut, LogError, Registers, ReplayPosition};
+use crate::replay::{LogCut, Registers, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
 use crate::state::{self, EngineState, MachineState, StateError};
+use ft_ram::{GuestRam, PageIndex};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 pub use crate::engine::engine_fingerprint;
 pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, host_cpu_profile};
-
-/// vCPUs that a machine can have at most.
-pub const VCPUS_MAX: u8 = 64;
-
-/// Why a machine could not be made or driven.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// No KVM.
-    #[error("cannot open /dev/kvm: {source} ({hint})")]
-    Open {
-        /// The kernel's answer.
-        source: std::io::Error,
-        /// What to do about it.
-        hint: &'static str,
-    },
-    /// Not the KVM that the world has.
-    #[error("/dev/kvm speaks API version {theirs}, this program {ours}: it is no KVM, or one of another age")]
-    ApiVersion {
-        /// The kernel's.
-        theirs: i32,
-        /// This program's.
-        ours: i32,
-    },
-    /// The kernel cannot do something that a machine needs.
-    #[error("this kernel's KVM lacks {0}")]
-    Capability(&'static str),
-    /// A number of vCPUs that cannot be.
-    #[error("{asked} vCPUs: a machine has 1 to {max} on this host")]
-    Vcpus {
-        /// In the specification.
-        asked: u8,
-        /// The program's bound or KVM's, whichever is lower.
-        max: usize,
-    },
-    /// A number of vCPUs that the deterministic engine does not have.
-    #[error("{0} vCPUs: the engine \"soft\" has exactly one")]
-    SoftVcpus(u8),
-    /// No thread for the vCPU.
-    #[error("cannot start a vCPU's thread: {0}")]
-    Thread(std::io::Error),
-    /// Memory cannot be mapped once more.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The memory is not the specification's.
-    #[error("the specification says {spec} bytes of RAM, the memory given has {given}")]
-    RamBytes {
-        /// In the specification.
-        spec: u64,
-        /// What was given.
-        given: u64,
-    },
-    /// A KVM call failed.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// A vCPU could not be created.
-    #[error("cannot create vCPU {vcpu}: {source}")]
-    Vcpu {
-        /// Which.
-        vcpu: usize,
-        /// Why.
-        source: KvmError,
-    },
-    /// The devices could not be made.
-    #[error(transparent)]
-    Devices(#[from] DeviceError),
-    /// A vCPU thread does not come out of what it is doing.
-    #[error("vCPU {vcpu} did not stop within {waited:?}")]
-    Unresponsive {
-        /// Which.
-        vcpu: usize,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// The state is not one to go on from.
-    #[error("vCPU {vcpu} has crashed, its state is not captured: {why}")]
-    Crashed {
-        /// Which.
-        vcpu: usize,
-        /// What happened.
-        why: String,
-    },
-    /// State can be read only while nothing moves.
-    #[error("the machine runs: pause it before its state is captured")]
-    Running,
-    /// There is no guest, or only half of one.
-    #[error("the machine has nothing to run: it was not booted, or its boot or restore failed")]
-    Incomplete,
-    /// Nothing is logged.
-    #[error("the dirty log is not on")]
-    NotLogging,
-    /// The state cannot be encoded.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// Only the deterministic engine can do this.
-    #[error("{what} needs the engine \"soft\", this machine runs on \"{engine}\"")]
-    Engine {
-        /// What was asked for.
-        what: &'static str,
-        /// What executes this machine.
-        engine: EngineKind,
-    },
-    /// The machine is not in the mode in which this can be done.
-    #[error("{what}: {why}")]
-    Mode {
-        /// What was asked for.
-        what: &'static str,
-        /// What it would take, or what is in the way.
-        why: &'static str,
-    },
-    /// The replay is not what was recorded, and its state is nothing to go on from.
-    #[error("the replay diverged at count {count}: {what}")]
-    Diverged {
-        /// Where.
-        count: u64,
-        /// In what.
-        what: String,
-    },
-    /// The event log refuses what is to be logged.
-    #[error(transparent)]
-    Log(#[from] LogError),
-}
-
-impl MachineError {
-    pub(crate) fn open(source: std::io::Error) -> Self {
-        let hint = match source.raw_os_error() {
-            Some(libc::ENOENT) => "is the kvm module loaded, and virtualisation enabled in the firmware?",
-            Some(libc::EACCES | libc::EPERM) => {
-                "is this user in the group kvm, and the device allowed to the service?"
-            }
-            Some(libc::ENODEV | libc::ENXIO) => "the kernel has no KVM for this processor",
-            _ => "KVM is needed to run a machine",
-        };
-        Self::Open { source, hint }
-    }
-}
-
-/// What a running machine says of its own accord.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MachineEvent {
-    /// The guest powered off. The vCPU that did it does not go on until the machine is paused and resumed.
-    PoweredOff,
-    /// The guest asked for a reset. As above; [`Machine::boot`] on the paused machine performs it.
-    Reset,
-    /// A vCPU cannot go on.
-    Crashed {
-        /// Which.
-        vcpu: usize,
-        /// What happened, with the registers that tell where.
-        why: String,
-    },
-    /// The replay is not what was recorded. The machine stands where that was found, and is nothing to go on from.
-    Diverged {
-        /// Instructions that had been executed.
-        count: u64,
-        /// What differs: a register, a page, an input that could not be delivered.
-        what: String,
-    },
-}
+pub use crate::error::{MachineError, MachineEvent};
 
 /// Types into the guest's console. Cheap to clone.
 #[derive(Clone)]
@@ -199,6 +41,30 @@ impl ConsoleHandle {
     }
 }
 
+/// What executes the guest.
+enum Executor {
+    Kvm(Box<KvmEngine>),
+    Soft(SoftEngine),
+}
+
+impl Executor {
+    /// As every machine commands it.
+    fn engine(&mut self) -> &mut dyn Engine {
+        match self {
+            Self::Kvm(engine) => engine.as_mut(),
+            Self::Soft(engine) => engine,
+        }
+    }
+
+    /// The engine that can do more, if this is it.
+    fn soft(&self) -> Option<&SoftEngine> {
+        match self {
+            Self::Kvm(_) => None,
+            Self::Soft(engine) => Some(engine),
+        }
+    }
+}
+
 /// One virtual machine. Belongs to one thread at a time; its vCPUs have their own.
 pub struct Machine {
     spec: MachineSpec,
@@ -209,7 +75,7 @@ pub struct Machine {
     used: bool,
     events: Receiver<MachineEvent>,
     // Dropped in this order: the engine's threads use the devices, and both use the memory.
-    engine: Box<dyn Engine>,
+    executor: Executor,
     devices: Arc<Devices>,
     ram: GuestRam,
 }
@@ -221,18 +87,18 @@ impl Machine {
             return Err(MachineError::RamBytes { spec: spec.ram_bytes, given: ram.bytes() });
         }
         let (sender, events) = channel();
-        let (engine, devices): (Box<dyn Engine>, _) = match spec.engine {
+        let (executor, devices) = match spec.engine {
             EngineKind::Kvm => {
                 let (engine, devices) = KvmEngine::new(spec, ram, wiring, sender)?;
-                (Box::new(engine), devices)
+                (Executor::Kvm(Box::new(engine)), devices)
             }
             EngineKind::Soft => {
                 let (engine, devices) = SoftEngine::new(spec, ram, wiring, sender)?;
-                (Box::new(engine), devices)
+                (Executor::Soft(engine), devices)
             }
         };
         let (running, complete, used) = (false, false, false);
-        Ok(Self { spec: spec.clone(), running, complete, used, events, engine, devices, ram: ram.clone() })
+        Ok(Self { spec: spec.clone(), running, complete, used, events, executor, devices, ram: ram.clone() })
     }
 
     /// Puts the guest into memory and the vCPUs at its entry. On a paused machine that has run before this is a reset:
@@ -248,7 +114,7 @@ impl Machine {
         }
         self.used = true;
         let entry = boot::load(boot, &self.ram, &self.spec)?;
-        let engine = self.engine.entered(&entry)?;
+        let engine = self.executor.engine().entered(&entry)?;
         let devices = self.devices.capture();
         Ok(self.apply(&engine, &devices)?)
     }
@@ -260,7 +126,7 @@ impl Machine {
         }
         if !self.running {
             self.devices.resume();
-            self.engine.resume()?;
+            self.executor.engine().resume()?;
             self.running = true;
         }
         Ok(())
@@ -273,7 +139,7 @@ impl Machine {
             return Ok(());
         }
         self.devices.quiesce();
-        self.engine.stop()?;
+        self.executor.engine().stop()?;
         self.running = false;
         Ok(())
     }
@@ -288,7 +154,7 @@ impl Machine {
         if self.running {
             return Err(MachineError::Running);
         }
-        let engine = self.engine.capture()?;
+        let engine = self.executor.engine().capture()?;
         let state = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
         Ok(state::encode(&state, out)?)
     }
@@ -310,7 +176,7 @@ impl Machine {
     /// The engine, then the devices: these may drive lines of the interrupt chips, which the engine has.
     fn apply(&mut self, engine: &EngineState, devices: &DevicesState) -> Result<(), StateError> {
         self.complete = false;
-        self.engine.apply(engine)?;
+        self.executor.engine().apply(engine)?;
         self.devices.restore(devices)?;
         self.complete = true;
         Ok(())
@@ -318,19 +184,19 @@ impl Machine {
 
     /// Starts logging which pages are written, afresh: what was written before is not in the log. The machine may run.
     pub fn start_dirty_log(&mut self) -> Result<(), MachineError> {
-        self.engine.start_dirty_log()
+        self.executor.engine().start_dirty_log()
     }
 
     /// Stops logging and forgets what was logged.
     pub fn stop_dirty_log(&mut self) -> Result<(), MachineError> {
-        self.engine.stop_dirty_log()
+        self.executor.engine().stop_dirty_log()
     }
 
     /// Appends the pages written since the last harvest, by the guest or by its devices: sorted, each once. On an
     /// error nothing is appended and nothing is forgotten. The machine may run: a page that is written while this is
     /// under way is in this harvest or in the next one, and whoever copies pages does so after this returns.
     pub fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
-        self.engine.harvest(dirty)
+        self.executor.engine().harvest(dirty)
     }
 
     /// Begins to record, with this as the log's first count. The machine is paused; a checkpoint of it that is captured
@@ -342,7 +208,8 @@ impl Machine {
     /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at whose
     /// end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the guest
     /// sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink) before it,
-    /// but for frames that a full sink has refused so far; what is sent after the cut is offered after it.
+    /// but for frames that a full sink has refused so far; what is sent after the cut is offered after it. A vCPU thread
+    /// that does not answer keeps what `out` had.
     pub fn cut_log(
         &mut self,
         out: &mut Vec<u8>,
@@ -361,7 +228,7 @@ impl Machine {
     /// outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
     pub fn start_replaying(&mut self) -> Result<(), MachineError> {
         self.complete.then_some(()).ok_or(MachineError::Incomplete)?;
-        self.soft("replaying")?.start_replaying()
+        self.soft_mut("replaying")?.start_replaying()
     }
 
     /// Whether a replaying machine's console output goes to the console's sink.
@@ -371,12 +238,12 @@ impl Machine {
 
     /// Gives a replaying machine one or more whole batches. On an error nothing of them was taken. The machine may run.
     pub fn feed_log(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
-        self.soft("replaying")?.feed_log(bytes)
+        self.soft_mut("replaying")?.feed_log(bytes)
     }
 
     /// How far a replaying machine has come; zeros when it is not replaying.
     pub fn replay_position(&self) -> ReplayPosition {
-        self.engine.soft().map_or_else(ReplayPosition::default, SoftEngine::replay_position)
+        self.executor.soft().map_or_else(ReplayPosition::default, SoftEngine::replay_position)
     }
 
     /// Waits until a replaying machine has executed all that it was fed (true), or until the time is over (false).
@@ -387,26 +254,26 @@ impl Machine {
     /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on it
     /// is a machine like any other.
     pub fn go_live(&mut self) -> Result<(), MachineError> {
-        self.soft("replaying")?.go_live()
+        self.soft_mut("replaying")?.go_live()
     }
 
     /// Has a machine on the deterministic engine stand still for this part of its time (in thousandths, at most 950;
     /// zero: no slowing). No effect on others.
     pub fn throttle(&self, permille: u16) {
-        if let Some(soft) = self.engine.soft() {
+        if let Some(soft) = self.executor.soft() {
             soft.throttle(permille);
         }
     }
 
     /// Instructions executed so far; zero where the engine does not count.
     pub fn count(&self) -> u64 {
-        self.engine.soft().map_or(0, SoftEngine::count)
+        self.executor.soft().map_or(0, SoftEngine::count)
     }
 
     /// Times that this machine's guest executed an instruction that the engine lacks, and was given #UD; zero where the
     /// processor is the host's.
     pub fn unknown_instructions(&self) -> u64 {
-        self.engine.soft().map_or(0, SoftEngine::unknown_instructions)
+        self.executor.soft().map_or(0, SoftEngine::unknown_instructions)
     }
 
     /// The processor's registers, of a machine on the deterministic engine; also of one that has crashed or diverged.
@@ -415,7 +282,14 @@ impl Machine {
     }
 
     fn soft(&self, what: &'static str) -> Result<&SoftEngine, MachineError> {
-        self.engine.soft().ok_or(MachineError::Engine { what, engine: self.spec.engine })
+        self.executor.soft().ok_or(MachineError::Engine { what, engine: self.spec.engine })
+    }
+
+    fn soft_mut(&mut self, what: &'static str) -> Result<&mut SoftEngine, MachineError> {
+        match &mut self.executor {
+            Executor::Soft(engine) => Ok(engine),
+            Executor::Kvm(_) => Err(MachineError::Engine { what, engine: self.spec.engine }),
+        }
     }
 
     /// What the machine says of its own accord.

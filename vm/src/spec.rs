@@ -4,6 +4,12 @@
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// vCPUs that a machine can have at most.
+pub const VCPUS_MAX: u8 = 64;
+
+/// Bytes of a sector, the unit of addresses on a disk whatever its block size.
+pub const SECTOR_BYTES: u64 = 512;
+
 /// What executes the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,7 +35,7 @@ impl std::fmt::Display for EngineKind {
 pub struct MachineSpec {
     /// What executes it: a state of one engine means nothing to the other.
     pub engine: EngineKind,
-    /// Number of vCPUs, 1 to 64.
+    /// Number of vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
     /// Guest RAM in bytes: a multiple of 2 MiB, at least 16 MiB.
     pub ram_bytes: u64,
@@ -39,6 +45,13 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Whether the guest gets a virtio-rng.
     pub rng: bool,
+}
+
+impl MachineSpec {
+    /// How many virtio devices it has.
+    pub fn virtio_devices(&self) -> usize {
+        usize::from(self.net.is_some()) + self.disks.len() + usize::from(self.rng)
+    }
 }
 
 /// A virtio network card.
@@ -51,7 +64,7 @@ pub struct NetSpec {
 /// A virtio disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
-    /// Size in bytes, a multiple of 512; both hosts' images must have it.
+    /// Size in bytes, a multiple of [`SECTOR_BYTES`]; both hosts' images must have it.
     pub bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,

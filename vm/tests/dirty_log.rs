@@ -1,13 +1,11 @@
 //! The dirty log names exactly the pages that were written, by the guest or by the VMM, and forgets none between
 //! harvests, whether the machine stands or runs.
 
-mod common;
-
-use common::{PROGRAM_BASE, between, boot_code, engines, machine, spec};
-use ft_vm::layout::HIGH_RAM_BASE;
+use ft_ram::layout::HIGH_RAM_BASE;
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::machine::{Machine, MachineError};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::spec::EngineKind;
+use ft_vm::testing::{PROGRAM_BASE, between, boot_code, engines, machine, spec};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use vm_memory::{Bytes, GuestAddress};

@@ -1,12 +1,10 @@
 //! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL (bzImage
 //! or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init prints).
 
-mod common;
-
-use common::{Remember, engines, spec, wiring};
+use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, MachineSpec};
+use ft_vm::testing::{Remember, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 64 << 20;
@@ -47,7 +45,7 @@ fn boot(test: &str, spec: &MachineSpec, moving: bool) {
         machine.capture(&mut state).unwrap();
         let next_ram = GuestRam::new(spec.ram_bytes).unwrap();
         let view = next_ram.view().unwrap();
-        common::content(&ram).iter().for_each(|(index, page)| view.write_page(*index, page));
+        ft_vm::testing::content(&ram).iter().for_each(|(index, page)| view.write_page(*index, page));
         let mut next = Machine::new(spec, &next_ram, wiring(&console)).unwrap();
         next.restore(&state).unwrap();
         next.resume().unwrap();

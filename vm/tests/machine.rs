@@ -1,14 +1,12 @@
 //! What a machine does and refuses: stopping in any situation, crashes, power-off and reset, wrong states and guests.
 
-mod common;
-
-use common::{Remember, between, boot_code, content, engines, event, kvm, machine, spec, wiring};
+use ft_ram::GuestRam;
 use ft_vm::boot::BootError;
 use ft_vm::machine::{Machine, MachineError, MachineEvent, host_cpu_profile};
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::EngineKind::{self, Kvm, Soft};
 use ft_vm::spec::{Boot, FreestandingImage};
 use ft_vm::state::StateError;
+use ft_vm::testing::{Remember, between, boot_code, content, engines, event, kvm, machine, spec, wiring};
 use std::io::Write;
 
 // What the program does is in the page at 0x700000 (written before it runs): 0 spins, 1 idles, 2 faults, 3 powers off,
@@ -243,7 +241,7 @@ fn an_unchanged_machine_has_an_unchanged_state_but_for_time() {
         machine.resume().unwrap();
         machine.pause().unwrap();
         let before = capture(&mut machine);
-        let (mut other, _other_ram, _) = common::machine(&spec(engine, vcpus, RAM_BYTES));
+        let (mut other, _other_ram, _) = ft_vm::testing::machine(&spec(engine, vcpus, RAM_BYTES));
         other.restore(&before).unwrap();
         let after = capture(&mut other);
         assert_eq!(before.len(), after.len());
@@ -283,7 +281,7 @@ fn machines_that_cannot_be_are_refused_by_name() {
 #[test]
 fn a_machine_without_a_guest_is_not_resumed() {
     for engine in engines("nothing to run") {
-        let (mut machine, _ram, _) = common::machine(&spec(engine, 1, RAM_BYTES));
+        let (mut machine, _ram, _) = ft_vm::testing::machine(&spec(engine, 1, RAM_BYTES));
         assert!(matches!(machine.resume(), Err(MachineError::Incomplete)));
     }
 }
@@ -291,7 +289,7 @@ fn a_machine_without_a_guest_is_not_resumed() {
 #[test]
 fn guests_that_cannot_be_booted_are_refused_by_name() {
     for engine in engines("wrong guests") {
-        let (mut machine, _ram, _) = common::machine(&spec(engine, 1, RAM_BYTES));
+        let (mut machine, _ram, _) = ft_vm::testing::machine(&spec(engine, 1, RAM_BYTES));
         let file = |content: &[u8]| {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(content).unwrap();
@@ -309,7 +307,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
         }
         assert!(matches!(linux(missing, None, &"x".repeat(5000)), BootError::CmdlineTooLong(_)));
         assert!(matches!(linux(missing, None, "a\0b"), BootError::CmdlineNul));
-        let kernel = file(&common::elf(&[0x90; 100]));
+        let kernel = file(&ft_vm::testing::elf(&[0x90; 100]));
         assert!(matches!(linux(kernel.path(), Some(missing), ""), BootError::Read { what: "initramfs", .. }));
         let large = file(&[]);
         large.as_file().set_len(RAM_BYTES).unwrap();
@@ -317,7 +315,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
             linux(kernel.path(), Some(large.path()), ""),
             BootError::TooLarge { what: "initramfs", .. }
         ));
-        let mut huge = common::elf(&[0x90; 100]);
+        let mut huge = ft_vm::testing::elf(&[0x90; 100]);
         huge[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes());
         assert!(matches!(linux(file(&huge).path(), None, ""), BootError::TooLarge { what: "kernel", .. }));
 
@@ -328,7 +326,7 @@ fn guests_that_cannot_be_booted_are_refused_by_name() {
         };
         assert!(matches!(program(b"#!/bin/sh"), BootError::NotAProgram { .. }));
         assert!(matches!(program(&huge), BootError::TooLarge { what: "program", .. }));
-        let mut low = common::elf(&[0x90; 100]);
+        let mut low = ft_vm::testing::elf(&[0x90; 100]);
         low[64 + 16..64 + 24].copy_from_slice(&0u64.to_le_bytes());
         low[24..32].copy_from_slice(&0u64.to_le_bytes());
         assert!(program(&low).to_string().contains("below 0x106000"));

@@ -2,14 +2,12 @@
 //! this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what differs is
 //! found and named.
 
-mod common;
-
-use common::{Remember, content, spec};
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::replay::{LogError, ReplayPosition};
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::testing::{Remember, content, spec};
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -321,7 +319,9 @@ fn what_differs_is_found_at_the_next_digest_and_nothing_goes_on_from_it() {
     rig.machine.resume().unwrap();
     rig.machine.feed_log(&recording.batches.concat()).unwrap();
     let error = rig.machine.wait_replayed(PATIENCE).unwrap_err();
-    let MachineEvent::Diverged { count, what } = common::event(&rig.machine) else { panic!("no divergence") };
+    let MachineEvent::Diverged { count, what } = ft_vm::testing::event(&rig.machine) else {
+        panic!("no divergence")
+    };
     eprintln!("diverged at {count}: {what}");
     assert!(matches!(error, MachineError::Diverged { .. }), "{error}");
     rig.machine.pause().unwrap();
@@ -338,7 +338,9 @@ fn one_byte_of_one_frame_replayed_wrongly_is_found_and_named() {
     rig.machine.resume().unwrap();
     rig.machine.feed_log(&recording.batches.concat()).unwrap();
     assert!(rig.machine.wait_replayed(PATIENCE).is_err());
-    let MachineEvent::Diverged { count, what } = common::event(&rig.machine) else { panic!("no divergence") };
+    let MachineEvent::Diverged { count, what } = ft_vm::testing::event(&rig.machine) else {
+        panic!("no divergence")
+    };
     eprintln!("diverged at {count}: {what}");
     assert!(!what.is_empty());
 }

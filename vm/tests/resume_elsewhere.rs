@@ -1,12 +1,10 @@
 //! A machine that is captured at many random points and goes on in a fresh machine of another process ends with the
 //! output and the memory of one that ran undisturbed.
 
-mod common;
-
-use common::{Remember, between, boot_code, content, engines, event, machine, spec, wiring};
+use ft_ram::{GuestRam, PageIndex};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::memory::{GuestRam, PageIndex};
 use ft_vm::spec::{EngineKind, MachineSpec};
+use ft_vm::testing::{Remember, between, boot_code, content, engines, event, machine, spec, wiring};
 use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -223,7 +221,7 @@ fn one_vcpu_captured_at_random_points_and_resumed_in_other_processes_ends_as_if_
 
 #[test]
 fn two_vcpus_captured_at_random_points_and_resumed_in_other_processes_end_as_if_undisturbed() {
-    if common::kvm("two vCPUs resumed elsewhere") {
+    if ft_vm::testing::kvm("two vCPUs resumed elsewhere") {
         ends_as_if_undisturbed("two vCPUs resumed elsewhere", EngineKind::Kvm, 2);
     }
 }

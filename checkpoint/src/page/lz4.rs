@@ -1,7 +1,7 @@
 //! lz4 blocks of single pages, tried only where a sample of the page looks as if it would pay.
 
 use super::Page;
-use ft_vm::layout::PAGE_SIZE;
+use ft_ram::layout::PAGE_SIZE;
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 
 /// A block must save at least this much to be worth the decoder's time.

@@ -8,8 +8,8 @@
 mod delta;
 mod lz4;
 
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 /// The content of a page.
 pub type Page = [u8; PAGE_SIZE];

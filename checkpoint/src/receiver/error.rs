@@ -2,7 +2,7 @@
 
 use crate::page::PageError;
 use crate::wire::{FrameError, FrameType};
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
 
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]

@@ -6,8 +6,8 @@ use crate::digest::Chain;
 use crate::image::Image;
 use crate::page::{Encoding, Page, PageError, Record, ZERO_PAGE};
 use crate::wire::message::EpochBegin;
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::PageIndex;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 use std::sync::Arc;
 
 /// An epoch being received.

@@ -56,6 +56,6 @@ impl Receiver {
             return Err(ReceiveError::Digest { epoch, computed, stated });
         }
         (sealed.epoch, sealed.chain) = (epoch, chain);
-        Ok(Received::SealedLog { epoch, stamp_us: end.stamp_us, log: incoming.log })
+        Ok(Received::SealedLog { pairing: sealed.pairing, epoch, stamp_us: end.stamp_us, log: incoming.log })
     }
 }

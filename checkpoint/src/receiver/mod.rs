@@ -24,7 +24,7 @@ use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode};
 use crate::wire::{Frame, FrameType, Message};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
 use log::IncomingLog;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub enum Received {
     },
     /// A checkpoint is complete and verified: to be acked.
     Sealed {
+        /// Its pairing.
+        pairing: u64,
         /// Its epoch.
         epoch: u64,
         /// To be sent back in the ack.
@@ -71,6 +73,8 @@ pub enum Received {
     },
     /// An epoch of the log is complete and verified: to be acked, and executed.
     SealedLog {
+        /// Its pairing.
+        pairing: u64,
         /// Its epoch.
         epoch: u64,
         /// To be sent back in the ack.
@@ -88,7 +92,7 @@ pub enum Received {
         /// The generation.
         generation: u64,
     },
-    /// Planned hand-over once this epoch is sealed.
+    /// A planned switchover is offered, once this epoch is sealed.
     Switchover {
         /// The last epoch.
         epoch: u64,
@@ -400,19 +404,19 @@ impl Receiver {
         if computed != stated {
             return Err(ReceiveError::Digest { epoch, computed, stated });
         }
+        let pairing = incoming.begin.pairing;
         // Verified. From here on nothing can fail.
         if let Some(incoming) = self.incoming.take() {
             let before = std::mem::replace(&mut self.holding, Holding::Nothing);
             if let Holding::Sealed(before) = before {
                 self.spare_state = before.state;
             }
-            let pairing = incoming.begin.pairing;
             self.bases.clear();
             self.backlog.push(SealedCheckpoint::new(epoch, incoming.pages, Arc::clone(&self.pool)));
             self.holding =
                 Holding::Sealed(Sealed { pairing, epoch, chain: incoming.chain, state: incoming.state });
         }
-        Ok(Received::Sealed { epoch, stamp_us: end.stamp_us })
+        Ok(Received::Sealed { pairing, epoch, stamp_us: end.stamp_us })
     }
 
     /// Take-over: drops what is half received, stops the applier, and hands out the sealed checkpoint. The receiver

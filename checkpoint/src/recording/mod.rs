@@ -17,12 +17,12 @@ mod section;
 mod tests;
 mod write;
 
-pub use read::{Next, Reader};
+pub use read::{NextSection, Reader};
 pub use section::{SECTION_BYTES_MAX, SECTION_HEADER_BYTES};
 pub use write::Writer;
 
 use crate::page::{PageError, ZERO_PAGE, is_zero};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use ft_vm::replay::log::LogError;
 use ft_vm::spec::MachineSpec;
 use serde::{Deserialize, Serialize};

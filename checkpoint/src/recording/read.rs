@@ -3,7 +3,7 @@
 use super::section::{Found, Kind, SectionReader, read_up_to};
 use super::{About, End, MAGIC, RecordingError, VERSION, fold};
 use crate::page::{Records, ZERO_PAGE};
-use ft_vm::memory::{PageIndex, RamView};
+use ft_ram::{PageIndex, RamView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -17,7 +17,7 @@ pub struct Reader<R> {
 
 /// What follows the start.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextSection {
     /// Batches of the log, to be fed to the machine. What is in them has not been looked at.
     Log(Vec<u8>),
     /// The end. Nothing is missing.
@@ -89,17 +89,17 @@ impl<R: Read> Reader<R> {
     }
 
     /// What comes next.
-    pub fn more(&mut self) -> Result<Next, RecordingError> {
+    pub fn more(&mut self) -> Result<NextSection, RecordingError> {
         match self.sections.next()? {
-            Found::CutOff { offset } => Ok(Next::CutOff { offset }),
+            Found::CutOff { offset } => Ok(NextSection::CutOff { offset }),
             Found::Section { kind, offset, payload } => match Kind::from_wire(kind) {
-                Some(Kind::Log) => Ok(Next::Log(payload.to_vec())),
+                Some(Kind::Log) => Ok(NextSection::Log(payload.to_vec())),
                 Some(Kind::End) => {
                     let end = decode(offset, "end", payload)?;
                     if !self.sections.at_end()? {
                         return Err(RecordingError::BehindEnd { offset: self.sections.offset });
                     }
-                    Ok(Next::End(end))
+                    Ok(NextSection::End(end))
                 }
                 _ => Err(RecordingError::Kind { offset, kind, due: "the log or the end" }),
             },

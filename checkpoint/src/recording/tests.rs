@@ -1,7 +1,7 @@
 use super::section::SECTION_HEADER_BYTES;
 use super::*;
 use crate::bench_support::noise_page;
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use ft_vm::replay::log::{Input, LogWriter};
 use ft_vm::spec::EngineKind;
 use proptest::prelude::*;
@@ -75,14 +75,14 @@ fn boundaries(bytes: &[u8]) -> Vec<usize> {
 }
 
 /// All of a recording: its log's batches, and what comes after them.
-fn read(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, Next), RecordingError> {
+fn read(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, NextSection), RecordingError> {
     let mut reader = Reader::open(bytes)?;
     let ram = GuestRam::new(reader.about().spec.ram_bytes).unwrap().view().unwrap();
     reader.start(&ram)?;
     let mut log = Vec::new();
     loop {
         match reader.more()? {
-            Next::Log(batch) => log.push(batch),
+            NextSection::Log(batch) => log.push(batch),
             last => return Ok((log, last)),
         }
     }
@@ -102,7 +102,7 @@ fn a_recording_gives_back_the_start_the_log_and_the_end() {
         assert!(page == content, "page {index}");
     }
     let (log, last) = read(sample()).unwrap();
-    assert_eq!((log, last), (batches(), Next::End(END)));
+    assert_eq!((log, last), (batches(), NextSection::End(END)));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_recording_cut_at_any_byte_is_good_up_to_its_last_whole_section_and_says_so(
                 assert!(length >= start_complete, "{length}");
                 let sections = boundaries.iter().filter(|at| **at <= length).count() - 5;
                 assert_eq!(log, batches()[..sections]);
-                assert_eq!(last, Next::CutOff { offset: boundaries[4 + sections] as u64 });
+                assert_eq!(last, NextSection::CutOff { offset: boundaries[4 + sections] as u64 });
             }
             Err(RecordingError::Magic) => assert_eq!(length, 0),
             Err(RecordingError::NoStart { offset }) => {

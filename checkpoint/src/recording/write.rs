@@ -3,7 +3,7 @@
 use super::section::{Kind, Sections};
 use super::{About, End, MAGIC, RecordingError, VERSION, each_page, fold};
 use crate::page::PageCodec;
-use ft_vm::memory::RamView;
+use ft_ram::RamView;
 use ft_vm::replay::log::{LogError, batch_bytes};
 use serde::Serialize;
 use std::io::Write;

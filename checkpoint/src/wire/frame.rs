@@ -9,6 +9,7 @@
 //! order is found. It is stamped at the moment of writing: what is kept for sending again is payloads, not frames.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::sync::Arc;
 
 /// First bytes of every frame.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
@@ -18,7 +19,7 @@ pub const VERSION: u16 = 3;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
 /// Most bytes of payload a frame can have.
-pub const MAX_PAYLOAD: usize = 1 << 20;
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 
 /// The writer collects small frames up to this many bytes and hands larger payloads to the system uncopied.
 const COALESCE_BYTES: usize = 16 << 10;
@@ -113,7 +114,7 @@ pub enum FrameError {
         ours: u64,
     },
     /// The announced payload is longer than any frame's.
-    #[error("payload of {length} bytes, at most {MAX_PAYLOAD} are allowed")]
+    #[error("payload of {length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")]
     TooLong {
         /// What the header says.
         length: u64,
@@ -198,10 +199,17 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
+/// A frame's content that is owed, and queued, at the same time.
+pub type SharedPayload = Arc<Vec<u8>>;
+
 /// Where the encoder's frames go.
 pub trait WireSink {
     /// Takes one frame's content. It may be buffered until [`WireSink::flush`].
     fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError>;
+    /// As [`WireSink::frame`], of content that the caller keeps as well: a sink that queues it need not copy it.
+    fn shared(&mut self, kind: FrameType, epoch: u64, payload: &SharedPayload) -> Result<(), FrameError> {
+        self.frame(kind, epoch, payload)
+    }
     /// Sends what is buffered.
     fn flush(&mut self) -> Result<(), FrameError>;
 }
@@ -288,7 +296,7 @@ impl<W: Write> WireSink for FrameWriter<W> {
         if self.broken {
             return Err(FrameError::Broken);
         }
-        if payload.len() > MAX_PAYLOAD {
+        if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(FrameError::TooLong { length: payload.len() as u64 });
         }
         let header = self.header(kind, epoch, payload);
@@ -326,7 +334,7 @@ fn write_all_vectored(out: &mut impl Write, mut first: &[u8], mut second: &[u8])
     Ok(())
 }
 
-/// Reads and verifies frames. Never holds more than one frame of [`MAX_PAYLOAD`] and what was read with it.
+/// Reads and verifies frames. Never holds more than one frame of [`PAYLOAD_BYTES_MAX`] and what was read with it.
 pub struct FrameReader<R> {
     inner: R,
     vm: Option<u64>,
@@ -373,7 +381,7 @@ impl<R: Read> FrameReader<R> {
             return Err(FrameError::Version { theirs: header.u16_at(4), ours: VERSION });
         }
         let length = header.u32_at(40) as usize;
-        if length > MAX_PAYLOAD {
+        if length > PAYLOAD_BYTES_MAX {
             return Err(FrameError::TooLong { length: length as u64 });
         }
         self.fill(HEADER_BYTES + length)?;

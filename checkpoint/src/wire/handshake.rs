@@ -123,11 +123,11 @@ pub fn is_permanent(code: u16) -> bool {
 }
 
 /// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
-pub fn check(
+pub fn check<E: std::fmt::Display>(
     theirs: &Identity,
     ours: &Identity,
     our_side: Side,
-    cpu_fits: impl FnOnce(&[u8], &[u8]) -> Result<(), String>,
+    cpu_fits: impl FnOnce(&[u8], &[u8]) -> Result<(), E>,
 ) -> Result<(), Refusal> {
     if theirs.protocol != ours.protocol {
         return Err(Refusal::Protocol { theirs: theirs.protocol, ours: ours.protocol });
@@ -151,7 +151,7 @@ pub fn check(
     if theirs.engine != ours.engine {
         return Err(Refusal::Engine { theirs: theirs.engine, ours: ours.engine });
     }
-    cpu_fits(&theirs.cpu, &ours.cpu).map_err(Refusal::Cpu)?;
+    cpu_fits(&theirs.cpu, &ours.cpu).map_err(|e| Refusal::Cpu(e.to_string()))?;
     let (primary, backup) = match our_side {
         Side::Primary => (ours.generation, theirs.generation),
         Side::Backup => (theirs.generation, ours.generation),
@@ -220,7 +220,7 @@ mod tests {
         let mut theirs = identity("b", &spec());
         change(&mut theirs);
         check(&theirs, &identity("a", &spec()), side, |theirs, ours| {
-            if theirs == ours { Ok(()) } else { Err("other family".into()) }
+            if theirs == ours { Ok(()) } else { Err("other family") }
         })
     }
 

@@ -31,10 +31,12 @@ pub struct Identity {
     pub lease_us: u64,
 }
 
-/// How a pair replicates: what its epochs are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a pair replicates: what its epochs are made of. On the wire it is a number, in a configuration a word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Every epoch is a checkpoint: pages and state.
+    #[default]
     Checkpoint,
     /// The first epoch is a checkpoint, the others are the event log from there on.
     Replay,
@@ -206,7 +208,7 @@ pub enum Message<'a> {
         /// The new generation.
         generation: u64,
     },
-    /// Planned hand-over: the checkpoint of `epoch` is the last, take over once it is sealed.
+    /// Planned switchover: the checkpoint of `epoch` is the last; go on with the VM once it is sealed.
     Switchover {
         /// The last epoch.
         epoch: u64,

@@ -18,7 +18,7 @@
 //!     Position{count, lag} --------------------------->    replay mode: how far it has executed
 //!     Diverged{count, what} -------------------------->    ... and that it is not the same any more; Bye follows
 //!     <------------------------------ Paired{generation}   the cell names this backup
-//!     <------------------------------- Switchover{epoch}   planned hand-over: the guest stands still at this epoch
+//!     <------------------------------- Switchover{epoch}   planned switchover: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->
 //!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
 //! ```
@@ -30,5 +30,5 @@ pub mod frame;
 pub mod handshake;
 pub mod message;
 
-pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, WireSink, vm_id};
+pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, SharedPayload, WireSink, vm_id};
 pub use message::Message;

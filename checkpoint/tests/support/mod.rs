@@ -10,7 +10,7 @@ use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
 use ft_checkpoint::wire::message::Mode;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, WireSink};
-use ft_vm::memory::{GuestRam, PageIndex, RamView};
+use ft_ram::{GuestRam, PageIndex, RamView};
 use std::collections::BTreeSet;
 
 pub const RAM_BYTES: u64 = 16 << 20;
@@ -184,11 +184,11 @@ impl Backup {
                 }
             };
             match self.receiver.on_frame(&frame) {
-                Ok(Received::Sealed { epoch, stamp_us }) => {
+                Ok(Received::Sealed { epoch, stamp_us, .. }) => {
                     assert_eq!(stamp_us, epoch * 1000);
                     sealed.push(epoch);
                 }
-                Ok(Received::SealedLog { epoch, stamp_us, log }) => {
+                Ok(Received::SealedLog { epoch, stamp_us, log, .. }) => {
                     assert_eq!(stamp_us, epoch * 1000);
                     sealed.push(epoch);
                     self.log.extend(log);

@@ -51,7 +51,8 @@ enum Action {
         #[arg(long)]
         watch: bool,
     },
-    /// Hand the VM over to the backup, losing nothing
+    /// Have the backup go on with the VM: a planned switchover, nothing is lost
+    #[command(visible_alias = "switchover")]
     Failover {
         /// Do not ask
         #[arg(long)]
@@ -146,7 +147,7 @@ fn run(command: &Command) -> Result<CtlExit, End> {
             if !yes {
                 confirm(&client.status()?)?;
             }
-            print_done(&client.request(Request::Failover { timeout_ms: millis(*timeout) })?, command.json)
+            print_done(&client.request(Request::Switchover { timeout_ms: millis(*timeout) })?, command.json)
         }
         Action::Console => console(connect()?),
         Action::Wait { goal, timeout } => {

@@ -5,11 +5,15 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
+<<<<<<< HEAD
 use ftd::fresh;
 use ftd::lifeline;
+=======
+use ftd::host::init_logging;
+use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
+>>>>>>> main
 use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
-use ftd::service::init_logging;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -98,7 +102,7 @@ enum Cmd {
         disks: Vec<PathBuf>,
     },
     /// Closes the connection on standard input when the daemon that made it dies
-    #[command(name = lifeline::COMMAND, hide = true)]
+    #[command(name = LIFELINE_COMMAND, hide = true)]
     Lifeline {
         /// The daemon
         maker: u32,
@@ -116,7 +120,7 @@ fn main() -> ExitCode {
         Cmd::Replay { log, until, verify, quiet, disks } => ended(
             recording::replay(&ReplayOptions { log, until, verify, quiet, disks }).map(|()| DaemonExit::Ok),
         ),
-        Cmd::Lifeline { maker } => match lifeline::run(maker) {
+        Cmd::Lifeline { maker } => match run_lifeline(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,
         },

@@ -1,6 +1,7 @@
 //! What a configuration must fulfil beyond the types of its values: ranges, and values that must fit each other.
 
-use super::{Config, Guest, Machine, Mode};
+use super::{Config, GuestKind, MachineConfig};
+use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
 use ft_vm::spec::EngineKind;
@@ -9,7 +10,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 impl Config {
-    pub(super) fn validate(&self) -> Result<(), Refusal> {
+    pub(super) fn validate(&self) -> Result<(), BadValue> {
         if self.peer.node == self.node {
             return refuse("peer.node", &self.peer.node, "must differ from node, which names this node");
         }
@@ -22,7 +23,7 @@ impl Config {
         self.validate_engine()
     }
 
-    fn validate_paths(&self) -> Result<(), Refusal> {
+    fn validate_paths(&self) -> Result<(), BadValue> {
         let machine = &self.machine;
         let paths = [
             ("state_dir", Some(&self.state_dir)),
@@ -46,7 +47,7 @@ impl Config {
         Ok(())
     }
 
-    fn validate_machine(&self) -> Result<(), Refusal> {
+    fn validate_machine(&self) -> Result<(), BadValue> {
         let machine = &self.machine;
         within("machine.vcpus", u64::from(machine.vcpus), 1..=64)?;
         within("machine.memory_mib", machine.memory_mib, 16..=1 << 20)?;
@@ -58,22 +59,22 @@ impl Config {
             );
         }
         let guest = match machine.guest {
-            Guest::Builtin => "builtin",
-            Guest::Linux => "linux",
-            Guest::Freestanding => "freestanding",
+            GuestKind::Builtin => "builtin",
+            GuestKind::Linux => "linux",
+            GuestKind::Freestanding => "freestanding",
         };
         match (machine.guest, &machine.kernel, &machine.initrd) {
-            (Guest::Linux | Guest::Freestanding, None, _) => {
+            (GuestKind::Linux | GuestKind::Freestanding, None, _) => {
                 return refuse("machine.guest", guest, "needs machine.kernel, the path of what to boot");
             }
-            (Guest::Builtin, Some(kernel), _) => {
+            (GuestKind::Builtin, Some(kernel), _) => {
                 return refuse(
                     "machine.kernel",
                     kernel.display(),
                     "the builtin guest takes none; set machine.guest",
                 );
             }
-            (Guest::Builtin | Guest::Freestanding, _, Some(initrd)) => {
+            (GuestKind::Builtin | GuestKind::Freestanding, _, Some(initrd)) => {
                 return refuse(
                     "machine.initrd",
                     initrd.display(),
@@ -118,7 +119,7 @@ impl Config {
         Ok(())
     }
 
-    fn validate_replication(&self) -> Result<(), Refusal> {
+    fn validate_replication(&self) -> Result<(), BadValue> {
         let r = &self.replication;
         within("replication.epoch_ms", r.epoch_ms, 1..=1000)?;
         within("replication.pipeline_depth", r.pipeline_depth, 1..=64)?;
@@ -149,7 +150,7 @@ impl Config {
 }
 
 impl Config {
-    fn validate_engine(&self) -> Result<(), Refusal> {
+    fn validate_engine(&self) -> Result<(), BadValue> {
         let engine = self.machine.engine;
         if self.replication.mode == Mode::Replay && engine != EngineKind::Soft {
             let allowed =
@@ -174,10 +175,10 @@ impl Config {
     }
 }
 
-impl Machine {
+impl MachineConfig {
     /// The built-in guest's command line with everything spelled out. It answers where `net.addresses` says, which is
     /// what is announced for it.
-    pub(super) fn builtin_cmdline(&self) -> Result<String, Refusal> {
+    pub(super) fn builtin_cmdline(&self) -> Result<String, BadValue> {
         const ADDRESSES: &str = "machine.net.addresses";
         const ONE: &str = "the builtin guest has one IPv4 address: name that, or none";
         let address = match self.net.as_ref().map_or(&[][..], |net| &net.addresses) {
@@ -185,16 +186,16 @@ impl Machine {
             [IpAddr::V4(address)] => Some(*address),
             several => {
                 let several: Vec<_> = several.iter().map(IpAddr::to_string).collect();
-                return Err(Refusal::new(ADDRESSES, several.join(", "), ONE));
+                return Err(BadValue::new(ADDRESSES, several.join(", "), ONE));
             }
         };
         let cmdline = &self.cmdline;
         let settings = Settings::parse(cmdline, address)
-            .map_err(|error| Refusal::new("machine.cmdline", cmdline, error.to_string()))?;
+            .map_err(|error| BadValue::new("machine.cmdline", cmdline, error.to_string()))?;
         match address {
             Some(address) if address != settings.address => {
                 let allowed = format!("ip= must be {address}, the address in {ADDRESSES}, or be left out");
-                Err(Refusal::new("machine.cmdline", cmdline, allowed))
+                Err(BadValue::new("machine.cmdline", cmdline, allowed))
             }
             _ => Ok(settings.to_string()),
         }
@@ -202,23 +203,23 @@ impl Machine {
 }
 
 /// A value that is refused.
-pub(super) struct Refusal {
+pub(super) struct BadValue {
     pub(super) key: &'static str,
     pub(super) value: String,
     pub(super) allowed: String,
 }
 
-impl Refusal {
+impl BadValue {
     fn new(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Self {
         Self { key, value: value.to_string(), allowed: allowed.into() }
     }
 }
 
-fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), Refusal> {
-    Err(Refusal::new(key, value, allowed))
+fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), BadValue> {
+    Err(BadValue::new(key, value, allowed))
 }
 
-fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), Refusal> {
+fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), BadValue> {
     if range.contains(&value) {
         return Ok(());
     }

@@ -66,7 +66,7 @@ impl Client {
     /// given that long and a grace.
     pub fn request(&mut self, request: Request) -> Result<Response, ClientError> {
         let limit = match request {
-            Request::Failover { timeout_ms } | Request::Wait { timeout_ms, .. } => {
+            Request::Switchover { timeout_ms } | Request::Wait { timeout_ms, .. } => {
                 Duration::from_millis(timeout_ms)
             }
             Request::Watch { interval_ms } => Duration::from_millis(interval_ms),

@@ -1,7 +1,15 @@
-//! The daemon's face to its operator: a Unix socket with JSON lines, the client for it, and metrics over HTTP.
+//! The daemon's face to its operator: a Unix socket with JSON lines (`api`, `server`, and `desk` behind it), the client for
+//! it (`client`, `show`), metrics over HTTP, and signals.
 
 pub mod api;
 pub mod client;
+mod desk;
 pub mod http;
 pub mod server;
 pub mod show;
+mod signals;
+mod wish;
+
+pub use desk::Desk;
+pub use signals::stop_on_signals;
+pub use wish::{SwitchoverError, SwitchoverReply, Wish};

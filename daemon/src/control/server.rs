@@ -31,9 +31,9 @@ pub trait Controlled: Send + Sync + 'static {
     /// replication threads.
     fn status(&self) -> watch::Receiver<Arc<Status>>;
 
-    /// Hands the VM over to the backup; ends when that is done, refused or given up. What was done, in words.
+    /// Has the backup go on with the VM; ends when that is done, refused or given up. What was done, in words.
     /// Dropping the future does not call it back.
-    fn failover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
+    fn switchover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// Asks the daemon to end; it answers what will happen.
     fn stop(&self) -> Result<String, Failure>;
@@ -161,7 +161,7 @@ impl Server {
                     tokio::spawn(async move {
                         let _place = place;
                         // How a client ends is its own business.
-                        if let Err(error) = Client::new(stream).serve(&*controlled).await {
+                        if let Err(error) = Session::new(stream).serve(&*controlled).await {
                             tracing::debug!(%error, "control client gone");
                         }
                     });
@@ -176,33 +176,35 @@ impl Server {
     }
 }
 
-struct Client<R, W> {
+struct Session<R, W> {
     reader: BufReader<R>,
     writer: W,
 }
 
-impl Client<tokio::net::unix::OwnedReadHalf, tokio::net::unix::OwnedWriteHalf> {
+impl Session<tokio::net::unix::OwnedReadHalf, tokio::net::unix::OwnedWriteHalf> {
     fn new(stream: UnixStream) -> Self {
         let (reader, writer) = stream.into_split();
         Self { reader: BufReader::new(reader), writer }
     }
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
     async fn serve<C: Controlled>(mut self, controlled: &C) -> io::Result<()> {
         loop {
             let request = match self.read_request().await? {
                 None => return Ok(()),
                 Some(Ok(request)) => request,
-                Some(Err(problem)) => return self.send(&Response::Error(Failure::BadRequest(problem))).await,
+                Some(Err(problem)) => {
+                    return self.send(&Response::Error(Failure::BadRequest(problem.to_string()))).await;
+                }
             };
             tracing::debug!(?request, "control request");
             let response = match request {
                 Request::Status => Response::Status(Box::new(current(&controlled.status()))),
                 Request::Watch { interval_ms } => return self.watch(controlled.status(), interval_ms).await,
-                Request::Failover { timeout_ms } => {
+                Request::Switchover { timeout_ms } => {
                     let limit = Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
-                    controlled.failover(limit).await.map_or_else(Response::Error, Response::Done)
+                    controlled.switchover(limit).await.map_or_else(Response::Error, Response::Done)
                 }
                 Request::Wait { goal, timeout_ms } => {
                     let limit = Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
@@ -239,7 +241,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
     }
 
     /// The next request; `None` at the end, or when the client says nothing for too long.
-    async fn read_request(&mut self) -> io::Result<Option<Result<Request, String>>> {
+    async fn read_request(&mut self) -> io::Result<Option<Result<Request, BadRequest>>> {
         let mut bytes = Vec::new();
         let mut limited = (&mut self.reader).take(REQUEST_BYTES_MAX as u64 + 1);
         match timeout(REQUEST_TIMEOUT, limited.read_until(b'\n', &mut bytes)).await {
@@ -250,7 +252,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Client<R, W> {
             return Ok(None);
         }
         if bytes.len() > REQUEST_BYTES_MAX {
-            return Ok(Some(Err(format!("a line is longer than {REQUEST_BYTES_MAX} bytes"))));
+            return Ok(Some(Err(BadRequest::TooLong)));
         }
         Ok(Some(parse(&bytes)))
     }
@@ -316,16 +318,27 @@ fn line(response: &Response) -> Vec<u8> {
     bytes
 }
 
-fn parse(bytes: &[u8]) -> Result<Request, String> {
+/// Why a line is no request.
+#[derive(Debug, Error)]
+enum BadRequest {
+    #[error("a line is longer than {REQUEST_BYTES_MAX} bytes")]
+    TooLong,
+    #[error("protocol version {0}; this daemon speaks {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+fn parse(bytes: &[u8]) -> Result<Request, BadRequest> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
     }
-    let Version { version } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let Version { version } = serde_json::from_slice(bytes)?;
     if version != PROTOCOL_VERSION {
-        return Err(format!("protocol version {version}; this daemon speaks {PROTOCOL_VERSION}"));
+        return Err(BadRequest::Version(version));
     }
-    let line: RequestLine = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let line: RequestLine = serde_json::from_slice(bytes)?;
     Ok(line.request)
 }
 

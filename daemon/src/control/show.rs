@@ -1,7 +1,7 @@
 //! The status as people like to read it.
 
 use super::api::{Role, State, Status};
-use crate::metrics::Percentiles;
+use crate::observe::Percentiles;
 use std::fmt::Write;
 
 /// Several aligned lines, coloured if asked.
@@ -114,14 +114,15 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::api::{CopyProgress, ReplayStatus};
+    use super::super::api::{CopyStatus, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::telemetry::Divergence;
+    use crate::observe::Divergence;
+    use ft_vm::spec::EngineKind;
 
     #[test]
     fn a_status_is_shown_aligned() {
-        let copy = Some(CopyProgress { done_bytes: 64 << 20, total_bytes: 256 << 20 });
+        let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20 });
         let text = block(&Status { copy, ..status() }, false);
         let expected = "           vm  web on alpha
          role  primary
@@ -152,7 +153,7 @@ mod tests {
             divergences: 1,
             last_divergence,
         };
-        let text = block(&Status { replay: Some(replay), engine: "soft".into(), ..status() }, false);
+        let text = block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, false);
         for line in [
             "         mode  replay, engine soft, at instruction 5000000\n",
             "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",

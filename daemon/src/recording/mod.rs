@@ -10,12 +10,12 @@ mod tests;
 pub use record::{RecordOptions, record};
 pub use replay::{ReplayOptions, replay};
 
-use crate::config::HostError;
 use crate::exit::DaemonExit;
+use crate::host::HostError;
 use ft_checkpoint::recording::{DiskImage, EndReason, RecordingError, machine_digest};
+use ft_ram::{MemoryError, RamView};
 use ft_vm::boot::BootError;
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
-use ft_vm::memory::{MemoryError, RamView};
 use ft_vm::state::StateError;
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -2,14 +2,15 @@
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};
-use crate::config::{Config, HostError};
+use crate::config::Config;
 use crate::exit::DaemonExit;
-use crate::replica::pump::{self, Socket};
+use crate::host::{HostError, Socket, start_pump};
+use crate::nonce::random_nonce;
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, Writer};
 use ft_netbuf::{Emit, Tap};
+use ft_ram::{GuestRam, RamView};
 use ft_vm::devices::{FrameSink, Transmit, Wiring};
 use ft_vm::machine::{ConsoleHandle, Machine, engine_fingerprint};
-use ft_vm::memory::{GuestRam, RamView};
 use ft_vm::spec::EngineKind;
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
@@ -101,7 +102,7 @@ impl Recorder {
             std::io::ErrorKind::AlreadyExists => RunError::Exists(path.to_owned()),
             _ => RunError::File { path: path.to_owned(), source },
         })?;
-        let nonce = crate::daemon::random_nonce() as u32;
+        let nonce = random_nonce() as u32;
         let writer = Writer::begin(BufWriter::new(file), nonce, &about, &state, &view)
             .map_err(|source| RunError::Recording { path: path.to_owned(), source })?;
         Ok(Self { machine, view, writer, path: path.to_owned(), start })
@@ -166,7 +167,7 @@ fn open_cable(config: &Config) -> Result<Cable, RunError> {
     let tap = Arc::new(Tap::open(&net.tap).map_err(HostError::Tap)?);
     tap.set_up().map_err(HostError::Tap)?;
     let socket = Socket::default();
-    pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
+    start_pump(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
     Ok((Some(socket), Some(Arc::new(Direct(tap)))))
 }
 

@@ -2,10 +2,10 @@
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};
-use ft_checkpoint::recording::{About, DiskImage, End, EndReason, Next, Reader};
+use ft_checkpoint::recording::{About, DiskImage, End, EndReason, NextSection, Reader};
+use ft_ram::{GuestRam, RamView};
 use ft_vm::devices::{FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, engine_fingerprint};
-use ft_vm::memory::{GuestRam, RamView};
 use ft_vm::replay::log::LogReader;
 use ft_vm::spec::EngineKind;
 use std::fs::File;
@@ -59,7 +59,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
     machine.show_replayed_console(!options.quiet)?;
 
     let start = machine.count();
-    let mut replay = Replay {
+    let mut replay = ReplayRun {
         path,
         until: options.until,
         log: LogReader::new(start),
@@ -82,7 +82,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
 }
 
 /// A replay under way.
-struct Replay<'a> {
+struct ReplayRun<'a> {
     path: &'a Path,
     until: Option<u64>,
     /// Reads ahead of the machine, to know where what it is given ends.
@@ -105,14 +105,14 @@ enum Last {
 }
 
 /// How a replay ended.
-struct Outcome {
+struct ReplayEnd {
     count: u64,
     digest: u64,
     last: Last,
 }
 
-impl Replay<'_> {
-    fn run(&mut self, reader: &mut Reader<BufReader<File>>) -> Result<Outcome, RunError> {
+impl ReplayRun<'_> {
+    fn run(&mut self, reader: &mut Reader<BufReader<File>>) -> Result<ReplayEnd, RunError> {
         self.machine.resume()?;
         let (mut ahead, mut batches) = (0, 0);
         let last = loop {
@@ -120,12 +120,12 @@ impl Replay<'_> {
                 break Ok(Last::Until);
             }
             match reader.more() {
-                Ok(Next::Log(log)) => {
+                Ok(NextSection::Log(log)) => {
                     ahead += self.feed(&log, batches)?;
                     batches += 1;
                 }
-                Ok(Next::End(end)) => break Ok(Last::End(end)),
-                Ok(Next::CutOff { offset }) => break Ok(Last::CutOff { offset }),
+                Ok(NextSection::End(end)) => break Ok(Last::End(end)),
+                Ok(NextSection::CutOff { offset }) => break Ok(Last::CutOff { offset }),
                 Err(e) => break Err(e),
             }
             self.progress.read_bytes = reader.offset();
@@ -146,7 +146,7 @@ impl Replay<'_> {
         eprintln!("ftd: replayed {run}{ended}");
         eprintln!("ftd: count {count}, digest {digest:016x}");
         match last {
-            Ok(last) => Ok(Outcome { count, digest, last }),
+            Ok(last) => Ok(ReplayEnd { count, digest, last }),
             Err(source) => Err(RunError::Recording { path: self.path.to_owned(), source }),
         }
     }
@@ -193,7 +193,7 @@ impl Replay<'_> {
     }
 }
 
-impl Outcome {
+impl ReplayEnd {
     /// Compares with what the recorder said.
     fn judge(self, verify: bool) -> Result<(), RunError> {
         let unverified = |why: String| match verify {

@@ -1,9 +1,9 @@
 use super::*;
 use crate::config::Config;
 use ft_checkpoint::recording::{About, Writer};
+use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
-use ft_vm::memory::GuestRam;
 use ft_vm::replay::log::{Digest, Input, LogWriter, REGISTERS};
 use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;

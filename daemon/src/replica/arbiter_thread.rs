@@ -1,9 +1,8 @@
 //! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does not
 //! wait for it.
 
-use super::Input;
-use crate::arbiter::{self, Arbiter, Cell};
-use crate::role::{Event, Outcome};
+use crate::outlet::Outlet;
+use ft_arbiter::{Arbiter, ArbiterError, Cell, Outcome};
 use std::sync::mpsc::{Sender, channel};
 
 /// What the arbiter is asked.
@@ -19,23 +18,24 @@ pub enum Question {
     },
 }
 
+/// What it answers.
+pub enum CellNews {
+    /// The cell, or why it could not be read.
+    Read(Result<Option<Cell>, ArbiterError>),
+    /// What became of a compare-and-set.
+    Set(Outcome),
+}
+
 /// Starts the thread; it ends when the sender is dropped.
-pub fn start(mut arbiter: Box<dyn Arbiter>, inputs: Sender<Input>) -> std::io::Result<Sender<Question>> {
+pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<CellNews>) -> std::io::Result<Sender<Question>> {
     let (sender, questions) = channel();
     std::thread::Builder::new().name("ftd-arbiter".into()).spawn(move || {
         while let Ok(question) = questions.recv() {
-            let event = match question {
-                Question::Read => Event::CellRead(arbiter.read().map_err(|e| e.to_string())),
-                Question::Set { expected, new } => {
-                    Event::CellSet(match arbiter.compare_and_set(expected, new) {
-                        arbiter::Outcome::Won(cell) => Outcome::Won(cell),
-                        arbiter::Outcome::Lost(cell) => Outcome::Lost(cell),
-                        arbiter::Outcome::NotAttempted(e) => Outcome::NotAttempted(e.to_string()),
-                        arbiter::Outcome::Unknown(e) => Outcome::Unknown(e.to_string()),
-                    })
-                }
+            let answer = match question {
+                Question::Read => CellNews::Read(arbiter.read()),
+                Question::Set { expected, new } => CellNews::Set(arbiter.compare_and_set(expected, new)),
             };
-            if inputs.send(Input::Event(event)).is_err() {
+            if answers.tell(answer).is_err() {
                 return;
             }
         }

@@ -1,10 +1,13 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
 
-use super::command::{Command, Exit};
-use super::core::{Core, Next, Settled, ViewState};
+use super::arbitration::Settled;
+use super::command::{Command, Exit, Welcome};
+use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::policy::StartAs;
 use super::primary::Primary;
-use crate::arbiter::Cell;
+use super::view::State;
+use ft_arbiter::{ArbiterError, Cell};
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub(super) struct Backup {
     /// The generation that the primary named when it welcomed us.
     welcomed_in: u64,
     paired: bool,
+    /// The peer is nobody's primary either: whether anybody owns the VM is to be read.
+    ownerless: bool,
     why: String,
 }
 
@@ -45,13 +50,17 @@ enum Stage {
     /// `named_in`: the generation in which the cell was seen to name us with what we hold. `verified`: what we hold can be
     /// gone on from, as far as anybody can tell.
     Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
+    /// The primary has stopped the VM at this epoch and offers it: what we hold is being verified.
+    Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
-    Contesting { handed_over: bool },
+    Contesting,
+    /// Asked to stop, and the primary knows. What we hold may be the last copy until the cell does not count on it.
+    Leaving { since: Micros },
 }
 
 impl Backup {
     /// Holds nothing, dials.
-    pub(super) fn new(_now: Micros, why: &str) -> Self {
+    pub(super) fn new(why: &str) -> Self {
         Self {
             link: None,
             hold: Hold::Nothing,
@@ -59,6 +68,7 @@ impl Backup {
             promise_until: 0,
             welcomed_in: 0,
             paired: false,
+            ownerless: false,
             why: why.into(),
         }
     }
@@ -68,14 +78,22 @@ impl Backup {
             Event::Tick => self.on_tick(core),
             Event::PeerHello { conn, .. } => {
                 core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
+                // Two backups: the VM is over, and the operator has started the peer. Who boots it is this node's to see.
+                self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
             }
-            Event::Welcomed { conn, generation, pairing, resumed } => {
-                self.on_welcome(core, conn, generation, pairing, resumed);
+            Event::Welcomed { conn, generation, pairing, how } => {
+                return self.on_welcome(core, conn, generation, pairing, how);
+            }
+            Event::DialFailed { why, permanent: true } if self.hold == Hold::Nothing => {
+                return Some(Next::Ended(Exit::Misfit(why)));
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => match why {
-                Gone::Lost(why) => self.lose_peer(core, why),
+                Gone::Lost(why) => {
+                    core.suspicions += 1;
+                    self.lose_peer(core, why);
+                }
                 // The answer of the cell decides, not the peer's word.
-                Gone::Bye(why) if matches!(self.stage, Stage::Contesting { .. }) => self.lose_peer(core, why),
+                Gone::Bye(why) if self.stage == Stage::Contesting => self.lose_peer(core, why),
                 Gone::Bye(why) => {
                     // The primary says so before it closes: it has ended the VM, or will not have us.
                     self.link = None;
@@ -108,8 +126,14 @@ impl Backup {
             }
             Event::Verified { epoch } => {
                 let held = self.sealed_epoch();
-                if let Stage::Orphaned { verified, .. } = &mut self.stage {
-                    *verified |= epoch == held;
+                match &mut self.stage {
+                    Stage::Orphaned { verified, .. } => *verified |= epoch == held,
+                    // The primary emits nothing more by its own word: no promise binds us.
+                    Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
+                        self.stage = Stage::Contesting;
+                        core.arbiter.hurry();
+                    }
+                    _ => {}
                 }
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
@@ -117,17 +141,22 @@ impl Backup {
                 self.paired = true;
                 self.why = "in step".into();
             }
-            Event::HandedOver { conn, epoch } if self.is_linked(conn) => {
-                self.on_handed_over(core, conn, epoch)
+            Event::SwitchoverOffered { conn, epoch } if self.is_linked(conn) => {
+                self.on_offer(core, conn, epoch)
             }
             // The cell may be ours already. If it is, the take-over fails over what is lost here, and says so.
-            Event::StateLost(_) if core.arbiter.is_setting() => {}
+            Event::StateLost(_) | Event::MachineFailed(_) if core.arbiter.is_setting() => {}
             Event::StateLost(why) if self.hold != Hold::Nothing => {
                 if let Some(link) = &self.link {
                     core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
                 }
                 self.discard(core, why);
-                return self.stop_if_free(core);
+                return self.stop_if_asked(core);
+            }
+            Event::MachineFailed(why) => {
+                self.say_bye(core, &why);
+                core.out.push(Command::Discard);
+                return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
             }
             Event::SwitchoverRequested => {
                 let why = "this node is the backup; ask the primary".to_string();
@@ -135,7 +164,7 @@ impl Backup {
             }
             Event::StopRequested => {
                 core.stop_requested = true;
-                return self.stop_if_free(core);
+                return self.stop_if_asked(core);
             }
             _ => {}
         }
@@ -162,7 +191,7 @@ impl Backup {
     }
 
     fn may_answer(&self) -> bool {
-        self.stage == Stage::Following
+        matches!(self.stage, Stage::Following | Stage::Offered { .. })
     }
 
     fn promise(&mut self, core: &Core) {
@@ -183,35 +212,47 @@ impl Backup {
         }
     }
 
-    fn on_welcome(&mut self, core: &mut Core, conn: ConnId, generation: u64, pairing: u64, resumed: bool) {
-        if matches!(self.stage, Stage::Contesting { .. }) {
-            return;
+    fn on_welcome(
+        &mut self,
+        core: &mut Core,
+        conn: ConnId,
+        generation: u64,
+        pairing: u64,
+        how: Welcome,
+    ) -> Option<Next> {
+        if matches!(self.stage, Stage::Contesting | Stage::Leaving { .. }) {
+            return None;
         }
         core.learn_generation(generation);
-        if resumed && !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) {
-            core.out.push(Command::Dial);
-            return;
-        }
-        if !resumed {
-            if self.hold != Hold::Nothing {
-                core.out.push(Command::Discard);
+        self.why = match how {
+            Welcome::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) => {
+                core.out.push(Command::Dial);
+                return None;
             }
-            self.hold = Hold::Partial { pairing };
-            self.paired = false;
-        }
+            Welcome::ResumeAfter(_) => "in step again".into(),
+            Welcome::Copy => {
+                if self.hold != Hold::Nothing {
+                    core.out.push(Command::Discard);
+                }
+                self.hold = Hold::Partial { pairing };
+                self.paired = false;
+                "receiving a full copy".into()
+            }
+        };
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
         self.stage = Stage::Following;
         self.welcomed_in = generation;
         self.link = Some(Link { conn, last_heard: core.now });
-        self.why = if resumed { "in step again" } else { "receiving a full copy" }.into();
-        core.out.push(Command::Follow { conn, pairing, resumed });
+        core.out.push(Command::Follow { conn, pairing, how });
+        self.stop_if_asked(core)
     }
 
     fn on_tick(&mut self, core: &mut Core) {
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
+                core.suspicions += 1;
                 core.drop_link(link.conn);
                 self.lose_peer(core, format!("silent for {} ms", silence / 1000));
             }
@@ -222,7 +263,7 @@ impl Backup {
         self.link = None;
         self.why = format!("lost the primary: {why}");
         match (self.hold, self.stage) {
-            (_, Stage::Contesting { .. }) => {}
+            (_, Stage::Contesting) => {}
             (Hold::Sealed(held), _) => {
                 self.orphan(core, held);
                 core.arbiter.hurry();
@@ -253,7 +294,7 @@ impl Backup {
         core.out.push(Command::Dial);
     }
 
-    fn on_handed_over(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
+    fn on_offer(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
         self.heard(core, conn);
         let refusal = match self.hold {
             _ if self.stage != Stage::Following => Some("not following".to_string()),
@@ -265,9 +306,8 @@ impl Backup {
         match refusal {
             Some(why) => core.out.push(Command::SendDecline { conn, why }),
             None => {
-                // The primary emits nothing more by its own word: no promise binds us.
-                self.stage = Stage::Contesting { handed_over: true };
-                core.arbiter.hurry();
+                self.stage = Stage::Offered { epoch };
+                core.out.push(Command::Verify { epoch });
             }
         }
     }
@@ -275,60 +315,66 @@ impl Backup {
     /// What the state wants of the arbiter: first its cell, and if that names us with what we hold, the cell itself.
     pub(super) fn pursue(&mut self, core: &mut Core) {
         match self.stage {
-            Stage::Following => {}
+            Stage::Following if self.ownerless => core.ask_read(),
+            Stage::Following | Stage::Offered { .. } => {}
             // The cell is read at once, and asked for when what is held is verified, and the promise and the primary's head
             // start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
             Stage::Orphaned { since, named_in: Some(generation), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
-                    self.contest(core, generation, false);
+                    self.contest(core, generation);
                 }
             }
-            Stage::Contesting { .. } => core.ask_read(),
+            Stage::Contesting | Stage::Leaving { .. } => core.ask_read(),
         }
     }
 
     /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses.
-    fn contest(&mut self, core: &mut Core, generation: u64, handed_over: bool) {
-        self.stage = Stage::Contesting { handed_over };
+    fn contest(&mut self, core: &mut Core, generation: u64) {
+        self.stage = Stage::Contesting;
         core.out.push(Command::StopDialling);
         let owner = Some(core.policy.node.clone());
         core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
     }
 
-    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
-        if self.stage == Stage::Following {
-            return None;
+    pub(super) fn on_cell(
+        &mut self,
+        core: &mut Core,
+        answer: Result<Option<Cell>, ArbiterError>,
+    ) -> Option<Next> {
+        if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
+            return self.found_if_ownerless(core, answer);
         }
         let cell = match answer {
             Ok(cell) => cell,
             Err(why) => return self.stay_passive(core, format!("the arbiter does not answer: {why}")),
         };
         let Hold::Sealed(held) = self.hold else { return None };
-        let names_us = cell.as_ref().is_some_and(|cell| {
+        let names_us = |cell: &Cell| {
             cell.owner.as_deref() == Some(&core.policy.peer)
                 && cell.standby.as_ref().is_some_and(|standby| {
                     standby.node == core.policy.node && standby.pairing == held.pairing
                 })
-        });
+        };
         match cell {
-            Some(cell) if names_us => {
+            Some(cell) if names_us(&cell) => {
                 match &mut self.stage {
                     Stage::Orphaned { named_in, .. } => {
                         *named_in = Some(cell.generation);
                         core.arbiter.hurry();
                     }
-                    Stage::Contesting { handed_over } => {
-                        let handed_over = *handed_over;
-                        self.contest(core, cell.generation, handed_over);
+                    Stage::Contesting => self.contest(core, cell.generation),
+                    Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
+                        self.why = "asked to stop, but the primary did not go on without this node".into();
+                        self.orphan(core, held);
                     }
-                    Stage::Following => {}
+                    _ => core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us),
                 }
                 None
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
-            Some(cell) if cell.generation <= self.welcomed_in => {
+            Some(cell) if cell.generation <= self.welcomed_in && !self.has_left(core) => {
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
@@ -337,27 +383,46 @@ impl Backup {
                     core,
                     "the cell does not name what this node holds: the primary goes on without it".into(),
                 );
-                self.stop_if_free(core)
+                self.stop_if_asked(core)
             }
         }
     }
 
-    /// The cell cannot become ours now, and nothing was changed: a hand-over is declined, an orphan waits on.
+    /// The primary was told of our leaving so long ago that it asks for nothing in our name any more.
+    fn has_left(&self, core: &Core) -> bool {
+        matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
+    }
+
+    /// Where nobody owns the VM, this node starts over, and founds it.
+    fn found_if_ownerless(
+        &mut self,
+        core: &mut Core,
+        answer: Result<Option<Cell>, ArbiterError>,
+    ) -> Option<Next> {
+        let ownerless = std::mem::take(&mut self.ownerless) && self.link.is_none();
+        if !ownerless || core.stop_requested || !answer.ok()?.is_none_or(|cell| cell.owner.is_none()) {
+            return None;
+        }
+        core.out.push(Command::StopDialling);
+        Some(Next::Start)
+    }
+
+    /// The cell cannot become ours now, and nothing was changed: an offer is declined, an orphan waits on.
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.why = why;
         match (self.stage, &self.link) {
-            (Stage::Contesting { .. }, Some(link)) => {
+            (Stage::Contesting, Some(link)) => {
                 core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
                 self.stage = Stage::Following;
             }
-            (Stage::Contesting { .. }, None) => {
+            (Stage::Contesting, None) => {
                 if let Hold::Sealed(held) = self.hold {
                     self.orphan(core, held);
                 }
             }
             _ => {}
         }
-        self.stop_if_free(core)
+        self.stop_if_asked(core)
     }
 
     pub(super) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
@@ -378,7 +443,7 @@ impl Backup {
             }
             Settled::Lost(_) => {
                 self.discard(core, "lost the arbitration: the primary goes on".into());
-                self.stop_if_free(core)
+                self.stop_if_asked(core)
             }
             Settled::NotAttempted(why) => {
                 self.stay_passive(core, format!("the arbiter does not answer: {why}"))
@@ -386,38 +451,61 @@ impl Backup {
         }
     }
 
-    /// Stops as asked, unless the cell may be about to become ours: then its answer comes first.
-    fn stop_if_free(&mut self, core: &mut Core) -> Option<Next> {
+    /// Stops as asked. A sealed state is kept until the cell does not count on it, whoever else there may be; while the cell
+    /// may be about to become ours, its answer comes first.
+    fn stop_if_asked(&mut self, core: &mut Core) -> Option<Next> {
         if !core.stop_requested || core.arbiter.is_setting() {
             return None;
         }
-        if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: "the backup was stopped".into() });
-            core.drop_link(link.conn);
+        match (self.hold, self.stage) {
+            (Hold::Sealed(_), Stage::Following) => {
+                self.say_bye(core, "the backup is to stop");
+                self.stage = Stage::Leaving { since: core.now };
+                core.arbiter.hurry();
+                None
+            }
+            (Hold::Sealed(_), _) => None,
+            _ => {
+                self.say_bye(core, "the backup was stopped");
+                core.out.push(Command::Discard);
+                Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
+            }
         }
-        core.out.push(Command::Discard);
-        Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
     }
 
-    pub(super) fn view_state(&self) -> ViewState {
+    fn say_bye(&mut self, core: &mut Core, why: &str) {
+        if let Some(link) = self.link.take() {
+            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
+            core.drop_link(link.conn);
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
         match (self.hold, self.stage) {
-            (_, Stage::Orphaned { .. } | Stage::Contesting { .. }) => ViewState::Waiting,
-            (Hold::Sealed(_), Stage::Following) if self.paired => ViewState::Protected,
-            (Hold::Nothing, Stage::Following) => ViewState::Waiting,
-            (_, Stage::Following) => ViewState::Resyncing,
+            (_, Stage::Orphaned { .. } | Stage::Contesting | Stage::Leaving { .. }) => State::Waiting,
+            (Hold::Sealed(_), _) if self.paired => State::Protected,
+            (Hold::Nothing, _) => State::Waiting,
+            _ => State::Resyncing,
         }
     }
 
     pub(super) fn detail(&self) -> String {
         match self.stage {
             Stage::Following => self.why.clone(),
+            Stage::Offered { .. } => "switchover: looks whether it can go on from what it holds".into(),
+            Stage::Leaving { .. } => {
+                format!(
+                    "asked to stop; keeps the VM's state until the primary goes on without it ({})",
+                    self.why
+                )
+            }
             Stage::Orphaned { verified: false, .. } => {
                 format!("without the primary; looks whether it can go on from what it holds ({})", self.why)
             }
             Stage::Orphaned { .. } => {
                 format!("without the primary; holds a sealed checkpoint, asks the arbiter ({})", self.why)
             }
-            Stage::Contesting { .. } => format!("asking the arbiter for the VM ({})", self.why),
+            Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
         }
     }
 }

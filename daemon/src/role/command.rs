@@ -1,9 +1,9 @@
 //! What the core asks its executor to do. Commands are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
-use crate::arbiter::Cell;
+use ft_arbiter::Cell;
 
-/// How a backup is welcomed.
+/// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Welcome {
     /// A full copy begins a new pairing.
@@ -25,6 +25,19 @@ pub enum Exit {
     Misfit(String),
     /// Something that should work did not.
     Failed(String),
+}
+
+impl Exit {
+    /// Why, in words.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Stopped(why)
+            | Self::Fenced(why)
+            | Self::GuestCrashed(why)
+            | Self::Misfit(why)
+            | Self::Failed(why) => why,
+        }
+    }
 }
 
 /// An output of the core.
@@ -68,8 +81,8 @@ pub enum Command {
         conn: ConnId,
         /// The pairing.
         pairing: u64,
-        /// Whether it goes on with what is held; else a full copy comes, into fresh memory.
-        resumed: bool,
+        /// Whether it goes on with what is held, or a full copy comes, into fresh memory.
+        how: Welcome,
     },
     /// Close a connection.
     DropLink {
@@ -106,8 +119,8 @@ pub enum Command {
     },
     /// Pause the VM, capture a last checkpoint, keep the VM paused; answer with `FinalCaptured`.
     FinalCheckpoint,
-    /// Tell the backup that the VM stopped for good at this epoch.
-    SendHandOver {
+    /// Offer the VM to the backup: it stopped for good at this epoch.
+    SendOffer {
         /// Connection.
         conn: ConnId,
         /// The final epoch.

@@ -1,108 +1,32 @@
-//! The core's frame: start-up, the dispatch of events to the role, and the one arbiter request that may be under way.
+//! The core's frame: start-up, the dispatch of events to the part that the node plays, and the view from outside.
 
+use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
 use super::command::{Command, Exit};
-use super::event::{ConnId, Event, Micros, Outcome};
+use super::event::{ConnId, Event, Micros};
+use super::policy::{Policy, StartAs};
 use super::primary::Primary;
-use crate::arbiter::Cell;
-
-/// What a node does with an empty cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartAs {
-    /// Boots the VM.
-    Primary,
-    /// Waits for a primary.
-    Backup,
-}
-
-/// The configuration that decisions depend on.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// This node.
-    pub node: String,
-    /// The other node.
-    pub peer: String,
-    /// What to do with an empty cell.
-    pub start_as: StartAs,
-    /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.
-    pub fresh: bool,
-    /// Whether a guest that resets is booted again, or ends.
-    pub restart_on_reset: bool,
-    /// How long an answer of the backup permits the primary to release.
-    pub lease_us: Micros,
-    /// Silence after which the peer counts as lost.
-    pub failure_timeout_us: Micros,
-    /// How long a backup lets a primary that merely lost the link go first.
-    pub takeover_delay_us: Micros,
-    /// Interval of heartbeats.
-    pub heartbeat_us: Micros,
-    /// Interval between attempts at an arbiter that does not answer.
-    pub arbiter_retry_us: Micros,
-    /// How long an ending VM or a hand-over waits for the arbiter or the peer.
-    pub patience_us: Micros,
-    /// Random, drawn anew by every process: names of pairings start here.
-    pub nonce: u64,
-}
-
-impl Policy {
-    /// How long a backup stays quiet after an answer: the lease and an eighth for the drift between two clocks.
-    pub(super) fn promise_us(&self) -> Micros {
-        self.lease_us + self.lease_us / 8 + 1_000
-    }
-}
-
-/// The role as `status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ViewRole {
-    /// Runs the VM, or ran it last.
-    Primary,
-    /// Holds its state, or waits for it.
-    Backup,
-}
-
-/// The state as `status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ViewState {
-    /// The pair is in step.
-    Protected,
-    /// Running without a backup, by the arbiter's leave.
-    Solo,
-    /// A backup is receiving a full copy.
-    Resyncing,
-    /// Waiting for the peer or the arbiter.
-    Waiting,
-    /// Lost the arbitration.
-    Fenced,
-}
-
-/// What the core tells of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Role.
-    pub role: ViewRole,
-    /// State.
-    pub state: ViewState,
-    /// The highest generation known.
-    pub generation: u64,
-    /// One line for the operator: why it is so, or what it waits for.
-    pub detail: String,
-}
+use super::view::{Role, State, View};
+use ft_arbiter::{ArbiterError, Cell};
 
 /// The protocol core of one node (see the module's documentation).
 #[derive(Clone, Debug)]
 pub struct Core {
     pub(super) policy: Policy,
     pub(super) now: Micros,
-    role: Role,
+    part: Part,
     pub(super) arbiter: Arbitration,
     pub(super) out: Vec<Command>,
     pairings: u64,
     generation: u64,
+    /// Times the peer was lost: it fell silent, or its connection broke.
+    pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
 }
 
 #[derive(Clone, Debug)]
-enum Role {
+/// The part that the node plays.
+enum Part {
     /// Reading the cell.
     Starting {
         trouble: Option<String>,
@@ -118,73 +42,22 @@ enum Role {
     },
     Primary(Primary),
     Backup(Backup),
+    /// It is over: what it was last, and why.
     Ended {
-        fenced: bool,
+        role: Role,
+        state: State,
         detail: String,
     },
-    /// Only while a role's own code runs.
+    /// Only while a part's own code runs.
     Moving,
 }
 
-/// What becomes of a role after an event.
+/// What a part becomes after an event.
 pub(super) enum Next {
     Primary(Primary),
     Backup(Backup),
     Start,
     Ended(Exit),
-}
-
-/// The one arbiter request that may be under way, and when the next may be.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Arbitration {
-    asked: Option<Asked>,
-    retry_at: Micros,
-}
-
-#[derive(Clone, Debug)]
-enum Asked {
-    /// `void`: asked in a situation that is over; the answer concerns nobody.
-    Read { void: bool },
-    /// `in_doubt`: an earlier attempt at this very request may have been carried out. `resend_at`: its answer was
-    /// lost, ask again then.
-    Set { expected: Option<u64>, new: Cell, in_doubt: bool, resend_at: Option<Micros> },
-}
-
-/// A certain answer to a compare-and-set.
-pub(super) enum Settled {
-    Won(Cell),
-    Lost(Option<Cell>),
-    /// Nothing changed and nothing is under way.
-    NotAttempted(String),
-}
-
-impl Arbitration {
-    /// Whether a new request may be made now.
-    pub(super) fn is_free(&self, now: Micros) -> bool {
-        self.asked.is_none() && now >= self.retry_at
-    }
-
-    /// Whether the cell may be changing by our own request right now.
-    pub(super) fn is_setting(&self) -> bool {
-        matches!(self.asked, Some(Asked::Set { .. }))
-    }
-
-    /// The answer to a read under way is not to be used: the situation that it was asked in is over.
-    pub(super) fn void_read(&mut self) {
-        if let Some(Asked::Read { void }) = &mut self.asked {
-            *void = true;
-        }
-    }
-
-    /// Allows the next request no sooner than then.
-    pub(super) fn wait_until(&mut self, at: Micros) {
-        self.retry_at = self.retry_at.max(at);
-    }
-
-    /// Allows the next request at once.
-    pub(super) fn hurry(&mut self) {
-        self.retry_at = 0;
-    }
 }
 
 impl Core {
@@ -193,11 +66,12 @@ impl Core {
         let mut core = Self {
             policy,
             now,
-            role: Role::Starting { trouble: None },
+            part: Part::Starting { trouble: None },
             arbiter: Arbitration::default(),
             out: Vec::new(),
             pairings: 0,
             generation: 0,
+            suspicions: 0,
             stop_requested: false,
         };
         core.pursue();
@@ -214,9 +88,9 @@ impl Core {
         self.now = self.now.max(now);
         if gap > self.policy.failure_timeout_us / 2 {
             // We were stopped or starved ourselves: what we did not hear in that time says nothing about the peer.
-            match &mut self.role {
-                Role::Primary(primary) => primary.excuse_silence(self.now),
-                Role::Backup(backup) => backup.excuse_silence(self.now),
+            match &mut self.part {
+                Part::Primary(primary) => primary.excuse_silence(self.now),
+                Part::Backup(backup) => backup.excuse_silence(self.now),
                 _ => {}
             }
         }
@@ -238,16 +112,16 @@ impl Core {
                 }
             }
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
-            Event::StopRequested if !self.in_role() && self.arbiter.is_setting() => {
+            Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
                 self.stop_requested = true
             }
-            Event::StopRequested if !self.in_role() => {
+            Event::StopRequested if !self.in_part() => {
                 self.end(Exit::Stopped("stopped before it had a role".into()));
             }
-            other => self.with_role(|core, role| match role {
-                Role::Primary(primary) => primary.on_event(core, other),
-                Role::Backup(backup) => backup.on_event(core, other),
-                Role::Starting { .. } | Role::Founding { .. } | Role::Bereft { .. } => {
+            other => self.with_part(|core, part| match part {
+                Part::Primary(primary) => primary.on_event(core, other),
+                Part::Backup(backup) => backup.on_event(core, other),
+                Part::Starting { .. } | Part::Founding { .. } | Part::Bereft { .. } => {
                     let why = "this node does not run the VM".to_string();
                     match other {
                         Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
@@ -256,22 +130,22 @@ impl Core {
                     }
                     None
                 }
-                Role::Ended { .. } | Role::Moving => None,
+                Part::Ended { .. } | Part::Moving => None,
             }),
         }
         self.pursue();
         commands.append(&mut self.out);
     }
 
-    fn in_role(&self) -> bool {
-        matches!(self.role, Role::Primary(_) | Role::Backup(_) | Role::Ended { .. })
+    fn in_part(&self) -> bool {
+        matches!(self.part, Part::Primary(_) | Part::Backup(_) | Part::Ended { .. })
     }
 
-    /// Runs a role's code with the rest of the core at hand, and moves to what it answers.
-    fn with_role(&mut self, run: impl FnOnce(&mut Core, &mut Role) -> Option<Next>) {
-        let mut role = std::mem::replace(&mut self.role, Role::Moving);
-        let next = run(self, &mut role);
-        self.role = role;
+    /// Runs a part's code with the rest of the core at hand, and moves to what it answers.
+    fn with_part(&mut self, run: impl FnOnce(&mut Core, &mut Part) -> Option<Next>) {
+        let mut part = std::mem::replace(&mut self.part, Part::Moving);
+        let next = run(self, &mut part);
+        self.part = part;
         if let Some(next) = next {
             self.advance(next);
         }
@@ -279,24 +153,19 @@ impl Core {
 
     fn advance(&mut self, next: Next) {
         match next {
-            Next::Primary(primary) => self.role = Role::Primary(primary),
+            Next::Primary(primary) => self.part = Part::Primary(primary),
             Next::Backup(backup) => {
                 self.out.push(Command::Dial);
-                self.role = Role::Backup(backup);
+                self.part = Part::Backup(backup);
             }
-            Next::Start => self.role = Role::Starting { trouble: None },
+            Next::Start => self.part = Part::Starting { trouble: None },
             Next::Ended(exit) => self.end(exit),
         }
     }
 
     fn end(&mut self, exit: Exit) {
-        let (fenced, detail) = match &exit {
-            Exit::Fenced(why) => (true, why.clone()),
-            Exit::Stopped(why) | Exit::GuestCrashed(why) | Exit::Failed(why) | Exit::Misfit(why) => {
-                (false, why.clone())
-            }
-        };
-        self.role = Role::Ended { fenced, detail };
+        let state = if matches!(exit, Exit::Fenced(_)) { State::Fenced } else { State::Waiting };
+        self.part = Part::Ended { role: self.role(), state, detail: exit.why().into() };
         self.out.push(Command::Exit(exit));
     }
 
@@ -312,72 +181,34 @@ impl Core {
         if !self.arbiter.is_free(self.now) {
             return;
         }
-        match &self.role {
-            Role::Starting { .. } => self.ask_read(),
-            Role::Bereft { .. } => {
+        match &self.part {
+            Part::Starting { .. } => self.ask_read(),
+            Part::Bereft { .. } => {
                 self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                 self.ask_read();
             }
-            Role::Founding { expected, .. } => {
+            Part::Founding { expected, .. } => {
                 let expected = *expected;
                 let owner = Some(self.policy.node.clone());
                 self.ask_set(expected, Cell { generation: expected.unwrap_or(0) + 1, owner, standby: None });
             }
-            Role::Primary(_) | Role::Backup(_) => self.with_role(|core, role| {
-                match role {
-                    Role::Primary(primary) => primary.pursue(core),
-                    Role::Backup(backup) => backup.pursue(core),
+            Part::Primary(_) | Part::Backup(_) => self.with_part(|core, part| {
+                match part {
+                    Part::Primary(primary) => primary.pursue(core),
+                    Part::Backup(backup) => backup.pursue(core),
                     _ => {}
                 }
                 None
             }),
-            Role::Ended { .. } | Role::Moving => {}
+            Part::Ended { .. } | Part::Moving => {}
         }
-    }
-
-    pub(super) fn ask_read(&mut self) {
-        self.arbiter.asked = Some(Asked::Read { void: false });
-        self.out.push(Command::ReadCell);
-    }
-
-    pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
-        self.out.push(Command::CompareAndSet { expected, new: new.clone() });
-        self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
-    }
-
-    /// Turns an answer into a certain one, or arranges for the request to be repeated.
-    fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
-        let retry_at = self.now + self.policy.arbiter_retry_us;
-        let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
-            return None;
-        };
-        let settled = match outcome {
-            Outcome::Won(cell) => Settled::Won(cell),
-            // Nobody else writes a cell that is equal to what we asked for: an earlier attempt was carried out.
-            Outcome::Lost(Some(cell)) if cell == *new => Settled::Won(cell),
-            Outcome::Lost(cell) => Settled::Lost(cell),
-            Outcome::NotAttempted(why) if !*in_doubt => Settled::NotAttempted(why),
-            Outcome::NotAttempted(_) | Outcome::Unknown(_) => {
-                *in_doubt = true;
-                *resend_at = Some(retry_at);
-                return None;
-            }
-        };
-        self.arbiter.asked = None;
-        if matches!(settled, Settled::NotAttempted(_)) {
-            self.arbiter.retry_at = retry_at;
-        }
-        if let Settled::Won(cell) | Settled::Lost(Some(cell)) = &settled {
-            self.generation = self.generation.max(cell.generation);
-        }
-        Some(settled)
     }
 
     fn on_settled(&mut self, settled: Settled) {
-        self.with_role(|core, role| match role {
-            Role::Primary(primary) => primary.on_settled(core, settled),
-            Role::Backup(backup) => backup.on_settled(core, settled),
-            Role::Founding { trouble, .. } => match settled {
+        self.with_part(|core, part| match part {
+            Part::Primary(primary) => primary.on_settled(core, settled),
+            Part::Backup(backup) => backup.on_settled(core, settled),
+            Part::Founding { trouble, .. } => match settled {
                 Settled::Won(cell) if core.stop_requested => {
                     let mut primary = Primary::solo(cell, "stopped before it booted");
                     primary.on_event(core, Event::StopRequested);
@@ -391,8 +222,8 @@ impl Core {
                     Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
                 }
                 Settled::Lost(_) => Some(Next::Start),
-                Settled::NotAttempted(why) => {
-                    *trouble = Some(why);
+                Settled::NotAttempted(error) => {
+                    *trouble = Some(error.to_string());
                     None
                 }
             },
@@ -400,28 +231,28 @@ impl Core {
         });
     }
 
-    fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
+    fn on_cell(&mut self, answer: Result<Option<Cell>, ArbiterError>) {
         if let Ok(Some(cell)) = &answer {
             self.generation = self.generation.max(cell.generation);
         }
-        match &mut self.role {
-            Role::Starting { trouble } => match answer {
+        match &mut self.part {
+            Part::Starting { trouble } => match answer {
                 Ok(cell) => self.begin(cell),
-                Err(why) => *trouble = Some(why),
+                Err(error) => *trouble = Some(error.to_string()),
             },
             // The peer may have taken over in the meantime; then we are its backup.
-            Role::Bereft { cell: known } => {
+            Part::Bereft { cell: known } => {
                 if let Ok(Some(cell)) = answer
                     && cell != *known
                 {
                     self.begin(Some(cell));
                 }
             }
-            Role::Primary(_) | Role::Backup(_) => self.with_role(|core, role| match role {
-                Role::Backup(backup) => backup.on_cell(core, answer),
+            Part::Primary(_) | Part::Backup(_) => self.with_part(|core, part| match part {
+                Part::Backup(backup) => backup.on_cell(core, answer),
                 _ => None,
             }),
-            Role::Founding { .. } | Role::Ended { .. } | Role::Moving => {}
+            Part::Founding { .. } | Part::Ended { .. } | Part::Moving => {}
         }
     }
 
@@ -431,15 +262,15 @@ impl Core {
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
         match (cell, owner) {
             (_, None) => match self.policy.start_as {
-                StartAs::Primary => self.role = Role::Founding { expected, trouble: None },
-                StartAs::Backup => self.advance(Next::Backup(Backup::new(self.now, "waiting for a primary"))),
+                StartAs::Primary => self.part = Part::Founding { expected, trouble: None },
+                StartAs::Backup => self.advance(Next::Backup(Backup::new("waiting for a primary"))),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
                 if self.policy.fresh {
                     self.policy.fresh = false;
-                    self.role = Role::Founding { expected: Some(cell.generation), trouble: None };
+                    self.part = Part::Founding { expected: Some(cell.generation), trouble: None };
                 } else {
-                    self.role = Role::Bereft { cell };
+                    self.part = Part::Bereft { cell };
                 }
             }
             (_, Some(owner)) if owner == self.policy.peer && self.policy.fresh => {
@@ -448,7 +279,7 @@ impl Core {
                 )));
             }
             (_, Some(owner)) if owner == self.policy.peer => {
-                self.advance(Next::Backup(Backup::new(self.now, "dialling the primary")));
+                self.advance(Next::Backup(Backup::new("dialling the primary")));
             }
             (_, Some(owner)) => self.end(Exit::Failed(format!(
                 "the arbiter's cell belongs to node {owner}, which is neither {} nor {}",
@@ -478,14 +309,10 @@ impl Core {
 
     /// What `status` shows.
     pub fn view(&self) -> View {
-        let (role, state, detail) = match &self.role {
-            Role::Starting { trouble } => {
-                (ViewRole::Backup, ViewState::Waiting, asking("reading the cell", trouble))
-            }
-            Role::Founding { trouble, .. } => {
-                (ViewRole::Primary, ViewState::Waiting, asking("asking for the cell", trouble))
-            }
-            Role::Bereft { cell } => {
+        let (state, detail) = match &self.part {
+            Part::Starting { trouble } => (State::Waiting, asking("reading the cell", trouble)),
+            Part::Founding { trouble, .. } => (State::Waiting, asking("asking for the cell", trouble)),
+            Part::Bereft { cell } => {
                 let held = match &cell.standby {
                     Some(standby) => format!("{} may hold its state and take over", standby.node),
                     None => "nobody holds it".into(),
@@ -495,20 +322,28 @@ impl Core {
                      and boots anew",
                     cell.generation
                 );
-                (ViewRole::Primary, ViewState::Waiting, detail)
+                (State::Waiting, detail)
             }
-            Role::Primary(primary) => (ViewRole::Primary, primary.view_state(), primary.detail(self.now)),
-            Role::Backup(backup) => (ViewRole::Backup, backup.view_state(), backup.detail()),
-            Role::Ended { fenced: true, detail } => (ViewRole::Primary, ViewState::Fenced, detail.clone()),
-            Role::Ended { fenced: false, detail } => (ViewRole::Backup, ViewState::Waiting, detail.clone()),
-            Role::Moving => unreachable!("a role is put back before anybody can look"),
+            Part::Primary(primary) => (primary.state(), primary.detail()),
+            Part::Backup(backup) => (backup.state(), backup.detail()),
+            Part::Ended { state, detail, .. } => (*state, detail.clone()),
+            Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
-        View { role, state, generation: self.generation, detail }
+        View { role: self.role(), state, generation: self.generation, suspicions: self.suspicions, detail }
+    }
+
+    fn role(&self) -> Role {
+        match &self.part {
+            Part::Founding { .. } | Part::Bereft { .. } | Part::Primary(_) => Role::Primary,
+            Part::Starting { .. } | Part::Backup(_) => Role::Backup,
+            Part::Ended { role, .. } => *role,
+            Part::Moving => unreachable!("a part is put back before anybody can look"),
+        }
     }
 
     /// Whether this node may run the VM now, as far as it knows.
     pub fn is_primary(&self) -> bool {
-        matches!(self.role, Role::Primary(_))
+        matches!(self.part, Part::Primary(_))
     }
 }
 

@@ -1,6 +1,8 @@
 //! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
 
-use crate::arbiter::Cell;
+use super::command::Welcome;
+use ft_arbiter::{ArbiterError, Cell, Outcome};
+pub use ft_checkpoint::wire::message::Held;
 
 /// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
 /// CLOCK_MONOTONIC): a clock that stands still lets a permission outlive the promise that it rests on.
@@ -9,15 +11,6 @@ pub type Micros = u64;
 /// One connection to the peer. Numbers are never used twice in a process, so that late news of an old connection is
 /// recognised.
 pub type ConnId = u64;
-
-/// What a backup says it holds: a sealed checkpoint of a pairing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The pairing.
-    pub pairing: u64,
-    /// The last sealed epoch.
-    pub epoch: u64,
-}
 
 /// Why a connection is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,19 +32,6 @@ pub enum GuestEnd {
     Crashed(String),
 }
 
-/// The answer to a compare-and-set, as the core needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The cell is as asked.
-    Won(Cell),
-    /// The cell had another generation: this is what it holds.
-    Lost(Option<Cell>),
-    /// Certain: nothing changed, nothing is under way.
-    NotAttempted(String),
-    /// It may have happened, or may yet.
-    Unknown(String),
-}
-
 /// An input of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -59,7 +39,7 @@ pub enum Event {
     Tick,
 
     /// The answer to [`super::Command::ReadCell`]: the cell, or why it could not be read.
-    CellRead(Result<Option<Cell>, String>),
+    CellRead(Result<Option<Cell>, ArbiterError>),
     /// The answer to [`super::Command::CompareAndSet`].
     CellSet(Outcome),
 
@@ -80,8 +60,15 @@ pub enum Event {
         generation: u64,
         /// The pairing that begins or goes on.
         pairing: u64,
-        /// Whether it goes on where we stopped (else a full copy comes).
-        resumed: bool,
+        /// Whether it goes on where we stopped, or a full copy comes.
+        how: Welcome,
+    },
+    /// A dial came to nothing; dialling goes on.
+    DialFailed {
+        /// Why.
+        why: String,
+        /// No waiting mends it: the two nodes do not fit each other.
+        permanent: bool,
     },
     /// A connection has ended.
     PeerGone {
@@ -109,6 +96,13 @@ pub enum Event {
         epoch: u64,
         /// Our own clock when we sent what it answers.
         stamp: Micros,
+    },
+    /// Primary: the backup acked what it cannot have sealed.
+    AckRefused {
+        /// Connection.
+        conn: ConnId,
+        /// What is wrong with it.
+        why: String,
     },
     /// Primary: the backup answered a heartbeat.
     Echo {
@@ -162,8 +156,8 @@ pub enum Event {
     /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.
     TakeOverFailed(String),
 
-    /// Backup: the primary has stopped its VM at `epoch` for good and asks us to go on.
-    HandedOver {
+    /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
+    SwitchoverOffered {
         /// Connection.
         conn: ConnId,
         /// The final epoch.
@@ -177,13 +171,13 @@ pub enum Event {
         generation: u64,
     },
     /// Primary: the backup will not take over, and has changed nothing.
-    HandOverDeclined {
+    SwitchoverDeclined {
         /// Connection.
         conn: ConnId,
         /// Why.
         why: String,
     },
-    /// Primary: the VM is paused for the hand-over; this was the last epoch captured.
+    /// Primary: the VM is paused for the switchover; this was the last epoch captured.
     FinalCaptured {
         /// The final epoch.
         epoch: u64,
@@ -195,4 +189,8 @@ pub enum Event {
     StopRequested,
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
+    /// The answer to [`super::Command::Boot`], if the guest could not be booted: it never ran.
+    BootFailed(String),
+    /// The host failed the machine: the VM that was on this node is gone.
+    MachineFailed(String),
 }

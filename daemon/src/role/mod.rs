@@ -1,8 +1,8 @@
 //! Who may run the VM, and who may speak for it: roles, pairing, acks, arbitration, as one pure state machine.
 //!
 //! [`Core`] takes an [`Event`] and the time, and answers with [`Command`]s. It does no I/O, reads no clock and draws no
-//! random numbers, so that the same code runs in the daemon (`replica.rs` executes the commands) and under a seeded
-//! simulator (`tests/sim`).
+//! random numbers, so that the same code runs in the daemon and under a seeded simulator (`tests/sim`). The executor
+//! (`replica`) carries the commands out, with the same code in both.
 //!
 //! ```text
 //!  start ── cell empty or VM shut down, start_as = primary ── founding ── cell set ──> primary, solo
@@ -23,6 +23,10 @@
 //!                                                                         lost: discards, follows again
 //! ```
 //!
+//! A copy of the VM that may be the last one is given up only when the cell shows that somebody else went on, or that the
+//! VM is over. A node that is asked to stop waits for that: a primary moves the VM first, and goes on with it where it
+//! cannot be moved; a backup says good-bye and keeps what it holds until the cell does not count on it any more.
+//!
 //! # Why nobody speaks out of turn
 //!
 //! - The cell decides who goes on alone (`arbiter`). A backup contests only when the cell names it with the very pairing
@@ -35,14 +39,19 @@
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
 
+mod arbitration;
 mod backup;
 mod command;
 mod core;
 mod event;
+mod policy;
 mod primary;
 #[cfg(test)]
 mod tests;
+mod view;
 
-pub use self::core::{Core, Policy, StartAs, View, ViewRole, ViewState};
+pub use self::core::Core;
 pub use command::{Command, Exit, Welcome};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Outcome};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
+pub use policy::{Policy, StartAs};
+pub use view::{Role, State, View};

@@ -2,14 +2,15 @@
 
 mod cell;
 mod ending;
-mod handover;
+mod switchover;
 
-use self::ending::Ending;
-use self::handover::{HandOver, Step};
+use self::ending::End;
+use self::switchover::{Step, Switchover, Then};
 use super::command::{Command, Exit, Welcome};
-use super::core::{Core, Next, ViewState};
+use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
-use crate::arbiter::Cell;
+use super::view::State;
+use ft_arbiter::Cell;
 
 /// A node that owns the VM.
 #[derive(Clone, Debug)]
@@ -21,8 +22,8 @@ pub(super) struct Primary {
     /// Nothing can be shipped under the pairing any more: it is never resumed.
     broken: bool,
     permit: Permit,
-    handover: Option<HandOver>,
-    ending: Option<Ending>,
+    switchover: Option<Switchover>,
+    ending: Option<End>,
     /// Why the state is what it is, for the operator.
     why: String,
 }
@@ -82,7 +83,7 @@ impl Primary {
             pair: Pair::Solo,
             broken: false,
             permit: Permit::default(),
-            handover: None,
+            switchover: None,
             ending: None,
             why: why.into(),
         }
@@ -96,7 +97,10 @@ impl Primary {
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => {
                 let why = match why {
-                    Gone::Lost(why) => format!("lost the backup: {why}"),
+                    Gone::Lost(why) => {
+                        core.suspicions += 1;
+                        format!("lost the backup: {why}")
+                    }
                     Gone::Bye(why) => format!("the backup left: {why}"),
                 };
                 return self.lose_peer(core, why);
@@ -108,6 +112,7 @@ impl Primary {
             Event::Ack { conn, epoch, stamp } if self.is_linked(conn) => {
                 return self.on_ack(core, conn, epoch, stamp);
             }
+            Event::AckRefused { conn, why } if self.is_linked(conn) => return self.drop_peer(core, why),
             Event::Echo { conn, stamp } if self.is_linked(conn) => {
                 self.heard(core, conn);
                 if let Err(why) = self.extend_permit(core, stamp) {
@@ -134,10 +139,10 @@ impl Primary {
                 };
             }
             Event::FinalCaptured { epoch } => {
-                if let Some(handover) = &mut self.handover
-                    && handover.step == Step::Pausing
+                if let Some(switchover) = &mut self.switchover
+                    && switchover.step == Step::Pausing
                 {
-                    handover.step = Step::Draining(epoch);
+                    switchover.step = Step::Draining(epoch);
                     self.offer_if_drained(core);
                 }
             }
@@ -145,15 +150,25 @@ impl Primary {
                 // The cell is the witness, not the peer: asking to be alone finds out.
                 return self.lose_peer(core, "the peer says that it runs the VM".into());
             }
-            Event::HandOverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
-                return self.abandon_handover(core, format!("the backup declined: {why}"));
+            Event::SwitchoverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
+                self.abandon_switchover(core, format!("the backup declined: {why}"));
             }
             Event::TakeOverFailed(why) => {
                 core.out.push(Command::StopVm);
                 return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
             }
-            Event::SwitchoverRequested => self.on_switchover(core, false),
-            Event::StopRequested => return self.on_stop(core),
+            Event::BootFailed(why) => {
+                let why = format!("cannot boot the guest: {why}");
+                core.out.push(Command::StopVm);
+                self.end_vm(core, End::Exit(Exit::Failed(why)));
+            }
+            Event::MachineFailed(why) => {
+                // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
+                core.out.push(Command::StopVm);
+                return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
+            }
+            Event::SwitchoverRequested => self.on_switchover(core, Then::Follow),
+            Event::StopRequested => self.on_stop(core),
             Event::GuestEnded(end) => return self.on_guest_end(core, end),
             _ => {}
         }
@@ -182,18 +197,19 @@ impl Primary {
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
+                core.suspicions += 1;
                 return self.drop_peer(core, format!("silent for {} ms", silence / 1000));
             }
             if core.now.saturating_sub(link.last_beat) >= core.policy.heartbeat_us {
                 self.beat(core);
             }
         }
-        if let Some(handover) = &self.handover
-            && core.now.saturating_sub(handover.since) > core.policy.patience_us
+        if let Some(switchover) = &self.switchover
+            && core.now.saturating_sub(switchover.since) > core.policy.patience_us
         {
-            match handover.step {
+            match switchover.step {
                 Step::Pausing | Step::Draining(_) => {
-                    return self.abandon_handover(core, "the last checkpoint was not acked in time".into());
+                    self.abandon_switchover(core, "the last checkpoint was not acked in time".into());
                 }
                 // It may have taken over: only the cell can tell.
                 Step::Offered if self.link.is_some() => {
@@ -201,17 +217,6 @@ impl Primary {
                 }
                 Step::Offered => {}
             }
-        }
-        if let Some(ending) = &self.ending
-            && core.now.saturating_sub(ending.since) > core.policy.patience_us
-            && !core.arbiter.is_setting()
-        {
-            let why = format!(
-                "the VM has ended, but the arbiter could not be told: the cell still says {}",
-                cell::describe(&self.cell)
-            );
-            core.out.push(Command::StopVm);
-            return Some(Next::Ended(Exit::Failed(why)));
         }
         None
     }
@@ -239,7 +244,8 @@ impl Primary {
                 return next;
             }
         }
-        if self.ending.is_some() || self.handover.is_some() || core.stop_requested {
+        let leaving = core.stop_requested && !matches!(self.pair, Pair::Alone { .. });
+        if self.ending.is_some() || self.switchover.is_some() || leaving {
             refuse(core, "the VM is stopping or moving");
             return next;
         }
@@ -271,6 +277,9 @@ impl Primary {
                     core.out.push(Command::SendPaired { conn, generation });
                     self.why = "in step".into();
                     self.beat(core);
+                    if core.stop_requested {
+                        self.on_switchover(core, Then::Stop);
+                    }
                 }
                 _ => refuse(core, "the arbiter has not yet said that I may go on without you"),
             },
@@ -358,7 +367,7 @@ impl Primary {
         if !self.is_giving_up(core) {
             core.out.push(Command::EmitFreely);
         }
-        if self.handover.take().is_some() {
+        if self.switchover.take().is_some() {
             core.out.push(Command::Thaw);
             core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
         }
@@ -367,24 +376,25 @@ impl Primary {
         }
     }
 
-    pub(super) fn view_state(&self) -> ViewState {
+    pub(super) fn state(&self) -> State {
         match self.pair {
-            Pair::Solo => ViewState::Solo,
-            Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => ViewState::Resyncing,
-            Pair::Protected { .. } => ViewState::Protected,
-            Pair::Alone { .. } => ViewState::Waiting,
+            _ if self.ending.is_some() => State::Waiting,
+            Pair::Solo => State::Solo,
+            Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => State::Resyncing,
+            Pair::Protected { .. } => State::Protected,
+            Pair::Alone { .. } => State::Waiting,
         }
     }
 
-    pub(super) fn detail(&self, _now: Micros) -> String {
-        if let Some(handover) = &self.handover {
-            return match handover.step {
+    pub(super) fn detail(&self) -> String {
+        if let Some(switchover) = &self.switchover {
+            return match switchover.step {
                 Step::Pausing | Step::Draining(_) => "switchover: sending the last checkpoint".into(),
                 Step::Offered => "switchover: the backup takes over".into(),
             };
         }
         match self.pair {
-            _ if self.ending.is_some() => "the VM has ended; telling the arbiter".into(),
+            _ if self.ending.is_some() => format!("the VM has ended; telling the arbiter ({})", self.why),
             Pair::Solo => format!("running without a backup ({})", self.why),
             Pair::Copying { .. } => "the backup receives a full copy".into(),
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),

@@ -1,8 +1,8 @@
 //! What the simulator taught, as single claims about the core: each test failed before the bug it names was fixed.
 
 use super::*;
-use crate::arbiter::{Cell, Standby};
-use crate::role::Outcome;
+use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};
+use nix::errno::Errno;
 
 const LEASE_US: Micros = 100_000;
 const PAIRING_OF_A: u64 = 1_001;
@@ -19,6 +19,11 @@ fn cell(generation: u64, owner: Option<&str>, standby: Option<(&str, u64)>) -> C
         owner: owner.map(Into::into),
         standby: standby.map(|(node, pairing)| Standby { node: node.into(), pairing }),
     }
+}
+
+fn silence() -> ArbiterError {
+    let trouble = Trouble::Storage { at: "listing", errno: Errno::EIO };
+    ArbiterError { place: Place::File("/shared/web.cell".into()), trouble }
 }
 
 impl Rig {
@@ -63,7 +68,7 @@ impl Rig {
     }
 
     fn not_attempted(&mut self) -> Vec<Command> {
-        self.on(Event::CellSet(Outcome::NotAttempted("refused".into())))
+        self.on(Event::CellSet(Outcome::NotAttempted(silence())))
     }
 
     /// Node a, primary, solo in generation 1.
@@ -88,7 +93,7 @@ impl Rig {
     fn protected() -> Self {
         let mut rig = Self::enlisting();
         rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))));
-        assert_eq!(rig.core.view().state, ViewState::Protected);
+        assert_eq!(rig.core.view().state, State::Protected);
         rig
     }
 
@@ -104,7 +109,7 @@ impl Rig {
     fn sealed() -> Self {
         let mut rig = Self::new("b", "a", StartAs::Backup);
         rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
-        rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, resumed: false });
+        rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: Welcome::Copy });
         let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
         assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 1, stamp: 3 }]);
         rig
@@ -144,7 +149,7 @@ fn releases(commands: &[Command]) -> bool {
 #[test]
 fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again() {
     let mut rig = Rig::orphaned();
-    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, resumed: true });
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: Welcome::ResumeAfter(1) });
     rig.on(Event::Heartbeat { conn: 8, stamp: 9 });
     rig.lose(8);
     // The promise that went with the echo is fresh: the late answer must not lead to a take-over.
@@ -153,7 +158,7 @@ fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again(
     assert_eq!(asks(&rig.tick_after(LEASE_US)), None);
     // Nor to a discard of what the cell came to name in the meantime.
     let mut rig = Rig::orphaned();
-    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 6, resumed: false });
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 6, how: Welcome::Copy });
     rig.on(Event::Sealed { conn: 8, pairing: 6, epoch: 1, stamp: 9 });
     rig.lose(8);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
@@ -202,7 +207,7 @@ fn a_vm_that_is_shut_down_stands_still_before_the_cell_is_given_up() {
 }
 
 #[test]
-fn a_stop_whose_hand_over_fails_still_stops() {
+fn a_stop_whose_switchover_loses_the_peer_still_stops() {
     let mut rig = Rig::protected();
     rig.on(Event::StopRequested);
     rig.on(Event::FinalCaptured { epoch: 2 });
@@ -223,12 +228,120 @@ fn a_stop_waits_for_the_cell_that_may_name_this_node_alone() {
 
     let mut rig = Rig::alone();
     rig.on(Event::StopRequested);
-    // It certainly still names the backup, which can go on.
-    assert!(exits(&rig.not_attempted()));
+    // It still names the backup. Nobody knows whether that one can go on: this copy is kept.
+    assert!(!exits(&rig.not_attempted()));
+    assert!(!exits(&rig.tick_after(10 * LEASE_US)));
+    // The backup is back: the VM moves.
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    rig.not_attempted();
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(commands.contains(&Command::FinalCheckpoint), "{commands:?}");
 }
 
 #[test]
-fn a_hand_over_goes_on_when_a_lapsed_permit_is_renewed() {
+fn a_stop_that_cannot_move_the_vm_leaves_it_running() {
+    let mut rig = Rig::protected();
+    rig.on(Event::StopRequested);
+    rig.on(Event::FinalCaptured { epoch: 1 });
+    let why = "the arbiter does not answer".to_string();
+    let commands = rig.on(Event::SwitchoverDeclined { conn: 7, why });
+    assert!(commands.contains(&Command::Thaw) && !exits(&commands), "{commands:?}");
+    assert_eq!(rig.core.view().state, State::Protected);
+}
+
+#[test]
+fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
+    let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
+    let mut rig = Rig::sealed();
+    let commands = rig.on(Event::StopRequested);
+    assert!(matches!(
+        commands[..],
+        [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }, Command::ReadCell]
+    ));
+    assert_eq!(rig.on(named()), [], "the primary may be dying at this moment");
+    assert_eq!(rig.tick_after(20_000), [Command::ReadCell]);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(3, Some("a"), None)))));
+    assert!(commands.contains(&Command::Discard) && exits(&commands), "{commands:?}");
+
+    // A primary that never goes on without it is dead, and this is the last copy.
+    let mut rig = Rig::sealed();
+    rig.on(Event::StopRequested);
+    rig.tick_after(600_000);
+    let commands = rig.on(named());
+    assert!(commands.contains(&Command::Verify { epoch: 1 }) && !exits(&commands), "{commands:?}");
+
+    // So is the copy of an orphan.
+    let mut rig = Rig::orphaned();
+    assert_eq!(rig.on(Event::StopRequested), []);
+    assert!(asks(&rig.on(named())).is_some());
+}
+
+#[test]
+fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
+    let mut rig = Rig::sealed();
+    let commands = rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    assert_eq!(commands, [Command::Verify { epoch: 1 }]);
+    let echo = Command::SendEcho { conn: 7, stamp: 9 };
+    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "the primary hears that it lives");
+    assert_eq!(rig.on(Event::Verified { epoch: 1 }), [Command::ReadCell]);
+    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 10 }), [], "it may have asked for the cell");
+
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    let commands = rig.on(Event::StateLost("diverged".into()));
+    assert!(commands.contains(&Command::Discard), "{commands:?}");
+}
+
+#[test]
+fn what_the_host_fails_ends_the_process_and_leaves_the_cell_alone() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::MachineFailed("no memory".into()));
+    assert!(commands[0] == Command::StopVm && exits(&commands) && asks(&commands).is_none(), "{commands:?}");
+}
+
+#[test]
+fn a_vm_that_never_ran_leaves_a_cell_that_names_nobody() {
+    let mut rig = Rig::solo();
+    let commands = rig.on(Event::BootFailed("no kernel".into()));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)), "{commands:?}");
+    rig.not_attempted();
+    assert!(asks(&rig.tick_after(10 * LEASE_US)).is_some(), "however long the arbiter is away");
+    assert!(exits(&rig.won(cell(2, None, None))));
+}
+
+#[test]
+fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
+    let misfit = || Event::DialFailed { why: "another memory size".into(), permanent: true };
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(rig.on(Event::DialFailed { why: "no answer".into(), permanent: false }), []);
+    assert!(exits(&rig.on(misfit())));
+    assert!(!exits(&Rig::orphaned().on(misfit())), "it may have to go on with the VM");
+}
+
+#[test]
+fn an_ack_that_cannot_be_ends_the_connection() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::AckRefused { conn: 7, why: "epoch 9 was never sent".into() });
+    assert!(commands.contains(&Command::DropLink { conn: 7 }) && !releases(&commands), "{commands:?}");
+}
+
+#[test]
+fn a_vm_that_is_over_is_booted_when_the_operator_starts_the_other_node() {
+    let mut rig = Rig::new("a", "b", StartAs::Primary);
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("b"), None)))));
+    rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
+    assert_eq!(rig.tick_after(LEASE_US), [], "not by itself");
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 3, held: None });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }, Command::ReadCell]), "{commands:?}");
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(3, None, None)))));
+    assert_eq!(commands, [Command::StopDialling, Command::ReadCell]);
+    rig.on(Event::CellRead(Ok(Some(cell(3, None, None)))));
+    assert!(rig.won(cell(4, Some("a"), None)).contains(&Command::Boot));
+}
+
+#[test]
+fn a_switchover_goes_on_when_a_lapsed_permit_is_renewed() {
     let mut rig = Rig::protected();
     rig.on(Event::SwitchoverRequested);
     rig.on(Event::FinalCaptured { epoch: 2 });
@@ -238,7 +351,7 @@ fn a_hand_over_goes_on_when_a_lapsed_permit_is_renewed() {
     // The ack answers an old stamp: its permission is over.
     rig.on(Event::Ack { conn: 7, epoch: 2, stamp: 0 });
     let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now });
-    assert!(commands.contains(&Command::SendHandOver { conn: 7, epoch: 2 }), "{commands:?}");
+    assert!(commands.contains(&Command::SendOffer { conn: 7, epoch: 2 }), "{commands:?}");
 }
 
 #[test]
@@ -263,7 +376,8 @@ fn a_backup_that_comes_back_is_told_that_it_is_paired() {
 fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
     let mut rig = Rig::sealed();
     rig.lose(7);
-    let commands = rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, resumed: true });
+    let commands =
+        rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: Welcome::ResumeAfter(1) });
     assert_eq!(commands, [Command::Dial]);
 }
 
@@ -293,7 +407,8 @@ fn a_checkpoint_sealed_as_its_connection_ended_is_held() {
 #[test]
 fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
     let mut rig = Rig::sealed();
-    rig.on(Event::HandedOver { conn: 7, epoch: 1 });
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    rig.on(Event::Verified { epoch: 1 });
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     let commands = rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
     assert!(!commands.contains(&Command::Discard));
@@ -340,10 +455,15 @@ fn a_welcome_that_comes_while_the_cell_is_asked_for_is_not_followed() {
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     assert!(asks(&commands).is_some());
     let follows = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::Follow { .. }));
-    assert!(!follows(&rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, resumed: true })));
+    assert!(!follows(&rig.on(Event::Welcomed {
+        conn: 8,
+        generation: 2,
+        pairing: 5,
+        how: Welcome::ResumeAfter(1)
+    })));
     rig.won(cell(3, Some("b"), None));
     // It runs the VM now: what was welcomed before must not take the machine down.
-    assert!(!follows(&rig.on(Event::Welcomed { conn: 9, generation: 2, pairing: 6, resumed: false })));
+    assert!(!follows(&rig.on(Event::Welcomed { conn: 9, generation: 2, pairing: 6, how: Welcome::Copy })));
 }
 
 #[test]
@@ -363,7 +483,7 @@ fn a_broken_pairing_is_never_resumed() {
     let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
     assert_eq!(commands, [welcome]);
     rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "news of the past".into() });
-    assert_eq!(rig.core.view().state, ViewState::Resyncing);
+    assert_eq!(rig.core.view().state, State::Resyncing);
 }
 
 #[test]
@@ -385,8 +505,8 @@ fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() 
     assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::Dial]);
     assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
     assert_eq!(rig.on(Event::StateLost(why())), [], "there is nothing to lose any more");
-    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, resumed: false };
-    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, resumed: false }]);
+    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, how: Welcome::Copy };
+    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, how: Welcome::Copy }]);
 }
 
 #[test]
@@ -415,4 +535,23 @@ fn a_backup_asks_for_the_cell_only_when_all_that_it_holds_is_verified() {
     rig.on(named());
     assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard, Command::Dial]);
     assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+}
+
+#[test]
+fn a_peer_is_suspected_when_it_falls_silent_or_its_connection_breaks_not_when_it_leaves() {
+    for suspected in [
+        |rig: &mut Rig| drop(rig.lose(7)),
+        |rig: &mut Rig| drop(rig.tick_after(150_000)),
+        |rig: &mut Rig| drop(rig.on(Event::PeerGone { conn: 9, why: Gone::Lost("a stranger's".into()) })),
+        |rig: &mut Rig| drop(rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("stopping".into()) })),
+    ]
+    .map(|event| {
+        [Rig::protected(), Rig::sealed()].map(|mut rig| (event(&mut rig), rig.core.view().suspicions).1)
+    })
+    .chunks(2)
+    .zip([1, 0])
+    {
+        let (seen, times) = suspected;
+        assert_eq!(seen, [[times; 2]; 2]);
+    }
 }

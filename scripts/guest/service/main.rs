@@ -2,7 +2,7 @@
 //! argument `bench` it does a fixed amount of integer work instead.
 
 mod bench;
-#[path = "../../../vm/src/layout.rs"]
+#[path = "../../../vm/ram/src/layout.rs"]
 #[allow(dead_code)]
 mod layout;
 #[path = "../../../vm/guest/src/kv/mod.rs"]

@@ -3,14 +3,14 @@
 
 use super::Spread;
 use ft_checkpoint::arena::Capture;
-use ft_checkpoint::bench_support::{Kind, mixed_pages, page_pair};
+use ft_checkpoint::bench_support::{ContentKind, mixed_pages, page_pair};
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::page::Page;
 use ft_checkpoint::receiver::{Limits, Receiver};
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
-use ft_vm::layout::PAGE_SIZE;
-use ft_vm::memory::{GuestRam, PageIndex};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{GuestRam, PageIndex};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ type Pages = (Vec<Page>, Vec<Page>);
 /// One line of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct CodecFigures {
-    /// Kind of page.
+    /// ContentKind of page.
     pub kind: &'static str,
     /// Primary: pages to frames.
     pub encode_gb_per_s: f64,
@@ -39,11 +39,11 @@ pub fn measure(time: Duration) -> anyhow::Result<Vec<CodecFigures>> {
     let of = |kind| (0..PAGES as u64).map(|seed| page_pair(kind, seed)).unzip();
     let kinds: [(&str, Pages); 6] = [
         ("mixed", mixed_pages(PAGES, 1)),
-        ("zero", of(Kind::Zero)),
-        ("same", of(Kind::Same)),
-        ("small change", of(Kind::SmallDelta)),
-        ("new, structured", of(Kind::Structured)),
-        ("new, random", of(Kind::Random)),
+        ("zero", of(ContentKind::Zero)),
+        ("same", of(ContentKind::Same)),
+        ("small change", of(ContentKind::SmallDelta)),
+        ("new, structured", of(ContentKind::Structured)),
+        ("new, random", of(ContentKind::Random)),
     ];
     kinds.into_iter().map(|(kind, (before, now))| measure_kind(kind, &before, &now, time)).collect()
 }

@@ -2,22 +2,17 @@
 //! epochs in the daemon's order (stop, harvest, capture, copy, resume), and what follows the pause: encoding, then sending
 //! over a TCP connection until the backup's receiver has sealed it.
 
-// The guest and its boot are those of the machine's own tests.
-#[path = "../../../vm/tests/common/mod.rs"]
-#[allow(missing_docs, clippy::undocumented_unsafe_blocks)]
-mod common;
-
 use super::Spread;
 use anyhow::{Context, ensure};
-use common::{boot_code, machine, spec, sweep};
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::copy::FullCopy;
 use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::receiver::{Limits, Received, Receiver};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
-use ft_vm::memory::GuestRam;
+use ft_ram::GuestRam;
 use ft_vm::spec::EngineKind;
+use ft_vm::testing::{boot_code, machine, spec, sweep};
 use serde::Serialize;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -6,7 +6,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use ft_tests::kv::connection::Connection;
-use ft_tests::kv::run::{Plan, Summary, run};
+use ft_tests::kv::run::{LoadPlan, Summary, run};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -126,7 +126,7 @@ fn call(addr: SocketAddr, timeout_s: f64, request: &str) -> ExitCode {
 }
 
 fn check(args: RunArgs) -> ExitCode {
-    let plan = Plan {
+    let plan = LoadPlan {
         addr: args.addr,
         name: args.name.unwrap_or_else(|| format!("c{}", std::process::id())),
         keys: usize::from(args.keys),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use ft_tests::proxy::mangle::Mode;
-use ft_tests::proxy::relay::{Direction, Log, Options, serve, tell};
+use ft_tests::proxy::mangle::MangleMode;
+use ft_tests::proxy::relay::{Direction, ProxyLog, ProxyOptions, serve, tell};
 use serde_json::json;
 
 /// Stands between two daemons and harms the stream; says on stdout, in JSON lines, what it did.
@@ -23,7 +23,7 @@ struct Cli {
     to: SocketAddr,
     /// The fault [default: each connection's is drawn by the seed]
     #[arg(long)]
-    mode: Option<Mode>,
+    mode: Option<MangleMode>,
     /// The direction harmed, seen from the side that connects [default: drawn by the seed]
     #[arg(long)]
     direction: Option<Direction>,
@@ -48,9 +48,9 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     let listener =
         TcpListener::bind(cli.listen).with_context(|| format!("cannot listen on {}", cli.listen))?;
-    let log: Log = Arc::new(Mutex::new(io::stdout()));
+    let log: ProxyLog = Arc::new(Mutex::new(io::stdout()));
     tell(&log, json!({"event": "listening", "listen": listener.local_addr()?.to_string()}));
-    let options = Options {
+    let options = ProxyOptions {
         to: cli.to,
         mode: cli.mode,
         direction: cli.direction,

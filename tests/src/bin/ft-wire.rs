@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ft_tests::wire::capture::Listener;
 use ft_tests::wire::check::check;
-use ft_tests::wire::frame::Mac;
+use ft_tests::wire::frame::MacAddress;
 use ft_tests::wire::owners::{Watcher, now_ns, read_history};
-use ft_tests::wire::speakers::{Capture, Recorder};
+use ft_tests::wire::speakers::{CaptureRecord, CaptureRecorder};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -59,7 +59,7 @@ struct CaptureArgs {
     ports: Vec<(String, String)>,
     /// The VM's MAC address
     #[arg(long)]
-    mac: Mac,
+    mac: MacAddress,
     /// Where the record goes
     #[arg(long)]
     out: PathBuf,
@@ -81,7 +81,7 @@ fn main() -> Result<ExitCode> {
         Command::Check { capture, owners } => {
             let text =
                 fs::read_to_string(&capture).with_context(|| format!("cannot read {}", capture.display()))?;
-            let capture: Capture = serde_json::from_str(&text)
+            let capture: CaptureRecord = serde_json::from_str(&text)
                 .with_context(|| format!("{} is no capture", capture.display()))?;
             let verdict = check(&capture, &read_history(&owners)?);
             println!("{}", serde_json::to_string_pretty(&verdict)?);
@@ -111,7 +111,7 @@ fn capture(args: &CaptureArgs) -> Result<()> {
     let (nodes, interfaces): (Vec<_>, Vec<_>) =
         args.ports.iter().map(|(n, i)| (n.clone(), i.as_str())).unzip();
     let listener = Listener::new(&interfaces, args.mac)?;
-    let mut recorder = Recorder::new(nodes, now_ns()?);
+    let mut recorder = CaptureRecorder::new(nodes, now_ns()?);
     say_ready()?;
     listener.run(stop.as_fd(), |heard| recorder.add(heard.port, heard.at_ns, heard.frame))?;
     let capture = recorder.finish(now_ns()?, listener.dropped()?);

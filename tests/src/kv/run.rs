@@ -20,7 +20,7 @@ const COMPLAINTS_MAX: usize = 10;
 
 /// What to do.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct LoadPlan {
     /// The service.
     pub addr: SocketAddr,
     /// Begins the names of this client's keys: two clients at a time need two.
@@ -45,7 +45,7 @@ pub struct Plan {
 
 /// How it goes.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Progress {
+pub struct LoadProgress {
     /// Since the start.
     pub t_ms: u64,
     /// The clock on the wall.
@@ -99,15 +99,15 @@ impl Summary {
 }
 
 /// Runs until `stop` says so; `tell` is called every 200 ms, also while an answer is waited for.
-pub fn run(plan: &Plan, stop: &dyn Fn() -> bool, tell: &mut dyn FnMut(&Progress)) -> Summary {
+pub fn run(plan: &LoadPlan, stop: &dyn Fn() -> bool, tell: &mut dyn FnMut(&LoadProgress)) -> Summary {
     let mut client = Client::new(plan, tell);
     let outcome = client.connect().and_then(|()| client.work(stop)).and_then(|()| client.read_back());
     client.summary(outcome.err())
 }
 
 struct Client<'a> {
-    plan: &'a Plan,
-    tell: &'a mut dyn FnMut(&Progress),
+    plan: &'a LoadPlan,
+    tell: &'a mut dyn FnMut(&LoadProgress),
     connection: Option<Connection>,
     keys: Vec<Key>,
     random: SmallRng,
@@ -129,7 +129,7 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn new(plan: &'a Plan, tell: &'a mut dyn FnMut(&Progress)) -> Self {
+    fn new(plan: &'a LoadPlan, tell: &'a mut dyn FnMut(&LoadProgress)) -> Self {
         let now = Instant::now();
         Self {
             plan,
@@ -290,7 +290,7 @@ impl<'a> Client<'a> {
         if self.told.elapsed() < PROGRESS_EVERY {
             return;
         }
-        (self.tell)(&Progress {
+        (self.tell)(&LoadProgress {
             t_ms: self.started.elapsed().as_millis() as u64,
             unix_ms: unix_ms(),
             ops: self.ops,

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Mode {
+pub enum MangleMode {
     /// Nothing is harmed.
     Pass,
     /// One byte is changed.
@@ -28,7 +28,7 @@ pub enum Mode {
     Replay,
 }
 
-impl Mode {
+impl MangleMode {
     /// The modes that harm something.
     pub const FAULTS: [Self; 7] = [
         Self::Corrupt,
@@ -43,9 +43,9 @@ impl Mode {
 
 /// One fault, settled in every detail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-pub struct Plan {
+pub struct ManglePlan {
     /// What is done.
-    pub mode: Mode,
+    pub mode: MangleMode,
     /// To the byte at this offset of the stream.
     pub at_byte: u64,
     /// Length of the pieces for reorder and replay, at least 1.
@@ -56,9 +56,9 @@ pub struct Plan {
     pub delay_ms: u64,
 }
 
-impl Plan {
+impl ManglePlan {
     /// The fault that `seed` stands for, somewhere in `after_bytes..=after_bytes + spread_bytes`.
-    pub fn from_seed(mode: Mode, seed: u64, after_bytes: u64, spread_bytes: u64) -> Self {
+    pub fn from_seed(mode: MangleMode, seed: u64, after_bytes: u64, spread_bytes: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         Self {
             mode,
@@ -72,7 +72,7 @@ impl Plan {
 
 /// What to do next with the stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Act {
+pub enum MangleAct {
     /// Send these bytes on.
     Send(Vec<u8>),
     /// Report that the fault happened.
@@ -90,7 +90,7 @@ pub enum Act {
 /// Applies a plan, once, to one direction of one connection.
 #[derive(Debug)]
 pub struct Mangler {
-    plan: Plan,
+    plan: ManglePlan,
     passed_bytes: u64,
     stage: Stage,
 }
@@ -105,13 +105,13 @@ enum Stage {
 
 impl Mangler {
     /// A mangler at the start of a stream.
-    pub fn new(plan: Plan) -> Self {
-        let stage = if plan.mode == Mode::Pass { Stage::Done } else { Stage::Before };
+    pub fn new(plan: ManglePlan) -> Self {
+        let stage = if plan.mode == MangleMode::Pass { Stage::Done } else { Stage::Before };
         Self { plan, passed_bytes: 0, stage }
     }
 
     /// Takes the next bytes of the stream.
-    pub fn feed(&mut self, chunk: &[u8]) -> Vec<Act> {
+    pub fn feed(&mut self, chunk: &[u8]) -> Vec<MangleAct> {
         let mut acts = Vec::new();
         let mut rest = chunk;
         if let Stage::Before = self.stage {
@@ -133,7 +133,7 @@ impl Mangler {
     }
 
     /// The stream has ended: what is still held back goes out as it is.
-    pub fn finish(&mut self) -> Vec<Act> {
+    pub fn finish(&mut self) -> Vec<MangleAct> {
         let mut acts = Vec::new();
         if let Stage::Collecting(held) = std::mem::replace(&mut self.stage, Stage::Done) {
             send(&mut acts, &held);
@@ -141,48 +141,48 @@ impl Mangler {
         acts
     }
 
-    fn strike<'a>(&mut self, bytes: &'a [u8], acts: &mut Vec<Act>) -> &'a [u8] {
+    fn strike<'a>(&mut self, bytes: &'a [u8], acts: &mut Vec<MangleAct>) -> &'a [u8] {
         self.stage = Stage::Done;
         match self.plan.mode {
-            Mode::Pass => bytes,
-            Mode::Corrupt => {
+            MangleMode::Pass => bytes,
+            MangleMode::Corrupt => {
                 let (first, rest) = bytes.split_at(1);
-                acts.extend([Act::Report, Act::Send(vec![first[0] ^ self.plan.mask])]);
+                acts.extend([MangleAct::Report, MangleAct::Send(vec![first[0] ^ self.plan.mask])]);
                 rest
             }
-            Mode::Truncate => {
-                acts.extend([Act::Report, Act::End]);
+            MangleMode::Truncate => {
+                acts.extend([MangleAct::Report, MangleAct::End]);
                 &[]
             }
-            Mode::DropConnection => {
-                acts.extend([Act::Report, Act::Reset]);
+            MangleMode::DropConnection => {
+                acts.extend([MangleAct::Report, MangleAct::Reset]);
                 &[]
             }
-            Mode::Stall => {
-                acts.extend([Act::Report, Act::Swallow]);
+            MangleMode::Stall => {
+                acts.extend([MangleAct::Report, MangleAct::Swallow]);
                 &[]
             }
-            Mode::Delay => {
-                acts.extend([Act::Report, Act::Pause(Duration::from_millis(self.plan.delay_ms))]);
+            MangleMode::Delay => {
+                acts.extend([MangleAct::Report, MangleAct::Pause(Duration::from_millis(self.plan.delay_ms))]);
                 bytes
             }
-            Mode::Reorder | Mode::Replay => {
+            MangleMode::Reorder | MangleMode::Replay => {
                 self.stage = Stage::Collecting(Vec::new());
                 bytes
             }
         }
     }
 
-    fn collect<'a>(&mut self, bytes: &'a [u8], acts: &mut Vec<Act>) -> &'a [u8] {
+    fn collect<'a>(&mut self, bytes: &'a [u8], acts: &mut Vec<MangleAct>) -> &'a [u8] {
         let Stage::Collecting(held) = &mut self.stage else { return bytes };
         let piece = self.plan.piece_bytes;
-        let wanted = if self.plan.mode == Mode::Reorder { piece * 2 } else { piece };
+        let wanted = if self.plan.mode == MangleMode::Reorder { piece * 2 } else { piece };
         let (taken, rest) = bytes.split_at((wanted - held.len()).min(bytes.len()));
         held.extend_from_slice(taken);
         if held.len() == wanted {
-            acts.push(Act::Report);
+            acts.push(MangleAct::Report);
             let (first, second) = held.split_at(piece);
-            if self.plan.mode == Mode::Reorder {
+            if self.plan.mode == MangleMode::Reorder {
                 send(acts, second);
                 send(acts, first);
             } else {
@@ -195,9 +195,9 @@ impl Mangler {
     }
 }
 
-fn send(acts: &mut Vec<Act>, bytes: &[u8]) {
+fn send(acts: &mut Vec<MangleAct>, bytes: &[u8]) {
     if !bytes.is_empty() {
-        acts.push(Act::Send(bytes.to_vec()));
+        acts.push(MangleAct::Send(bytes.to_vec()));
     }
 }
 
@@ -207,25 +207,25 @@ mod tests {
 
     use super::*;
 
-    fn plan(mode: Mode, at_byte: u64, piece_bytes: usize) -> Plan {
-        Plan { mode, at_byte, piece_bytes, mask: 0x80, delay_ms: 10 }
+    fn plan(mode: MangleMode, at_byte: u64, piece_bytes: usize) -> ManglePlan {
+        ManglePlan { mode, at_byte, piece_bytes, mask: 0x80, delay_ms: 10 }
     }
 
     /// What comes out when `stream` is fed in chunks of `chunk` bytes: the bytes, and the other acts.
-    fn run(plan: Plan, stream: &[u8], chunk: usize) -> (Vec<u8>, Vec<Act>) {
+    fn run(plan: ManglePlan, stream: &[u8], chunk: usize) -> (Vec<u8>, Vec<MangleAct>) {
         let mut mangler = Mangler::new(plan);
-        let mut acts: Vec<Act> = stream.chunks(chunk).flat_map(|chunk| mangler.feed(chunk)).collect();
+        let mut acts: Vec<MangleAct> = stream.chunks(chunk).flat_map(|chunk| mangler.feed(chunk)).collect();
         acts.extend(mangler.finish());
         let mut bytes = Vec::new();
         let mut others = Vec::new();
         for act in acts {
             match act {
-                Act::Send(sent) => bytes.extend(sent),
-                Act::End | Act::Reset | Act::Swallow => {
+                MangleAct::Send(sent) => bytes.extend(sent),
+                MangleAct::End | MangleAct::Reset | MangleAct::Swallow => {
                     others.push(act);
                     break;
                 }
-                Act::Report | Act::Pause(_) => others.push(act),
+                MangleAct::Report | MangleAct::Pause(_) => others.push(act),
             }
         }
         (bytes, others)
@@ -233,32 +233,34 @@ mod tests {
 
     #[test]
     fn corruption_changes_exactly_the_byte_chosen() {
-        let (bytes, acts) = run(plan(Mode::Corrupt, 5, 1), b"0123456789", 3);
+        let (bytes, acts) = run(plan(MangleMode::Corrupt, 5, 1), b"0123456789", 3);
         assert_eq!(bytes, b"01234\xb56789");
-        assert_eq!(acts, [Act::Report]);
+        assert_eq!(acts, [MangleAct::Report]);
     }
 
     #[test]
     fn the_ends_come_after_exactly_the_bytes_chosen() {
-        for (mode, act) in
-            [(Mode::Truncate, Act::End), (Mode::DropConnection, Act::Reset), (Mode::Stall, Act::Swallow)]
-        {
+        for (mode, act) in [
+            (MangleMode::Truncate, MangleAct::End),
+            (MangleMode::DropConnection, MangleAct::Reset),
+            (MangleMode::Stall, MangleAct::Swallow),
+        ] {
             let (bytes, acts) = run(plan(mode, 4, 1), b"0123456789", 3);
-            assert_eq!((bytes.as_slice(), acts), (&b"0123"[..], vec![Act::Report, act]));
+            assert_eq!((bytes.as_slice(), acts), (&b"0123"[..], vec![MangleAct::Report, act]));
         }
     }
 
     #[test]
     fn pieces_change_places_or_come_twice() {
-        assert_eq!(run(plan(Mode::Reorder, 2, 3), b"0123456789", 4).0, b"0156723489");
-        assert_eq!(run(plan(Mode::Replay, 2, 3), b"0123456789", 4).0, b"0123423456789");
+        assert_eq!(run(plan(MangleMode::Reorder, 2, 3), b"0123456789", 4).0, b"0156723489");
+        assert_eq!(run(plan(MangleMode::Replay, 2, 3), b"0123456789", 4).0, b"0123423456789");
     }
 
     #[test]
     fn a_seed_stands_for_one_plan_within_its_bounds() {
         for seed in 0..200 {
-            let plan = Plan::from_seed(Mode::Corrupt, seed, 1000, 50);
-            assert_eq!(plan, Plan::from_seed(Mode::Corrupt, seed, 1000, 50));
+            let plan = ManglePlan::from_seed(MangleMode::Corrupt, seed, 1000, 50);
+            assert_eq!(plan, ManglePlan::from_seed(MangleMode::Corrupt, seed, 1000, 50));
             assert!((1000..=1050).contains(&plan.at_byte) && plan.mask != 0 && plan.piece_bytes > 0);
         }
     }
@@ -269,7 +271,7 @@ mod tests {
             stream in proptest::collection::vec(any::<u8>(), 0..300),
             chunk in 1usize..64,
             at_byte in 0u64..400,
-            mode in prop_oneof![Just(Mode::Pass), Just(Mode::Delay)],
+            mode in prop_oneof![Just(MangleMode::Pass), Just(MangleMode::Delay)],
         ) {
             prop_assert_eq!(run(plan(mode, at_byte, 7), &stream, chunk).0, stream);
         }
@@ -280,7 +282,7 @@ mod tests {
             chunk in 1usize..64,
             at_byte in 0u64..400,
             piece in 1usize..40,
-            mode in proptest::sample::select(&Mode::FAULTS),
+            mode in proptest::sample::select(&MangleMode::FAULTS),
         ) {
             let plan = plan(mode, at_byte, piece);
             prop_assert_eq!(run(plan, &stream, chunk), run(plan, &stream, stream.len().max(1)));

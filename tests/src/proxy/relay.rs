@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::distance::Distant;
-use super::mangle::{Act, Mangler, Mode, Plan};
+use super::mangle::{MangleAct, MangleMode, ManglePlan, Mangler};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -33,11 +33,11 @@ pub enum Direction {
 
 /// Where the proxy stands and what it does.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ProxyOptions {
     /// The far end.
     pub to: SocketAddr,
     /// The fault; `None`: each connection's is drawn by the seed.
-    pub mode: Option<Mode>,
+    pub mode: Option<MangleMode>,
     /// The direction harmed; `None`: drawn by the seed.
     pub direction: Option<Direction>,
     /// Stands for everything that is drawn.
@@ -53,10 +53,10 @@ pub struct Options {
 }
 
 /// Where the lines go.
-pub type Log = Arc<Mutex<dyn Write + Send>>;
+pub type ProxyLog = Arc<Mutex<dyn Write + Send>>;
 
 /// Accepts connections for ever; returns only with an error of the listener.
-pub fn serve(listener: &TcpListener, options: &Options, log: &Log) -> Result<()> {
+pub fn serve(listener: &TcpListener, options: &ProxyOptions, log: &ProxyLog) -> Result<()> {
     let struck = Arc::new(AtomicU64::new(0));
     for connection in 0u64.. {
         let (near, from) = listener.accept().context("accept")?;
@@ -81,7 +81,7 @@ pub fn serve(listener: &TcpListener, options: &Options, log: &Log) -> Result<()>
 }
 
 /// Writes one line with the time.
-pub fn tell(log: &Log, mut line: serde_json::Value) {
+pub fn tell(log: &ProxyLog, mut line: serde_json::Value) {
     if let Some(fields) = line.as_object_mut() {
         fields.insert("t_ns".into(), crate::wire::owners::now_ns().unwrap_or(0).into());
     }
@@ -90,27 +90,27 @@ pub fn tell(log: &Log, mut line: serde_json::Value) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn plan(options: &Options, connection: u64, struck: u64) -> (Plan, Direction) {
+fn plan(options: &ProxyOptions, connection: u64, struck: u64) -> (ManglePlan, Direction) {
     // Neighbouring seeds and connections must not share their plans.
     let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(connection);
     let mode = match options.mode {
-        _ if struck >= options.count => Mode::Pass,
+        _ if struck >= options.count => MangleMode::Pass,
         Some(mode) => mode,
-        None => Mode::FAULTS[(seed >> 8) as usize % Mode::FAULTS.len()],
+        None => MangleMode::FAULTS[(seed >> 8) as usize % MangleMode::FAULTS.len()],
     };
     let drawn = if (seed >> 40) & 1 == 0 { Direction::Forward } else { Direction::Back };
     (
-        Plan::from_seed(mode, seed, options.after_bytes, options.spread_bytes),
+        ManglePlan::from_seed(mode, seed, options.after_bytes, options.spread_bytes),
         options.direction.unwrap_or(drawn),
     )
 }
 
 fn relay(
-    options: &Options,
+    options: &ProxyOptions,
     connection: u64,
     near: TcpStream,
     far: TcpStream,
-    log: &Log,
+    log: &ProxyLog,
     struck: &Arc<AtomicU64>,
 ) -> Result<()> {
     near.set_nodelay(true)?;
@@ -120,7 +120,8 @@ fn relay(
     let both = Arc::new(Both::default());
     let flow =
         |direction: Direction, from: &TcpStream, to: &TcpStream| -> io::Result<thread::JoinHandle<u64>> {
-            let plan = if direction == harmed { fault } else { Plan { mode: Mode::Pass, ..fault } };
+            let plan =
+                if direction == harmed { fault } else { ManglePlan { mode: MangleMode::Pass, ..fault } };
             let reader = from.try_clone()?;
             let mut flow = Flow {
                 direction,
@@ -164,10 +165,10 @@ struct Flow {
     from: TcpStream,
     to: TcpStream,
     mangler: Mangler,
-    plan: Plan,
+    plan: ManglePlan,
     both: Arc<Both>,
     struck: Arc<AtomicU64>,
-    log: Log,
+    log: ProxyLog,
 }
 
 impl Flow {
@@ -201,35 +202,35 @@ impl Flow {
     }
 
     /// Whether the stream goes on.
-    fn perform(&mut self, acts: Vec<Act>) -> bool {
+    fn perform(&mut self, acts: Vec<MangleAct>) -> bool {
         for act in acts {
             match act {
-                Act::Send(_) if self.both.swallow.load(Ordering::SeqCst) => {}
-                Act::Send(bytes) => {
+                MangleAct::Send(_) if self.both.swallow.load(Ordering::SeqCst) => {}
+                MangleAct::Send(bytes) => {
                     if self.to.write_all(&bytes).is_err() {
                         self.reset();
                         return false;
                     }
                 }
-                Act::Report => {
+                MangleAct::Report => {
                     self.struck.fetch_add(1, Ordering::SeqCst);
                     tell(
                         &self.log,
                         json!({"event": "fault", "connection": self.connection, "direction": self.direction, "plan": self.plan}),
                     );
                 }
-                Act::Pause(time) => thread::sleep(time),
-                Act::End => {
+                MangleAct::Pause(time) => thread::sleep(time),
+                MangleAct::End => {
                     for socket in [&self.to, &self.from] {
                         let _ = socket.shutdown(Shutdown::Both);
                     }
                     return false;
                 }
-                Act::Reset => {
+                MangleAct::Reset => {
                     self.reset();
                     return false;
                 }
-                Act::Swallow => self.both.swallow.store(true, Ordering::SeqCst),
+                MangleAct::Swallow => self.both.swallow.store(true, Ordering::SeqCst),
             }
         }
         true
@@ -251,7 +252,7 @@ mod tests {
     use super::*;
 
     /// A far end that sends back what it gets, behind a proxy; the address to connect to.
-    fn proxied(options: Options) -> SocketAddr {
+    fn proxied(options: ProxyOptions) -> SocketAddr {
         let far = TcpListener::bind("127.0.0.1:0").unwrap();
         let to = far.local_addr().unwrap();
         thread::spawn(move || {
@@ -265,13 +266,13 @@ mod tests {
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let log: Log = Arc::new(Mutex::new(io::sink()));
-        thread::spawn(move || serve(&listener, &Options { to, ..options }, &log));
+        let log: ProxyLog = Arc::new(Mutex::new(io::sink()));
+        thread::spawn(move || serve(&listener, &ProxyOptions { to, ..options }, &log));
         address
     }
 
-    fn options(mode: Mode) -> Options {
-        Options {
+    fn options(mode: MangleMode) -> ProxyOptions {
+        ProxyOptions {
             to: "127.0.0.1:1".parse().unwrap(),
             mode: Some(mode),
             direction: Some(Direction::Forward),
@@ -295,7 +296,7 @@ mod tests {
 
     #[test]
     fn one_connection_is_corrupted_and_the_next_passes() {
-        let address = proxied(options(Mode::Corrupt));
+        let address = proxied(options(MangleMode::Corrupt));
         let back = echo(address).unwrap();
         assert_eq!(back.len(), 100);
         assert_eq!(back.iter().filter(|&&byte| byte != 0).count(), 1);
@@ -306,7 +307,7 @@ mod tests {
     #[test]
     fn a_far_end_answers_late_and_completely() {
         let delay = Duration::from_millis(30);
-        let address = proxied(Options { delay, ..options(Mode::Pass) });
+        let address = proxied(ProxyOptions { delay, ..options(MangleMode::Pass) });
         let start = std::time::Instant::now();
         assert_eq!(echo(address).unwrap(), [0; 100]);
         assert!(start.elapsed() >= 2 * delay, "{:?}", start.elapsed());
@@ -314,19 +315,19 @@ mod tests {
 
     #[test]
     fn a_truncated_stream_ends_in_order() {
-        let back = echo(proxied(options(Mode::Truncate)));
+        let back = echo(proxied(options(MangleMode::Truncate)));
         assert!(back.is_ok_and(|back| back.len() <= 10));
     }
 
     #[test]
     fn a_dropped_connection_is_reset() {
-        let error = echo(proxied(options(Mode::DropConnection))).unwrap_err();
+        let error = echo(proxied(options(MangleMode::DropConnection))).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]
     fn a_stalled_connection_stays_open_and_says_nothing() {
-        let mut stream = TcpStream::connect(proxied(options(Mode::Stall))).unwrap();
+        let mut stream = TcpStream::connect(proxied(options(MangleMode::Stall))).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         stream.write_all(&[0; 100]).unwrap();
         let mut back = Vec::new();

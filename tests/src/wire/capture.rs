@@ -17,7 +17,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeSpec;
 
-use super::frame::{Frame, Mac, SNAP_BYTES, parse};
+use super::frame::{EthernetFrame, MacAddress, SNAP_BYTES, parse};
 use super::owners::timespec_ns;
 
 /// Room for what arrives while the reader does not run.
@@ -31,19 +31,19 @@ pub struct Heard {
     /// When the kernel took it in (CLOCK_REALTIME).
     pub at_ns: u64,
     /// What it is.
-    pub frame: Frame,
+    pub frame: EthernetFrame,
 }
 
 /// An open capture.
 pub struct Listener {
     socket: OwnedFd,
     ports: HashMap<usize, usize>,
-    source: Mac,
+    source: MacAddress,
 }
 
 impl Listener {
     /// Listens on the interfaces named, for frames from `source`.
-    pub fn new(interfaces: &[&str], source: Mac) -> Result<Self> {
+    pub fn new(interfaces: &[&str], source: MacAddress) -> Result<Self> {
         let mut ports = HashMap::new();
         for (port, interface) in interfaces.iter().enumerate() {
             let index =

@@ -15,8 +15,8 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::frame::seq_before;
-use super::owners::Record;
-use super::speakers::{Burst, Capture, StreamKey, Stretch};
+use super::owners::CellRecord;
+use super::speakers::{Burst, CaptureRecord, StreamKey, Stretch};
 
 /// A frame may arrive this long after its speaker's window has ended: it was sent before and queued on the way.
 pub const LATE_NS: u64 = 10_000_000;
@@ -25,7 +25,7 @@ pub const EARLY_NS: u64 = 1_000_000;
 
 /// What [`check`] found.
 #[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Verdict {
+pub struct WireVerdict {
     /// No violation.
     pub ok: bool,
     /// Changes of speaker.
@@ -69,7 +69,7 @@ pub enum Rule {
     Evidence,
 }
 
-struct Window {
+struct EmitWindow {
     owner: Option<String>,
     generation: u64,
     from_ns: u64,
@@ -77,13 +77,13 @@ struct Window {
 }
 
 /// Applies all rules.
-pub fn check(capture: &Capture, history: &[Record]) -> Verdict {
+pub fn check(capture: &CaptureRecord, history: &[CellRecord]) -> WireVerdict {
     let mut violations = Vec::new();
     check_evidence(capture, &mut violations);
     let generations_unseen = check_history(history, &mut violations);
     check_ownership(&capture.speakers, &windows(history), &mut violations);
     check_coverage(&capture.speakers, &mut violations);
-    Verdict {
+    WireVerdict {
         ok: violations.is_empty(),
         switches: capture.switches,
         speakers: capture.speakers.iter().map(|stretch| stretch.port.clone()).collect(),
@@ -95,7 +95,7 @@ pub fn check(capture: &Capture, history: &[Record]) -> Verdict {
     }
 }
 
-fn check_evidence(capture: &Capture, violations: &mut Vec<Violation>) {
+fn check_evidence(capture: &CaptureRecord, violations: &mut Vec<Violation>) {
     let mut report = |count: u64, what: &str| {
         if count > 0 {
             violations.push(Violation {
@@ -110,7 +110,7 @@ fn check_evidence(capture: &Capture, violations: &mut Vec<Violation>) {
     report(capture.streams_left_out, "segments belong to TCP streams beyond the capture's bound");
 }
 
-fn check_history(history: &[Record], violations: &mut Vec<Violation>) -> u64 {
+fn check_history(history: &[CellRecord], violations: &mut Vec<Violation>) -> u64 {
     let mut unseen = 0;
     for pair in history.windows(2) {
         let [before, after] = pair else { continue };
@@ -130,15 +130,15 @@ fn check_history(history: &[Record], violations: &mut Vec<Violation>) -> u64 {
     unseen
 }
 
-fn windows(history: &[Record]) -> Vec<Window> {
-    let mut windows: Vec<Window> = Vec::new();
+fn windows(history: &[CellRecord]) -> Vec<EmitWindow> {
+    let mut windows: Vec<EmitWindow> = Vec::new();
     for record in history {
         match windows.last_mut() {
             Some(last) if last.owner == record.owner => continue,
             Some(last) => last.until_ns = record.t_ns.saturating_add(LATE_NS),
             None => {}
         }
-        windows.push(Window {
+        windows.push(EmitWindow {
             owner: record.owner.clone(),
             generation: record.generation,
             from_ns: record.written_ns.saturating_sub(EARLY_NS),
@@ -149,11 +149,11 @@ fn windows(history: &[Record]) -> Vec<Window> {
 }
 
 /// One violation for each stretch is enough to fail it; thousands of bursts would bury the first.
-fn check_ownership(speakers: &[Stretch], windows: &[Window], violations: &mut Vec<Violation>) {
+fn check_ownership(speakers: &[Stretch], windows: &[EmitWindow], violations: &mut Vec<Violation>) {
     let mut reached = 0;
     for (number, stretch) in speakers.iter().enumerate() {
         // A new speaker needs a window of its own, even within the tolerances of the times.
-        let mine = |window: &Window| window.owner.as_deref() == Some(&*stretch.port);
+        let mine = |window: &EmitWindow| window.owner.as_deref() == Some(&*stretch.port);
         for burst in &stretch.bursts {
             let found = windows.iter().enumerate().skip(reached).find(|(_, window)| {
                 mine(window) && window.from_ns <= burst.first_ns && burst.last_ns <= window.until_ns
@@ -173,11 +173,11 @@ fn ownership_violation(
     number: usize,
     stretch: &Stretch,
     burst: &Burst,
-    windows: &[Window],
+    windows: &[EmitWindow],
     reached: usize,
 ) -> Violation {
     let holder = match windows.iter().rev().find(|window| window.from_ns <= burst.last_ns) {
-        Some(Window { owner: Some(owner), generation, .. }) => {
+        Some(EmitWindow { owner: Some(owner), generation, .. }) => {
             format!("`{owner}` (since generation {generation})")
         }
         _ => "nobody".to_owned(),
@@ -230,14 +230,14 @@ fn check_coverage(speakers: &[Stretch], violations: &mut Vec<Violation>) {
 #[cfg(test)]
 mod tests {
     use super::super::frame::{parse, tests::tcp_frame};
-    use super::super::speakers::Recorder;
+    use super::super::speakers::CaptureRecorder;
     use super::*;
 
     const MS: u64 = 1_000_000;
 
     /// Frames as (time in ms, port, acknowledgement).
-    fn heard(frames: &[(u64, usize, u32)]) -> Capture {
-        let mut recorder = Recorder::new(vec!["alpha".into(), "beta".into()], 0);
+    fn heard(frames: &[(u64, usize, u32)]) -> CaptureRecord {
+        let mut recorder = CaptureRecorder::new(vec!["alpha".into(), "beta".into()], 0);
         for &(at, port, ack) in frames {
             recorder.add(port, at * MS, parse(&tcp_frame(0x10, 1, ack, 10)).unwrap());
         }
@@ -245,8 +245,8 @@ mod tests {
     }
 
     /// Owners as (time in ms, generation, owner).
-    fn owned(records: &[(u64, u64, &str)]) -> Vec<Record> {
-        let record = |&(at, generation, owner): &(u64, u64, &str)| Record {
+    fn owned(records: &[(u64, u64, &str)]) -> Vec<CellRecord> {
+        let record = |&(at, generation, owner): &(u64, u64, &str)| CellRecord {
             t_ns: at * MS,
             written_ns: at * MS,
             generation,
@@ -256,7 +256,7 @@ mod tests {
         records.iter().map(record).collect()
     }
 
-    fn rules(verdict: &Verdict) -> Vec<Rule> {
+    fn rules(verdict: &WireVerdict) -> Vec<Rule> {
         verdict.violations.iter().map(|violation| violation.rule).collect()
     }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_overs_there_and_back_pass() {
+    fn switchovers_there_and_back_pass() {
         let owners = owned(&[(0, 1, "alpha"), (300, 2, "beta"), (600, 3, "alpha")]);
         let verdict = check(&heard(&[(10, 0, 1), (310, 1, 5), (610, 0, 9)]), &owners);
         assert_eq!(verdict.violations, []);

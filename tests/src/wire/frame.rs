@@ -16,9 +16,9 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Mac(pub [u8; 6]);
+pub struct MacAddress(pub [u8; 6]);
 
-impl std::str::FromStr for Mac {
+impl std::str::FromStr for MacAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -41,7 +41,7 @@ impl std::str::FromStr for Mac {
 /// The kind of a frame, as far as the speakers' record tells them apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum FrameKind {
     /// An ARP request or reply.
     Arp,
     /// An ARP packet whose sender and target address are equal: "I am here now".
@@ -79,35 +79,35 @@ pub struct Segment {
 
 /// A frame as far as it was understood.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Frame {
+pub struct EthernetFrame {
     /// Source address.
-    pub source: Mac,
+    pub source: MacAddress,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FrameKind,
     /// Set when the frame is a TCP segment whose header was captured whole.
     pub segment: Option<Segment>,
 }
 
 /// Reads the headers of a frame; `None` when it is too short to have a source.
-pub fn parse(bytes: &[u8]) -> Option<Frame> {
-    let source = Mac(bytes.get(6..12)?.try_into().ok()?);
+pub fn parse(bytes: &[u8]) -> Option<EthernetFrame> {
+    let source = MacAddress(bytes.get(6..12)?.try_into().ok()?);
     let payload = bytes.get(14..)?;
     let mut segment = None;
     let kind = match be16(bytes, 12)? {
         ETHERTYPE_ARP if payload.get(14..18).is_some_and(|sender| payload.get(24..28) == Some(sender)) => {
-            Kind::ArpAnnouncement
+            FrameKind::ArpAnnouncement
         }
-        ETHERTYPE_ARP => Kind::Arp,
-        ETHERTYPE_RARP => Kind::Rarp,
-        ETHERTYPE_IPV6 => Kind::Ipv6,
+        ETHERTYPE_ARP => FrameKind::Arp,
+        ETHERTYPE_RARP => FrameKind::Rarp,
+        ETHERTYPE_IPV6 => FrameKind::Ipv6,
         ETHERTYPE_IPV4 if payload.get(9) == Some(&6) => {
             segment = parse_segment(payload);
-            Kind::Tcp
+            FrameKind::Tcp
         }
-        ETHERTYPE_IPV4 => Kind::Ipv4,
-        _ => Kind::Other,
+        ETHERTYPE_IPV4 => FrameKind::Ipv4,
+        _ => FrameKind::Other,
     };
-    Some(Frame { source, kind, segment })
+    Some(EthernetFrame { source, kind, segment })
 }
 
 fn parse_segment(ip: &[u8]) -> Option<Segment> {
@@ -158,7 +158,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(crate) const VM: Mac = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    pub(crate) const VM: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
 
     pub(crate) fn tcp_frame(flags: u8, seq: u32, ack: u32, data_bytes: u16) -> Vec<u8> {
         let mut bytes = vec![0xff; 6];
@@ -197,7 +197,7 @@ pub(crate) mod tests {
     #[test]
     fn a_segment_is_placed_in_its_stream() {
         let frame = parse(&tcp_frame(0x18, u32::MAX, 77, 10)).unwrap();
-        assert_eq!((frame.source, frame.kind), (VM, Kind::Tcp));
+        assert_eq!((frame.source, frame.kind), (VM, FrameKind::Tcp));
         let segment = frame.segment.unwrap();
         assert_eq!((segment.local_port, segment.peer), (7777, "10.77.0.100:40000".parse().unwrap()));
         assert_eq!((segment.seq, segment.seq_end, segment.ack), (u32::MAX, 9, Some(77)));
@@ -212,15 +212,15 @@ pub(crate) mod tests {
 
     #[test]
     fn an_announcement_is_told_from_a_question() {
-        assert_eq!(parse(&arp([10, 0, 0, 1], [10, 0, 0, 1])).unwrap().kind, Kind::ArpAnnouncement);
-        assert_eq!(parse(&arp([10, 0, 0, 1], [10, 0, 0, 2])).unwrap().kind, Kind::Arp);
+        assert_eq!(parse(&arp([10, 0, 0, 1], [10, 0, 0, 1])).unwrap().kind, FrameKind::ArpAnnouncement);
+        assert_eq!(parse(&arp([10, 0, 0, 1], [10, 0, 0, 2])).unwrap().kind, FrameKind::Arp);
     }
 
     #[test]
     fn a_mac_is_six_octets() {
         assert_eq!("52:54:00:00:00:01".parse(), Ok(VM));
         for wrong in ["", "52:54:00:00:00", "52:54:00:00:00:01:02", "52:54:00:00:00:1", "gg:54:00:00:00:01"] {
-            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+            assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
     }
 

@@ -28,7 +28,7 @@ const POLL_MS: u16 = 20;
 
 /// One value of the cell.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Record {
+pub struct CellRecord {
     /// When it was seen (CLOCK_REALTIME): the change had happened by then.
     pub t_ns: u64,
     /// The file's modification time: the change had not happened before.
@@ -70,7 +70,7 @@ pub fn parse_cell(text: &str) -> Result<(u64, Option<String>, Option<String>)> {
 }
 
 /// Reads the history that [`Watcher::run`] wrote.
-pub fn read_history(path: &Path) -> Result<Vec<Record>> {
+pub fn read_history(path: &Path) -> Result<Vec<CellRecord>> {
     let file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut records = Vec::new();
     for (number, line) in io::BufReader::new(file).lines().enumerate() {
@@ -134,7 +134,7 @@ impl Watcher {
 
     /// The generations that are new since the last call, in order. One that cannot be understood is an error, for then
     /// there is no history to hold anything against.
-    fn news(&mut self) -> Result<Vec<Record>> {
+    fn news(&mut self) -> Result<Vec<CellRecord>> {
         if !self.watches_cell && self.cell.is_dir() {
             watch(&self.inotify, &self.cell)?;
             self.watches_cell = true;
@@ -164,7 +164,7 @@ impl Watcher {
         Ok(records)
     }
 
-    fn read(&self, generation: u64) -> Result<Record> {
+    fn read(&self, generation: u64) -> Result<CellRecord> {
         let path = self.cell.join(format!("{generation:020}"));
         let failed = || format!("cannot read {}", path.display());
         let file = fs::File::open(&path).with_context(failed)?;
@@ -176,7 +176,7 @@ impl Watcher {
             bail!("{} holds generation {found}", path.display());
         }
         let written_ns = timespec_ns(TimeSpec::new(metadata.mtime(), metadata.mtime_nsec()));
-        Ok(Record { t_ns: now_ns()?, written_ns, generation, owner, standby })
+        Ok(CellRecord { t_ns: now_ns()?, written_ns, generation, owner, standby })
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
         fs::create_dir(&cell).unwrap();
         for generation in 1..=20 {
             set(&cell, generation, "alpha");
-            let record: Record = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            let record: CellRecord = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
             assert_eq!(record.generation, generation);
             assert!(record.written_ns <= record.t_ns);
         }

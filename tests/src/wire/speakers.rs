@@ -10,7 +10,7 @@ use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::{Frame, Kind, Segment, seq_before};
+use super::frame::{EthernetFrame, FrameKind, Segment, seq_before};
 
 /// A silence longer than this ends a burst.
 pub const BURST_GAP_NS: u64 = 5_000_000;
@@ -21,7 +21,7 @@ const STREAMS_MAX: usize = 1024;
 
 /// The record of one capture, as `ft-wire` writes it.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Capture {
+pub struct CaptureRecord {
     /// When the capture was ready (CLOCK_REALTIME).
     pub started_ns: u64,
     /// When it ended.
@@ -52,7 +52,7 @@ pub struct Stretch {
     /// How many.
     pub frames: u64,
     /// What the first was.
-    pub first_kind: Kind,
+    pub first_kind: FrameKind,
     /// The bursts in order of time.
     pub bursts: Vec<Burst>,
     /// The TCP streams, by the other end's address.
@@ -135,27 +135,27 @@ impl Stream {
 /// Names one TCP connection of the VM within a capture.
 pub type StreamKey = (SocketAddrV4, u16, u32);
 
-/// Builds a [`Capture`] from frames as they are read.
+/// Builds a [`CaptureRecord`] from frames as they are read.
 #[derive(Default)]
-pub struct Recorder {
+pub struct CaptureRecorder {
     ports: Vec<String>,
-    waiting: BTreeMap<(u64, u64), (usize, Frame)>,
+    waiting: BTreeMap<(u64, u64), (usize, EthernetFrame)>,
     arrivals: u64,
     newest_ns: u64,
     streams: BTreeMap<StreamKey, Stream>,
     incarnations: HashMap<(SocketAddrV4, u16), (u32, Option<u32>)>,
-    capture: Capture,
+    capture: CaptureRecord,
     heard: BTreeSet<usize>,
 }
 
-impl Recorder {
+impl CaptureRecorder {
     /// A recorder for ports of these names; frames name them by index.
     pub fn new(ports: Vec<String>, started_ns: u64) -> Self {
-        Self { ports, capture: Capture { started_ns, ..Capture::default() }, ..Self::default() }
+        Self { ports, capture: CaptureRecord { started_ns, ..CaptureRecord::default() }, ..Self::default() }
     }
 
     /// Takes a frame that arrived from port number `port` at `at_ns`.
-    pub fn add(&mut self, port: usize, at_ns: u64, frame: Frame) {
+    pub fn add(&mut self, port: usize, at_ns: u64, frame: EthernetFrame) {
         self.waiting.insert((at_ns, self.arrivals), (port, frame));
         self.arrivals += 1;
         self.newest_ns = self.newest_ns.max(at_ns);
@@ -169,7 +169,7 @@ impl Recorder {
     }
 
     /// Ends the record.
-    pub fn finish(mut self, ended_ns: u64, dropped_frames: u64) -> Capture {
+    pub fn finish(mut self, ended_ns: u64, dropped_frames: u64) -> CaptureRecord {
         while let Some(((at_ns, _), (port, frame))) = self.waiting.pop_first() {
             self.record(port, at_ns, &frame);
         }
@@ -185,7 +185,7 @@ impl Recorder {
         }
     }
 
-    fn record(&mut self, port: usize, at_ns: u64, frame: &Frame) {
+    fn record(&mut self, port: usize, at_ns: u64, frame: &EthernetFrame) {
         let name = &self.ports[port];
         if self.capture.speakers.last().is_none_or(|stretch| &stretch.port != name) {
             if !self.capture.speakers.is_empty() {
@@ -206,7 +206,7 @@ impl Recorder {
             self.end_stretch();
             self.capture.speakers.push(stretch);
         }
-        self.capture.strange_frames += u64::from(matches!(frame.kind, Kind::Other | Kind::Ipv6));
+        self.capture.strange_frames += u64::from(matches!(frame.kind, FrameKind::Other | FrameKind::Ipv6));
         if let Some(stretch) = self.capture.speakers.last_mut() {
             stretch.frames += 1;
             stretch.last_ns = at_ns;
@@ -246,12 +246,12 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn data(seq: u32, ack: u32) -> Frame {
+    fn data(seq: u32, ack: u32) -> EthernetFrame {
         parse(&tcp_frame(0x10, seq, ack, 10)).unwrap()
     }
 
-    fn recorder() -> Recorder {
-        Recorder::new(vec!["alpha".into(), "beta".into()], 0)
+    fn recorder() -> CaptureRecorder {
+        CaptureRecorder::new(vec!["alpha".into(), "beta".into()], 0)
     }
 
     #[test]

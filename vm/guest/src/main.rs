@@ -8,10 +8,10 @@
 
 extern crate alloc;
 
-#[allow(unused_imports)]
+#[expect(unused_imports, reason = "the service for Linux guests uses the rest")]
 mod kv;
-#[path = "../../src/layout.rs"]
-#[allow(dead_code)]
+#[path = "../../ram/src/layout.rs"]
+#[expect(dead_code, reason = "the host uses the rest")]
 mod layout;
 mod load;
 mod net;

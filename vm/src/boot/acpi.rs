@@ -1,14 +1,9 @@
 //! ACPI tables: how a stock kernel finds processors, interrupt routing, COM1, the virtio-mmio devices, power-off and
 //! reset. Full hardware model (PM1a, SCI), not hardware-reduced, since the machine has a PIC, a PIT and ISA interrupts.
 //!
-//! Addresses, interrupts and register values are those of [`crate::layout`]. References: ACPI 6.5 §5.2 and §6.4.
+//! Addresses, interrupts and register values are those of [`ft_ram::layout`]. References: ACPI 6.5 §5.2 and §6.4.
 
 use crate::devices::virtio_windows;
-use crate::layout::{
-    ACPI_BASE, ACPI_SIZE, COM1_GSI, COM1_PORT, IOAPIC_BASE, LAPIC_BASE, PM1A_CNT_PORT, PM1A_EVT_PORT,
-    RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5, VIRTIO_MMIO_SIZE,
-};
-use crate::memory::GuestMemory;
 use crate::spec::{EngineKind, MachineSpec};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -21,6 +16,11 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use ft_ram::GuestMemory;
+use ft_ram::layout::{
+    ACPI_BASE, ACPI_SIZE, COM1_GSI, COM1_PORT, IOAPIC_BASE, LAPIC_BASE, PM1A_CNT_PORT, PM1A_EVT_PORT,
+    RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5, VIRTIO_MMIO_SIZE,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 const OEM_ID: [u8; 6] = *b"FTD   ";
@@ -208,8 +208,8 @@ fn madt(vcpus: u8) -> Sdt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::GuestRam;
     use crate::spec::{DiskSpec, NetSpec};
+    use ft_ram::GuestRam;
 
     fn spec(vcpus: u8, disks: usize) -> MachineSpec {
         MachineSpec {

@@ -4,12 +4,12 @@
 
 use super::entry::{Entry, EntrySegment, VcpuEntry};
 use super::{BootError, write_cmdline};
-use crate::layout::{
+use crate::spec::MachineSpec;
+use ft_ram::GuestRam;
+use ft_ram::layout::{
     CMDLINE_BASE, FREESTANDING_PAGE_TABLES, FREESTANDING_STACK_SIZE, PLATFORM_BASE, PLATFORM_SIZE,
     VIRTIO_MMIO_BASE,
 };
-use crate::memory::GuestRam;
-use crate::spec::MachineSpec;
 use vm_memory::{Bytes, GuestAddress};
 
 const PAGE_2M: u64 = 2 << 20;

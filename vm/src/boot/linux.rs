@@ -5,12 +5,12 @@
 use super::entry::{Entry, EntrySegment, Firmware, VcpuEntry};
 use super::{BootError, acpi, control, mptable, unreadable, write_cmdline};
 use crate::devices::cmdline_additions;
-use crate::layout::{
+use crate::spec::MachineSpec;
+use ft_ram::GuestRam;
+use ft_ram::layout::{
     ACPI_BASE, ACPI_SIZE, BOOT_GDT, BOOT_PAGE_TABLES, CMDLINE_BASE, CMDLINE_SIZE, HIGH_RAM_BASE, HIMEM_BASE,
     MPTABLE_BASE, PAGE_SIZE, ZERO_PAGE,
 };
-use crate::memory::GuestRam;
-use crate::spec::MachineSpec;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use std::fs::File;

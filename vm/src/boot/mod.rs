@@ -6,11 +6,11 @@ mod freestanding;
 mod linux;
 pub(crate) mod mptable;
 
-use crate::layout::{CMDLINE_BASE, CMDLINE_SIZE, PAGE_SIZE};
-use crate::memory::GuestRam;
 use crate::spec::{Boot, FreestandingImage, MachineSpec};
 use crate::state::StateError;
 use entry::Entry;
+use ft_ram::GuestRam;
+use ft_ram::layout::{CMDLINE_BASE, CMDLINE_SIZE, PAGE_SIZE};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::ops::Range;

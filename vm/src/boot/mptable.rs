@@ -5,9 +5,9 @@
 
 use super::acpi::{INTI_HIGH_LEVEL, TableError};
 use crate::devices::virtio_windows;
-use crate::layout::{ACPI_BASE, ACPI_SIZE, HIMEM_BASE, IOAPIC_BASE, LAPIC_BASE, MPTABLE_BASE, SCI_GSI};
-use crate::memory::GuestMemory;
 use crate::spec::MachineSpec;
+use ft_ram::GuestMemory;
+use ft_ram::layout::{ACPI_BASE, ACPI_SIZE, HIMEM_BASE, IOAPIC_BASE, LAPIC_BASE, MPTABLE_BASE, SCI_GSI};
 use vm_memory::{Bytes, GuestAddress};
 
 const TABLE_BASE: u64 = ACPI_BASE + ACPI_SIZE;
@@ -118,8 +118,8 @@ fn checksum(bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::GuestRam;
     use crate::spec::{EngineKind, NetSpec};
+    use ft_ram::GuestRam;
 
     fn spec(vcpus: u8) -> MachineSpec {
         let net = Some(NetSpec { mac: [2; 6] });

@@ -1,8 +1,7 @@
 //! Inputs from other threads to a machine whose engine decides when they take effect: they wait here, which the guest
 //! cannot see, until the engine's thread takes them. What waits is not part of the machine's state.
 
-use super::Delivered;
-use super::virtio::net::FRAME_BYTES_MAX;
+use super::host::{Delivered, FRAME_BYTES_MAX};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -10,6 +10,8 @@
 //! inputs come from the engine, and what other threads bring waits in its [`inbox`].
 
 mod counters;
+mod error;
+mod host;
 mod idle;
 pub(crate) mod inbox;
 mod platform;
@@ -20,21 +22,22 @@ mod tests;
 mod virtio;
 
 pub use counters::DeviceCounters;
+pub use error::{DeviceError, DeviceStateError};
+pub(crate) use host::Random;
+pub use host::{ConsoleSink, Delivered, DeviceEvent, FRAME_BYTES_MAX, FrameSink, IrqChip, Transmit, Wiring};
 pub use platform::PlatformState;
 pub use power::PowerState;
 pub use serial::Com1State;
-pub use virtio::net::{Delivered, NetPort};
+pub use virtio::net::NetPort;
 pub use virtio::queue::{RingPosition, RingState};
 pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
 
-use crate::layout::{
-    COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_DEVICES_MAX, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
-};
-use crate::memory::GuestRam;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, SECTOR_BYTES};
 use counters::{Counters, add};
+use ft_ram::GuestRam;
+use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use idle::Idle;
 use inbox::Inbox;
 use parking_lot::Mutex;
@@ -46,65 +49,11 @@ use std::fs::File;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use virtio::block::{Block, SECTOR_BYTES};
+use virtio::block::Block;
 pub(crate) use virtio::net::Put;
 use virtio::net::{Net, Port};
 use virtio::rng::Rng;
 use virtio::transport::{Shared, Surroundings, Virtio, Window};
-
-/// Takes the frames that the guest transmits.
-///
-/// Called on a vCPU thread with the network device locked; must not block.
-pub trait FrameSink: Send + Sync {
-    /// Offers one Ethernet frame (no virtio header, no FCS).
-    fn transmit(&self, frame: &[u8]) -> Transmit;
-}
-
-/// What became of an offered frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Transmit {
-    /// Taken: it will leave in order, or the VM will never have sent it.
-    Taken,
-    /// No room. The frame stays in the guest's queue; the sink's owner calls `NetPort::resume_transmit` when there is.
-    Full,
-}
-
-/// Takes what the guest writes to its console. Must not block; may drop.
-pub trait ConsoleSink: Send {
-    /// Bytes as the guest wrote them.
-    fn write(&mut self, bytes: &[u8]);
-}
-
-/// Raises and lowers interrupt lines of the in-kernel chips.
-///
-/// Synchronous: when it returns, the chip has it (KVM_IRQ_LINE, not irqfd), so that nothing is in flight when the
-/// machine is captured.
-pub trait IrqChip: Send + Sync {
-    /// Sets the level of a line.
-    fn set_level(&self, gsi: u32, high: bool);
-}
-
-/// What a device asks of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceEvent {
-    /// The guest powered the machine off.
-    PoweredOff,
-    /// The guest reset the machine.
-    Reset,
-    /// The guest gives the processor up for so many microseconds, or until a virtio device signals. Only where the engine
-    /// keeps time: elsewhere the access itself blocks.
-    Idle {
-        /// At most so long.
-        us: u64,
-    },
-}
-
-/// Where devices get random bytes from.
-pub(crate) trait Random: Send {
-    /// Fills `bytes` from the front, and says how many it gave.
-    fn fill(&mut self, bytes: &mut [u8]) -> usize;
-}
 
 /// What an engine that decides everything gives the devices in the place of the host.
 pub(crate) struct Deterministic {
@@ -112,105 +61,6 @@ pub(crate) struct Deterministic {
     pub now_ns: Arc<AtomicU64>,
     pub random: Box<dyn Random>,
     pub inbox: Arc<Inbox>,
-}
-
-/// The host's side of the devices.
-pub struct Wiring {
-    /// Takes the frames that the guest transmits; without it the card's cable is unplugged.
-    pub frames: Option<Arc<dyn FrameSink>>,
-    /// Takes the guest's console output.
-    pub console: Box<dyn ConsoleSink>,
-    /// The disks' images, one for each disk of the specification.
-    pub disks: Vec<File>,
-}
-
-/// Why the devices could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// More virtio devices than there is room for.
-    #[error("{0} virtio devices: at most {VIRTIO_DEVICES_MAX}")]
-    TooMany(usize),
-    /// The images do not match the specification.
-    #[error("{images} disk images for {disks} disks")]
-    DiskCount {
-        /// Disks in the specification.
-        disks: usize,
-        /// Images given.
-        images: usize,
-    },
-    /// A writable disk.
-    #[error("disk {0} is writable: writable disks in a protected VM are not supported yet, set read_only")]
-    DiskWritable(usize),
-    /// The specified size is not one that a disk can have.
-    #[error("disk {index}: {bytes} bytes is not a positive multiple of {SECTOR_BYTES}")]
-    DiskSectors {
-        /// Place in the specification.
-        index: usize,
-        /// Size there.
-        bytes: u64,
-    },
-    /// The image has another size than the specification says.
-    #[error("disk {index}: the image has {image_bytes} bytes, the machine's specification says {spec_bytes}")]
-    DiskSize {
-        /// Place in the specification.
-        index: usize,
-        /// Size there.
-        spec_bytes: u64,
-        /// Size of the image.
-        image_bytes: u64,
-    },
-    /// The image's size cannot be read.
-    #[error("disk {index}: cannot read the image's size: {source}")]
-    DiskMetadata {
-        /// Place in the specification.
-        index: usize,
-        /// The host's answer.
-        source: std::io::Error,
-    },
-}
-
-/// Why a captured state is refused. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StateError {
-    /// Another number of virtio devices.
-    #[error("state of {state} virtio devices for a machine that has {machine}")]
-    DeviceCount {
-        /// In the state.
-        state: usize,
-        /// In the machine.
-        machine: usize,
-    },
-    /// A virtio device's state is not one that it can be in.
-    #[error("{device} (virtio device {index}): {why}")]
-    Virtio {
-        /// Type of the device.
-        device: &'static str,
-        /// Its place.
-        index: usize,
-        /// What is wrong.
-        why: String,
-    },
-    /// A queue's state is not one that it can be in.
-    #[error("queue: {0}")]
-    Queue(String),
-    /// More received bytes than the UART holds.
-    #[error("COM1: {bytes} bytes in the receive FIFO")]
-    SerialFifo {
-        /// In the state.
-        bytes: usize,
-    },
-    /// Power-management control with a write-only bit set.
-    #[error("power management control register {control:#x}")]
-    Power {
-        /// In the state.
-        control: u16,
-    },
-    /// A guest time that no machine reaches.
-    #[error("guest time of {guest_time_ns} ns")]
-    GuestTime {
-        /// In the state.
-        guest_time_ns: u64,
-    },
 }
 
 /// The state of all devices: all that a guest can see of them.
@@ -297,7 +147,7 @@ impl Devices {
             counters: Arc::clone(&counters),
         };
 
-        let count = usize::from(spec.net.is_some()) + spec.disks.len() + usize::from(spec.rng);
+        let count = spec.virtio_devices();
         let mut places = virtio_windows(spec);
         let mut place = || places.next().ok_or(DeviceError::TooMany(count));
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
@@ -478,10 +328,10 @@ impl Devices {
 
     /// Takes over a captured state, whole or not at all. The devices are quiesced or have never run. Neither guest
     /// memory nor any interrupt line is touched; guest time goes on from the captured one at once.
-    pub fn restore(&self, state: &DevicesState) -> Result<(), StateError> {
+    pub fn restore(&self, state: &DevicesState) -> Result<(), DeviceStateError> {
         let DevicesState { com1, power, platform, virtio } = state;
         if virtio.len() != self.windows.len() {
-            return Err(StateError::DeviceCount { state: virtio.len(), machine: self.windows.len() });
+            return Err(DeviceStateError::DeviceCount { state: virtio.len(), machine: self.windows.len() });
         }
         Com1::check(com1)?;
         Power::check(power)?;

@@ -1,13 +1,14 @@
 //! The platform device: clock, idle, power, console and identity registers at [`layout::PLATFORM_BASE`], for guests
 //! that run at CPL 3 without firmware, port I/O or interrupts. Registers are 8 bytes wide but for the console.
 //!
-//! [`layout::PLATFORM_BASE`]: crate::layout::PLATFORM_BASE
+//! [`layout::PLATFORM_BASE`]: ft_ram::layout::PLATFORM_BASE
 
 use super::counters::{Counters, add};
+use super::error::DeviceStateError;
+use super::host::DeviceEvent;
 use super::idle::Idle;
 use super::serial::Console;
-use super::{DeviceEvent, StateError};
-use crate::layout::platform::{CLOCK_NS, CONSOLE, IDLE_US, POWER_OFF, RAM_BYTES, RESET, VCPUS};
+use ft_ram::layout::platform::{CLOCK_NS, CONSOLE, IDLE_US, POWER_OFF, RAM_BYTES, RESET, VCPUS};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -112,9 +113,9 @@ impl Platform {
         PlatformState { guest_time_ns: self.clock.now_ns() }
     }
 
-    pub(crate) fn check(state: &PlatformState) -> Result<(), StateError> {
+    pub(crate) fn check(state: &PlatformState) -> Result<(), DeviceStateError> {
         if state.guest_time_ns > GUEST_TIME_MAX_NS {
-            return Err(StateError::GuestTime { guest_time_ns: state.guest_time_ns });
+            return Err(DeviceStateError::GuestTime { guest_time_ns: state.guest_time_ns });
         }
         Ok(())
     }

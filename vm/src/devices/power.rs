@@ -3,8 +3,9 @@
 //! There is no SMI and no fixed button, so the status bits are always clear and the machine is always in ACPI mode
 //! (SCI_EN reads as one). ACPI 6.5 §4.8.3.
 
-use super::{DeviceEvent, StateError};
-use crate::layout::{I8042_COMMAND_PORT, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SLP_TYP_S5};
+use super::error::DeviceStateError;
+use super::host::DeviceEvent;
+use ft_ram::layout::{I8042_COMMAND_PORT, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SLP_TYP_S5};
 use serde::{Deserialize, Serialize};
 
 const PM1_EN_PORT: u16 = PM1A_EVT_PORT + 2;
@@ -79,9 +80,9 @@ impl Power {
         self.state
     }
 
-    pub(crate) fn check(state: &PowerState) -> Result<(), StateError> {
+    pub(crate) fn check(state: &PowerState) -> Result<(), DeviceStateError> {
         if state.control & SLP_EN != 0 {
-            return Err(StateError::Power { control: state.control });
+            return Err(DeviceStateError::Power { control: state.control });
         }
         Ok(())
     }

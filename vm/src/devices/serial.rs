@@ -4,8 +4,9 @@
 //! part of the machine's state; what is in the UART's FIFO is.
 
 use super::counters::{Counters, add};
-use super::{ConsoleSink, IrqChip, StateError};
-use crate::layout::COM1_GSI;
+use super::error::DeviceStateError;
+use super::host::{ConsoleSink, IrqChip};
+use ft_ram::layout::COM1_GSI;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -168,15 +169,15 @@ impl Com1 {
         }
     }
 
-    pub(crate) fn check(state: &Com1State) -> Result<(), StateError> {
+    pub(crate) fn check(state: &Com1State) -> Result<(), DeviceStateError> {
         if state.in_buffer.len() > FIFO_BYTES {
-            return Err(StateError::SerialFifo { bytes: state.in_buffer.len() });
+            return Err(DeviceStateError::SerialFifo { bytes: state.in_buffer.len() });
         }
         Ok(())
     }
 
     /// Takes over a state that [`Self::check`] has passed.
-    pub(crate) fn restore(&mut self, state: &Com1State) -> Result<(), StateError> {
+    pub(crate) fn restore(&mut self, state: &Com1State) -> Result<(), DeviceStateError> {
         let Com1State {
             baud_divisor_low,
             baud_divisor_high,
@@ -204,7 +205,7 @@ impl Com1 {
         let connected = Arc::new(AtomicBool::new(false));
         let line = Line { chip: Arc::clone(&self.chip), connected: Arc::clone(&connected) };
         self.uart = Serial::from_state(&state, line, NoEvents, self.console.clone())
-            .map_err(|_| StateError::SerialFifo { bytes: state.in_buffer.len() })?;
+            .map_err(|_| DeviceStateError::SerialFifo { bytes: state.in_buffer.len() })?;
         connected.store(true, Ordering::Relaxed);
         self.input.clear();
         Ok(())

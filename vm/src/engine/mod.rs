@@ -1,15 +1,13 @@
 //! What executes the guest: KVM, or a deterministic processor in software. The machine commands either by [`Engine`].
 
 pub(crate) mod kvm;
-#[allow(dead_code)]
 pub(crate) mod soft;
 
 use crate::boot::entry::Entry;
-use crate::machine::MachineError;
-use crate::memory::PageIndex;
+use crate::error::MachineError;
 use crate::spec::EngineKind;
 use crate::state::{EngineState, StateError};
-use soft::SoftEngine;
+use ft_ram::PageIndex;
 
 /// The processors of a machine, with what surrounds them up to the devices. After its creation it is stopped.
 pub(crate) trait Engine: Send {
@@ -37,11 +35,6 @@ pub(crate) trait Engine: Send {
     /// Appends the pages written since the last harvest, by guest or devices, in order, each once. On an error nothing
     /// is appended and nothing is forgotten.
     fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError>;
-
-    /// The engine that can do more, if this is it.
-    fn soft(&self) -> Option<&SoftEngine> {
-        None
-    }
 }
 
 /// What two hosts must have in common, beside the machine's specification, for one to go on with what the other executed:

@@ -1,7 +1,7 @@
 use super::*;
 use crate::devices::{ConsoleSink, Devices, IrqChip, Wiring};
-use crate::memory::GuestRam;
 use crate::spec::{DiskSpec, EngineKind, NetSpec};
+use ft_ram::GuestRam;
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
 

@@ -4,7 +4,9 @@ use super::super::api::{ArbiterStatus, Goal, PeerStatus, Role, STATUS_SCHEMA, St
 use super::super::client::{self, ClientError};
 use super::super::http;
 use super::*;
-use crate::metrics::Percentiles;
+use crate::observe::Percentiles;
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::spec::EngineKind;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -36,7 +38,7 @@ impl Controlled for Puppet {
         self.status.subscribe()
     }
 
-    async fn failover(&self, timeout: Duration) -> Result<String, Failure> {
+    async fn switchover(&self, timeout: Duration) -> Result<String, Failure> {
         match timeout.as_millis() {
             0 => Err(Failure::Refused("this node is the backup".into())),
             _ => Ok("beta has the VM".into()),
@@ -75,8 +77,8 @@ pub(in super::super) fn status() -> Status {
         hold_us: Percentiles { p50: 6000, p99: 9000 },
         bytes_sent: 1 << 30,
         compression_ratio: 9.5,
-        mode: "checkpoint".into(),
-        engine: "kvm".into(),
+        mode: Mode::Checkpoint,
+        engine: EngineKind::Kvm,
         unknown_instructions: 0,
         replay: None,
         copy: None,
@@ -86,7 +88,7 @@ pub(in super::super) fn status() -> Status {
             connected: true,
             trouble: None,
         },
-        parts: crate::telemetry::Parts::default(),
+        parts: crate::observe::CheckpointParts::default(),
         take_over: None,
         arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
         uptime_s: 60,
@@ -142,9 +144,9 @@ fn every_request_has_its_response_on_one_connection() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     assert_eq!(client.status().unwrap(), status());
-    let response = client.request(Request::Failover { timeout_ms: 5 }).unwrap();
+    let response = client.request(Request::Switchover { timeout_ms: 5 }).unwrap();
     assert_eq!(response, Response::Done("beta has the VM".into()));
-    let error = client.request(Request::Failover { timeout_ms: 0 }).unwrap_err();
+    let error = client.request(Request::Switchover { timeout_ms: 0 }).unwrap_err();
     assert!(matches!(error, ClientError::Failure(Failure::Refused(_))));
     assert_eq!(client.request(Request::Metrics).unwrap(), Response::Metrics("ftd_epoch 7\n".into()));
     assert_eq!(client.request(Request::Stop).unwrap(), Response::Done("stopping".into()));
@@ -239,7 +241,7 @@ fn a_console_that_is_not_read_does_not_hold_the_guest_up() {
 async fn a_client_that_says_nothing_is_dropped_in_time() {
     let (ours, theirs) = tokio::io::duplex(64);
     let (reader, writer) = tokio::io::split(theirs);
-    let served = Client { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await;
+    let served = Session { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await;
     assert!(served.is_ok());
     drop(ours);
 }
@@ -249,7 +251,7 @@ async fn a_client_that_reads_nothing_is_dropped_in_time() {
     let (mut ours, theirs) = tokio::io::duplex(64);
     ours.write_all(b"{\"version\":1,\"request\":\"status\"}\n").await.unwrap();
     let (reader, writer) = tokio::io::split(theirs);
-    let error = Client { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await.unwrap_err();
+    let error = Session { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 

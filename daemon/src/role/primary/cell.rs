@@ -1,12 +1,13 @@
 //! What the primary asks of the cell, and what an answer makes of it.
 
-use super::ending::{End, Ending};
-use super::handover::{HandOver, Step};
+use super::ending::End;
+use super::switchover::{Step, Switchover, Then};
 use super::{Pair, Primary};
-use crate::arbiter::{Cell, Standby};
+use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
 use crate::role::command::{Command, Exit};
-use crate::role::core::{Core, Next, Settled};
+use crate::role::core::{Core, Next};
+use ft_arbiter::{Cell, Standby};
 
 impl Primary {
     /// What the state wants of the arbiter.
@@ -14,8 +15,8 @@ impl Primary {
         let generation = self.cell.generation + 1;
         let me = Some(core.policy.node.clone());
         let new = match (&self.ending, self.pair) {
-            (Some(Ending { end: End::Exit(_), .. }), _) => Cell { generation, owner: None, standby: None },
-            (Some(Ending { end: End::Reboot, .. }), _) => Cell { generation, owner: me, standby: None },
+            (Some(End::Exit(_)), _) => Cell { generation, owner: None, standby: None },
+            (Some(End::Reboot), _) => Cell { generation, owner: me, standby: None },
             (None, Pair::Enlisting { pairing }) => {
                 let standby = Some(Standby { node: core.policy.peer.clone(), pairing });
                 Cell { generation, owner: me, standby }
@@ -35,7 +36,7 @@ impl Primary {
                     self.go_solo(core);
                 }
                 self.why = format!("the arbiter does not answer: {why}");
-                self.stop_if_left_to_peer(core)
+                None
             }
         }
     }
@@ -57,7 +58,7 @@ impl Primary {
             return None;
         }
         if released {
-            let end = self.ending.take().map(|ending| ending.end);
+            let end = self.ending.take();
             self.say_bye(core, "the VM has ended");
             core.out.push(Command::EndPairing);
             core.out.push(Command::StopVm);
@@ -67,7 +68,7 @@ impl Primary {
             };
             return Some(Next::Ended(exit));
         }
-        if let Some(Ending { end: End::Reboot, .. }) = self.ending {
+        if self.ending == Some(End::Reboot) {
             self.ending = None;
             return self.reboot(core);
         }
@@ -80,37 +81,29 @@ impl Primary {
     }
 
     fn on_lost(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
-        let handed_over = self.handover.take();
+        let handed_over = self.switchover.take();
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
         if let Some(link) = self.link.take() {
             core.drop_link(link.conn);
         }
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
-        if let Some(HandOver { step: Step::Offered, then_stop, .. }) = handed_over
+        if let Some(Switchover { step: Step::Offered, then, .. }) = handed_over
             && owner.as_deref() == Some(&core.policy.peer)
         {
             core.out.push(Command::SwitchoverDone(Ok(())));
-            if then_stop {
+            if then == Then::Stop {
                 return Some(Next::Ended(Exit::Stopped(format!("the VM moved to {}", core.policy.peer))));
             }
-            return Some(Next::Backup(Backup::new(core.now, "handed the VM over")));
+            return Some(Next::Backup(Backup::new("handed the VM over")));
         }
         if handed_over.is_some() {
             core.out.push(Command::SwitchoverDone(Err("lost the arbitration".into())));
         }
-        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {}", describe(cell)));
+        let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
             "lost the arbitration: I owned generation {}, the cell {says}",
             self.cell.generation
         ))))
-    }
-}
-
-pub(super) fn describe(cell: &Cell) -> String {
-    let owner = cell.owner.as_deref().unwrap_or("nobody");
-    match &cell.standby {
-        Some(standby) => format!("generation {}, owner {owner}, standby {}", cell.generation, standby.node),
-        None => format!("generation {}, owner {owner}, no standby", cell.generation),
     }
 }

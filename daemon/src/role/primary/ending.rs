@@ -3,15 +3,11 @@
 use super::{Pair, Primary};
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
-use crate::role::event::{GuestEnd, Micros};
+use crate::role::event::GuestEnd;
+use crate::role::primary::switchover::Then;
 
-/// The VM's end: the cell is being told.
-#[derive(Clone, Debug)]
-pub(super) struct Ending {
-    pub(super) end: End,
-    pub(super) since: Micros,
-}
-
+/// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the VM's
+/// owner keeps everybody from booting it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Exit(Exit),
@@ -21,43 +17,20 @@ pub(super) enum End {
 impl Primary {
     /// The cell may be about to name nobody, or does so already.
     pub(super) fn is_giving_up(&self, core: &Core) -> bool {
-        matches!(&self.ending, Some(Ending { end: End::Exit(_), .. })) && core.arbiter.is_setting()
+        matches!(&self.ending, Some(End::Exit(_))) && core.arbiter.is_setting()
     }
 
-    pub(super) fn on_stop(&mut self, core: &mut Core) -> Option<Next> {
+    pub(super) fn on_stop(&mut self, core: &mut Core) {
         core.stop_requested = true;
         match self.pair {
-            Pair::Protected { .. } if self.ending.is_none() => {
-                match &mut self.handover {
-                    Some(handover) => handover.then_stop = true,
-                    None => self.on_switchover(core, true),
-                }
-                None
-            }
-            Pair::Alone { .. } => self.stop_if_left_to_peer(core),
-            _ => {
-                self.shut_down(core);
-                None
-            }
+            Pair::Protected { .. } if self.ending.is_none() => match &mut self.switchover {
+                Some(switchover) => switchover.then = Then::Stop,
+                None => self.on_switchover(core, Then::Stop),
+            },
+            // The cell names the backup, which may hold the only copy that can go on: what the cell says next decides.
+            Pair::Alone { .. } => self.why = format!("asked to stop; {}", self.why),
+            _ => self.shut_down(core),
         }
-    }
-
-    /// Stops as asked while the cell names the backup, which may go on. While the cell is being asked to name us alone,
-    /// its answer comes first: else the only copy of the VM could be dropped.
-    pub(super) fn stop_if_left_to_peer(&mut self, core: &mut Core) -> Option<Next> {
-        let left_to_peer = matches!(self.pair, Pair::Protected { .. } | Pair::Alone { .. });
-        if !core.stop_requested || !left_to_peer || self.ending.is_some() || core.arbiter.is_setting() {
-            return None;
-        }
-        if self.handover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
-        }
-        core.out.push(Command::EndPairing);
-        core.out.push(Command::StopVm);
-        Some(Next::Ended(Exit::Stopped(format!(
-            "stopped; {} may take over ({})",
-            core.policy.peer, self.why
-        ))))
     }
 
     /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
@@ -98,9 +71,9 @@ impl Primary {
     }
 
     /// The VM is over; the cell must say so before we go on.
-    fn end_vm(&mut self, core: &mut Core, end: End) {
+    pub(super) fn end_vm(&mut self, core: &mut Core, end: End) {
         if self.ending.is_none() {
-            self.ending = Some(Ending { end, since: core.now });
+            self.ending = Some(end);
             core.arbiter.hurry();
         }
     }
@@ -112,7 +85,7 @@ impl Primary {
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
-        if self.handover.take().is_some() {
+        if self.switchover.take().is_some() {
             core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
         }
         if core.stop_requested {

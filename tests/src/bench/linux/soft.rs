@@ -3,9 +3,9 @@
 use super::marks::Marks;
 use super::{Guest, RAM_MIB, Reading, Run};
 use anyhow::bail;
+use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::Machine;
-use ft_vm::memory::GuestRam;
 use ft_vm::spec::{Boot, EngineKind, MachineSpec};
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};

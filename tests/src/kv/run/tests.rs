@@ -36,8 +36,8 @@ fn behind(
     addr
 }
 
-fn run_for(addr: SocketAddr, requests: u64, change: impl FnOnce(&mut Plan)) -> Summary {
-    let mut plan = Plan {
+fn run_for(addr: SocketAddr, requests: u64, change: impl FnOnce(&mut LoadPlan)) -> Summary {
+    let mut plan = LoadPlan {
         addr,
         name: "t".to_owned(),
         keys: 9,

@@ -1,10 +1,10 @@
 //! Dispatch, COM1, the platform device.
 
 use super::*;
-use crate::layout::platform::{
+use ft_ram::layout::platform::{
     CLOCK_NS, CONSOLE, IDLE_US, POWER_OFF, RAM_BYTES as RAM_REGISTER, RESET, VCPUS,
 };
-use crate::layout::{COM1_GSI, PM1A_CNT_PORT, RESET_PORT};
+use ft_ram::layout::{COM1_GSI, PM1A_CNT_PORT, RESET_PORT};
 use std::time::Instant;
 
 fn platform(rig: &Rig, register: u64) -> u64 {

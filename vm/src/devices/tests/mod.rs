@@ -9,9 +9,9 @@ mod net;
 mod state;
 
 use super::*;
-use crate::layout::PAGE_SIZE;
-use crate::memory::{PageIndex, RamView};
 use crate::spec::{DiskSpec, EngineKind, NetSpec};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{PageIndex, RamView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::LazyLock;

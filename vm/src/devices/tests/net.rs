@@ -232,7 +232,7 @@ fn a_frame_delivered_between_the_guests_look_and_its_idling_is_not_slept_over() 
     rings[RX].offer(&rig, &[(BUFFER, 2000, WRITE)]);
     let idle = |us: u64| {
         let start = Instant::now();
-        let idle = PLATFORM_BASE + crate::layout::platform::IDLE_US;
+        let idle = PLATFORM_BASE + ft_ram::layout::platform::IDLE_US;
         assert_eq!(rig.devices.mmio_write(idle, &us.to_le_bytes()), None);
         start.elapsed()
     };

@@ -4,7 +4,8 @@ use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::Backend;
 use crate::devices::counters::{Counters, add, count};
-use crate::memory::GuestMemory;
+use crate::spec::SECTOR_BYTES;
+use ft_ram::GuestMemory;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -15,8 +16,6 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 
-/// Bytes of a sector, the unit of addresses whatever the disk's block size.
-pub(crate) const SECTOR_BYTES: u64 = 512;
 const QUEUE_SIZE: u16 = 128;
 /// Header and status each take a descriptor.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;

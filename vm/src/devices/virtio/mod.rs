@@ -7,8 +7,8 @@ pub(crate) mod queue;
 pub(crate) mod rng;
 pub(crate) mod transport;
 
-use crate::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use crate::spec::MachineSpec;
+use ft_ram::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 
 /// Where one virtio-mmio device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +23,7 @@ pub struct VirtioWindow {
 
 /// The windows of a machine's virtio devices: the network card, the disks in order, the rng.
 pub fn windows(spec: &MachineSpec) -> impl Iterator<Item = VirtioWindow> + use<> {
-    let devices = usize::from(spec.net.is_some()) + spec.disks.len() + usize::from(spec.rng);
-    (0..devices.min(VIRTIO_DEVICES_MAX)).map(|index| VirtioWindow {
+    (0..spec.virtio_devices().min(VIRTIO_DEVICES_MAX)).map(|index| VirtioWindow {
         index,
         base: VIRTIO_MMIO_BASE + index as u64 * VIRTIO_MMIO_SIZE,
         gsi: VIRTIO_GSI_BASE + index as u32,

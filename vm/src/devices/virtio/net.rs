@@ -8,9 +8,9 @@ use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::{Backend, Shared};
 use crate::devices::counters::{Counters, add};
+use crate::devices::host::{Delivered, FRAME_BYTES_MAX, FrameSink, Transmit};
 use crate::devices::inbox::Inbox;
-use crate::devices::{FrameSink, Transmit};
-use crate::memory::GuestMemory;
+use ft_ram::GuestMemory;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,8 +22,6 @@ use virtio_bindings::bindings::virtio_net::{
 const HEADER_BYTES: usize = 12;
 /// Ethernet header without payload.
 const FRAME_BYTES_MIN: usize = 14;
-/// The longest frame taken from the guest or given to it.
-pub(crate) const FRAME_BYTES_MAX: usize = 9216;
 const RX: usize = 0;
 const TX: usize = 1;
 
@@ -132,22 +130,6 @@ impl Backend for Net {
             _ => Ok(false),
         }
     }
-}
-
-/// What became of a frame for the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Delivered {
-    /// The guest has it.
-    Yes,
-    /// The guest has no receive buffer now: try again after [`NetPort::wait_for_buffers`].
-    NoBuffers,
-    /// The machine is paused: try again after [`NetPort::wait_for_buffers`].
-    Paused,
-    /// The guest runs no driver: the frame is lost, as with any card.
-    NotReady,
-    /// Longer than the guest's receive buffer: the frame is lost, and counted.
-    TooLong,
 }
 
 /// What became of a frame that was put into the receive queue.

@@ -6,8 +6,8 @@
 //! serving those that are available when the notification arrives (at most the queue's size) leaves none behind.
 
 use super::Malformed;
-use crate::devices::StateError;
-use crate::memory::GuestMemory;
+use crate::devices::error::DeviceStateError;
+use ft_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
@@ -253,16 +253,17 @@ impl Ring {
         max_size: u16,
         state: &RingState,
         memory: &GuestMemory,
-    ) -> Result<Self, StateError> {
+    ) -> Result<Self, DeviceStateError> {
         let &RingState { size, desc, avail, used, position } = state;
         let mut ring = Self { max_size, size, desc, avail, used, queue: None };
         if let Some(position) = position {
-            let queue = ring.queue_at(position, memory).map_err(|e| StateError::Queue(e.to_string()))?;
+            let queue =
+                ring.queue_at(position, memory).map_err(|e| DeviceStateError::Queue(e.to_string()))?;
             // Chains are served to the end while the queue is locked: at most one, which broke the rules, was taken
             // and not given back.
             let taken = position.next_avail.wrapping_sub(position.next_used);
             if taken > queue.size() {
-                return Err(StateError::Queue(format!("{taken} chains taken of {}", queue.size())));
+                return Err(DeviceStateError::Queue(format!("{taken} chains taken of {}", queue.size())));
             }
             ring.queue = Some(queue);
         }

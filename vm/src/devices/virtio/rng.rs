@@ -3,8 +3,8 @@
 use super::Malformed;
 use super::queue::{Chain, Ring};
 use super::transport::Backend;
-use crate::devices::Random;
-use crate::memory::GuestMemory;
+use crate::devices::host::Random;
+use ft_ram::GuestMemory;
 
 /// At most this many bytes for one request; the driver asks again for more.
 const REQUEST_MAX: usize = 4096;

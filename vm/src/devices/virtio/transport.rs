@@ -7,9 +7,10 @@
 use super::Malformed;
 use super::queue::{Ring, RingState};
 use crate::devices::counters::{Counters, add, count};
+use crate::devices::error::DeviceStateError;
+use crate::devices::host::IrqChip;
 use crate::devices::idle::Idle;
-use crate::devices::{IrqChip, StateError};
-use crate::memory::{GuestMemory, GuestRam};
+use ft_ram::{GuestMemory, GuestRam};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -359,7 +360,7 @@ impl<B: Backend> Virtio<B> {
         }
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Registers, StateError> {
+    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError> {
         let &VirtioState {
             device_id,
             status,
@@ -370,7 +371,7 @@ impl<B: Backend> Virtio<B> {
             interrupt_status,
             ref rings,
         } = state;
-        let refuse = |why: String| StateError::Virtio { device: B::NAME, index: self.index, why };
+        let refuse = |why: String| DeviceStateError::Virtio { device: B::NAME, index: self.index, why };
         if device_id != B::DEVICE_ID {
             return Err(refuse(format!("state of a device of type {device_id}")));
         }
@@ -440,7 +441,7 @@ pub(crate) trait Window: Send + Sync {
     fn settle(&self);
     fn capture(&self) -> VirtioState;
     /// Checks a state, which is untrusted, without taking it over.
-    fn check(&self, state: &VirtioState) -> Result<Registers, StateError>;
+    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError>;
     /// Takes over what [`Self::check`] passed. Leaves the interrupt line alone.
     fn restore(&self, registers: Registers);
     /// Puts the interrupt line to where the interrupt status says it is.
@@ -470,7 +471,7 @@ impl<B: Backend> Window for Shared<B> {
         self.device.lock().capture()
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Registers, StateError> {
+    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError> {
         self.device.lock().check(state)
     }
 

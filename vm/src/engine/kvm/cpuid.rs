@@ -1,8 +1,9 @@
 //! The processor that the guest sees, and whether another host can go on with it.
 
+use super::error::KvmError;
 use super::host::Host;
 use super::state::tsc_close;
-use crate::machine::MachineError;
+use crate::error::MachineError;
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
@@ -188,9 +189,9 @@ pub enum CpuMismatch {
 /// What this host offers.
 pub fn host_cpu_profile() -> Result<CpuProfile, MachineError> {
     let host = Host::open()?;
-    let vm = host.kvm.create_vm().map_err(super::KvmError::of("KVM_CREATE_VM"))?;
-    let vcpu = vm.create_vcpu(0).map_err(super::KvmError::of("KVM_CREATE_VCPU"))?;
-    let tsc_khz = vcpu.get_tsc_khz().map_err(super::KvmError::of("KVM_GET_TSC_KHZ"))?;
+    let vm = host.kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+    let vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
+    let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
     Ok(profile(&host, &guest_cpuid(&host.supported_cpuid, 0, 1), tsc_khz))
 }
 

@@ -10,11 +10,12 @@
 //! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content is
 //! copied after the clearing.
 
+use super::error::KvmError;
 use super::host::Host;
+use super::ioctl;
 use super::vm::set_slots;
-use super::{KvmError, ioctl};
-use crate::layout::PAGE_SIZE;
-use crate::memory::{GuestRam, PageIndex};
+use ft_ram::layout::PAGE_SIZE;
+use ft_ram::{GuestRam, PageIndex};
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
@@ -35,7 +36,7 @@ pub(crate) struct DirtyLog {
     /// One bit for each page, as KVM says now.
     log: Vec<u64>,
     /// One bit for each page that was dirtied and not yet reported.
-    owed: Vec<u64>,
+    unreported: Vec<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +68,7 @@ impl DirtyLog {
             initially_set: flags & KVM_DIRTY_LOG_INITIALLY_SET != 0,
             on: false,
             log: vec![0; words],
-            owed: vec![0; words],
+            unreported: vec![0; words],
         })
     }
 
@@ -80,7 +81,7 @@ impl DirtyLog {
         if self.on {
             self.stop(vm, ram)?;
         }
-        self.owed.fill(0);
+        self.unreported.fill(0);
         ram.take_vmm_dirty(|_| ());
         set_slots(vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
         self.on = true;
@@ -97,7 +98,7 @@ impl DirtyLog {
     pub(crate) fn stop(&mut self, vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
         set_slots(vm, ram, 0)?;
         self.on = false;
-        self.owed.fill(0);
+        self.unreported.fill(0);
         Ok(())
     }
 
@@ -109,19 +110,19 @@ impl DirtyLog {
         ram: &GuestRam,
         dirty: &mut Vec<PageIndex>,
     ) -> Result<(), KvmError> {
-        let Self { owed, .. } = self;
-        ram.take_vmm_dirty(|page| owed[page as usize / 64] |= 1 << (page % 64));
+        let Self { unreported, .. } = self;
+        ram.take_vmm_dirty(|page| unreported[page as usize / 64] |= 1 << (page % 64));
         for slot in 0..self.slots.len() {
             let range = self.read(vm, slot)?;
-            // From here on the pages are owed, whatever becomes of the clearing.
-            for (owed, log) in self.owed[range.clone()].iter_mut().zip(&self.log[range.clone()]) {
-                *owed |= log;
+            // From here on the pages are to be reported, whatever becomes of the clearing.
+            for (unreported, log) in self.unreported[range.clone()].iter_mut().zip(&self.log[range.clone()]) {
+                *unreported |= log;
             }
             if self.manual {
                 clear(vm, slot as u32, &self.log[range])?;
             }
         }
-        for (index, word) in self.owed.iter_mut().enumerate() {
+        for (index, word) in self.unreported.iter_mut().enumerate() {
             let mut rest = std::mem::take(word);
             while rest != 0 {
                 dirty.push(index as PageIndex * 64 + rest.trailing_zeros());

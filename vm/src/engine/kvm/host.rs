@@ -1,6 +1,7 @@
 //! What this host's KVM can do, asked once, and refused by name where it cannot do what a machine needs.
 
-use crate::machine::MachineError;
+use super::error::KvmError;
+use crate::error::MachineError;
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2,
     KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
@@ -70,14 +71,11 @@ impl Host {
         let has = |cap: u32| kvm.check_extension_raw(c_ulong::from(cap)) > 0;
         let supported_cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(super::KvmError::of("KVM_GET_SUPPORTED_CPUID"))?
+            .map_err(KvmError::of("KVM_GET_SUPPORTED_CPUID"))?
             .as_slice()
             .to_vec();
-        let mut msr_indices = kvm
-            .get_msr_index_list()
-            .map_err(super::KvmError::of("KVM_GET_MSR_INDEX_LIST"))?
-            .as_slice()
-            .to_vec();
+        let mut msr_indices =
+            kvm.get_msr_index_list().map_err(KvmError::of("KVM_GET_MSR_INDEX_LIST"))?.as_slice().to_vec();
         let mce_banks = u32::try_from(kvm.check_extension_int(Cap::Mce)).unwrap_or(0);
         msr_indices.extend(unlisted_msrs(mce_banks));
         msr_indices.sort_unstable();

@@ -18,7 +18,7 @@ unsafe impl Send for RunPage {}
 // SAFETY: as above.
 unsafe impl Sync for RunPage {}
 
-const BYTES: NonZeroUsize = NonZeroUsize::new(crate::layout::PAGE_SIZE).expect("a page is not empty");
+const BYTES: NonZeroUsize = NonZeroUsize::new(ft_ram::layout::PAGE_SIZE).expect("a page is not empty");
 
 impl RunPage {
     pub(super) fn map(vcpu: &kvm_ioctls::VcpuFd) -> std::io::Result<Self> {

@@ -1,7 +1,7 @@
 //! Reading and setting the state of one vCPU, and of what the vCPUs share. The order of the ioctls matters, in both
 //! directions; each constraint stands where it is obeyed.
 
-use super::KvmError;
+use super::error::KvmError;
 use super::host::Host;
 use super::ioctl;
 use crate::boot::entry::{Entry, EntrySegment, Firmware, VcpuEntry};

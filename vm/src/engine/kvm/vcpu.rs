@@ -15,12 +15,13 @@
 //! No state is collected before the last vCPU has stopped: an interrupt that a running one sends to one that has been
 //! collected already would be lost.
 
+use super::cpuid;
+use super::error::KvmError;
 use super::host::Host;
 use super::run_page::RunPage;
 use super::state::{Collector, apply};
-use super::{KvmError, cpuid};
 use crate::devices::{DeviceEvent, Devices};
-use crate::machine::{MachineError, MachineEvent};
+use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
 use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};

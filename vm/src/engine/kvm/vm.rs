@@ -1,10 +1,10 @@
 //! The virtual machine's descriptor: memory slots, interrupt chips, timer.
 
-use super::KvmError;
+use super::error::KvmError;
 use super::host::Host;
 use crate::devices::IrqChip;
-use crate::layout::{KVM_IDENTITY_MAP_BASE, KVM_TSS_BASE};
-use crate::memory::GuestRam;
+use ft_ram::GuestRam;
+use ft_ram::layout::{KVM_IDENTITY_MAP_BASE, KVM_TSS_BASE};
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
     kvm_pit_config, kvm_userspace_memory_region,

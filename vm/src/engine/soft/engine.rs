@@ -10,11 +10,12 @@ use crate::boot::entry::Entry;
 use crate::devices::inbox::{Bell, Inbox};
 use crate::devices::{Deterministic, Devices, FrameSink, IrqChip, Wiring};
 use crate::engine::Engine;
-use crate::machine::{MachineError, MachineEvent};
-use crate::memory::{GuestRam, PageIndex};
+use crate::error::{MachineError, MachineEvent};
+use crate::replay::log::LogReader;
 use crate::replay::{LogCut, Registers, ReplayPosition};
 use crate::spec::{EngineKind, MachineSpec};
 use crate::state::{EngineState, StateError};
+use ft_ram::{GuestRam, PageIndex};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -29,6 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct SoftEngine {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// Where the log has been read up to, while the machine replays one.
+    log: Option<LogReader>,
 }
 
 impl SoftEngine {
@@ -45,7 +48,7 @@ impl SoftEngine {
             .name("vcpu0".into())
             .spawn(move || vcpu::main(parts))
             .map_err(MachineError::Thread)?;
-        Ok((Self { shared, thread: Some(thread) }, devices))
+        Ok((Self { shared, thread: Some(thread), log: None }, devices))
     }
 
     /// Has the vCPU's thread do something; what it answers.
@@ -76,9 +79,9 @@ impl SoftEngine {
         out: &mut Vec<u8>,
         at_cut: Box<dyn FnOnce() + Send>,
     ) -> Result<LogCut, MachineError> {
-        let mut bytes = Vec::new();
+        let mut bytes = std::mem::take(out);
         let (cut, bytes) = self.call(move |worker| (worker.cut(&mut bytes, at_cut), bytes))?;
-        out.extend_from_slice(&bytes);
+        *out = bytes;
         cut
     }
 
@@ -86,21 +89,29 @@ impl SoftEngine {
         self.call(Worker::stop_recording)
     }
 
-    pub(crate) fn start_replaying(&self) -> Result<(), MachineError> {
-        self.call(Worker::start_replaying)?
+    pub(crate) fn start_replaying(&mut self) -> Result<(), MachineError> {
+        let start = self.call(Worker::start_replaying)??;
+        self.log = Some(LogReader::new(start));
+        Ok(())
     }
 
     pub(crate) fn show_replayed_console(&self, shown: bool) -> Result<(), MachineError> {
         self.call(move |worker| worker.show_replayed_console(shown))
     }
 
-    pub(crate) fn feed_log(&self, bytes: &[u8]) -> Result<(), MachineError> {
-        let bytes = bytes.to_vec();
-        self.call(move |worker| worker.feed(&bytes))?
+    /// The log is read here: the vCPU's thread has the guest to run.
+    pub(crate) fn feed_log(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        let Some(log) = &mut self.log else {
+            return Err(MachineError::Mode { what: "feeding a log", why: "the machine does not replay" });
+        };
+        let batches = log.read_all(bytes)?;
+        self.call(move |worker| worker.feed(batches))
     }
 
-    pub(crate) fn go_live(&self) -> Result<(), MachineError> {
-        self.call(Worker::end_replay)?
+    pub(crate) fn go_live(&mut self) -> Result<(), MachineError> {
+        self.call(Worker::end_replay)??;
+        self.log = None;
+        Ok(())
     }
 
     pub(crate) fn replay_position(&self) -> ReplayPosition {
@@ -204,6 +215,7 @@ impl Engine for SoftEngine {
     fn apply(&mut self, state: &EngineState) -> Result<(), StateError> {
         let EngineState::Soft(state) = state else { return Err(state.foreign(EngineKind::Soft)) };
         let state = state.clone();
+        self.log = None;
         self.call(move |worker| worker.load(&state)).map_err(|_| StateError::Gone { vcpu: 0 })?
     }
 
@@ -225,10 +237,6 @@ impl Engine for SoftEngine {
     fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError> {
         dirty.extend(self.call(Worker::harvest)?.ok_or(MachineError::NotLogging)?);
         Ok(())
-    }
-
-    fn soft(&self) -> Option<&SoftEngine> {
-        Some(self)
     }
 }
 

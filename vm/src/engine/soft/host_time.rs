@@ -1,7 +1,7 @@
 //! Host time for a guest whose time is virtual: how far virtual time should have come by now. It counts only while the
 //! machine runs, so that a guest goes on after a pause at the time at which it was paused.
 
-use super::time::{PACES, Pace};
+use ft_cpu::{PACES, Pace};
 use std::time::{Duration, Instant};
 
 /// How long the guest's speed is measured before the pace is set by it.

@@ -1,11 +1,11 @@
 //! The machine's [`Bus`]: chips, then devices. Devices raise and lower their lines while they are accessed; the changes are
 //! put to the chips right after the access, in order.
 
-use super::bus::{Bus, BusEvent};
-use super::chips::Chips;
 use crate::devices::inbox::{Bell, Inbox};
 use crate::devices::{DeviceEvent, Devices, IrqChip};
-use crate::memory::GuestRam;
+use ft_cpu::Chips;
+use ft_cpu::{Bus, BusEvent};
+use ft_ram::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

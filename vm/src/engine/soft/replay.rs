@@ -1,11 +1,10 @@
 //! What a replaying machine has of the log and has not executed yet.
 
-use crate::replay::LogError;
-use crate::replay::log::{Entry, Input, LogReader};
+use crate::replay::log::{Batch, Entry, Input};
 use std::collections::VecDeque;
 
 pub(super) struct Replayer {
-    reader: LogReader,
+    fed: u64,
     ahead: VecDeque<Entry>,
     /// Frames delivered, for the build that delivers one of them wrongly.
     #[cfg(feature = "misreplay")]
@@ -15,7 +14,7 @@ pub(super) struct Replayer {
 impl Replayer {
     pub(super) fn new(count: u64) -> Self {
         Self {
-            reader: LogReader::new(count),
+            fed: count,
             ahead: VecDeque::new(),
             #[cfg(feature = "misreplay")]
             frames: 0,
@@ -24,22 +23,20 @@ impl Replayer {
 
     /// The machine may execute up to here.
     pub(super) fn fed(&self) -> u64 {
-        self.reader.count()
+        self.fed
     }
 
-    /// Takes in whole batches, or nothing. Random bytes are given to `random`, since it is the device that asks for them.
-    pub(super) fn feed(
-        &mut self,
-        bytes: &[u8],
-        mut random: impl FnMut(u64, Vec<u8>),
-    ) -> Result<(), LogError> {
-        for entry in self.reader.read_all(bytes)?.into_iter().flat_map(|batch| batch.entries) {
-            match entry.input {
-                Input::Random(bytes) => random(entry.count, bytes),
-                _ => self.ahead.push_back(entry),
+    /// Takes in what was read of the log. Random bytes are given to `random`, since it is the device that asks for them.
+    pub(super) fn feed(&mut self, batches: Vec<Batch>, mut random: impl FnMut(u64, Vec<u8>)) {
+        for batch in batches {
+            for entry in batch.entries {
+                match entry.input {
+                    Input::Random(bytes) => random(entry.count, bytes),
+                    _ => self.ahead.push_back(entry),
+                }
             }
+            self.fed = batch.cut;
         }
-        Ok(())
     }
 
     /// The count at which the next input takes effect, or where the log ends.

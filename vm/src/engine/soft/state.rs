@@ -1,15 +1,10 @@
 //! The engine's complete state as plain data. What is not here is cached (translations, decoded code), is the host's (what
 //! waits in the inbox), or is in memory or the devices' state.
 
-use super::chips::Chips;
-use super::cpu::Cpu;
-use super::exec::fpu::Fpu;
-use super::exec::system::{Segment, System};
-use super::flags;
-use super::time::Clock;
 use crate::boot::entry::{Entry, EntrySegment, VcpuEntry};
-use crate::layout::LAPIC_BASE;
-use crate::state::StateError;
+use crate::state::error::StateError;
+use ft_cpu::{Chips, Clock, CpuState, Fpu, Segment, System, flags};
+use ft_ram::layout::LAPIC_BASE;
 use serde::{Deserialize, Serialize};
 
 /// Counts and times beyond this (146 years) are those of no machine, and let sums be made without care.
@@ -28,18 +23,6 @@ pub(crate) struct SoftState {
     pub idle: IdleState,
     /// Frames that the guest has sent and the sink has not taken.
     pub outbox: Vec<Vec<u8>>,
-}
-
-/// The processor, but for what has types of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CpuState {
-    pub regs: [u64; 16],
-    pub rip: u64,
-    pub rflags: u64,
-    pub count: u64,
-    pub cpl: u8,
-    pub shadow: bool,
-    pub halted: bool,
 }
 
 /// The platform device's idle register, where the engine waits in the guest's place.
@@ -129,30 +112,6 @@ impl SoftState {
         system.validate(*cpl).map_err(|e| StateError::Soft(e.to_string()))?;
         fpu.validate().map_err(|e| StateError::Soft(e.to_string()))?;
         chips.validate().map_err(|e| StateError::Soft(e.to_string()))
-    }
-}
-
-impl CpuState {
-    /// The processor's. It stands between two instructions.
-    pub(super) fn of(cpu: &Cpu) -> Self {
-        Self {
-            regs: cpu.regs,
-            rip: cpu.rip,
-            rflags: cpu.rflags(),
-            count: cpu.count,
-            cpl: cpu.cpl,
-            shadow: cpu.shadow,
-            halted: cpu.halted,
-        }
-    }
-
-    /// Gives it to a processor that has its system state already.
-    pub(super) fn put(&self, cpu: &mut Cpu) {
-        let &Self { regs, rip, rflags, count, cpl, shadow, halted } = self;
-        (cpu.regs, cpu.rip, cpu.count, cpu.cpl) = (regs, rip, count, cpl);
-        (cpu.shadow, cpu.halted) = (shadow, halted);
-        cpu.set_rflags(rflags);
-        cpu.paging_changed();
     }
 }
 

@@ -1,10 +1,10 @@
 //! What the recorder's machine looked like at a count, for the replayer to compare: so that a divergence is found where
 //! it shows first, and by name.
 
-use super::DIGEST_PAGES_MAX;
 use super::bytes::{Reader, put_varint};
-use crate::layout::PAGE_SIZE;
-use crate::memory::PageIndex;
+use super::format::DIGEST_PAGES_MAX;
+use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 /// Names of [`Digest::registers`], in order. Those that are marked as hashes stand for state of which it is enough to
 /// know that it differs.

@@ -1,7 +1,7 @@
 //! What can be wrong with a log.
 
-use super::LOG_VERSION;
-use crate::memory::PageIndex;
+use super::format::LOG_VERSION;
+use ft_ram::PageIndex;
 
 /// Why a log is refused. Offsets are into the bytes that were given to be read, or, for a compressed batch, into its
 /// decompressed entries.

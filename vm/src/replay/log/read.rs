@@ -1,11 +1,10 @@
 //! Decoding: batches in their order, of which nothing is trusted.
 
 use super::bytes::Reader;
-use super::{
-    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Batch, ControlAction, Digest, Entry, FIXED_BYTES, FLAG_LZ4,
-    INPUT_BYTES_MAX, Input, LOG_VERSION, LogError, MAGIC, PREFIX_BYTES_MAX, TAG_ADVANCE, TAG_CONSOLE,
-    TAG_CONTROL, TAG_DIGEST, TAG_FRAME, TAG_PACE, TAG_RANDOM, checksum,
-};
+use super::digest::Digest;
+use super::error::LogError;
+use super::format::*;
+use super::input::{Batch, ControlAction, Entry, Input};
 
 /// Reads batches in their order and keeps it.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 use super::bytes::put_varint;
+use super::format::*;
 use super::*;
-use crate::memory::PageIndex;
+use ft_ram::PageIndex;
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -1,11 +1,9 @@
 //! Encoding: inputs as they happen, into batches.
 
 use super::bytes::put_varint;
-use super::{
-    BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, Batch, DIGEST_PAGES_MAX, FIXED_BYTES, FLAG_LZ4, INPUT_BYTES_MAX,
-    Input, LOG_VERSION, LogCut, LogError, MAGIC, PREFIX_BYTES_MAX, TAG_ADVANCE, TAG_CONSOLE, TAG_CONTROL,
-    TAG_DIGEST, TAG_FRAME, TAG_PACE, TAG_RANDOM, checksum,
-};
+use super::error::LogError;
+use super::format::*;
+use super::input::{Batch, Input, LogCut};
 
 /// Entries of fewer bytes are not worth compressing: the time would be the vCPU's.
 const LZ4_BYTES_MIN: usize = 512;

@@ -2,12 +2,12 @@
 
 use super::{Mode, Worker};
 use crate::devices::Put;
-use crate::engine::soft::bus::BusEvent;
-use crate::engine::soft::run::Exit;
 use crate::engine::soft::state::TIME_MAX_NS;
-use crate::engine::soft::time::PACES;
-use crate::machine::MachineEvent;
+use crate::error::MachineEvent;
 use crate::replay::log::{ControlAction, Input};
+use ft_cpu::BusEvent;
+use ft_cpu::Exit;
+use ft_cpu::PACES;
 
 /// The longest that the guest idles for one write to the platform device's register.
 const IDLE_MAX_NS: u64 = 100_000_000;

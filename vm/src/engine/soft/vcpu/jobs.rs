@@ -1,17 +1,18 @@
 //! What jobs have the vCPU's thread do: the machine's commands.
 
 use super::{Mode, Worker};
-use crate::engine::soft::cpu::Cpu;
-use crate::engine::soft::dirty::{Dirty, Tracker};
+
 use crate::engine::soft::host_time::HostTime;
 use crate::engine::soft::platform::Platform;
 use crate::engine::soft::record::Recorder;
 use crate::engine::soft::replay::Replayer;
-use crate::engine::soft::state::{CpuState, IdleState, SoftState};
-use crate::machine::MachineError;
-use crate::memory::PageIndex;
-use crate::replay::log::{ControlAction, Input, LogCut};
+use crate::engine::soft::state::{IdleState, SoftState};
+use crate::error::MachineError;
+use crate::replay::log::{Batch, ControlAction, Input, LogCut};
 use crate::state::StateError;
+use ft_cpu::CpuState;
+use ft_cpu::Tracker;
+use ft_ram::PageIndex;
 use std::sync::atomic::Ordering;
 
 impl Worker {
@@ -68,13 +69,9 @@ impl Worker {
         self.pages.clear();
         self.reach.ram.take_journal(&mut self.pages);
         let platform = Platform { chips: chips.clone(), reach: self.reach.clone() };
-        let mut fresh = Cpu::new(&self.reach.ram, Box::new(platform));
-        // What the guest wrote before is still to be harvested.
-        fresh.dirty = std::mem::replace(&mut self.cpu.dirty, Dirty::new(0));
-        fresh.unknown_instructions = self.cpu.unknown_instructions;
-        (fresh.sys, fresh.fpu, fresh.clock) = (system.clone(), fpu.clone(), *clock);
-        cpu.put(&mut fresh);
-        self.cpu = fresh;
+        self.cpu.reset(&self.reach.ram, Box::new(platform));
+        (self.cpu.sys, self.cpu.fpu, self.cpu.clock) = (system.clone(), fpu.clone(), *clock);
+        cpu.put(&mut self.cpu);
         self.idle_until_ns = idle.until_ns;
         self.reach.devices.set_signal(idle.signalled);
         self.outbox.set_waiting(outbox);
@@ -138,7 +135,8 @@ impl Worker {
         Ok(cut)
     }
 
-    pub(crate) fn start_replaying(&mut self) -> Result<(), MachineError> {
+    /// From the count that it answers.
+    pub(crate) fn start_replaying(&mut self) -> Result<u64, MachineError> {
         let refuse = |why| Err(MachineError::Mode { what: "replaying", why });
         match &self.mode {
             Mode::Replaying(_) => return refuse("it is on already"),
@@ -158,7 +156,7 @@ impl Worker {
         self.console_mute.store(true, Ordering::Relaxed);
         self.mode = Mode::Replaying(Replayer::new(self.cpu.count));
         self.publish();
-        Ok(())
+        Ok(self.cpu.count)
     }
 
     pub(crate) fn show_replayed_console(&mut self, shown: bool) {
@@ -167,13 +165,12 @@ impl Worker {
         }
     }
 
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
-        let Mode::Replaying(replayer) = &mut self.mode else {
-            return Err(MachineError::Mode { what: "feeding a log", why: "the machine does not replay" });
-        };
-        replayer.feed(bytes, |count, bytes| self.tape.feed(count, bytes))?;
-        self.publish();
-        Ok(())
+    /// More of the log, which continues what was fed before.
+    pub(crate) fn feed(&mut self, batches: Vec<Batch>) {
+        if let Mode::Replaying(replayer) = &mut self.mode {
+            replayer.feed(batches, |count, bytes| self.tape.feed(count, bytes));
+            self.publish();
+        }
     }
 
     /// Ends a replay that has come to its log's end.

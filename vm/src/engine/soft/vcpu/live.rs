@@ -2,8 +2,8 @@
 
 use super::input::Applied;
 use super::{Mode, SLICE_COUNTS, Worker};
-use crate::engine::soft::run::Exit;
 use crate::replay::log::Input;
+use ft_cpu::Exit;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 

@@ -19,17 +19,17 @@ mod replaying;
 #[cfg(test)]
 mod tests;
 
-use super::cpu::Cpu;
 use super::host_time::HostTime;
 use super::outbox::Outbox;
 use super::platform::{Platform, Reach};
 use super::record::Recorder;
 use super::replay::Replayer;
-use super::run::Exit;
 use super::state::SoftState;
 use super::tape::Tape;
-use crate::machine::{MachineError, MachineEvent};
-use crate::memory::{PageIndex, RamView};
+use crate::error::{MachineError, MachineEvent};
+use ft_cpu::Cpu;
+use ft_cpu::Exit;
+use ft_ram::{PageIndex, RamView};
 use parking_lot::{Condvar, Mutex};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -227,7 +227,7 @@ impl Worker {
         self.pages.clear();
         self.reach.ram.take_journal(&mut self.pages);
         for &page in &self.pages {
-            self.cpu.dirty.mark(page);
+            self.cpu.mark_dirty(page);
             self.cpu.invalidate_code_page(page);
         }
     }

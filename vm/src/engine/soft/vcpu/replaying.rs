@@ -2,11 +2,11 @@
 
 use super::input::Applied;
 use super::{Mode, SLICE_COUNTS, Worker};
-use crate::engine::soft::dirty::Tracker;
-use crate::engine::soft::run::Exit;
 use crate::engine::soft::tape::Wrong;
 use crate::replay::Registers;
 use crate::replay::log::{DIGEST_PAGES_MAX, Digest, Input, REGISTERS, page_hash};
+use ft_cpu::Exit;
+use ft_cpu::Tracker;
 use std::sync::atomic::Ordering;
 
 impl Worker {
@@ -73,8 +73,8 @@ impl Worker {
         pages.clear();
         self.cpu.take_dirty(Tracker::Digest, &mut pages);
         let rest = pages.split_off(pages.len().min(DIGEST_PAGES_MAX));
-        rest.into_iter().for_each(|page| self.cpu.dirty.mark(page));
-        let mut content = [0; crate::layout::PAGE_SIZE];
+        rest.into_iter().for_each(|page| self.cpu.mark_dirty(page));
+        let mut content = [0; ft_ram::layout::PAGE_SIZE];
         let mut hash = |page| {
             self.view.read_page(page, &mut content);
             (page, page_hash(&content))

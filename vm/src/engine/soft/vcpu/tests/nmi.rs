@@ -1,7 +1,7 @@
 //! Non-maskable interrupts: taken whatever IF says, one at a time until iret, and never lost.
 
 use super::*;
-use crate::engine::soft::flags::IF;
+use ft_cpu::flags::IF;
 
 /// `mov dword ptr [r15 + 0x300], ...`: an NMI to itself.
 macro_rules! send {

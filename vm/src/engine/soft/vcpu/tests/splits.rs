@@ -2,8 +2,9 @@
 //! where it was stopped, captured, moved to another machine, or replayed from its log.
 
 use super::*;
-use crate::engine::soft::flags::RF;
 use crate::engine::soft::vcpu::Mode;
+use crate::replay::log::LogReader;
+use ft_cpu::flags::RF;
 use proptest::prelude::*;
 
 /// Where every run ends.
@@ -207,8 +208,8 @@ fn play(mut rig: Rig, script: &Script, cuts: &[(u64, Cut)]) -> Rig {
 
 /// A machine that replays a log, from the same start.
 fn replay(mut rig: Rig, log: &[u8]) -> Rig {
-    rig.worker.start_replaying().unwrap();
-    rig.worker.feed(log).unwrap();
+    let start = rig.worker.start_replaying().unwrap();
+    rig.worker.feed(LogReader::new(start).read_all(log).unwrap());
     let done =
         |rig: &Rig| matches!(&rig.worker.mode, Mode::Replaying(log) if log.is_done(rig.worker.cpu.count));
     while !done(&rig) {

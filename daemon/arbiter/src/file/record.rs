@@ -1,0 +1,104 @@
+//! A generation's file: its name, and what it holds.
+
+use crate::Cell;
+use serde::{Deserialize, Serialize};
+
+pub(super) const FORMAT_VERSION: u32 = 1;
+/// No cell is longer.
+pub(super) const CELL_BYTES_MAX: u64 = 4096;
+const TEMPORARY: &str = ".tmp-";
+
+/// What a file holds, as JSON on its first line; the second line is `crc32c` of the first.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) version: u32,
+    pub(super) vm: String,
+    pub(super) cell: Cell,
+}
+
+/// The name of a generation's file.
+pub(super) fn file_name(generation: u64) -> String {
+    format!("{generation:020}")
+}
+
+/// The generation whose file has this name, if it is the name of one.
+#[must_use]
+pub fn generation_of(name: &str) -> Option<u64> {
+    (name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit())).then(|| name.parse().ok())?
+}
+
+/// The name of a file that is nobody's generation yet.
+pub(super) fn temporary_name(unique: &str) -> String {
+    format!("{TEMPORARY}{unique}")
+}
+
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY)
+}
+
+pub(super) fn encode(record: &Record) -> Vec<u8> {
+    let json = serde_json::to_string(record).expect("strings and numbers in structs always have a JSON form");
+    format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes())).into_bytes()
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Result<Record, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    if bytes.len() as u64 > CELL_BYTES_MAX {
+        return Err(format!("it is longer than {CELL_BYTES_MAX} bytes"));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
+    let (json, sum) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.split_once("\ncrc32c "))
+        .ok_or("it is not two whole lines, the second a checksum")?;
+    let computed = format!("{:08x}", crc32c::crc32c(json.as_bytes()));
+    if sum != computed {
+        return Err(format!("its checksum is {computed}, it says {sum}"));
+    }
+    let Version { version } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    if version != FORMAT_VERSION {
+        return Err(format!("it has format version {version}, this ftd knows {FORMAT_VERSION}"));
+    }
+    serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Standby;
+    use proptest::prelude::*;
+
+    fn record(cell: Cell) -> Record {
+        Record { version: FORMAT_VERSION, vm: "web".into(), cell }
+    }
+
+    proptest! {
+        #[test]
+        fn any_flipped_byte_is_noticed(at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+            let mut bytes = encode(&record(Cell { generation: 9, owner: Some("alpha".into()), standby: None }));
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn what_is_written_is_read(
+            generation in any::<u64>(),
+            owner in proptest::option::of(".{0,40}"),
+            pairing in any::<u64>(),
+        ) {
+            let standby = owner.clone().map(|node| Standby { node, pairing });
+            let cell = Cell { generation, owner, standby };
+            prop_assert_eq!(decode(&encode(&record(cell.clone()))).unwrap().cell, cell);
+        }
+    }
+}

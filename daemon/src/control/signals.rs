@@ -1,0 +1,30 @@
+//! Signals are wishes too.
+
+use super::wish::Wish;
+use crate::exit::DaemonExit;
+use crate::outlet::Outlet;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// SIGTERM and SIGINT ask for an orderly stop; a second one does not wait for it.
+pub async fn stop_on_signals(wishes: Outlet<Wish>) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::warn!("signals cannot be handled: SIGTERM ends this daemon at once");
+        return;
+    };
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        if std::mem::replace(&mut asked, true) {
+            tracing::warn!("asked to stop twice: ending at once");
+            std::process::exit(i32::from(DaemonExit::Failure as u8));
+        }
+        tracing::info!("asked to stop");
+        if wishes.tell(Wish::Stop).is_err() {
+            tracing::debug!("it is ending already");
+        }
+    }
+}

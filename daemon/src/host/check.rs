@@ -1,0 +1,319 @@
+//! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
+//! missing, instead of a failure in the middle.
+
+use crate::config::Config;
+use crate::exit::DaemonExit;
+use ft_arbiter::{Arbiter, ArbiterError, FileArbiter};
+use ft_netbuf::{Tap, TapError};
+use ft_ram::{GuestRam, MemoryError};
+use ft_vm::boot::BootError;
+use ft_vm::devices::{ConsoleSink, Wiring};
+use ft_vm::machine::{Machine, MachineError};
+use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why this host cannot run the configuration.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// KVM cannot be used.
+    #[error(
+        "/dev/kvm: {source}; this host has no usable KVM (is the module loaded, virtualisation enabled, the user in group kvm?); \
+         machine.engine = \"soft\" needs none"
+    )]
+    Kvm {
+        /// Why.
+        source: io::Error,
+    },
+    /// A file that the VM needs cannot be read.
+    #[error("{key} = {}: cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{key} = {}: {problem}", path.display())]
+    Unsuitable {
+        /// The configuration key.
+        key: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// There cannot be such a machine here.
+    #[error("machine: {0}")]
+    Machine(#[from] MachineError),
+    /// Nor such memory.
+    #[error("machine.memory_mib: {0}")]
+    Memory(#[from] MemoryError),
+    /// Its guest cannot be booted.
+    #[error("machine.kernel, machine.initrd or machine.cmdline: {0}")]
+    Boot(#[from] BootError),
+    /// The TAP cannot be used.
+    #[error("machine.net.tap: {0}")]
+    Tap(#[from] TapError),
+    /// An address cannot be listened on.
+    #[error("{key} = {address}: cannot listen there: {source}")]
+    Listen {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory of the daemon's own cannot be written.
+    #[error("{key} = {}: cannot be made and written: {source}", path.display())]
+    Directory {
+        /// The configuration key.
+        key: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The group of the control socket does not exist.
+    #[error("control_group = {group}: this host has no such group")]
+    NoGroup {
+        /// The group.
+        group: String,
+    },
+    /// The system gives no more threads.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// The arbiter's cell cannot be used.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+}
+
+impl HostError {
+    /// How the daemon ends.
+    #[must_use]
+    pub fn exit(&self) -> DaemonExit {
+        match self {
+            Self::Arbiter(_) => DaemonExit::Arbiter,
+            Self::Tap(TapError::InUse { .. }) => DaemonExit::InUse,
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => DaemonExit::InUse,
+            _ => DaemonExit::Host,
+        }
+    }
+}
+
+impl Config {
+    /// Checks everything that this host must offer. Nothing is left changed but directories of the daemon's own that it
+    /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
+    pub fn check_host(&self) -> Result<(), HostError> {
+        if self.machine.engine == EngineKind::Kvm {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .map_err(|source| HostError::Kvm { source })?;
+        }
+        for (key, path) in
+            [("machine.kernel", &self.machine.kernel), ("machine.initrd", &self.machine.initrd)]
+        {
+            if let Some(path) = path {
+                file_bytes(key, path)?;
+            }
+        }
+        self.try_boot(&self.machine_spec()?)?;
+        self.arbiter().probe()?;
+        writable_directory("state_dir", &self.state_dir)?;
+        if let Some(directory) = self.control_socket.parent() {
+            writable_directory("control_socket", directory)?;
+        }
+        if let Some(group) = &self.control_group {
+            let found = nix::unistd::Group::from_name(group).ok().flatten();
+            found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
+        }
+        can_listen("replication.listen", self.replication.listen)?;
+        if let Some(address) = self.metrics.listen {
+            can_listen("metrics.listen", address)?;
+        }
+        if let Some(net) = &self.machine.net {
+            Tap::open(&net.tap)?.set_up()?;
+        }
+        Ok(())
+    }
+
+    /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
+    fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
+        let unreadable = |path: &Path| {
+            let path = path.to_owned();
+            move |source| HostError::Unreadable { key: "machine.disk.image", path, source }
+        };
+        let disks = self
+            .machine
+            .disks
+            .iter()
+            .map(|disk| File::open(&disk.image).map_err(unreadable(&disk.image)))
+            .collect::<Result<_, _>>()?;
+        let ram = GuestRam::new(spec.ram_bytes)?;
+        let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
+        Machine::new(spec, &ram, wiring)?.boot(&self.boot())?;
+        Ok(())
+    }
+
+    /// The machine, as both nodes must agree on it. Reads the disks' sizes.
+    pub fn machine_spec(&self) -> Result<MachineSpec, HostError> {
+        let mut disks = Vec::new();
+        for disk in &self.machine.disks {
+            const KEY: &str = "machine.disk.image";
+            let bytes = file_bytes(KEY, &disk.image)?;
+            if bytes == 0 || bytes % 512 != 0 {
+                let problem = format!("its {bytes} bytes are not a positive multiple of 512");
+                return Err(HostError::Unsuitable { key: KEY, path: disk.image.clone(), problem });
+            }
+            disks.push(DiskSpec { bytes, read_only: disk.read_only });
+        }
+        Ok(MachineSpec {
+            engine: self.machine.engine,
+            vcpus: self.machine.vcpus,
+            ram_bytes: self.machine.memory_mib << 20,
+            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),
+            disks,
+            rng: self.machine.rng,
+        })
+    }
+
+    /// The arbiter's cell.
+    #[must_use]
+    pub fn arbiter(&self) -> FileArbiter {
+        FileArbiter::new(&self.arbiter.path, self.vm.as_str())
+    }
+}
+
+/// The console of a machine that says nothing.
+struct NoConsole;
+
+impl ConsoleSink for NoConsole {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+/// The length of a readable regular file.
+fn file_bytes(key: &'static str, path: &Path) -> Result<u64, HostError> {
+    let unreadable = |source| HostError::Unreadable { key, path: path.to_owned(), source };
+    // Judged before it is opened: opening a FIFO would wait for its writer.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        let problem = "it is not a regular file".to_owned();
+        return Err(HostError::Unsuitable { key, path: path.to_owned(), problem });
+    }
+    File::open(path).map_err(unreadable)?;
+    Ok(metadata.len())
+}
+
+fn writable_directory(key: &'static str, path: &Path) -> Result<(), HostError> {
+    fs::create_dir_all(path)
+        .and_then(|()| {
+            Ok(nix::unistd::access(path, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)?)
+        })
+        .map_err(|source| HostError::Directory { key, path: path.to_owned(), source })
+}
+
+fn can_listen(key: &'static str, address: SocketAddr) -> Result<(), HostError> {
+    TcpListener::bind(address).map(drop).map_err(|source| HostError::Listen { key, address, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Host {
+        directory: tempfile::TempDir,
+        text: String,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let base = directory.path().display();
+            let text = format!(
+                r#"
+                vm = "web"
+                node = "alpha"
+                start_as = "primary"
+                state_dir = "{base}/state"
+                control_socket = "{base}/run/web.sock"
+                peer = {{ node = "beta", address = "127.0.0.1:1" }}
+                arbiter = {{ path = "{base}/web.cell" }}
+                replication = {{ listen = "127.0.0.1:0" }}
+                [machine]
+                engine = "soft"
+                "#
+            );
+            Self { directory, text }
+        }
+
+        fn with(mut self, line: &str) -> Self {
+            self.text.push_str(line);
+            self
+        }
+
+        fn replaced(mut self, from: &str, to: &str) -> Self {
+            self.text = self.text.replace(from, to);
+            self
+        }
+
+        fn check(&self) -> Result<(), HostError> {
+            Config::parse(&self.text, Path::new("test.toml")).unwrap().check_host()
+        }
+
+        fn refused(&self, exit: DaemonExit, message: &str) {
+            let error = self.check().expect_err(message);
+            assert!(error.to_string().contains(message), "{error}");
+            assert_eq!(error.exit(), exit, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_can_run_it_passes() {
+        Host::new().check().unwrap();
+    }
+
+    #[test]
+    fn a_host_passes_for_kvm_if_it_has_it() {
+        let there = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        let host = Host::new().replaced("engine = \"soft\"", "engine = \"kvm\"");
+        match there {
+            true => host.check().unwrap(),
+            false => host.refused(DaemonExit::Host, "/dev/kvm"),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_exit_code() {
+        let host = Host::new().with("guest = \"linux\"\nkernel = \"/nowhere/vmlinuz\"");
+        host.refused(DaemonExit::Host, "machine.kernel = /nowhere/vmlinuz: cannot be read: No such file");
+        let host = Host::new().with("guest = \"linux\"\nkernel = \"/dev\"");
+        host.refused(DaemonExit::Host, "machine.kernel = /dev: it is not a regular file");
+        let host = Host::new().replaced("/web.cell", "/not-mounted/web.cell");
+        host.refused(DaemonExit::Arbiter, "not-mounted/web.cell: looking for its directory: No such file");
+        let host = Host::new().replaced("/state\"", "/a-file/state\"");
+        fs::write(host.directory.path().join("a-file"), "").unwrap();
+        host.refused(DaemonExit::Host, "a-file/state: cannot be made and written");
+        let host = Host::new().replaced("start_as", "control_group = \"no-such-group\"\nstart_as");
+        host.refused(DaemonExit::Host, "control_group = no-such-group");
+
+        let host = Host::new();
+        let image = host.directory.path().join("disk");
+        fs::write(&image, [0; 700]).unwrap();
+        let host = host.with(&format!("[[machine.disk]]\nimage = \"{}\"\nread_only = true", image.display()));
+        host.refused(DaemonExit::Host, "700 bytes are not a positive multiple of 512");
+
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = Host::new().replaced("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
+        host.refused(DaemonExit::InUse, "replication.listen = 127.0.0.1:");
+        let host = Host::new().replaced("127.0.0.1:0", "192.0.2.1:7400");
+        host.refused(DaemonExit::Host, "cannot listen there");
+    }
+}

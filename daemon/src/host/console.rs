@@ -1,0 +1,92 @@
+//! The guest's console: to whoever is attached, and to a file or stdout if so configured.
+
+use super::check::HostError;
+use crate::config::ConsoleTarget;
+use ft_vm::devices::ConsoleSink;
+use ft_vm::machine::ConsoleHandle;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use tokio::sync::broadcast;
+
+/// See the module. It never blocks the guest: what nobody takes in time is dropped.
+#[derive(Clone)]
+pub struct ConsoleHub(Arc<HubInner>);
+
+struct HubInner {
+    output: broadcast::Sender<Arc<[u8]>>,
+    recent: Mutex<VecDeque<u8>>,
+    input: Mutex<Option<ConsoleHandle>>,
+    file: Option<SyncSender<Vec<u8>>>,
+}
+
+/// What a newly attached console sees of the past.
+const RECENT_BYTES: usize = 16 << 10;
+/// Pieces of output that may wait for a slow reader.
+const BACKLOG: usize = 1024;
+
+impl ConsoleHub {
+    pub(super) fn start(console: &ConsoleTarget) -> Result<Self, HostError> {
+        let sink: Option<Box<dyn Write + Send>> = match console {
+            ConsoleTarget::Socket => None,
+            ConsoleTarget::Stdout => Some(Box::new(std::io::stdout())),
+            ConsoleTarget::File(path) => {
+                let failed =
+                    |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
+                Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
+            }
+        };
+        let file = sink.map(|mut sink| {
+            let (sender, pieces) = sync_channel::<Vec<u8>>(BACKLOG);
+            std::thread::Builder::new().name("ftd-console".into()).spawn(move || {
+                while let Ok(piece) = pieces.recv() {
+                    // A console file on a full disk must not stop the guest.
+                    let _ = sink.write_all(&piece).and_then(|()| sink.flush());
+                }
+            })?;
+            Ok(sender)
+        });
+        let file = file.transpose().map_err(HostError::Thread)?;
+        let (output, _) = broadcast::channel(BACKLOG);
+        Ok(Self(Arc::new(HubInner { output, recent: Mutex::default(), input: Mutex::default(), file })))
+    }
+
+    /// The recent past, and what follows it.
+    pub fn attach(&self) -> (Vec<u8>, broadcast::Receiver<Arc<[u8]>>) {
+        let recent = self.0.recent.lock();
+        (recent.iter().copied().collect(), self.0.output.subscribe())
+    }
+
+    /// What is typed goes into this console, or into none.
+    pub(super) fn plug(&self, console: Option<ConsoleHandle>) {
+        *self.0.input.lock() = console;
+    }
+
+    /// Types into the guest's console, if a guest runs here.
+    pub fn input(&self, bytes: &[u8]) {
+        let console = self.0.input.lock().clone();
+        if let Some(console) = console {
+            console.input(bytes);
+        }
+    }
+}
+
+impl ConsoleSink for ConsoleHub {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut recent = self.0.recent.lock();
+        recent.extend(bytes);
+        let excess = recent.len().saturating_sub(RECENT_BYTES);
+        recent.drain(..excess);
+        // Under the lock, so that whoever attaches misses nothing and sees nothing twice. Nobody attached is fine.
+        let _ = self.0.output.send(bytes.into());
+        drop(recent);
+        if let Some(file) = &self.0.file {
+            match file.try_send(bytes.to_vec()) {
+                Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
+            }
+        }
+    }
+}

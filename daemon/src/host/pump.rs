@@ -1,0 +1,65 @@
+//! Frames from the TAP into the guest, and the second try for frames of the guest that found no room. One thread, for
+//! whatever machine there is at the moment; without one, what comes in is lost, as on a cable without a computer.
+
+use ft_netbuf::{Tap, Waker};
+use ft_vm::devices::{Delivered, FRAME_BYTES_MAX, NetPort};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A frame waits so long for a guest that has no buffers or is paused, then it is lost, as with any card.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The port of the machine that runs now.
+#[derive(Clone, Default)]
+pub struct Socket(Arc<Mutex<Option<NetPort>>>);
+
+impl Socket {
+    /// Plugs the cable into this machine, or into none.
+    pub fn plug(&self, port: Option<NetPort>) {
+        *self.0.lock() = port;
+    }
+
+    fn port(&self) -> Option<NetPort> {
+        self.0.lock().clone()
+    }
+}
+
+/// Starts the thread; it lives as long as the process.
+pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
+    let waker = tap.waker();
+    std::thread::Builder::new().name("ftd-tap".into()).spawn(move || {
+        // A byte more than a frame has: one that is too long is seen to be, and lost, rather than cut.
+        let mut buffer = vec![0; FRAME_BYTES_MAX + 1];
+        loop {
+            match tap.receive(&mut buffer) {
+                Ok(Some(length)) => {
+                    if let Some(port) = socket.port() {
+                        deliver(&port, &buffer[..length], &socket);
+                    }
+                }
+                Ok(None) => {
+                    if let Some(port) = socket.port() {
+                        port.resume_transmit();
+                    }
+                }
+                Err(e) => {
+                    tracing::warn!(tap = tap.name(), "reading frames: {e}");
+                    std::thread::sleep(PATIENCE);
+                }
+            }
+        }
+    })?;
+    Ok(waker)
+}
+
+fn deliver(port: &NetPort, frame: &[u8], socket: &Socket) {
+    let since = Instant::now();
+    while matches!(port.deliver(frame), Delivered::NoBuffers | Delivered::Paused) {
+        port.resume_transmit();
+        if since.elapsed() > PATIENCE || socket.port().is_none() {
+            return;
+        }
+        port.wait_for_buffers(Duration::from_millis(10));
+    }
+}

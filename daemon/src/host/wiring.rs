@@ -1,0 +1,147 @@
+//! The host's side of the machine, made from the configuration: TAP, output buffer, console, disk images.
+
+use super::check::HostError;
+use super::console::ConsoleHub;
+use super::pump::{self, Socket};
+use crate::config::Config;
+use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
+use ft_vm::devices::{FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
+use ft_vm::machine::Machine;
+use ft_vm::spec::{Boot, MachineSpec};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Makes the host side of a machine's devices.
+pub type MakeWiring = Box<dyn Fn() -> Result<Wiring, WiringError> + Send>;
+/// Is told about every new machine, so that its network port and console can be reached; and when it is gone.
+pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
+
+/// Why a machine has no host side.
+#[derive(Debug, thiserror::Error)]
+pub enum WiringError {
+    /// A disk image cannot be opened.
+    #[error("disk image {}: {source}", path.display())]
+    Image {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What the replica needs of the host.
+pub struct Host {
+    /// The machine, as both hosts describe it.
+    pub spec: MachineSpec,
+    /// What it boots.
+    pub boot: Boot,
+    /// Makes the host side of its devices.
+    pub wiring: MakeWiring,
+    /// Told about every machine that comes and goes.
+    pub attach: Attach,
+    /// Output commit.
+    pub output: OutputBuffer,
+    /// Announces the VM on its network after a take-over.
+    pub announce: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// After a take-over the announcement goes out again after these pauses: each frame may be lost.
+const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
+
+/// Opens everything on this host that the machine will be wired to. Nothing runs yet.
+pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
+    let machine = &config.machine;
+    let spec = config.machine_spec()?;
+    let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
+    let console = ConsoleHub::start(&machine.console)?;
+    let replication = &config.replication;
+    let bounds = Bounds {
+        frames: replication.hold_frames as usize,
+        bytes: (replication.hold_mib as usize) << 20,
+        frame_bytes: FRAME_BYTES_MAX,
+    };
+    let socket = Socket::default();
+    let (output, announcement) = match &machine.net {
+        Some(net) => {
+            let tap = Arc::new(Tap::open(&net.tap)?);
+            tap.set_up()?;
+            let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
+            let waker = pump::start(tap, socket.clone()).map_err(HostError::Thread)?;
+            output.on_room(move || waker.wake());
+            (output, Announcement::new(net.mac.0, &net.addresses))
+        }
+        None => (OutputBuffer::new(Box::new(NoNetwork), bounds), Announcement::new([0; 6], &[])),
+    };
+    output.mute();
+
+    let frames = machine.net.as_ref().map(|_| Arc::new(HoldingSink(output.clone())) as Arc<dyn FrameSink>);
+    let hub = console.clone();
+    let wiring = Box::new(move || {
+        let disks = images
+            .iter()
+            .map(|path| File::open(path).map_err(|source| WiringError::Image { path: path.clone(), source }))
+            .collect::<Result<_, _>>()?;
+        Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
+    });
+    let hub = console.clone();
+    let attach = Box::new(move |machine: Option<&Machine>| {
+        socket.plug(machine.and_then(Machine::net));
+        hub.plug(machine.map(Machine::console));
+    });
+    let announce: Arc<dyn Fn() + Send + Sync> = match &machine.net {
+        Some(_) => announcer(output.clone(), announcement),
+        None => Arc::new(|| {}),
+    };
+    Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
+}
+
+/// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more) does
+/// not announce itself either.
+fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() + Send + Sync> {
+    let announcement = Arc::new(announcement);
+    Arc::new(move || {
+        let say = {
+            let (output, announcement) = (output.clone(), Arc::clone(&announcement));
+            move || {
+                for frame in announcement.frames() {
+                    // A buffer without room is busy with the VM's own frames, which announce it as well.
+                    let _ = output.transmit(frame);
+                }
+            }
+        };
+        say();
+        let again = std::thread::Builder::new().name("ftd-announce".into()).spawn(move || {
+            for pause in ANNOUNCE_AGAIN {
+                std::thread::sleep(pause);
+                say();
+            }
+        });
+        if let Err(e) = again {
+            tracing::warn!("announcing the VM only once: {e}");
+        }
+    })
+}
+
+/// The guest's frames go through output commit.
+struct HoldingSink(OutputBuffer);
+
+impl FrameSink for HoldingSink {
+    fn transmit(&self, frame: &[u8]) -> Transmit {
+        match self.0.transmit(frame) {
+            Transmitted::Taken => Transmit::Taken,
+            Transmitted::Full => Transmit::Full,
+        }
+    }
+}
+
+/// The wire of a VM that has no network card.
+struct NoNetwork;
+
+impl Emit for NoNetwork {
+    fn emit(&self, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}

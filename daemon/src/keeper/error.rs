@@ -1,0 +1,152 @@
+//! What can go wrong with the machine and with what is replicated of it, one enum an operation.
+
+use crate::host::WiringError;
+use ft_checkpoint::arena::ArenaError;
+use ft_checkpoint::encoder::EncodeError;
+use ft_checkpoint::owed::OwedError;
+use ft_ram::MemoryError;
+use ft_vm::boot::BootError;
+use ft_vm::machine::MachineError;
+use ft_vm::state::StateError;
+use std::io;
+use thiserror::Error;
+
+/// Why there is no fresh machine.
+#[derive(Debug, Error)]
+pub enum PrepareError {
+    /// No memory for its guest.
+    #[error("guest memory: {0}")]
+    Memory(#[from] MemoryError),
+    /// The host side of its devices is missing.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// The engine refuses it.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// Why the guest was not booted.
+#[derive(Debug, Error)]
+pub enum StartGuestError {
+    /// There is no machine for it.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The machine does not take it.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The machine does not run.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// Why a machine does not go on from a received state.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// None is prepared for it.
+    #[error("no machine is prepared here")]
+    NotPrepared,
+    /// The state does not fit the machine.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The machine does not run.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// Why the machine that executes the log does not go on by itself.
+#[derive(Debug, Error)]
+pub enum GoLiveError {
+    /// There is none.
+    #[error("no machine executes the log here")]
+    NotFollowing,
+    /// It is not the primary's likeness.
+    #[error("this machine did not execute what the primary executed")]
+    Lost,
+    /// It has not come to the end of the log.
+    #[error("the log is not executed to its end, instruction {end}")]
+    Unexecuted {
+        /// The instruction at which it would have been.
+        end: u64,
+    },
+    /// The machine refuses.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+/// Why the guest cannot be kept running, or cannot be captured: the host failed it.
+#[derive(Debug, Error)]
+pub enum KeepError {
+    /// Nothing runs here that could be protected.
+    #[error("no machine runs here")]
+    NoMachine,
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// No memory for the dirty pages.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// No thread to ship checkpoints.
+    #[error("cannot start the shipper: {0}")]
+    Shipper(io::Error),
+}
+
+/// Why nothing more can be shipped under a pairing.
+#[derive(Debug, Error)]
+pub enum ShipError {
+    /// The epoch does not follow the one before.
+    #[error(transparent)]
+    Owed(#[from] OwedError),
+    /// It cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+/// Why a backup's machine is not the VM any more.
+#[derive(Debug, Error)]
+pub enum StateLoss {
+    /// It did not take the checkpoint that the log goes on from.
+    #[error("the checkpoint cannot be executed: {0}")]
+    NotStarted(#[from] RestoreError),
+    /// The log does not go on where the machine is.
+    #[error("the primary's log is refused: {0}")]
+    LogRefused(MachineError),
+    /// It came no further.
+    #[error("the log is not executed beyond instruction {count}")]
+    Stuck {
+        /// Where it stopped.
+        count: u64,
+    },
+    /// It executed something else.
+    #[error("diverged at instruction {count}: {what}")]
+    Diverged {
+        /// Instructions that had been executed.
+        count: u64,
+        /// What differs.
+        what: String,
+    },
+}
+
+/// Why a backup cannot receive.
+#[derive(Debug, Error)]
+pub enum StandbyError {
+    /// Its memory cannot be mapped once more.
+    #[error("guest memory: {0}")]
+    Memory(#[from] MemoryError),
+    /// No thread to apply what comes.
+    #[error("cannot start a thread to apply checkpoints: {0}")]
+    Thread(io::Error),
+}
+
+/// Why a standby has no sealed checkpoint to hand out.
+#[derive(Debug, Error)]
+pub enum SealedError {
+    /// It was given up.
+    #[error("what was received has been given up")]
+    GivenUp,
+    /// None is complete.
+    #[error("no sealed checkpoint is held")]
+    NothingSealed,
+    /// What was sealed may be applied in part only.
+    #[error("the thread that applies checkpoints has crashed")]
+    ApplierCrashed,
+}

@@ -1,0 +1,176 @@
+//! Replay mode's backup: a machine of its own that stands on the received checkpoint and executes the sealed log a little
+//! behind the primary. Lag is the age of the oldest log that is not executed to its end.
+//!
+//! A backup that does not execute what the primary executed, for whatever reason, has nothing to go on from: it says so,
+//! and asks for nothing any more.
+
+use super::error::{GoLiveError, RestoreError, StateLoss};
+use super::news::News;
+use super::order::GoneLive;
+use super::setup::Setup;
+use super::vm::Vm;
+use crate::role::GuestEnd;
+use ft_checkpoint::backlog::Applier;
+use ft_checkpoint::wire::message::Position;
+use ft_vm::machine::MachineEvent;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How often the position is looked at while there is something to execute.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// A machine that does not come to the end of its log, and to no instruction further in this time, never will.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Follower {
+    /// What is not executed to its end, oldest first.
+    fed: VecDeque<Fed>,
+    pending_bytes: u64,
+    /// What is to be verified: all of it is to be executed.
+    verifying: Option<Verifying>,
+    /// Epochs of log that were still to be executed when that was asked.
+    pending: u64,
+    /// The guest came to its end as the log says.
+    ended: Option<GuestEnd>,
+    /// It has been said that the state is of no use.
+    lost: bool,
+}
+
+struct Verifying {
+    epoch: u64,
+    /// Where the machine was, and since when.
+    count: u64,
+    moved_at: Instant,
+}
+
+struct Fed {
+    cut: u64,
+    bytes: u64,
+    at: Instant,
+}
+
+impl Follower {
+    /// Starts to execute from a sealed checkpoint: its pages are applied, its state restored.
+    pub(super) fn start(vm: &mut Vm, state: &[u8], applier: &Applier) -> Result<Self, RestoreError> {
+        while applier.apply_next().is_some() {}
+        vm.machine.restore(state)?;
+        vm.machine.start_replaying()?;
+        vm.machine.resume()?;
+        Ok(Self::default())
+    }
+
+    /// One that could not start: its state is lost from the beginning.
+    pub(super) fn failed(setup: &Setup, why: StateLoss) -> Self {
+        let mut follower = Self::default();
+        follower.lose(setup, why);
+        follower
+    }
+
+    /// When there is something to look at.
+    pub(super) fn wait_limit(&self, calm: Duration) -> Duration {
+        if self.fed.is_empty() && self.verifying.is_none() { calm } else { LOOK_INTERVAL }
+    }
+
+    /// The log of one more epoch.
+    pub(super) fn feed(&mut self, vm: &mut Vm, setup: &Setup, log: &[u8], at: Instant) {
+        if self.lost {
+            return;
+        }
+        if let Err(e) = vm.machine.feed_log(log) {
+            return self.lose(setup, StateLoss::LogRefused(e));
+        }
+        let bytes = log.len() as u64;
+        self.fed.push_back(Fed { cut: vm.machine.replay_position().fed, bytes, at });
+        self.pending_bytes += bytes;
+        self.look(vm, setup);
+    }
+
+    /// Says so when everything is executed, unless that shows that the state is lost.
+    pub(super) fn verify(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64) {
+        self.pending = self.fed.len() as u64;
+        let count = vm.machine.replay_position().count;
+        self.verifying = Some(Verifying { epoch, count, moved_at: Instant::now() });
+        self.look(vm, setup);
+    }
+
+    /// Looks how far the machine has come, and what it says.
+    pub(super) fn look(&mut self, vm: &mut Vm, setup: &Setup) {
+        self.listen(vm, setup);
+        let count = vm.machine.replay_position().count;
+        while let Some(fed) = self.fed.front()
+            && fed.cut <= count
+        {
+            self.pending_bytes -= fed.bytes;
+            self.fed.pop_front();
+        }
+        let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
+        setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
+        let is_executed = self.is_executed(vm);
+        match &mut self.verifying {
+            _ if self.lost => self.verifying = None,
+            Some(verifying) if verifying.count != count => {
+                (verifying.count, verifying.moved_at) = (count, Instant::now());
+            }
+            Some(verifying) if !is_executed && verifying.moved_at.elapsed() > STUCK_AFTER => {
+                self.lose(setup, StateLoss::Stuck { count });
+            }
+            _ => {}
+        }
+        if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
+            setup.tell(News::Verified { epoch });
+        }
+    }
+
+    /// Whether the machine has come to the end of its log, or the guest to its own.
+    fn is_executed(&self, vm: &Vm) -> bool {
+        !self.lost
+            && self.fed.is_empty()
+            && match vm.machine.wait_replayed(Duration::ZERO) {
+                Ok(executed) => executed,
+                Err(_) => self.has_crashed(),
+            }
+    }
+
+    fn has_crashed(&self) -> bool {
+        matches!(self.ended, Some(GuestEnd::Crashed(_)))
+    }
+
+    fn listen(&mut self, vm: &mut Vm, setup: &Setup) {
+        while let Ok(event) = vm.machine.events().try_recv() {
+            match event {
+                MachineEvent::Diverged { count, what } => {
+                    self.lose(setup, StateLoss::Diverged { count, what });
+                }
+                MachineEvent::PoweredOff => self.ended = Some(GuestEnd::PoweredOff),
+                MachineEvent::Reset => self.ended = Some(GuestEnd::Reset),
+                MachineEvent::Crashed { vcpu, why } => {
+                    self.ended = Some(GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")));
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, setup: &Setup, why: StateLoss) {
+        if !std::mem::replace(&mut self.lost, true) {
+            setup.tell(News::StateLost(why));
+        }
+    }
+
+    /// All that is held is executed: makes the machine one like any other. It is paused then.
+    pub(super) fn go_live(&mut self, vm: &mut Vm, setup: &Setup) -> Result<GoneLive, GoLiveError> {
+        self.look(vm, setup);
+        if self.lost {
+            return Err(GoLiveError::Lost);
+        }
+        if !self.is_executed(vm) {
+            return Err(GoLiveError::Unexecuted { end: vm.machine.replay_position().fed });
+        }
+        if !self.has_crashed() {
+            vm.machine.pause()?;
+            self.listen(vm, setup);
+            vm.machine.go_live()?;
+        }
+        Ok(GoneLive { pending: self.pending, ended: self.ended.take() })
+    }
+}

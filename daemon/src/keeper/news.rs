@@ -1,0 +1,78 @@
+//! What happens to the machine, and to what is replicated of it.
+
+use super::error::{KeepError, ShipError, StateLoss};
+use crate::peer::Ticket;
+use crate::role::{ConnId, GuestEnd, Micros};
+
+/// News of this room.
+pub enum News {
+    /// Primary: the first checkpoint of the pairing is captured; from this capture on output is held.
+    FirstCaptured {
+        /// The pairing.
+        pairing: u64,
+    },
+    /// Primary: the guest stands still; this was the last epoch captured.
+    FinalCaptured {
+        /// The final epoch.
+        epoch: u64,
+    },
+    /// Primary: nothing can be shipped under this pairing any more, over whatever connection.
+    PairingBroken {
+        /// The pairing.
+        pairing: u64,
+        /// Why.
+        why: ShipError,
+    },
+    /// The guest has come to an end.
+    GuestEnded(GuestEnd),
+    /// The machine failed for a reason of the host's, and is gone.
+    MachineFailed(KeepError),
+
+    /// Backup: the primary says something, or a part of what it sends is complete.
+    FromPrimary {
+        /// The connection.
+        conn: ConnId,
+        /// What.
+        said: FromPrimary,
+        /// To be dropped when it has been handled.
+        ticket: Ticket,
+    },
+    /// Backup in replay mode: all the log that there was is executed, as [`super::order::Order::Verify`] asked.
+    Verified {
+        /// The epoch that was asked about.
+        epoch: u64,
+    },
+    /// Backup in replay mode: what is held is not the VM's state any more.
+    StateLost(StateLoss),
+}
+
+/// What came in from the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromPrimary {
+    /// It sends: a part of a long checkpoint or copy is a sign of life too.
+    Alive,
+    /// It asks for an answer.
+    Heartbeat {
+        /// Its clock, to be sent back.
+        stamp: Micros,
+    },
+    /// A checkpoint, or an epoch of the log, is complete and verified.
+    Sealed {
+        /// Its pairing.
+        pairing: u64,
+        /// Its epoch.
+        epoch: u64,
+        /// The primary's clock, to be sent back.
+        stamp: Micros,
+    },
+    /// The cell now names us as standby.
+    Paired {
+        /// The pair's generation.
+        generation: u64,
+    },
+    /// It has stopped its VM at `epoch` for good and offers it to us.
+    Offered {
+        /// The final epoch.
+        epoch: u64,
+    },
+}

@@ -1,0 +1,56 @@
+//! What the keeper is told to do. Orders with a reply are answered when they are carried out.
+
+use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
+use super::pairing::Pairing;
+use crate::role::GuestEnd;
+use ft_checkpoint::backlog::Applier;
+use ft_ram::GuestRam;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+/// See the module.
+pub enum Order {
+    /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
+    Prepare(OrderReply<Result<GuestRam, PrepareError>>),
+    /// Fresh RAM and machine, booted and running.
+    Boot(OrderReply<Result<(), StartGuestError>>),
+    /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
+    Restore(Vec<u8>, OrderReply<Result<(), RestoreError>>),
+    /// Full copy, then epochs, for this pairing.
+    BeginPairing(Arc<Pairing>),
+    /// No more checkpoints.
+    EndPairing(OrderReply<()>),
+    /// One last checkpoint of the running pairing, after which the guest stays paused.
+    Freeze,
+    /// The guest runs again, checkpoints go on.
+    Thaw,
+    /// There may be room for the next checkpoint.
+    Room,
+    /// A frame waits for the epoch to end.
+    Output,
+    /// Backup in replay mode: the prepared machine takes this state, once all is applied, and executes the log.
+    Follow(Vec<u8>, Applier),
+    /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
+    Feed(Vec<u8>, Instant),
+    /// Backup in replay mode: say so when all the log there is has been executed, which is that up to this epoch.
+    Verify {
+        /// The epoch that is held.
+        epoch: u64,
+    },
+    /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
+    GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
+    /// Stops and drops the machine.
+    Stop(OrderReply<()>),
+}
+
+/// Where an order's answer goes.
+pub type OrderReply<T> = SyncSender<T>;
+
+/// What a take-over found.
+pub struct GoneLive {
+    /// Epochs of log that were still to be executed when the primary was lost.
+    pub pending: u64,
+    /// The guest had come to its end.
+    pub ended: Option<GuestEnd>,
+}

@@ -1,0 +1,159 @@
+//! One pairing as the primary's threads share it: what was captured and is not yet acked, and the connection it goes
+//! over.
+//!
+//! The keeper reserves a place before it captures, the shipper keeps here what it encoded, the executor takes out
+//! what is acked and, when the backup is back over a new connection, sends the rest again. A dirty page is owed from
+//! its capture until the ack (I4): first in the shipper's queue, then here; nothing else forgets it.
+
+use crate::peer::{Bulk, Closed, PeerOutbox};
+use ft_checkpoint::encoder::EncodedCheckpoint;
+use ft_checkpoint::owed::{Owed, OwedError};
+use ft_checkpoint::wire::{FrameError, FrameType, SharedPayload, WireSink};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// See the module.
+pub struct Pairing {
+    /// Its name.
+    pub nonce: u64,
+    inner: Mutex<Inner>,
+    depth_max: u64,
+}
+
+struct Inner {
+    owed: Owed,
+    outbox: Option<Arc<PeerOutbox>>,
+    /// Captured, not yet given to `owed`.
+    unencoded: u64,
+    /// The epoch that is being encoded and streamed, if its frames went to the current outbox from the first on.
+    streaming: Option<u64>,
+    /// Somebody was refused a place.
+    wanting: bool,
+}
+
+impl Pairing {
+    /// A new pairing over a connection: at most `depth_max` checkpoints and about `bytes_max` bytes in flight.
+    pub fn new(nonce: u64, outbox: Arc<PeerOutbox>, depth_max: u64, bytes_max: usize) -> Arc<Self> {
+        let inner = Inner {
+            owed: Owed::new(bytes_max),
+            outbox: Some(outbox),
+            unencoded: 0,
+            streaming: None,
+            wanting: false,
+        };
+        Arc::new(Self { nonce, inner: Mutex::new(inner), depth_max })
+    }
+
+    /// Takes a place in the pipeline for one more checkpoint, if there is one.
+    pub fn reserve(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let room = inner.owed.in_flight() + inner.unencoded < self.depth_max && !inner.owed.is_full();
+        inner.unencoded += u64::from(room);
+        inner.wanting |= !room;
+        room
+    }
+
+    /// Whether somebody was refused a place since this was last asked.
+    pub fn was_wanting(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().wanting)
+    }
+
+    /// Encoding of a reserved epoch begins: a buffer for it, and the sink for its frames.
+    pub fn begin(self: &Arc<Self>, epoch: u64) -> Result<(EncodedCheckpoint, PairingSink), OwedError> {
+        let mut inner = self.inner.lock();
+        inner.owed.begin(epoch)?;
+        inner.unencoded = inner.unencoded.saturating_sub(1);
+        inner.streaming = Some(epoch);
+        let outbox = inner.outbox.clone();
+        Ok((inner.owed.spare(), PairingSink { outbox }))
+    }
+
+    /// As [`Self::begin`], for an epoch that goes out as a whole when it is kept.
+    pub fn begin_whole(&self, epoch: u64) -> Result<EncodedCheckpoint, OwedError> {
+        let mut inner = self.inner.lock();
+        inner.owed.begin(epoch)?;
+        inner.unencoded = inner.unencoded.saturating_sub(1);
+        Ok(inner.owed.spare())
+    }
+
+    /// A begun epoch is encoded: it is kept until its ack. If the connection changed meanwhile, it goes out whole.
+    pub fn keep(&self, checkpoint: EncodedCheckpoint) -> Result<(), OwedError> {
+        let mut inner = self.inner.lock();
+        let epoch = checkpoint.epoch();
+        inner.owed.keep(checkpoint)?;
+        if inner.streaming.take() != Some(epoch) {
+            let inner = &*inner;
+            send_again(inner.outbox.as_ref(), inner.owed.unacked_from(epoch));
+        }
+        Ok(())
+    }
+
+    /// The backup has sealed `epoch`. Returns how many checkpoints that commits.
+    pub fn ack(&self, epoch: u64) -> Result<u64, OwedError> {
+        self.inner.lock().owed.ack(epoch)
+    }
+
+    /// The backup is back over another connection and holds `held`: what it lacks is sent again.
+    pub fn resume(&self, held: u64, outbox: Arc<PeerOutbox>) -> Result<(), OwedError> {
+        let mut inner = self.inner.lock();
+        let lacking = inner.owed.resume(held)?;
+        inner.streaming = None;
+        inner.outbox = Some(outbox);
+        send_again(inner.outbox.as_ref(), lacking);
+        Ok(())
+    }
+
+    /// The connection is gone; what is owed stays.
+    pub fn unlink(&self) {
+        let mut inner = self.inner.lock();
+        inner.outbox = None;
+        inner.streaming = None;
+    }
+
+    /// The pairing is over: whoever waits for its connection stops waiting.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock();
+        inner.streaming = None;
+        if let Some(outbox) = inner.outbox.take() {
+            outbox.finish();
+        }
+    }
+
+    /// A sink for what is not kept: the full copy, which begins anew when it fails.
+    pub fn copy_sink(&self) -> PairingSink {
+        PairingSink { outbox: self.inner.lock().outbox.clone() }
+    }
+}
+
+/// Queues whole checkpoints. They are kept, so a connection that closes meanwhile loses nothing.
+fn send_again(outbox: Option<&Arc<PeerOutbox>>, checkpoints: Vec<Arc<EncodedCheckpoint>>) {
+    let Some(outbox) = outbox else { return };
+    for checkpoint in checkpoints {
+        // Bounded by `owed`; the lock is held, so this must not wait for the peer.
+        if outbox.ship_now(Bulk::Again(checkpoint)) == Err(Closed) {
+            return;
+        }
+    }
+}
+
+/// Where the encoder's frames go: the outbox of the connection that was current when the sink was made.
+pub struct PairingSink {
+    outbox: Option<Arc<PeerOutbox>>,
+}
+
+impl WireSink for PairingSink {
+    fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError> {
+        self.shared(kind, epoch, &Arc::new(payload.to_vec()))
+    }
+
+    fn shared(&mut self, kind: FrameType, epoch: u64, payload: &SharedPayload) -> Result<(), FrameError> {
+        let Some(outbox) = &self.outbox else { return Err(FrameError::Closed) };
+        outbox
+            .ship(Bulk::Frame(kind, epoch, Arc::clone(payload)), payload.len())
+            .map_err(|Closed| FrameError::Closed)
+    }
+
+    fn flush(&mut self) -> Result<(), FrameError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,66 @@
+//! How far the backup has come in executing the log: kept by the follower on the backup, and on the primary as the backup
+//! says. Small numbers that several threads look at; the last word wins.
+
+use ft_checkpoint::wire::message::Position;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// See the module.
+#[derive(Default)]
+pub struct ReplayProgress {
+    count: AtomicU64,
+    lag_us: AtomicU64,
+    pending_bytes: AtomicU64,
+    /// Backup: bytes on their way from the connection to the follower.
+    queued_bytes: AtomicU64,
+}
+
+impl ReplayProgress {
+    /// The last word.
+    pub fn set(&self, position: Position) {
+        let Position { count, lag_us, pending_bytes } = position;
+        self.count.store(count, Ordering::Relaxed);
+        self.lag_us.store(lag_us, Ordering::Relaxed);
+        self.pending_bytes.store(pending_bytes, Ordering::Relaxed);
+    }
+
+    /// What it was.
+    pub fn get(&self) -> Position {
+        Position {
+            count: self.count.load(Ordering::Relaxed),
+            lag_us: self.lag_us.load(Ordering::Relaxed),
+            pending_bytes: self.pending_bytes.load(Ordering::Relaxed)
+                + self.queued_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Nothing is being executed any more, or not yet.
+    pub fn reset(&self) {
+        self.set(Position::default());
+        self.queued_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Log goes to the follower.
+    pub fn queued(&self, bytes: u64) {
+        self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The follower has taken log in.
+    pub fn taken(&self, bytes: u64) {
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Replay mode, as the threads that carry it out see it.
+#[derive(Clone)]
+pub struct Replay {
+    /// Whether it is the mode.
+    pub on: bool,
+    /// How often the log of a working guest is shipped.
+    pub batch: Duration,
+    /// How far the backup may be behind.
+    pub lag_max: Duration,
+    /// How far it is.
+    pub progress: Arc<ReplayProgress>,
+}

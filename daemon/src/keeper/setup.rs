@@ -1,0 +1,49 @@
+//! What the keeper works with and what does not change while the daemon runs.
+
+use super::news::News;
+use super::progress::Replay;
+use crate::host::{Attach, MakeWiring, Watchdog};
+use crate::observe::Telemetry;
+use crate::outlet::Outlet;
+use ft_netbuf::OutputBuffer;
+use ft_vm::spec::{Boot, MachineSpec};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A frame waits so long for others to share its epoch.
+pub(super) const GROUP: Duration = Duration::from_micros(150);
+
+/// See the module.
+pub struct Setup {
+    /// The machine.
+    pub spec: MachineSpec,
+    /// What it boots.
+    pub boot: Boot,
+    /// Run interval.
+    pub epoch: Duration,
+    /// Replay mode.
+    pub replay: Replay,
+    /// Bytes of last-sent pages to remember for deltas.
+    pub shadow_bytes: usize,
+    /// Makes the host side of the devices.
+    pub wiring: MakeWiring,
+    /// Told about every machine that comes and goes.
+    pub attach: Attach,
+    /// Output commit.
+    pub output: OutputBuffer,
+    /// Where news goes.
+    pub news: Outlet<News>,
+    /// Figures.
+    pub telemetry: Arc<Telemetry>,
+    /// Shown that this loop lives.
+    pub watchdog: Arc<Watchdog>,
+}
+
+impl Setup {
+    /// Tells news. When nobody listens any more the daemon is ending, and there is nothing left to be done about it.
+    pub(super) fn tell(&self, news: News) {
+        if self.news.tell(news).is_err() {
+            tracing::debug!("news of the machine came after the executor's end");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The thread that encodes captures and streams them out while the guest already runs its next epoch.
+
+use super::error::ShipError;
+use super::news::News;
+use super::pairing::Pairing;
+use crate::observe::Telemetry;
+use crate::outlet::Outlet;
+use ft_checkpoint::arena::Capture;
+use ft_checkpoint::encoder::Encoder;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// An epoch of the log, cut and not yet encoded.
+pub struct LogEpoch {
+    /// Its number.
+    pub epoch: u64,
+    /// This node's clock before the cut.
+    pub stamp_us: u64,
+    /// The log.
+    pub log: Vec<u8>,
+}
+
+enum Shipment {
+    Checkpoint(Capture),
+    Log(LogEpoch),
+}
+
+/// The keeper's end of the shipper.
+pub struct Shipper {
+    work: Option<Sender<Shipment>>,
+    returned: Receiver<Capture>,
+    thread: Option<JoinHandle<()>>,
+    spare: Vec<Capture>,
+    pages_max: usize,
+}
+
+impl Shipper {
+    /// Starts the thread. It owns the encoder, which has sent the full copy.
+    pub fn start(
+        encoder: Encoder,
+        pairing: Arc<Pairing>,
+        pages_max: usize,
+        news: Outlet<News>,
+        telemetry: Arc<Telemetry>,
+    ) -> std::io::Result<Self> {
+        let (sender, work) = channel();
+        let (give_back, returned) = channel();
+        let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
+            let mut encoder = encoder;
+            while let Ok(work) = work.recv() {
+                let shipped = match &work {
+                    Shipment::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
+                    Shipment::Log(log) => ship_log(&mut encoder, &pairing, log),
+                };
+                if let Err(why) = shipped {
+                    // The daemon may be ending: then nobody misses it.
+                    let _ = news.tell(News::PairingBroken { pairing: pairing.nonce, why });
+                    return;
+                }
+                if let Shipment::Checkpoint(capture) = work
+                    && give_back.send(capture).is_err()
+                {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { work: Some(sender), returned, thread: Some(thread), spare: Vec::new(), pages_max })
+    }
+
+    /// An empty capture, used before if there is one.
+    pub fn empty_capture(&mut self) -> Capture {
+        while let Ok(capture) = self.returned.try_recv() {
+            self.spare.push(capture);
+        }
+        let mut capture = self.spare.pop().unwrap_or_else(|| Capture::new(self.pages_max));
+        capture.reset();
+        capture
+    }
+
+    /// Hands a capture over. A shipper that has failed has said so itself.
+    pub fn ship(&self, capture: Capture) {
+        self.queue(Shipment::Checkpoint(capture));
+    }
+
+    /// Hands an epoch of the log over.
+    pub fn ship_log(&self, log: LogEpoch) {
+        self.queue(Shipment::Log(log));
+    }
+
+    fn queue(&self, work: Shipment) {
+        if let Some(sender) = &self.work {
+            let _ = sender.send(work);
+        }
+    }
+}
+
+impl Drop for Shipper {
+    /// Ends the thread. The connection is closed by then, so that it waits for nobody.
+    fn drop(&mut self) {
+        self.work = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ship(
+    encoder: &mut Encoder,
+    pairing: &Arc<Pairing>,
+    capture: &Capture,
+    telemetry: &Telemetry,
+) -> Result<(), ShipError> {
+    let (reuse, mut sink) = pairing.begin(capture.epoch)?;
+    let encoded = encoder.encode(capture, reuse, &mut sink)?;
+    telemetry.encoded(&encoded.stats);
+    // A failure to send is the connection's, and known there; the checkpoint is owed all the same.
+    Ok(pairing.keep(encoded.checkpoint)?)
+}
+
+/// It goes out as one piece: there is nothing to overlap with.
+fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), ShipError> {
+    let reuse = pairing.begin_whole(log.epoch)?;
+    let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse)?;
+    Ok(pairing.keep(encoded)?)
+}

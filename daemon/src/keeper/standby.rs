@@ -1,0 +1,187 @@
+//! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
+//! the take-over. In replay mode what is sealed goes on to the machine that executes it.
+
+use super::error::{SealedError, StandbyError};
+use super::news::{FromPrimary, News};
+use super::order::Order;
+use super::progress::{Replay, ReplayProgress};
+use crate::observe::Telemetry;
+use crate::outlet::Outlet;
+use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
+use crate::role::ConnId;
+use ft_checkpoint::backlog::Applier;
+use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
+use ft_checkpoint::wire::FrameType;
+use ft_checkpoint::wire::message::{Held, Mode};
+use ft_ram::GuestRam;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// What a backup holds, warm: RAM that the prepared machine stands on, and the receiver that fills it.
+pub struct WarmStandby {
+    ram: GuestRam,
+    feed: Feed,
+    applier: JoinHandle<()>,
+}
+
+/// Frames between two pieces of news that the peer is alive.
+const ALIVE_EVERY: u64 = 16;
+
+/// The receiver, for the connection that feeds it.
+#[derive(Clone)]
+pub struct Feed {
+    receiver: Arc<Mutex<Option<Receiver>>>,
+    /// Replay mode: where the checkpoint and the log go, to be executed.
+    follower: Option<Following>,
+}
+
+/// Replay mode: the way to the machine that executes.
+#[derive(Clone)]
+struct Following {
+    orders: Sender<Order>,
+    applier: Applier,
+    progress: Arc<ReplayProgress>,
+}
+
+/// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
+/// more is sealed.
+const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
+
+impl WarmStandby {
+    /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
+    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
+        let view = ram.view()?;
+        let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
+        let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode);
+        let applier = receiver.applier();
+        let follower = replay.on.then(|| Following {
+            orders: orders.clone(),
+            applier: applier.clone(),
+            progress: Arc::clone(&replay.progress),
+        });
+        let applier = std::thread::Builder::new()
+            .name("ftd-apply".into())
+            .spawn(move || applier.run())
+            .map_err(StandbyError::Thread)?;
+        let feed = Feed { receiver: Arc::new(Mutex::new(Some(receiver))), follower };
+        Ok(Self { ram, feed, applier })
+    }
+
+    /// The receiver, for a connection.
+    pub fn feed(&self) -> Feed {
+        self.feed.clone()
+    }
+
+    /// Stops receiving and applying, and hands out the last sealed checkpoint. The connection's reader has stopped.
+    pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), SealedError> {
+        let receiver = self.feed.receiver.lock().take().ok_or(SealedError::GivenUp)?;
+        let sealed = receiver.into_sealed().map_err(|_| SealedError::NothingSealed)?;
+        self.applier.join().map_err(|_| SealedError::ApplierCrashed)?;
+        Ok((self.ram, sealed))
+    }
+
+    /// Gives up what is held.
+    pub fn discard(self) {
+        // Dropping the receiver stops the applier.
+        drop(self.feed.receiver.lock().take());
+        let _ = self.applier.join();
+    }
+}
+
+impl Feed {
+    /// What is held, for a hello.
+    pub fn held(&self) -> Option<Held> {
+        self.receiver.lock().as_ref().and_then(Receiver::held)
+    }
+
+    /// A connection was welcomed in this generation.
+    pub fn connected(&self, generation: u64) {
+        if let Some(receiver) = &mut *self.receiver.lock() {
+            receiver.connected(generation);
+        }
+    }
+
+    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed, ahead
+    /// of its ack.
+    fn said(
+        &self,
+        received: Received,
+        receiver: &Receiver,
+        telemetry: &Telemetry,
+    ) -> Result<Option<FromPrimary>, LinkEnd> {
+        let unusable = |why| LinkEnd::Lost(LinkError::Unusable(why));
+        Ok(Some(match received {
+            Received::Sealed { pairing, epoch, stamp_us } => {
+                if let Some(Following { orders, applier, .. }) = &self.follower {
+                    let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
+                    let _ = orders.send(Order::Follow(state, applier.clone()));
+                }
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
+            }
+            Received::SealedLog { pairing, epoch, stamp_us, log } => {
+                let following = self.follower.as_ref().ok_or(unusable("no machine executes it"))?;
+                following.progress.queued(log.len() as u64);
+                let _ = following.orders.send(Order::Feed(log, Instant::now()));
+                FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
+            }
+            Received::Heartbeat { stamp_us } => FromPrimary::Heartbeat { stamp: stamp_us },
+            Received::Paired { generation } => FromPrimary::Paired { generation },
+            Received::Switchover { epoch } => FromPrimary::Offered { epoch },
+            Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+            Received::CopyProgress { received_pages, total_pages } => {
+                telemetry.copy(received_pages.into(), total_pages.into());
+                return Ok(None);
+            }
+            Received::Nothing | Received::CopyStarted { .. } | Received::TookOver { .. } => return Ok(None),
+        }))
+    }
+
+    /// Feeds a connection's frames to the receiver until the connection ends or is stopped.
+    pub fn read(
+        &self,
+        conn: ConnId,
+        mut reader: PeerReader,
+        intake: &Arc<Intake>,
+        news: &Outlet<News>,
+        telemetry: &Telemetry,
+    ) -> Option<LinkEnd> {
+        let mut frames = 0u64;
+        loop {
+            let frame = match reader.read() {
+                Ok(frame) => frame,
+                Err(_) if intake.is_stopped() => return None,
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
+            };
+            if matches!(frame.kind, FrameType::Log | FrameType::LogEnd)
+                && let Some(Following { progress, .. }) = &self.follower
+                && progress.get().pending_bytes > UNEXECUTED_BYTES_MAX
+            {
+                return Some(LinkEnd::Lost(LinkError::TooMuchLog));
+            }
+            let said = {
+                let mut receiver = self.receiver.lock();
+                if intake.is_stopped() {
+                    return None;
+                }
+                let receiver = receiver.as_mut()?;
+                let received = receiver.on_frame(&frame).map_err(|e| LinkEnd::Lost(e.into()));
+                // Under the lock: in order, also when another connection goes on where this one ends.
+                received.and_then(|received| self.said(received, receiver, telemetry))
+            };
+            let said = match said {
+                Ok(said) => said,
+                Err(end) => return Some(end),
+            };
+            // A part of a long checkpoint or copy is a sign of life too.
+            frames += 1;
+            let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
+            if let Some(said) = said {
+                let ticket = intake.enter()?;
+                news.tell(News::FromPrimary { conn, said, ticket }).ok()?;
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
+//! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
+//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of epochs
+//! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
+//! [`Follower`]'s.
+
+use super::copying::{CopyStep, Copying};
+use super::epochs::{Ended, Epochs};
+use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
+use super::follower::Follower;
+use super::log_cutter::LogCutter;
+use super::news::News;
+use super::order::{GoneLive, Order, OrderReply};
+use super::pairing::Pairing;
+use super::setup::Setup;
+use super::vm::Vm;
+use ft_checkpoint::backlog::Applier;
+use ft_ram::GuestRam;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+/// How late a timer of this thread may be.
+const TIMER_SLACK_NS: u64 = 5_000;
+/// How often a guest that is not checkpointed is looked at.
+const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
+/// Without a machine the loop only shows that it lives.
+const IDLE_ROUND: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Keeper {
+    setup: Setup,
+    orders: Receiver<Order>,
+    vm: Option<Vm>,
+    mode: Work,
+}
+
+enum Work {
+    /// No machine, or a parked one, or one that runs without replication.
+    Quiet,
+    Copying(Box<Copying>),
+    Epochs(Box<Epochs>),
+    Log(Box<LogCutter>),
+    Following(Box<Follower>),
+}
+
+impl Keeper {
+    /// Starts the thread.
+    pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
+            Self { setup, orders, vm: None, mode: Work::Quiet }.run();
+        })
+    }
+
+    fn run(mut self) {
+        // Cuts and epochs' ends are due to tens of microseconds.
+        let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
+        loop {
+            self.setup.watchdog.round();
+            if let Some(vm) = &self.vm {
+                self.setup.telemetry.looked_at(&vm.machine);
+            }
+            let order = match self.wait_limit() {
+                Duration::ZERO => self.orders.try_recv().map_err(|e| match e {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                }),
+                limit => self.orders.recv_timeout(limit),
+            };
+            if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
+                continue;
+            }
+            let result = match order {
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => self.work(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Err(why) = result {
+                // The machine itself failed. What the backup holds is the VM now.
+                self.setup.tell(News::MachineFailed(why));
+                self.mode = Work::Quiet;
+                self.drop_machine();
+            }
+        }
+    }
+
+    /// How long to wait for an order before there is something to look at.
+    fn wait_limit(&self) -> Duration {
+        match &self.mode {
+            _ if self.is_at_rest() => EVENTS_INTERVAL,
+            Work::Copying(_) => Duration::ZERO,
+            Work::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
+            Work::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
+            Work::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
+            Work::Quiet if self.vm.is_some() => EVENTS_INTERVAL,
+            Work::Quiet => IDLE_ROUND,
+        }
+    }
+
+    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen guest
+    /// has no further epoch, however long the last one is on its way: the backup would hold another than it is offered.
+    fn is_at_rest(&self) -> bool {
+        self.vm.as_ref().is_some_and(|vm| vm.ended)
+            || match &self.mode {
+                Work::Epochs(epochs) => epochs.is_frozen(),
+                Work::Log(cutter) => cutter.is_frozen(),
+                Work::Quiet | Work::Copying(_) | Work::Following(_) => false,
+            }
+    }
+
+    fn obey(&mut self, order: Order) -> Result<(), KeepError> {
+        match order {
+            Order::Prepare(reply) => answer(reply, self.prepare()),
+            Order::Boot(reply) => answer(reply, self.boot()),
+            Order::Restore(state, reply) => answer(reply, self.restore(&state)),
+            Order::BeginPairing(pairing) => return self.begin_pairing(pairing),
+            Order::EndPairing(reply) => {
+                let result = self.end_pairing();
+                answer(reply, ());
+                return result;
+            }
+            Order::Freeze => return self.freeze(),
+            Order::Thaw => return self.thaw(),
+            Order::Room => match &self.mode {
+                Work::Epochs(epochs) if epochs.is_starved() => return self.work(),
+                Work::Log(cutter) if cutter.is_starved() => return self.work(),
+                _ => {}
+            },
+            Order::Output => match &mut self.mode {
+                Work::Epochs(epochs) => epochs.output_waits(),
+                Work::Log(cutter) => cutter.output_waits(),
+                _ => {}
+            },
+            Order::Follow(state, applier) => self.follow(&state, &applier),
+            Order::Feed(log, at) => {
+                self.setup.replay.progress.taken(log.len() as u64);
+                if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.feed(vm, &self.setup, &log, at);
+                }
+            }
+            Order::Verify { epoch } => {
+                if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.verify(vm, &self.setup, epoch);
+                }
+            }
+            Order::GoLive(reply) => answer(reply, self.go_live()),
+            Order::Stop(reply) => {
+                self.mode = Work::Quiet;
+                self.drop_machine();
+                answer(reply, ());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
+    fn poll_guest_end(&mut self) -> bool {
+        match (&self.mode, &mut self.vm) {
+            (Work::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
+            (_, Some(vm)) => vm.poll_end(&self.setup),
+            (_, None) => false,
+        }
+    }
+
+    fn work(&mut self) -> Result<(), KeepError> {
+        if self.is_at_rest() {
+            return Ok(());
+        }
+        let Some(vm) = &mut self.vm else { return Ok(()) };
+        match &mut self.mode {
+            Work::Quiet => Ok(()),
+            Work::Copying(copying) => match copying.step(vm, &self.setup)? {
+                CopyStep::Going => Ok(()),
+                CopyStep::Converged => self.begin_epochs(),
+                CopyStep::Broken => {
+                    self.mode = Work::Quiet;
+                    Ok(())
+                }
+            },
+            Work::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
+                Ended::Captured if self.setup.replay.on => {
+                    self.begin_log();
+                    Ok(())
+                }
+                _ => Ok(()),
+            },
+            Work::Log(cutter) => cutter.cut(vm, &self.setup),
+            Work::Following(follower) => {
+                follower.look(vm, &self.setup);
+                Ok(())
+            }
+        }
+    }
+
+    fn new_vm(&mut self) -> Result<&mut Vm, PrepareError> {
+        self.mode = Work::Quiet;
+        self.drop_machine();
+        Ok(self.vm.insert(Vm::new(&self.setup)?))
+    }
+
+    fn drop_machine(&mut self) {
+        (self.setup.attach)(None);
+        self.vm = None;
+    }
+
+    fn prepare(&mut self) -> Result<GuestRam, PrepareError> {
+        Ok(self.new_vm()?.ram.clone())
+    }
+
+    fn boot(&mut self) -> Result<(), StartGuestError> {
+        let boot = self.setup.boot.clone();
+        self.new_vm()?.machine.boot(&boot)?;
+        if let Some(vm) = &mut self.vm {
+            vm.run(&self.setup)?;
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
+        let vm = self.vm.as_mut().ok_or(RestoreError::NotPrepared)?;
+        vm.machine.restore(state)?;
+        vm.run(&self.setup)?;
+        Ok(())
+    }
+
+    fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), KeepError> {
+        let vm = self.vm.as_mut().ok_or(KeepError::NoMachine)?;
+        if let Some(copying) = Copying::begin(vm, &self.setup, pairing)? {
+            self.mode = Work::Copying(Box::new(copying));
+        }
+        Ok(())
+    }
+
+    /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
+    fn begin_epochs(&mut self) -> Result<(), KeepError> {
+        if let Work::Copying(copying) = std::mem::replace(&mut self.mode, Work::Quiet) {
+            let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
+            self.mode = Work::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
+        }
+        self.work()
+    }
+
+    /// Replay mode: the first checkpoint is captured, the log goes on from it.
+    fn begin_log(&mut self) {
+        if let Work::Epochs(epochs) = std::mem::replace(&mut self.mode, Work::Quiet) {
+            self.mode = Work::Log(Box::new(epochs.into_log()));
+        }
+    }
+
+    fn end_pairing(&mut self) -> Result<(), KeepError> {
+        let mode = std::mem::replace(&mut self.mode, Work::Quiet);
+        let Some(vm) = &mut self.vm else { return Ok(()) };
+        match mode {
+            Work::Quiet => return Ok(()),
+            // Nothing of a pairing of ours.
+            Work::Following(follower) => {
+                self.mode = Work::Following(follower);
+                return Ok(());
+            }
+            Work::Log(cutter) => return cutter.finish(vm, &self.setup),
+            Work::Copying(_) => {}
+            Work::Epochs(_) if vm.ended => {}
+            Work::Epochs(mut epochs) => epochs.let_run(vm)?,
+        }
+        Ok(vm.machine.stop_dirty_log()?)
+    }
+
+    fn freeze(&mut self) -> Result<(), KeepError> {
+        match &mut self.mode {
+            Work::Epochs(epochs) => epochs.freeze(),
+            Work::Log(cutter) => cutter.freeze(),
+            _ => return Ok(()),
+        }
+        self.work()
+    }
+
+    fn thaw(&mut self) -> Result<(), KeepError> {
+        match (&mut self.mode, &mut self.vm) {
+            (_, Some(vm)) if vm.ended => Ok(()),
+            (Work::Epochs(epochs), Some(vm)) => epochs.thaw(vm),
+            (Work::Log(cutter), Some(vm)) => cutter.thaw(vm),
+            _ => Ok(()),
+        }
+    }
+
+    fn follow(&mut self, state: &[u8], applier: &Applier) {
+        let Some(vm) = &mut self.vm else { return };
+        let follower = Follower::start(vm, state, applier)
+            .unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
+        self.mode = Work::Following(Box::new(follower));
+    }
+
+    fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {
+        let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
+            return Err(GoLiveError::NotFollowing);
+        };
+        let gone = follower.go_live(vm, &self.setup)?;
+        self.mode = Work::Quiet;
+        match &gone.ended {
+            // It ended while nobody looked; now it is this node's to say so.
+            Some(end) => {
+                vm.ended = true;
+                self.setup.tell(News::GuestEnded(end.clone()));
+            }
+            None => vm.run(&self.setup)?,
+        }
+        Ok(gone)
+    }
+}
+
+fn answer<T>(reply: OrderReply<T>, value: T) {
+    // Nobody waits any more: the daemon is ending.
+    let _ = reply.send(value);
+}

@@ -1,0 +1,346 @@
+//! What the daemon counts, for `ftctl status` and for Prometheus. Counters are atomics that the replication threads add
+//! to; times go through sliding windows, so that the percentiles shown are those of the last moments.
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Highest time told apart, in microseconds.
+const US_MAX: u64 = 60_000_000;
+/// Percentiles and rates cover the last one to two of these.
+pub const WINDOW: Duration = Duration::from_secs(5);
+
+/// Median and 99th percentile; zero without samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: u64,
+    /// 99th percentile.
+    pub p99: u64,
+}
+
+/// Samples of the last moments: two histograms, of which the older is dropped when the newer has aged.
+#[derive(Debug)]
+pub struct RecentSamples {
+    span: Duration,
+    current: Histogram<u64>,
+    previous: Histogram<u64>,
+    current_since: Instant,
+    previous_since: Instant,
+    /// What [`RecentSamples::absorb`] has seen so far.
+    absorbed: Histogram<u64>,
+}
+
+impl RecentSamples {
+    /// An empty window; it reaches back one to two `span`s.
+    #[must_use]
+    pub fn new(span: Duration, now: Instant) -> Self {
+        let empty: Histogram<u64> =
+            Histogram::new_with_max(US_MAX, 2).expect("constant arguments: 2 digits, maximum above 2");
+        Self {
+            span,
+            current: empty.clone(),
+            previous: empty.clone(),
+            current_since: now,
+            previous_since: now,
+            absorbed: empty,
+        }
+    }
+
+    /// Adds one sample.
+    pub fn record(&mut self, us: u64, now: Instant) {
+        self.rotate(now);
+        self.current.saturating_record(us);
+    }
+
+    /// Adds what is new in a histogram that only grows.
+    pub fn absorb(&mut self, cumulative: &Histogram<u64>, now: Instant) {
+        self.rotate(now);
+        for bucket in cumulative.iter_recorded() {
+            let value = bucket.value_iterated_to();
+            let new = bucket.count_at_value().saturating_sub(self.absorbed.count_at(value));
+            self.current.saturating_record_n(value, new);
+            self.absorbed.saturating_record_n(value, new);
+        }
+    }
+
+    /// Median and 99th percentile.
+    pub fn percentiles(&mut self, now: Instant) -> Percentiles {
+        self.rotate(now);
+        let mut both = self.current.clone();
+        both.add(&self.previous).expect("both have the same range");
+        if both.is_empty() {
+            return Percentiles::default();
+        }
+        Percentiles { p50: both.value_at_quantile(0.5), p99: both.value_at_quantile(0.99) }
+    }
+
+    /// Samples a second.
+    pub fn rate(&mut self, now: Instant) -> f64 {
+        self.rotate(now);
+        let samples = self.current.len() + self.previous.len();
+        // Right after the start a few samples in no time would look like a high rate.
+        let time = now.saturating_duration_since(self.previous_since).max(Duration::from_millis(100));
+        samples as f64 / time.as_secs_f64()
+    }
+
+    fn rotate(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.current_since);
+        if age < self.span {
+            return;
+        }
+        std::mem::swap(&mut self.current, &mut self.previous);
+        self.current.reset();
+        if age < self.span * 2 {
+            self.previous_since = self.current_since;
+        } else {
+            // Nothing happened for so long that the newer half is old as well.
+            self.previous.reset();
+            self.previous_since = now - self.span;
+        }
+        self.current_since = now;
+    }
+}
+
+/// The rate at which a total grows, over the last moments.
+#[derive(Debug, Default)]
+pub struct Rate(VecDeque<(Instant, u64)>);
+
+impl Rate {
+    /// The rate a second, as of now, when the total is this.
+    pub fn of(&mut self, total: u64, now: Instant) -> f64 {
+        while self.0.len() > 1
+            && self.0.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW)
+        {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, total));
+        let Some((since, before)) = self.0.front() else { return 0.0 };
+        let time = now.saturating_duration_since(*since).as_secs_f64();
+        if time < 0.05 { 0.0 } else { total.saturating_sub(*before) as f64 / time }
+    }
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ident $name:literal $help:literal,)+) => {
+        /// The daemon's numbers.
+        #[derive(Debug)]
+        pub struct Metrics {
+            $(#[doc = $help] pub $field: $kind,)+
+            /// Microseconds that the VM was paused for each checkpoint; its rate is the rate of checkpoints captured.
+            pub pause_us: Mutex<RecentSamples>,
+            /// Microseconds that frames were held.
+            pub hold_us: Mutex<RecentSamples>,
+            /// Microseconds from the capture of a checkpoint to its ack; its rate is the rate of checkpoints committed.
+            pub commit_us: Mutex<RecentSamples>,
+        }
+
+        impl Metrics {
+            /// All zero.
+            #[must_use]
+            pub fn new() -> Self {
+                let window = || Mutex::new(RecentSamples::new(WINDOW, Instant::now()));
+                Self {
+                    $($field: $kind::default(),)+
+                    pause_us: window(),
+                    hold_us: window(),
+                    commit_us: window(),
+                }
+            }
+
+            /// The text format of Prometheus, every sample labelled with VM and node.
+            #[must_use]
+            pub fn render(&self, vm: &str, node: &str) -> String {
+                let mut text = String::new();
+                $(write_sample(&mut text, $name, $help, $kind::TYPE, vm, node, self.$field.get());)+
+                let now = Instant::now();
+                for (name, help, window) in [
+                    ("ftd_pause_us", "Pause of the VM for a checkpoint, of the last seconds", &self.pause_us),
+                    ("ftd_hold_us", "Time that output was held, of the last seconds", &self.hold_us),
+                    ("ftd_commit_us", "From a checkpoint's capture to its ack, of the last seconds", &self.commit_us),
+                ] {
+                    let Percentiles { p50, p99 } = window.lock().percentiles(now);
+                    write_head(&mut text, name, help, "gauge");
+                    for (quantile, value) in [("0.5", p50), ("0.99", p99)] {
+                        let _ = writeln!(
+                            text,
+                            "{name}{{vm=\"{vm}\",node=\"{node}\",quantile=\"{quantile}\"}} {value}"
+                        );
+                    }
+                }
+                text
+            }
+        }
+    };
+}
+
+metrics! {
+    generation: Gauge "ftd_generation" "The arbiter's generation that this node acts in",
+    epoch: Gauge "ftd_epoch" "The last epoch captured (primary) or received (backup)",
+    acked_epoch: Gauge "ftd_acked_epoch" "The last epoch acked",
+    is_primary: Gauge "ftd_primary" "1 on the node that runs the VM",
+    is_protected: Gauge "ftd_protected" "1 while a backup can take over",
+    is_peer_connected: Gauge "ftd_peer_connected" "1 while the peer is connected",
+    dirty_pages: Gauge "ftd_dirty_pages" "Pages in the last checkpoint",
+    copy_done_bytes: Gauge "ftd_copy_done_bytes" "Guest memory that the full copy under way has covered",
+    copy_total_bytes: Gauge "ftd_copy_total_bytes" "Guest memory that it has to cover; 0 when none is under way",
+    held_frames: Gauge "ftd_held_frames" "Frames held now",
+    held_bytes: Gauge "ftd_held_bytes" "Bytes of the frames held now",
+    checkpoints: Counter "ftd_checkpoints_total" "Checkpoints acked",
+    pages: Counter "ftd_pages_total" "Pages captured",
+    bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of pages and state captured, before encoding",
+    bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes that they were encoded to",
+    bytes_sent: Counter "ftd_sent_bytes_total" "Bytes sent to the peer",
+    stalls: Counter "ftd_stalls_total" "Times the VM was stopped because its next checkpoint or log could be kept nowhere",
+    frames_released: Counter "ftd_frames_released_total" "Frames that left",
+    frames_discarded: Counter "ftd_frames_discarded_total" "Held frames that were discarded when this node lost the right to send them",
+    hold_full: Counter "ftd_hold_full_total" "Times the hold buffer was full",
+    emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused, and that are lost",
+    muted_offers: Counter "ftd_muted_offers_total" "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that runs where it must not",
+    takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
+    switchovers: Counter "ftd_switchovers_total" "Times this node went on with the VM in a planned switchover",
+    resyncs: Counter "ftd_resyncs_total" "Full copies begun",
+    replay_count: Gauge "ftd_replay_count" "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
+    lag_us: Gauge "ftd_lag_us" "Replay mode: how far the backup is behind, in microseconds",
+    throttle_permille: Gauge "ftd_throttle_permille" "Replay mode: thousandths of its time for which the VM is stopped so that the backup catches up",
+    log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
+    log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
+    divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
+    unknown_instructions: Counter "ftd_unknown_instructions_total" "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
+    disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that the host refused",
+    suspicions: Counter "ftd_suspicions_total" "Times the peer was lost: it fell silent, or its connection broke",
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    const TYPE: &'static str = "counter";
+
+    /// Counts `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Takes over a count that is kept elsewhere.
+    pub fn set_total(&self, total: u64) {
+        self.0.fetch_max(total, Ordering::Relaxed);
+    }
+
+    /// The count.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    const TYPE: &'static str = "gauge";
+
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn write_head(text: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn write_sample(text: &mut String, name: &str, help: &str, kind: &str, vm: &str, node: &str, value: u64) {
+    write_head(text, name, help, kind);
+    // Names hold nothing that would need escaping in a label.
+    let _ = writeln!(text, "{name}{{vm=\"{vm}\",node=\"{node}\"}} {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn a_window_forgets_what_is_older_than_two_spans() {
+        let start = Instant::now();
+        let mut window = RecentSamples::new(seconds(5), start);
+        window.record(1000, start);
+        window.record(10, start + seconds(6));
+        assert_eq!(window.percentiles(start + seconds(7)), Percentiles { p50: 10, p99: 1003 });
+        assert_eq!(window.percentiles(start + seconds(12)), Percentiles { p50: 10, p99: 10 });
+        assert_eq!(window.percentiles(start + seconds(60)), Percentiles::default());
+    }
+
+    #[test]
+    fn a_rate_is_that_of_the_last_moments() {
+        let start = Instant::now();
+        let mut window = RecentSamples::new(seconds(5), start);
+        for ms in 0..20_000 {
+            window.record(1, start + Duration::from_millis(ms * 5));
+        }
+        let rate = window.rate(start + seconds(100));
+        assert!((190.0..=210.0).contains(&rate), "{rate}");
+        assert_eq!(window.rate(start + seconds(200)), 0.0);
+    }
+
+    #[test]
+    fn the_rate_of_a_total_is_that_of_the_last_moments() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        assert_eq!(rate.of(1000, start), 0.0);
+        assert_eq!(rate.of(3000, start + seconds(2)), 1000.0);
+        for second in 3..20 {
+            rate.of(3000, start + seconds(second));
+        }
+        assert_eq!(rate.of(3000, start + seconds(20)), 0.0);
+    }
+
+    #[test]
+    fn a_growing_histogram_is_absorbed_once() {
+        let start = Instant::now();
+        let mut window = RecentSamples::new(seconds(5), start);
+        let mut growing = Histogram::new_with_max(US_MAX, 2).unwrap();
+        growing.record_n(123_456, 7).unwrap();
+        window.absorb(&growing, start);
+        window.absorb(&growing, start);
+        assert_eq!(window.current.len(), 7);
+        growing.record(9).unwrap();
+        window.absorb(&growing, start);
+        assert_eq!(window.current.len(), 8);
+    }
+
+    #[test]
+    fn the_text_for_prometheus_has_help_type_and_labels() {
+        let metrics = Metrics::new();
+        metrics.bytes_sent.add(100);
+        metrics.pause_us.lock().record(500, Instant::now());
+        let text = metrics.render("web", "alpha");
+        assert!(text.contains(
+            "# HELP ftd_sent_bytes_total Bytes sent to the peer\n# TYPE ftd_sent_bytes_total counter\n\
+             ftd_sent_bytes_total{vm=\"web\",node=\"alpha\"} 100\n"
+        ));
+        assert!(text.contains("ftd_pause_us{vm=\"web\",node=\"alpha\",quantile=\"0.5\"} 5"), "{text}");
+    }
+}

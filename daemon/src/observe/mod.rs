@@ -1,0 +1,14 @@
+//! What can be seen of the daemon: figures as they are counted (`metrics`, `telemetry`), what the executor shows
+//! (`window`), and the status made of them (`status`, `publish`).
+
+mod metrics;
+mod publish;
+mod status;
+mod telemetry;
+mod window;
+
+pub use metrics::{Metrics, Percentiles};
+pub use publish::{Publisher, Sources};
+pub use status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
+pub use window::{PeerView, Window};

@@ -1,0 +1,212 @@
+//! Makes the status out of what the replica shows and counts, and publishes it: to the control socket, to Prometheus and
+//! to systemd.
+
+use super::metrics::{Percentiles, Rate};
+use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+use super::telemetry::{CheckpointParts, Telemetry};
+use super::window::Window;
+use crate::config::Config;
+use crate::host::Notifier;
+use crate::role::{Role, State};
+use ft_checkpoint::wire::message::Position;
+use ft_netbuf::OutputBuffer;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How often the status is published when nothing changes.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Where the figures come from.
+pub struct Sources {
+    /// The arbiter, for people.
+    pub arbiter_place: String,
+    /// The executor's.
+    pub window: Arc<Window>,
+    /// The replication threads'.
+    pub telemetry: Arc<Telemetry>,
+    /// What is held.
+    pub output: OutputBuffer,
+    /// Replay mode: how far the backup has come.
+    pub position: Option<Box<dyn Fn() -> Position + Send + Sync>>,
+}
+
+/// See the module.
+pub struct Publisher {
+    config: Config,
+    sources: Sources,
+    log_rate: Mutex<Rate>,
+    started: Instant,
+    published: watch::Sender<Arc<Status>>,
+    notifier: Notifier,
+}
+
+fn initial_status(config: &Config) -> Status {
+    Status {
+        schema: STATUS_SCHEMA,
+        version: env!("CARGO_PKG_VERSION").into(),
+        vm: config.vm.to_string(),
+        node: config.node.to_string(),
+        role: Role::Backup,
+        state: State::Waiting,
+        detail: "starting".into(),
+        generation: 0,
+        epoch: 0,
+        acked_epoch: 0,
+        checkpoints_per_s: 0.0,
+        dirty_pages: 0,
+        pause_us: Percentiles::default(),
+        hold_us: Percentiles::default(),
+        bytes_sent: 0,
+        compression_ratio: 0.0,
+        parts: CheckpointParts::default(),
+        mode: config.replication.mode,
+        engine: config.machine.engine,
+        unknown_instructions: 0,
+        replay: None,
+        copy: None,
+        take_over: None,
+        peer: PeerStatus {
+            node: config.peer.node.to_string(),
+            address: config.peer.address.to_string(),
+            connected: false,
+            trouble: None,
+        },
+        arbiter: ArbiterStatus { place: String::new(), reachable: true },
+        uptime_s: 0,
+    }
+}
+
+impl Publisher {
+    /// Nothing is known of the replica yet.
+    pub fn new(config: &Config, sources: Sources) -> Self {
+        Self {
+            config: config.clone(),
+            sources,
+            log_rate: Mutex::default(),
+            started: Instant::now(),
+            published: watch::Sender::new(Arc::new(initial_status(config))),
+            notifier: Notifier::default(),
+        }
+    }
+
+    /// The status, as it is published.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Status>> {
+        self.published.subscribe()
+    }
+
+    /// The last status.
+    pub fn status(&self) -> Arc<Status> {
+        self.published.borrow().clone()
+    }
+
+    /// The metrics in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        self.sources.telemetry.metrics.render(self.config.vm.as_str(), self.config.node.as_str())
+    }
+
+    /// Publishes for as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+        loop {
+            ticks.tick().await;
+            self.publish();
+        }
+    }
+
+    /// The daemon is going down. Whoever watches shall see how it ended.
+    pub fn stopping(&self) {
+        self.notifier.stopping();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let Sources { arbiter_place, window, telemetry, output, position } = &self.sources;
+        let Some(view) = window.view() else { return };
+        let now = Instant::now();
+        let metrics = &telemetry.metrics;
+        let held = output.stats();
+        let peer = window.peer();
+        let copy_total = metrics.copy_total_bytes.get();
+        metrics.generation.set(view.generation);
+        metrics.suspicions.set_total(view.suspicions);
+        metrics.is_primary.set((view.role == Role::Primary).into());
+        metrics.is_protected.set((view.state == State::Protected).into());
+        metrics.is_peer_connected.set(peer.connected.into());
+        metrics.held_frames.set(held.held_frames as u64);
+        metrics.held_bytes.set(held.held_bytes as u64);
+        metrics.frames_released.set_total(held.released);
+        metrics.frames_discarded.set_total(held.discarded);
+        metrics.emit_errors.set_total(held.emit_errors);
+        metrics.muted_offers.set_total(held.muted_offers);
+        metrics.hold_full.set_total(held.full_events);
+        metrics.bytes_sent.set_total(telemetry.bytes_sent());
+        metrics.hold_us.lock().absorb(&held.hold_us, now);
+
+        // Each lock is let go before the next: `parts` takes one of them again.
+        let checkpoints_per_s = metrics.commit_us.lock().rate(now);
+        let pause_us = metrics.pause_us.lock().percentiles(now);
+        let hold_us = metrics.hold_us.lock().percentiles(now);
+        let status = Status {
+            role: view.role,
+            state: view.state,
+            detail: view.detail,
+            generation: view.generation,
+            epoch: metrics.epoch.get(),
+            acked_epoch: metrics.acked_epoch.get(),
+            checkpoints_per_s,
+            dirty_pages: metrics.dirty_pages.get(),
+            pause_us,
+            hold_us,
+            bytes_sent: metrics.bytes_sent.get(),
+            compression_ratio: telemetry.compression_ratio(),
+            parts: telemetry.parts(),
+            unknown_instructions: metrics.unknown_instructions.get(),
+            replay: position.as_ref().map(|position| self.replay_status(view.role, position(), now)),
+            copy: (copy_total > 0)
+                .then(|| CopyStatus { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
+            take_over: telemetry.take_over(),
+            peer: PeerStatus {
+                node: self.config.peer.node.to_string(),
+                address: self.config.peer.address.to_string(),
+                connected: peer.connected,
+                trouble: peer.trouble,
+            },
+            arbiter: ArbiterStatus { place: arbiter_place.clone(), reachable: window.is_arbiter_reachable() },
+            uptime_s: self.started.elapsed().as_secs(),
+            ..initial_status(&self.config)
+        };
+        self.tell_systemd(&status);
+        self.published.send_replace(Arc::new(status));
+    }
+
+    fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {
+        let telemetry = &self.sources.telemetry;
+        let metrics = &telemetry.metrics;
+        metrics.lag_us.set(position.lag_us);
+        if role == Role::Backup {
+            metrics.replay_count.set(position.count);
+        }
+        ReplayStatus {
+            count: metrics.replay_count.get(),
+            log_bytes_per_s: self.log_rate.lock().of(metrics.log_bytes.get(), now),
+            lag_us: position.lag_us,
+            throttle_pct: metrics.throttle_permille.get() as f64 / 10.0,
+            divergences: metrics.divergences.get(),
+            last_divergence: telemetry.divergence(),
+        }
+    }
+
+    /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup.
+    fn tell_systemd(&self, status: &Status) {
+        let serves = matches!(status.state, State::Protected | State::Solo | State::Resyncing);
+        let follows = status.role == Role::Backup && status.generation > 0;
+        if serves || follows {
+            self.notifier.ready_once();
+        }
+        let line =
+            format!("{}, {}, generation {}: {}", status.role, status.state, status.generation, status.detail);
+        self.notifier.status(&line);
+    }
+}

@@ -1,0 +1,120 @@
+//! The status of one VM on one node, as it is published: its JSON form is what `ftctl --json status` prints.
+
+use super::metrics::Percentiles;
+use super::telemetry::{CheckpointParts, Divergence, TakeOver};
+use crate::role::{Role, State};
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::spec::EngineKind;
+use serde::{Deserialize, Serialize};
+
+/// Version of [`Status`]: raised when a field changes its meaning or goes; new fields do not raise it.
+pub const STATUS_SCHEMA: u32 = 1;
+
+/// Everything about one VM on one node. Rates and percentiles are those of the last seconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`STATUS_SCHEMA`].
+    pub schema: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// The VM.
+    pub vm: String,
+    /// This node.
+    pub node: String,
+    /// What this node is to the VM.
+    pub role: Role,
+    /// How the pair is.
+    pub state: State,
+    /// In words: why it waits, what it does.
+    pub detail: String,
+    /// The arbiter's generation that this node acts in.
+    pub generation: u64,
+    /// Last epoch captured (primary) or received (backup).
+    pub epoch: u64,
+    /// Last epoch acked.
+    pub acked_epoch: u64,
+    /// Checkpoints committed a second.
+    pub checkpoints_per_s: f64,
+    /// Pages in the last checkpoint.
+    pub dirty_pages: u64,
+    /// Pause of the VM for a checkpoint, in microseconds.
+    pub pause_us: Percentiles,
+    /// Time that output was held, in microseconds.
+    pub hold_us: Percentiles,
+    /// Bytes sent to the peer since the start.
+    pub bytes_sent: u64,
+    /// Bytes captured for each byte sent.
+    pub compression_ratio: f64,
+    /// What pauses and checkpoints are made of.
+    pub parts: CheckpointParts,
+    /// "checkpoint" or "replay".
+    #[serde(default)]
+    pub mode: Mode,
+    /// "kvm" or "soft".
+    #[serde(default)]
+    pub engine: EngineKind,
+    /// Instructions that the engine lacks and the guest executed here.
+    #[serde(default)]
+    pub unknown_instructions: u64,
+    /// What replay mode has besides: keys of the status itself.
+    #[serde(flatten)]
+    pub replay: Option<ReplayStatus>,
+    /// The full copy under way.
+    pub copy: Option<CopyStatus>,
+    /// The last take-over by this daemon.
+    pub take_over: Option<TakeOver>,
+    /// The other node.
+    pub peer: PeerStatus,
+    /// The arbiter.
+    pub arbiter: ArbiterStatus,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+}
+
+/// Replay mode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplayStatus {
+    /// Instructions executed at the last cut of the log (primary), or by now (backup).
+    pub count: u64,
+    /// Bytes of log cut in a second.
+    pub log_bytes_per_s: f64,
+    /// How far the backup is behind, in microseconds.
+    pub lag_us: u64,
+    /// Part of its time that the VM stands still so that the backup comes after.
+    pub throttle_pct: f64,
+    /// Times a backup diverged since this daemon started.
+    pub divergences: u64,
+    /// The last one.
+    pub last_divergence: Option<Divergence>,
+}
+
+/// A full copy under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Guest memory covered.
+    pub done_bytes: u64,
+    /// Guest memory to cover.
+    pub total_bytes: u64,
+}
+
+/// The other node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: String,
+    /// Where it is.
+    pub address: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// What the last attempt to connect, or the last connection, came to.
+    pub trouble: Option<String>,
+}
+
+/// The arbiter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArbiterStatus {
+    /// What it is and where.
+    pub place: String,
+    /// Whether the last request was answered.
+    pub reachable: bool,
+}

@@ -1,0 +1,52 @@
+//! The primary's reader: what a backup says.
+
+use super::error::{LinkEnd, LinkError};
+use super::intake::Intake;
+use super::news::{FromBackup, News};
+use super::stream::PeerReader;
+use crate::outlet::Outlet;
+use crate::role::ConnId;
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Ack, Mode};
+use std::sync::Arc;
+
+/// See the module.
+pub struct BackupReader {
+    /// The connection.
+    pub conn: ConnId,
+    /// What the pair does: some messages belong to one mode only.
+    pub mode: Mode,
+    /// Where what it says goes.
+    pub news: Outlet<News>,
+}
+
+impl BackupReader {
+    /// Reads until the connection ends or is stopped.
+    pub fn read(self, mut reader: PeerReader, intake: &Arc<Intake>) -> Option<LinkEnd> {
+        let Self { conn, mode, news } = self;
+        loop {
+            let said = match reader.read().and_then(|frame| Message::decode(&frame).map(|m| said(m, mode))) {
+                _ if intake.is_stopped() => return None,
+                Ok(Ok(said)) => said,
+                Ok(Err(ending)) => return Some(ending),
+                Err(e) => return Some(LinkEnd::Lost(e.into())),
+            };
+            let ticket = intake.enter()?;
+            news.tell(News::FromBackup { conn, said, ticket }).ok()?;
+        }
+    }
+}
+
+/// What a message says that a backup may send, or how the connection ends because of it.
+fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
+    Ok(match message {
+        Message::Ack(Ack { epoch, stamp_us }) => FromBackup::Ack { epoch, stamp: stamp_us },
+        Message::Echo { stamp_us } => FromBackup::Echo { stamp: stamp_us },
+        Message::TookOver { generation } => FromBackup::TookOver { generation },
+        Message::Decline { text } => FromBackup::Declined { why: text },
+        Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
+        Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
+        Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+        _ => return Err(LinkEnd::Lost(LinkError::OutOfRole)),
+    })
+}

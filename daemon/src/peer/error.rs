@@ -1,0 +1,71 @@
+//! Why a connection to the peer does not come about, and how it ends.
+
+use ft_checkpoint::receiver::ReceiveError;
+use ft_checkpoint::wire::FrameError;
+use ft_checkpoint::wire::handshake::{self, Refusal};
+use ft_checkpoint::wire::message::Refuse;
+
+/// Why a handshake came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The connection failed, or what came is not ours.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// We do not fit, by our judgement.
+    #[error("{0}")]
+    Misfit(#[from] Refusal),
+    /// The peer refuses us.
+    #[error("the peer refuses: {}", .0.text)]
+    Refused(Refuse),
+    /// Not the message that belongs here.
+    #[error("expected {0}, got another message")]
+    Unexpected(&'static str),
+}
+
+impl HandshakeError {
+    /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
+    pub fn is_permanent(&self) -> bool {
+        let code = match self {
+            Self::Frame(FrameError::Version { .. }) => return true,
+            Self::Misfit(refusal) => refusal.code(),
+            Self::Refused(refuse) => refuse.code,
+            _ => return false,
+        };
+        handshake::is_permanent(code)
+    }
+}
+
+/// How a connection came to its end.
+#[derive(Debug)]
+pub enum LinkEnd {
+    /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
+    Lost(LinkError),
+    /// The peer said good-bye, for this reason.
+    Bye(String),
+}
+
+/// Why a connection was lost, or given up.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nothing can be read, or it is damaged.
+    #[error(transparent)]
+    Read(#[from] FrameError),
+    /// Nothing can be written.
+    #[error("writing: {0}")]
+    Write(FrameError),
+    /// What came is not what belongs there.
+    #[error(transparent)]
+    Refused(#[from] ReceiveError),
+    /// The backup speaks as a primary.
+    #[error("it sent what only a primary sends")]
+    OutOfRole,
+    /// What the primary sent is complete, and cannot be gone on from.
+    #[error("what it sent is complete, but {0}")]
+    Unusable(&'static str),
+    /// The log that the primary sends cannot be kept.
+    #[error("it sends log without end, and more of it cannot be kept")]
+    TooMuchLog,
+}

@@ -1,0 +1,249 @@
+//! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
+//! dialler sends them. Every step has a deadline, every refusal a reason.
+
+use super::error::HandshakeError;
+use super::news::News;
+use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
+use crate::outlet::Outlet;
+use crate::role::ConnId;
+use ft_checkpoint::wire::handshake::{self, Refusal, Side};
+use ft_checkpoint::wire::message::{Held, Hello, Identity, Welcome};
+use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_vm::machine::{CpuMismatch, CpuProfile};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// A whole handshake takes no longer.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
+/// Connections that are shaking hands at once; more are closed.
+const HANDSHAKES_MAX: usize = 64;
+/// A dial takes no longer.
+const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Bytes of a refused peer that are read, to be thrown away.
+const UNREAD_BYTES_MAX: u64 = 1 << 20;
+/// Between two dials.
+const DIAL_PAUSE: Duration = Duration::from_millis(50);
+
+/// What this node says of itself.
+pub struct Local {
+    /// All but the generation, which `generation` holds.
+    pub identity: Identity,
+    /// The highest generation known.
+    pub generation: AtomicU64,
+    /// What this node holds, asked at every dial.
+    pub held: Box<dyn Fn() -> Option<Held> + Send + Sync>,
+}
+
+impl Local {
+    fn identity(&self) -> Identity {
+        Identity { generation: self.generation.load(Ordering::Relaxed), ..self.identity.clone() }
+    }
+
+    fn check(&self, theirs: &Identity, side: Side) -> Result<(), Refusal> {
+        handshake::check(theirs, &self.identity(), side, |theirs, ours| match side {
+            // The VM runs here and would go on there.
+            Side::Primary => cpu_fits(theirs, ours),
+            Side::Backup => cpu_fits(ours, theirs),
+        })
+    }
+}
+
+/// Why a machine cannot move between two CPUs.
+#[derive(Debug, thiserror::Error)]
+enum CpuError {
+    #[error("unreadable description: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    #[error(transparent)]
+    Mismatch(#[from] CpuMismatch),
+}
+
+/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not described
+/// at all, and does not matter.
+fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), CpuError> {
+    if to.is_empty() && from.is_empty() {
+        return Ok(());
+    }
+    let (to, from): (CpuProfile, CpuProfile) = (serde_json::from_slice(to)?, serde_json::from_slice(from)?);
+    Ok(to.can_resume_from(&from)?)
+}
+
+/// Numbers for connections.
+#[derive(Default)]
+pub struct ConnIds(AtomicU64);
+
+impl ConnIds {
+    /// A number never given before.
+    pub fn next(&self) -> ConnId {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Takes connections of peers for as long as the process lives.
+pub fn listen(
+    listener: TcpListener,
+    local: Arc<Local>,
+    ids: Arc<ConnIds>,
+    news: Outlet<News>,
+) -> std::io::Result<()> {
+    let busy = Arc::new(AtomicUsize::new(0));
+    std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    tracing::warn!("accepting a connection: {e}");
+                    std::thread::sleep(DIAL_PAUSE);
+                    continue;
+                }
+            };
+            if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
+                tracing::debug!("too many handshakes at once, closing one");
+                continue;
+            }
+            busy.fetch_add(1, Ordering::Relaxed);
+            let (local, ids, news, slot) =
+                (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
+            let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
+                let _slot = slot;
+                let from = stream.peer_addr().ok();
+                match take_hello(stream, &local) {
+                    Ok((reader, writer, hello)) => {
+                        let generation = hello.identity.generation;
+                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
+                        let _ = news.tell(News::Accepted { fitting, hello });
+                    }
+                    Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
+                }
+            });
+            if let Err(e) = spawned {
+                tracing::warn!("no thread for a handshake: {e}");
+            }
+        }
+    })?;
+    Ok(())
+}
+
+struct BusySlot(Arc<AtomicUsize>);
+
+impl Drop for BusySlot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter), HandshakeError> {
+    tune(&stream)?;
+    let vm = vm_id(&local.identity.vm);
+    let writer = FrameWriter::new(stream.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
+    let reader = FrameReader::new(PeerStream::new(stream, Instant::now() + HANDSHAKE_LIMIT));
+    Ok((reader, writer))
+}
+
+fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter, Hello), HandshakeError> {
+    let (mut reader, mut writer) = prepare(stream, local)?;
+    let hello = match reader.read().and_then(|frame| Message::decode(&frame).map(Message::into_hello)) {
+        Ok(Some(hello)) => hello,
+        Ok(None) => return Err(HandshakeError::Unexpected("a hello")),
+        Err(FrameError::Version { theirs, ours }) => {
+            let refusal = Refusal::Protocol { theirs, ours };
+            turn_away(&refusal, &mut reader, &mut writer);
+            return Err(refusal.into());
+        }
+        Err(e) => return Err(e.into()),
+    };
+    // The generation is the core's to judge: a node that does not own the VM cannot compare.
+    let theirs = Identity { generation: 0, ..hello.identity.clone() };
+    if let Err(refusal) = local.check(&theirs, Side::Primary) {
+        Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
+        return Err(refusal.into());
+    }
+    reader.expect(vm_id(&local.identity.vm), 0);
+    Ok((reader, writer, hello))
+}
+
+/// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it has
+/// always stood: to see that is what it needs. What it has sent is taken in first, or closing would take the refusal
+/// back.
+fn turn_away(refusal: &Refusal, reader: &mut PeerReader, writer: &mut PeerWriter) {
+    let said = Message::Refuse(refusal.to_message()).send(0, writer);
+    if said.is_ok() && writer.get_ref().shutdown(Shutdown::Write).is_ok() {
+        // Up to the peer's own end, or the handshake's limit.
+        let _ = reader.drain(UNREAD_BYTES_MAX);
+    }
+}
+
+/// The thread that dials the peer while it is wanted.
+pub struct Dialler {
+    wanted: Arc<AtomicBool>,
+    thread: std::thread::Thread,
+}
+
+impl Dialler {
+    /// Starts the thread; it does nothing until [`Self::dial`].
+    pub fn start(
+        peer: String,
+        local: Arc<Local>,
+        ids: Arc<ConnIds>,
+        news: Outlet<News>,
+    ) -> std::io::Result<Self> {
+        let wanted = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&wanted);
+        let handle = std::thread::Builder::new().name("ftd-dial".into()).spawn(move || {
+            loop {
+                while !flag.load(Ordering::Acquire) {
+                    std::thread::park();
+                }
+                match dial(&peer, &local) {
+                    Ok((reader, writer, welcome)) => {
+                        flag.store(false, Ordering::Release);
+                        let generation = welcome.identity.generation;
+                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
+                        if news.tell(News::Dialled { fitting, welcome }).is_err() {
+                            return;
+                        }
+                    }
+                    Err(e) => {
+                        if news.tell(News::DialFailed(e)).is_err() {
+                            return;
+                        }
+                        std::thread::sleep(DIAL_PAUSE);
+                    }
+                }
+            }
+        })?;
+        Ok(Self { wanted, thread: handle.thread().clone() })
+    }
+
+    /// Dials until a connection is welcomed.
+    pub fn dial(&self) {
+        self.wanted.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    /// Dials no more. A connection that is welcomed at this moment still arrives.
+    pub fn stop(&self) {
+        self.wanted.store(false, Ordering::Release);
+    }
+}
+
+fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
+    let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
+    let mut last = std::io::Error::other(format!("{peer} has no address"));
+    let connected = addresses
+        .iter()
+        .find_map(|address| TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok());
+    let stream = connected.ok_or(last)?;
+    let (mut reader, mut writer) = prepare(stream, local)?;
+    Message::Hello(Hello { identity: local.identity(), held: (local.held)() }).send(0, &mut writer)?;
+    match Message::decode(&reader.read()?)? {
+        Message::Welcome(welcome) => {
+            local.check(&welcome.identity, Side::Backup)?;
+            reader.expect(vm_id(&local.identity.vm), welcome.identity.generation);
+            Ok((reader, writer, welcome))
+        }
+        Message::Refuse(refuse) => Err(HandshakeError::Refused(refuse)),
+        _ => Err(HandshakeError::Unexpected("a welcome")),
+    }
+}

@@ -1,0 +1,22 @@
+//! Connections to the peer: who may connect (`handshake`), what is written (`link`, `outbox`), what is read and how much
+//! of it may wait (`backup_reader`, `intake`), and how a death is noticed early (`lifeline`).
+
+mod backup_reader;
+mod error;
+mod handshake;
+mod intake;
+mod lifeline;
+mod link;
+mod news;
+mod outbox;
+mod stream;
+
+pub use backup_reader::BackupReader;
+pub use error::{HandshakeError, LinkEnd, LinkError};
+pub use handshake::{ConnIds, Dialler, Local, listen};
+pub use intake::{Intake, Ticket};
+pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
+pub use link::{Bulk, Link, PeerOutbox};
+pub use news::{FromBackup, News};
+pub use outbox::Closed;
+pub use stream::{Fitting, PeerReader};

@@ -1,0 +1,73 @@
+//! What happens on connections to the peer.
+
+use super::error::{HandshakeError, LinkEnd};
+use super::intake::Ticket;
+use super::stream::Fitting;
+use crate::role::{ConnId, Micros};
+use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
+
+/// News of this room.
+pub enum News {
+    /// A peer has shaken hands and asks to be our backup.
+    Accepted {
+        /// The connection.
+        fitting: Fitting,
+        /// What it says.
+        hello: Hello,
+    },
+    /// The primary has welcomed us.
+    Dialled {
+        /// The connection.
+        fitting: Fitting,
+        /// What it says.
+        welcome: Welcome,
+    },
+    /// A dial came to nothing; the dialler goes on.
+    DialFailed(HandshakeError),
+    /// A backup says something.
+    FromBackup {
+        /// The connection.
+        conn: ConnId,
+        /// What it says.
+        said: FromBackup,
+        /// To be dropped when it has been handled.
+        ticket: Ticket,
+    },
+    /// A connection has ended.
+    Gone {
+        /// Which.
+        conn: ConnId,
+        /// How.
+        why: LinkEnd,
+    },
+}
+
+/// What a backup says to its primary.
+pub enum FromBackup {
+    /// It has sealed `epoch`.
+    Ack {
+        /// The epoch.
+        epoch: u64,
+        /// Our clock when we sent what it answers.
+        stamp: Micros,
+    },
+    /// It answers a heartbeat.
+    Echo {
+        /// Our clock when we sent it.
+        stamp: Micros,
+    },
+    /// It runs the VM now.
+    TookOver {
+        /// Its generation.
+        generation: u64,
+    },
+    /// It will not take over, and has changed nothing.
+    Declined {
+        /// Why.
+        why: String,
+    },
+    /// Replay mode: how far it has come.
+    Position(Position),
+    /// Replay mode: it did not execute what we executed.
+    Diverged(Diverged),
+}

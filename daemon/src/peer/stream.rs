@@ -1,0 +1,71 @@
+//! The two directions of a connection's socket, and the connection as the handshake leaves it.
+
+use crate::role::ConnId;
+use ft_checkpoint::wire::{FrameReader, FrameWriter};
+use std::cell::Cell;
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// The kernel's buffer: small, so that a heartbeat that overtakes the bulk in the outbox is not stuck behind it there.
+const SOCKET_BUFFER_BYTES: usize = 512 << 10;
+/// A write that makes no progress for this long is a peer that reads nothing.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection on which both nodes have found that they fit.
+pub struct Fitting {
+    /// Its number.
+    pub conn: ConnId,
+    /// The peer's generation, as it said.
+    pub generation: u64,
+    /// Reading side.
+    pub reader: PeerReader,
+    /// Writing side.
+    pub writer: PeerWriter,
+}
+
+/// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more time.
+pub struct PeerStream {
+    stream: TcpStream,
+    deadline: Cell<Option<Instant>>,
+}
+
+impl PeerStream {
+    /// Reads fail after `deadline`.
+    pub fn new(stream: TcpStream, deadline: Instant) -> Self {
+        Self { stream, deadline: Cell::new(Some(deadline)) }
+    }
+
+    /// From here on silence is judged by the core, which knows what to make of it.
+    pub fn lift_deadline(&self) -> std::io::Result<()> {
+        self.deadline.set(None);
+        self.stream.set_read_timeout(None)
+    }
+}
+
+impl Read for PeerStream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(deadline) = self.deadline.get() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(buffer)
+    }
+}
+
+/// The reading side of a connection that has shaken hands.
+pub type PeerReader = FrameReader<PeerStream>;
+/// The writing side.
+pub type PeerWriter = FrameWriter<TcpStream>;
+
+/// Socket options that both sides want.
+pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let size = SOCKET_BUFFER_BYTES;
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBuf, &size)?;
+    Ok(())
+}

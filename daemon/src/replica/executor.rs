@@ -1,0 +1,225 @@
+//! Carries out what the core commands, with the hands it is given: which command takes which verbs, in which order, and what
+//! is undone when one fails. It runs in the daemon and in the simulator.
+//!
+//! One command is one step, so that the simulator can let a freeze or a death fall between any two. Events that commands
+//! themselves made are handled before any other.
+
+use super::hands::{Closing, Hands, Verification};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome};
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Ack, Bye};
+use ft_netbuf::{BootTime, Permit};
+use std::collections::VecDeque;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Executor {
+    core: Core,
+    todo: VecDeque<Step>,
+    own: VecDeque<Event>,
+    exit: Option<Exit>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Command(Command),
+    /// The event that came with this connection is handled: one that the core did not take is closed.
+    TurnAway(ConnId),
+}
+
+impl Executor {
+    /// A node that has just started; its first steps are still to be taken.
+    pub fn new(policy: Policy, hands: &impl Hands) -> Self {
+        let (core, commands) = Core::new(policy, hands.now_us());
+        let todo = commands.into_iter().map(Step::Command).collect();
+        Self { core, todo, own: VecDeque::new(), exit: None }
+    }
+
+    /// Takes an event, and every step that follows from it.
+    pub fn take(&mut self, event: Event, hands: &mut impl Hands) {
+        self.begin(event, hands);
+        while self.step(hands) {}
+        hands.show(self.core.view());
+    }
+
+    /// Takes an event in; the steps that follow from it are still to be taken. All earlier ones have been.
+    pub fn begin(&mut self, event: Event, hands: &mut impl Hands) {
+        let event = match event {
+            Event::Ack { conn, epoch, stamp } => match hands.acked(conn, epoch, stamp) {
+                Ok(()) => Event::Ack { conn, epoch, stamp },
+                Err(e) => Event::AckRefused { conn, why: e.to_string() },
+            },
+            Event::PeerGone { conn, why } => {
+                if !hands.close(conn, Closing::Now) {
+                    return;
+                }
+                hands.unlink_pairing(conn);
+                Event::PeerGone { conn, why }
+            }
+            other => other,
+        };
+        let arriving = match &event {
+            Event::PeerHello { conn, .. } | Event::Welcomed { conn, .. } => Some(*conn),
+            _ => None,
+        };
+        self.handle(event, hands);
+        self.todo.extend(arriving.map(Step::TurnAway));
+    }
+
+    /// Takes the next step, if there is one.
+    pub fn step(&mut self, hands: &mut impl Hands) -> bool {
+        if self.exit.is_some() {
+            return false;
+        }
+        match self.todo.pop_front() {
+            Some(Step::Command(command)) => self.execute(command, hands),
+            Some(Step::TurnAway(conn)) => hands.turn_away(conn),
+            None => match self.own.pop_front() {
+                Some(event) => self.handle(event, hands),
+                None => return false,
+            },
+        }
+        true
+    }
+
+    /// Whether every step is taken.
+    pub fn is_at_rest(&self) -> bool {
+        self.exit.is_some() || self.todo.is_empty() && self.own.is_empty()
+    }
+
+    /// How the process is to end, once it is.
+    pub fn exit(&mut self) -> Option<Exit> {
+        self.exit.take()
+    }
+
+    /// The core's view of itself.
+    pub fn view(&self) -> View {
+        self.core.view()
+    }
+
+    /// The highest generation that this node knows of.
+    pub fn generation(&self) -> u64 {
+        self.core.generation()
+    }
+
+    fn handle(&mut self, event: Event, hands: &impl Hands) {
+        let mut commands = Vec::new();
+        self.core.handle(hands.now_us(), event, &mut commands);
+        self.todo.extend(commands.into_iter().map(Step::Command));
+    }
+
+    fn execute(&mut self, command: Command, hands: &mut impl Hands) {
+        match command {
+            Command::ReadCell => hands.read_cell(),
+            Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
+            Command::Dial => hands.dial(),
+            Command::StopDialling => hands.stop_dialling(),
+            Command::Welcome { conn, pairing, generation, how } => {
+                let welcomed = hands.welcome(conn, pairing, generation, how).and_then(|()| match how {
+                    Welcome::Copy => {
+                        hands.begin_pairing(conn, pairing);
+                        Ok(())
+                    }
+                    Welcome::ResumeAfter(held) => hands.resume_pairing(conn, held),
+                });
+                self.lost_if_failed(conn, welcomed, hands);
+            }
+            Command::Refuse { conn, why } => hands.refuse(conn, why),
+            Command::Follow { conn, pairing, how } => {
+                let prepared = match how {
+                    Welcome::Copy => {
+                        hands.output().mute();
+                        hands.prepare()
+                    }
+                    Welcome::ResumeAfter(_) => Ok(()),
+                };
+                let followed = prepared.and_then(|()| hands.follow(conn, pairing, how));
+                self.lost_if_failed(conn, followed, hands);
+            }
+            Command::DropLink { conn } => {
+                hands.close(conn, Closing::AfterQueued);
+                hands.unlink_pairing(conn);
+            }
+            Command::EndPairing => hands.end_pairing(),
+            Command::Boot => self.boot(hands),
+            Command::EmitFreely => {
+                let released = hands.output().pass();
+                tracing::info!(frames = released.frames, "output passes");
+            }
+            Command::Release { through, until } => {
+                let permit = Permit { valid_until: BootTime::from_us(until) };
+                if hands.output().release_through(through, permit).left > 0 {
+                    self.own.push_back(Event::ReleaseCut);
+                }
+            }
+            Command::FinalCheckpoint => hands.freeze(),
+            Command::Thaw => hands.thaw(),
+            Command::Verify { epoch } => match hands.verify(epoch) {
+                Verification::Done => self.own.push_back(Event::Verified { epoch }),
+                Verification::Follows => {}
+            },
+            Command::TakeOver { epoch, generation } => self.take_over(epoch, generation, hands),
+            Command::Discard => {
+                hands.stop_receiving();
+                hands.discard();
+            }
+            Command::StopVm => {
+                hands.output().mute();
+                hands.stop_vm();
+            }
+            Command::SwitchoverDone(outcome) => hands.switchover_done(outcome),
+            Command::Exit(exit) => self.exit = Some(exit),
+
+            Command::SendHeartbeat { conn, stamp } => {
+                hands.send(conn, Message::Heartbeat { stamp_us: stamp })
+            }
+            Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
+            Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
+            Command::SendAck { conn, epoch, stamp } => {
+                hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
+            }
+            Command::SendEcho { conn, stamp } => {
+                hands.send(conn, Message::Echo { stamp_us: stamp });
+                if let Some(position) = hands.position() {
+                    hands.send(conn, Message::Position(position));
+                }
+            }
+            Command::SendDecline { conn, why } => hands.send(conn, Message::Decline { text: why }),
+            Command::SendTookOver { conn, generation } => hands.send(conn, Message::TookOver { generation }),
+            Command::SendBye { conn, why } => hands.send(conn, Message::Bye(Bye { reason: 0, text: why })),
+        }
+    }
+
+    fn boot(&mut self, hands: &mut impl Hands) {
+        let _ = hands.output().pass();
+        if let Err(e) = hands.boot() {
+            hands.output().mute();
+            self.own.push_back(Event::BootFailed(e.to_string()));
+        }
+    }
+
+    /// The VM is ours: from what is held to a running guest.
+    fn take_over(&mut self, epoch: u64, generation: u64, hands: &mut impl Hands) {
+        hands.stop_receiving();
+        let resumed = hands.seal_off(epoch).and_then(|()| {
+            let _ = hands.output().pass();
+            hands.resume_vm()
+        });
+        match resumed {
+            Ok(()) => hands.announce(generation),
+            Err(e) => {
+                hands.output().mute();
+                self.own.push_back(Event::TakeOverFailed(e.to_string()));
+            }
+        }
+    }
+
+    /// A connection of which nothing came is lost like any other.
+    fn lost_if_failed<H: Hands>(&mut self, conn: ConnId, result: Result<(), H::Error>, hands: &mut H) {
+        if let Err(e) = result {
+            hands.close(conn, Closing::Now);
+            hands.unlink_pairing(conn);
+            self.own.push_back(Event::PeerGone { conn, why: Gone::Lost(e.to_string()) });
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What the hands do as backup: receive from a primary, and go on from what was sealed.
+
+use super::{HandsError, RealHands};
+use crate::keeper::{Order, WarmStandby};
+use crate::outlet::Outlet;
+use crate::peer::Link;
+use crate::replica::Input;
+use crate::role::ConnId;
+use ft_checkpoint::lazy::LazyApply;
+use ft_checkpoint::receiver::SealedImage;
+use ft_ram::GuestRam;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A take-over under way.
+pub(super) struct Resuming {
+    began: Instant,
+    /// Epoch that the VM goes on from.
+    epoch: u64,
+    /// What is still to be done for it: pages to apply, or epochs of log to execute.
+    pending: u64,
+    /// Checkpoint mode: what was sealed. In replay mode the machine has all of it.
+    sealed: Option<(GuestRam, SealedImage)>,
+}
+
+/// The end of a take-over: the guest runs, and what the checkpoint still had pending is being applied. What was sealed is
+/// kept until then, and let go when nobody waits.
+pub(super) struct Settling {
+    lazy: LazyApply,
+    _sealed: SealedImage,
+}
+
+impl Settling {
+    /// Waits until all is applied.
+    pub(super) fn finish(self) {
+        self.lazy.finish();
+    }
+}
+
+impl RealHands {
+    pub(super) fn follow_primary(&mut self, conn: ConnId) -> Result<(), HandsError> {
+        let fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
+        let feed = self.standby.as_ref().ok_or(HandsError::NothingHeld)?.feed();
+        feed.connected(fitting.generation);
+        let telemetry = Arc::clone(&self.telemetry);
+        let news = Outlet::into_queue(&self.inputs, Input::Keeper);
+        let link =
+            Link::start(fitting, Outlet::into_queue(&self.inputs, Input::Peer), move |reader, intake| {
+                feed.read(conn, reader, intake, &news, &telemetry)
+            })
+            .map_err(HandsError::Link)?;
+        self.telemetry.connected(Arc::clone(&link.written));
+        self.window.show_connected();
+        self.peer_lost = None;
+        self.links.insert(conn, link);
+        Ok(())
+    }
+
+    pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
+        let ram = self.order_and_wait(Order::Prepare)??;
+        self.replay.progress.reset();
+        let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
+        *self.held.lock() = Some(standby.feed());
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    pub(super) fn seal_standby_off(&mut self, wanted: u64) -> Result<(), HandsError> {
+        let began = Instant::now();
+        let standby = self.standby.take().ok_or(HandsError::NothingHeld)?;
+        let (held, sealed) = if self.replay.on {
+            let held = standby.feed().held().map_or(0, |held| held.epoch);
+            standby.discard();
+            (held, None)
+        } else {
+            let (ram, sealed) = standby.into_sealed()?;
+            (sealed.epoch, Some((ram, sealed)))
+        };
+        if held < wanted {
+            return Err(HandsError::Older { wanted, held });
+        }
+        self.resuming = Some(Resuming { began, epoch: held, pending: 0, sealed });
+        Ok(())
+    }
+
+    /// Replay mode: the machine that follows comes to the end of its log, and goes on by itself. Checkpoint mode: the
+    /// machine goes on from the last sealed checkpoint, served with pages that are still pending.
+    pub(super) fn resume_sealed(&mut self) -> Result<(), HandsError> {
+        let mut resuming = self.resuming.take().ok_or(HandsError::NothingHeld)?;
+        match resuming.sealed.take() {
+            None => {
+                let gone = self.order_and_wait(Order::GoLive)??;
+                self.replay.progress.reset();
+                resuming.pending = gone.pending;
+            }
+            Some((ram, mut sealed)) => {
+                resuming.pending = sealed.pending.iter().map(|checkpoint| checkpoint.len() as u64).sum();
+                let state = std::mem::take(&mut sealed.state);
+                // Serves what is still pending while the guest runs already.
+                let lazy = LazyApply::start(&ram, &sealed);
+                self.settling = Some(Settling { lazy, _sealed: sealed });
+                self.order_and_wait(|reply| Order::Restore(state, reply))??;
+            }
+        }
+        self.resuming = Some(resuming);
+        Ok(())
+    }
+
+    pub(super) fn report_take_over(&mut self, generation: u64) {
+        let Some(Resuming { began, epoch, pending, .. }) = self.resuming.take() else { return };
+        let took = began.elapsed();
+        let lost_for = self.peer_lost.take().map(|at| at.elapsed());
+        tracing::info!(generation, epoch, pending, ?took, ?lost_for, "took over: the guest runs here");
+        self.telemetry.took_over(generation, epoch, took, lost_for, pending);
+    }
+}

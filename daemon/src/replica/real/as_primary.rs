@@ -1,0 +1,90 @@
+//! What the hands do as primary: welcome a backup, listen to it, replicate to it.
+
+use super::{HandsError, RealHands};
+use crate::clock;
+use crate::keeper::{Order, Pairing};
+use crate::outlet::Outlet;
+use crate::peer::{BackupReader, Link};
+use crate::replica::Input;
+use crate::role::{ConnId, Micros, Welcome as Welcoming};
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Identity, Welcome};
+use std::sync::Arc;
+
+/// Epochs of log in flight at most. They are small: bytes bound them.
+const LOG_DEPTH: u64 = 1024;
+
+impl RealHands {
+    pub(super) fn welcome_backup(
+        &mut self,
+        conn: ConnId,
+        pairing: u64,
+        generation: u64,
+        how: Welcoming,
+    ) -> Result<(), HandsError> {
+        let mut fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
+        let resume_from = match how {
+            Welcoming::Copy => None,
+            Welcoming::ResumeAfter(epoch) => Some(epoch),
+        };
+        let identity = Identity { generation, ..self.local.identity.clone() };
+        fitting.writer.set_generation(generation);
+        let news = Outlet::into_queue(&self.inputs, Input::Peer);
+        let backup = BackupReader { conn, mode: identity.mode, news: news.clone() };
+        Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
+        let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
+            .map_err(HandsError::Link)?;
+        self.telemetry.connected(Arc::clone(&link.written));
+        self.window.show_connected();
+        self.links.insert(conn, link);
+        Ok(())
+    }
+
+    pub(super) fn start_pairing(&mut self, conn: ConnId, pairing: u64) {
+        // Pages that are applied behind the guest's back are in no dirty log: none may be left.
+        if let Some(settling) = self.settling.take() {
+            settling.finish();
+        }
+        let Some(link) = self.links.get(&conn) else { return };
+        tracing::info!("a backup has connected: full copy");
+        self.telemetry.copy_begun();
+        let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
+        self.replay.progress.reset();
+        let pairing = Pairing::new(pairing, Arc::clone(&link.outbox), depth, self.inflight_bytes);
+        self.pairing = Some(Arc::clone(&pairing));
+        self.pairing_over = Some(conn);
+        self.order(Order::BeginPairing(pairing));
+    }
+
+    pub(super) fn send_again(&mut self, conn: ConnId, held: u64) -> Result<(), HandsError> {
+        let (Some(pairing), Some(link)) = (&self.pairing, self.links.get(&conn)) else {
+            return Err(HandsError::NothingHeld);
+        };
+        tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
+        pairing.resume(held, Arc::clone(&link.outbox))?;
+        self.pairing_over = Some(conn);
+        self.order(Order::Room);
+        Ok(())
+    }
+
+    pub(super) fn drop_pairing(&mut self) {
+        let Some(pairing) = self.pairing.take() else { return };
+        // Whoever waits for room in a connection's outbox must not: the keeper might be the one.
+        pairing.close();
+        // A keeper that is gone replicates nothing either.
+        let _ = self.order_and_wait(Order::EndPairing);
+        self.replay.progress.reset();
+        self.telemetry.pairing_ended();
+    }
+
+    pub(super) fn commit(&mut self, conn: ConnId, epoch: u64, stamp: Micros) -> Result<(), HandsError> {
+        // Late news of an old connection, or of a pairing that has ended, is the core's to ignore.
+        let (Some(pairing), true) = (&self.pairing, self.links.contains_key(&conn)) else { return Ok(()) };
+        let committed = pairing.ack(epoch)?;
+        self.telemetry.acked(epoch, committed, clock::now_us().saturating_sub(stamp));
+        if pairing.was_wanting() {
+            self.order(Order::Room);
+        }
+        Ok(())
+    }
+}

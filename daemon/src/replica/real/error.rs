@@ -1,0 +1,62 @@
+//! Why the daemon's hands could not do something.
+
+use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
+use ft_checkpoint::owed::OwedError;
+use ft_checkpoint::wire::FrameError;
+
+/// See the module.
+#[derive(Debug, thiserror::Error)]
+pub enum HandsError {
+    /// The connection is gone already.
+    #[error("the connection is gone")]
+    NotArriving,
+    /// The welcome could not be sent.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The connection's threads could not be started.
+    #[error("cannot serve the connection: {0}")]
+    Link(std::io::Error),
+    /// The keeper's thread has ended.
+    #[error("the keeper has ended")]
+    KeeperGone,
+    /// There is no fresh machine.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// Its guest was not booted.
+    #[error(transparent)]
+    StartGuest(#[from] StartGuestError),
+    /// It does not go on from the sealed state.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The machine that executes the log does not go on by itself.
+    #[error(transparent)]
+    GoLive(#[from] GoLiveError),
+    /// Nothing can be received into it.
+    #[error(transparent)]
+    WarmStandby(#[from] StandbyError),
+    /// There is no sealed checkpoint to go on from.
+    #[error(transparent)]
+    Sealed(#[from] SealedError),
+    /// There is nothing to go on from.
+    #[error("nothing is held")]
+    NothingHeld,
+    /// What is held is older than what was sealed.
+    #[error("epoch {wanted} was sealed, but {held} is held")]
+    Older {
+        /// What the core knows to be sealed.
+        wanted: u64,
+        /// What the receiver has.
+        held: u64,
+    },
+    /// What the backup says that it holds does not fit what is owed to it.
+    #[error(transparent)]
+    Owed(#[from] OwedError),
+}
+
+/// Why a replica cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {what}: {source}")]
+pub struct StartError {
+    pub(super) what: &'static str,
+    pub(super) source: std::io::Error,
+}

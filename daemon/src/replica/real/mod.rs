@@ -1,0 +1,391 @@
+//! The daemon's hands: threads, sockets, a machine.
+
+mod as_backup;
+mod as_primary;
+mod error;
+mod parts;
+
+pub use error::{HandsError, StartError};
+pub use parts::Parts;
+
+use super::arbiter_thread::{self, Question};
+use super::hands::{Closing, Hands, Verification};
+use super::input::Input;
+use crate::clock;
+use crate::control::{SwitchoverError, SwitchoverReply};
+use crate::host::{Host, Watchdog};
+use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
+use crate::observe::{Telemetry, Window};
+use crate::outlet::Outlet;
+use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
+use crate::role::{ConnId, Micros, View, Welcome};
+use as_backup::{Resuming, Settling};
+use ft_arbiter::Cell;
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
+use ft_netbuf::OutputBuffer;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// A process that ends gives its last messages so long to leave.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// See the module.
+pub struct RealHands {
+    inputs: Sender<Input>,
+    orders: Sender<Order>,
+    questions: Sender<Question>,
+    dialler: Dialler,
+    local: Arc<Local>,
+    /// The standby's receiver, for the dialler's hellos.
+    held: Arc<Mutex<Option<Feed>>>,
+    output: OutputBuffer,
+    announce: Arc<dyn Fn() + Send + Sync>,
+    arriving: HashMap<ConnId, Fitting>,
+    links: HashMap<ConnId, Link>,
+    pairing: Option<Arc<Pairing>>,
+    /// The connection that it goes over.
+    pairing_over: Option<ConnId>,
+    standby: Option<WarmStandby>,
+    resuming: Option<Resuming>,
+    settling: Option<Settling>,
+    switchovers: Vec<SwitchoverReply>,
+    pipeline_depth: u64,
+    inflight_bytes: usize,
+    replay: Replay,
+    pub(super) window: Arc<Window>,
+    pub(super) telemetry: Arc<Telemetry>,
+    watchdog: Arc<Watchdog>,
+    peer_lost: Option<Instant>,
+}
+
+impl RealHands {
+    /// Starts the threads of every room; their news comes in through the queue.
+    pub(super) fn new(parts: Parts) -> Result<(Self, Receiver<Input>), StartError> {
+        let failed = |what| move |source| StartError { what, source };
+        let (inputs, received) = parts.inputs;
+        let (orders, for_keeper) = std::sync::mpsc::channel();
+        let held = Arc::new(Mutex::new(None::<Feed>));
+        let held_now = Arc::clone(&held);
+        let local = Arc::new(Local {
+            identity: parts.identity,
+            generation: 0.into(),
+            held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
+        });
+        let ids = Arc::new(ConnIds::default());
+        let Host { spec, boot, wiring, attach, output, announce } = parts.host;
+        let setup = Setup {
+            spec,
+            boot,
+            epoch: parts.epoch,
+            replay: parts.replay.clone(),
+            shadow_bytes: parts.shadow_bytes,
+            wiring,
+            attach,
+            output: output.clone(),
+            news: Outlet::into_queue(&inputs, Input::Keeper),
+            telemetry: Arc::clone(&parts.telemetry),
+            watchdog: Arc::clone(&parts.watchdog),
+        };
+        let told = orders.clone();
+        output.on_held(move || drop(told.send(Order::Output)));
+        Keeper::start(setup, for_keeper).map_err(failed("the keeper"))?;
+        let answers = Outlet::into_queue(&inputs, Input::Arbiter);
+        let questions =
+            arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
+        let news = Outlet::into_queue(&inputs, Input::Peer);
+        peer::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), news.clone())
+            .map_err(failed("the listener"))?;
+        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, news)
+            .map_err(failed("the dialler"))?;
+        let hands = Self {
+            inputs,
+            orders,
+            questions,
+            dialler,
+            local,
+            held,
+            output,
+            announce,
+            arriving: HashMap::new(),
+            links: HashMap::new(),
+            pairing: None,
+            pairing_over: None,
+            standby: None,
+            resuming: None,
+            settling: None,
+            switchovers: Vec::new(),
+            pipeline_depth: parts.pipeline_depth,
+            inflight_bytes: parts.inflight_bytes,
+            replay: parts.replay,
+            window: parts.window,
+            telemetry: parts.telemetry,
+            watchdog: parts.watchdog,
+            peer_lost: None,
+        };
+        Ok((hands, received))
+    }
+
+    /// The executor's loop lives.
+    pub(super) fn feed_watchdog(&self) {
+        self.watchdog.fed();
+    }
+
+    /// A connection has shaken hands.
+    pub(super) fn arrived(&mut self, fitting: Fitting) -> ConnId {
+        let conn = fitting.conn;
+        self.arriving.insert(conn, fitting);
+        conn
+    }
+
+    /// Somebody asked for a switchover, and waits.
+    pub(super) fn expect_switchover(&mut self, reply: SwitchoverReply) {
+        self.switchovers.push(reply);
+    }
+
+    /// The backup's own word of how far it has come.
+    pub(super) fn note_position(&self, conn: ConnId, position: Position) {
+        if self.links.contains_key(&conn) {
+            self.replay.progress.set(position);
+        }
+    }
+
+    /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
+    pub(super) fn note_loss(&self, why: &StateLoss) {
+        let StateLoss::Diverged { count, what } = why else { return };
+        tracing::error!("the backup is not the primary any more: it {why}");
+        self.telemetry.diverged(*count, what);
+        for link in self.links.values() {
+            link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+        }
+    }
+
+    /// A connection has ended, if it is one of ours.
+    pub(super) fn note_gone(&self, conn: ConnId, why: &LinkEnd) {
+        if !self.links.contains_key(&conn) {
+            return;
+        }
+        let shown = match why {
+            LinkEnd::Lost(e) => {
+                tracing::warn!("lost the peer: {e}");
+                e.to_string()
+            }
+            LinkEnd::Bye(why) => {
+                tracing::info!("the peer says good-bye: {why}");
+                format!("it said good-bye: {why}")
+            }
+        };
+        self.window.show_disconnected(Some(shown));
+    }
+
+    fn order(&self, order: Order) {
+        // A keeper that has ended has crashed: who waits for its answer finds out.
+        let _ = self.orders.send(order);
+    }
+
+    fn order_and_wait<T>(&self, order: impl FnOnce(OrderReply<T>) -> Order) -> Result<T, HandsError> {
+        let (reply, answer) = sync_channel(1);
+        self.order(order(reply));
+        answer.recv().map_err(|_| HandsError::KeeperGone)
+    }
+
+    /// Ends what the process still has, after its last messages.
+    pub(super) fn farewell(mut self, view: View) {
+        self.output.mute();
+        for reply in self.switchovers.drain(..) {
+            reply(Err(SwitchoverError::Ending));
+        }
+        let links: Vec<Link> = self.links.drain().map(|(_, link)| link).collect();
+        for link in &links {
+            link.finish();
+        }
+        let until = Instant::now() + FAREWELL;
+        while links.iter().any(|link| !link.outbox.is_idle()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.show(view);
+        self.stop_vm();
+    }
+}
+
+impl Hands for RealHands {
+    type Error = HandsError;
+
+    fn now_us(&self) -> Micros {
+        clock::now_us()
+    }
+
+    fn output(&self) -> &OutputBuffer {
+        &self.output
+    }
+
+    fn show(&mut self, view: View) {
+        self.local.generation.store(view.generation, Ordering::Relaxed);
+        let before = self.window.show(view.clone());
+        let told = before.map(|before| (before.role, before.state, before.generation));
+        if told.is_some_and(|told| told != (view.role, view.state, view.generation)) {
+            tracing::info!(generation = view.generation, "{}, {}: {}", view.role, view.state, view.detail);
+        }
+    }
+
+    fn read_cell(&mut self) {
+        // The arbiter's thread lives as long as we hold its sender.
+        let _ = self.questions.send(Question::Read);
+    }
+
+    fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
+        let _ = self.questions.send(Question::Set { expected, new });
+    }
+
+    fn dial(&mut self) {
+        self.dialler.dial();
+    }
+
+    fn stop_dialling(&mut self) {
+        self.dialler.stop();
+    }
+
+    fn refuse(&mut self, conn: ConnId, why: String) {
+        if let Some(mut fitting) = self.arriving.remove(&conn) {
+            tracing::debug!("refused the peer: {why}");
+            // A peer that does not even take the refusal is closed all the same.
+            let _ = Message::Refuse(Refuse { code: 0, text: why }).send(0, &mut fitting.writer);
+        }
+    }
+
+    fn turn_away(&mut self, conn: ConnId) {
+        // Dropping it closes it.
+        self.arriving.remove(&conn);
+    }
+
+    fn welcome(
+        &mut self,
+        conn: ConnId,
+        pairing: u64,
+        generation: u64,
+        how: Welcome,
+    ) -> Result<(), Self::Error> {
+        self.welcome_backup(conn, pairing, generation, how)
+    }
+
+    fn follow(&mut self, conn: ConnId, _pairing: u64, _how: Welcome) -> Result<(), Self::Error> {
+        self.follow_primary(conn)
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message<'static>) {
+        if let Some(link) = self.links.get(&conn) {
+            link.send(message);
+        }
+    }
+
+    fn close(&mut self, conn: ConnId, closing: Closing) -> bool {
+        let Some(link) = self.links.remove(&conn) else { return false };
+        match closing {
+            Closing::Now => link.close(),
+            Closing::AfterQueued => {
+                link.finish();
+                self.window.show_disconnected(None);
+            }
+        }
+        self.peer_lost = Some(Instant::now());
+        true
+    }
+
+    fn boot(&mut self) -> Result<(), Self::Error> {
+        self.order_and_wait(Order::Boot)??;
+        tracing::info!("the guest is booting");
+        Ok(())
+    }
+
+    fn stop_vm(&mut self) {
+        // A keeper that is gone has no machine either.
+        let _ = self.order_and_wait(Order::Stop);
+    }
+
+    fn begin_pairing(&mut self, conn: ConnId, pairing: u64) {
+        self.start_pairing(conn, pairing);
+    }
+
+    fn resume_pairing(&mut self, conn: ConnId, held: u64) -> Result<(), Self::Error> {
+        self.send_again(conn, held)
+    }
+
+    fn unlink_pairing(&mut self, conn: ConnId) {
+        if let Some(pairing) = &self.pairing
+            && self.pairing_over == Some(conn)
+        {
+            pairing.unlink();
+            self.pairing_over = None;
+        }
+    }
+
+    fn end_pairing(&mut self) {
+        self.drop_pairing();
+    }
+
+    fn acked(&mut self, conn: ConnId, epoch: u64, stamp: Micros) -> Result<(), Self::Error> {
+        self.commit(conn, epoch, stamp)
+    }
+
+    fn freeze(&mut self) {
+        self.order(Order::Freeze);
+    }
+
+    fn thaw(&mut self) {
+        self.order(Order::Thaw);
+    }
+
+    fn prepare(&mut self) -> Result<(), Self::Error> {
+        self.prepare_standby()
+    }
+
+    fn position(&self) -> Option<Position> {
+        self.replay.on.then(|| self.replay.progress.get())
+    }
+
+    fn verify(&mut self, epoch: u64) -> Verification {
+        // In replay mode what is held is known to be good when it is executed; else it was verified as it was sealed.
+        if !self.replay.on {
+            return Verification::Done;
+        }
+        self.order(Order::Verify { epoch });
+        Verification::Follows
+    }
+
+    fn stop_receiving(&mut self) {
+        *self.held.lock() = None;
+        for link in self.links.values_mut() {
+            link.stop_reading();
+        }
+    }
+
+    fn seal_off(&mut self, epoch: u64) -> Result<(), Self::Error> {
+        self.seal_standby_off(epoch)
+    }
+
+    fn resume_vm(&mut self) -> Result<(), Self::Error> {
+        self.resume_sealed()
+    }
+
+    fn announce(&mut self, generation: u64) {
+        (self.announce)();
+        self.report_take_over(generation);
+    }
+
+    fn discard(&mut self) {
+        if let Some(standby) = self.standby.take() {
+            standby.discard();
+        }
+        self.stop_vm();
+    }
+
+    fn switchover_done(&mut self, outcome: Result<(), String>) {
+        for reply in self.switchovers.drain(..) {
+            reply(outcome.clone().map_err(SwitchoverError::Refused));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The one arbiter request that may be under way, and what its answer is worth: a certain answer, or none yet.
+
+use super::command::Command;
+use super::core::Core;
+use super::event::Micros;
+use ft_arbiter::{ArbiterError, Cell, Outcome};
+
+/// The one arbiter request that may be under way, and when the next may be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Arbitration {
+    pub(super) asked: Option<Asked>,
+    pub(super) retry_at: Micros,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Asked {
+    /// `void`: asked in a situation that is over; the answer concerns nobody.
+    Read { void: bool },
+    /// `in_doubt`: an earlier attempt at this very request may have been carried out. `resend_at`: its answer was
+    /// lost, ask again then.
+    Set { expected: Option<u64>, new: Cell, in_doubt: bool, resend_at: Option<Micros> },
+}
+
+/// A certain answer to a compare-and-set.
+pub(super) enum Settled {
+    Won(Cell),
+    Lost(Option<Cell>),
+    /// Nothing changed and nothing is under way.
+    NotAttempted(ArbiterError),
+}
+
+impl Arbitration {
+    /// Whether a new request may be made now.
+    pub(super) fn is_free(&self, now: Micros) -> bool {
+        self.asked.is_none() && now >= self.retry_at
+    }
+
+    /// Whether the cell may be changing by our own request right now.
+    pub(super) fn is_setting(&self) -> bool {
+        matches!(self.asked, Some(Asked::Set { .. }))
+    }
+
+    /// The answer to a read under way is not to be used: the situation that it was asked in is over.
+    pub(super) fn void_read(&mut self) {
+        if let Some(Asked::Read { void }) = &mut self.asked {
+            *void = true;
+        }
+    }
+
+    /// Allows the next request no sooner than then.
+    pub(super) fn wait_until(&mut self, at: Micros) {
+        self.retry_at = self.retry_at.max(at);
+    }
+
+    /// Allows the next request at once.
+    pub(super) fn hurry(&mut self) {
+        self.retry_at = 0;
+    }
+}
+
+impl Core {
+    pub(super) fn ask_read(&mut self) {
+        self.arbiter.asked = Some(Asked::Read { void: false });
+        self.out.push(Command::ReadCell);
+    }
+
+    pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
+        self.out.push(Command::CompareAndSet { expected, new: new.clone() });
+        self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
+    }
+
+    /// Turns an answer into a certain one, or arranges for the request to be repeated.
+    pub(super) fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
+        let retry_at = self.now + self.policy.arbiter_retry_us;
+        let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
+            return None;
+        };
+        let settled = match outcome {
+            Outcome::Won(cell) => Settled::Won(cell),
+            // Nobody else writes a cell that is equal to what we asked for: an earlier attempt was carried out.
+            Outcome::Lost(Some(cell)) if cell == *new => Settled::Won(cell),
+            Outcome::Lost(cell) => Settled::Lost(cell),
+            Outcome::NotAttempted(why) if !*in_doubt => Settled::NotAttempted(why),
+            Outcome::NotAttempted(_) | Outcome::Unknown(_) => {
+                *in_doubt = true;
+                *resend_at = Some(retry_at);
+                return None;
+            }
+        };
+        self.arbiter.asked = None;
+        if matches!(settled, Settled::NotAttempted(_)) {
+            self.arbiter.retry_at = retry_at;
+        }
+        if let Settled::Won(cell) | Settled::Lost(Some(cell)) = &settled {
+            self.learn_generation(cell.generation);
+        }
+        Some(settled)
+    }
+}

@@ -1,0 +1,50 @@
+//! The configuration that the core's decisions depend on.
+
+use super::event::Micros;
+use serde::{Deserialize, Serialize};
+
+/// Who boots the VM while the arbiter's cell names nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartAs {
+    /// This node does.
+    Primary,
+    /// The peer does.
+    Backup,
+}
+
+/// The configuration that decisions depend on.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// This node.
+    pub node: String,
+    /// The other node.
+    pub peer: String,
+    /// What to do with an empty cell.
+    pub start_as: StartAs,
+    /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.
+    pub fresh: bool,
+    /// Whether a guest that resets is booted again, or ends.
+    pub restart_on_reset: bool,
+    /// How long an answer of the backup permits the primary to release.
+    pub lease_us: Micros,
+    /// Silence after which the peer counts as lost.
+    pub failure_timeout_us: Micros,
+    /// How long a backup lets a primary that merely lost the link go first.
+    pub takeover_delay_us: Micros,
+    /// Interval of heartbeats.
+    pub heartbeat_us: Micros,
+    /// Interval between attempts at an arbiter that does not answer.
+    pub arbiter_retry_us: Micros,
+    /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
+    pub patience_us: Micros,
+    /// Random, drawn anew by every process: names of pairings start here.
+    pub nonce: u64,
+}
+
+impl Policy {
+    /// How long a backup stays quiet after an answer: the lease and an eighth for the drift between two clocks.
+    pub(in crate::role) fn promise_us(&self) -> Micros {
+        self.lease_us + self.lease_us / 8 + 1_000
+    }
+}

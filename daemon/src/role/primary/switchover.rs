@@ -1,0 +1,84 @@
+//! A planned switchover: the VM is paused, its last checkpoint acked, and the backup asked to go on.
+
+use super::{Pair, Primary};
+use crate::role::command::Command;
+use crate::role::core::Core;
+use crate::role::event::Micros;
+
+/// A planned switchover under way.
+#[derive(Clone, Debug)]
+pub(super) struct Switchover {
+    pub(super) step: Step,
+    pub(super) since: Micros,
+    pub(super) then: Then,
+}
+
+/// What becomes of this node when the VM has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It follows, as the backup.
+    Follow,
+    /// It stops, as the operator asked.
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The VM is being paused for its last checkpoint.
+    Pausing,
+    /// The last checkpoint is on its way.
+    Draining(u64),
+    /// The backup was asked to go on. We emit nothing more unless the cell says so.
+    Offered,
+}
+
+impl Primary {
+    pub(super) fn has_offered(&self) -> bool {
+        self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Offered)
+    }
+
+    pub(super) fn on_switchover(&mut self, core: &mut Core, then: Then) {
+        let busy = if self.switchover.is_some() {
+            Some("a switchover is under way")
+        } else if self.ending.is_some() {
+            Some("the VM is ending")
+        } else if !matches!(self.pair, Pair::Protected { .. }) {
+            Some("the VM is not protected: there is no backup that could take over")
+        } else {
+            None
+        };
+        match busy {
+            Some(why) => core.out.push(Command::SwitchoverDone(Err(why.into()))),
+            None => {
+                self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then });
+                core.out.push(Command::FinalCheckpoint);
+            }
+        }
+    }
+
+    /// Once the last checkpoint is acked and its output is out, the backup may have the VM.
+    pub(super) fn offer_if_drained(&mut self, core: &mut Core) {
+        let Some(link) = &self.link else { return };
+        let Some(switchover) = &mut self.switchover else { return };
+        if let Step::Draining(epoch) = switchover.step
+            && self.permit.acked >= epoch
+            && !self.permit.wanting
+        {
+            switchover.step = Step::Offered;
+            switchover.since = core.now;
+            core.out.push(Command::SendOffer { conn: link.conn, epoch });
+        }
+    }
+
+    /// Goes on as protected primary after a switchover that came to nothing.
+    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: String) {
+        if self.switchover.take().is_none() {
+            return;
+        }
+        core.out.push(Command::SwitchoverDone(Err(why.clone())));
+        self.why = why;
+        // A node that was to stop goes on with the VM: nobody says that anybody else can.
+        core.stop_requested = false;
+        core.out.push(Command::Thaw);
+    }
+}

@@ -1,0 +1,66 @@
+//! What the core tells of itself: the two words of every status, and why.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a node is to the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It runs the VM, or ran it last.
+    Primary,
+    /// It holds the VM's state, or waits for it.
+    Backup,
+}
+
+/// How the pair is, as this node knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// A backup can take over at any moment.
+    Protected,
+    /// The VM runs without a backup, by the arbiter's leave.
+    Solo,
+    /// A backup is receiving a full copy.
+    Resyncing,
+    /// Something is missing before it can go on; the detail says what.
+    Waiting,
+    /// The other replica has the VM; this one is stopped.
+    Fenced,
+}
+
+/// What the core tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Role.
+    pub role: Role,
+    /// State.
+    pub state: State,
+    /// The highest generation known.
+    pub generation: u64,
+    /// Times the peer was lost since the process began: it fell silent, or its connection broke.
+    pub suspicions: u64,
+    /// One line for the operator: why it is so, or what it waits for.
+    pub detail: String,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Primary => "primary",
+            Self::Backup => "backup",
+        })
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Protected => "protected",
+            Self::Solo => "solo",
+            Self::Resyncing => "resyncing",
+            Self::Waiting => "waiting",
+            Self::Fenced => "fenced",
+        })
+    }
+}

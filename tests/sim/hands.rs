@@ -1,0 +1,304 @@
+//! The simulator's hands: what the executor has done on a node, on models of sockets, keeper and receiver.
+
+use ft_arbiter::Cell;
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::Position;
+use ft_netbuf::OutputBuffer;
+use ftd::replica::{Closing, Hands, Verification};
+use ftd::role::{ConnId, Event, Micros, View, Welcome};
+use rand::Rng;
+
+use crate::model::{Ask, Input, Msg, Mutant, NAMES};
+use crate::stats::Count;
+use crate::trace;
+use crate::world::{Act, Hook, World};
+
+/// Why something cannot be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(&'static str);
+
+/// The hands of node `n`.
+pub struct SimHands<'a> {
+    pub world: &'a mut World,
+    pub n: usize,
+    /// The node's output buffer, which outlives what happens to the process.
+    pub output: OutputBuffer,
+}
+
+impl SimHands<'_> {
+    fn inc(&self) -> u32 {
+        self.world.nodes[self.n].inc
+    }
+
+    fn arriving(&mut self, conn: ConnId) -> bool {
+        let arriving = &mut self.world.nodes[self.n].exec.arriving;
+        let found = arriving.iter().position(|(known, _)| *known == conn);
+        found.map(|at| arriving.swap_remove(at)).is_some()
+    }
+
+    fn say(&self, what: &str) {
+        trace!(self.world, "{} {what}", NAMES[self.n]);
+    }
+}
+
+impl Hands for SimHands<'_> {
+    type Error = Refused;
+
+    fn now_us(&self) -> Micros {
+        self.world.nodes[self.n].clock(self.world.now)
+    }
+
+    fn output(&self) -> &OutputBuffer {
+        &self.output
+    }
+
+    fn show(&mut self, _: View) {}
+
+    fn read_cell(&mut self) {
+        self.world.ask(self.n, Ask::Read);
+    }
+
+    fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
+        self.world.ask(self.n, Ask::Set { expected, new });
+    }
+
+    fn dial(&mut self) {
+        let (n, inc) = (self.n, self.inc());
+        let exec = &mut self.world.nodes[n].exec;
+        exec.dialling = true;
+        if !std::mem::replace(&mut exec.dial_loop, true) {
+            let delay = self.world.rng.random_range(0..10_000);
+            self.world.later(delay, Act::Dial { n, inc });
+        }
+    }
+
+    fn stop_dialling(&mut self) {
+        self.world.nodes[self.n].exec.dialling = false;
+    }
+
+    fn refuse(&mut self, conn: ConnId, why: String) {
+        if self.arriving(conn) {
+            self.world.send(self.n, conn, Msg::Refuse { why, permanent: false });
+            self.world.close(self.n, conn, true);
+        }
+    }
+
+    fn turn_away(&mut self, conn: ConnId) {
+        let exec = &mut self.world.nodes[self.n].exec;
+        let Some((_, pairing)) = exec.arriving.iter().find(|(known, _)| *known == conn).copied() else {
+            return;
+        };
+        self.arriving(conn);
+        match (self.world.mutant, pairing) {
+            (Some(Mutant::FollowAnyway), Some(pairing)) => {
+                self.world.nodes[self.n].exec.recv = Some((conn, pairing));
+            }
+            _ => self.world.close(self.n, conn, true),
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        conn: ConnId,
+        pairing: u64,
+        generation: u64,
+        how: Welcome,
+    ) -> Result<(), Self::Error> {
+        if !self.arriving(conn) {
+            return Err(Refused("the connection is gone"));
+        }
+        self.world.nodes[self.n].exec.links.push(conn);
+        self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
+        Ok(())
+    }
+
+    fn follow(&mut self, conn: ConnId, pairing: u64, _: Welcome) -> Result<(), Self::Error> {
+        if !self.arriving(conn) {
+            return Err(Refused("the connection is gone"));
+        }
+        let exec = &mut self.world.nodes[self.n].exec;
+        exec.recv = Some((conn, pairing));
+        exec.links.push(conn);
+        Ok(())
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message<'static>) {
+        match message {
+            Message::Paired { .. } => self.world.stats.add(Count::Protected),
+            Message::Switchover { .. } => self.world.hook(Hook::HandOver),
+            Message::TookOver { .. } => self.world.stats.add(Count::HandedOver),
+            _ => {}
+        }
+        self.world.send(self.n, conn, Msg::Said(message));
+    }
+
+    fn close(&mut self, conn: ConnId, closing: Closing) -> bool {
+        let links = &mut self.world.nodes[self.n].exec.links;
+        let Some(at) = links.iter().position(|known| *known == conn) else { return false };
+        links.swap_remove(at);
+        if self.world.mutant == Some(Mutant::PassOnLoss) && self.world.nodes[self.n].exec.vm.is_some() {
+            let _ = self.output.pass();
+        }
+        let in_order = closing == Closing::AfterQueued && self.world.rng.random_bool(0.8);
+        self.world.close(self.n, conn, in_order);
+        true
+    }
+
+    fn boot(&mut self) -> Result<(), Self::Error> {
+        self.say("boots");
+        if std::mem::take(&mut self.world.nodes[self.n].fail_boot) {
+            self.world.stats.add(Count::FaultBoot);
+            let ignores = self.world.mutant == Some(Mutant::IgnoresBoot);
+            return if ignores { Ok(()) } else { Err(Refused("no kernel")) };
+        }
+        self.world.check_boot(self.n);
+        self.world.begin_run(self.n, 0);
+        Ok(())
+    }
+
+    fn stop_vm(&mut self) {
+        self.say("stops its machine");
+        let exec = &mut self.world.nodes[self.n].exec;
+        let ended = exec.vm.take().map(|vm| vm.ended);
+        exec.repl = None;
+        if let Some(ended) = ended {
+            self.world.check_stopped(self.n, ended);
+        }
+    }
+
+    fn begin_pairing(&mut self, conn: ConnId, pairing: u64) {
+        self.world.begin_copy(self.n, conn, pairing);
+    }
+
+    fn resume_pairing(&mut self, conn: ConnId, held: u64) -> Result<(), Self::Error> {
+        self.world.send_again(self.n, conn, held);
+        Ok(())
+    }
+
+    fn unlink_pairing(&mut self, conn: ConnId) {
+        let forget = self.world.mutant == Some(Mutant::ForgetOwed);
+        let repl = self.world.nodes[self.n].exec.repl.as_mut();
+        if let Some(repl) = repl.filter(|repl| repl.conn == Some(conn)) {
+            repl.conn = None;
+            if forget {
+                repl.owed.clear();
+            }
+        }
+    }
+
+    fn end_pairing(&mut self) {
+        self.world.nodes[self.n].exec.repl = None;
+    }
+
+    fn acked(&mut self, conn: ConnId, epoch: u64, _: Micros) -> Result<(), Self::Error> {
+        let believes = self.world.mutant == Some(Mutant::BelievesAnyAck);
+        let repl = self.world.nodes[self.n].exec.repl.as_mut();
+        let Some(repl) = repl.filter(|repl| repl.conn == Some(conn)) else { return Ok(()) };
+        if epoch >= repl.next_epoch && !believes {
+            return Err(Refused("it acked what was never sent"));
+        }
+        repl.owed.retain(|owed| owed.epoch > epoch);
+        Ok(())
+    }
+
+    fn freeze(&mut self) {
+        self.world.begin_last(self.n);
+    }
+
+    fn thaw(&mut self) {
+        if let Some(repl) = &mut self.world.nodes[self.n].exec.repl {
+            repl.last = None;
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn position(&self) -> Option<Position> {
+        None
+    }
+
+    fn verify(&mut self, epoch: u64) -> Verification {
+        if !self.world.knobs.replay {
+            return Verification::Done;
+        }
+        let (n, inc) = (self.n, self.inc());
+        let delay = self.world.rng.random_range(0..30_000);
+        self.world.later(delay, Act::Verified { n, inc, epoch });
+        Verification::Follows
+    }
+
+    fn stop_receiving(&mut self) {
+        self.world.nodes[self.n].exec.recv = None;
+    }
+
+    fn seal_off(&mut self, epoch: u64) -> Result<(), Self::Error> {
+        self.world.check_take_over(self.n, epoch);
+        let exec = &mut self.world.nodes[self.n].exec;
+        exec.verified = None;
+        exec.sealed_off = exec.image.take();
+        match exec.sealed_off {
+            Some(image) if image.epoch >= epoch => Ok(()),
+            _ => Err(Refused("nothing is held")),
+        }
+    }
+
+    fn resume_vm(&mut self) -> Result<(), Self::Error> {
+        let Some(image) = self.world.nodes[self.n].exec.sealed_off.take() else {
+            return Err(Refused("nothing was sealed off"));
+        };
+        self.world.hook(Hook::TakeOver);
+        if std::mem::take(&mut self.world.nodes[self.n].fail_takeover) {
+            self.world.stats.add(Count::FaultTakeOver);
+            self.world.check_copies("restoring failed", true);
+            return Err(Refused("no memory"));
+        }
+        self.world.begin_run(self.n, image.counter);
+        Ok(())
+    }
+
+    fn announce(&mut self, generation: u64) {
+        self.world.check_announced(self.n, generation);
+    }
+
+    fn discard(&mut self) {
+        self.say("discards what it holds");
+        self.world.check_discard(self.n);
+        let exec = &mut self.world.nodes[self.n].exec;
+        exec.image = None;
+        exec.diverged = false;
+        exec.knows_diverged = false;
+        exec.verified = None;
+        self.world.check_copies("discarded", false);
+    }
+
+    fn switchover_done(&mut self, outcome: Result<(), String>) {
+        let count = if outcome.is_ok() { Count::SwitchoversDone } else { Count::SwitchoversFailed };
+        self.say(&format!("ends a switchover: {outcome:?}"));
+        self.world.stats.add(count);
+    }
+}
+
+/// What a message of the peer's executor is to the core.
+pub fn event_of(conn: ConnId, message: Message<'static>) -> Option<Event> {
+    Some(match message {
+        Message::Ack(ack) => Event::Ack { conn, epoch: ack.epoch, stamp: ack.stamp_us },
+        Message::Heartbeat { stamp_us } => Event::Heartbeat { conn, stamp: stamp_us },
+        Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
+        Message::Paired { generation } => Event::Paired { conn, generation },
+        Message::Switchover { epoch } => Event::SwitchoverOffered { conn, epoch },
+        Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
+        Message::Decline { text } => Event::SwitchoverDeclined { conn, why: text },
+        Message::Bye(bye) => Event::PeerGone { conn, why: ftd::role::Gone::Bye(bye.text) },
+        _ => return None,
+    })
+}
+
+impl World {
+    /// News of a node's own threads.
+    pub fn tell(&mut self, n: usize, event: Event) {
+        self.incoming(n, Input::Event(event));
+    }
+}

@@ -1,0 +1,48 @@
+//! The deterministic processor in software: x86-64, its interrupt chips and timers, and virtual time, all of them
+//! functions of the instruction count and of the inputs that are delivered at chosen counts.
+//!
+//! ```text
+//!   owner ── run(limit) ──> cpu: block ─> block ─> ...        bus ──> chips (LAPIC, IOAPIC, PIC, PIT, RTC)
+//!                            │  fetch: exec TLB, block cache     └──> devices, which the owner brings along
+//!                            │  execute: one handler an op
+//!                            └─ memory: TLB ─> guest RAM, or the bus
+//! ```
+//!
+//! What makes it deterministic: nothing but the guest's instructions changes the processor between two counts at which
+//! the owner of [`Cpu`] stops it. Interrupts are taken only at counts that are themselves functions of the state:
+//! right after an instruction that touched the bus or let interrupts in, at a timer's count, or where an input was
+//! delivered. Caches (TLB, blocks) never change what an instruction does; what the architecture lets a TLB do (serve a
+//! stale translation) depends on the instructions alone, never on where a run was split.
+
+mod block;
+mod bus;
+mod chips;
+mod cpu;
+mod debug;
+#[cfg(test)]
+mod differential;
+mod dirty;
+mod exec;
+pub mod flags;
+mod interrupt;
+mod memory;
+mod op;
+mod run;
+mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+mod time;
+mod tlb;
+mod walk;
+
+pub use bus::{Bus, BusEvent};
+pub use chips::{ChipError, Chips};
+pub use cpu::Cpu;
+pub use dirty::Tracker;
+pub use exec::fpu::{Fpu, FpuStateError};
+pub use exec::system::{InvalidSystem, Segment, System};
+pub use run::Exit;
+pub use state::CpuState;
+pub use time::{Clock, PACES, Pace};

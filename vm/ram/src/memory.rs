@@ -1,0 +1,211 @@
+//! Guest RAM: one memfd, mapped once for the guest (and the device model), and again wherever somebody else needs to
+//! look at it. Pages are numbered by their offset in the memfd, so that the hole below 4 GiB is nobody else's business.
+//!
+//! Writes by the VMM itself are not in KVM's dirty log; those that go through [`GuestMemory`] are in the bitmap that
+//! vm-memory keeps, which [`GuestRam::take_vmm_dirty`] drains.
+
+use crate::error::MemoryError;
+use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
+use crate::page::PageIndex;
+use crate::view::RamView;
+use crate::written::{Journal, WrittenPages};
+use std::fs::File;
+use std::sync::Arc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// vm-memory's view of the guest's RAM, with the VMM's own record of what it wrote.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<WrittenPages>;
+
+/// A guest's RAM. Cheap to clone; all clones are the same memory.
+#[derive(Clone)]
+pub struct GuestRam {
+    memory: GuestMemory,
+    file: Arc<File>,
+    ram_bytes: u64,
+    journal: Arc<Journal>,
+}
+
+impl GuestRam {
+    /// Allocates `ram_bytes` of zeroed guest RAM in a memfd.
+    pub fn new(ram_bytes: u64) -> Result<Self, MemoryError> {
+        if !ram_bytes.is_multiple_of(2 << 20) || !((16 << 20)..=(4 << 40)).contains(&ram_bytes) {
+            return Err(MemoryError::Size(ram_bytes));
+        }
+        let allocate = |source: std::io::Error| MemoryError::Allocate { bytes: ram_bytes, source };
+        let fd = nix::sys::memfd::memfd_create(c"ftd-guest-ram", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+            .map_err(|e| allocate(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(ram_bytes).map_err(allocate)?;
+        let file = Arc::new(file);
+
+        let low = ram_bytes.min(LOW_RAM_END);
+        let journal = Arc::new(Journal::default());
+        let mut regions = vec![Self::map_region(&file, 0, 0, low, &journal)?];
+        if ram_bytes > low {
+            regions.push(Self::map_region(&file, low, HIGH_RAM_BASE, ram_bytes - low, &journal)?);
+        }
+        let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Map(e.to_string()))?;
+        Ok(Self { memory, file, ram_bytes, journal })
+    }
+
+    fn map_region(
+        file: &Arc<File>,
+        offset: u64,
+        base: u64,
+        bytes: u64,
+        journal: &Arc<Journal>,
+    ) -> Result<GuestRegionMmap<WrittenPages>, MemoryError> {
+        let map = |e: &dyn std::fmt::Display| MemoryError::Map(e.to_string());
+        let bytes = usize::try_from(bytes).map_err(|e| map(&e))?;
+        let written = WrittenPages::new(bytes, offset, Arc::clone(journal));
+        let region = MmapRegionBuilder::new_with_bitmap(bytes, written)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
+            .build()
+            .map_err(|e| map(&e))?;
+        GuestRegionMmap::new(region, GuestAddress(base)).ok_or_else(|| map(&"guest address overflow"))
+    }
+
+    /// vm-memory's view, for devices and loaders. Writes through it are tracked.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Bytes of RAM.
+    pub fn bytes(&self) -> u64 {
+        self.ram_bytes
+    }
+
+    /// Number of RAM pages.
+    pub fn pages(&self) -> PageIndex {
+        (self.ram_bytes / PAGE_SIZE as u64) as PageIndex
+    }
+
+    /// First address after the RAM that lies below the hole.
+    pub fn low_end(&self) -> u64 {
+        self.ram_bytes.min(LOW_RAM_END)
+    }
+
+    /// The regions as KVM memory slots need them: `(guest base, bytes, host address, first page)`.
+    pub fn slots(&self) -> Vec<Slot> {
+        self.memory
+            .iter()
+            .map(|region| Slot {
+                guest_base: region.start_addr().0,
+                bytes: region.len(),
+                host: region.as_ptr(),
+                first_page: (region.file_offset().map_or(0, FileOffset::start) / PAGE_SIZE as u64)
+                    as PageIndex,
+            })
+            .collect()
+    }
+
+    /// Drains the VMM's own dirty bitmap: calls `each` with every page that was written through [`Self::memory`]
+    /// since the last call. The caller has quiesced the device model.
+    pub fn take_vmm_dirty(&self, mut each: impl FnMut(PageIndex)) {
+        for region in self.memory.iter() {
+            let first = (region.file_offset().map_or(0, FileOffset::start) / PAGE_SIZE as u64) as PageIndex;
+            for (word_index, mut word) in (**region).bitmap().take().into_iter().enumerate() {
+                while word != 0 {
+                    let bit = word.trailing_zeros();
+                    word &= word - 1;
+                    each(first + word_index as PageIndex * 64 + bit);
+                }
+            }
+        }
+    }
+
+    /// Keeps a journal of the pages written through [`Self::memory`] from now on, for the engine that has to know at
+    /// once. It is apart from what [`Self::take_vmm_dirty`] drains.
+    pub fn keep_journal(&self) {
+        self.journal.keep();
+    }
+
+    /// Whether the journal has entries, without taking a lock.
+    pub fn journal_is_empty(&self) -> bool {
+        self.journal.is_empty()
+    }
+
+    /// Moves the journal's pages to `into`: in no order, and a page may be there more than once.
+    pub fn take_journal(&self, into: &mut Vec<PageIndex>) {
+        self.journal.take(into);
+    }
+
+    /// A second mapping of the same memory, contiguous over all pages. Not tracked and not the one that the guest
+    /// runs on: for applying checkpoints behind the guest's mapping and for reading pages out.
+    pub fn view(&self) -> Result<RamView, MemoryError> {
+        RamView::of(&self.file, self.ram_bytes)
+    }
+}
+
+/// One KVM memory slot's worth of RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Guest-physical address of the first byte.
+    pub guest_base: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Where the guest's mapping of it is in this process.
+    pub host: *mut u8,
+    /// Number of its first page.
+    pub first_page: PageIndex,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn writes_through_the_memory_are_dirty_once_and_visible_in_the_view() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        ram.memory().write_slice(&[7; 10], GuestAddress(5 * 4096 - 5)).unwrap();
+        let mut dirty = Vec::new();
+        ram.take_vmm_dirty(|page| dirty.push(page));
+        assert_eq!(dirty, [4, 5]);
+        dirty.clear();
+        ram.take_vmm_dirty(|page| dirty.push(page));
+        assert!(dirty.is_empty());
+        let mut page = [0; PAGE_SIZE];
+        ram.view().unwrap().read_page(5, &mut page);
+        assert_eq!(page[..6], [7, 7, 7, 7, 7, 0]);
+    }
+
+    #[test]
+    fn what_was_never_touched_is_not_held_and_asking_does_not_touch_it() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        ram.memory().write_slice(&[1], GuestAddress(0)).unwrap();
+        ram.memory().write_slice(&[1; 5000], GuestAddress(33 << 20)).unwrap();
+        let view = ram.view().unwrap();
+        for _ in 0..2 {
+            let mut held = Vec::new();
+            view.held(|pages| {
+                held.extend(pages);
+                Ok::<_, std::io::Error>(())
+            })
+            .unwrap();
+            let written = [0, (33 << 20) / 4096, (33 << 20) / 4096 + 1];
+            assert!(written.iter().all(|page| held.contains(page)) && held.is_sorted(), "{held:?}");
+            // The kernel may hold huge pages.
+            assert!(held.len() <= 1024, "{}", held.len());
+        }
+    }
+
+    #[test]
+    fn a_size_that_no_machine_has_is_refused() {
+        for bytes in [0, 1 << 20, (16 << 20) + 4096, 5 << 40] {
+            assert!(matches!(GuestRam::new(bytes), Err(MemoryError::Size(_))), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn memory_above_the_hole_continues_the_page_numbers() {
+        let ram = GuestRam::new(4 << 30).unwrap();
+        ram.memory().write_slice(&[1], GuestAddress(HIGH_RAM_BASE)).unwrap();
+        let mut dirty = Vec::new();
+        ram.take_vmm_dirty(|page| dirty.push(page));
+        assert_eq!(dirty, [(LOW_RAM_END / 4096) as PageIndex]);
+    }
+}

@@ -1,0 +1,106 @@
+//! A guest's memory beside the guest: for those who copy whole pages and touch nothing that the guest runs on.
+
+use crate::error::MemoryError;
+use crate::layout::PAGE_SIZE;
+use crate::page::PageIndex;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::unistd::Whence;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A second mapping of a guest's RAM (see [`GuestRam::view`](crate::GuestRam::view)).
+pub struct RamView {
+    base: NonNull<u8>,
+    bytes: usize,
+    file: Arc<File>,
+}
+
+// SAFETY: the mapping is plain shared memory that stays valid until drop; all access goes through the copying methods
+// below, which make no references into it.
+unsafe impl Send for RamView {}
+// SAFETY: as above; concurrent access to guest memory is a race of bytes, not of Rust objects.
+unsafe impl Sync for RamView {}
+
+impl RamView {
+    /// Maps the first `ram_bytes` bytes of a guest's memfd.
+    pub(crate) fn of(file: &Arc<File>, ram_bytes: u64) -> Result<Self, MemoryError> {
+        let bytes = usize::try_from(ram_bytes).map_err(|e| MemoryError::Map(e.to_string()))?;
+        let length = NonZeroUsize::new(bytes).ok_or(MemoryError::Size(0))?;
+        let (protection, flags) =
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE);
+        // SAFETY: a fresh shared mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
+        let base = unsafe { mmap(None, length, protection, flags, file.as_fd(), 0) }
+            .map_err(|e| MemoryError::Allocate { bytes: ram_bytes, source: e.into() })?;
+        Ok(Self { base: base.cast(), bytes, file: Arc::clone(file) })
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> PageIndex {
+        (self.bytes / PAGE_SIZE) as PageIndex
+    }
+
+    /// Address of a page in this mapping. The memory is shared with the guest: copy, do not make references.
+    ///
+    /// # Panics
+    /// When `page` is not a page of this memory: callers have bounds-checked what came from outside.
+    pub fn page_ptr(&self, page: PageIndex) -> *mut u8 {
+        assert!(page < self.pages(), "page {page} is outside guest memory");
+        // SAFETY: within the mapping by the assertion.
+        unsafe { self.base.as_ptr().add(page as usize * PAGE_SIZE) }
+    }
+
+    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and asking
+    /// here, unlike reading them, does not make the kernel hold memory for them.
+    pub fn held<E: From<std::io::Error>>(
+        &self,
+        mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The file's offset is of no use to anybody else.
+        let seek = |from: i64, whence| match nix::unistd::lseek(&*self.file, from, whence) {
+            Ok(at) => Ok(Some(at)),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(e) => Err(std::io::Error::from(e)),
+        };
+        let mut at = 0;
+        while let Some(data) = seek(at, Whence::SeekData)? {
+            let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.bytes as i64);
+            let (from, to) = (data as u64 / PAGE_SIZE as u64, (hole as u64).div_ceil(PAGE_SIZE as u64));
+            each(from as PageIndex..to as PageIndex)?;
+            at = hole;
+        }
+        Ok(())
+    }
+
+    /// Copies a page out.
+    pub fn read_page(&self, page: PageIndex, into: &mut [u8; PAGE_SIZE]) {
+        // SAFETY: source is a mapped page, destination is a distinct array of its size.
+        unsafe { std::ptr::copy_nonoverlapping(self.page_ptr(page), into.as_mut_ptr(), PAGE_SIZE) }
+    }
+
+    /// Copies a page in.
+    pub fn write_page(&self, page: PageIndex, from: &[u8; PAGE_SIZE]) {
+        // SAFETY: destination is a mapped page, source is a distinct array of its size.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.page_ptr(page), PAGE_SIZE) }
+    }
+
+    /// Copies bytes into a page at `offset`.
+    ///
+    /// # Panics
+    /// When the bytes would leave the page.
+    pub fn write_in_page(&self, page: PageIndex, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= PAGE_SIZE, "write at {offset}+{} leaves the page", from.len());
+        // SAFETY: within one mapped page by the assertion.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.page_ptr(page).add(offset), from.len()) }
+    }
+}
+
+impl Drop for RamView {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody holds references into it.
+        let _ = unsafe { munmap(self.base.cast(), self.bytes) };
+    }
+}

@@ -1,0 +1,93 @@
+//! Why devices cannot be made, and why they do not take a captured state.
+
+use crate::spec::SECTOR_BYTES;
+use ft_ram::layout::VIRTIO_DEVICES_MAX;
+
+/// Why the devices could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// More virtio devices than there is room for.
+    #[error("{0} virtio devices: at most {VIRTIO_DEVICES_MAX}")]
+    TooMany(usize),
+    /// The images do not match the specification.
+    #[error("{images} disk images for {disks} disks")]
+    DiskCount {
+        /// Disks in the specification.
+        disks: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// A writable disk.
+    #[error("disk {0} is writable: writable disks in a protected VM are not supported yet, set read_only")]
+    DiskWritable(usize),
+    /// The specified size is not one that a disk can have.
+    #[error("disk {index}: {bytes} bytes is not a positive multiple of {SECTOR_BYTES}")]
+    DiskSectors {
+        /// Place in the specification.
+        index: usize,
+        /// Size there.
+        bytes: u64,
+    },
+    /// The image has another size than the specification says.
+    #[error("disk {index}: the image has {image_bytes} bytes, the machine's specification says {spec_bytes}")]
+    DiskSize {
+        /// Place in the specification.
+        index: usize,
+        /// Size there.
+        spec_bytes: u64,
+        /// Size of the image.
+        image_bytes: u64,
+    },
+    /// The image's size cannot be read.
+    #[error("disk {index}: cannot read the image's size: {source}")]
+    DiskMetadata {
+        /// Place in the specification.
+        index: usize,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Why a captured state is refused. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceStateError {
+    /// Another number of virtio devices.
+    #[error("state of {state} virtio devices for a machine that has {machine}")]
+    DeviceCount {
+        /// In the state.
+        state: usize,
+        /// In the machine.
+        machine: usize,
+    },
+    /// A virtio device's state is not one that it can be in.
+    #[error("{device} (virtio device {index}): {why}")]
+    Virtio {
+        /// Type of the device.
+        device: &'static str,
+        /// Its place.
+        index: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// A queue's state is not one that it can be in.
+    #[error("queue: {0}")]
+    Queue(String),
+    /// More received bytes than the UART holds.
+    #[error("COM1: {bytes} bytes in the receive FIFO")]
+    SerialFifo {
+        /// In the state.
+        bytes: usize,
+    },
+    /// Power-management control with a write-only bit set.
+    #[error("power management control register {control:#x}")]
+    Power {
+        /// In the state.
+        control: u16,
+    },
+    /// A guest time that no machine reaches.
+    #[error("guest time of {guest_time_ns} ns")]
+    GuestTime {
+        /// In the state.
+        guest_time_ns: u64,
+    },
+}

@@ -1,0 +1,87 @@
+//! What a log holds.
+
+use super::digest::Digest;
+
+/// What a machine is given from outside, or reads there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// An Ethernet frame, put into the guest's receive ring.
+    Frame(Vec<u8>),
+    /// Bytes typed into the console.
+    Console(Vec<u8>),
+    /// Virtual time moves forward.
+    Advance {
+        /// By so many nanoseconds.
+        ns: u64,
+    },
+    /// From here on, instructions take another virtual time.
+    Pace {
+        /// Nanoseconds that 256 instructions take.
+        ns_per_256: u32,
+    },
+    /// Random bytes that a device read from the host.
+    Random(Vec<u8>),
+    /// What the machine's owner did to it.
+    Control(ControlAction),
+    /// Not an input: what the recorder's machine looked like at this count.
+    Digest(Box<Digest>),
+}
+
+/// What a machine's owner does to it that changes how it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ControlAction {
+    /// Cached address translations are dropped, as at a capture, after which a restored machine has none.
+    FlushTranslations = 1,
+}
+
+impl ControlAction {
+    pub(super) fn from_wire(byte: u8) -> Option<Self> {
+        (byte == Self::FlushTranslations as u8).then_some(Self::FlushTranslations)
+    }
+}
+
+/// An input at its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Instructions that had retired when it took effect.
+    pub count: u64,
+    /// What it was.
+    pub input: Input,
+}
+
+/// A batch that was read and verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Its number, from 0 where recording began.
+    pub index: u64,
+    /// Where the batch before it was cut, or where recording began.
+    pub start: u64,
+    /// How far a machine that has executed up to `start` may be executed with this batch.
+    pub cut: u64,
+    /// In order; counts from `start` to `cut`, both included, never going back.
+    pub entries: Vec<Entry>,
+}
+
+impl Batch {
+    /// About what it takes in memory: compressed it may have been much smaller.
+    pub fn memory_bytes(&self) -> usize {
+        let content = |entry: &Entry| match &entry.input {
+            Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => bytes.len(),
+            Input::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
+            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => 0,
+        };
+        self.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum()
+    }
+}
+
+/// What a [`LogWriter::cut`](super::LogWriter::cut) put out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogCut {
+    /// The count of the cut.
+    pub count: u64,
+    /// Entries since the cut before.
+    pub entries: u64,
+    /// Bytes appended.
+    pub bytes: usize,
+}
