@@ -5,15 +5,7 @@ use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
-<<<<<<< HEAD
-use crate::fresh::{self, FreshError};
-use crate::metrics::{Percentiles, Rate};
-use crate::replica::{ConsoleHub, Input, Parts, Progress, Replay, Replica, StartError, Window, prepare_host};
-use crate::role::{self, Event, Exit, Policy, ViewRole, ViewState};
-use crate::service::{InstanceLock, LockError, Notifier, Watchdog};
-use crate::telemetry::Telemetry;
-=======
-use crate::host::{HostError, InstanceLock, LockError, Watchdog, prepare_host};
+use crate::host::{FreshError, HostError, InstanceLock, LockError, Watchdog, prepare_host, take_fresh};
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
@@ -21,7 +13,6 @@ use crate::outlet::Outlet;
 use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Policy};
 use ft_arbiter::Arbiter;
->>>>>>> main
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
@@ -82,7 +73,7 @@ impl DaemonError {
 pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
-    let fresh = fresh::take(config)? || fresh;
+    let fresh = take_fresh(config)? || fresh;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("ftd-control")

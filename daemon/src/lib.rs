@@ -7,7 +7,6 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod exit;
-pub mod fresh;
 pub mod host;
 pub mod keeper;
 pub mod nonce;

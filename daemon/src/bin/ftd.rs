@@ -5,13 +5,8 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-<<<<<<< HEAD
-use ftd::fresh;
-use ftd::lifeline;
-=======
-use ftd::host::init_logging;
+use ftd::host::{self, init_logging};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
->>>>>>> main
 use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use std::path::{Path, PathBuf};
@@ -146,7 +141,7 @@ fn allow_fresh(path: &Path) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    match fresh::allow(&config) {
+    match host::allow_fresh(&config) {
         Ok(generation) => {
             println!(
                 "{}: the next start boots the VM anew; its state of generation {generation} is given up",

@@ -2,10 +2,10 @@
 //! run the daemon by hand. It names the generation whose state is given up: the boot that it allows begins another one,
 //! so it is spent by that, and it does not outlive whatever else happens to the VM.
 
-use crate::arbiter::{Arbiter, ArbiterError};
+use super::service::{InstanceLock, LockError};
 use crate::config::Config;
 use crate::exit::DaemonExit;
-use crate::service::{InstanceLock, LockError};
+use ft_arbiter::{Arbiter, ArbiterError};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl FreshError {
 }
 
 /// Allows the next start to boot the VM anew; the generation that is given up.
-pub fn allow(config: &Config) -> Result<u64, FreshError> {
+pub fn allow_fresh(config: &Config) -> Result<u64, FreshError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     let cell = config.arbiter().read()?;
     let Some((generation, owner)) = cell.and_then(|cell| Some((cell.generation, cell.owner?))) else {
@@ -72,7 +72,7 @@ pub fn allow(config: &Config) -> Result<u64, FreshError> {
 
 /// Takes the leave, if there is one: whether the lost state that it names is still what the cell speaks of. It is gone
 /// before anything is done with it: a crash in between costs the operator another word, not the VM another state.
-pub(crate) fn take(config: &Config) -> Result<bool, FreshError> {
+pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
     let path = leave(config);
     let failed = |source| FreshError::Io { path: path.clone(), source };
     let text = match fs::read_to_string(&path) {
@@ -103,7 +103,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbiter::{Cell, Outcome};
+    use ft_arbiter::{Cell, Outcome};
 
     struct Node {
         _directory: tempfile::TempDir,
@@ -133,35 +133,35 @@ mod tests {
     fn a_leave_is_for_one_boot_of_what_it_names() {
         let node = Node::new();
         node.set(1, Some("alpha"));
-        assert!(!take(&node.config).unwrap(), "nobody gave any");
-        assert_eq!(allow(&node.config).unwrap(), 1);
-        assert!(take(&node.config).unwrap());
-        assert!(!take(&node.config).unwrap(), "it is spent");
-        allow(&node.config).unwrap();
+        assert!(!take_fresh(&node.config).unwrap(), "nobody gave any");
+        assert_eq!(allow_fresh(&node.config).unwrap(), 1);
+        assert!(take_fresh(&node.config).unwrap());
+        assert!(!take_fresh(&node.config).unwrap(), "it is spent");
+        allow_fresh(&node.config).unwrap();
         node.set(2, Some("beta"));
-        assert!(!take(&node.config).unwrap(), "the other node went on");
+        assert!(!take_fresh(&node.config).unwrap(), "the other node went on");
         node.set(3, Some("alpha"));
-        allow(&node.config).unwrap();
+        allow_fresh(&node.config).unwrap();
         node.set(4, Some("alpha"));
-        assert!(!take(&node.config).unwrap(), "that is another state");
+        assert!(!take_fresh(&node.config).unwrap(), "that is another state");
     }
 
     #[test]
     fn only_the_owner_of_a_lost_state_gives_it_up() {
         let node = Node::new();
-        assert!(matches!(allow(&node.config), Err(FreshError::NothingLost)));
+        assert!(matches!(allow_fresh(&node.config), Err(FreshError::NothingLost)));
         node.set(1, Some("beta"));
-        let refused = allow(&node.config).unwrap_err();
+        let refused = allow_fresh(&node.config).unwrap_err();
         assert_eq!(refused.exit(), DaemonExit::Failure);
         assert!(refused.to_string().contains("node beta owns the VM"), "{refused}");
         node.set(2, None);
-        assert!(matches!(allow(&node.config), Err(FreshError::NothingLost)));
+        assert!(matches!(allow_fresh(&node.config), Err(FreshError::NothingLost)));
         node.set(3, Some("alpha"));
         let lock = InstanceLock::acquire(&node.config.state_dir).unwrap();
-        let refused = allow(&node.config).unwrap_err();
+        let refused = allow_fresh(&node.config).unwrap_err();
         assert_eq!(refused.exit(), DaemonExit::InUse);
         assert!(refused.to_string().contains("stop it first"), "{refused}");
         drop(lock);
-        assert_eq!(allow(&node.config).unwrap(), 3);
+        assert_eq!(allow_fresh(&node.config).unwrap(), 3);
     }
 }
