@@ -318,7 +318,8 @@ impl Core {
                     None => "nobody holds it".into(),
                 };
                 let detail = format!(
-                    "the VM's memory on this node was lost in generation {}; {held}; --fresh boots anew and gives it up",
+                    "the VM's memory on this node was lost in generation {}; {held}; `ftd allow-fresh` (or --fresh) gives it up \
+                     and boots anew",
                     cell.generation
                 );
                 (State::Waiting, detail)
