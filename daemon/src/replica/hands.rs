@@ -1,5 +1,6 @@
 //! What the executor can have done: the verbs of a node. The daemon's hands (`real`) do it with threads, sockets and a
-//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the executor's.
+//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the
+//! executor's.
 //!
 //! A verb returns when what it says is done, unless it says that news follow; those come in as events.
 

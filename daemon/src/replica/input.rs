@@ -31,7 +31,8 @@ impl From<LinkEnd> for Gone {
 }
 
 impl RealHands {
-    /// Takes the objects that came with news to itself. What is left is the core's; the ticket lives until it is handled.
+    /// Takes the objects that came with news to itself. What is left is the core's; the ticket lives until it is
+    /// handled.
     pub(super) fn take_in(&mut self, input: Input) -> (Option<Event>, Option<Ticket>) {
         match input {
             Input::Peer(news) => self.take_peer(news),

@@ -138,8 +138,8 @@ pub enum Command {
         /// The primary's stamp.
         stamp: Micros,
     },
-    /// Backup: answer with `Verified` when what was received up to this epoch has shown, as far as it can, that the VM can
-    /// go on from it, or with `StateLost`.
+    /// Backup: answer with `Verified` when what was received up to this epoch has shown, as far as it can, that the VM
+    /// can go on from it, or with `StateLost`.
     Verify {
         /// The epoch that is held.
         epoch: u64,

@@ -23,8 +23,8 @@ pub(super) struct Resuming {
     sealed: Option<(GuestRam, SealedImage)>,
 }
 
-/// The end of a take-over: the guest runs, and what the checkpoint still had pending is being applied. What was sealed is
-/// kept until then, and let go when nobody waits.
+/// The end of a take-over: the guest runs, and what the checkpoint still had pending is being applied. What was sealed
+/// is kept until then, and let go when nobody waits.
 pub(super) struct Settling {
     lazy: LazyApply,
     _sealed: SealedImage,
