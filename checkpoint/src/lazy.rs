@@ -80,7 +80,8 @@ impl LazyApply {
                     Err(error) => tracing::warn!(%error, "no thread to apply checkpoints behind the guest"),
                 },
                 Err(error) => {
-                    tracing::warn!(%error, pages, "userfaultfd does not serve: applying the backlog before the guest runs");
+                    let what = "userfaultfd does not serve: applying the backlog before the guest runs";
+                    tracing::warn!(%error, pages, "{what}");
                 }
             }
         }

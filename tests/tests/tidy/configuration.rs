@@ -138,7 +138,8 @@ fn every_key_of_the_configuration_stands_in_the_example() {
 
 #[test]
 fn a_key_that_the_example_lacks_is_found() {
-    let planted = "#[derive(Deserialize)]\n#[serde(deny_unknown_fields)]\npub struct Config {\n    /// A.\n    pub a: u8,\n\
+    let planted = "#[derive(Deserialize)]\n\
+                   #[serde(deny_unknown_fields)]\npub struct Config {\n    /// A.\n    pub a: u8,\n\
                    \x20   pub b: BConfig,\n}\n#[serde(deny_unknown_fields, default)]\npub struct BConfig {\n\
                    \x20   pub c: u8,\n    pub d: Option<u8>,\n    #[serde(rename = \"f\")]\n    pub e: Vec<u8>,\n}\n";
     let check = |example: &str| -> Vec<_> {

@@ -34,8 +34,8 @@ fn results_of_text(code: &str) -> Vec<usize> {
     found
 }
 
-/// Whether what stands at `position` is seen in its own file or folder alone: the signature or body of a function that is
-/// not public. A method of a trait is as public as the trait.
+/// Whether what stands at `position` is seen in its own file or folder alone: the signature or body of a function that
+/// is not public. A method of a trait is as public as the trait.
 fn is_private(code: &str, position: usize) -> bool {
     let before = &code[..position];
     let item = before.rfind(['}', ';', '{']).map_or(0, |at| at + 1);
@@ -71,7 +71,8 @@ fn no_error_is_a_string_across_a_border() {
 fn an_error_that_is_a_string_is_found() {
     let planted = "pub fn a() -> Result<(), String> {}\nfn b() -> Result<u8, String> {}\n\
                    pub enum E {\n    F(Result<Vec<u8>, String>),\n}\npub fn c() -> Result<String, Error> {}\n\
-                   pub trait T {\n    fn d(\n        self,\n    ) -> Result<(), String>;\n}\nfn e() -> Result<(), String> {}\n";
+                   pub trait T {\n    fn d(\n        self,\n    ) -> Result<(), String>;\n}\n\
+                   fn e() -> Result<(), String> {}\n";
     let lines = |path| -> Vec<_> {
         errors_of_text(&[SourceFile::new(path, planted)]).iter().map(|breach| breach.line).collect()
     };

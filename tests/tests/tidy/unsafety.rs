@@ -59,7 +59,8 @@ fn every_crate_asks_clippy_for_the_reasons_of_unsafe_blocks() {
 #[test]
 fn an_unsafe_item_without_a_reason_is_found() {
     let planted = "unsafe impl Send for A {}\n// SAFETY: plain data.\nunsafe impl Sync for A {}\n\
-                   /// Does.\n///\n/// # Safety\n/// Once.\n#[inline]\npub unsafe fn a() {}\n/// Does.\nunsafe fn b() {}\n\
+                   /// Does.\n///\n/// # Safety\n/// Once.\n#[inline]\npub unsafe fn a() {}\n\
+                   /// Does.\nunsafe fn b() {}\n\
                    type C = unsafe fn(u8);\nlet d = unsafe { e() };\n";
     let lines: Vec<_> =
         unsound_items(&[SourceFile::new("a.rs", planted)]).iter().map(|breach| breach.line).collect();
