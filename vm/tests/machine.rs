@@ -121,8 +121,8 @@ fn a_running_machine_can_be_dropped() {
 #[test]
 fn registers_are_those_after_the_access_that_was_pending() {
     for engine in engines("pending accesses") {
-        // Two machines over the same memory take turns. RBX counts accesses, and goes to memory each time: an access that
-        // is lost, doubled or cut off between the two would make the count jump or go back.
+        // Two machines over the same memory take turns. RBX counts accesses, and goes to memory each time: an access
+        // that is lost, doubled or cut off between the two would make the count jump or go back.
         let (mut machine, ram) = acting(engine, REGISTERS, 1);
         let mut other =
             Machine::new(&spec(engine, 1, RAM_BYTES), &ram, wiring(&Remember::default())).unwrap();

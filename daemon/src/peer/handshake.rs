@@ -111,7 +111,7 @@ pub fn listen(
                 match take_hello(stream, &local) {
                     Ok((reader, writer, hello)) => {
                         let generation = hello.identity.generation;
-                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
+                        let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
                         let _ = news.tell(News::Accepted { fitting, hello });
                     }
                     Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
@@ -199,7 +199,7 @@ impl Dialler {
                     Ok((reader, writer, welcome)) => {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
-                        let fitting = Fitting { conn: ids.next(), generation, reader, writer };
+                        let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
                         if news.tell(News::Dialled { fitting, welcome }).is_err() {
                             return;
                         }

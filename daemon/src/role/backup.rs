@@ -399,7 +399,7 @@ impl Backup {
         answer: Result<Option<Cell>, ArbiterError>,
     ) -> Option<Next> {
         let ownerless = std::mem::take(&mut self.ownerless) && self.link.is_none();
-        if !ownerless || core.stop_requested || !answer.ok()?.is_none_or(|cell| cell.owner.is_none()) {
+        if !ownerless || core.stop_requested || answer.ok()?.is_some_and(|cell| cell.owner.is_some()) {
             return None;
         }
         core.out.push(Command::StopDialling);

@@ -4,8 +4,8 @@
 //! instructions of a kernel's loader run and interrupts are off, there is no delivery: any exception there is a triple
 //! fault. Debug traps and breakpoints are `debug.rs`'s.
 //!
-//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that it
-//! could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
+//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that
+//! it could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
 use super::exec::system::state::{CS, SS, Segment, is_canonical};

@@ -25,6 +25,7 @@ mod dirty;
 mod exec;
 pub mod flags;
 mod interrupt;
+mod kind;
 mod memory;
 mod op;
 mod run;

@@ -141,7 +141,8 @@ impl Cpu {
         let ops = block.ops.as_ptr();
         self.ops = ops;
         let step = loop {
-            // SAFETY: `done` is below `end` or zero, and `end` at most the number of ops, of which there is one at least.
+            // SAFETY: `done` is below `end` or zero, and `end` at most the number of ops, of which there is one at
+            // least.
             let op = unsafe { &*ops.add(self.done as usize) };
             match (op.run)(self, op) {
                 Ok(()) => {

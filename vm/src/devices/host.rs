@@ -46,8 +46,8 @@ pub enum DeviceEvent {
     PoweredOff,
     /// The guest reset the machine.
     Reset,
-    /// The guest gives the processor up for so many microseconds, or until a virtio device signals. Only where the engine
-    /// keeps time: elsewhere the access itself blocks.
+    /// The guest gives the processor up for so many microseconds, or until a virtio device signals. Only where the
+    /// engine keeps time: elsewhere the access itself blocks.
     Idle {
         /// At most so long.
         us: u64,

@@ -114,5 +114,5 @@ pub fn content(ram: &GuestRam) -> Vec<(PageIndex, Box<[u8; 4096]>)> {
 
 /// Waits for the guest to say something.
 pub fn event(machine: &Machine) -> MachineEvent {
-    machine.events().recv_timeout(std::time::Duration::from_secs(120)).expect("the guest says something")
+    machine.events().recv_timeout(std::time::Duration::from_secs(600)).expect("the guest says something")
 }

@@ -38,11 +38,11 @@ impl RealHands {
     fn take_peer(&mut self, news: peer::News) -> (Option<Event>, Option<Ticket>) {
         let event = match news {
             peer::News::Accepted { fitting, hello } => {
-                let conn = self.arrived(fitting);
+                let conn = self.arrived(*fitting);
                 Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
             }
             peer::News::Dialled { fitting, welcome } => {
-                let conn = self.arrived(fitting);
+                let conn = self.arrived(*fitting);
                 let how = welcome.resume_from.map_or(Welcome::Copy, Welcome::ResumeAfter);
                 let generation = welcome.identity.generation;
                 Event::Welcomed { conn, generation, pairing: welcome.pairing, how }

@@ -22,8 +22,8 @@ const WINDOW_PAGES: u64 = 0x11_0000;
 const SCRATCH_PAGE: u64 = 0x12_0000;
 const KERNEL_PAGES: u64 = 0x13_0000;
 
-// The kernel's addresses: its IDT, descriptors and TSS, handlers, and stack, a page each. They lie where the host's kernel
-// lies: a program that strays there faults here as there.
+// The kernel's addresses: its IDT, descriptors and TSS, handlers, and stack, a page each. They lie where the host's
+// kernel lies: a program that strays there faults here as there.
 const IDT: u64 = 0xffff_ffff_8000_0000;
 const GDT: u64 = IDT + 0x1000;
 const TSS: u64 = GDT + 0x800;

@@ -26,7 +26,8 @@ impl Replayer {
         self.fed
     }
 
-    /// Takes in what was read of the log. Random bytes are given to `random`, since it is the device that asks for them.
+    /// Takes in what was read of the log. Random bytes are given to `random`, since it is the device that asks for
+    /// them.
     pub(super) fn feed(&mut self, batches: Vec<Batch>, mut random: impl FnMut(u64, Vec<u8>)) {
         for batch in batches {
             for entry in batch.entries {

@@ -145,8 +145,8 @@ impl LogWriter {
 }
 
 impl Batch {
-    /// This batch encoded, cut at an earlier count: with the inputs up to there, those at `count` included. For a replay
-    /// that is to stop there; the batches that followed this one do not follow that one.
+    /// This batch encoded, cut at an earlier count: with the inputs up to there, those at `count` included. For a
+    /// replay that is to stop there; the batches that followed this one do not follow that one.
     pub fn until(&self, count: u64) -> Result<Vec<u8>, LogError> {
         let mut writer = LogWriter { index: self.index, ..LogWriter::new(self.start) };
         for entry in self.entries.iter().take_while(|entry| entry.count <= count) {

@@ -65,8 +65,8 @@ impl Worker {
         self.diverge(format!("{what} cannot be delivered"));
     }
 
-    /// Registers, and the pages written since the last digest. Where there are more than a digest has room for, the rest is
-    /// the next one's.
+    /// Registers, and the pages written since the last digest. Where there are more than a digest has room for, the
+    /// rest is the next one's.
     pub(super) fn digest(&mut self) -> Digest {
         let registers = self.registers().values;
         let mut pages = std::mem::take(&mut self.pages);

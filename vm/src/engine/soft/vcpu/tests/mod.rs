@@ -1,5 +1,5 @@
-//! A whole machine without its thread, one instruction boundary at a time: the guest is a little kernel with interrupts,
-//! and the test is the one who decides when anything happens.
+//! A whole machine without its thread, one instruction boundary at a time: the guest is a little kernel with
+//! interrupts, and the test is the one who decides when anything happens.
 
 mod nmi;
 mod splits;
@@ -87,8 +87,8 @@ impl Rig {
         Self { worker: Worker::new(parts), ram, devices, events }
     }
 
-    /// At CPL 0 in 64-bit mode with interrupts off; LAPIC on and IOAPIC and PIC masked, an IDT that leads to the handlers,
-    /// and R12 to R15 at data, network card and LAPIC.
+    /// At CPL 0 in 64-bit mode with interrupts off; LAPIC on and IOAPIC and PIC masked, an IDT that leads to the
+    /// handlers, and R12 to R15 at data, network card and LAPIC.
     fn new(code: &[u8], nmi_handler: &[u8], prepare: impl FnOnce(&mut SoftState)) -> Self {
         let mut rig = Self::empty();
         put_tables(&rig.ram);

@@ -1,5 +1,5 @@
-//! A guest with timers, interrupts, NMIs, breakpoints, frames and console input comes to the same state however its run is split:
-//! where it was stopped, captured, moved to another machine, or replayed from its log.
+//! A guest with timers, interrupts, NMIs, breakpoints, frames and console input comes to the same state however its run
+//! is split: where it was stopped, captured, moved to another machine, or replayed from its log.
 
 use super::*;
 use crate::engine::soft::vcpu::Mode;
