@@ -1,5 +1,5 @@
-# Whole hosts: a small Debian under a systemd of its own, in a container with its own network. Sourced by scripts that make
-# a run directory.
+# Whole hosts: a small Debian under a systemd of its own, in a container with its own network. Sourced by scripts that
+# make a run directory.
 [[ -z ${container_sourced:-} ]] || return 0
 container_sourced=1
 source "${BASH_SOURCE[0]%/*}/debian-tree.sh"
@@ -43,7 +43,8 @@ container_boot() {
 }
 
 container_is_up() {
-    [[ -n ${container_leader[$1]} ]] || container_leader[$1]=$(container_leader_of "${container_nspawn[$1]}" | head -n 1)
+    [[ -n ${container_leader[$1]} ]] ||
+        container_leader[$1]=$(container_leader_of "${container_nspawn[$1]}" | head -n 1)
     [[ -n ${container_leader[$1]} ]] || return 1
     container_state=$(inside "$1" systemctl is-system-running 2>/dev/null) || true
     [[ $container_state == running || $container_state == degraded ]]
