@@ -44,6 +44,13 @@ pub enum Fault {
         us: Micros,
         latency_us: Micros,
     },
+    /// What the storage has not made durable is gone.
+    StorageCrash,
+    /// For a while the cell's directory is another one: a copy so many generations older, or none at all.
+    CellGoesBack {
+        by: Option<u64>,
+        us: Micros,
+    },
     /// The process comes to this after some more steps.
     Trip {
         whom: Whom,
@@ -89,6 +96,7 @@ pub enum Undo {
     ArbiterDown(usize),
     ArbiterFlaky,
     ArbiterSlow,
+    CellGoesBack,
     Slow(usize),
 }
 
@@ -138,6 +146,22 @@ pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
             let fault = match rng.random_range(0..4) {
                 0 | 1 => Fault::BreakPairing,
                 kind => Fault::Diverge { at_once: kind == 2 },
+            };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
+}
+
+/// Draws what happens to the storage itself, in the same way.
+pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(32) ^ 0xa5b1);
+    let many = if rng.random_bool(0.3) { rng.random_range(1..=3) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = match rng.random_range(0..4) {
+                0 | 1 => Fault::StorageCrash,
+                2 => Fault::CellGoesBack { by: None, us: span(&mut rng) },
+                _ => Fault::CellGoesBack { by: Some(rng.random_range(1..4)), us: span(&mut rng) },
             };
             (moment(&mut rng, until), fault)
         })
@@ -255,6 +279,17 @@ impl World {
                 self.arbiter.slow_us = latency_us;
                 self.later(us, Act::Undo(Undo::ArbiterSlow));
             }
+            Fault::StorageCrash => self.crash_storage(),
+            Fault::CellGoesBack { by, us } => {
+                if self.hide_cell(by) {
+                    self.stats.add(if by.is_some() {
+                        Count::FaultCellOlder
+                    } else {
+                        Count::FaultCellVanished
+                    });
+                    self.later(us, Act::Undo(Undo::CellGoesBack));
+                }
+            }
             Fault::Trip { whom, steps, trip } => {
                 let n = self.pick(whom);
                 self.nodes[n].trip = Some((steps, trip));
@@ -342,6 +377,7 @@ impl World {
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
+            Undo::CellGoesBack => self.unhide_cell(),
             Undo::Slow(n) => self.nodes[n].slow_us = 0,
         }
     }
@@ -388,6 +424,7 @@ impl World {
             self.later(delay, Act::Start { n, fresh: false });
         }
         self.net.lag_us = 0;
+        self.unhide_cell();
         self.arbiter.flaky = 0;
         self.arbiter.slow_us = 0;
     }

@@ -4,8 +4,9 @@
 //! `FTD_SIM_SEED=... cargo test -p ft-tests --test sim -- replay --nocapture` shows one schedule in full.
 //! `FTD_SIM_SCHEDULES=n` and `FTD_SIM_FIRST=n` change which seeds `every_schedule...` runs.
 
-mod cell;
+mod arbiter;
 mod check;
+mod directory;
 mod faults;
 mod model;
 mod net;

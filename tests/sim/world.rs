@@ -3,11 +3,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use ft_arbiter::file::Answer;
 use ftd::role::{ConnId, Core, Event, Micros, Policy, StartAs, ViewRole, ViewState};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::cell::Arbiter;
+use crate::arbiter::Arbiter;
 use crate::check::Truth;
 use crate::faults::{self, Fault, Undo, When};
 use crate::model::{Exec, Input, Item, Knobs, Mutant, NAMES, Node};
@@ -37,8 +38,8 @@ pub enum Act {
     Dial { n: usize, inc: u32 },
     Deliver { conn: ConnId, from: usize, nth: u64, item: Item },
     Reset { conn: ConnId, side: usize },
-    Arrive { id: usize, answer: bool },
-    Answer { n: usize, inc: u32, event: Event },
+    CallArrives { id: u64 },
+    CallAnswered { n: usize, inc: u32, id: u64, answer: Answer },
     Verified { n: usize, inc: u32, epoch: u64 },
     Inject(Fault),
     Undo(Undo),
@@ -52,6 +53,7 @@ pub enum Act {
 pub enum Hook {
     ReadSent,
     SetSent,
+    LinkSent,
     CellSet,
     FirstCaptured,
     Hello,
@@ -64,9 +66,10 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ReadSent,
         Self::SetSent,
+        Self::LinkSent,
         Self::CellSet,
         Self::FirstCaptured,
         Self::Hello,
@@ -111,6 +114,8 @@ pub struct Setup {
     pub calm: bool,
     /// Without the faults that came to the simulator later: what was once found is found again.
     pub plain: bool,
+    /// Processes also start while the cell is not what it was: nothing tells them what they knew in another life.
+    pub amnesia: bool,
 }
 
 /// How a schedule ended, legitimately.
@@ -124,6 +129,8 @@ pub enum End {
     StateLost(String),
     /// The process that founded the cell died before it booted the VM: only the operator can say that nothing is lost.
     NeverBooted,
+    /// An older copy of the cell was put in its place, and believed by a node that had never seen the newer one.
+    Forked,
 }
 
 /// One schedule.
@@ -145,6 +152,7 @@ pub struct World {
     pub healed: bool,
     pub repls: u32,
     pub plain: bool,
+    pub amnesia: bool,
     calm: bool,
     switchovers_asked: u64,
     protected_at: Option<Micros>,
@@ -172,6 +180,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         epoch_us: rng.random_range(10_000..25_000),
         depth: rng.random_range(1..4),
         net_us: [200, 1_000, 5_000][rng.random_range(0..3)],
+        hard_mount: rng.random_bool(0.5),
         arbiter_us: [500, 3_000, 15_000][rng.random_range(0..3)],
         restart_on_reset: rng.random_bool(0.5),
         eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
@@ -202,6 +211,7 @@ impl World {
             healed: false,
             repls: 0,
             plain: setup.plain,
+            amnesia: setup.amnesia,
             calm: setup.calm,
             switchovers_asked: 0,
             protected_at: None,
@@ -223,6 +233,7 @@ impl World {
             let mut planned = faults::draw(&mut world.rng, heal_at);
             if !setup.plain {
                 planned.extend(faults::draw_more(seed, heal_at));
+                planned.extend(faults::draw_storage(seed, heal_at));
             }
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
@@ -280,6 +291,7 @@ impl World {
                     End::VmEnded => Count::EndVmEnded,
                     End::StateLost(_) => Count::EndStateLost,
                     End::NeverBooted => Count::EndNeverBooted,
+                    End::Forked => Count::EndForked,
                 });
                 return Ok(end);
             }
@@ -352,8 +364,12 @@ impl World {
             }
             Act::Deliver { conn, from, nth, item } => self.deliver(conn, from, nth, item),
             Act::Reset { conn, side } => self.reset(conn, side),
-            Act::Arrive { id, answer } => self.arrive(id, answer),
-            Act::Answer { n, inc, event } => self.answered(n, inc, event),
+            Act::CallArrives { id } => self.call_arrives(id),
+            Act::CallAnswered { n, inc, id, ref answer } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.call_answered(n, id, answer.clone());
+                }
+            }
             Act::Verified { n, inc, epoch } => self.verified(n, inc, epoch),
             Act::Inject(fault) => {
                 if !self.healed {
@@ -409,6 +425,9 @@ impl World {
         if self.nodes[n].up {
             return;
         }
+        if self.arbiter.is_hidden() && !self.amnesia {
+            return self.later(20_000, Act::Start { n, fresh });
+        }
         let both_primary = self.knobs.both_primary;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
         let policy = Policy {
@@ -460,6 +479,11 @@ impl World {
         node.trip = None;
         node.frozen_until = None;
         self.check_copies(cause, from_outside);
+    }
+
+    /// The schedule ends here, legitimately.
+    pub fn finish(&mut self, end: End) {
+        self.end = Some(end);
     }
 
     /// Looks whether the schedule has come to an end.

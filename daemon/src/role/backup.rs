@@ -4,7 +4,7 @@ use super::command::{Command, Exit};
 use super::core::{Core, Next, Settled, ViewState};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::primary::Primary;
-use ft_arbiter::{ArbiterError, Cell};
+use ft_arbiter::Cell;
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -296,11 +296,7 @@ impl Backup {
         core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
     }
 
-    pub(super) fn on_cell(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, ArbiterError>,
-    ) -> Option<Next> {
+    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if self.stage == Stage::Following {
             return None;
         }

@@ -4,7 +4,7 @@ use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::primary::Primary;
-use ft_arbiter::{ArbiterError, Cell, Outcome};
+use ft_arbiter::{Cell, Outcome};
 
 /// What a node does with an empty cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +155,7 @@ pub(super) enum Settled {
     Won(Cell),
     Lost(Option<Cell>),
     /// Nothing changed and nothing is under way.
-    NotAttempted(ArbiterError),
+    NotAttempted(String),
 }
 
 impl Arbitration {
@@ -228,6 +228,8 @@ impl Core {
                         self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                     }
                     if !void {
+                        let answer = answer.map_err(|error| error.to_string());
+                        let answer = answer.and_then(|cell| self.believe(cell));
                         self.on_cell(answer);
                     }
                 }
@@ -345,19 +347,38 @@ impl Core {
         self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
+    /// A cell never goes back. One that is missing, or older than what this node has seen, is trouble with the arbiter:
+    /// nothing follows from it.
+    fn believe(&mut self, cell: Option<Cell>) -> Result<Option<Cell>, String> {
+        let generation = cell.as_ref().map_or(0, |cell| cell.generation);
+        if generation < self.generation {
+            let found = cell.map_or("is empty".into(), |cell| format!("says {cell}"));
+            return Err(format!(
+                "the cell went back: it {found}, but generation {} was seen",
+                self.generation
+            ));
+        }
+        self.generation = generation;
+        Ok(cell)
+    }
+
     /// Turns an answer into a certain one, or arranges for the request to be repeated.
     fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
         let retry_at = self.now + self.policy.arbiter_retry_us;
+        let answer = match outcome {
+            Outcome::Won(cell) => Some(Settled::Won(cell)),
+            Outcome::Lost(cell) => Some(self.believe(cell).map_or_else(Settled::NotAttempted, Settled::Lost)),
+            Outcome::NotAttempted(error) => Some(Settled::NotAttempted(error.to_string())),
+            Outcome::Unknown(_) => None,
+        };
         let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
             return None;
         };
-        let settled = match outcome {
-            Outcome::Won(cell) => Settled::Won(cell),
+        let settled = match answer {
             // Nobody else writes a cell that is equal to what we asked for: an earlier attempt was carried out.
-            Outcome::Lost(Some(cell)) if cell == *new => Settled::Won(cell),
-            Outcome::Lost(cell) => Settled::Lost(cell),
-            Outcome::NotAttempted(why) if !*in_doubt => Settled::NotAttempted(why),
-            Outcome::NotAttempted(_) | Outcome::Unknown(_) => {
+            Some(Settled::Lost(Some(cell))) if cell == *new => Settled::Won(cell),
+            Some(settled) if !*in_doubt || !matches!(settled, Settled::NotAttempted(_)) => settled,
+            _ => {
                 *in_doubt = true;
                 *resend_at = Some(retry_at);
                 return None;
@@ -392,7 +413,7 @@ impl Core {
                 }
                 Settled::Lost(_) => Some(Next::Start),
                 Settled::NotAttempted(why) => {
-                    *trouble = Some(why.to_string());
+                    *trouble = Some(why);
                     None
                 }
             },
@@ -400,14 +421,11 @@ impl Core {
         });
     }
 
-    fn on_cell(&mut self, answer: Result<Option<Cell>, ArbiterError>) {
-        if let Ok(Some(cell)) = &answer {
-            self.generation = self.generation.max(cell.generation);
-        }
+    fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
         match &mut self.role {
             Role::Starting { trouble } => match answer {
                 Ok(cell) => self.begin(cell),
-                Err(why) => *trouble = Some(why.to_string()),
+                Err(why) => *trouble = Some(why),
             },
             // The peer may have taken over in the meantime; then we are its backup.
             Role::Bereft { cell: known } => {
