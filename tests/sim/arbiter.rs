@@ -42,7 +42,11 @@ pub struct Arbiter {
     calls: u64,
     /// The highest generation that any process was told of.
     told: u64,
+    /// The highest generation that each node has known, in whatever life: its processes forget it.
+    known: [u64; 2],
     pub down: [u32; 2],
+    /// This node's next link fails, and is carried out later.
+    pub jam: [bool; 2],
     pub flaky: u32,
     pub slow_us: Micros,
 }
@@ -98,6 +102,8 @@ struct Flight {
     new: Option<Cell>,
     /// Nobody waits for it any more, or it has suffered enough: it is carried out now.
     late: bool,
+    /// Until then, nothing else that its node asks comes through.
+    jams: bool,
 }
 
 impl Arbiter {
@@ -160,7 +166,7 @@ impl World {
                 if matches!(call, Call::Link { .. }) {
                     self.hook(Hook::LinkSent);
                 }
-                let flight = Flight { n, inc: self.nodes[n].inc, call, new, late: false };
+                let flight = Flight { n, inc: self.nodes[n].inc, call, new, late: false, jams: false };
                 let latency = self.arbiter_latency();
                 let awaits = self.depart(flight, latency);
                 self.arbiter.threads[n].work = Some(Work { ask, steps, awaits });
@@ -191,15 +197,24 @@ impl World {
     pub fn call_arrives(&mut self, id: u64) {
         let Some(flight) = self.arbiter.flights.get(&id).cloned() else { return };
         let down = self.arbiter.down[flight.n] > 0;
-        if down && self.knobs.hard_mount {
+        if down && self.knobs.hard_mount && !flight.late {
             // Sent again until the storage can be reached.
             self.stats.add(Count::CallHung);
             let again = self.rng.random_range(1_000..10_000);
             return self.later(again, Act::CallArrives { id });
         }
         self.arbiter.flights.remove(&id);
-        let flaky = self.arbiter.flaky > 0 && self.rng.random_bool(0.2);
+        // A claim has one link among many calls: that is where a failure hurts.
+        let likely = if matches!(flight.call, Call::Link { .. }) { 0.5 } else { 0.2 };
+        let flaky = self.arbiter.flaky > 0 && self.rng.random_bool(likely);
+        if matches!(flight.call, Call::Link { .. }) && std::mem::take(&mut self.arbiter.jam[flight.n]) {
+            self.stats.add(Count::FaultLinkJams);
+            return self.jam(id, flight);
+        }
         if flight.late || !down && !flaky {
+            if flight.jams {
+                self.arbiter.down[flight.n] = self.arbiter.down[flight.n].saturating_sub(1);
+            }
             return self.carry_out_and_answer(id, flight, 1);
         }
         match self.rng.random_range(0..10) {
@@ -212,14 +227,7 @@ impl World {
                 self.stats.add(Count::CallUnanswered);
                 self.fail_call(id, &flight, DOUBTFUL);
             }
-            // Carried out when everybody has given up.
-            5..7 => {
-                self.fail_call(id, &flight, DOUBTFUL);
-                self.stats.add(Count::CallLate);
-                let most = if self.rng.random_bool(0.5) { 10_000 } else { 800_000 };
-                let late = self.rng.random_range(0..most);
-                self.depart(Flight { late: true, ..flight }, late);
-            }
+            5..7 => self.jam(id, flight),
             7..9 if !down => {
                 self.stats.add(Count::CallTwice);
                 self.carry_out_and_answer(id, flight, 2);
@@ -231,6 +239,15 @@ impl World {
                 self.later(long, Act::CallArrives { id });
             }
         }
+    }
+
+    /// A call is carried out when everybody has given up on it. What the node asks next comes after it.
+    fn jam(&mut self, id: u64, flight: Flight) {
+        self.fail_call(id, &flight, DOUBTFUL);
+        self.stats.add(Count::CallLate);
+        self.arbiter.down[flight.n] += 1;
+        let late = self.rng.random_range(0..800_000);
+        self.depart(Flight { late: true, jams: true, ..flight }, late);
     }
 
     fn fail_call(&mut self, id: u64, flight: &Flight, errno: [Errno; 3]) {
@@ -291,7 +308,9 @@ impl World {
             Event::CellSet(Outcome::Won(cell)) => Some(cell),
             _ => None,
         };
-        self.arbiter.told = self.arbiter.told.max(cell.map_or(0, |cell| cell.generation));
+        let generation = cell.map_or(0, |cell| cell.generation);
+        self.arbiter.told = self.arbiter.told.max(generation);
+        self.arbiter.known[n] = self.arbiter.known[n].max(self.knows(n)).max(generation);
         match &event {
             Event::CellRead(Err(_)) => self.stats.add(Count::ReadFailed),
             Event::CellSet(Outcome::Lost(_)) => self.stats.add(Count::CasLost),
@@ -331,7 +350,7 @@ impl World {
         let generation = new.generation;
         let newest = self.arbiter.cell.as_ref().map_or(0, |cell| cell.generation);
         if self.arbiter.is_hidden() && generation <= newest {
-            if self.lives(node, inc) && self.knows(node) >= generation {
+            if self.arbiter.known[node] >= generation {
                 return self.fail(format!("I11: {} acts on a cell that went back: {new:?}", NAMES[node]));
             }
             // It never saw the newer one: nothing that it has could tell it.
@@ -381,6 +400,7 @@ impl World {
         if self.arbiter.log.split_off(&(left + 1)).into_iter().next().is_some() {
             self.stats.add(Count::ClaimsCrashed);
             self.arbiter.cell = self.arbiter.log.get(&left).map(|entry| entry.cell.clone());
+            self.check_copies("the storage lost a claim that named it", true);
         }
     }
 

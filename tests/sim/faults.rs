@@ -46,6 +46,10 @@ pub enum Fault {
     },
     /// What the storage has not made durable is gone.
     StorageCrash,
+    /// A node's next claim fails at its link, which is carried out later.
+    LinkJams {
+        whom: Whom,
+    },
     /// For a while the cell's directory is another one: a copy so many generations older, or none at all.
     CellGoesBack {
         by: Option<u64>,
@@ -158,8 +162,9 @@ pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.3) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..4) {
+            let fault = match rng.random_range(0..6) {
                 0 | 1 => Fault::StorageCrash,
+                4 | 5 => Fault::LinkJams { whom: whom(&mut rng) },
                 2 => Fault::CellGoesBack { by: None, us: span(&mut rng) },
                 _ => Fault::CellGoesBack { by: Some(rng.random_range(1..4)), us: span(&mut rng) },
             };
@@ -280,6 +285,7 @@ impl World {
                 self.later(us, Act::Undo(Undo::ArbiterSlow));
             }
             Fault::StorageCrash => self.crash_storage(),
+            Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
             Fault::CellGoesBack { by, us } => {
                 if self.hide_cell(by) {
                     self.stats.add(if by.is_some() {
@@ -425,6 +431,7 @@ impl World {
         }
         self.net.lag_us = 0;
         self.unhide_cell();
+        self.arbiter.jam = [false; 2];
         self.arbiter.flaky = 0;
         self.arbiter.slow_us = 0;
     }

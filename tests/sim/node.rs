@@ -125,14 +125,6 @@ impl World {
         let mut commands = Vec::new();
         if let Some(core) = &mut node.core {
             core.handle(now, event, &mut commands);
-            // Where nothing diverges, the answer is part of the question.
-            if self.plain
-                && let Some(at) =
-                    commands.iter().position(|command| matches!(command, Command::Verify { .. }))
-                && let Command::Verify { epoch } = commands.remove(at)
-            {
-                core.handle(now, Event::Verified { epoch }, &mut commands);
-            }
         }
         // A connection that the core does not follow is closed.
         if let Some((welcomed, pairing, resumed)) = welcomed

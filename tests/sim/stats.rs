@@ -48,6 +48,7 @@ counts! {
     FaultArbiterFlaky: "fault: arbiter loses answers",
     FaultArbiterSlow: "fault: arbiter slow",
     FaultStorageCrash: "fault: the storage crashes",
+    FaultLinkJams: "fault: a link is carried out late",
     FaultCellVanished: "fault: the cell vanishes",
     FaultCellOlder: "fault: the cell is an older copy",
     FaultKill: "fault: process killed",

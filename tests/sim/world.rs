@@ -112,8 +112,6 @@ pub struct Setup {
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
     pub calm: bool,
-    /// Without the faults that came to the simulator later: what was once found is found again.
-    pub plain: bool,
     /// Processes also start while the cell is not what it was: nothing tells them what they knew in another life.
     pub amnesia: bool,
 }
@@ -151,7 +149,6 @@ pub struct World {
     pub hooks: Vec<(Hook, u32, Fault)>,
     pub healed: bool,
     pub repls: u32,
-    pub plain: bool,
     pub amnesia: bool,
     calm: bool,
     switchovers_asked: u64,
@@ -210,7 +207,6 @@ impl World {
             hooks: Vec::new(),
             healed: false,
             repls: 0,
-            plain: setup.plain,
             amnesia: setup.amnesia,
             calm: setup.calm,
             switchovers_asked: 0,
@@ -231,10 +227,8 @@ impl World {
         world.at(heal_at, Act::Heal);
         if !setup.calm {
             let mut planned = faults::draw(&mut world.rng, heal_at);
-            if !setup.plain {
-                planned.extend(faults::draw_more(seed, heal_at));
-                planned.extend(faults::draw_storage(seed, heal_at));
-            }
+            planned.extend(faults::draw_more(seed, heal_at));
+            planned.extend(faults::draw_storage(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {

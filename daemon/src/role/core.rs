@@ -224,12 +224,12 @@ impl Core {
             Event::CellRead(answer) => {
                 if let Some(Asked::Read { void }) = self.arbiter.asked {
                     self.arbiter.asked = None;
+                    let answer = answer.map_err(|error| error.to_string());
+                    let answer = answer.and_then(|cell| self.believe(cell));
                     if answer.is_err() {
                         self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                     }
                     if !void {
-                        let answer = answer.map_err(|error| error.to_string());
-                        let answer = answer.and_then(|cell| self.believe(cell));
                         self.on_cell(answer);
                     }
                 }

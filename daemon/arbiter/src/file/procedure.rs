@@ -208,7 +208,7 @@ impl Steps {
         let settled = match linked {
             Ok(true) => match self.is_durable(&new).await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(Outcome::Unknown(self.error(Trouble::TakenBack { generation }))),
+                Ok(false) => Err(self.overtaken(generation).await),
                 Err(error) => Err(Outcome::Unknown(error)),
             },
             Ok(false) => Err(self.lost(expected).await),
@@ -228,6 +228,16 @@ impl Steps {
         }
         self.tidy(names, highest).await;
         Outcome::Won(new)
+    }
+
+    /// The generation that was linked is not there any more.
+    async fn overtaken(&self, generation: u64) -> Outcome {
+        match self.read().await {
+            // It is history that is removed already, or somebody else's: a crash had made the number free again.
+            Ok(Some(cell)) if cell.generation >= generation => Outcome::Lost(Some(cell)),
+            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation })),
+            Err(error) => Outcome::Unknown(error),
+        }
     }
 
     /// Gives the temporary file the generation's name. False: somebody else has it.
