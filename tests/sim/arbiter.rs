@@ -1,6 +1,6 @@
 //! The nodes' arbiter threads: each drives the real file arbiter, one call after the other, over the one shared
-//! directory. Calls arrive late, fail before or after they took effect, hang, or are carried out twice; a process may die
-//! with a call on its way.
+//! directory. Calls arrive late, fail before or after they took effect, hang, or are carried out twice; a process may
+//! die with a call on its way.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -134,6 +134,9 @@ impl World {
         let inc = self.nodes[n].inc;
         let thread = &mut self.arbiter.threads[n];
         if thread.inc != inc {
+            if thread.work.is_some() {
+                self.stats.add(Count::CutOff);
+            }
             *thread = Thread { inc, ..Thread::default() };
         }
         thread.questions.push_back(ask);

@@ -6,6 +6,8 @@
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
 //! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the cell, and
 //!   none that has diverged.
+//! - I11: nobody sets a generation that its node has known before, though the cell was put back to an older copy.
+//! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use crate::model::{Frame, Gate, NAMES, index_of};

@@ -1,5 +1,5 @@
-//! The directory of the cell on the shared storage: what is visible, what would survive a crash of the storage, and what
-//! an operator may do to it.
+//! The directory of the cell on the shared storage: what is visible, what would survive a crash of the storage, and
+//! what an operator may do to it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -114,8 +114,8 @@ impl SharedDirectory {
         Ok(())
     }
 
-    /// The storage crashes and comes back with what it had made durable. The highest generation that is left, and whether
-    /// its content is whole.
+    /// The storage crashes and comes back with what it had made durable: the highest generation that is left, and
+    /// whether its content is whole.
     pub fn crash(&mut self) -> (Option<u64>, bool) {
         self.visible = self.durable.clone();
         for file in self.files.iter_mut().filter(|file| !file.flushed) {
@@ -134,7 +134,7 @@ impl SharedDirectory {
         self.hidden.is_some()
     }
 
-    /// Puts an older copy in the place of the directory, one that ends with the generation `last`; without one, nothing.
+    /// Puts an older copy in the place of the directory, which ends with the generation `last`, or nothing.
     pub fn hide(&mut self, last: Option<u64>) {
         let copy = last.and_then(|last| {
             let names = self.visible.as_ref()?;

@@ -39,6 +39,7 @@ counts! {
     CallLate: "of them carried out later",
     CallHung: "calls that hung",
     CallTwice: "calls carried out twice",
+    CutOff: "operations cut off by the death of their process",
     ClaimsCrashed: "claims lost in a crash of the storage",
     WentBack: "times told of a cell that went back",
     FaultReset: "fault: connection lost",
