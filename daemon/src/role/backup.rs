@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
 use super::primary::Primary;
 use super::view::State;
-use ft_arbiter::{ArbiterError, Cell};
+use ft_arbiter::Cell;
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -336,11 +336,7 @@ impl Backup {
         core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
     }
 
-    pub(super) fn on_cell(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, ArbiterError>,
-    ) -> Option<Next> {
+    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
             return self.found_if_ownerless(core, answer);
         }
@@ -393,11 +389,7 @@ impl Backup {
     }
 
     /// Where nobody owns the VM, this node starts over, and founds it.
-    fn found_if_ownerless(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, ArbiterError>,
-    ) -> Option<Next> {
+    fn found_if_ownerless(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         let ownerless = std::mem::take(&mut self.ownerless) && self.link.is_none();
         if !ownerless || core.stop_requested || answer.ok()?.is_some_and(|cell| cell.owner.is_some()) {
             return None;
