@@ -263,6 +263,15 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
     let commands = rig.on(Event::CellRead(Ok(Some(cell(3, Some("a"), None)))));
     assert!(commands.contains(&Command::Discard) && exits(&commands), "{commands:?}");
 
+    // A cell that never named it says nothing; a primary that offers a full copy does.
+    let mut rig = Rig::sealed();
+    rig.on(Event::StopRequested);
+    rig.tick_after(600_000);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(commands, [Command::Dial]);
+    let commands = rig.on(Event::Welcomed { conn: 8, generation: 1, pairing: 6, how: Welcome::Copy });
+    assert!(commands.contains(&Command::Discard) && exits(&commands), "{commands:?}");
+
     // A primary that never goes on without it is dead, and this is the last copy.
     let mut rig = Rig::sealed();
     rig.on(Event::StopRequested);
