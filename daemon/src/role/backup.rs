@@ -1,7 +1,7 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, Welcome};
+use super::command::{Command, Exit, SwitchoverFailure, Welcome};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
@@ -159,8 +159,7 @@ impl Backup {
                 return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
             }
             Event::SwitchoverRequested => {
-                let why = "this node is the backup; ask the primary".to_string();
-                core.out.push(Command::SwitchoverDone(Err(why)));
+                core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::IsBackup)));
             }
             Event::StopRequested => {
                 core.stop_requested = true;

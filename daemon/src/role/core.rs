@@ -2,7 +2,7 @@
 
 use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
-use super::command::{Command, Exit};
+use super::command::{Command, Exit, SwitchoverFailure};
 use super::event::{ConnId, Event, Micros};
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
@@ -125,7 +125,9 @@ impl Core {
                     let why = "this node does not run the VM".to_string();
                     match other {
                         Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
-                        Event::SwitchoverRequested => core.out.push(Command::SwitchoverDone(Err(why))),
+                        Event::SwitchoverRequested => {
+                            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::NoRole)));
+                        }
                         _ => {}
                     }
                     None
@@ -318,7 +320,8 @@ impl Core {
                     None => "nobody holds it".into(),
                 };
                 let detail = format!(
-                    "the VM's memory on this node was lost in generation {}; {held}; --fresh boots anew and gives it up",
+                    "the VM's memory on this node was lost in generation {}; {held}; `ftd allow-fresh` (or --fresh) gives it up \
+                     and boots anew",
                     cell.generation
                 );
                 (State::Waiting, detail)

@@ -51,7 +51,7 @@ mod tests;
 mod view;
 
 pub use self::core::Core;
-pub use command::{Command, Exit, Welcome};
+pub use command::{Command, Exit, SwitchoverFailure, Welcome};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
 pub use view::{Role, State, View};
