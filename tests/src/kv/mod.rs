@@ -5,7 +5,6 @@ pub mod connection;
 pub mod history;
 pub mod measure;
 #[path = "../../../vm/guest/src/kv/mod.rs"]
-#[expect(missing_docs, reason = "a file of the guest, which is a program")]
 pub mod protocol;
 pub mod run;
 #[path = "../../../scripts/guest/service/serve.rs"]
