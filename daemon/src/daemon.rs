@@ -12,7 +12,6 @@ use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Policy};
-use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
@@ -160,7 +159,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         listener,
         identity,
         host,
-        arbiter: Box::new(arbiter),
+        arbiter,
         inputs: (inputs, received),
         window,
         telemetry,

@@ -183,7 +183,7 @@ fn failover_wants_a_yes_and_passes_on_a_refusal() {
 #[test]
 fn waiting_outlasts_the_daemons_start() {
     let fixture = Fixture::new();
-    let waiting = fixture.spawn("wait --for protected --timeout 60s");
+    let waiting = fixture.spawn("wait --for protected --timeout 300s");
     fixture.start();
     fixture.becomes(State::Protected);
     assert_eq!(waiting.wait_with_output().unwrap().status.code(), Some(0));

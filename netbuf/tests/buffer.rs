@@ -40,7 +40,7 @@ impl Emit for Wire {
     }
 }
 
-const FRAME_BYTES_MAX: usize = 2000;
+const FRAME_BYTES_MAX: usize = 65_535;
 const ROOMY: Bounds = Bounds { frames: 1 << 20, bytes: 1 << 30, frame_bytes: FRAME_BYTES_MAX };
 
 fn buffer(bounds: Bounds) -> (OutputBuffer, Arc<Wire>) {

@@ -4,7 +4,7 @@
 bench_measure_sourced=1
 source "${BASH_SOURCE[0]%/*}/pair.sh"
 
-bench_ready_s=${FT_PATIENCE_S:-90}
+bench_ready_s=${FT_PATIENCE_S:-300}
 
 # bench_begin QUICK: lengths of the measurements.
 bench_begin() {
@@ -56,8 +56,8 @@ bench_title() {
 # bench_add SECTION: adds the objects on stdin to the results.
 bench_add() { jq -c --arg section "$1" --argjson load "$bench_load" '{$section, load_average: $load} + .' >>"$bench_results"; }
 
-# bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an array
-# of an object.
+# bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an
+# array of an object.
 bench_table() {
     {
         tr '|' '\t' <<<"$2"
@@ -81,7 +81,7 @@ bench_counters() {
 }
 
 # call REQUEST...: one request to the guest's service, its answer on stdout.
-call() { in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 30 --addr "$net_vm_address:$pair_client_port" "$@"; }
+call() { in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 120 --addr "$net_vm_address:$pair_client_port" "$@"; }
 
 # bench_client SECONDS: one connection, one request after the other; its summary on stdout.
 bench_client() {
@@ -156,7 +156,7 @@ bench_kills_of() {
         bench_kill "$section-kill" "$kill"
     done
     touch "$run_dir/client.stop"
-    wait_until 40 has_ended client || end_spawned client KILL
+    wait_until "$bench_ready_s" has_ended client || end_spawned client KILL
     pair_down
     # The longest silence that the client told of in the second after each kill.
     jq -sc --slurpfile told "$run_dir/client.log" --arg section "$section" '

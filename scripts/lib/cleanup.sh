@@ -53,7 +53,7 @@ remove_run_dir() {
 # the name before and was killed has ended first: a VM's memory takes a while to be given back.
 spawn() {
     local name=$1 base=$run_dir/processes/$1 log=$run_dir/$1.log
-    wait_until 10 has_ended "$name" || die "$name runs already"
+    wait_until 60 has_ended "$name" || die "$name runs already"
     shift
     mkdir -p "${base%/*}" "${log%/*}"
     rm -f "$base.pid" "$base.exit"
@@ -72,7 +72,7 @@ spawn() {
         echo "$status" >"$base.exit.new" && mv "$base.exit.new" "$base.exit"
     ) 2>/dev/null &
     disown $!
-    wait_until 10 test -s "$base.pid" || die "could not start $name"
+    wait_until 60 test -s "$base.pid" || die "could not start $name"
     on_exit end_spawned "$name" KILL
 }
 
@@ -89,10 +89,10 @@ signal_spawned() { is_running "$1" && kill -s "$2" "$(spawned_pid "$1")" 2>/dev/
 end_spawned() {
     is_running "$1" || return 0
     signal_spawned "$1" "${2:-TERM}" || true
-    wait_until "${3:-10}" has_ended "$1" && return 0
-    say_warn "$1 did not end on SIG${2:-TERM} within ${3:-10} s: killed"
+    wait_until "${3:-60}" has_ended "$1" && return 0
+    say_warn "$1 did not end on SIG${2:-TERM} within ${3:-60} s: killed"
     signal_spawned "$1" KILL || true
-    wait_until 10 has_ended "$1"
+    wait_until 60 has_ended "$1"
 }
 
 # wait_until SECONDS COMMAND ARGUMENT...: repeats the command until it succeeds; fails when the time is over.

@@ -132,7 +132,7 @@ host_exit_code() { spawned_exit "$1/ftd"; }
 # host_stop HOST: ends it in order.
 host_stop() {
     host_thaw "$1" || true
-    end_spawned "$1/ftd" TERM 10
+    end_spawned "$1/ftd" TERM 60
 }
 
 # ctl HOST ARGUMENT...: ftctl for that host's daemon.
@@ -147,7 +147,7 @@ host_status() {
     local status
     host_is_up "$1" || return 1
     # ftctl's exit code tells the state of protection; what it printed counts here.
-    status=$(timeout 2 "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$1/ctl.sock" status --json 2>/dev/null) || true
+    status=$(timeout 10 "$FTD_BIN_DIR/ftctl" --socket "$run_dir/$1/ctl.sock" status --json 2>/dev/null) || true
     [[ -n ${status:-} ]] && jq -r "$2" <<<"$status"
 }
 
@@ -184,9 +184,9 @@ pair_wait_protected() { wait_until "$1" pair_is_protected; }
 pair_up() {
     pair_prepare
     host_start a
-    wait_until "${1:-60}" host_is a primary solo || { pair_explain; return 1; }
+    wait_until "${1:-300}" host_is a primary solo || { pair_explain; return 1; }
     host_start b
-    pair_wait_protected "${1:-60}" || { pair_explain; return 1; }
+    pair_wait_protected "${1:-300}" || { pair_explain; return 1; }
 }
 
 # pair_heal: heals the link and the arbiter, starts what has been killed or fenced, and waits for protection. The VM
@@ -198,7 +198,7 @@ pair_heal() {
         arbiter_return "$host"
         host_thaw "$host" || true
     done
-    wait_until "${1:-60}" pair_is_healed || { pair_explain; return 1; }
+    wait_until "${1:-300}" pair_is_healed || { pair_explain; return 1; }
 }
 
 pair_is_healed() {

@@ -10,8 +10,8 @@ source "${BASH_SOURCE[0]%/*}/cleanup.sh"
 steps_names=()
 declare -A steps_about steps_command steps_result steps_seconds steps_note
 steps_log_dir=${CARGO_TARGET_DIR:-$FTD_ROOT/target}/logs
-# No step takes longer when nothing hangs.
-steps_time_limit=${FT_STEP_TIME_LIMIT:-20m}
+# No step takes longer when nothing hangs, on a slow and busy machine as well.
+steps_time_limit=${FT_STEP_TIME_LIMIT:-60m}
 steps_verbose=0
 
 # step NAME ABOUT COMMAND: adds a step. The command runs in the repository's directory, in a shell with errexit.

@@ -1,11 +1,10 @@
 //! ftctl and its exit codes, and control clients that misbehave.
 
-use crate::fixture::{Config, Daemon, Pair, Traffic, World, eventually};
+use crate::fixture::{Config, Daemon, PATIENCE, Pair, Traffic, World, eventually};
 use ftd::control::api::{Role, State};
 use ftd::control::server::CLIENTS_MAX;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 #[test]
 fn exit_codes_tell_protected_degraded_unreachable_refused_and_timed_out() {
@@ -22,11 +21,11 @@ fn exit_codes_tell_protected_degraded_unreachable_refused_and_timed_out() {
         expect(&alpha, &["failover", "--yes"], 5, "not protected");
         expect(&alpha, &["failover"], 2, "--yes");
         expect(&alpha, &["wait", "--for", "protected", "--timeout", "200ms"], 6, "primary solo");
-        expect(&alpha, &["wait", "--for", "solo", "--timeout", "5s"], 0, "solo");
+        expect(&alpha, &["wait", "--for", "solo", "--timeout", "300s"], 0, "solo");
         expect(&alpha, &["wait", "--for", "bliss"], 2, "bliss");
 
         let mut beta = Daemon::start(world, &Config::beta(world));
-        expect(&alpha, &["wait", "--for", "protected", "--timeout", "60s"], 0, "protected");
+        expect(&alpha, &["wait", "--for", "protected", "--timeout", "300s"], 0, "protected");
         expect(&alpha, &["status"], 0, "protected");
         expect(&alpha, &["status", "--json"], 0, "\"state\":\"protected\"");
         beta.wait_until(Role::Backup, State::Protected);
@@ -48,7 +47,7 @@ fn a_wait_sees_a_daemon_that_starts_only_later() {
         let mut waiting = std::process::Command::new(crate::fixture::binary("ftctl"))
             .arg("--socket")
             .arg(config.socket())
-            .args(["wait", "--for", "solo", "--timeout", "60s"])
+            .args(["wait", "--for", "solo", "--timeout", "300s"])
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
@@ -73,7 +72,7 @@ fn a_client_that_sends_garbage_is_told_so_and_harms_nobody() {
             &[b'['; 100_000],
         ] {
             let mut stream = UnixStream::connect(pair.alpha.socket()).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             // What is too long is refused before it is read to its end.
             let _ = stream.write_all(garbage);
             let _ = stream.shutdown(std::net::Shutdown::Write);

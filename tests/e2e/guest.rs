@@ -15,7 +15,7 @@ fn waits_for_a_primary(status: &Status) -> bool {
 fn a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
     World::run("a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots", |world| {
         let mut pair = Pair::protected(world);
-        tell("CRASH");
+        let _connection = tell("CRASH");
         pair.alpha.must_fail(DaemonExit::GuestCrashed, &["the guest crashed"]);
         // What crashed here would crash there.
         pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
@@ -29,7 +29,7 @@ fn a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
 fn a_guest_that_powers_off_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
     World::run("a_guest_that_powers_off_ends_the_vm_on_both_nodes_and_the_next_start_boots", |world| {
         let mut pair = Pair::protected(world);
-        tell("POWEROFF");
+        let _connection = tell("POWEROFF");
         pair.alpha.must_end(DaemonExit::Ok);
         assert!(pair.alpha.log().contains("the guest powered off"), "{}", pair.alpha.log());
         pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
@@ -45,7 +45,7 @@ fn a_guest_that_resets_boots_again_and_is_protected_again() {
         let mut pair = Pair::protected(world);
         assert_eq!(call("SET before reset"), "OK");
         let before = pair.alpha.status().expect("it answers").generation;
-        tell("RESET");
+        let _connection = tell("RESET");
         pair.alpha.wait_for("of a later generation", |status| {
             status.state == State::Protected && status.generation > before
         });
@@ -63,7 +63,7 @@ fn a_guest_that_resets_ends_where_the_configuration_says_so() {
     World::run("a_guest_that_resets_ends_where_the_configuration_says_so", |world| {
         let mut alpha = Daemon::start(world, &Config::alpha(world).with("machine.on_reset", "stop"));
         alpha.wait_until(Role::Primary, State::Solo);
-        tell("RESET");
+        let _connection = tell("RESET");
         alpha.must_end(DaemonExit::Ok);
         assert!(alpha.log().contains("the guest asked for a reset"), "{}", alpha.log());
     });
@@ -90,7 +90,7 @@ fn the_console_shows_what_the_guest_wrote_before_and_after() {
             eventually("the guest's greeting", || (count() >= wanted).then_some(()), text);
         };
         greetings(1);
-        tell("RESET");
+        let _connection = tell("RESET");
         greetings(2);
         alpha.kill();
         assert_eq!(ctl.wait().unwrap().code(), Some(1), "the console ends with the daemon");

@@ -166,7 +166,7 @@ fn a_guest_that_powers_off_ends_its_recording_and_its_replay() {
     World::run_on(Engine::Soft, "a_guest_that_powers_off_ends_its_recording_and_its_replay", |world| {
         let mut recorder = Recorder::start(world, &Config::alpha(world), &[]);
         assert_eq!(call("PING"), "PONG");
-        tell("POWEROFF");
+        let _connection = tell("POWEROFF");
         let said = recorder.ends(DaemonExit::Ok);
         assert!(said.contains("the guest powered off"), "{said}");
         let again = replay(&recorder.recording, &["--verify"]);
@@ -180,7 +180,7 @@ fn a_guest_that_crashes_ends_its_recording_and_its_replay() {
     World::run_on(Engine::Soft, "a_guest_that_crashes_ends_its_recording_and_its_replay", |world| {
         let mut recorder = Recorder::start(world, &Config::alpha(world), &[]);
         assert_eq!(call("PING"), "PONG");
-        tell("CRASH");
+        let _connection = tell("CRASH");
         let said = recorder.ends(DaemonExit::GuestCrashed);
         for _ in 0..3 {
             let again = replay(&recorder.recording, &["--verify"]);
@@ -195,7 +195,7 @@ fn a_guest_that_resets_ends_its_recording_and_its_replay() {
     World::run_on(Engine::Soft, "a_guest_that_resets_ends_its_recording_and_its_replay", |world| {
         let mut recorder = Recorder::start(world, &Config::alpha(world), &[]);
         assert_eq!(call("PING"), "PONG");
-        tell("RESET");
+        let _connection = tell("RESET");
         let said = recorder.ends(DaemonExit::Ok);
         assert!(said.contains("the guest asked for a reset"), "{said}");
         let again = replay(&recorder.recording, &["--verify"]);

@@ -145,7 +145,8 @@ impl MachineError {
 pub enum MachineEvent {
     /// The guest powered off. The vCPU that did it does not go on until the machine is paused and resumed.
     PoweredOff,
-    /// The guest asked for a reset. As above; [`Machine::boot`](crate::machine::Machine::boot) on the paused machine performs it.
+    /// The guest asked for a reset. As above; [`Machine::boot`](crate::machine::Machine::boot) on the paused machine
+    /// performs it.
     Reset,
     /// A vCPU cannot go on.
     Crashed {

@@ -205,11 +205,11 @@ impl Machine {
         self.soft("recording")?.start_recording()
     }
 
-    /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at whose
-    /// end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the guest
-    /// sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink) before it,
-    /// but for frames that a full sink has refused so far; what is sent after the cut is offered after it. A vCPU thread
-    /// that does not answer keeps what `out` had.
+    /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at
+    /// whose end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the
+    /// guest sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink)
+    /// before it, but for frames that a full sink has refused so far; what is sent after the cut is offered after it. A
+    /// vCPU thread that does not answer keeps what `out` had.
     pub fn cut_log(
         &mut self,
         out: &mut Vec<u8>,
@@ -224,8 +224,8 @@ impl Machine {
     }
 
     /// Begins to replay: the machine is paused and has been restored to where the log starts. From the next
-    /// [`Self::resume`] on it executes what [`Self::feed_log`] gives it, and waits where that ends. Nothing comes in from
-    /// outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
+    /// [`Self::resume`] on it executes what [`Self::feed_log`] gives it, and waits where that ends. Nothing comes in
+    /// from outside meanwhile, frames go nowhere, and console output too (but see [`Self::show_replayed_console`]).
     pub fn start_replaying(&mut self) -> Result<(), MachineError> {
         self.complete.then_some(()).ok_or(MachineError::Incomplete)?;
         self.soft_mut("replaying")?.start_replaying()
@@ -251,8 +251,8 @@ impl Machine {
         self.soft("replaying")?.wait_replayed(timeout)
     }
 
-    /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on it
-    /// is a machine like any other.
+    /// Ends replaying: all that was fed has been executed, and the machine is paused. From the next [`Self::resume`] on
+    /// it is a machine like any other.
     pub fn go_live(&mut self) -> Result<(), MachineError> {
         self.soft_mut("replaying")?.go_live()
     }

@@ -1,5 +1,6 @@
-//! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL (bzImage
-//! or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init prints).
+//! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL
+//! (bzImage or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init
+//! prints).
 
 use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 64 << 20;
 const MOVE_EVERY: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 fn boot_from_environment() -> Option<(Boot, String)> {
     let kernel = std::env::var_os("FTD_TEST_KERNEL")?;

@@ -80,7 +80,8 @@ fn acting(engine: EngineKind, act: u64, vcpus: u8) -> (Machine, GuestRam) {
 }
 
 fn act_in(machine: &mut Machine, ram: &GuestRam, act: u64) {
-    boot_code(machine, &between(&raw const acts_start, &raw const acts_end));
+    // SAFETY: the labels enclose this program's assembly above.
+    boot_code(machine, &unsafe { between(&raw const acts_start, &raw const acts_end) });
     ram.view().unwrap().write_in_page(0x700, 0, &act.to_le_bytes());
 }
 
@@ -121,8 +122,8 @@ fn a_running_machine_can_be_dropped() {
 #[test]
 fn registers_are_those_after_the_access_that_was_pending() {
     for engine in engines("pending accesses") {
-        // Two machines over the same memory take turns. RBX counts accesses, and goes to memory each time: an access that
-        // is lost, doubled or cut off between the two would make the count jump or go back.
+        // Two machines over the same memory take turns. RBX counts accesses, and goes to memory each time: an access
+        // that is lost, doubled or cut off between the two would make the count jump or go back.
         let (mut machine, ram) = acting(engine, REGISTERS, 1);
         let mut other =
             Machine::new(&spec(engine, 1, RAM_BYTES), &ram, wiring(&Remember::default())).unwrap();

@@ -1,6 +1,6 @@
-//! A machine on the deterministic engine, recorded and replayed: the replay comes to the very same state, bit for bit, in
-//! this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what differs is
-//! found and named.
+//! A machine on the deterministic engine, recorded and replayed: the replay comes to the very same state, bit for bit,
+//! in this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what
+//! differs is found and named.
 
 use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const RAM_BYTES: u64 = 32 << 20;
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0xf7, 0xd0, 1];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Set for the process that replays: where the files are.
 const REPLAY: &str = "FTD_TEST_REPLAY";
 
@@ -142,8 +142,8 @@ fn cut(machine: &mut Machine, batches: &mut Vec<Vec<u8>>) -> u64 {
     cut.count
 }
 
-/// Runs the built-in guest for `rounds` rounds of traffic, with pauses, captures, harvests and cuts in between, and then on
-/// until `time` is over.
+/// Runs the built-in guest for `rounds` rounds of traffic, with pauses, captures, harvests and cuts in between, and
+/// then on until `time` is over.
 fn record(seed: u64, rounds: usize, time: Duration) -> Recording {
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
     let mut rig = rig(true);

@@ -5,7 +5,7 @@
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
 use crate::exit::DaemonExit;
-use ft_arbiter::{Arbiter, ArbiterError};
+use ft_arbiter::ArbiterError;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -11,14 +11,14 @@ pub enum News {
     /// A peer has shaken hands and asks to be our backup.
     Accepted {
         /// The connection.
-        fitting: Fitting,
+        fitting: Box<Fitting>,
         /// What it says.
         hello: Hello,
     },
     /// The primary has welcomed us.
     Dialled {
         /// The connection.
-        fitting: Fitting,
+        fitting: Box<Fitting>,
         /// What it says.
         welcome: Welcome,
     },

@@ -286,7 +286,7 @@ mod tests {
 
     fn echo(address: SocketAddr) -> io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.write_all(&[0; 100])?;
         stream.shutdown(Shutdown::Write)?;
         let mut back = Vec::new();

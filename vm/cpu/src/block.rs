@@ -2,12 +2,14 @@
 //!
 //! A block does not cross a page; an instruction that does is a block of its own, whose second page is translated again
 //! every time. Pages with blocks are known by granules of 64 bytes: a write that touches none of them leaves the
-//! blocks alone, one that does drops all of that page's. Dropped blocks are freed between blocks, never under a running one.
+//! blocks alone, one that does drops all of that page's. Dropped blocks are freed between blocks, never under a running
+//! one.
 
 use super::cpu::Cpu;
 use super::exec;
 use super::interrupt::vector;
-use super::op::{Handler, Mem, NONE, Op, RIP_BASE, Stop};
+use super::kind::Kind;
+use super::op::{Mem, NONE, Op, RIP_BASE, Stop};
 use super::tlb::{PAGE, PAGE_MASK};
 use super::walk::Access;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
@@ -285,7 +287,6 @@ impl Cpu {
 
         let bitness = if self.long { 64 } else { 32 };
         let mut ops: Vec<Op> = Vec::new();
-        let mut before = Instruction::default();
         let mut second = None;
         let mut at = offset;
         while ops.len() < OPS {
@@ -308,28 +309,25 @@ impl Cpu {
             }
             if instruction.is_invalid() && instruction.len() >= INSTRUCTION {
                 // iced's answer when 15 bytes did not suffice.
-                ops.push(Op { run: exec::too_long, len: INSTRUCTION as u8, ..Op::new((at - offset) as u16) });
+                let len = INSTRUCTION as u8;
+                ops.push(Op { len, ..Op::of(Kind::TooLong, (at - offset) as u16) });
                 at += INSTRUCTION;
                 break;
             }
             let mut op = prepare(&instruction, (at - offset) as u16);
-            let (run, last) = match exec::lower(&instruction, &mut op) {
-                Some(handler) => (handler, ends_block(&instruction)),
-                None => {
-                    self.report_unknown(&bytes[at..at + left.min(INSTRUCTION)], &instruction);
-                    // What does not exist in any processor is no want of this one.
-                    let nowhere = instruction.is_invalid();
-                    let run: Handler = if nowhere { exec::undefined } else { exec::unknown };
-                    (run, true)
-                }
-            };
-            op.run = run;
+            let known = exec::lower(&instruction, &mut op);
+            if !known {
+                self.report_unknown(&bytes[at..at + left.min(INSTRUCTION)], &instruction);
+                // An instruction that no processor has is not counted as one that this processor lacks.
+                let kind = if instruction.is_invalid() { Kind::Undefined } else { Kind::Unknown };
+                op = Op { len: op.len, ..Op::of(kind, op.offset) };
+            }
+            let last = !known || ends_block(&instruction);
             if let Some(previous) = ops.last_mut()
-                && let Some(both) = exec::fuse(&before, &instruction)
+                && let Some(both) = exec::fuse(previous, &op)
             {
                 previous.run = both;
             }
-            before = instruction;
             at += instruction.len().max(1);
             ops.push(op);
             if last || second.is_some() {
@@ -370,7 +368,7 @@ fn ends_block(instruction: &Instruction) -> bool {
 /// What can be said about an op without knowing the instruction: its memory operand, the numbers of its first two
 /// operands where they are registers, its last immediate, and its length.
 fn prepare(instruction: &Instruction, offset: u16) -> Op {
-    let mut op = Op { len: instruction.len() as u8, ..Op::new(offset) };
+    let mut op = Op { len: instruction.len() as u8, ..Op::of(Kind::Undefined, offset) };
     for operand in 0..instruction.op_count() {
         match instruction.op_kind(operand) {
             OpKind::Register => {
@@ -437,10 +435,10 @@ fn memory_operand(instruction: &Instruction) -> Mem {
         instruction.memory_displ_size() as usize * 8
     };
     // Without registers the displacement's size tells the address size.
-    let mask = match bits {
-        16 => 0xffff,
-        64 => u64::MAX,
-        _ => 0xffff_ffff,
+    let cut = match bits {
+        16 => 48,
+        64 => 0,
+        _ => 32,
     };
     Mem {
         base: number(base),
@@ -448,6 +446,6 @@ fn memory_operand(instruction: &Instruction) -> Mem {
         scale: instruction.memory_index_scale().trailing_zeros() as u8,
         seg: segment_of(instruction, instruction.memory_segment()),
         disp: instruction.memory_displacement64() as i64,
-        mask,
+        cut,
     }
 }

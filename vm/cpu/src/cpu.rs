@@ -125,8 +125,8 @@ impl Cpu {
         cpu
     }
 
-    /// Puts a processor after reset in this one's place, with nothing cached. What the guest wrote before is still to be
-    /// taken by those who track it.
+    /// Puts a processor after reset in this one's place, with nothing cached. What the guest wrote before is still to
+    /// be taken by those who track it.
     pub fn reset(&mut self, ram: &GuestRam, bus: Box<dyn Bus>) {
         let mut fresh = Self::new(ram, bus);
         std::mem::swap(&mut fresh.dirty, &mut self.dirty);

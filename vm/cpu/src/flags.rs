@@ -48,7 +48,8 @@ pub const ALL: u64 = STATUS | TF | IF | DF | IOPL | NT | RF | AC | VIF | VIP | I
 /// * ZF: `result` is zero.
 /// * SF: bit 63 of `result`, flipped by bit 0 of `aux`.
 /// * PF: even parity of the low byte of `result`, flipped by each of the bits 8 to 15 of `aux`.
-/// * CF: bit 63 of `aux`. OF: bit 63 xor bit 62 of `aux` (the carries out of and into the sign bit). AF: bit 4 of `aux`.
+/// * CF: bit 63 of `aux`. OF: bit 63 xor bit 62 of `aux` (the carries out of and into the sign bit).
+/// * AF: bit 4 of `aux`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flags {
     /// The last result, sign-extended from its size.

@@ -4,11 +4,11 @@
 //! instructions of a kernel's loader run and interrupts are off, there is no delivery: any exception there is a triple
 //! fault. Debug traps and breakpoints are `debug.rs`'s.
 //!
-//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that it
-//! could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
+//! RFLAGS.RF is set in the image that a fault pushes, and comes back from there only while there is a breakpoint that
+//! it could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
-use super::exec::system::state::{CS, SS, Segment, is_canonical};
+use super::exec::system::state::{CS, SS, SegmentRegister, is_canonical};
 use super::flags::{IF, NT, RF, TF, VM};
 use super::op::{Step, Stop};
 use super::run::TripleFault;
@@ -154,7 +154,7 @@ impl Cpu {
         }
 
         if cpl < self.cpl {
-            self.sys.segs[SS] = Segment { selector: cpl.into(), ..Segment::default() };
+            self.sys.segs[SS] = SegmentRegister { selector: cpl.into(), ..SegmentRegister::default() };
         }
         self.set_code(code, cpl);
         self.regs[4] = pointer;

@@ -175,7 +175,10 @@ impl Cpu {
         if mem.index != NONE {
             addr = addr.wrapping_add(self.regs[usize::from(mem.index & 15)] << (mem.scale & 3));
         }
-        addr = addr.wrapping_add(mem.disp as u64) & mem.mask;
+        addr = addr.wrapping_add(mem.disp as u64);
+        if mem.cut != 0 {
+            addr &= mem.mask();
+        }
         if mem.seg != NONE {
             addr = addr.wrapping_add(self.sys.segs[usize::from(mem.seg)].base);
             if !self.long {

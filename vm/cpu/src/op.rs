@@ -1,6 +1,8 @@
-//! One decoded instruction: a handler and its operands. Blocks are slices of these; see `block.rs` for how they are made.
+//! One decoded instruction: its kind, the handler that follows from it, and its operands. Blocks are slices of these;
+//! see `block.rs` for how they are made.
 
 use super::cpu::Cpu;
+use super::kind::Kind;
 
 /// Executes one instruction. `Ok`: it has retired and the next op of the block follows.
 pub(crate) type Handler = fn(&mut Cpu, &Op) -> Step;
@@ -31,8 +33,8 @@ pub(crate) const NONE: u8 = 0xff;
 /// A memory operand: `segment base + (base + index * 2^scale + disp)`, cut to the address size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mem {
-    /// Index into `cpu.regs`, or [`NONE`]. RIP-relative operands have `base == RIP_BASE`: the base is the address of the
-    /// block (`cpu.rip` while it runs), and `disp` is relative to that.
+    /// Index into `cpu.regs`, or [`NONE`]. RIP-relative operands have `base == RIP_BASE`: the base is the address of
+    /// the block (`cpu.rip` while it runs), and `disp` is relative to that.
     pub base: u8,
     pub index: u8,
     /// 0 to 3.
@@ -41,8 +43,19 @@ pub(crate) struct Mem {
     /// where it is known to be zero (64-bit mode, all but FS and GS).
     pub seg: u8,
     pub disp: i64,
-    /// All ones for 64-bit addresses, `0xffff_ffff` for 32-bit ones, applied before the segment base is added.
-    pub mask: u64,
+    /// High bits of the sum that are dropped before the segment base is added: none for 64-bit addresses, 32 for 32-bit
+    /// ones, 48 for 16-bit ones.
+    pub cut: u8,
+}
+
+impl Mem {
+    /// No memory operand.
+    pub(crate) const ABSENT: Self = Self { base: NONE, index: NONE, scale: 0, seg: NONE, disp: 0, cut: 0 };
+
+    /// The bits that an address has before the segment base is added.
+    pub(crate) fn mask(&self) -> u64 {
+        u64::MAX >> (self.cut & 63)
+    }
 }
 
 /// [`Mem::base`] of a RIP-relative operand.
@@ -51,7 +64,9 @@ pub(crate) const RIP_BASE: u8 = 0xfe;
 /// One decoded instruction.
 #[derive(Clone, Copy)]
 pub(crate) struct Op {
+    /// What executes it: its kind's handler, or one that does the next op's work along with it.
     pub run: Handler,
+    pub kind: Kind,
     /// Register operands: indices into `cpu.regs` (general), `cpu.fpu.xmm`, x87 stack, segments... as the handler
     /// takes them. 8-bit AH, CH, DH, BH are 16 to 19 (the core's handlers are chosen by that, see `exec`).
     pub dst: u8,
@@ -64,15 +79,18 @@ pub(crate) struct Op {
     pub offset: u16,
     /// Memory operand, where there is one.
     pub mem: Mem,
-    /// Immediate, sign- or zero-extended as the instruction defines; near branch targets relative to the block's address
-    /// (as iced's `near_branch_target()` has them: blocks are decoded as if they lay at address zero).
+    /// Immediate, sign- or zero-extended as the instruction defines; near branch targets relative to the block's
+    /// address (as iced's `near_branch_target()` has them: blocks are decoded as if they lay at address zero).
     pub imm: u64,
 }
 
+// How many of them the host's caches hold is the interpreter's speed.
+const _: () = assert!(size_of::<Op>() == 48);
+
 impl Op {
-    /// An op without operands, that raises #UD until it gets its handler.
-    pub(crate) fn new(offset: u16) -> Self {
-        let mem = Mem { base: NONE, index: NONE, scale: 0, seg: NONE, disp: 0, mask: u64::MAX };
-        Self { run: super::exec::undefined, dst: 0, src: 0, aux: 0, len: 1, offset, mem, imm: 0 }
+    /// An op of this kind without operands.
+    pub(crate) fn of(kind: Kind, offset: u16) -> Self {
+        let run = kind.handler().unwrap_or(super::exec::undefined);
+        Self { run, kind, dst: 0, src: 0, aux: 0, len: 1, offset, mem: Mem::ABSENT, imm: 0 }
     }
 }

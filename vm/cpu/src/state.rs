@@ -1,5 +1,5 @@
-//! What a processor is between two instructions, but for what has a type of its own ([`System`], [`Fpu`], [`Clock`]), as
-//! plain data.
+//! What a processor is between two instructions, but for what has a type of its own ([`System`], [`Fpu`], [`Clock`]),
+//! as plain data.
 //!
 //! [`System`]: super::System
 //! [`Fpu`]: super::Fpu

@@ -1,9 +1,10 @@
-//! Virtual time: a function of the instruction count, by a pace that is set now and then, and moved forward where the guest
-//! idles. Both are logged inputs.
+//! Virtual time: a function of the instruction count, by a pace that is set now and then, and moved forward where the
+//! guest idles. Both are logged inputs.
 //!
-//! While the guest computes, every instruction takes the pace's time, and the owner of the processor sets the pace so that
-//! virtual time follows the host's. So a busy guest sees time go by evenly (what calibrates one clock against another comes
-//! out exact: all are this one), and an idle guest's time jumps to where the host's is. It never goes back.
+//! While the guest computes, every instruction takes the pace's time, and the owner of the processor sets the pace so
+//! that virtual time follows the host's. So a busy guest sees time go by evenly (what calibrates one clock against
+//! another comes out exact: all are this one), and an idle guest's time jumps to where the host's is. It never goes
+//! back.
 
 /// The time stamp counter's frequency: one tick a nanosecond, so that TSC and virtual time are the same number.
 pub(crate) const TSC_KHZ: u32 = 1_000_000;
@@ -64,7 +65,8 @@ impl Clock {
         };
     }
 
-    /// Whether this is a clock that a machine can have at `count`, with a time of at most `max_ns`. A state is not trusted.
+    /// Whether this is a clock that a machine can have at `count`, with a time of at most `max_ns`. A state is not
+    /// trusted.
     pub fn is_valid(&self, count: u64, max_ns: u64) -> bool {
         let since = (u128::from(count.wrapping_sub(self.base_count)) * u128::from(self.pace)) >> 8;
         PACES.contains(&self.pace)
@@ -80,7 +82,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_count_is_the_first_at_its_time(pace in PACES, base_ns in 0..1_u64 << 50, base in 0..1_u64 << 50, ns in 0..1_u64 << 51) {
+        fn a_count_is_the_first_at_its_time(
+            pace in PACES,
+            base_ns in 0..1_u64 << 50,
+            base in 0..1_u64 << 50,
+            ns in 0..1_u64 << 51,
+        ) {
             let clock = Clock { base_ns, base_count: base, pace };
             let count = clock.count_at(ns);
             prop_assert!(clock.ns(count) >= ns);

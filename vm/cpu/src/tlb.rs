@@ -1,5 +1,5 @@
-//! Software TLB: direct-mapped, one set of entries each for data and code of the kernel and of user mode, so that a data
-//! access never evicts the translation of the code that makes it.
+//! Software TLB: direct-mapped, one set of entries each for data and code of the kernel and of user mode, so that a
+//! data access never evicts the translation of the code that makes it.
 //!
 //! An entry has tags for the fast path (whole page addresses, compared in one go) and the translation behind them.
 //! Dropping a fast tag (for dirty tracking, or because the page has cached code) keeps the translation: page walks

@@ -268,8 +268,8 @@ impl Card {
         if core::mem::take(&mut self.notify_transmit) {
             write(self.window, QUEUE_NOTIFY, TRANSMIT as u32);
         }
-        // The device sees given buffers in the ring; it is told for the case that it has run out of them and waits. Then
-        // more than this many are on their way back to it.
+        // The device sees given buffers in the ring; it is told for the case that it has run out of them and waits.
+        // Then more than this many are on their way back to it.
         if self.returned >= QUEUE_SIZE / 4 {
             self.returned = 0;
             write(self.window, QUEUE_NOTIFY, RECEIVE as u32);

@@ -53,8 +53,8 @@ impl RamView {
         unsafe { self.base.as_ptr().add(page as usize * PAGE_SIZE) }
     }
 
-    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and asking
-    /// here, unlike reading them, does not make the kernel hold memory for them.
+    /// Calls `each` with every run of pages that the kernel holds memory for, ascending. All others are zero, and
+    /// asking here, unlike reading them, does not make the kernel hold memory for them.
     pub fn held<E: From<std::io::Error>>(
         &self,
         mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,

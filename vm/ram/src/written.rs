@@ -1,6 +1,6 @@
 //! What the VMM wrote into guest memory, noted by vm-memory itself, so that no device can forget to: a bitmap that the
-//! harvest drains, and for an engine in software a journal of the pages, since that engine keeps copies (decoded code) and
-//! has to know at once.
+//! harvest drains, and for an engine in software a journal of the pages, since that engine keeps copies (decoded code)
+//! and has to know at once.
 
 use crate::layout::PAGE_SIZE;
 use crate::page::PageIndex;

@@ -29,8 +29,8 @@ const OEM_REVISION: u32 = 1;
 /// The FACS needs 64; all get it.
 const ALIGNMENT: u64 = 64;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear) or VGA, and no CMOS clock on KVM,
-/// whose kernel part has none.
+/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear) or VGA, and no CMOS clock on
+/// KVM, whose kernel part has none.
 const BOOT_ARCH_LEGACY_DEVICES: u16 = 1 << 0;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_CMOS_RTC: u16 = 1 << 5;

@@ -40,7 +40,8 @@ const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TSS_SELECTOR: u16 = 0x20;
 
-/// MTRRs enabled, write-back by default: what firmware leaves behind. Without, the kernel takes all memory for uncached.
+/// MTRRs enabled, write-back by default: what firmware leaves behind. Without, the kernel takes all memory for
+/// uncached.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 /// ExtINT on LINT0, NMI on LINT1.
 const LINT_MODES: [u32; 2] = [0x700, 0x400];

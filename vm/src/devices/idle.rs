@@ -60,18 +60,18 @@ impl Idle {
         self.state.lock().signalled = signalled;
     }
 
-    /// Waits for a signal, a kick or `limit` (at most [`IDLE_MAX`]).
-    pub(crate) fn wait(&self, limit: Duration) {
+    /// Waits for a signal, a kick or `limit` (at most [`IDLE_MAX`]). Whether it waited until the limit.
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit.min(IDLE_MAX);
         let thread = std::thread::current().id();
         let mut state = self.state.lock();
-        while state.seen.get(&thread) == Some(&state.generation) && !state.forbidden {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                break;
-            }
+        let mut expired = false;
+        while !expired && state.seen.get(&thread) == Some(&state.generation) && !state.forbidden {
+            expired = self.changed.wait_until(&mut state, deadline).timed_out();
         }
         let generation = state.generation;
         state.seen.insert(thread, generation);
+        expired
     }
 }
 
@@ -80,20 +80,18 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn elapsed(idle: &Idle) -> Duration {
-        let start = Instant::now();
-        idle.wait(Duration::from_secs(3600));
-        start.elapsed()
-    }
+    const LONG: Duration = Duration::from_secs(3600);
 
     #[test]
     fn a_signal_before_the_wait_is_not_lost_and_ends_one_wait_only() {
         let idle = Idle::default();
-        assert!(elapsed(&idle) < IDLE_MAX, "the first time, as there may have been anything before");
+        assert!(!idle.wait(LONG), "the first time, as there may have been anything before");
         idle.signal();
         idle.signal();
-        assert!(elapsed(&idle) < IDLE_MAX);
-        assert!(elapsed(&idle) >= IDLE_MAX, "capped");
+        assert!(!idle.wait(LONG));
+        let start = Instant::now();
+        assert!(idle.wait(LONG), "capped");
+        assert!(start.elapsed() >= IDLE_MAX);
     }
 
     #[test]
@@ -101,9 +99,9 @@ mod tests {
         let idle = Idle::default();
         idle.wait(Duration::ZERO);
         idle.forbid();
-        assert!(elapsed(&idle) < IDLE_MAX);
+        assert!(!idle.wait(LONG));
         idle.allow();
-        assert!(elapsed(&idle) >= IDLE_MAX);
+        assert!(idle.wait(LONG));
     }
 
     #[test]
@@ -115,7 +113,7 @@ mod tests {
                 std::thread::spawn(move || {
                     idle.wait(Duration::ZERO);
                     // Loops over the cap, so that only the signal can end it.
-                    while elapsed(&idle) >= IDLE_MAX {}
+                    while idle.wait(LONG) {}
                 })
             })
             .collect();

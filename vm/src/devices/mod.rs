@@ -6,8 +6,8 @@
 //! synchronously, so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. What the
 //! guest can see of a device is its captured state; host-side wiring and counters are not part of it.
 //!
-//! On a deterministic engine ([`Devices::deterministic`]) only the engine's thread touches a device: time, randomness and
-//! inputs come from the engine, and what other threads bring waits in its [`inbox`].
+//! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness
+//! and inputs come from the engine, and what other threads bring waits in its `inbox`.
 
 mod counters;
 mod error;
@@ -270,8 +270,8 @@ impl Devices {
     /// offered again. After [`Self::restore`] it also drives the interrupt lines, so the interrupt chips must have
     /// their state by then.
     ///
-    /// On a deterministic engine it does nothing: there the chips keep the lines' levels, and whether inputs come in and
-    /// frames that the guest sent are still to be offered is the engine's business.
+    /// On a deterministic engine it does nothing: there the chips keep the lines' levels, and whether inputs come in
+    /// and frames that the guest sent are still to be offered is the engine's business.
     pub fn resume(&self) {
         if self.inbox.is_some() {
             return;

@@ -98,7 +98,7 @@ impl Platform {
                 us.copy_from_slice(data);
                 let us = u64::from_le_bytes(us);
                 match self.clock {
-                    GuestClock::Host(_) => self.idle.wait(Duration::from_micros(us)),
+                    GuestClock::Host(_) => _ = self.idle.wait(Duration::from_micros(us)),
                     GuestClock::Engine(_) => return Some(DeviceEvent::Idle { us }),
                 }
             }

@@ -32,7 +32,9 @@ pub(crate) struct Power {
 impl Power {
     /// Whether the port is one of these registers'.
     pub(crate) fn owns(port: u16) -> bool {
-        matches!(port, PM1A_EVT_PORT..=PM1_EN_BLOCK_END | PM1A_CNT_PORT..=PM1_CNT_BLOCK_END | RESET_PORT | I8042_COMMAND_PORT)
+        (PM1A_EVT_PORT..=PM1_EN_BLOCK_END).contains(&port)
+            || (PM1A_CNT_PORT..=PM1_CNT_BLOCK_END).contains(&port)
+            || matches!(port, RESET_PORT | I8042_COMMAND_PORT)
     }
 
     /// Reads one byte.

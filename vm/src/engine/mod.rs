@@ -37,9 +37,9 @@ pub(crate) trait Engine: Send {
     fn harvest(&mut self, dirty: &mut Vec<PageIndex>) -> Result<(), MachineError>;
 }
 
-/// What two hosts must have in common, beside the machine's specification, for one to go on with what the other executed:
-/// for the deterministic engine a hash of all that decides what a guest sees of it, so that another build is refused; for
-/// KVM zero, since there the processors are compared ([`CpuProfile`](crate::machine::CpuProfile)).
+/// What two hosts must have in common, beside the machine's specification, for one to go on with what the other
+/// executed: for the deterministic engine a hash of all that decides what a guest sees of it, so that another build is
+/// refused; for KVM zero, since there the processors are compared ([`CpuProfile`](crate::machine::CpuProfile)).
 pub fn engine_fingerprint(kind: EngineKind) -> u64 {
     match kind {
         EngineKind::Kvm => 0,
@@ -49,5 +49,5 @@ pub fn engine_fingerprint(kind: EngineKind) -> u64 {
 
 const SOFT_FINGERPRINT: u64 = match u64::from_str_radix(env!("FTD_SOFT_FINGERPRINT"), 16) {
     Ok(fingerprint) => fingerprint,
-    Err(_) => panic!("build.rs writes sixteen hexadecimal digits"),
+    Err(_) => panic!("the build script writes sixteen hexadecimal digits"),
 };

@@ -124,7 +124,7 @@ impl Daemon {
 
     fn raw(&self) -> BlockingStream {
         let stream = BlockingStream::connect(self.path()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         stream
     }
 
@@ -159,7 +159,7 @@ fn waiting_ends_with_the_goal_or_with_the_time() {
     assert_eq!(error.to_string(), "timed out: it is primary resyncing: copying");
     std::thread::scope(|scope| {
         let waiting = scope
-            .spawn(|| daemon.client().request(Request::Wait { goal: Goal::Protected, timeout_ms: 20_000 }));
+            .spawn(|| daemon.client().request(Request::Wait { goal: Goal::Protected, timeout_ms: 120_000 }));
         daemon.puppet.becomes(Role::Primary, State::Protected);
         assert!(
             matches!(waiting.join().unwrap(), Ok(Response::Status(status)) if status.state == State::Protected)

@@ -4,6 +4,9 @@ use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
+/// How long an answer may take on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A service that is well: the Linux guest's own.
 fn healthy_service() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -22,10 +25,10 @@ fn behind(
     std::thread::spawn(move || {
         'connections: for client in listener.incoming() {
             let mut client = client.unwrap();
-            let mut behind = Connection::open(service, Duration::from_secs(5)).unwrap();
+            let mut behind = Connection::open(service, PATIENCE).unwrap();
             for request in BufReader::new(client.try_clone().unwrap()).lines() {
                 let Ok(request) = request else { continue 'connections };
-                let answer = behind.call(&request, Duration::from_secs(5)).unwrap();
+                let answer = behind.call(&request, PATIENCE).unwrap();
                 let Some(answer) = meddle(&request, answer) else { continue 'connections };
                 if client.write_all(format!("{answer}\n").as_bytes()).is_err() {
                     continue 'connections;
@@ -44,7 +47,7 @@ fn run_for(addr: SocketAddr, requests: u64, change: impl FnOnce(&mut LoadPlan)) 
         value_bytes: 40,
         rate: None,
         seed: 7,
-        timeout: Duration::from_secs(5),
+        timeout: PATIENCE,
         reconnect: false,
         trace: None,
     };

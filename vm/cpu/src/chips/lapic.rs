@@ -1,8 +1,9 @@
-//! The local APIC of the one processor, in xAPIC mode: a priority queue of 256 vectors, six local sources, and the timer.
+//! The local APIC of the one processor, in xAPIC mode: a priority queue of 256 vectors, six local sources, and the
+//! timer.
 //!
-//! Reference: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller". Where the manual leaves a choice
-//! this one does as KVM's does, so that a guest finds the same machine on both engines. The timer's bus clock is 1 GHz
-//! and the TSC is virtual time in nanoseconds: a tick before division is a nanosecond in every timer mode.
+//! Reference: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller". Where the manual leaves a
+//! choice this one does as KVM's does, so that a guest finds the same machine on both engines. The timer's bus clock is
+//! 1 GHz and the TSC is virtual time in nanoseconds: a tick before division is a nanosecond in every timer mode.
 
 use super::ChipError;
 use ft_ram::layout::LAPIC_BASE;
@@ -194,7 +195,8 @@ impl Lapic {
         self.base
     }
 
-    /// Writes the base register. Disabling resets the APIC, as a processor's comes back from that with its reset values.
+    /// Writes the base register. Disabling resets the APIC, as a processor's comes back from that with its reset
+    /// values.
     pub(super) fn set_base(&mut self, value: u64) {
         let base = value & (BASE_ADDRESS | BASE_ENABLE) | BASE_BSP;
         if base & BASE_ENABLE == 0 {

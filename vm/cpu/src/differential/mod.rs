@@ -7,6 +7,9 @@
 //!                                                                       └─> engine: CPL 3 under an IDT ───┘
 //! ```
 //!
+//! The host may be any processor of Intel or AMD. Where they differ, the engine does one of the permitted things and
+//! the table in `latitude` has the others; the test says which processor it ran on and which entries that one used.
+//!
 //! Every program ends in an exception, if only in the `ud2` that follows its last instruction. `cargo test` runs a
 //! seeded part; `scripts/differential` runs the campaign. The work is done in a process of its own, so that a program
 //! that breaks the harness is a failure with a name and not the end of the tests.
@@ -16,6 +19,7 @@ mod compare;
 mod engine;
 mod forms;
 mod generate;
+mod latitude;
 mod native;
 mod report;
 mod values;

@@ -1,7 +1,7 @@
 //! What a mismatch looks like on paper, and what was covered.
 
 use super::assemble::{Assembled, Program};
-use super::compare::differences;
+use super::latitude::{Comparison, judge};
 use super::{GS_BASE, Outcome, Runner, SCRATCH, WINDOW};
 use iced_x86::{Code, Decoder, DecoderOptions, Formatter, NasmFormatter};
 use std::collections::BTreeMap;
@@ -12,12 +12,12 @@ pub(super) fn run(
     program: &Program,
     host: &mut dyn Runner,
     soft: &mut dyn Runner,
-) -> Option<(Assembled, Outcome, Vec<String>)> {
+) -> Option<(Assembled, Outcome, Comparison)> {
     let assembled = program.assemble()?;
     let on_host = host.run(&assembled.code, program.entry, &program.state);
     let in_engine = soft.run(&assembled.code, program.entry, &program.state);
-    let lines = differences(program, &assembled, &on_host, &in_engine);
-    Some((assembled, on_host, lines))
+    let comparison = judge(program, &assembled, &on_host, &in_engine, soft);
+    Some((assembled, on_host, comparison))
 }
 
 /// The shortest program that still differs, by leaving out steps.
@@ -27,7 +27,7 @@ fn minimise(program: &Program, host: &mut dyn Runner, soft: &mut dyn Runner) -> 
     while step < shortest.steps.len() && shortest.steps.len() > 1 {
         let shorter = shortest.without(step);
         match run(&shorter, host, soft) {
-            Some((_, _, lines)) if !lines.is_empty() => shortest = shorter,
+            Some((_, _, comparison)) if !comparison.lines.is_empty() => shortest = shorter,
             _ => step += 1,
         }
     }
@@ -43,7 +43,7 @@ pub(super) fn mismatch(
     soft: &mut dyn Runner,
 ) -> String {
     let shortest = minimise(program, host, soft);
-    let Some((assembled, _, lines)) = run(&shortest, host, soft) else {
+    let Some((assembled, _, comparison)) = run(&shortest, host, soft) else {
         return format!("seed {seed} case {case}: differs, and cannot be encoded again");
     };
     let mut text =
@@ -84,7 +84,7 @@ pub(super) fn mismatch(
             _ = writeln!(text, "  at {operand:#x}: {}", hex(&state.memory[at..at + 16]));
         }
     }
-    for line in lines {
+    for line in comparison.lines {
         _ = writeln!(text, "    {line}");
     }
     text
@@ -106,6 +106,17 @@ fn memory_operands(program: &Program) -> Vec<u64> {
         .instructions()
         .filter_map(|i| (0..i.op_count()).find_map(|at| i.virtual_address(at, 0, value)))
         .collect()
+}
+
+/// The host's processor, in the vendors' own numbers.
+pub(super) fn host() -> String {
+    use std::arch::x86_64::__cpuid;
+    let (vendor, version) = (__cpuid(0), __cpuid(1).eax);
+    let name: Vec<u8> = [vendor.ebx, vendor.edx, vendor.ecx].into_iter().flat_map(u32::to_le_bytes).collect();
+    let (base, extension) = (version >> 8 & 15, version >> 20 & 0xff);
+    let family = if base == 15 { base + extension } else { base };
+    let model = version >> 4 & 15 | (version >> 16 & 15) << 4;
+    format!("{} family {family} model {model} stepping {}", String::from_utf8_lossy(&name), version & 15)
 }
 
 /// How often each form was in a program, and how often it completed.

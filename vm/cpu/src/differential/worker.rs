@@ -5,8 +5,9 @@ use super::engine::Engine;
 use super::forms::{forms, named};
 use super::generate::Generator;
 use super::native::Native;
-use super::report::{Coverage, mismatch, run};
-use std::io::{BufRead, BufReader};
+use super::report::{Coverage, host, mismatch, run};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 /// `seed first count`: tells the worker what to do.
@@ -18,16 +19,17 @@ const TOLD_MAX: u64 = 25;
 /// Another number than [`TOLD_MAX`].
 const TOLD: &str = "FTD_DIFFERENTIAL_TOLD";
 /// A program that does not end in so many seconds never will.
-const STUCK_S: u32 = 120;
+const STUCK_S: u32 = 600;
 
 /// Runs the cases `first..first + count` of a seed.
 fn work(seed: u64, first: u64, count: u64) -> u64 {
-    let mut host = Native::new().expect("pages at their addresses, and signals");
+    let mut native = Native::new().expect("pages at their addresses, and signals");
     let mut soft = Engine::new();
     let forms = chosen();
     let mut generator = Generator::new(seed, forms.clone());
     let mut coverage = Coverage::default();
     let told_max = std::env::var(TOLD).ok().and_then(|n| n.parse().ok()).unwrap_or(TOLD_MAX);
+    let mut used = BTreeMap::<&str, u64>::new();
     let mut mismatches = 0;
     for case in first..first + count {
         if case % 1000 == 0 {
@@ -36,12 +38,15 @@ fn work(seed: u64, first: u64, count: u64) -> u64 {
         }
         let program = generator.program(case);
         // What cannot be encoded is one operand's fault, not the form's: the coverage tells if a form is never there.
-        let Some((assembled, outcome, lines)) = run(&program, &mut host, &mut soft) else { continue };
+        let Some((assembled, outcome, comparison)) = run(&program, &mut native, &mut soft) else { continue };
         coverage.note(&program, &assembled, outcome.rip);
-        if !lines.is_empty() {
+        for latitude in comparison.used {
+            *used.entry(latitude).or_default() += 1;
+        }
+        if !comparison.lines.is_empty() {
             mismatches += 1;
             if mismatches <= told_max {
-                println!("{}", mismatch(seed, case, &program, &mut host, &mut soft));
+                println!("{}", mismatch(seed, case, &program, &mut native, &mut soft));
             }
         }
         if case % 50_000 == 49_999 {
@@ -49,6 +54,9 @@ fn work(seed: u64, first: u64, count: u64) -> u64 {
         }
     }
     println!("mismatches {mismatches}");
+    for (latitude, programs) in used {
+        println!("latitude {programs} {latitude}");
+    }
     for (form, (cases, completed)) in coverage.counts() {
         println!("coverage {form} {cases} {completed}");
     }
@@ -61,10 +69,44 @@ fn chosen() -> Vec<iced_x86::Code> {
 }
 
 /// What the processes found.
+#[derive(Default)]
 struct Verdict {
     mismatches: u64,
     failures: Vec<String>,
     coverage: Coverage,
+    /// By which entries of the table the host agreed, and in how many programs.
+    used: BTreeMap<String, u64>,
+}
+
+impl Verdict {
+    /// The host's processor, and what of the table it used: on any host, whether the test fails or not.
+    fn tell_host(&self) {
+        let used: Vec<_> =
+            self.used.iter().map(|(name, programs)| format!("\n  {name}: {programs}")).collect();
+        // Past the test harness, which shows what it captures only of failures.
+        _ = writeln!(std::io::stderr(), "host {}; programs that used a latitude:{}", host(), used.concat());
+    }
+
+    /// Adds what a worker said and how it ended.
+    fn add(&mut self, lines: Vec<String>, status: std::process::ExitStatus) {
+        let mut said = Vec::new();
+        for line in lines {
+            let words = line.split(' ').collect::<Vec<_>>();
+            match *words {
+                ["coverage", form, cases, completed] => {
+                    self.coverage.add(form, cases.parse().unwrap_or(0), completed.parse().unwrap_or(0));
+                }
+                ["latitude", programs, ref name @ ..] => {
+                    *self.used.entry(name.join(" ")).or_default() += programs.parse().unwrap_or(0);
+                }
+                ["mismatches", number] => self.mismatches += number.parse().unwrap_or(0),
+                _ => said.push(line),
+            }
+        }
+        if !status.success() {
+            self.failures.push(format!("{}\na worker ended with {status}", said.join("\n")));
+        }
+    }
 }
 
 /// Shares the cases between processes.
@@ -84,42 +126,20 @@ fn share(seed: u64, first: u64, count: u64, processes: u64) -> Verdict {
                 .expect("this program starts again")
         })
         .collect();
-    let mut verdict = Verdict { mismatches: 0, failures: Vec::new(), coverage: Coverage::default() };
+    let listen = |mut worker: std::process::Child| {
+        let pipe = BufReader::new(worker.stdout.take().expect("a pipe"));
+        let lines: Vec<_> = pipe.lines().map_while(Result::ok).collect();
+        (lines, worker.wait().expect("a worker's end"))
+    };
     let readers: Vec<_> =
         workers.into_iter().map(|worker| std::thread::spawn(move || listen(worker))).collect();
+    let mut verdict = Verdict::default();
     for reader in readers {
-        let (said, counts, mismatches, status) = reader.join().expect("a reader of lines");
-        verdict.mismatches += mismatches;
-        for (form, cases, completed) in counts {
-            verdict.coverage.add(&form, cases, completed);
-        }
-        if !status.success() {
-            verdict.failures.push(format!("{}\na worker ended with {status}", said.join("\n")));
-        }
+        let (lines, status) = reader.join().expect("a reader of lines");
+        verdict.add(lines, status);
     }
+    verdict.tell_host();
     verdict
-}
-
-type Heard = (Vec<String>, Vec<(String, u64, u64)>, u64, std::process::ExitStatus);
-
-/// What a worker says: coverage, and all the rest.
-fn listen(mut worker: std::process::Child) -> Heard {
-    let (mut said, mut counts, mut mismatches) = (Vec::new(), Vec::new(), 0);
-    for line in BufReader::new(worker.stdout.take().expect("a pipe")).lines().map_while(Result::ok) {
-        match line.strip_prefix("coverage ").map(|rest| rest.split(' ').collect::<Vec<_>>()).as_deref() {
-            Some(&[form, cases, completed]) => {
-                counts.push((form.to_owned(), cases.parse().unwrap_or(0), completed.parse().unwrap_or(0)));
-            }
-            _ => {
-                if let Some(number) = line.strip_prefix("mismatches ") {
-                    mismatches = number.parse().unwrap_or(0);
-                } else {
-                    said.push(line);
-                }
-            }
-        }
-    }
-    (said, counts, mismatches, worker.wait().expect("a worker's end"))
 }
 
 #[test]

@@ -4,19 +4,59 @@ use super::int::*;
 use crate::cpu::Cpu;
 use crate::flags::ZF;
 use crate::interrupt::vector;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// The operations with two operands, by the number that opcodes give them, and test.
-pub(super) const ADD: u8 = 0;
-const OR: u8 = 1;
-const ADC: u8 = 2;
-const SBB: u8 = 3;
-pub(super) const AND: u8 = 4;
-pub(super) const SUB: u8 = 5;
-const XOR: u8 = 6;
-pub(super) const CMP: u8 = 7;
-pub(super) const TEST: u8 = 8;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Function {
+    Add,
+    Or,
+    Adc,
+    Sbb,
+    And,
+    Sub,
+    Xor,
+    Cmp,
+    Test,
+}
+
+const ADD: u8 = Function::Add as u8;
+const OR: u8 = Function::Or as u8;
+const ADC: u8 = Function::Adc as u8;
+const SBB: u8 = Function::Sbb as u8;
+const AND: u8 = Function::And as u8;
+const SUB: u8 = Function::Sub as u8;
+const XOR: u8 = Function::Xor as u8;
+pub(super) const CMP: u8 = Function::Cmp as u8;
+pub(super) const TEST: u8 = Function::Test as u8;
+
+/// What a [`Function`] takes, the operand being the one that ModRM names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `operand = operand f register`.
+    Register,
+    /// `operand = operand f immediate`.
+    Immediate,
+    /// `register = register f operand`.
+    ToRegister,
+}
+
+/// What the arithmetic and logic instructions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    Function(Function, Form),
+    Inc,
+    Dec,
+    Neg,
+    Not,
+    Xadd,
+    Cmpxchg,
+    Cmpxchg8b,
+    Cmpxchg16b,
+}
 
 #[inline(always)]
 pub(super) fn compute<T: Int, const F: u8>(cpu: &mut Cpu, a: u64, b: u64) -> u64 {
@@ -155,54 +195,76 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Step {
 macro_rules! by_function {
     ($f:expr, $operand:expr, $handler:ident) => {
         match $f {
-            ADD => instance!($operand, $handler, ADD),
-            OR => instance!($operand, $handler, OR),
-            ADC => instance!($operand, $handler, ADC),
-            SBB => instance!($operand, $handler, SBB),
-            AND => instance!($operand, $handler, AND),
-            SUB => instance!($operand, $handler, SUB),
-            XOR => instance!($operand, $handler, XOR),
-            CMP => instance!($operand, $handler, CMP),
-            _ => instance!($operand, $handler, TEST),
+            Function::Add => instance!($operand, $handler, ADD),
+            Function::Or => instance!($operand, $handler, OR),
+            Function::Adc => instance!($operand, $handler, ADC),
+            Function::Sbb => instance!($operand, $handler, SBB),
+            Function::And => instance!($operand, $handler, AND),
+            Function::Sub => instance!($operand, $handler, SUB),
+            Function::Xor => instance!($operand, $handler, XOR),
+            Function::Cmp => instance!($operand, $handler, CMP),
+            Function::Test => instance!($operand, $handler, TEST),
         }
     };
 }
 
-/// The number of a two-operand operation.
-pub(super) fn function(mnemonic: Mnemonic) -> Option<u8> {
+impl Arithmetic {
+    pub(crate) fn handler(self, operand: Operand) -> Handler {
+        match self {
+            Self::Function(f, Form::Register) => by_function!(f, operand, rm_reg),
+            Self::Function(f, Form::Immediate) => by_function!(f, operand, rm_imm),
+            Self::Function(f, Form::ToRegister) => by_function!(f, operand, reg_rm),
+            Self::Inc => instance!(operand, inc_dec, false),
+            Self::Dec => instance!(operand, inc_dec, true),
+            Self::Neg => rare_instance!(operand, neg),
+            Self::Not => rare_instance!(operand, not),
+            Self::Xadd => rare_instance!(operand, xadd),
+            Self::Cmpxchg => rare_instance!(operand, cmpxchg),
+            Self::Cmpxchg8b => cmpxchg8b,
+            Self::Cmpxchg16b => cmpxchg16b,
+        }
+    }
+}
+
+/// A two-operand operation.
+fn function(mnemonic: Mnemonic) -> Option<Function> {
     Some(match mnemonic {
-        Mnemonic::Add => ADD,
-        Mnemonic::Or => OR,
-        Mnemonic::Adc => ADC,
-        Mnemonic::Sbb => SBB,
-        Mnemonic::And => AND,
-        Mnemonic::Sub => SUB,
-        Mnemonic::Xor => XOR,
-        Mnemonic::Cmp => CMP,
-        Mnemonic::Test => TEST,
+        Mnemonic::Add => Function::Add,
+        Mnemonic::Or => Function::Or,
+        Mnemonic::Adc => Function::Adc,
+        Mnemonic::Sbb => Function::Sbb,
+        Mnemonic::And => Function::And,
+        Mnemonic::Sub => Function::Sub,
+        Mnemonic::Xor => Function::Xor,
+        Mnemonic::Cmp => Function::Cmp,
+        Mnemonic::Test => Function::Test,
         _ => return None,
     })
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
     let mnemonic = instruction.mnemonic();
     if let Some(f) = function(mnemonic) {
-        let rm = operand(instruction, op, 0)?;
-        return Some(match instruction.op_kind(1) {
-            OpKind::Memory => by_function!(f, operand(instruction, op, 1)?, reg_rm),
-            OpKind::Register => by_function!(f, rm, rm_reg),
-            _ => by_function!(f, rm, rm_imm),
-        });
+        let first = operand(instruction, op, 0)?;
+        let (form, operand) = match instruction.op_kind(1) {
+            OpKind::Memory => (Form::ToRegister, operand(instruction, op, 1)?),
+            OpKind::Register => (Form::Register, first),
+            _ => (Form::Immediate, first),
+        };
+        return Some(Kind::Arithmetic(Arithmetic::Function(f, form), operand));
     }
-    Some(match mnemonic {
-        Mnemonic::Inc => instance!(operand(instruction, op, 0)?, inc_dec, false),
-        Mnemonic::Dec => instance!(operand(instruction, op, 0)?, inc_dec, true),
-        Mnemonic::Neg => rare_instance!(operand(instruction, op, 0)?, neg),
-        Mnemonic::Not => rare_instance!(operand(instruction, op, 0)?, not),
-        Mnemonic::Xadd => rare_instance!(operand(instruction, op, 0)?, xadd),
-        Mnemonic::Cmpxchg => rare_instance!(operand(instruction, op, 0)?, cmpxchg),
-        Mnemonic::Cmpxchg8b => cmpxchg8b,
-        Mnemonic::Cmpxchg16b => cmpxchg16b,
+    let pair = |width| Operand { place: place(instruction, op, 0), width };
+    let (what, operand) = match mnemonic {
+        Mnemonic::Inc => (Arithmetic::Inc, operand(instruction, op, 0)?),
+        Mnemonic::Dec => (Arithmetic::Dec, operand(instruction, op, 0)?),
+        Mnemonic::Neg => (Arithmetic::Neg, operand(instruction, op, 0)?),
+        Mnemonic::Not => (Arithmetic::Not, operand(instruction, op, 0)?),
+        Mnemonic::Xadd => (Arithmetic::Xadd, operand(instruction, op, 0)?),
+        Mnemonic::Cmpxchg => (Arithmetic::Cmpxchg, operand(instruction, op, 0)?),
+        // Of two of these in a row.
+        Mnemonic::Cmpxchg8b => (Arithmetic::Cmpxchg8b, pair(Width::Dword)),
+        Mnemonic::Cmpxchg16b => (Arithmetic::Cmpxchg16b, pair(Width::Qword)),
         _ => return None,
-    })
+    };
+    Some(Kind::Arithmetic(what, operand))
 }

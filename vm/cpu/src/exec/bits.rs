@@ -2,13 +2,24 @@
 
 use super::int::*;
 use crate::cpu::Cpu;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-const TEST: u8 = 0;
-const SET: u8 = 1;
-const RESET: u8 = 2;
-const COMPLEMENT: u8 = 3;
+/// What becomes of a bit after it was copied to the carry flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Bit {
+    Test,
+    Set,
+    Reset,
+    Complement,
+}
+
+const TEST: u8 = Bit::Test as u8;
+const SET: u8 = Bit::Set as u8;
+const RESET: u8 = Bit::Reset as u8;
+const COMPLEMENT: u8 = Bit::Complement as u8;
 
 #[inline(always)]
 fn bit<T: Int, const F: u8>(cpu: &mut Cpu, value: u64, number: u64) -> u64 {
@@ -74,32 +85,53 @@ fn popcnt<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     next(cpu, op)
 }
 
-macro_rules! by_function {
-    ($f:expr, $operand:expr, $handler:ident) => {
-        match $f {
-            TEST => rare_instance!($operand, $handler, TEST),
-            SET => rare_instance!($operand, $handler, SET),
-            RESET => rare_instance!($operand, $handler, RESET),
-            _ => rare_instance!($operand, $handler, COMPLEMENT),
+macro_rules! by_bit {
+    ($bit:expr, $operand:expr, $handler:ident) => {
+        match $bit {
+            Bit::Test => rare_instance!($operand, $handler, TEST),
+            Bit::Set => rare_instance!($operand, $handler, SET),
+            Bit::Reset => rare_instance!($operand, $handler, RESET),
+            Bit::Complement => rare_instance!($operand, $handler, COMPLEMENT),
         }
     };
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    let f = match instruction.mnemonic() {
-        Mnemonic::Bt => TEST,
-        Mnemonic::Bts => SET,
-        Mnemonic::Btr => RESET,
-        Mnemonic::Btc => COMPLEMENT,
-        Mnemonic::Bsf | Mnemonic::Tzcnt => return Some(instance!(operand(instruction, op, 1)?, scan, false)),
-        Mnemonic::Bsr | Mnemonic::Lzcnt => return Some(instance!(operand(instruction, op, 1)?, scan, true)),
-        Mnemonic::Popcnt => return Some(rare_instance!(operand(instruction, op, 1)?, popcnt)),
+/// What the bit instructions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    /// The bit of the immediate's number.
+    Immediate(Bit),
+    /// The bit of the register's number.
+    Register(Bit),
+    Bsf,
+    Bsr,
+    Popcnt,
+}
+
+impl Bits {
+    pub(crate) fn handler(self, operand: Operand) -> Handler {
+        match self {
+            Self::Immediate(bit) => by_bit!(bit, operand, by_imm),
+            Self::Register(bit) => by_bit!(bit, operand, by_reg),
+            Self::Bsf => instance!(operand, scan, false),
+            Self::Bsr => instance!(operand, scan, true),
+            Self::Popcnt => rare_instance!(operand, popcnt),
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
+    let by_register = instruction.op_kind(1) == OpKind::Register;
+    let one = |bit| (if by_register { Bits::Register(bit) } else { Bits::Immediate(bit) }, 0);
+    let (what, number) = match instruction.mnemonic() {
+        Mnemonic::Bt => one(Bit::Test),
+        Mnemonic::Bts => one(Bit::Set),
+        Mnemonic::Btr => one(Bit::Reset),
+        Mnemonic::Btc => one(Bit::Complement),
+        Mnemonic::Bsf | Mnemonic::Tzcnt => (Bits::Bsf, 1),
+        Mnemonic::Bsr | Mnemonic::Lzcnt => (Bits::Bsr, 1),
+        Mnemonic::Popcnt => (Bits::Popcnt, 1),
         _ => return None,
     };
-    let rm = operand(instruction, op, 0)?;
-    Some(if instruction.op_kind(1) == OpKind::Register {
-        by_function!(f, rm, by_reg)
-    } else {
-        by_function!(f, rm, by_imm)
-    })
+    Some(Kind::Bits(what, operand(instruction, op, number)?))
 }

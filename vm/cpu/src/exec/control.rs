@@ -5,6 +5,7 @@ use super::mov::condition;
 use super::stack::{pop, push, set_stack_pointer, stack_pointer};
 use crate::block::is_long;
 use crate::cpu::Cpu;
+use crate::kind::Kind;
 use crate::op::{Handler, NONE, Op, Step, Stop};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -77,11 +78,20 @@ fn ret<T: Int, const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 }
 
 /// What a loop instruction goes by, besides the counter.
-const ALWAYS: u8 = 0;
-const EQUAL: u8 = 1;
-const UNEQUAL: u8 = 2;
-/// jrcxz: jumps when the counter is zero, and does not count.
-const ZERO: u8 = 3;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Loop {
+    Always,
+    Equal,
+    Unequal,
+    /// jrcxz: jumps when the counter is zero, and does not count.
+    Zero,
+}
+
+const ALWAYS: u8 = Loop::Always as u8;
+const EQUAL: u8 = Loop::Equal as u8;
+const UNEQUAL: u8 = Loop::Unequal as u8;
+const ZERO: u8 = Loop::Zero as u8;
 
 /// `aux`: the counter is ECX.
 fn count_down<const F: u8, const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Step {
@@ -135,38 +145,72 @@ macro_rules! by_mode {
     };
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+/// What the near branches do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Branch {
+    Jmp,
+    /// To where the operand says.
+    JmpOperand,
+    Call,
+    CallOperand,
+    Ret,
+    /// On this condition code.
+    Jcc(u8),
+    /// `aux`: the counter is ECX.
+    Loop(Loop),
+}
+
+impl Branch {
+    pub(crate) fn handler(self, place: Place, long: bool) -> Handler {
+        let operand = Operand { place, width: if long { Width::Qword } else { Width::Dword } };
+        match (self, long) {
+            (Self::Jmp, _) => by_mode!(long, jmp),
+            (Self::JmpOperand, true) => instance!(operand, jmp_rm, true),
+            (Self::JmpOperand, false) => rare_instance!(operand, jmp_rm, false),
+            (Self::Call, _) => by_mode!(long, call),
+            (Self::CallOperand, true) => instance!(operand, call_rm, true),
+            (Self::CallOperand, false) => rare_instance!(operand, call_rm, false),
+            (Self::Ret, true) => ret::<u64, true>,
+            (Self::Ret, false) => ret::<u32, false>,
+            (Self::Jcc(cc), true) => by_condition!(cc, jcc, true),
+            (Self::Jcc(cc), false) => by_condition!(cc, jcc, false),
+            (Self::Loop(Loop::Always), _) => by_mode!(long, count_down, ALWAYS),
+            (Self::Loop(Loop::Equal), _) => by_mode!(long, count_down, EQUAL),
+            (Self::Loop(Loop::Unequal), _) => by_mode!(long, count_down, UNEQUAL),
+            (Self::Loop(Loop::Zero), _) => by_mode!(long, count_down, ZERO),
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
     let long = is_long(instruction);
     let near = matches!(instruction.op0_kind(), OpKind::NearBranch32 | OpKind::NearBranch64);
     if near {
         op.imm = instruction.near_branch_target();
     }
-    match instruction.mnemonic() {
-        Mnemonic::Jmp if near => Some(by_mode!(long, jmp)),
+    let mut place = Place::Register;
+    let what = match instruction.mnemonic() {
+        Mnemonic::Jmp if near => Branch::Jmp,
         Mnemonic::Call if near => {
             // A stack access without a memory operand: tells #SS from #GP.
             op.mem.base = 4;
-            Some(by_mode!(long, call))
+            Branch::Call
         }
         mnemonic @ (Mnemonic::Jmp | Mnemonic::Call) => {
-            let rm = operand(instruction, op, 0)?;
+            let operand = operand(instruction, op, 0)?;
             if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() {
                 return None;
             }
-            if !matches!((rm.bytes, long), (8, true) | (4, false)) {
+            if !matches!((operand.width, long), (Width::Qword, true) | (Width::Dword, false)) {
                 return None;
             }
-            Some(match (mnemonic == Mnemonic::Jmp, long) {
-                (true, true) => instance!(rm, jmp_rm, true),
-                (true, false) => rare_instance!(rm, jmp_rm, false),
-                (false, true) => instance!(rm, call_rm, true),
-                (false, false) => rare_instance!(rm, call_rm, false),
-            })
+            place = operand.place;
+            if mnemonic == Mnemonic::Jmp { Branch::JmpOperand } else { Branch::CallOperand }
         }
         Mnemonic::Ret => {
             op.mem.base = 4;
             op.imm &= 0xffff;
-            Some(if long { ret::<u64, true> as Handler } else { ret::<u32, false> as Handler })
+            Branch::Ret
         }
         mnemonic @ (Mnemonic::Loop
         | Mnemonic::Loope
@@ -181,18 +225,18 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
                 | Loop_rel8_32_ECX | Loope_rel8_32_ECX | Loopne_rel8_32_ECX | Jecxz_rel8_32 => 1,
                 _ => return None,
             };
-            Some(match mnemonic {
-                Mnemonic::Loop => by_mode!(long, count_down, ALWAYS),
-                Mnemonic::Loope => by_mode!(long, count_down, EQUAL),
-                Mnemonic::Loopne => by_mode!(long, count_down, UNEQUAL),
-                _ => by_mode!(long, count_down, ZERO),
+            Branch::Loop(match mnemonic {
+                Mnemonic::Loop => Loop::Always,
+                Mnemonic::Loope => Loop::Equal,
+                Mnemonic::Loopne => Loop::Unequal,
+                _ => Loop::Zero,
             })
         }
         _ if near => {
-            let cc = condition(instruction)?;
-            op.aux = cc;
-            Some(if long { by_condition!(cc, jcc, true) } else { by_condition!(cc, jcc, false) })
+            op.aux = condition(instruction)?;
+            Branch::Jcc(op.aux)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(Kind::Branch { what, place, long })
 }

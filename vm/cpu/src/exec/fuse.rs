@@ -1,12 +1,12 @@
 //! Comparisons of registers together with the conditional jump after them, in one handler. Both count as instructions;
 //! where the run's limit comes between them the comparison does its own work alone.
 
-use super::alu::{CMP, TEST, compute};
-use super::control::{branch, by_condition};
+use super::alu::{Arithmetic, CMP, Form, Function, TEST, compute};
+use super::control::{Branch, branch, by_condition};
 use super::int::*;
 use crate::cpu::Cpu;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
-use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// Whether the condition holds after the comparison, from the operands where that is shorter than from the flags.
 #[inline(always)]
@@ -50,29 +50,29 @@ fn with_imm<const CC: u8, T: Int, const F: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     compare::<T, F, CC>(cpu, op, a, op.imm & T::MASK)
 }
 
-/// The handler for a comparison that a jump on `cc` follows in 64-bit code, if there is one.
-pub(super) fn fuse(comparison: &Instruction, cc: u8) -> Option<Handler> {
-    let test = match comparison.mnemonic() {
-        Mnemonic::Cmp => false,
-        Mnemonic::Test => true,
-        _ => return None,
-    };
-    if comparison.op0_kind() != OpKind::Register || comparison.op1_kind() == OpKind::Memory {
+/// The handler for a comparison and the jump after it together, in 64-bit code, if there is one.
+pub(super) fn fuse(comparison: Kind, jump: Kind) -> Option<Handler> {
+    let Kind::Branch { what: Branch::Jcc(cc), long: true, .. } = jump else { return None };
+    let Kind::Arithmetic(Arithmetic::Function(f, form), operand) = comparison else { return None };
+    if operand.place != Place::Register {
         return None;
     }
-    let immediate = comparison.op1_kind() != OpKind::Register;
     macro_rules! pick {
         ($handler:ident) => {
-            match (comparison.op0_register().size(), test) {
-                (1, false) => by_condition!(cc, $handler, u8, CMP),
-                (4, false) => by_condition!(cc, $handler, u32, CMP),
-                (8, false) => by_condition!(cc, $handler, u64, CMP),
-                (1, true) => by_condition!(cc, $handler, u8, TEST),
-                (4, true) => by_condition!(cc, $handler, u32, TEST),
-                (8, true) => by_condition!(cc, $handler, u64, TEST),
+            match (operand.width, f) {
+                (Width::Byte, Function::Cmp) => by_condition!(cc, $handler, u8, CMP),
+                (Width::Dword, Function::Cmp) => by_condition!(cc, $handler, u32, CMP),
+                (Width::Qword, Function::Cmp) => by_condition!(cc, $handler, u64, CMP),
+                (Width::Byte, Function::Test) => by_condition!(cc, $handler, u8, TEST),
+                (Width::Dword, Function::Test) => by_condition!(cc, $handler, u32, TEST),
+                (Width::Qword, Function::Test) => by_condition!(cc, $handler, u64, TEST),
                 _ => return None,
             }
         };
     }
-    Some(if immediate { pick!(with_imm) } else { pick!(with_reg) })
+    Some(match form {
+        Form::Register => pick!(with_reg),
+        Form::Immediate => pick!(with_imm),
+        Form::ToRegister => return None,
+    })
 }

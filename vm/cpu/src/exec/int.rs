@@ -1,23 +1,20 @@
 //! What the integer families share: sized operands, addressing, the arithmetic with its flags, and the way from an op
 //! to the next.
 //!
-//! Handlers are generic over the operand size `T` and over where the operand is that the instruction's ModRM byte names:
-//! [`REG`], or memory addressed in one of three ways, of which the first two are the common ones and cheap.
+//! Handlers are generic over the operand size `T` ([`Width`]) and over where the operand is that the instruction's
+//! ModRM byte names, `K` ([`Place`]): in a register, or in memory addressed in one of three ways, of which the first
+//! two are the common ones and cheap.
 
 use crate::cpu::Cpu;
 use crate::flags::Flags;
+pub(super) use crate::kind::{Operand, Place, Width};
 use crate::memory::Value;
 use crate::op::{NONE, Op, RIP_BASE, Step, Stop};
 use iced_x86::{Instruction, OpKind};
 
-/// Where an operand is.
-pub(crate) const REG: u8 = 0;
-/// At base + displacement, 64-bit.
-pub(crate) const BASE: u8 = 1;
-/// At base + index * scale + displacement, 64-bit.
-pub(crate) const INDEX: u8 = 2;
-/// Anywhere else in memory.
-pub(crate) const ANY: u8 = 3;
+pub(crate) const REG: u8 = Place::Register as u8;
+const BASE: u8 = Place::Base as u8;
+const INDEX: u8 = Place::Index as u8;
 
 /// An integer operand. Values travel zero-extended in `u64`.
 pub(crate) trait Int: Value {
@@ -264,57 +261,51 @@ impl Flags {
     }
 }
 
-/// How the memory operand (or register) of ModRM is reached, and in how many bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand {
-    pub kind: u8,
-    pub bytes: usize,
-}
-
-/// Describes an operand of the instruction: a general register or memory.
+/// Describes an operand of the instruction: a general register or memory, of a size that integers have.
 pub(crate) fn operand(instruction: &Instruction, op: &Op, number: u32) -> Option<Operand> {
-    match instruction.op_kind(number) {
-        OpKind::Register => {
-            let register = instruction.op_register(number);
-            register.is_gpr().then(|| Operand { kind: REG, bytes: register.size() })
-        }
-        OpKind::Memory => {
-            let mem = &op.mem;
-            let plain = mem.seg == NONE && mem.mask == u64::MAX && mem.base != NONE && mem.base != RIP_BASE;
-            let kind = match (plain, mem.index) {
-                (true, NONE) => BASE,
-                (true, _) => INDEX,
-                _ => ANY,
-            };
-            Some(Operand { kind, bytes: instruction.memory_size().size() })
-        }
-        _ => None,
-    }
+    let bytes = match instruction.op_kind(number) {
+        OpKind::Register => Some(instruction.op_register(number)).filter(|r| r.is_gpr())?.size(),
+        OpKind::Memory => instruction.memory_size().size(),
+        _ => return None,
+    };
+    Some(Operand { place: place(instruction, op, number), width: Width::of(bytes)? })
 }
 
-/// The instance of a handler `f::<T, K, ...>` for an operand's size and kind.
+/// Where an operand of the instruction is.
+pub(crate) fn place(instruction: &Instruction, op: &Op, number: u32) -> Place {
+    let mem = &op.mem;
+    if instruction.op_kind(number) != OpKind::Memory {
+        return Place::Register;
+    }
+    if mem.seg != NONE || mem.cut != 0 || mem.base == NONE || mem.base == RIP_BASE {
+        return Place::Anywhere;
+    }
+    if mem.index == NONE { Place::Base } else { Place::Index }
+}
+
+/// The instance of a handler `f::<T, K, ...>` for an operand's size and place.
 macro_rules! instance {
     ($operand:expr, $f:ident $(, $c:expr)*) => {{
+        use $crate::kind::{Operand, Place, Width};
         use $crate::op::Handler;
-        let operand = $operand;
-        match (operand.bytes, operand.kind) {
-            (1, 0) => $f::<u8, 0 $(, { $c })*> as Handler,
-            (1, 1) => $f::<u8, 1 $(, { $c })*> as Handler,
-            (1, 2) => $f::<u8, 2 $(, { $c })*> as Handler,
-            (1, _) => $f::<u8, 3 $(, { $c })*> as Handler,
-            (2, 0) => $f::<u16, 0 $(, { $c })*> as Handler,
-            (2, 1) => $f::<u16, 1 $(, { $c })*> as Handler,
-            (2, 2) => $f::<u16, 2 $(, { $c })*> as Handler,
-            (2, _) => $f::<u16, 3 $(, { $c })*> as Handler,
-            (4, 0) => $f::<u32, 0 $(, { $c })*> as Handler,
-            (4, 1) => $f::<u32, 1 $(, { $c })*> as Handler,
-            (4, 2) => $f::<u32, 2 $(, { $c })*> as Handler,
-            (4, _) => $f::<u32, 3 $(, { $c })*> as Handler,
-            (8, 0) => $f::<u64, 0 $(, { $c })*> as Handler,
-            (8, 1) => $f::<u64, 1 $(, { $c })*> as Handler,
-            (8, 2) => $f::<u64, 2 $(, { $c })*> as Handler,
-            (8, _) => $f::<u64, 3 $(, { $c })*> as Handler,
-            _ => return None,
+        let Operand { width, place } = $operand;
+        match (width, place) {
+            (Width::Byte, Place::Register) => $f::<u8, 0 $(, { $c })*> as Handler,
+            (Width::Byte, Place::Base) => $f::<u8, 1 $(, { $c })*> as Handler,
+            (Width::Byte, Place::Index) => $f::<u8, 2 $(, { $c })*> as Handler,
+            (Width::Byte, Place::Anywhere) => $f::<u8, 3 $(, { $c })*> as Handler,
+            (Width::Word, Place::Register) => $f::<u16, 0 $(, { $c })*> as Handler,
+            (Width::Word, Place::Base) => $f::<u16, 1 $(, { $c })*> as Handler,
+            (Width::Word, Place::Index) => $f::<u16, 2 $(, { $c })*> as Handler,
+            (Width::Word, Place::Anywhere) => $f::<u16, 3 $(, { $c })*> as Handler,
+            (Width::Dword, Place::Register) => $f::<u32, 0 $(, { $c })*> as Handler,
+            (Width::Dword, Place::Base) => $f::<u32, 1 $(, { $c })*> as Handler,
+            (Width::Dword, Place::Index) => $f::<u32, 2 $(, { $c })*> as Handler,
+            (Width::Dword, Place::Anywhere) => $f::<u32, 3 $(, { $c })*> as Handler,
+            (Width::Qword, Place::Register) => $f::<u64, 0 $(, { $c })*> as Handler,
+            (Width::Qword, Place::Base) => $f::<u64, 1 $(, { $c })*> as Handler,
+            (Width::Qword, Place::Index) => $f::<u64, 2 $(, { $c })*> as Handler,
+            (Width::Qword, Place::Anywhere) => $f::<u64, 3 $(, { $c })*> as Handler,
         }
     }};
 }
@@ -322,18 +313,18 @@ macro_rules! instance {
 /// The same for handlers that are not worth a version for each kind of addressing.
 macro_rules! rare_instance {
     ($operand:expr, $f:ident $(, $c:expr)*) => {{
+        use $crate::kind::{Operand, Place, Width};
         use $crate::op::Handler;
-        let operand = $operand;
-        match (operand.bytes, operand.kind) {
-            (1, 0) => $f::<u8, 0 $(, { $c })*> as Handler,
-            (1, _) => $f::<u8, 3 $(, { $c })*> as Handler,
-            (2, 0) => $f::<u16, 0 $(, { $c })*> as Handler,
-            (2, _) => $f::<u16, 3 $(, { $c })*> as Handler,
-            (4, 0) => $f::<u32, 0 $(, { $c })*> as Handler,
-            (4, _) => $f::<u32, 3 $(, { $c })*> as Handler,
-            (8, 0) => $f::<u64, 0 $(, { $c })*> as Handler,
-            (8, _) => $f::<u64, 3 $(, { $c })*> as Handler,
-            _ => return None,
+        let Operand { width, place } = $operand;
+        match (width, place == Place::Register) {
+            (Width::Byte, true) => $f::<u8, 0 $(, { $c })*> as Handler,
+            (Width::Byte, false) => $f::<u8, 3 $(, { $c })*> as Handler,
+            (Width::Word, true) => $f::<u16, 0 $(, { $c })*> as Handler,
+            (Width::Word, false) => $f::<u16, 3 $(, { $c })*> as Handler,
+            (Width::Dword, true) => $f::<u32, 0 $(, { $c })*> as Handler,
+            (Width::Dword, false) => $f::<u32, 3 $(, { $c })*> as Handler,
+            (Width::Qword, true) => $f::<u64, 0 $(, { $c })*> as Handler,
+            (Width::Qword, false) => $f::<u64, 3 $(, { $c })*> as Handler,
         }
     }};
 }

@@ -1,39 +1,34 @@
 //! The instructions. `lower` turns a decoded instruction into an [`Op`]; each file knows one family.
 
-mod alu;
-mod bits;
-mod control;
+pub(crate) mod alu;
+pub(crate) mod bits;
+pub(crate) mod control;
 pub(crate) mod fpu;
 mod fuse;
 pub(crate) mod int;
-mod mov;
-mod muldiv;
-mod shift;
-mod stack;
-mod status;
-mod string;
+pub(crate) mod mov;
+pub(crate) mod muldiv;
+pub(crate) mod shift;
+pub(crate) mod stack;
+pub(crate) mod status;
+pub(crate) mod string;
 pub(crate) mod system;
 
 use super::cpu::Cpu;
 use super::interrupt::vector;
+use super::kind::Kind;
 use super::op::{Handler, Op, Step};
 use iced_x86::Instruction;
 
-/// Chooses the handler of an instruction. `op` comes with what `block::prepare` knows; the family adds the rest.
-/// None: this processor does not have the instruction.
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+/// What an instruction is. `op` comes with what `block::prepare` knows; the family adds the rest, the handler included.
+/// False: this processor does not have the instruction.
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> bool {
     if instruction.is_invalid() {
-        return None;
+        return false;
     }
-    integer(instruction, op)
-        .or_else(|| system::lower(instruction, op))
-        .or_else(|| fpu::lower(instruction, op))
-}
-
-fn integer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    // The families share no mnemonic but movsd (a string instruction and a vector one), which they tell by its operands.
-    let prepared = *op;
-    let families: [fn(&Instruction, &mut Op) -> Option<Handler>; 8] = [
+    // The families share no mnemonic but movsd (a string instruction and a vector one), which they tell by its
+    // operands.
+    let families: [fn(&Instruction, &mut Op) -> Option<Kind>; 11] = [
         mov::lower,
         alu::lower,
         control::lower,
@@ -42,24 +37,27 @@ fn integer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         muldiv::lower,
         bits::lower,
         string::lower,
+        status::lower,
+        system::lower,
+        fpu::lower,
     ];
-    families
-        .into_iter()
-        .find_map(|lower| {
-            *op = prepared;
-            lower(instruction, op)
-        })
-        .or_else(|| {
-            *op = prepared;
-            status::lower(instruction)
-        })
+    let prepared = *op;
+    let found = families.into_iter().find_map(|lower| {
+        *op = prepared;
+        let kind = lower(instruction, op)?;
+        Some((kind, kind.handler()?))
+    });
+    if let Some((kind, run)) = found {
+        (op.kind, op.run) = (kind, run);
+    } else {
+        *op = prepared;
+    }
+    found.is_some()
 }
 
-/// A handler for `first` and the instruction after it together, if there is one.
-pub(crate) fn fuse(first: &Instruction, second: &Instruction) -> Option<Handler> {
-    (second.is_jcc_short_or_near() && super::block::is_long(second))
-        .then(|| fuse::fuse(first, mov::condition(second)?))
-        .flatten()
+/// A handler for `first` and the op after it together, if there is one.
+pub(crate) fn fuse(first: &Op, second: &Op) -> Option<Handler> {
+    fuse::fuse(first.kind, second.kind)
 }
 
 /// #UD.

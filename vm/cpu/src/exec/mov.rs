@@ -3,8 +3,9 @@
 use super::int::*;
 use crate::block::segment_of;
 use crate::cpu::Cpu;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
-use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
+use iced_x86::{ConditionCode, FlowControl, Instruction, Mnemonic, OpKind};
 
 fn to_rm<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op) -> Step {
     let value = T::get(cpu, op.src);
@@ -124,82 +125,124 @@ pub(super) fn condition(instruction: &Instruction) -> Option<u8> {
     })
 }
 
-fn accumulator(bytes: usize) -> Operand {
-    Operand { kind: REG, bytes }
+/// What the moves do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Move {
+    /// `register = operand`.
+    FromOperand,
+    /// `operand = register`.
+    ToOperand,
+    /// `operand = immediate`.
+    Immediate,
+    /// `register = operand`, extended to this size.
+    Extend {
+        to: Width,
+        signed: bool,
+    },
+    Lea,
+    Xchg,
+    Bswap,
+    /// cbw, cwde, cdqe, by the size of their result.
+    Widen,
+    /// cwd, cdq, cqo.
+    Spread,
+    Xlat,
+    /// On the condition in `aux`, as the next one.
+    Setcc,
+    Cmovcc,
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+impl Move {
+    pub(crate) fn handler(self, operand: Operand) -> Option<Handler> {
+        Some(match self {
+            Self::FromOperand => instance!(operand, from_rm),
+            Self::ToOperand => instance!(operand, to_rm),
+            Self::Immediate => instance!(operand, imm_to_rm),
+            Self::Extend { to, signed } => match (to, signed) {
+                (Width::Byte, _) => return None,
+                (Width::Word, false) => instance!(operand, extend, 2, false),
+                (Width::Dword, false) => instance!(operand, extend, 4, false),
+                (Width::Qword, false) => instance!(operand, extend, 8, false),
+                (Width::Word, true) => instance!(operand, extend, 2, true),
+                (Width::Dword, true) => instance!(operand, extend, 4, true),
+                (Width::Qword, true) => instance!(operand, extend, 8, true),
+            },
+            Self::Lea => instance!(operand, lea),
+            Self::Xchg => rare_instance!(operand, xchg),
+            Self::Bswap => rare_instance!(operand, bswap),
+            Self::Widen => rare_instance!(operand, widen),
+            Self::Spread => rare_instance!(operand, spread),
+            Self::Xlat => xlat,
+            Self::Setcc => instance!(operand, setcc),
+            Self::Cmovcc => instance!(operand, cmov),
+        })
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
     use Mnemonic::*;
     let mnemonic = instruction.mnemonic();
-    Some(match mnemonic {
+    let accumulator = |width| Operand { place: Place::Register, width };
+    let (what, operand) = match mnemonic {
         Mov => {
             let destination = operand(instruction, op, 0)?;
             match instruction.op_kind(1) {
-                OpKind::Memory => instance!(operand(instruction, op, 1)?, from_rm),
+                OpKind::Memory => (Move::FromOperand, operand(instruction, op, 1)?),
                 OpKind::Register => {
                     operand(instruction, op, 1)?;
-                    instance!(destination, to_rm)
+                    (Move::ToOperand, destination)
                 }
-                _ => instance!(destination, imm_to_rm),
+                _ => (Move::Immediate, destination),
             }
         }
         Movzx | Movsx | Movsxd => {
-            let source = operand(instruction, op, 1)?;
-            match (operand(instruction, op, 0)?.bytes, mnemonic == Movzx) {
-                (2, true) => instance!(source, extend, 2, false),
-                (4, true) => instance!(source, extend, 4, false),
-                (8, true) => instance!(source, extend, 8, false),
-                (2, false) => instance!(source, extend, 2, true),
-                (4, false) => instance!(source, extend, 4, true),
-                (8, false) => instance!(source, extend, 8, true),
-                _ => return None,
-            }
+            let to = operand(instruction, op, 0)?.width;
+            (Move::Extend { to, signed: mnemonic != Movzx }, operand(instruction, op, 1)?)
         }
         Lea => {
-            let to = operand(instruction, op, 0)?;
+            let width = operand(instruction, op, 0)?.width;
             op.mem.seg = crate::op::NONE;
-            let from = operand(instruction, op, 1)?;
-            instance!(Operand { bytes: to.bytes, ..from }, lea)
+            (Move::Lea, Operand { place: place(instruction, op, 1), width })
         }
         Xchg => {
             // Either operand may be the memory one.
             if instruction.op_kind(1) == OpKind::Memory {
                 op.src = op.dst;
-                rare_instance!(operand(instruction, op, 1)?, xchg)
+                (Move::Xchg, operand(instruction, op, 1)?)
             } else {
-                rare_instance!(operand(instruction, op, 0)?, xchg)
+                (Move::Xchg, operand(instruction, op, 0)?)
             }
         }
-        Bswap => rare_instance!(operand(instruction, op, 0)?, bswap),
-        Cbw => rare_instance!(accumulator(2), widen),
-        Cwde => rare_instance!(accumulator(4), widen),
-        Cdqe => rare_instance!(accumulator(8), widen),
-        Cwd => rare_instance!(accumulator(2), spread),
-        Cdq => rare_instance!(accumulator(4), spread),
-        Cqo => rare_instance!(accumulator(8), spread),
+        Bswap => (Move::Bswap, operand(instruction, op, 0)?),
+        Cbw => (Move::Widen, accumulator(Width::Word)),
+        Cwde => (Move::Widen, accumulator(Width::Dword)),
+        Cdqe => (Move::Widen, accumulator(Width::Qword)),
+        Cwd => (Move::Spread, accumulator(Width::Word)),
+        Cdq => (Move::Spread, accumulator(Width::Dword)),
+        Cqo => (Move::Spread, accumulator(Width::Qword)),
         Xlatb => {
             let base = instruction.memory_base();
             op.mem.base = 3;
             op.mem.index = crate::op::NONE;
             op.mem.seg = segment_of(instruction, instruction.memory_segment());
-            op.mem.mask = u64::MAX >> (64 - base.size() * 8);
-            xlat
+            op.mem.cut = 64 - base.size() as u8 * 8;
+            (Move::Xlat, Operand { place: Place::Anywhere, width: Width::Byte })
         }
-        _ => {
-            let cc = condition(instruction)?;
-            match instruction.flow_control() {
-                iced_x86::FlowControl::Next => {}
-                _ => return None,
-            }
-            op.aux = cc;
-            if instruction.op_count() == 1 {
-                instance!(operand(instruction, op, 0)?, setcc)
-            } else {
-                if !operand(instruction, op, 0)?.kind.eq(&REG) {
-                    return None;
-                }
-                instance!(operand(instruction, op, 1)?, cmov)
-            }
-        }
-    })
+        _ => return lower_conditional(instruction, op),
+    };
+    Some(Kind::Move(what, operand))
+}
+
+/// setcc and cmovcc.
+fn lower_conditional(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
+    op.aux = condition(instruction)?;
+    if instruction.flow_control() != FlowControl::Next {
+        return None;
+    }
+    if instruction.op_count() == 1 {
+        return Some(Kind::Move(Move::Setcc, operand(instruction, op, 0)?));
+    }
+    let to = operand(instruction, op, 0)?;
+    (to.place == Place::Register).then_some(())?;
+    Some(Kind::Move(Move::Cmovcc, operand(instruction, op, 1)?))
 }

@@ -4,6 +4,7 @@
 use super::int::*;
 use crate::cpu::Cpu;
 use crate::interrupt::vector;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step, Stop};
 use iced_x86::{Instruction, Mnemonic};
 
@@ -112,17 +113,41 @@ fn div<T: Int, const K: u8, const SIGNED: bool>(cpu: &mut Cpu, op: &Op) -> Step 
     next(cpu, op)
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    let rm = |number| operand(instruction, op, number);
-    Some(match instruction.mnemonic() {
-        Mnemonic::Mul => rare_instance!(rm(0)?, mul, false),
-        Mnemonic::Imul => match instruction.op_count() {
-            1 => rare_instance!(rm(0)?, mul, true),
-            2 => instance!(rm(1)?, imul_reg_rm),
-            _ => instance!(rm(1)?, imul_rm_imm),
-        },
-        Mnemonic::Div => rare_instance!(rm(0)?, div, false),
-        Mnemonic::Idiv => rare_instance!(rm(0)?, div, true),
+/// What the multiplications and divisions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Product {
+    Mul,
+    Imul,
+    /// `register = register * operand`.
+    ImulRegister,
+    /// `register = operand * immediate`.
+    ImulImmediate,
+    Div,
+    Idiv,
+}
+
+impl Product {
+    pub(crate) fn handler(self, operand: Operand) -> Handler {
+        match self {
+            Self::Mul => rare_instance!(operand, mul, false),
+            Self::Imul => rare_instance!(operand, mul, true),
+            Self::ImulRegister => instance!(operand, imul_reg_rm),
+            Self::ImulImmediate => instance!(operand, imul_rm_imm),
+            Self::Div => rare_instance!(operand, div, false),
+            Self::Idiv => rare_instance!(operand, div, true),
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
+    let (what, number) = match (instruction.mnemonic(), instruction.op_count()) {
+        (Mnemonic::Mul, _) => (Product::Mul, 0),
+        (Mnemonic::Imul, 1) => (Product::Imul, 0),
+        (Mnemonic::Imul, 2) => (Product::ImulRegister, 1),
+        (Mnemonic::Imul, _) => (Product::ImulImmediate, 1),
+        (Mnemonic::Div, _) => (Product::Div, 0),
+        (Mnemonic::Idiv, _) => (Product::Idiv, 0),
         _ => return None,
-    })
+    };
+    Some(Kind::Product(what, operand(instruction, op, number)?))
 }

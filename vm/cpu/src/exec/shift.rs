@@ -6,16 +6,29 @@
 use super::int::*;
 use crate::cpu::Cpu;
 use crate::flags::Flags;
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-const SHL: u8 = 0;
-const SHR: u8 = 1;
-const SAR: u8 = 2;
-const ROL: u8 = 3;
-const ROR: u8 = 4;
-const RCL: u8 = 5;
-const RCR: u8 = 6;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Turn {
+    Shl,
+    Shr,
+    Sar,
+    Rol,
+    Ror,
+    Rcl,
+    Rcr,
+}
+
+const SHL: u8 = Turn::Shl as u8;
+const SHR: u8 = Turn::Shr as u8;
+const SAR: u8 = Turn::Sar as u8;
+const ROL: u8 = Turn::Rol as u8;
+const ROR: u8 = Turn::Ror as u8;
+const RCL: u8 = Turn::Rcl as u8;
+const RCR: u8 = Turn::Rcr as u8;
 
 fn top<T: Int>(value: u64) -> bool {
     value & T::SIGN != 0
@@ -139,44 +152,60 @@ fn double<T: Int, const K: u8, const LEFT: bool>(cpu: &mut Cpu, op: &Op) -> Step
     next(cpu, op)
 }
 
-macro_rules! by_function {
-    ($f:expr, $operand:expr, $handler:ident) => {
-        match $f {
-            SHL => rare_instance!($operand, $handler, SHL),
-            SHR => rare_instance!($operand, $handler, SHR),
-            SAR => rare_instance!($operand, $handler, SAR),
-            ROL => rare_instance!($operand, $handler, ROL),
-            ROR => rare_instance!($operand, $handler, ROR),
-            RCL => rare_instance!($operand, $handler, RCL),
-            _ => rare_instance!($operand, $handler, RCR),
+macro_rules! by_turn {
+    ($turn:expr, $operand:expr, $handler:ident) => {
+        match $turn {
+            Turn::Shl => rare_instance!($operand, $handler, SHL),
+            Turn::Shr => rare_instance!($operand, $handler, SHR),
+            Turn::Sar => rare_instance!($operand, $handler, SAR),
+            Turn::Rol => rare_instance!($operand, $handler, ROL),
+            Turn::Ror => rare_instance!($operand, $handler, ROR),
+            Turn::Rcl => rare_instance!($operand, $handler, RCL),
+            Turn::Rcr => rare_instance!($operand, $handler, RCR),
         }
     };
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    let f = match instruction.mnemonic() {
-        Mnemonic::Shl | Mnemonic::Sal => SHL,
-        Mnemonic::Shr => SHR,
-        Mnemonic::Sar => SAR,
-        Mnemonic::Rol => ROL,
-        Mnemonic::Ror => ROR,
-        Mnemonic::Rcl => RCL,
-        Mnemonic::Rcr => RCR,
-        double_shift @ (Mnemonic::Shld | Mnemonic::Shrd) => {
+/// What the shifts and rotations do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shift {
+    /// By the immediate.
+    Immediate(Turn),
+    /// By CL.
+    Cl(Turn),
+    /// `aux`: the count is CL, as with the next one.
+    Shld,
+    Shrd,
+}
+
+impl Shift {
+    pub(crate) fn handler(self, operand: Operand) -> Handler {
+        match self {
+            Self::Immediate(turn) => by_turn!(turn, operand, by_imm),
+            Self::Cl(turn) => by_turn!(turn, operand, by_cl),
+            Self::Shld => rare_instance!(operand, double, true),
+            Self::Shrd => rare_instance!(operand, double, false),
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
+    let turn = match instruction.mnemonic() {
+        Mnemonic::Shl | Mnemonic::Sal => Turn::Shl,
+        Mnemonic::Shr => Turn::Shr,
+        Mnemonic::Sar => Turn::Sar,
+        Mnemonic::Rol => Turn::Rol,
+        Mnemonic::Ror => Turn::Ror,
+        Mnemonic::Rcl => Turn::Rcl,
+        Mnemonic::Rcr => Turn::Rcr,
+        double @ (Mnemonic::Shld | Mnemonic::Shrd) => {
             op.aux = u8::from(instruction.op_kind(2) == OpKind::Register);
-            let rm = operand(instruction, op, 0)?;
-            return Some(if double_shift == Mnemonic::Shld {
-                rare_instance!(rm, double, true)
-            } else {
-                rare_instance!(rm, double, false)
-            });
+            let what = if double == Mnemonic::Shld { Shift::Shld } else { Shift::Shrd };
+            return Some(Kind::Shift(what, operand(instruction, op, 0)?));
         }
         _ => return None,
     };
-    let rm = operand(instruction, op, 0)?;
-    Some(if instruction.op_kind(1) == OpKind::Register {
-        by_function!(f, rm, by_cl)
-    } else {
-        by_function!(f, rm, by_imm)
-    })
+    let by_cl = instruction.op_kind(1) == OpKind::Register;
+    let what = if by_cl { Shift::Cl(turn) } else { Shift::Immediate(turn) };
+    Some(Kind::Shift(what, operand(instruction, op, 0)?))
 }

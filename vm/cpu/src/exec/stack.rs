@@ -4,8 +4,9 @@ use super::int::*;
 use crate::block::is_long;
 use crate::cpu::Cpu;
 use crate::flags::{IF, IOPL, RF, VIF, VIP, VM};
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step, Stop};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 const RSP: usize = 4;
 const RBP: usize = 5;
@@ -150,54 +151,86 @@ fn enter<T: Int, const LONG: bool>(cpu: &mut Cpu, op: &Op) -> Step {
 
 /// The instance for an operand size and mode.
 macro_rules! sized {
-    ($bytes:expr, $long:expr, $f:ident) => {
-        match ($bytes, $long) {
-            (8, true) => $f::<u64, true> as Handler,
-            (2, true) => $f::<u16, true> as Handler,
-            (4, false) => $f::<u32, false> as Handler,
-            (2, false) => $f::<u16, false> as Handler,
+    ($width:expr, $long:expr, $f:ident) => {
+        match ($width, $long) {
+            (Width::Qword, true) => $f::<u64, true> as Handler,
+            (Width::Word, true) => $f::<u16, true> as Handler,
+            (Width::Dword, false) => $f::<u32, false> as Handler,
+            (Width::Word, false) => $f::<u16, false> as Handler,
             _ => return None,
         }
     };
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+/// What the stack instructions do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stack {
+    Push,
+    PushImmediate,
+    Pop,
+    Pushf,
+    Popf,
+    Pusha,
+    Popa,
+    Leave,
+    /// `imm`: the frame's bytes; `aux`: the nesting level.
+    Enter,
+}
+
+impl Stack {
+    pub(crate) fn handler(self, operand: Operand, long: bool) -> Option<Handler> {
+        let width = operand.width;
+        Some(match (self, long) {
+            (Self::Push, true) => instance!(operand, push_rm, true),
+            (Self::Push, false) => rare_instance!(operand, push_rm, false),
+            (Self::Pop, true) => instance!(operand, pop_rm, true),
+            (Self::Pop, false) => rare_instance!(operand, pop_rm, false),
+            (Self::PushImmediate, _) => sized!(width, long, push_imm),
+            (Self::Pushf, _) => sized!(width, long, pushf),
+            (Self::Popf, _) => sized!(width, long, popf),
+            (Self::Pusha, _) => sized!(width, long, pusha),
+            (Self::Popa, _) => sized!(width, long, popa),
+            (Self::Leave, _) => sized!(width, long, leave),
+            (Self::Enter, _) => sized!(width, long, enter),
+        })
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
     use Mnemonic::*;
     let long = is_long(instruction);
-    let bytes = instruction.stack_pointer_increment().unsigned_abs() as usize;
+    let moved = instruction.stack_pointer_increment().unsigned_abs() as usize;
+    let implied = |bytes| Some(Operand { place: Place::Register, width: Width::of(bytes)? });
     let mnemonic = instruction.mnemonic();
-    let handler = match mnemonic {
+    let (what, operand) = match mnemonic {
         Push if !matches!(instruction.op0_kind(), OpKind::Register | OpKind::Memory) => {
-            sized!(bytes, long, push_imm)
+            (Stack::PushImmediate, implied(moved)?)
         }
-        Push | Pop => {
-            let rm = operand(instruction, op, 0)?;
-            match (mnemonic == Push, long) {
-                (true, true) => instance!(rm, push_rm, true),
-                (true, false) => rare_instance!(rm, push_rm, false),
-                (false, true) => instance!(rm, pop_rm, true),
-                (false, false) => rare_instance!(rm, pop_rm, false),
-            }
+        Push => (Stack::Push, operand(instruction, op, 0)?),
+        Pop => (Stack::Pop, operand(instruction, op, 0)?),
+        Pushf | Pushfd | Pushfq => (Stack::Pushf, implied(moved)?),
+        Popf | Popfd | Popfq => (Stack::Popf, implied(moved)?),
+        Pusha | Pushad => (Stack::Pusha, implied(moved / 8)?),
+        Popa | Popad => (Stack::Popa, implied(moved / 8)?),
+        Leave => {
+            let bytes = match instruction.code() {
+                Code::Leaveq => 8,
+                Code::Leaved => 4,
+                _ if long => 2,
+                _ => return None,
+            };
+            (Stack::Leave, implied(bytes)?)
         }
-        Pushf | Pushfd | Pushfq => sized!(bytes, long, pushf),
-        Popf | Popfd | Popfq => sized!(bytes, long, popf),
-        Pusha | Pushad => sized!(bytes / 8, long, pusha),
-        Popa | Popad => sized!(bytes / 8, long, popa),
-        Leave => match (instruction.code(), long) {
-            (iced_x86::Code::Leaveq, true) => leave::<u64, true> as Handler,
-            (iced_x86::Code::Leavew, true) => leave::<u16, true> as Handler,
-            (iced_x86::Code::Leaved, false) => leave::<u32, false> as Handler,
-            _ => return None,
-        },
         Enter => {
             op.imm = u64::from(instruction.immediate16());
             op.aux = instruction.immediate8_2nd();
-            match (instruction.code(), long) {
-                (iced_x86::Code::Enterq_imm16_imm8, true) => enter::<u64, true> as Handler,
-                (iced_x86::Code::Enterw_imm16_imm8, true) => enter::<u16, true> as Handler,
-                (iced_x86::Code::Enterd_imm16_imm8, false) => enter::<u32, false> as Handler,
+            let bytes = match instruction.code() {
+                Code::Enterq_imm16_imm8 => 8,
+                Code::Enterd_imm16_imm8 => 4,
+                _ if long => 2,
                 _ => return None,
-            }
+            };
+            (Stack::Enter, implied(bytes)?)
         }
         _ => return None,
     };
@@ -205,5 +238,5 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         // A stack access without a memory operand: tells #SS from #GP.
         op.mem.base = if mnemonic == Leave { 5 } else { 4 };
     }
-    Some(handler)
+    Some(Kind::Stack { what, operand, long })
 }

@@ -3,6 +3,7 @@
 use super::int::next;
 use crate::cpu::Cpu;
 use crate::flags::{AF, CF, OF, PF, SF, STATUS, ZF};
+use crate::kind::Kind;
 use crate::op::{Handler, Op, Step};
 use iced_x86::{Instruction, Mnemonic};
 
@@ -56,22 +57,52 @@ fn clflush(cpu: &mut Cpu, op: &Op) -> Step {
     next(cpu, op)
 }
 
-pub(crate) fn lower(instruction: &Instruction) -> Option<Handler> {
+/// What the instructions on flags do, and those that do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Clc,
+    Stc,
+    Cmc,
+    Cld,
+    Std,
+    Lahf,
+    Sahf,
+    Nop,
+    Clflush,
+}
+
+impl Status {
+    pub(crate) fn handler(self) -> Handler {
+        match self {
+            Self::Clc => clc,
+            Self::Stc => stc,
+            Self::Cmc => cmc,
+            Self::Cld => cld,
+            Self::Std => std,
+            Self::Lahf => lahf,
+            Self::Sahf => sahf,
+            Self::Nop => nop,
+            Self::Clflush => clflush,
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, _: &mut Op) -> Option<Kind> {
     use Mnemonic::*;
-    Some(match instruction.mnemonic() {
-        Clc => clc,
-        Stc => stc,
-        Cmc => cmc,
-        Cld => cld,
-        Std => std,
-        Lahf => lahf,
-        Sahf => sahf,
+    Some(Kind::Status(match instruction.mnemonic() {
+        Clc => Status::Clc,
+        Stc => Status::Stc,
+        Cmc => Status::Cmc,
+        Cld => Status::Cld,
+        Std => Status::Std,
+        Lahf => Status::Lahf,
+        Sahf => Status::Sahf,
         // Of the control-flow enforcement and hint encodings, those that are no-ops where the feature is not on.
         Nop | Reservednop | Endbr64 | Endbr32 | Rdsspd | Rdsspq | Pause | Prefetchw | Prefetchnta
         | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetch | Prefetchwt1 | Prefetchit0 | Prefetchit1
-        | Bndmov | Bndldx | Bndstx | Bndcl | Bndcu | Bndcn | Bndmk | Cldemote => nop,
-        Lfence | Mfence | Sfence => nop,
-        Clflush => clflush,
+        | Bndmov | Bndldx | Bndstx | Bndcl | Bndcu | Bndcn | Bndmk | Cldemote => Status::Nop,
+        Lfence | Mfence | Sfence => Status::Nop,
+        Clflush => Status::Clflush,
         _ => return None,
-    })
+    }))
 }

@@ -3,11 +3,15 @@
 //! A repeated instruction works in chunks: what is left of the count, or up to the end of the page that an operand is
 //! on, whichever is less. Each chunk counts as one instruction and leaves registers as between two iterations, so that
 //! interrupts, limits and faults find an exact state. How large a chunk is depends on registers alone.
+//!
+//! With addresses of 32 bits, an element that is done clears the upper halves of the registers that it moves. A count
+//! of zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's differ.
 
 use super::int::*;
 use crate::block::{is_long, segment_of};
 use crate::cpu::Cpu;
 use crate::flags::{DF, TF};
+use crate::kind::Kind;
 use crate::op::{Handler, NONE, Op, Step, Stop};
 use crate::tlb::{PAGE, PAGE_MASK};
 use crate::walk::Access;
@@ -23,8 +27,9 @@ const ONCE: u8 = 0;
 const WHILE_EQUAL: u8 = 1;
 const WHILE_UNEQUAL: u8 = 2;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+/// What is done with each element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
     Movs,
     Stos,
     Lods,
@@ -32,11 +37,11 @@ enum Kind {
     Scas,
 }
 
-const MOVS: u8 = Kind::Movs as u8;
-const STOS: u8 = Kind::Stos as u8;
-const LODS: u8 = Kind::Lods as u8;
-const CMPS: u8 = Kind::Cmps as u8;
-const SCAS: u8 = Kind::Scas as u8;
+const MOVS: u8 = Element::Movs as u8;
+const STOS: u8 = Element::Stos as u8;
+const LODS: u8 = Element::Lods as u8;
+const CMPS: u8 = Element::Cmps as u8;
+const SCAS: u8 = Element::Scas as u8;
 
 const fn reads_source(f: u8) -> bool {
     f == MOVS || f == LODS || f == CMPS
@@ -46,13 +51,13 @@ const fn uses_destination(f: u8) -> bool {
     f != LODS
 }
 
-/// A register as an address or count: cut to the address size (`op.mem.mask`).
+/// A register as an address or count: cut to the address size (`op.mem`).
 fn get(cpu: &Cpu, op: &Op, register: usize) -> u64 {
-    cpu.regs[register] & op.mem.mask
+    cpu.regs[register] & op.mem.mask()
 }
 
 fn set(cpu: &mut Cpu, op: &Op, register: usize, value: u64) {
-    cpu.regs[register] = value & op.mem.mask;
+    cpu.regs[register] = value & op.mem.mask();
 }
 
 fn source(cpu: &Cpu, op: &Op) -> u64 {
@@ -156,7 +161,9 @@ fn repeated<T: Int, const F: u8>(cpu: &mut Cpu, op: &Op) -> Step {
             match element::<T, F>(cpu, op) {
                 Ok(on) => more = on,
                 Err(stop) => {
-                    set(cpu, op, RCX, left);
+                    if left != count {
+                        set(cpu, op, RCX, left);
+                    }
                     return Err(stop);
                 }
             }
@@ -224,40 +231,51 @@ fn fill<T: Int>(cpu: &mut Cpu, to: u64, count: u64) -> Result<bool, Stop> {
 }
 
 macro_rules! handlers {
-    ($bytes:expr, $repeated:expr, $f:expr) => {
-        match ($bytes, $repeated) {
-            (1, false) => once::<u8, { $f }> as Handler,
-            (2, false) => once::<u16, { $f }> as Handler,
-            (4, false) => once::<u32, { $f }> as Handler,
-            (8, false) => once::<u64, { $f }> as Handler,
-            (1, true) => repeated::<u8, { $f }> as Handler,
-            (2, true) => repeated::<u16, { $f }> as Handler,
-            (4, true) => repeated::<u32, { $f }> as Handler,
-            (8, true) => repeated::<u64, { $f }> as Handler,
-            _ => return None,
+    ($width:expr, $repeated:expr, $f:expr) => {
+        match ($width, $repeated) {
+            (Width::Byte, false) => once::<u8, { $f }> as Handler,
+            (Width::Word, false) => once::<u16, { $f }> as Handler,
+            (Width::Dword, false) => once::<u32, { $f }> as Handler,
+            (Width::Qword, false) => once::<u64, { $f }> as Handler,
+            (Width::Byte, true) => repeated::<u8, { $f }> as Handler,
+            (Width::Word, true) => repeated::<u16, { $f }> as Handler,
+            (Width::Dword, true) => repeated::<u32, { $f }> as Handler,
+            (Width::Qword, true) => repeated::<u64, { $f }> as Handler,
         }
     };
 }
 
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+impl Element {
+    pub(crate) fn handler(self, width: Width, repeated: bool) -> Handler {
+        match self {
+            Self::Movs => handlers!(width, repeated, MOVS),
+            Self::Stos => handlers!(width, repeated, STOS),
+            Self::Lods => handlers!(width, repeated, LODS),
+            Self::Cmps => handlers!(width, repeated, CMPS),
+            Self::Scas => handlers!(width, repeated, SCAS),
+        }
+    }
+}
+
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
     use Mnemonic::*;
     if !instruction.is_string_instruction() {
         return None;
     }
-    let kind = match instruction.mnemonic() {
-        Movsb | Movsw | Movsd | Movsq => Kind::Movs,
-        Stosb | Stosw | Stosd | Stosq => Kind::Stos,
-        Lodsb | Lodsw | Lodsd | Lodsq => Kind::Lods,
-        Cmpsb | Cmpsw | Cmpsd | Cmpsq => Kind::Cmps,
-        Scasb | Scasw | Scasd | Scasq => Kind::Scas,
+    let what = match instruction.mnemonic() {
+        Movsb | Movsw | Movsd | Movsq => Element::Movs,
+        Stosb | Stosw | Stosd | Stosq => Element::Stos,
+        Lodsb | Lodsw | Lodsd | Lodsq => Element::Lods,
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => Element::Cmps,
+        Scasb | Scasw | Scasd | Scasq => Element::Scas,
         _ => return None,
     };
     let kinds = [instruction.op0_kind(), instruction.op1_kind()];
     let uses = |wanted: &[OpKind]| kinds.iter().any(|kind| wanted.contains(kind));
-    op.mem.mask = if uses(&[OpKind::MemorySegRSI, OpKind::MemoryESRDI]) {
-        u64::MAX
+    op.mem.cut = if uses(&[OpKind::MemorySegRSI, OpKind::MemoryESRDI]) {
+        0
     } else if uses(&[OpKind::MemorySegESI, OpKind::MemoryESEDI]) {
-        0xffff_ffff
+        32
     } else {
         return None;
     };
@@ -272,14 +290,7 @@ pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     } else {
         ONCE
     };
-    let repeats = op.aux != ONCE;
-    let bytes = instruction.memory_size().size();
-    debug_assert!(is_long(instruction) || op.mem.mask != u64::MAX);
-    Some(match kind {
-        Kind::Movs => handlers!(bytes, repeats, MOVS),
-        Kind::Stos => handlers!(bytes, repeats, STOS),
-        Kind::Lods => handlers!(bytes, repeats, LODS),
-        Kind::Cmps => handlers!(bytes, repeats, CMPS),
-        Kind::Scas => handlers!(bytes, repeats, SCAS),
-    })
+    debug_assert!(is_long(instruction) || op.mem.cut != 0);
+    let width = Width::of(instruction.memory_size().size())?;
+    Some(Kind::String { what, width, repeated: op.aux != ONCE })
 }

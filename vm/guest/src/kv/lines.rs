@@ -21,7 +21,8 @@ pub enum Line {
 }
 
 impl Lines {
-    /// Takes bytes off the front of `input` up to the next line end. `None`: all of it is taken and no line is complete.
+    /// Takes bytes off the front of `input` up to the next line end. `None`: all of it is taken and no line is
+    /// complete.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Line> {
         let end = input.iter().position(|&byte| byte == b'\n');
         let (part, rest) = match end {

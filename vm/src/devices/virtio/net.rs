@@ -192,8 +192,8 @@ pub(crate) enum Port {
 impl NetPort {
     /// Gives the guest one Ethernet frame (no FCS). Never blocks for long; touches nothing while the machine is paused.
     ///
-    /// On a deterministic engine `Yes` says that the frame waits for the guest's driver, and is lost if there is none by
-    /// then.
+    /// On a deterministic engine `Yes` says that the frame waits for the guest's driver, and is lost if there is none
+    /// by then.
     pub fn deliver(&self, frame: &[u8]) -> Delivered {
         let (card, quiesced) = match &self.0 {
             Port::Card { card, quiesced } => (card, quiesced),
@@ -243,9 +243,9 @@ impl NetPort {
         }
     }
 
-    /// Offers the frames again that the sink had no room for. It calls [`FrameSink::transmit`], so not to be called from
-    /// within that, nor with a lock held that the sink takes (on a deterministic engine it only has the engine's thread do
-    /// so, soon). While the machine is paused this does nothing: resuming offers them again.
+    /// Offers the frames again that the sink had no room for. It calls [`FrameSink::transmit`], so not to be called
+    /// from within that, nor with a lock held that the sink takes (on a deterministic engine it only has the engine's
+    /// thread do so, soon). While the machine is paused this does nothing: resuming offers them again.
     pub fn resume_transmit(&self) {
         match &self.0 {
             Port::Inbox(inbox) => inbox.ring(),

@@ -1,14 +1,14 @@
 //! Which pages were written: KVM's dirty log for what the guest wrote, joined with the VMM's own bitmap for what the
 //! devices wrote.
 //!
-//! With manual protection (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) reading the log leaves it as it is, and KVM_CLEAR_DIRTY_LOG
-//! clears and write-protects just the ranges that are named: work and time under KVM's lock go with the dirty pages, not
-//! with the guest's size. KVM_DIRTY_LOG_INITIALLY_SET is used where there is any: without it, switching the log on
-//! write-protects (and splits) the whole guest at once while it runs; with it that happens piece by piece, at the first
-//! clearing, which is [`DirtyLog::start`].
+//! With manual protection (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) reading the log leaves it as it is, and
+//! KVM_CLEAR_DIRTY_LOG clears and write-protects just the ranges that are named: work and time under KVM's lock go with
+//! the dirty pages, not with the guest's size. KVM_DIRTY_LOG_INITIALLY_SET is used where there is any: without it,
+//! switching the log on write-protects (and splits) the whole guest at once while it runs; with it that happens piece
+//! by piece, at the first clearing, which is [`DirtyLog::start`].
 //!
-//! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content is
-//! copied after the clearing.
+//! A page that is dirtied between reading and clearing loses nothing: it is reported by this harvest, and its content
+//! is copied after the clearing.
 
 use super::error::KvmError;
 use super::host::Host;

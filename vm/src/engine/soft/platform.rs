@@ -1,5 +1,5 @@
-//! The machine's [`Bus`]: chips, then devices. Devices raise and lower their lines while they are accessed; the changes are
-//! put to the chips right after the access, in order.
+//! The machine's [`Bus`]: chips, then devices. Devices raise and lower their lines while they are accessed; the changes
+//! are put to the chips right after the access, in order.
 
 use crate::devices::inbox::{Bell, Inbox};
 use crate::devices::{DeviceEvent, Devices, IrqChip};
@@ -61,8 +61,8 @@ impl Platform {
     pub(super) fn settle(&mut self) {
         let Self { chips, reach } = self;
         reach.lines.settle(chips);
-        // A device wrote memory, of which there may be decoded code; or it may take now what waits for it. Either is for
-        // the vCPU's thread to see to before the guest goes on.
+        // A device wrote memory, of which there may be decoded code; or it may take now what waits for it. Either is
+        // for the vCPU's thread to see to before the guest goes on.
         if !reach.ram.journal_is_empty() || reach.inbox.is_waiting() {
             reach.bell.ring_self();
         }

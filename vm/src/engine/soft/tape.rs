@@ -1,5 +1,5 @@
-//! Random bytes for devices: from the host, noted down where the machine is recorded, and taken from the log where it is
-//! replayed. They are read in the middle of an instruction, while the log is elsewhere, so they pass through here.
+//! Random bytes for devices: from the host, noted down where the machine is recorded, and taken from the log where it
+//! is replayed. They are read in the middle of an instruction, while the log is elsewhere, so they pass through here.
 
 use crate::devices::Random;
 use crate::devices::inbox::Bell;

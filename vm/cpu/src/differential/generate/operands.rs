@@ -82,7 +82,14 @@ impl Operands {
                 true => i.set_has_repne_prefix(true),
                 false => i.set_has_rep_prefix(true),
             }
-            if self.known[1].is_none_or(|count| count >= 0x40) {
+            let is_short = (0..i.op_count())
+                .any(|at| matches!(i.op_kind(at), OpKind::MemorySegESI | OpKind::MemoryESEDI));
+            if is_short && rng.random_bool(0.5) {
+                // Only ECX counts.
+                let count = (rng.random_range(0..4u64) * rng.random_range(0..12u64))
+                    | (1 << rng.random_range(32..64));
+                step.push(Instruction::with2(Code::Mov_r64_imm64, Register::RCX, count).expect("mov"));
+            } else if self.known[1].is_none_or(|count| count >= 0x40) {
                 let count = rng.random_range(0..0x30);
                 step.push(Instruction::with2(Code::Mov_r32_imm32, Register::ECX, count).expect("mov"));
             }
@@ -199,42 +206,6 @@ impl Operands {
             Kind::rax => reg(Register::RAX),
             Kind::st0 => reg(Register::ST0),
             Kind::sti_opcode => reg(register(Register::ST0, rng.random_range(0..8))),
-            Kind::imm8 => {
-                i.set_op_kind(at, OpKind::Immediate8);
-                i.set_immediate8(values::integer(rng) as u8);
-            }
-            Kind::imm8_const_1 => {
-                i.set_op_kind(at, OpKind::Immediate8);
-                i.set_immediate8(1);
-            }
-            Kind::imm8sex16 => {
-                i.set_op_kind(at, OpKind::Immediate8to16);
-                i.set_immediate8to16(i16::from(values::integer(rng) as i8));
-            }
-            Kind::imm8sex32 => {
-                i.set_op_kind(at, OpKind::Immediate8to32);
-                i.set_immediate8to32(i32::from(values::integer(rng) as i8));
-            }
-            Kind::imm8sex64 => {
-                i.set_op_kind(at, OpKind::Immediate8to64);
-                i.set_immediate8to64(i64::from(values::integer(rng) as i8));
-            }
-            Kind::imm16 => {
-                i.set_op_kind(at, OpKind::Immediate16);
-                i.set_immediate16(values::integer(rng) as u16);
-            }
-            Kind::imm32 => {
-                i.set_op_kind(at, OpKind::Immediate32);
-                i.set_immediate32(values::integer(rng) as u32);
-            }
-            Kind::imm32sex64 => {
-                i.set_op_kind(at, OpKind::Immediate32to64);
-                i.set_immediate32to64(i64::from(values::integer(rng) as i32));
-            }
-            Kind::imm64 => {
-                i.set_op_kind(at, OpKind::Immediate64);
-                i.set_immediate64(values::integer(rng));
-            }
             Kind::mem => self.memory(rng, i, at),
             Kind::mem_offs => {
                 i.set_op_kind(at, OpKind::Memory);
@@ -253,7 +224,7 @@ impl Operands {
                 i.set_op_kind(at, OpKind::NearBranch64);
                 i.set_near_branch64(label);
             }
-            other => unreachable!("{other:?} in {:?}: no offered form has it", i.code()),
+            other => immediate(rng, i, at, other),
         }
         // Enter's second immediate.
         if at == 1 && i.op_kind(0) == OpKind::Immediate16 && kind == Kind::imm8 {
@@ -374,4 +345,47 @@ fn wide(i: &mut Instruction, displacement: i64, short: bool) {
 /// Mostly the first.
 fn short(rng: &mut StdRng, long: OpKind, short: OpKind) -> OpKind {
     if rng.random_bool(0.9) { long } else { short }
+}
+
+/// An operand that is in the instruction.
+fn immediate(rng: &mut StdRng, i: &mut Instruction, at: u32, kind: Kind) {
+    match kind {
+        Kind::imm8 => {
+            i.set_op_kind(at, OpKind::Immediate8);
+            i.set_immediate8(values::integer(rng) as u8);
+        }
+        Kind::imm8_const_1 => {
+            i.set_op_kind(at, OpKind::Immediate8);
+            i.set_immediate8(1);
+        }
+        Kind::imm8sex16 => {
+            i.set_op_kind(at, OpKind::Immediate8to16);
+            i.set_immediate8to16(i16::from(values::integer(rng) as i8));
+        }
+        Kind::imm8sex32 => {
+            i.set_op_kind(at, OpKind::Immediate8to32);
+            i.set_immediate8to32(i32::from(values::integer(rng) as i8));
+        }
+        Kind::imm8sex64 => {
+            i.set_op_kind(at, OpKind::Immediate8to64);
+            i.set_immediate8to64(i64::from(values::integer(rng) as i8));
+        }
+        Kind::imm16 => {
+            i.set_op_kind(at, OpKind::Immediate16);
+            i.set_immediate16(values::integer(rng) as u16);
+        }
+        Kind::imm32 => {
+            i.set_op_kind(at, OpKind::Immediate32);
+            i.set_immediate32(values::integer(rng) as u32);
+        }
+        Kind::imm32sex64 => {
+            i.set_op_kind(at, OpKind::Immediate32to64);
+            i.set_immediate32to64(i64::from(values::integer(rng) as i32));
+        }
+        Kind::imm64 => {
+            i.set_op_kind(at, OpKind::Immediate64);
+            i.set_immediate64(values::integer(rng));
+        }
+        other => unreachable!("{other:?} in {:?}: no offered form has it", i.code()),
+    }
 }

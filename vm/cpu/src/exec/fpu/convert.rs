@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::float::{RUST_MXCSR, execute, float, under};
 use super::shape::{self, bits, lanes};
@@ -81,7 +81,7 @@ to_integer!(cvttsd2si64, "cvttsd2si {r:r}, {b}");
 
 /// The handlers of a conversion from a general register or an integer in memory.
 macro_rules! integer_source {
-    ($instruction:expr, $load:ident, $integer:ty, $f:ident) => {{
+    ($in_memory:expr, $load:ident, $integer:ty, $f:ident) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let b = shape::gpr(cpu, op.src) as $integer;
@@ -98,13 +98,13 @@ macro_rules! integer_source {
             shape::set_xmm(cpu, op.dst, bits(result));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
 /// The handlers of a conversion into a general register.
 macro_rules! integer_result {
-    ($instruction:expr, $load:ident, $f:ident) => {{
+    ($in_memory:expr, $load:ident, $f:ident) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let b = lanes(shape::xmm(cpu, op.src));
@@ -119,14 +119,14 @@ macro_rules! integer_result {
             shape::set_gpr(cpu, op.dst, result);
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
 /// The handlers of a conversion of two integers in an MMX register or in memory. A source in memory
 /// leaves the x87 alone.
 macro_rules! from_mmx {
-    ($instruction:expr, $f:expr) => {{
+    ($in_memory:expr, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             mmx_ready(cpu)?;
             let (a, b) = (lanes(shape::xmm(cpu, op.dst)), lanes(shape::mm(cpu, op.src).into()));
@@ -143,13 +143,13 @@ macro_rules! from_mmx {
             shape::set_xmm(cpu, op.dst, bits(result));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
 /// The handlers of a conversion into two integers in an MMX register.
 macro_rules! into_mmx {
-    ($instruction:expr, $load:ident, $f:expr) => {{
+    ($in_memory:expr, $load:ident, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             mmx_ready(cpu)?;
             let b = lanes(shape::xmm(cpu, op.src));
@@ -166,7 +166,7 @@ macro_rules! into_mmx {
             shape::set_mm(cpu, op.dst, bits(result) as u64);
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
@@ -200,47 +200,46 @@ fn cvtsi2sd_memory(cpu: &mut Cpu, op: &Op) -> Step {
     exact_double(cpu, op, value)
 }
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    let memory = shape::has_memory(instruction);
-    Some(match instruction.code() {
-        Cvtps2pd_xmm_xmmm64 => float!(instruction, m64, cvtps2pd),
-        Cvtpd2ps_xmm_xmmm128 => float!(instruction, m128, cvtpd2ps),
-        Cvtss2sd_xmm_xmmm32 => float!(instruction, m32, cvtss2sd),
-        Cvtsd2ss_xmm_xmmm64 => float!(instruction, m64, cvtsd2ss),
-        Cvtdq2ps_xmm_xmmm128 => float!(instruction, m128, cvtdq2ps),
-        Cvtdq2pd_xmm_xmmm64 => float!(instruction, m64, cvtdq2pd),
-        Cvtps2dq_xmm_xmmm128 => float!(instruction, m128, cvtps2dq),
-        Cvttps2dq_xmm_xmmm128 => float!(instruction, m128, cvttps2dq),
-        Cvtpd2dq_xmm_xmmm128 => float!(instruction, m128, cvtpd2dq),
-        Cvttpd2dq_xmm_xmmm128 => float!(instruction, m128, cvttpd2dq),
+    Some(match code {
+        Cvtps2pd_xmm_xmmm64 => float!(in_memory, m64, cvtps2pd),
+        Cvtpd2ps_xmm_xmmm128 => float!(in_memory, m128, cvtpd2ps),
+        Cvtss2sd_xmm_xmmm32 => float!(in_memory, m32, cvtss2sd),
+        Cvtsd2ss_xmm_xmmm64 => float!(in_memory, m64, cvtsd2ss),
+        Cvtdq2ps_xmm_xmmm128 => float!(in_memory, m128, cvtdq2ps),
+        Cvtdq2pd_xmm_xmmm64 => float!(in_memory, m64, cvtdq2pd),
+        Cvtps2dq_xmm_xmmm128 => float!(in_memory, m128, cvtps2dq),
+        Cvttps2dq_xmm_xmmm128 => float!(in_memory, m128, cvttps2dq),
+        Cvtpd2dq_xmm_xmmm128 => float!(in_memory, m128, cvtpd2dq),
+        Cvttpd2dq_xmm_xmmm128 => float!(in_memory, m128, cvttpd2dq),
 
-        Cvtsi2sd_xmm_rm32 if memory => cvtsi2sd_memory,
+        Cvtsi2sd_xmm_rm32 if in_memory => cvtsi2sd_memory,
         Cvtsi2sd_xmm_rm32 => cvtsi2sd_register,
-        Cvtsi2sd_xmm_rm64 => integer_source!(instruction, m64, u64, cvtsi2sd64),
-        Cvtsi2ss_xmm_rm32 => integer_source!(instruction, m32, u32, cvtsi2ss32),
-        Cvtsi2ss_xmm_rm64 => integer_source!(instruction, m64, u64, cvtsi2ss64),
+        Cvtsi2sd_xmm_rm64 => integer_source!(in_memory, m64, u64, cvtsi2sd64),
+        Cvtsi2ss_xmm_rm32 => integer_source!(in_memory, m32, u32, cvtsi2ss32),
+        Cvtsi2ss_xmm_rm64 => integer_source!(in_memory, m64, u64, cvtsi2ss64),
 
-        Cvtss2si_r32_xmmm32 => integer_result!(instruction, m32, cvtss2si32),
-        Cvtss2si_r64_xmmm32 => integer_result!(instruction, m32, cvtss2si64),
-        Cvtsd2si_r32_xmmm64 => integer_result!(instruction, m64, cvtsd2si32),
-        Cvtsd2si_r64_xmmm64 => integer_result!(instruction, m64, cvtsd2si64),
-        Cvttss2si_r32_xmmm32 => integer_result!(instruction, m32, cvttss2si32),
-        Cvttss2si_r64_xmmm32 => integer_result!(instruction, m32, cvttss2si64),
-        Cvttsd2si_r32_xmmm64 => integer_result!(instruction, m64, cvttsd2si32),
-        Cvttsd2si_r64_xmmm64 => integer_result!(instruction, m64, cvttsd2si64),
+        Cvtss2si_r32_xmmm32 => integer_result!(in_memory, m32, cvtss2si32),
+        Cvtss2si_r64_xmmm32 => integer_result!(in_memory, m32, cvtss2si64),
+        Cvtsd2si_r32_xmmm64 => integer_result!(in_memory, m64, cvtsd2si32),
+        Cvtsd2si_r64_xmmm64 => integer_result!(in_memory, m64, cvtsd2si64),
+        Cvttss2si_r32_xmmm32 => integer_result!(in_memory, m32, cvttss2si32),
+        Cvttss2si_r64_xmmm32 => integer_result!(in_memory, m32, cvttss2si64),
+        Cvttsd2si_r32_xmmm64 => integer_result!(in_memory, m64, cvttsd2si32),
+        Cvttsd2si_r64_xmmm64 => integer_result!(in_memory, m64, cvttsd2si64),
 
         // To and from MMX registers.
-        Cvtpi2ps_xmm_mmm64 => from_mmx!(instruction, |a: __m128i, b: __m128i, mxcsr: &mut u32| {
+        Cvtpi2ps_xmm_mmm64 => from_mmx!(in_memory, |a: __m128i, b: __m128i, mxcsr: &mut u32| {
             // The high half stays.
             let converted = bits(cvtdq2ps(a, b, mxcsr));
             lanes(bits(a) >> 64 << 64 | u128::from(converted as u64))
         }),
-        Cvtpi2pd_xmm_mmm64 => from_mmx!(instruction, cvtdq2pd),
-        Cvtps2pi_mm_xmmm64 => into_mmx!(instruction, m64, |b, mxcsr: &mut u32| cvtps2dq(b, low(b), mxcsr)),
-        Cvttps2pi_mm_xmmm64 => into_mmx!(instruction, m64, |b, mxcsr: &mut u32| cvttps2dq(b, low(b), mxcsr)),
-        Cvtpd2pi_mm_xmmm128 => into_mmx!(instruction, m128, |b, mxcsr: &mut u32| cvtpd2dq(b, b, mxcsr)),
-        Cvttpd2pi_mm_xmmm128 => into_mmx!(instruction, m128, |b, mxcsr: &mut u32| cvttpd2dq(b, b, mxcsr)),
+        Cvtpi2pd_xmm_mmm64 => from_mmx!(in_memory, cvtdq2pd),
+        Cvtps2pi_mm_xmmm64 => into_mmx!(in_memory, m64, |b, mxcsr: &mut u32| cvtps2dq(b, low(b), mxcsr)),
+        Cvttps2pi_mm_xmmm64 => into_mmx!(in_memory, m64, |b, mxcsr: &mut u32| cvttps2dq(b, low(b), mxcsr)),
+        Cvtpd2pi_mm_xmmm128 => into_mmx!(in_memory, m128, |b, mxcsr: &mut u32| cvtpd2dq(b, b, mxcsr)),
+        Cvttpd2pi_mm_xmmm128 => into_mmx!(in_memory, m128, |b, mxcsr: &mut u32| cvttpd2dq(b, b, mxcsr)),
         _ => return None,
     })
 }

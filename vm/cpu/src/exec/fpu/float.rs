@@ -9,7 +9,7 @@
 use core::arch::asm;
 use core::arch::x86_64::__m128i;
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::shape::{self, bits, lanes};
 use super::state::MXCSR_RESET;
@@ -115,7 +115,7 @@ fn simd_exception(cpu: &mut Cpu) -> Stop {
 
 /// `dst = f(dst, source)` under the guest's MXCSR.
 macro_rules! float {
-    ($instruction:expr, $load:ident, $f:expr) => {{
+    ($in_memory:expr, $load:ident, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let (a, b) = (lanes(shape::xmm(cpu, op.dst)), lanes(shape::xmm(cpu, op.src)));
@@ -131,14 +131,14 @@ macro_rules! float {
             shape::set_xmm(cpu, op.dst, bits(result));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 pub(super) use float;
 
 /// `dst = dst predicate source`, lane by lane.
 macro_rules! compare {
-    ($instruction:expr, $load:ident, $f:ident) => {{
+    ($in_memory:expr, $load:ident, $f:ident) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let (a, b) = (lanes(shape::xmm(cpu, op.dst)), lanes(shape::xmm(cpu, op.src)));
@@ -154,7 +154,7 @@ macro_rules! compare {
             shape::set_xmm(cpu, op.dst, bits(result));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
@@ -237,11 +237,10 @@ scalar!(sub32, m32, u32, f32, plain32, denormal32, -, subss);
 scalar!(mul32, m32, u32, f32, plain32, denormal32, *, mulss);
 scalar!(div32, m32, u32, f32, plain32, denormal32, /, divss);
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    let either =
-        |register: Handler, memory: Handler| if shape::has_memory(instruction) { memory } else { register };
-    Some(match instruction.code() {
+    let either = |register: Handler, memory: Handler| if in_memory { memory } else { register };
+    Some(match code {
         Addsd_xmm_xmmm64 => either(add64::register, add64::memory),
         Subsd_xmm_xmmm64 => either(sub64::register, sub64::memory),
         Mulsd_xmm_xmmm64 => either(mul64::register, mul64::memory),
@@ -250,34 +249,34 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
         Subss_xmm_xmmm32 => either(sub32::register, sub32::memory),
         Mulss_xmm_xmmm32 => either(mul32::register, mul32::memory),
         Divss_xmm_xmmm32 => either(div32::register, div32::memory),
-        Addps_xmm_xmmm128 => float!(instruction, m128, addps),
-        Addpd_xmm_xmmm128 => float!(instruction, m128, addpd),
-        Subps_xmm_xmmm128 => float!(instruction, m128, subps),
-        Subpd_xmm_xmmm128 => float!(instruction, m128, subpd),
-        Mulps_xmm_xmmm128 => float!(instruction, m128, mulps),
-        Mulpd_xmm_xmmm128 => float!(instruction, m128, mulpd),
-        Divps_xmm_xmmm128 => float!(instruction, m128, divps),
-        Divpd_xmm_xmmm128 => float!(instruction, m128, divpd),
-        Minps_xmm_xmmm128 => float!(instruction, m128, minps),
-        Minpd_xmm_xmmm128 => float!(instruction, m128, minpd),
-        Minss_xmm_xmmm32 => float!(instruction, m32, minss),
-        Minsd_xmm_xmmm64 => float!(instruction, m64, minsd),
-        Maxps_xmm_xmmm128 => float!(instruction, m128, maxps),
-        Maxpd_xmm_xmmm128 => float!(instruction, m128, maxpd),
-        Maxss_xmm_xmmm32 => float!(instruction, m32, maxss),
-        Maxsd_xmm_xmmm64 => float!(instruction, m64, maxsd),
-        Sqrtps_xmm_xmmm128 => float!(instruction, m128, sqrtps),
-        Sqrtpd_xmm_xmmm128 => float!(instruction, m128, sqrtpd),
-        Sqrtss_xmm_xmmm32 => float!(instruction, m32, sqrtss),
-        Sqrtsd_xmm_xmmm64 => float!(instruction, m64, sqrtsd),
-        Rcpps_xmm_xmmm128 => shape::sse!(instruction, m128, |_, b| each(b, reciprocal)),
-        Rsqrtps_xmm_xmmm128 => shape::sse!(instruction, m128, |_, b| each(b, reciprocal_root)),
-        Rcpss_xmm_xmmm32 => shape::sse!(instruction, m32, |a, b| first(a, b, reciprocal)),
-        Rsqrtss_xmm_xmmm32 => shape::sse!(instruction, m32, |a, b| first(a, b, reciprocal_root)),
-        Cmpps_xmm_xmmm128_imm8 => compare!(instruction, m128, ps),
-        Cmppd_xmm_xmmm128_imm8 => compare!(instruction, m128, pd),
-        Cmpss_xmm_xmmm32_imm8 => compare!(instruction, m32, ss),
-        Cmpsd_xmm_xmmm64_imm8 => compare!(instruction, m64, sd),
+        Addps_xmm_xmmm128 => float!(in_memory, m128, addps),
+        Addpd_xmm_xmmm128 => float!(in_memory, m128, addpd),
+        Subps_xmm_xmmm128 => float!(in_memory, m128, subps),
+        Subpd_xmm_xmmm128 => float!(in_memory, m128, subpd),
+        Mulps_xmm_xmmm128 => float!(in_memory, m128, mulps),
+        Mulpd_xmm_xmmm128 => float!(in_memory, m128, mulpd),
+        Divps_xmm_xmmm128 => float!(in_memory, m128, divps),
+        Divpd_xmm_xmmm128 => float!(in_memory, m128, divpd),
+        Minps_xmm_xmmm128 => float!(in_memory, m128, minps),
+        Minpd_xmm_xmmm128 => float!(in_memory, m128, minpd),
+        Minss_xmm_xmmm32 => float!(in_memory, m32, minss),
+        Minsd_xmm_xmmm64 => float!(in_memory, m64, minsd),
+        Maxps_xmm_xmmm128 => float!(in_memory, m128, maxps),
+        Maxpd_xmm_xmmm128 => float!(in_memory, m128, maxpd),
+        Maxss_xmm_xmmm32 => float!(in_memory, m32, maxss),
+        Maxsd_xmm_xmmm64 => float!(in_memory, m64, maxsd),
+        Sqrtps_xmm_xmmm128 => float!(in_memory, m128, sqrtps),
+        Sqrtpd_xmm_xmmm128 => float!(in_memory, m128, sqrtpd),
+        Sqrtss_xmm_xmmm32 => float!(in_memory, m32, sqrtss),
+        Sqrtsd_xmm_xmmm64 => float!(in_memory, m64, sqrtsd),
+        Rcpps_xmm_xmmm128 => shape::sse!(in_memory, m128, |_, b| each(b, reciprocal)),
+        Rsqrtps_xmm_xmmm128 => shape::sse!(in_memory, m128, |_, b| each(b, reciprocal_root)),
+        Rcpss_xmm_xmmm32 => shape::sse!(in_memory, m32, |a, b| first(a, b, reciprocal)),
+        Rsqrtss_xmm_xmmm32 => shape::sse!(in_memory, m32, |a, b| first(a, b, reciprocal_root)),
+        Cmpps_xmm_xmmm128_imm8 => compare!(in_memory, m128, ps),
+        Cmppd_xmm_xmmm128_imm8 => compare!(in_memory, m128, pd),
+        Cmpss_xmm_xmmm32_imm8 => compare!(in_memory, m32, ss),
+        Cmpsd_xmm_xmmm64_imm8 => compare!(in_memory, m64, sd),
         Ucomiss_xmm_xmmm32 => either(flags32::<false>, flags32_memory::<false>),
         Comiss_xmm_xmmm32 => either(flags32::<true>, flags32_memory::<true>),
         Ucomisd_xmm_xmmm64 => either(flags64::<false>, flags64_memory::<false>),

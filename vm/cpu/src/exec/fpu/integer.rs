@@ -3,7 +3,7 @@
 
 use core::arch::x86_64::*;
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::shape::{self, host, mmx, sse};
 use crate::cpu::Cpu;
@@ -11,12 +11,12 @@ use crate::op::{Handler, Op, Step};
 
 /// One instruction in its two widths, where what it does to the low half does not depend on the high half.
 macro_rules! packed {
-    ($instruction:expr; $($xmm:ident $mm:ident $f:expr;)*) => {
-        match $instruction.code() {
+    ($code:expr, $in_memory:expr; $($xmm:ident $mm:ident $f:expr;)*) => {
+        match $code {
             $(
-                Code::$xmm => Some(sse!($instruction, m128, |a, b| host!($f, a, b))),
+                Code::$xmm => Some(sse!($in_memory, m128, |a, b| host!($f, a, b))),
                 Code::$mm => {
-                    Some(mmx!($instruction, m64, |a: u128, b: u128, _| host!($f, a, b)))
+                    Some(mmx!($in_memory, m64, |a: u128, b: u128, _| host!($f, a, b)))
                 }
             )*
             _ => None,
@@ -24,34 +24,34 @@ macro_rules! packed {
     };
 }
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
-    logic(instruction)
-        .or_else(|| add(instruction))
-        .or_else(|| compare(instruction))
-        .or_else(|| multiply(instruction))
-        .or_else(|| shift(instruction))
-        .or_else(|| shift_by_immediate(instruction))
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
+    logic(code, in_memory)
+        .or_else(|| add(code, in_memory))
+        .or_else(|| compare(code, in_memory))
+        .or_else(|| multiply(code, in_memory))
+        .or_else(|| shift(code, in_memory))
+        .or_else(|| shift_by_immediate(code))
 }
 
-fn logic(instruction: &Instruction) -> Option<Handler> {
+fn logic(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    Some(match instruction.code() {
-        Pand_xmm_xmmm128 | Andps_xmm_xmmm128 | Andpd_xmm_xmmm128 => sse!(instruction, m128, |a, b| a & b),
+    Some(match code {
+        Pand_xmm_xmmm128 | Andps_xmm_xmmm128 | Andpd_xmm_xmmm128 => sse!(in_memory, m128, |a, b| a & b),
         Pandn_xmm_xmmm128 | Andnps_xmm_xmmm128 | Andnpd_xmm_xmmm128 => {
-            sse!(instruction, m128, |a: u128, b| !a & b)
+            sse!(in_memory, m128, |a: u128, b| !a & b)
         }
-        Por_xmm_xmmm128 | Orps_xmm_xmmm128 | Orpd_xmm_xmmm128 => sse!(instruction, m128, |a, b| a | b),
-        Pxor_xmm_xmmm128 | Xorps_xmm_xmmm128 | Xorpd_xmm_xmmm128 => sse!(instruction, m128, |a, b| a ^ b),
-        Pand_mm_mmm64 => mmx!(instruction, m64, |a: u128, b: u128, _| a & b),
-        Pandn_mm_mmm64 => mmx!(instruction, m64, |a: u128, b: u128, _| !a & b),
-        Por_mm_mmm64 => mmx!(instruction, m64, |a: u128, b: u128, _| a | b),
-        Pxor_mm_mmm64 => mmx!(instruction, m64, |a: u128, b: u128, _| a ^ b),
+        Por_xmm_xmmm128 | Orps_xmm_xmmm128 | Orpd_xmm_xmmm128 => sse!(in_memory, m128, |a, b| a | b),
+        Pxor_xmm_xmmm128 | Xorps_xmm_xmmm128 | Xorpd_xmm_xmmm128 => sse!(in_memory, m128, |a, b| a ^ b),
+        Pand_mm_mmm64 => mmx!(in_memory, m64, |a: u128, b: u128, _| a & b),
+        Pandn_mm_mmm64 => mmx!(in_memory, m64, |a: u128, b: u128, _| !a & b),
+        Por_mm_mmm64 => mmx!(in_memory, m64, |a: u128, b: u128, _| a | b),
+        Pxor_mm_mmm64 => mmx!(in_memory, m64, |a: u128, b: u128, _| a ^ b),
         _ => return None,
     })
 }
 
-fn add(instruction: &Instruction) -> Option<Handler> {
-    packed! { instruction;
+fn add(code: Code, in_memory: bool) -> Option<Handler> {
+    packed! { code, in_memory;
         Paddb_xmm_xmmm128 Paddb_mm_mmm64 _mm_add_epi8;
         Paddw_xmm_xmmm128 Paddw_mm_mmm64 _mm_add_epi16;
         Paddd_xmm_xmmm128 Paddd_mm_mmm64 _mm_add_epi32;
@@ -73,8 +73,8 @@ fn add(instruction: &Instruction) -> Option<Handler> {
     }
 }
 
-fn compare(instruction: &Instruction) -> Option<Handler> {
-    packed! { instruction;
+fn compare(code: Code, in_memory: bool) -> Option<Handler> {
+    packed! { code, in_memory;
         Pcmpeqb_xmm_xmmm128 Pcmpeqb_mm_mmm64 _mm_cmpeq_epi8;
         Pcmpeqw_xmm_xmmm128 Pcmpeqw_mm_mmm64 _mm_cmpeq_epi16;
         Pcmpeqd_xmm_xmmm128 Pcmpeqd_mm_mmm64 _mm_cmpeq_epi32;
@@ -88,8 +88,8 @@ fn compare(instruction: &Instruction) -> Option<Handler> {
     }
 }
 
-fn multiply(instruction: &Instruction) -> Option<Handler> {
-    packed! { instruction;
+fn multiply(code: Code, in_memory: bool) -> Option<Handler> {
+    packed! { code, in_memory;
         Pmullw_xmm_xmmm128 Pmullw_mm_mmm64 _mm_mullo_epi16;
         Pmulhw_xmm_xmmm128 Pmulhw_mm_mmm64 _mm_mulhi_epi16;
         Pmulhuw_xmm_xmmm128 Pmulhuw_mm_mmm64 _mm_mulhi_epu16;
@@ -99,9 +99,9 @@ fn multiply(instruction: &Instruction) -> Option<Handler> {
     }
 }
 
-fn shift(instruction: &Instruction) -> Option<Handler> {
+fn shift(code: Code, in_memory: bool) -> Option<Handler> {
     // The count is the low 64 bits of the source, whatever the width.
-    packed! { instruction;
+    packed! { code, in_memory;
         Psllw_xmm_xmmm128 Psllw_mm_mmm64 _mm_sll_epi16;
         Pslld_xmm_xmmm128 Pslld_mm_mmm64 _mm_sll_epi32;
         Psllq_xmm_xmmm128 Psllq_mm_mmm64 _mm_sll_epi64;
@@ -115,8 +115,8 @@ fn shift(instruction: &Instruction) -> Option<Handler> {
 
 /// `dst = f(dst, immediate)`.
 macro_rules! shift_immediate {
-    ($instruction:expr; $($xmm:ident $mm:ident $f:expr;)*) => {
-        match $instruction.code() {
+    ($code:expr; $($xmm:ident $mm:ident $f:expr;)*) => {
+        match $code {
             $(
                 Code::$xmm => {
                     fn run(cpu: &mut Cpu, op: &Op) -> Step {
@@ -161,8 +161,8 @@ macro_rules! shift_immediate {
     };
 }
 
-fn shift_by_immediate(instruction: &Instruction) -> Option<Handler> {
-    shift_immediate! { instruction;
+fn shift_by_immediate(code: Code) -> Option<Handler> {
+    shift_immediate! { code;
         Psllw_xmm_imm8 Psllw_mm_imm8 _mm_sll_epi16;
         Pslld_xmm_imm8 Pslld_mm_imm8 _mm_sll_epi32;
         Psllq_xmm_imm8 Psllq_mm_imm8 _mm_sll_epi64;

@@ -1,22 +1,21 @@
 //! MMX data movement and EMMS; its arithmetic is in `integer` and `shuffle` beside SSE2's. The registers are the
 //! significands of the x87's, so all that MMX does shows there.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::moves::store_masked;
 use super::shape::{self, mmx};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op, Step};
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    let memory = shape::has_memory(instruction);
-    Some(match instruction.code() {
-        Movq_mm_mmm64 => mmx!(instruction, m64, |_: u128, b: u128, _| b),
-        Movq_mmm64_mm | Movq_rm64_mm | Movntq_m64_mm if memory => store64,
-        Movq_mmm64_mm => mmx!(instruction, m64, |_: u128, b: u128, _| b),
-        Movd_mm_rm32 if memory => mmx!(instruction, m32, |_: u128, b: u128, _| b),
-        Movq_mm_rm64 if memory => mmx!(instruction, m64, |_: u128, b: u128, _| b),
+    Some(match code {
+        Movq_mm_mmm64 => mmx!(in_memory, m64, |_: u128, b: u128, _| b),
+        Movq_mmm64_mm | Movq_rm64_mm | Movntq_m64_mm if in_memory => store64,
+        Movq_mmm64_mm => mmx!(in_memory, m64, |_: u128, b: u128, _| b),
+        Movd_mm_rm32 if in_memory => mmx!(in_memory, m32, |_: u128, b: u128, _| b),
+        Movq_mm_rm64 if in_memory => mmx!(in_memory, m64, |_: u128, b: u128, _| b),
         Movd_mm_rm32 => |cpu: &mut Cpu, op: &Op| -> Step {
             shape::mmx_ready(cpu)?;
             shape::enter_mmx(cpu);
@@ -31,7 +30,7 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
             shape::set_mm(cpu, op.dst, value);
             Ok(())
         },
-        Movd_rm32_mm if memory => |cpu: &mut Cpu, op: &Op| -> Step {
+        Movd_rm32_mm if in_memory => |cpu: &mut Cpu, op: &Op| -> Step {
             shape::mmx_ready(cpu)?;
             let address = cpu.address(op);
             cpu.store::<u32>(address, shape::mm(cpu, op.src) as u32)?;

@@ -18,43 +18,51 @@ mod x87;
 
 pub use state::{Fpu, FpuStateError};
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use crate::block::segment_of;
+use crate::kind::Kind;
 use crate::op::{Handler, Mem, NONE, Op};
 
-/// The handler of a floating point or vector instruction, none if it is not one, or is of an
-/// extension that CPUID does not offer. `op` comes with its registers and memory operand.
-pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    let mut lowered = *op;
+/// Tells a floating point or vector instruction; none if it is not one, or is of an extension that CPUID does not
+/// offer. `op` comes with its registers and memory operand.
+pub(crate) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Kind> {
+    let code = instruction.code();
+    let kind = Kind::Float { code, in_memory: shape::has_memory(instruction) };
+    kind.handler()?;
     let operands = instruction.op_count();
-    if instruction.mnemonic() == Mnemonic::Maskmovq || instruction.mnemonic() == Mnemonic::Maskmovdqu {
+    if matches!(instruction.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu) {
         // At (R)DI, data and mask in registers.
-        lowered.mem = masked_move(instruction);
-        lowered.dst = instruction.op1_register().number() as u8;
-        lowered.src = instruction.op2_register().number() as u8;
+        op.mem = masked_move(instruction);
+        op.dst = instruction.op1_register().number() as u8;
+        op.src = instruction.op2_register().number() as u8;
     }
     if operands > 1 && instruction.op_kind(operands - 1) == OpKind::Immediate8 {
-        lowered.aux = instruction.immediate8();
+        op.aux = instruction.immediate8();
     }
-    let handler = moves::lower(instruction)
-        .or_else(|| integer::lower(instruction))
-        .or_else(|| shuffle::lower(instruction))
-        .or_else(|| float::lower(instruction))
-        .or_else(|| convert::lower(instruction))
-        .or_else(|| mmx::lower(instruction))
-        .or_else(|| x87::lower(instruction, &mut lowered))
-        .or_else(|| save::lower(instruction, &mut lowered))?;
-    *op = lowered;
-    Some(handler)
+    x87::operands(code, op);
+    save::operands(instruction, op);
+    Some(kind)
+}
+
+/// What executes it.
+pub(crate) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
+    moves::handler(code, in_memory)
+        .or_else(|| integer::handler(code, in_memory))
+        .or_else(|| shuffle::handler(code, in_memory))
+        .or_else(|| float::handler(code, in_memory))
+        .or_else(|| convert::handler(code, in_memory))
+        .or_else(|| mmx::handler(code, in_memory))
+        .or_else(|| x87::handler(code))
+        .or_else(|| save::handler(code))
 }
 
 /// The memory operand of MASKMOVDQU and MASKMOVQ: the data segment (or the one that a prefix names) and RDI.
 fn masked_move(instruction: &Instruction) -> Mem {
-    let mask = match instruction.op0_kind() {
-        OpKind::MemorySegRDI => u64::MAX,
-        OpKind::MemorySegEDI => 0xffff_ffff,
-        _ => 0xffff,
+    let cut = match instruction.op0_kind() {
+        OpKind::MemorySegRDI => 0,
+        OpKind::MemorySegEDI => 32,
+        _ => 48,
     };
     Mem {
         base: 7,
@@ -62,7 +70,7 @@ fn masked_move(instruction: &Instruction) -> Mem {
         scale: 0,
         seg: segment_of(instruction, instruction.memory_segment()),
         disp: 0,
-        mask,
+        cut,
     }
 }
 

@@ -1,6 +1,6 @@
 //! SSE and SSE2 data movement: whole registers, halves, scalars, to and from general registers, past the cache.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::shape::{self, sse};
 use crate::cpu::Cpu;
@@ -28,58 +28,57 @@ macro_rules! handler {
     }};
 }
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    let memory = shape::has_memory(instruction);
-    Some(match instruction.code() {
-        Movaps_xmm_xmmm128 | Movapd_xmm_xmmm128 | Movdqa_xmm_xmmm128 => sse!(instruction, m128, |_, b| b),
-        Movups_xmm_xmmm128 | Movupd_xmm_xmmm128 | Movdqu_xmm_xmmm128 => sse!(instruction, m128u, |_, b| b),
+    Some(match code {
+        Movaps_xmm_xmmm128 | Movapd_xmm_xmmm128 | Movdqa_xmm_xmmm128 => sse!(in_memory, m128, |_, b| b),
+        Movups_xmm_xmmm128 | Movupd_xmm_xmmm128 | Movdqu_xmm_xmmm128 => sse!(in_memory, m128u, |_, b| b),
         Movaps_xmmm128_xmm | Movapd_xmmm128_xmm | Movdqa_xmmm128_xmm | Movntps_m128_xmm
         | Movntpd_m128_xmm | Movntdq_m128_xmm
-            if memory =>
+            if in_memory =>
         {
             handler!(|cpu, op| {
                 let address = shape::aligned(cpu, op)?;
                 cpu.store::<u128>(address, shape::xmm(cpu, op.src))?;
             })
         }
-        Movups_xmmm128_xmm | Movupd_xmmm128_xmm | Movdqu_xmmm128_xmm if memory => handler!(|cpu, op| {
+        Movups_xmmm128_xmm | Movupd_xmmm128_xmm | Movdqu_xmmm128_xmm if in_memory => handler!(|cpu, op| {
             let address = cpu.address(op);
             cpu.store::<u128>(address, shape::xmm(cpu, op.src))?;
         }),
         Movaps_xmmm128_xmm | Movapd_xmmm128_xmm | Movdqa_xmmm128_xmm | Movups_xmmm128_xmm
-        | Movupd_xmmm128_xmm | Movdqu_xmmm128_xmm => sse!(instruction, m128u, |_, b| b),
+        | Movupd_xmmm128_xmm | Movdqu_xmmm128_xmm => sse!(in_memory, m128u, |_, b| b),
 
         // A scalar from memory clears the rest; from a register it leaves it.
-        Movss_xmm_xmmm32 if memory => sse!(instruction, m32, |_, b| b),
-        Movsd_xmm_xmmm64 if memory => sse!(instruction, m64, |_, b| b),
-        Movq_xmm_xmmm64 => sse!(instruction, m64, |_, b| b & LOW),
-        Movss_xmmm32_xmm if memory => handler!(|cpu, op| {
+        Movss_xmm_xmmm32 if in_memory => sse!(in_memory, m32, |_, b| b),
+        Movsd_xmm_xmmm64 if in_memory => sse!(in_memory, m64, |_, b| b),
+        Movq_xmm_xmmm64 => sse!(in_memory, m64, |_, b| b & LOW),
+        Movss_xmmm32_xmm if in_memory => handler!(|cpu, op| {
             let address = cpu.address(op);
             cpu.store::<u32>(address, shape::xmm(cpu, op.src) as u32)?;
         }),
-        Movsd_xmmm64_xmm | Movq_xmmm64_xmm | Movlps_m64_xmm | Movlpd_m64_xmm if memory => {
+        Movsd_xmmm64_xmm | Movq_xmmm64_xmm | Movlps_m64_xmm | Movlpd_m64_xmm if in_memory => {
             handler!(|cpu, op| {
                 let address = cpu.address(op);
                 cpu.store::<u64>(address, shape::xmm(cpu, op.src) as u64)?;
             })
         }
         Movss_xmm_xmmm32 | Movss_xmmm32_xmm => {
-            sse!(instruction, m32, |a: u128, b: u128| a & !u128::from(u32::MAX) | b & u128::from(u32::MAX))
+            sse!(in_memory, m32, |a: u128, b: u128| a & !u128::from(u32::MAX) | b & u128::from(u32::MAX))
         }
-        Movsd_xmm_xmmm64 | Movsd_xmmm64_xmm => sse!(instruction, m64, load_low),
-        Movq_xmmm64_xmm => sse!(instruction, m64, |_, b| b & LOW),
+        Movsd_xmm_xmmm64 | Movsd_xmmm64_xmm => sse!(in_memory, m64, load_low),
+        Movq_xmmm64_xmm => sse!(in_memory, m64, |_, b| b & LOW),
 
-        Movlps_xmm_m64 | Movlpd_xmm_m64 => sse!(instruction, m64, load_low),
-        Movhps_xmm_m64 | Movhpd_xmm_m64 | Movlhps_xmm_xmm => sse!(instruction, m64, load_high),
-        Movhlps_xmm_xmm => sse!(instruction, m64, |a: u128, b: u128| a & !LOW | b >> 64),
+        Movlps_xmm_m64 | Movlpd_xmm_m64 => sse!(in_memory, m64, load_low),
+        Movhps_xmm_m64 | Movhpd_xmm_m64 | Movlhps_xmm_xmm => sse!(in_memory, m64, load_high),
+        Movhlps_xmm_xmm => sse!(in_memory, m64, |a: u128, b: u128| a & !LOW | b >> 64),
         Movhps_m64_xmm | Movhpd_m64_xmm => handler!(|cpu, op| {
             let address = cpu.address(op);
             cpu.store::<u64>(address, (shape::xmm(cpu, op.src) >> 64) as u64)?;
         }),
 
-        Movd_xmm_rm32 if memory => sse!(instruction, m32, |_, b| b),
-        Movq_xmm_rm64 if memory => sse!(instruction, m64, |_, b| b),
+        Movd_xmm_rm32 if in_memory => sse!(in_memory, m32, |_, b| b),
+        Movq_xmm_rm64 if in_memory => sse!(in_memory, m64, |_, b| b),
         Movd_xmm_rm32 => handler!(|cpu, op| {
             let value = shape::gpr(cpu, op.src) as u32;
             shape::set_xmm(cpu, op.dst, value.into());
@@ -88,11 +87,11 @@ pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
             let value = shape::gpr(cpu, op.src);
             shape::set_xmm(cpu, op.dst, value.into());
         }),
-        Movd_rm32_xmm if memory => handler!(|cpu, op| {
+        Movd_rm32_xmm if in_memory => handler!(|cpu, op| {
             let address = cpu.address(op);
             cpu.store::<u32>(address, shape::xmm(cpu, op.src) as u32)?;
         }),
-        Movq_rm64_xmm if memory => handler!(|cpu, op| {
+        Movq_rm64_xmm if in_memory => handler!(|cpu, op| {
             let address = cpu.address(op);
             cpu.store::<u64>(address, shape::xmm(cpu, op.src) as u64)?;
         }),

@@ -1,9 +1,10 @@
-//! FXSAVE and FXRSTOR, MXCSR, and the instructions that only order or hint.
+//! FXSAVE and FXRSTOR, and MXCSR.
 
-use iced_x86::{Code, CodeSize, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction};
 
 use super::shape;
 use super::state::{FXSAVE_WRITTEN, MXCSR_MASK};
+use crate::block::is_long;
 use crate::cpu::Cpu;
 use crate::interrupt::vector;
 use crate::op::{Handler, Op, Step};
@@ -11,35 +12,23 @@ use crate::op::{Handler, Op, Step};
 /// Where the registers stop that exist outside 64-bit mode.
 const FXSAVE_WRITTEN_32: usize = 288;
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    use Code::*;
-    let long = instruction.code_size() == CodeSize::Code64;
-    op.aux = u8::from(long);
-    Some(match instruction.code() {
-        Fxsave_m512byte => fxsave::<false>,
-        Fxsave64_m512byte => fxsave::<true>,
-        Fxrstor_m512byte => fxrstor::<false>,
-        Fxrstor64_m512byte => fxrstor::<true>,
-        Ldmxcsr_m32 => ldmxcsr,
-        Stmxcsr_m32 => stmxcsr,
-        Prefetchnta_m8 | Prefetcht0_m8 | Prefetcht1_m8 | Prefetcht2_m8 => nothing,
-        Clflush_m8 => clflush,
-        // Each has eight encodings.
-        _ if matches!(instruction.mnemonic(), Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence) => {
-            nothing
-        }
+pub(super) fn handler(code: Code) -> Option<Handler> {
+    Some(match code {
+        Code::Fxsave_m512byte => fxsave::<false>,
+        Code::Fxsave64_m512byte => fxsave::<true>,
+        Code::Fxrstor_m512byte => fxrstor::<false>,
+        Code::Fxrstor64_m512byte => fxrstor::<true>,
+        Code::Ldmxcsr_m32 => ldmxcsr,
+        Code::Stmxcsr_m32 => stmxcsr,
         _ => return None,
     })
 }
 
-fn nothing(_: &mut Cpu, _: &Op) -> Step {
-    Ok(())
-}
-
-/// There is no cache to flush, but the address is looked at as by a load.
-fn clflush(cpu: &mut Cpu, op: &Op) -> Step {
-    let address = cpu.address(op);
-    cpu.load::<u8>(address).map(|_| ())
+/// `aux`: it is 64-bit code.
+pub(super) fn operands(instruction: &Instruction, op: &mut Op) {
+    if handler(instruction.code()).is_some() {
+        op.aux = u8::from(is_long(instruction));
+    }
 }
 
 /// FXSAVE and FXRSTOR: #NM for EM as for TS, then the alignment.

@@ -165,7 +165,7 @@ macro_rules! host {
 
 /// `dst = f(dst, source)` over vector registers; `$load` reads the memory form's source. `f` takes and gives `u128`.
 macro_rules! sse {
-    ($instruction:expr, $load:ident, $f:expr) => {{
+    ($in_memory:expr, $load:ident, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let (a, b) = (shape::xmm(cpu, op.dst), shape::xmm(cpu, op.src));
@@ -179,13 +179,13 @@ macro_rules! sse {
             shape::set_xmm(cpu, op.dst, $f(a, b));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
 /// The same with an immediate: `f(dst, source, immediate)`.
 macro_rules! sse_imm {
-    ($instruction:expr, $load:ident, $f:expr) => {{
+    ($in_memory:expr, $load:ident, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::sse_ready(cpu)?;
             let (a, b) = (shape::xmm(cpu, op.dst), shape::xmm(cpu, op.src));
@@ -199,13 +199,13 @@ macro_rules! sse_imm {
             shape::set_xmm(cpu, op.dst, $f(a, b, op.aux));
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 
 /// `dst = f(dst, source, immediate)` over MMX registers, by the low halves of vectors: `f` takes and gives `u128`.
 macro_rules! mmx {
-    ($instruction:expr, $load:ident, $f:expr) => {{
+    ($in_memory:expr, $load:ident, $f:expr) => {{
         fn register(cpu: &mut Cpu, op: &Op) -> Step {
             shape::mmx_ready(cpu)?;
             let (a, b) = (shape::mm(cpu, op.dst).into(), shape::mm(cpu, op.src).into());
@@ -221,7 +221,7 @@ macro_rules! mmx {
             shape::set_mm(cpu, op.dst, $f(a, b, op.aux) as u64);
             Ok(())
         }
-        if shape::has_memory($instruction) { memory as Handler } else { register as Handler }
+        if $in_memory { memory as Handler } else { register as Handler }
     }};
 }
 

@@ -2,17 +2,17 @@
 
 use core::arch::x86_64::*;
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::shape::{self, host, mmx, sse, sse_imm};
 use crate::cpu::Cpu;
 use crate::op::{Handler, Op, Step};
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
-    unpack(instruction)
-        .or_else(|| unpack_mmx(instruction))
-        .or_else(|| shuffle(instruction))
-        .or_else(|| words(instruction))
+pub(super) fn handler(code: Code, in_memory: bool) -> Option<Handler> {
+    unpack(code, in_memory)
+        .or_else(|| unpack_mmx(code, in_memory))
+        .or_else(|| shuffle(code, in_memory))
+        .or_else(|| words(code, in_memory))
 }
 
 /// A vector function of two over plain bits.
@@ -22,20 +22,20 @@ macro_rules! two {
     };
 }
 
-fn unpack(instruction: &Instruction) -> Option<Handler> {
+fn unpack(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    Some(match instruction.code() {
-        Punpcklbw_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpacklo_epi8)),
-        Punpcklwd_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpacklo_epi16)),
-        Punpckldq_xmm_xmmm128 | Unpcklps_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpacklo_epi32)),
-        Punpcklqdq_xmm_xmmm128 | Unpcklpd_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpacklo_epi64)),
-        Punpckhbw_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpackhi_epi8)),
-        Punpckhwd_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpackhi_epi16)),
-        Punpckhdq_xmm_xmmm128 | Unpckhps_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpackhi_epi32)),
-        Punpckhqdq_xmm_xmmm128 | Unpckhpd_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_unpackhi_epi64)),
-        Packsswb_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_packs_epi16)),
-        Packssdw_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_packs_epi32)),
-        Packuswb_xmm_xmmm128 => sse!(instruction, m128, two!(_mm_packus_epi16)),
+    Some(match code {
+        Punpcklbw_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpacklo_epi8)),
+        Punpcklwd_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpacklo_epi16)),
+        Punpckldq_xmm_xmmm128 | Unpcklps_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpacklo_epi32)),
+        Punpcklqdq_xmm_xmmm128 | Unpcklpd_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpacklo_epi64)),
+        Punpckhbw_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpackhi_epi8)),
+        Punpckhwd_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpackhi_epi16)),
+        Punpckhdq_xmm_xmmm128 | Unpckhps_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpackhi_epi32)),
+        Punpckhqdq_xmm_xmmm128 | Unpckhpd_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_unpackhi_epi64)),
+        Packsswb_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_packs_epi16)),
+        Packssdw_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_packs_epi32)),
+        Packuswb_xmm_xmmm128 => sse!(in_memory, m128, two!(_mm_packus_epi16)),
         _ => return None,
     })
 }
@@ -54,18 +54,18 @@ macro_rules! quarter {
     };
 }
 
-fn unpack_mmx(instruction: &Instruction) -> Option<Handler> {
+fn unpack_mmx(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    Some(match instruction.code() {
-        Punpcklbw_mm_mmm32 => mmx!(instruction, m32, quarter!(low _mm_unpacklo_epi8)),
-        Punpcklwd_mm_mmm32 => mmx!(instruction, m32, quarter!(low _mm_unpacklo_epi16)),
-        Punpckldq_mm_mmm32 => mmx!(instruction, m32, quarter!(low _mm_unpacklo_epi32)),
-        Punpckhbw_mm_mmm64 => mmx!(instruction, m64, quarter!(high _mm_unpacklo_epi8)),
-        Punpckhwd_mm_mmm64 => mmx!(instruction, m64, quarter!(high _mm_unpacklo_epi16)),
-        Punpckhdq_mm_mmm64 => mmx!(instruction, m64, quarter!(high _mm_unpacklo_epi32)),
-        Packsswb_mm_mmm64 => mmx!(instruction, m64, quarter!(pack _mm_packs_epi16)),
-        Packssdw_mm_mmm64 => mmx!(instruction, m64, quarter!(pack _mm_packs_epi32)),
-        Packuswb_mm_mmm64 => mmx!(instruction, m64, quarter!(pack _mm_packus_epi16)),
+    Some(match code {
+        Punpcklbw_mm_mmm32 => mmx!(in_memory, m32, quarter!(low _mm_unpacklo_epi8)),
+        Punpcklwd_mm_mmm32 => mmx!(in_memory, m32, quarter!(low _mm_unpacklo_epi16)),
+        Punpckldq_mm_mmm32 => mmx!(in_memory, m32, quarter!(low _mm_unpacklo_epi32)),
+        Punpckhbw_mm_mmm64 => mmx!(in_memory, m64, quarter!(high _mm_unpacklo_epi8)),
+        Punpckhwd_mm_mmm64 => mmx!(in_memory, m64, quarter!(high _mm_unpacklo_epi16)),
+        Punpckhdq_mm_mmm64 => mmx!(in_memory, m64, quarter!(high _mm_unpacklo_epi32)),
+        Packsswb_mm_mmm64 => mmx!(in_memory, m64, quarter!(pack _mm_packs_epi16)),
+        Packssdw_mm_mmm64 => mmx!(in_memory, m64, quarter!(pack _mm_packs_epi32)),
+        Packuswb_mm_mmm64 => mmx!(in_memory, m64, quarter!(pack _mm_packus_epi16)),
         _ => return None,
     })
 }
@@ -107,15 +107,15 @@ fn pshufhw(_: u128, b: u128, imm: u8) -> u128 {
     u128::from(b as u64) | u128::from(shuffle_words((b >> 64) as u64, imm)) << 64
 }
 
-fn shuffle(instruction: &Instruction) -> Option<Handler> {
+fn shuffle(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    Some(match instruction.code() {
-        Pshufd_xmm_xmmm128_imm8 => sse_imm!(instruction, m128, pshufd),
-        Pshuflw_xmm_xmmm128_imm8 => sse_imm!(instruction, m128, pshuflw),
-        Pshufhw_xmm_xmmm128_imm8 => sse_imm!(instruction, m128, pshufhw),
-        Shufps_xmm_xmmm128_imm8 => sse_imm!(instruction, m128, shufps),
-        Shufpd_xmm_xmmm128_imm8 => sse_imm!(instruction, m128, shufpd),
-        Pshufw_mm_mmm64_imm8 => mmx!(instruction, m64, pshuflw),
+    Some(match code {
+        Pshufd_xmm_xmmm128_imm8 => sse_imm!(in_memory, m128, pshufd),
+        Pshuflw_xmm_xmmm128_imm8 => sse_imm!(in_memory, m128, pshuflw),
+        Pshufhw_xmm_xmmm128_imm8 => sse_imm!(in_memory, m128, pshufhw),
+        Shufps_xmm_xmmm128_imm8 => sse_imm!(in_memory, m128, shufps),
+        Shufpd_xmm_xmmm128_imm8 => sse_imm!(in_memory, m128, shufpd),
+        Pshufw_mm_mmm64_imm8 => mmx!(in_memory, m64, pshuflw),
         _ => return None,
     })
 }
@@ -133,11 +133,10 @@ fn sign_mask(v: u128) -> u64 {
     unsafe { _mm_movemask_epi8(shape::lanes(v)) as u64 & 0xffff }
 }
 
-fn words(instruction: &Instruction) -> Option<Handler> {
+fn words(code: Code, in_memory: bool) -> Option<Handler> {
     use Code::*;
-    let memory = shape::has_memory(instruction);
-    Some(match instruction.code() {
-        Pinsrw_xmm_r32m16_imm8 | Pinsrw_xmm_r64m16_imm8 if memory => |cpu: &mut Cpu, op: &Op| -> Step {
+    Some(match code {
+        Pinsrw_xmm_r32m16_imm8 | Pinsrw_xmm_r64m16_imm8 if in_memory => |cpu: &mut Cpu, op: &Op| -> Step {
             shape::sse_ready(cpu)?;
             let address = cpu.address(op);
             let word = cpu.load::<u16>(address)?;
@@ -152,7 +151,7 @@ fn words(instruction: &Instruction) -> Option<Handler> {
             shape::set_xmm(cpu, op.dst, value);
             Ok(())
         },
-        Pinsrw_mm_r32m16_imm8 | Pinsrw_mm_r64m16_imm8 if memory => |cpu: &mut Cpu, op: &Op| -> Step {
+        Pinsrw_mm_r32m16_imm8 | Pinsrw_mm_r64m16_imm8 if in_memory => |cpu: &mut Cpu, op: &Op| -> Step {
             shape::mmx_ready(cpu)?;
             let address = cpu.address(op);
             let word = cpu.load::<u16>(address)?;

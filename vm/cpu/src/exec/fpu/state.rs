@@ -157,8 +157,8 @@ impl Fpu {
         self.full >> self.physical(i) & 1 == 0
     }
 
-    /// The FXSAVE image, in the 64-bit form (`wide`: FXSAVE64, 64-bit pointers) or the 32-bit one, of all sixteen vector
-    /// registers. Bytes from [`FXSAVE_WRITTEN`] are zero.
+    /// The FXSAVE image, in the 64-bit form (`wide`: FXSAVE64, 64-bit pointers) or the 32-bit one, of all sixteen
+    /// vector registers. Bytes from [`FXSAVE_WRITTEN`] are zero.
     pub(crate) fn to_fxsave_form(&self, wide: bool) -> [u8; 512] {
         let mut area = [0; 512];
         area[0..2].copy_from_slice(&self.control.to_le_bytes());

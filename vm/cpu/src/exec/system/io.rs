@@ -56,7 +56,7 @@ impl Cpu {
     /// Moves a string instruction's pointer by an element, and counts; `mask` cuts to the address size.
     fn string_step(&mut self, pointer: usize, op: &Op) -> Step {
         let by = if self.rflags() & DF == 0 { i64::from(op.aux) } else { -i64::from(op.aux) };
-        let mask = op.mem.mask;
+        let mask = op.mem.mask();
         self.regs[pointer] = self.regs[pointer].wrapping_add(by as u64) & mask;
         if op.imm == REPEATED {
             let left = self.regs[RCX].wrapping_sub(1) & mask;
@@ -69,7 +69,7 @@ impl Cpu {
     }
 
     fn is_done(&self, op: &Op) -> bool {
-        op.imm == REPEATED && self.regs[RCX] & op.mem.mask == 0
+        op.imm == REPEATED && self.regs[RCX] & op.mem.mask() == 0
     }
 }
 

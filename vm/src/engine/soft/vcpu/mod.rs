@@ -1,5 +1,5 @@
-//! The thread that owns the processor, and with it chips and devices, while the machine runs. Others have it do things by
-//! sending a [`Job`], which it does between two instructions: within microseconds, running or not.
+//! The thread that owns the processor, and with it chips and devices, while the machine runs. Others have it do things
+//! by sending a [`Job`], which it does between two instructions: within microseconds, running or not.
 //!
 //! ```text
 //!   jobs ──┐                                     ┌── an input is applied, and logged where the machine is recorded
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! An input takes effect at the count at which the processor stands, and whatever is due then (timers, an interrupt) is
-//! done before the next input or the next instruction: so it does not matter where else a run was interrupted, and a replay,
-//! which stops only where the log has an input, comes to the same.
+//! done before the next input or the next instruction: so it does not matter where else a run was interrupted, and a
+//! replay, which stops only where the log has an input, comes to the same.
 
 mod input;
 mod jobs;
@@ -28,7 +28,7 @@ use super::state::SoftState;
 use super::tape::Tape;
 use crate::error::{MachineError, MachineEvent};
 use ft_cpu::Cpu;
-use ft_cpu::Exit;
+use ft_cpu::CpuExit;
 use ft_ram::{PageIndex, RamView};
 use parking_lot::{Condvar, Mutex};
 use std::any::Any;
@@ -213,7 +213,7 @@ impl Worker {
         self.publish();
     }
 
-    fn run(&mut self, limit: u64) -> Exit {
+    fn run(&mut self, limit: u64) -> CpuExit {
         let exit = self.cpu.run(limit, self.reach.bell.attention());
         self.take_journal();
         exit
@@ -235,8 +235,8 @@ impl Worker {
     fn crash(&mut self, what: String) {
         let (cpu, system) = (&self.cpu, &self.cpu.sys);
         let why = format!(
-            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} \
-             count {}",
+            "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} \
+             cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} count {}",
             cpu.rip,
             cpu.regs[4],
             cpu.rflags(),

@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::state::{Extended, Fpu};
 use crate::cpu::Cpu;
 use crate::flags::STATUS;
+use crate::kind::Kind;
 use crate::op::Op;
 use crate::testing::{CODE, machine, run_to};
 use ft_ram::GuestRam;
@@ -37,7 +38,7 @@ fn decode_prefix(code: &[u8]) -> Option<Instruction> {
 }
 
 fn lowers(instruction: &Instruction) -> bool {
-    super::lower(instruction, &mut Op::new(0)).is_some()
+    super::lower(instruction, &mut Op::of(Kind::Undefined, 0)).is_some()
 }
 
 /// Whether the harness can run it on the host: general registers only RAX, RCX and RDX, memory only at (RDI).

@@ -224,7 +224,12 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_an_instruction_panic(code in proptest::collection::vec(any::<u8>(), 15), state in proptest::collection::vec(any::<u8>(), 512), first in 0xd8..0xe0u8, x87 in any::<bool>()) {
+    fn no_bytes_make_an_instruction_panic(
+        code in proptest::collection::vec(any::<u8>(), 15),
+        state in proptest::collection::vec(any::<u8>(), 512),
+        first in 0xd8..0xe0u8,
+        x87 in any::<bool>(),
+    ) {
         let mut code = code;
         if x87 { code[0] = first } else { code[0] = 0x0f }
         let Some(instruction) = super::decode_prefix(&code) else { return Ok(()) };

@@ -157,7 +157,8 @@ pub(super) fn square_root(control: Control, a: Extended) -> Outcome {
             let radicand = u128::from(x.significand) << if x.exponent & 1 == 0 { 63 } else { 64 };
             let root = radicand.isqrt();
             let rest = radicand - root * root;
-            // Two more bits: above the middle between this root and the next one, or not, or exact. It is never the middle.
+            // Two more bits: above the middle between this root and the next one, or not, or exact. It is never the
+            // middle.
             let tail: u128 = if rest == 0 {
                 0
             } else if rest > root {
@@ -257,8 +258,8 @@ pub(super) enum Reduction {
     Special,
 }
 
-/// The remainder of `a` by `b`, with the quotient cut (FPREM) or rounded to nearest (FPREM1). A difference of exponents of
-/// 64 or more is only reduced, by 32 to 63.
+/// The remainder of `a` by `b`, with the quotient cut (FPREM) or rounded to nearest (FPREM1). A difference of exponents
+/// of 64 or more is only reduced, by 32 to 63.
 pub(super) fn remainder(control: Control, a: Extended, b: Extended, nearest: bool) -> (Outcome, Reduction) {
     if let Some(nan) = propagate(a, b) {
         return (nan, Reduction::Special);

@@ -1,6 +1,6 @@
 //! Comparisons, FXAM, and the conditional moves.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Mnemonic};
 
 use super::arithmetic::{compare, compare_flags};
 use super::number::{DE, IE, Kind, SF, propagate};
@@ -11,18 +11,25 @@ use crate::exec::fpu::state::Extended;
 use crate::flags::{CF, PF, ZF};
 use crate::op::{Handler, Op, Step};
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    if let Some((pops, quiet, eflags)) = comparison(instruction.mnemonic()) {
+/// `aux`: how often it pops, or the condition.
+pub(super) fn operands(code: Code, op: &mut Op) {
+    if let Some((pops, ..)) = comparison(code.mnemonic()) {
         op.aux = pops;
-        return Some(match instruction.code() {
+        if matches!(code, Code::Fcompp | Code::Fucompp) {
+            op.src = 1;
+        }
+    } else if let Some(condition) = condition(code.mnemonic()) {
+        op.aux = condition;
+    }
+}
+
+pub(super) fn handler(code: Code) -> Option<Handler> {
+    if let Some((_, quiet, eflags)) = comparison(code.mnemonic()) {
+        return Some(match code {
             Code::Fcom_m32fp | Code::Fcomp_m32fp => single,
             Code::Fcom_m64fp | Code::Fcomp_m64fp => double,
             Code::Ficom_m16int | Code::Ficomp_m16int => word,
             Code::Ficom_m32int | Code::Ficomp_m32int => dword,
-            Code::Fcompp | Code::Fucompp => {
-                op.src = 1;
-                if quiet { registers::<true, false> } else { registers::<false, false> }
-            }
             _ => match (quiet, eflags) {
                 (false, false) => registers::<false, false>,
                 (true, false) => registers::<true, false>,
@@ -31,11 +38,10 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             },
         });
     }
-    if let Some(condition) = condition(instruction.mnemonic()) {
-        op.aux = condition;
+    if condition(code.mnemonic()).is_some() {
         return Some(fcmov);
     }
-    Some(match instruction.mnemonic() {
+    Some(match code.mnemonic() {
         Mnemonic::Ftst => ftst,
         Mnemonic::Fxam => fxam,
         _ => return None,

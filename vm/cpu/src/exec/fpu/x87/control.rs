@@ -3,7 +3,7 @@
 //! Of the environment's pointers only offsets are kept: selectors are stored as zero, as processors do that have
 //! deprecated them, and the opcode of the last instruction is not recorded.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::Code;
 
 use super::stack::{self, C1};
 use crate::cpu::Cpu;
@@ -11,9 +11,18 @@ use crate::exec::fpu::shape::{fwait, x87_ready};
 use crate::exec::fpu::state::Extended;
 use crate::op::{Handler, Op, Step, Stop};
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+/// `aux`: by how much the stack's top turns.
+pub(super) fn operands(code: Code, op: &mut Op) {
+    match code {
+        Code::Fincstp => op.aux = 1,
+        Code::Fdecstp => op.aux = 7,
+        _ => {}
+    }
+}
+
+pub(super) fn handler(code: Code) -> Option<Handler> {
     use Code::*;
-    Some(match instruction.code() {
+    Some(match code {
         Wait => fwait,
         Fninit => fninit,
         Fnclex => fnclex,
@@ -31,14 +40,7 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         Frstor_m108byte => frstor::<4>,
         Ffree_sti => ffree::<false>,
         Ffreep_sti => ffree::<true>,
-        Fincstp => {
-            op.aux = 1;
-            turn
-        }
-        Fdecstp => {
-            op.aux = 7;
-            turn
-        }
+        Fincstp | Fdecstp => turn,
         Fnop => |cpu, _| stack::ready(cpu),
         Fneni | Fndisi | Fnsetpm => |cpu, _| x87_ready(cpu),
         _ => return None,

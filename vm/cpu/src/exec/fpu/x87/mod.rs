@@ -1,6 +1,6 @@
-//! The x87, in software. Add, subtract, multiply, divide, square root, remainders, conversions and comparisons are exact
-//! to the bit, flags included; the transcendental functions are computed in double precision by `libm`, so they are the
-//! same on every host but good to 53 bits only (no maker's are the same as another's).
+//! The x87, in software. Add, subtract, multiply, divide, square root, remainders, conversions and comparisons are
+//! exact to the bit, flags included; the transcendental functions are computed in double precision by `libm`, so they
+//! are the same on every host but good to 53 bits only (no maker's are the same as another's).
 
 mod arithmetic;
 mod compare;
@@ -11,14 +11,23 @@ mod stack;
 mod transcendental;
 mod transfer;
 
-use iced_x86::Instruction;
+use iced_x86::Code;
 
 use crate::op::{Handler, Op};
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    operate::lower(instruction, op)
-        .or_else(|| transfer::lower(instruction, op))
-        .or_else(|| compare::lower(instruction, op))
-        .or_else(|| transcendental::lower(instruction))
-        .or_else(|| control::lower(instruction, op))
+/// What executes an instruction of the x87.
+pub(super) fn handler(code: Code) -> Option<Handler> {
+    operate::handler(code)
+        .or_else(|| transfer::handler(code))
+        .or_else(|| compare::handler(code))
+        .or_else(|| transcendental::handler(code))
+        .or_else(|| control::handler(code))
+}
+
+/// Sets what its handler takes of `op` besides registers and memory.
+pub(super) fn operands(code: Code, op: &mut Op) {
+    operate::operands(code, op);
+    transfer::operands(code, op);
+    compare::operands(code, op);
+    control::operands(code, op);
 }

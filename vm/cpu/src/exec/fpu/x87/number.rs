@@ -242,8 +242,8 @@ impl Control {
     }
 }
 
-/// `significand` with `dropped` low bits (at most 127) rounded away: what is left, whether that was inexact, and whether
-/// it went up.
+/// `significand` with `dropped` low bits (at most 127) rounded away: what is left, whether that was inexact, and
+/// whether it went up.
 pub(super) fn round(
     rounding: Rounding,
     negative: bool,

@@ -1,6 +1,6 @@
 //! The arithmetic instructions.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Mnemonic};
 
 use super::arithmetic::{self, Operation, Reduction};
 use super::number::{Control, DE, IE, INDEFINITE, Outcome, ZE, propagate};
@@ -9,10 +9,16 @@ use crate::cpu::Cpu;
 use crate::exec::fpu::state::Extended;
 use crate::op::{Handler, Op, Step};
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    if let Some((operation, pops)) = operation(instruction.mnemonic()) {
+/// `aux`: the operation.
+pub(super) fn operands(code: Code, op: &mut Op) {
+    if let Some((operation, _)) = operation(code.mnemonic()) {
         op.aux = operation as u8;
-        return Some(match instruction.code() {
+    }
+}
+
+pub(super) fn handler(code: Code) -> Option<Handler> {
+    if let Some((_, pops)) = operation(code.mnemonic()) {
+        return Some(match code {
             Code::Fadd_m32fp
             | Code::Fmul_m32fp
             | Code::Fsub_m32fp
@@ -41,7 +47,7 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
             _ => registers::<false>,
         });
     }
-    Some(match instruction.mnemonic() {
+    Some(match code.mnemonic() {
         Mnemonic::Fsqrt => |cpu, op| unary(cpu, op, arithmetic::square_root),
         Mnemonic::Frndint => |cpu, op| unary(cpu, op, arithmetic::to_integral),
         Mnemonic::Fchs => |cpu, op| unary(cpu, op, |_, a| Outcome::exact(a.with_sign(!a.negative()))),

@@ -40,8 +40,8 @@ impl Fpu {
         flags & !self.control & 0x3f != 0
     }
 
-    /// Records exceptions and C1. Whether the instruction may go on to write its result: not after an unmasked exception
-    /// that is found before there is one.
+    /// Records exceptions and C1. Whether the instruction may go on to write its result: not after an unmasked
+    /// exception that is found before there is one.
     pub(super) fn record(&mut self, flags: u16, c1: bool) -> bool {
         let stopped = self.unmasked(flags & (IE | DE | ZE));
         let (flags, c1) = match stopped {
@@ -73,8 +73,8 @@ impl Fpu {
         goes_on
     }
 
-    /// Pushes an outcome; onto a full register it is a stack overflow. Of unmasked exceptions only invalid keeps it from
-    /// being pushed: a denormal is loaded.
+    /// Pushes an outcome; onto a full register it is a stack overflow. Of unmasked exceptions only invalid keeps it
+    /// from being pushed: a denormal is loaded.
     pub(super) fn push(&mut self, outcome: Outcome) {
         let outcome = if self.is_empty(7) || outcome.flags & SF != 0 { outcome } else { overflow() };
         self.record(outcome.flags, outcome.up);
@@ -88,7 +88,8 @@ impl Fpu {
         self.set_st(0, value);
     }
 
-    /// Replaces ST(0) and pushes a second result. Without room for that it is a stack overflow, and both are indefinite.
+    /// Replaces ST(0) and pushes a second result. Without room for that it is a stack overflow, and both are
+    /// indefinite.
     pub(super) fn replace_and_push(&mut self, first: Outcome, second: Extended) {
         let (first, second) = if self.is_empty(7) || first.flags & SF != 0 {
             (first, second)

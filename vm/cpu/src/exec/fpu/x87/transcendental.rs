@@ -5,7 +5,7 @@
 //! operands give what the architecture says. Where a function is all but linear it is computed as that, in extended
 //! precision. Inexact is flagged for every result that is not one of the special ones.
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Code, Mnemonic};
 
 use super::arithmetic::{add, divide, multiply};
 use super::number::{
@@ -26,8 +26,8 @@ const LINEAR: i32 = -32;
 /// Below this one 2^x - 1 and log2(x + 1) are linear, whose next term is of the second.
 const FLAT: i32 = -64;
 
-pub(super) fn lower(instruction: &Instruction) -> Option<Handler> {
-    Some(match instruction.mnemonic() {
+pub(super) fn handler(code: Code) -> Option<Handler> {
+    Some(match code.mnemonic() {
         Mnemonic::Fsin => |cpu, op| angle(cpu, op, |a| (sine(a), None)),
         Mnemonic::Fcos => |cpu, op| angle(cpu, op, |a| (cosine(a), None)),
         Mnemonic::Fsincos => |cpu, op| angle(cpu, op, |a| (sine(a), Some(cosine(a)))),

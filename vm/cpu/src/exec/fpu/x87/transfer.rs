@@ -1,6 +1,6 @@
 //! Loads, stores and exchanges: registers, the three floating formats, integers, packed decimals, constants.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::Code;
 
 use super::arithmetic::to_integer;
 use super::number::{
@@ -13,11 +13,16 @@ use crate::cpu::Cpu;
 use crate::exec::fpu::state::Extended;
 use crate::op::{Handler, Op, Step};
 
-pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+/// `src`: which register is loaded.
+pub(super) fn operands(code: Code, op: &mut Op) {
+    if code == Code::Fld_sti {
+        op.src = op.dst;
+    }
+}
+
+pub(super) fn handler(code: Code) -> Option<Handler> {
     use Code::*;
-    let pops = matches!(instruction.mnemonic(), Mnemonic::Fstp | Mnemonic::Fistp | Mnemonic::Fbstp);
-    let either = |keeps: Handler, pop: Handler| if pops { pop } else { keeps };
-    Some(match instruction.code() {
+    Some(match code {
         Fld_m32fp => load_single,
         Fld_m64fp => load_double,
         Fld_m80fp => load_extended,
@@ -25,17 +30,18 @@ pub(super) fn lower(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
         Fild_m32int => load_dword,
         Fild_m64int => load_qword,
         Fbld_m80bcd => load_decimal,
-        Fst_m32fp | Fstp_m32fp => either(store_single::<false>, store_single::<true>),
-        Fst_m64fp | Fstp_m64fp => either(store_double::<false>, store_double::<true>),
+        Fst_m32fp => store_single::<false>,
+        Fstp_m32fp => store_single::<true>,
+        Fst_m64fp => store_double::<false>,
+        Fstp_m64fp => store_double::<true>,
         Fstp_m80fp => store_extended,
-        Fist_m16int | Fistp_m16int => either(store_word::<false>, store_word::<true>),
-        Fist_m32int | Fistp_m32int => either(store_dword::<false>, store_dword::<true>),
+        Fist_m16int => store_word::<false>,
+        Fistp_m16int => store_word::<true>,
+        Fist_m32int => store_dword::<false>,
+        Fistp_m32int => store_dword::<true>,
         Fistp_m64int => store_qword,
         Fbstp_m80bcd => store_decimal,
-        Fld_sti => {
-            op.src = op.dst;
-            load_register
-        }
+        Fld_sti => load_register,
         Fst_sti => store_register::<false>,
         Fstp_sti | Fstp_sti_DFD0 | Fstp_sti_DFD8 => store_register::<true>,
         Fxch_st0_sti | Fxch_st0_sti_DDC8 | Fxch_st0_sti_DFC8 => exchange,

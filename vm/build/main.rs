@@ -1,9 +1,11 @@
-//! Builds the built-in guest (`guest/`, a crate of its own, without std) for the inside of the machine, and leaves the
-//! image where `src/guest.rs` includes it from.
+//! Tells the deterministic engine's fingerprint (`fingerprint.rs`). Builds the built-in guest (`guest/`, a crate of its
+//! own, without std) for the inside of the machine, and leaves the image where `src/guest.rs` includes it from.
 //!
-//! It is built as a bare program for the host's own target, since the toolchain has no other at hand: the flags below
+//! The guest is built as a bare program for the host's own target, since the toolchain has no other at hand: the flags below
 //! make it static and freestanding. Nothing of the outer build's settings may reach it: an outer `RUSTFLAGS` would
 //! replace the flags, and clippy's wrapper would check it instead of building it.
+
+mod fingerprint;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,18 +18,23 @@ fn main() {
     let manifest_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out_dir = PathBuf::from(variable("OUT_DIR"));
     let guest_dir = manifest_dir.join("guest");
-    for input in [
-        "guest/Cargo.toml",
-        "guest/Cargo.lock",
-        "guest/link.ld",
-        "guest/src",
-        "ram/src/layout.rs",
-        "build.rs",
-    ] {
+    for input in
+        ["guest/Cargo.toml", "guest/Cargo.lock", "guest/link.ld", "guest/src", "ram/src/layout.rs", "build"]
+    {
         println!("cargo:rerun-if-changed={}", manifest_dir.join(input).display());
     }
 
-    println!("cargo:rustc-env=FTD_SOFT_FINGERPRINT={:016x}", fingerprint(&manifest_dir));
+    let lock = manifest_dir.join("../Cargo.lock");
+    let fingerprint::Fingerprint { hash, files } = fingerprint::fingerprint(
+        &manifest_dir,
+        &fingerprint::ROOTS,
+        &fingerprint::OUTSIDE,
+        &fingerprint::CRATES,
+        &lock,
+    )
+    .unwrap_or_else(|e| fail(&format!("what decides a guest's execution cannot be told: {e}")));
+    files.iter().for_each(|file| println!("cargo:rerun-if-changed={}", file.display()));
+    println!("cargo:rustc-env=FTD_SOFT_FINGERPRINT={hash:016x}");
 
     let target_dir = out_dir.join("guest");
     let mut command = Command::new(variable("CARGO"));
@@ -53,48 +60,6 @@ fn main() {
     let image = out_dir.join("guest.elf");
     if let Err(error) = std::fs::copy(&built, &image) {
         fail(&format!("copying {} to {}: {error}", built.display(), image.display()));
-    }
-}
-
-/// Everything that decides what a guest sees of the deterministic engine, relative to this crate. The lock file stands for
-/// the crates that the engine is made with.
-const DECIDING: [&str; 7] =
-    ["src/engine/soft", "src/devices", "src/replay", "src/boot", "ram/src", "cpu/src", "../Cargo.lock"];
-
-/// A hash over the names and contents of what [`DECIDING`] names: FNV-1a, 64 bits.
-fn fingerprint(manifest_dir: &Path) -> u64 {
-    let mut files = Vec::new();
-    for place in DECIDING {
-        let path = manifest_dir.join(place);
-        println!("cargo:rerun-if-changed={}", path.display());
-        collect(&path, &mut files);
-    }
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |bytes: &[u8]| {
-        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    };
-    for path in files {
-        let name = path.strip_prefix(manifest_dir).unwrap_or(&path);
-        match std::fs::read(&path) {
-            Ok(content) => [name.as_os_str().as_encoded_bytes(), &content].into_iter().for_each(&mut add),
-            Err(error) => fail(&format!("reading {}: {error}", path.display())),
-        }
-    }
-    hash
-}
-
-/// The files at and below a path, in an order of their own. One that is not there (a lock file) counts for nothing.
-fn collect(path: &Path, files: &mut Vec<PathBuf>) {
-    match std::fs::read_dir(path) {
-        Ok(entries) => {
-            let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-            paths.sort();
-            paths.iter().for_each(|path| collect(path, files));
-        }
-        Err(_) if path.is_file() => files.push(path.to_owned()),
-        Err(_) => {}
     }
 }
 
