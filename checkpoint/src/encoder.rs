@@ -258,8 +258,8 @@ impl Encoder {
         Ok(Encoded { checkpoint, stats, sent })
     }
 
-    /// Encodes an epoch of the log into `reuse`. It is sent as a whole, once it is kept. An error means that nothing has
-    /// changed.
+    /// Encodes an epoch of the log into `reuse`. It is sent as a whole, once it is kept. An error means that nothing
+    /// has changed.
     pub fn encode_log(
         &mut self,
         epoch: u64,
@@ -366,8 +366,8 @@ pub enum CopyError {
     },
 }
 
-/// A checkpoint under construction: each finished piece is offered to the sink at once. After the sink's first failure it
-/// is only built.
+/// A checkpoint under construction: each finished piece is offered to the sink at once. After the sink's first failure
+/// it is only built.
 struct Pieces<'s, S> {
     checkpoint: EncodedCheckpoint,
     /// The piece that grows.

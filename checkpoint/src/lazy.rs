@@ -8,7 +8,8 @@
 //! and each page exactly once, before the guest can see it. Once all of a range is applied it is unregistered, which
 //! wakes whoever still waits for it. This covers KVM's accesses as well as the VMM's own.
 //!
-//! Pages written here are in nobody's dirty log: a full copy to a new backup may begin only after [`LazyApply::finish`].
+//! Pages written here are in nobody's dirty log: a full copy to a new backup may begin only after
+//! [`LazyApply::finish`].
 
 use crate::backlog::SealedCheckpoint;
 use crate::image::Image;
@@ -79,7 +80,8 @@ impl LazyApply {
                     Err(error) => tracing::warn!(%error, "no thread to apply checkpoints behind the guest"),
                 },
                 Err(error) => {
-                    tracing::warn!(%error, pages, "userfaultfd does not serve: applying the backlog before the guest runs");
+                    let says = "userfaultfd does not serve: applying the backlog before the guest runs";
+                    tracing::warn!(%error, pages, "{says}");
                 }
             }
         }

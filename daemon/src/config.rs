@@ -310,7 +310,10 @@ pub struct MetricsConfig {
 
 /// A choice with one alternative for now: the others are known by name and refused.
 macro_rules! only {
-    ($(#[doc = $doc:literal])+ $name:ident: $key:literal = $text:literal => $variant:ident, later: [$($later:literal),*]) => {
+    (
+        $(#[doc = $doc:literal])+
+        $name:ident: $key:literal = $text:literal => $variant:ident, later: [$($later:literal),*]
+    ) => {
         $(#[doc = $doc])+
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
         #[serde(try_from = "String")]

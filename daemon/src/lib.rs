@@ -1,6 +1,6 @@
 //! ftd: the daemon's library, room by room. `role` decides; `replica` carries out what it decides; `keeper` owns the
-//! machine, `peer` the connections, `host` what this host gives, `observe` the figures, `control` the operator's socket.
-//! A room tells its news through an [`outlet`] and knows nothing of who listens.
+//! machine, `peer` the connections, `host` what this host gives, `observe` the figures, `control` the operator's
+//! socket. A room tells its news through an [`outlet`] and knows nothing of who listens.
 
 pub mod clock;
 pub mod config;

@@ -313,9 +313,9 @@ impl OutputBuffer {
         *self.0.on_room.lock() = Some(Arc::new(Box::new(callback)));
     }
 
-    /// Sets the callback for output that waits: called when the open epoch gets its first frame, on the vCPU thread that
-    /// sends it, with no lock held. Whoever can end an epoch at any time does it now, and holds the frame no longer than
-    /// it has to.
+    /// Sets the callback for output that waits: called when the open epoch gets its first frame, on the vCPU thread
+    /// that sends it, with no lock held. Whoever can end an epoch at any time does it now, and holds the frame no
+    /// longer than it has to.
     pub fn on_held(&self, callback: impl Fn() + Send + Sync + 'static) {
         *self.0.on_held.lock() = Some(Arc::new(Box::new(callback)));
     }

@@ -24,7 +24,8 @@ pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 pub enum TapError {
     /// Not a name the kernel takes.
     #[error(
-        "interface name '{name}' is not usable: 1 to {NAME_BYTES_MAX} bytes, no '/', ':', '%' or white space, not '.' or '..'"
+        "interface name '{name}' is not usable: 1 to {NAME_BYTES_MAX} bytes, no '/', ':', '%' or white space, \
+         not '.' or '..'"
     )]
     Name {
         /// The name.
@@ -35,7 +36,8 @@ pub enum TapError {
     NoDriver,
     /// Not allowed to open the driver or to make or attach the interface.
     #[error(
-        "no right to use TAP interface '{name}' ({at}); it needs CAP_NET_ADMIN, or the interface made beforehand: ip tuntap add {name} mode tap user USER"
+        "no right to use TAP interface '{name}' ({at}); it needs CAP_NET_ADMIN, or the interface made \
+         beforehand: ip tuntap add {name} mode tap user USER"
     )]
     NoRights {
         /// The interface.

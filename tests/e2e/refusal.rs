@@ -1,5 +1,5 @@
-//! What cannot work is refused at the start, before the VM runs: one clear message, and an exit code that tells where to
-//! look.
+//! What cannot work is refused at the start, before the VM runs: one clear message, and an exit code that tells where
+//! to look.
 
 use crate::fixture::{Config, Daemon, Engine, Pair, World, call};
 use ftd::control::api::{Role, State};

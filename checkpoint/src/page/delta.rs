@@ -52,7 +52,8 @@ impl Scratch {
             at += 1;
             let mut mask = 0;
             for word in 0..LINE / WORD {
-                // Written whether it differs or not: the position moves only if it does, and no branch is guessed wrong.
+                // Written whether it differs or not: the position moves only if it does, and no branch is guessed
+                // wrong.
                 out[at..at + WORD].copy_from_slice(&new[word]);
                 let differs = new[word] != old[word];
                 mask |= u8::from(differs) << word;

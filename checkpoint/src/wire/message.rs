@@ -1,5 +1,5 @@
-//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]), parts of the
-//! log are bytes of [`ft_vm::replay::log`]: these are only borrowed here.
+//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]), parts of
+//! the log are bytes of [`ft_vm::replay::log`]: these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 use serde::{Deserialize, Serialize};
@@ -109,8 +109,8 @@ pub struct EpochBegin {
     pub state_bytes: u32,
 }
 
-/// An epoch of the event log is complete; the last part of the log follows in the same frame. Most epochs are short, and
-/// there may be thousands a second: each is one frame then.
+/// An epoch of the event log is complete; the last part of the log follows in the same frame. Most epochs are short,
+/// and there may be thousands a second: each is one frame then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogEnd {
     /// The pairing's digest after this epoch.

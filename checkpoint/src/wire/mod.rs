@@ -1,14 +1,14 @@
 //! The replication protocol's bytes: frames, the messages in them, and the check that two nodes fit each other.
 //!
 //! The backup dials, the primary listens; one TCP connection carries everything. Each frame has a fixed header (magic,
-//! version, type, VM, generation, epoch, sequence number, length, CRC over all of it) and a bounded payload, so that what
-//! is truncated, damaged, reordered, repeated or another VM's is refused before it is looked at.
+//! version, type, VM, generation, epoch, sequence number, length, CRC over all of it) and a bounded payload, so that
+//! what is truncated, damaged, reordered, repeated or another VM's is refused before it is looked at.
 //!
 //! ```text
 //!   backup                                             primary
 //!     Hello{identity, held: pairing and epoch} ------>   checks VM, machine, CPU, version; its role decides
 //!     <------------------------------------ Refuse{why}   ... or
-//!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from = E, epochs after E follow
+//!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from: E, those after E
 //!     <----------------------- CopyBegin CopyPages ...
 //!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
 //!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch

@@ -1,5 +1,5 @@
-//! The daemon's face to its operator: a Unix socket with JSON lines (`api`, `server`, and `desk` behind it), the client for
-//! it (`client`, `show`), metrics over HTTP, and signals.
+//! The daemon's face to its operator: a Unix socket with JSON lines (`api`, `server`, and `desk` behind it), the client
+//! for it (`client`, `show`), metrics over HTTP, and signals.
 
 pub mod api;
 pub mod client;

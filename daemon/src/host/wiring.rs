@@ -98,8 +98,8 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
 }
 
-/// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more) does
-/// not announce itself either.
+/// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)
+/// does not announce itself either.
 fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() + Send + Sync> {
     let announcement = Arc::new(announcement);
     Arc::new(move || {

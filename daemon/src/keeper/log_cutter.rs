@@ -1,6 +1,6 @@
-//! Replay mode's primary: the running guest's log is cut into epochs, with no pause. An epoch ends when the batch interval
-//! is over, or sooner when a frame waits for it: the cut closes the epoch's output at the very instruction, so that the
-//! ack of the log up to there releases exactly what was sent before.
+//! Replay mode's primary: the running guest's log is cut into epochs, with no pause. An epoch ends when the batch
+//! interval is over, or sooner when a frame waits for it: the cut closes the epoch's output at the very instruction, so
+//! that the ack of the log up to there releases exactly what was sent before.
 //!
 //! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
 //! standstill. The guest stands still only when log can be kept nowhere any more.

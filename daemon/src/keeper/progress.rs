@@ -1,5 +1,5 @@
-//! How far the backup has come in executing the log: kept by the follower on the backup, and on the primary as the backup
-//! says. Small numbers that several threads look at; the last word wins.
+//! How far the backup has come in executing the log: kept by the follower on the backup, and on the primary as the
+//! backup says. Small numbers that several threads look at; the last word wins.
 
 use ft_checkpoint::wire::message::Position;
 use std::sync::Arc;

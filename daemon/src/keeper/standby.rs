@@ -1,5 +1,5 @@
-//! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints, and
-//! the take-over. In replay mode what is sealed goes on to the machine that executes it.
+//! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints,
+//! and the take-over. In replay mode what is sealed goes on to the machine that executes it.
 
 use super::error::{SealedError, StandbyError};
 use super::news::{FromPrimary, News};
@@ -46,8 +46,8 @@ struct Following {
     progress: Arc<ReplayProgress>,
 }
 
-/// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up before
-/// more is sealed.
+/// Log that is kept unexecuted at most; the primary stands still long before. Beyond it the connection is given up
+/// before more is sealed.
 const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl WarmStandby {
@@ -104,8 +104,8 @@ impl Feed {
         }
     }
 
-    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed, ahead
-    /// of its ack.
+    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed,
+    /// ahead of its ack.
     fn said(
         &self,
         received: Received,

@@ -1,8 +1,8 @@
 //! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
 //! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
-//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of epochs
-//! of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too, the
-//! [`Follower`]'s.
+//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of
+//! epochs of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too,
+//! the [`Follower`]'s.
 
 use super::copying::{CopyStep, Copying};
 use super::epochs::{Ended, Epochs};
@@ -97,8 +97,9 @@ impl Keeper {
         }
     }
 
-    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen guest
-    /// has no further epoch, however long the last one is on its way: the backup would hold another than it is offered.
+    /// Whether the guest stands still until an order says otherwise: it has ended, or its last epoch has. A frozen
+    /// guest has no further epoch, however long the last one is on its way: the backup would hold another than it is
+    /// offered.
     fn is_at_rest(&self) -> bool {
         self.vm.as_ref().is_some_and(|vm| vm.ended)
             || match &self.mode {

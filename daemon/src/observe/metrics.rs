@@ -195,22 +195,29 @@ metrics! {
     bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of pages and state captured, before encoding",
     bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes that they were encoded to",
     bytes_sent: Counter "ftd_sent_bytes_total" "Bytes sent to the peer",
-    stalls: Counter "ftd_stalls_total" "Times the VM was stopped because its next checkpoint or log could be kept nowhere",
+    stalls: Counter "ftd_stalls_total"
+        "Times the VM was stopped because its next checkpoint or log could be kept nowhere",
     frames_released: Counter "ftd_frames_released_total" "Frames that left",
-    frames_discarded: Counter "ftd_frames_discarded_total" "Held frames that were discarded when this node lost the right to send them",
+    frames_discarded: Counter "ftd_frames_discarded_total"
+        "Held frames that were discarded when this node lost the right to send them",
     hold_full: Counter "ftd_hold_full_total" "Times the hold buffer was full",
     emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused, and that are lost",
-    muted_offers: Counter "ftd_muted_offers_total" "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that runs where it must not",
+    muted_offers: Counter "ftd_muted_offers_total"
+        "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that \
+         runs where it must not",
     takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
     switchovers: Counter "ftd_switchovers_total" "Times this node went on with the VM in a planned switchover",
     resyncs: Counter "ftd_resyncs_total" "Full copies begun",
-    replay_count: Gauge "ftd_replay_count" "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
+    replay_count: Gauge "ftd_replay_count"
+        "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
     lag_us: Gauge "ftd_lag_us" "Replay mode: how far the backup is behind, in microseconds",
-    throttle_permille: Gauge "ftd_throttle_permille" "Replay mode: thousandths of its time for which the VM is stopped so that the backup catches up",
+    throttle_permille: Gauge "ftd_throttle_permille"
+        "Replay mode: thousandths of its time for which the VM is stopped so that the backup catches up",
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
     divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
-    unknown_instructions: Counter "ftd_unknown_instructions_total" "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
+    unknown_instructions: Counter "ftd_unknown_instructions_total"
+        "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that the host refused",
     suspicions: Counter "ftd_suspicions_total" "Times the peer was lost: it fell silent, or its connection broke",
 }

@@ -1,5 +1,5 @@
-//! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under way,
-//! the last take-over. Written on the hot path, read by `status`.
+//! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under
+//! way, the last take-over. Written on the hot path, read by `status`.
 
 use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
 use ft_checkpoint::copy::CopyProgress;

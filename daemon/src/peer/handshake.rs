@@ -59,8 +59,8 @@ enum CpuError {
     Mismatch(#[from] CpuMismatch),
 }
 
-/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not described
-/// at all, and does not matter.
+/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not
+/// described at all, and does not matter.
 fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), CpuError> {
     if to.is_empty() && from.is_empty() {
         return Ok(());
@@ -163,9 +163,9 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWrite
     Ok((reader, writer, hello))
 }
 
-/// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it has
-/// always stood: to see that is what it needs. What it has sent is taken in first, or closing would take the refusal
-/// back.
+/// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it
+/// has always stood: to see that is what it needs. What it has sent is taken in first, or closing would take the
+/// refusal back.
 fn turn_away(refusal: &Refusal, reader: &mut PeerReader, writer: &mut PeerWriter) {
     let said = Message::Refuse(refusal.to_message()).send(0, writer);
     if said.is_ok() && writer.get_ref().shutdown(Shutdown::Write).is_ok() {

@@ -1,5 +1,5 @@
-//! A bound on what one connection may have waiting at the executor: a peer that talks faster than it is listened to waits,
-//! it does not fill our memory.
+//! A bound on what one connection may have waiting at the executor: a peer that talks faster than it is listened to
+//! waits, it does not fill our memory.
 
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What waits to be written to one connection: a few urgent messages (heartbeats, acks, control), and bulk (pages, state)
-//! bounded in bytes. One writer thread drains it, urgent first, so that a heartbeat never waits behind a
+//! What waits to be written to one connection: a few urgent messages (heartbeats, acks, control), and bulk (pages,
+//! state) bounded in bytes. One writer thread drains it, urgent first, so that a heartbeat never waits behind a
 //! checkpoint and nobody but the shipper ever waits for a slow peer.
 
 use parking_lot::{Condvar, Mutex};

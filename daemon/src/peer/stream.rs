@@ -24,7 +24,8 @@ pub struct Fitting {
     pub writer: PeerWriter,
 }
 
-/// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more time.
+/// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more
+/// time.
 pub struct PeerStream {
     stream: TcpStream,
     deadline: Cell<Option<Instant>>,

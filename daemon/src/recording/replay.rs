@@ -151,7 +151,8 @@ impl ReplayRun<'_> {
         }
     }
 
-    /// Gives the machine a section of the log, or of it what is before the count to stop at. How much memory that takes.
+    /// Gives the machine a section of the log, or of it what is before the count to stop at. How much memory that
+    /// takes.
     fn feed(&mut self, log: &[u8], section: u64) -> Result<usize, RunError> {
         let refused = |source| RunError::Log { path: self.path.to_owned(), batch: section, source };
         let (mut behind, mut memory_bytes) = (0, 0);

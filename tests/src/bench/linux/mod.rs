@@ -1,6 +1,6 @@
 //! One Linux guest on several emulated processors: how long each takes from its start to the guest's userland, and for
-//! the fixed integer work that the guest's `ft.bench` does there. The guest, its command line and its memory are the same
-//! for all; a checksum that the guest prints tells whether they computed the same.
+//! the fixed integer work that the guest's `ft.bench` does there. The guest, its command line and its memory are the
+//! same for all; a checksum that the guest prints tells whether they computed the same.
 //!
 //! Speeds are of processor time (of the process: all its threads), so that other work on the machine takes nothing from
 //! them; the time that passed is given beside it.
