@@ -80,8 +80,8 @@ impl LazyApply {
                     Err(error) => tracing::warn!(%error, "no thread to apply checkpoints behind the guest"),
                 },
                 Err(error) => {
-                    let says = "userfaultfd does not serve: applying the backlog before the guest runs";
-                    tracing::warn!(%error, pages, "{says}");
+                    let what = "userfaultfd does not serve: applying the backlog before the guest runs";
+                    tracing::warn!(%error, pages, "{what}");
                 }
             }
         }

@@ -274,7 +274,7 @@ pub enum LogFormat {
 /// Severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each is what it is called")]
 pub enum LogLevel {
     Error,
     Warn,

@@ -24,8 +24,8 @@ pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 pub enum TapError {
     /// Not a name the kernel takes.
     #[error(
-        "interface name '{name}' is not usable: 1 to {NAME_BYTES_MAX} bytes, no '/', ':', '%' or white space, \
-         not '.' or '..'"
+        "interface name '{name}' is not usable: 1 to {NAME_BYTES_MAX} bytes, no '/', ':', '%' or white space, not '.' \
+         or '..'"
     )]
     Name {
         /// The name.

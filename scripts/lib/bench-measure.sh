@@ -56,8 +56,8 @@ bench_title() {
 # bench_add SECTION: adds the objects on stdin to the results.
 bench_add() { jq -c --arg section "$1" --argjson load "$bench_load" '{$section, load_average: $load} + .' >>"$bench_results"; }
 
-# bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an array
-# of an object.
+# bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an
+# array of an object.
 bench_table() {
     {
         tr '|' '\t' <<<"$2"

@@ -6,8 +6,8 @@ source "${BASH_SOURCE[0]%/*}/say.sh"
 bench_readme_lib=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 
 # bench_write_readme FIGURES README: puts tables of the figures between the marks; FIGURES is a file with the object
-# that `scripts/bench --json` prints. All is written or nothing. A table whose figures were not all measured stays as it is;
-# a mark that is missing is an error.
+# that `scripts/bench --json` prints. All is written or nothing. A table whose figures were not all measured stays as it
+# is; a mark that is missing is an error.
 bench_write_readme() {
     local figures=$1 readme=$2
     if ! bench_readme_replace main "$figures" <"$readme" | bench_readme_replace soft "$figures" |

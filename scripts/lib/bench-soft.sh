@@ -5,7 +5,8 @@ bench_soft_sourced=1
 source "${BASH_SOURCE[0]%/*}/bench-measure.sh"
 source "${BASH_SOURCE[0]%/*}/setup.sh"
 
-# bench_emulate GUEST EMULATOR DIRECTORY: one run, added to the results. What fails is said and is missing from the table.
+# bench_emulate GUEST EMULATOR DIRECTORY: one run, added to the results. What fails is said and is missing from the
+# table.
 bench_emulate() {
     local figures
     say_passing "$1 on $2"

@@ -5,7 +5,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Event, Micros, View, Welcome};
+use ftd::role::{ConnId, Event, Micros, SwitchoverFailure, View, Welcome};
 use rand::Rng;
 
 use crate::model::{Ask, Input, Msg, Mutant, NAMES};
@@ -274,7 +274,7 @@ impl Hands for SimHands<'_> {
         self.world.check_copies("discarded", false);
     }
 
-    fn switchover_done(&mut self, outcome: Result<(), String>) {
+    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>) {
         let count = if outcome.is_ok() { Count::SwitchoversDone } else { Count::SwitchoversFailed };
         self.say(&format!("ends a switchover: {outcome:?}"));
         self.world.stats.add(count);

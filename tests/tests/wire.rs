@@ -71,7 +71,8 @@ fn frames_are_ascribed_to_the_port_they_came_from_and_not_to_the_one_they_leave_
     for host in ["a", "b"] {
         // A datagram to an address nobody has makes the kernel ask for it; the link goes up only now, so that one host
         // speaks after the other. IPv6 is off: it speaks unasked.
-        let script = "sysctl -qw net.ipv6.conf.out.disable_ipv6=1 && ip link set dev out up && echo > /dev/udp/10.0.0.9/9";
+        let script = "sysctl -qw net.ipv6.conf.out.disable_ipv6=1 && ip link set dev out up && \
+                      echo > /dev/udp/10.0.0.9/9";
         let status = Command::new("ip")
             .args(["netns", "exec", &namespaces.name(host), "bash", "-c", script])
             .status()

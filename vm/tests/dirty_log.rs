@@ -66,7 +66,8 @@ struct Scribe {
 impl Scribe {
     fn start(engine: EngineKind) -> Self {
         let (mut machine, ram, _) = machine(&spec(engine, 1, RAM_BYTES));
-        boot_code(&mut machine, &between(&raw const scribe_start, &raw const scribe_end));
+        // SAFETY: the labels enclose this program's assembly above.
+        boot_code(&mut machine, &unsafe { between(&raw const scribe_start, &raw const scribe_end) });
         Self { machine, ram, orders: 0 }
     }
 

@@ -113,7 +113,8 @@ fn turns(engine: EngineKind) -> u32 {
 
 /// The program, with as many turns as the engine makes.
 fn mix(engine: EngineKind) -> Vec<u8> {
-    let mut code = between(&raw const mix_start, &raw const mix_end);
+    // SAFETY: the labels enclose this program's assembly above.
+    let mut code = unsafe { between(&raw const mix_start, &raw const mix_end) };
     let at = code.windows(4).position(|bytes| bytes == TURNS_KVM.to_le_bytes()).expect("mov r13d, turns");
     code[at..at + 4].copy_from_slice(&turns(engine).to_le_bytes());
     code

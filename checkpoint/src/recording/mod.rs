@@ -170,8 +170,8 @@ pub enum RecordingError {
     },
     /// Not the bytes that were written.
     #[error(
-        "recording corrupt at byte {offset}: section {sequence} has checksum {computed:#010x} where \
-         {stated:#010x} is stated"
+        "recording corrupt at byte {offset}: section {sequence} has checksum {computed:#010x} where {stated:#010x} \
+         is stated"
     )]
     Crc {
         /// Where the section begins.

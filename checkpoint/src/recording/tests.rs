@@ -2,7 +2,7 @@ use super::section::SECTION_HEADER_BYTES;
 use super::*;
 use crate::bench_support::noise_page;
 use ft_ram::GuestRam;
-use ft_vm::replay::log::{Input, LogWriter};
+use ft_vm::replay::log::{LogInput, LogWriter};
 use ft_vm::spec::EngineKind;
 use proptest::prelude::*;
 use std::sync::OnceLock;
@@ -40,14 +40,17 @@ fn memory() -> (RamView, Vec<(PageIndex, crate::page::Page)>) {
 
 fn batches() -> Vec<Vec<u8>> {
     let mut writer = LogWriter::new(100);
-    let batch = |(count, input): (u64, Input)| {
+    let batch = |(count, input): (u64, LogInput)| {
         let mut out = Vec::new();
         writer.append(count, &input).unwrap();
         writer.cut(count + 100, &mut out).unwrap();
         out
     };
-    let inputs =
-        [(150, Input::Frame(vec![7; 60])), (300, Input::Advance { ns: 5 }), (800, Input::Random(vec![1]))];
+    let inputs = [
+        (150, LogInput::Frame(vec![7; 60])),
+        (300, LogInput::Advance { ns: 5 }),
+        (800, LogInput::Random(vec![1])),
+    ];
     inputs.into_iter().map(batch).collect()
 }
 

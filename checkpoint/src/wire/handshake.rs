@@ -58,7 +58,8 @@ pub enum Refusal {
     /// A backup promises by its own lease what a primary counts on by its own.
     #[error(
         "replication.lease_ms differs: the peer has {} ms, this node {} ms; set both alike",
-        theirs_us / 1000, ours_us / 1000
+        theirs_us / 1000,
+        ours_us / 1000
     )]
     Lease {
         /// The peer's.
@@ -76,8 +77,8 @@ pub enum Refusal {
     },
     /// Another build's engine could execute the same and come to something else.
     #[error(
-        "the engine differs: the peer's build is {theirs:016x}, this node's {ours:016x}; install the same build of \
-         ftd on both"
+        "the engine differs: the peer's build is {theirs:016x}, this node's {ours:016x}; install the \
+         same build of ftd on both"
     )]
     Engine {
         /// The peer's fingerprint.

@@ -8,7 +8,8 @@
 //!   backup                                             primary
 //!     Hello{identity, held: pairing and epoch} ------>   checks VM, machine, CPU, version; its role decides
 //!     <------------------------------------ Refuse{why}   ... or
-//!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows, or: resume_from: E, those after E
+//!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows
+//!     <------------------------ or: resume_from = E        the epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
 //!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
 //!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch

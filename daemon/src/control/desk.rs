@@ -24,7 +24,7 @@ pub struct Desk {
 impl From<SwitchoverError> for Failure {
     fn from(error: SwitchoverError) -> Self {
         match error {
-            SwitchoverError::Refused(why) => Self::Refused(why),
+            SwitchoverError::Failed(why) => Self::Refused(why.to_string()),
             SwitchoverError::Ending => Self::Failed(error.to_string()),
         }
     }

@@ -1,5 +1,7 @@
 //! What the operator wants of the daemon.
 
+use crate::role::SwitchoverFailure;
+
 /// News of this room.
 pub enum Wish {
     /// A switchover; this is where its outcome goes.
@@ -15,8 +17,8 @@ pub type SwitchoverReply = Box<dyn FnOnce(Result<(), SwitchoverError>) + Send>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SwitchoverError {
     /// Not in this state, not on this node, or the peer will not have it.
-    #[error("{0}")]
-    Refused(String),
+    #[error(transparent)]
+    Failed(#[from] SwitchoverFailure),
     /// The daemon ends before it is done.
     #[error("the daemon is ending")]
     Ending,

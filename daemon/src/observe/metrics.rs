@@ -203,8 +203,8 @@ metrics! {
     hold_full: Counter "ftd_hold_full_total" "Times the hold buffer was full",
     emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused, and that are lost",
     muted_offers: Counter "ftd_muted_offers_total"
-        "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that \
-         runs where it must not",
+        "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that runs \
+         where it must not",
     takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
     switchovers: Counter "ftd_switchovers_total" "Times this node went on with the VM in a planned switchover",
     resyncs: Counter "ftd_resyncs_total" "Full copies begun",

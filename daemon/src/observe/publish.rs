@@ -247,7 +247,11 @@ mod tests {
         let (role, state, detail) = (Role::Primary, State::Solo, String::new());
         publisher.sources.window.show(View { role, state, generation: 4, suspicions: 3, detail });
         let output = &publisher.sources.output;
-        let offer = |frames| (0..frames).for_each(|_| drop(output.transmit(b"frame")));
+        let offer = |frames| {
+            for _ in 0..frames {
+                let _ = output.transmit(b"frame");
+            }
+        };
         offer(1);
         let _ = output.pass();
         offer(2);

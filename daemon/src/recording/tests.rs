@@ -4,7 +4,7 @@ use ft_checkpoint::recording::{About, Writer};
 use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
-use ft_vm::replay::log::{Digest, Input, LogWriter, REGISTERS};
+use ft_vm::replay::log::{Digest, LogInput, LogWriter, REGISTERS};
 use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;
 use tempfile::TempDir;
@@ -146,7 +146,7 @@ fn a_replay_that_comes_to_something_else_is_told_with_its_count_and_the_first_di
     let file = with_log(|start| {
         let mut writer = LogWriter::new(start);
         let nowhere = Digest { registers: [0; REGISTERS.len()], pages: Vec::new() };
-        writer.append(start + 700, &Input::Digest(Box::new(nowhere))).unwrap();
+        writer.append(start + 700, &LogInput::Digest(Box::new(nowhere))).unwrap();
         let mut out = Vec::new();
         writer.cut(start + 1000, &mut out).unwrap();
         vec![out]

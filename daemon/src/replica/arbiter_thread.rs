@@ -1,5 +1,5 @@
-//! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does not
-//! wait for it.
+//! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does
+//! not wait for it.
 
 use crate::outlet::Outlet;
 use ft_arbiter::{Arbiter, ArbiterError, Cell, Outcome};

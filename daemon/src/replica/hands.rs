@@ -1,9 +1,10 @@
 //! What the executor can have done: the verbs of a node. The daemon's hands (`real`) do it with threads, sockets and a
-//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the executor's.
+//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the
+//! executor's.
 //!
 //! A verb returns when what it says is done, unless it says that news follow; those come in as events.
 
-use crate::role::{ConnId, Micros, View, Welcome};
+use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -104,5 +105,5 @@ pub trait Hands {
     fn discard(&mut self);
 
     /// Tells whoever asked for a switchover how it ended.
-    fn switchover_done(&mut self, outcome: Result<(), String>);
+    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>);
 }

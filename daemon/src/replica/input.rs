@@ -1,13 +1,8 @@
-//! What reaches the executor, and what it means to the core: the rooms know nothing of the core's events.
+//! What reaches the executor: the rooms know nothing of the core's events.
 
 use super::arbiter_thread::CellNews;
-use super::real::RealHands;
 use crate::control::Wish;
-use crate::keeper::{self, FromPrimary};
-use crate::peer::{self, FromBackup, LinkEnd, Ticket};
-use crate::role::{ConnId, Event, Gone, Welcome};
-use ft_arbiter::Outcome;
-use ft_checkpoint::wire::message::Diverged;
+use crate::{keeper, peer};
 
 /// The news of every room, in one queue.
 pub enum Input {
@@ -19,123 +14,4 @@ pub enum Input {
     Arbiter(CellNews),
     /// Of the operator.
     Control(Wish),
-}
-
-impl From<LinkEnd> for Gone {
-    fn from(ending: LinkEnd) -> Self {
-        match ending {
-            LinkEnd::Lost(e) => Self::Lost(e.to_string()),
-            LinkEnd::Bye(why) => Self::Bye(why),
-        }
-    }
-}
-
-impl RealHands {
-    /// Takes the objects that came with news to itself. What is left is the core's; the ticket lives until it is handled.
-    pub(super) fn take_in(&mut self, input: Input) -> (Option<Event>, Option<Ticket>) {
-        match input {
-            Input::Peer(news) => self.take_peer(news),
-            Input::Keeper(news) => self.take_keeper(news),
-            Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
-            Input::Control(Wish::Stop) => (Some(Event::StopRequested), None),
-            Input::Control(Wish::Switchover(reply)) => {
-                self.expect_switchover(reply);
-                (Some(Event::SwitchoverRequested), None)
-            }
-        }
-    }
-
-    fn take_peer(&mut self, news: peer::News) -> (Option<Event>, Option<Ticket>) {
-        let event = match news {
-            peer::News::Accepted { fitting, hello } => {
-                let conn = self.arrived(*fitting);
-                Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
-            }
-            peer::News::Dialled { fitting, welcome } => {
-                let conn = self.arrived(*fitting);
-                let how = welcome.resume_from.map_or(Welcome::Copy, Welcome::ResumeAfter);
-                let generation = welcome.identity.generation;
-                Event::Welcomed { conn, generation, pairing: welcome.pairing, how }
-            }
-            peer::News::DialFailed(error) => {
-                self.window.show_disconnected(Some(error.to_string()));
-                Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
-            }
-            peer::News::FromBackup { conn, said, ticket } => {
-                return (self.event_of_backup(conn, said), Some(ticket));
-            }
-            peer::News::Gone { conn, why } => {
-                self.note_gone(conn, &why);
-                Event::PeerGone { conn, why: why.into() }
-            }
-        };
-        (Some(event), None)
-    }
-
-    fn event_of_backup(&mut self, conn: ConnId, said: FromBackup) -> Option<Event> {
-        Some(match said {
-            FromBackup::Position(position) => {
-                self.note_position(conn, position);
-                return None;
-            }
-            FromBackup::Diverged(Diverged { count, what }) => {
-                tracing::error!("the backup diverged at instruction {count}: {what}");
-                self.telemetry.diverged(count, &what);
-                return None;
-            }
-            FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
-            FromBackup::Echo { stamp } => Event::Echo { conn, stamp },
-            FromBackup::TookOver { generation } => Event::PeerTookOver { conn, generation },
-            FromBackup::Declined { why } => Event::SwitchoverDeclined { conn, why },
-        })
-    }
-
-    fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Event {
-        match said {
-            FromPrimary::Alive => Event::Heard { conn },
-            FromPrimary::Heartbeat { stamp } => Event::Heartbeat { conn, stamp },
-            FromPrimary::Sealed { pairing, epoch, stamp } => {
-                self.telemetry.sealed(epoch);
-                Event::Sealed { conn, pairing, epoch, stamp }
-            }
-            FromPrimary::Paired { generation } => Event::Paired { conn, generation },
-            FromPrimary::Offered { epoch } => Event::SwitchoverOffered { conn, epoch },
-        }
-    }
-
-    fn take_keeper(&mut self, news: keeper::News) -> (Option<Event>, Option<Ticket>) {
-        use keeper::News;
-        let event = match news {
-            News::FirstCaptured { pairing } => Event::FirstCaptured { pairing },
-            News::FinalCaptured { epoch } => Event::FinalCaptured { epoch },
-            News::PairingBroken { pairing, why } => {
-                tracing::error!("the pairing broke: {why}");
-                Event::PairingBroken { pairing, why: why.to_string() }
-            }
-            News::GuestEnded(end) => Event::GuestEnded(end),
-            News::FromPrimary { conn, said, ticket } => {
-                return (Some(self.event_of_primary(conn, said)), Some(ticket));
-            }
-            News::Verified { epoch } => Event::Verified { epoch },
-            News::StateLost(why) => {
-                self.note_loss(&why);
-                Event::StateLost(why.to_string())
-            }
-            News::MachineFailed(why) => Event::MachineFailed(why.to_string()),
-        };
-        (Some(event), None)
-    }
-
-    fn event_of_arbiter(&mut self, answer: CellNews) -> Event {
-        match answer {
-            CellNews::Read(cell) => {
-                self.window.show_arbiter(cell.is_ok());
-                Event::CellRead(cell)
-            }
-            CellNews::Set(outcome) => {
-                self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
-                Event::CellSet(outcome)
-            }
-        }
-    }
 }

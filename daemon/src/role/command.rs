@@ -12,6 +12,35 @@ pub enum Welcome {
     ResumeAfter(u64),
 }
 
+/// Why a switchover that was asked for did not come about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SwitchoverFailure {
+    /// It would be the second.
+    #[error("a switchover is under way")]
+    UnderWay,
+    /// There will be nothing to hand over.
+    #[error("the VM is ending")]
+    VmEnding,
+    /// Nobody could go on.
+    #[error("the VM is not protected: there is no backup that could take over")]
+    NotProtected,
+    /// Asked on the wrong side.
+    #[error("this node is the backup; ask the primary")]
+    IsBackup,
+    /// Asked before the node has a role.
+    #[error("this node does not run the VM")]
+    NoRole,
+    /// The guest asked for a reset meanwhile.
+    #[error("the guest reboots")]
+    GuestReboots,
+    /// The cell went to somebody else meanwhile.
+    #[error("lost the arbitration")]
+    LostArbitration,
+    /// It had begun, and this came between.
+    #[error("{0}")]
+    Abandoned(String),
+}
+
 /// How a process ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -138,8 +167,8 @@ pub enum Command {
         /// The primary's stamp.
         stamp: Micros,
     },
-    /// Backup: answer with `Verified` when what was received up to this epoch has shown, as far as it can, that the VM can
-    /// go on from it, or with `StateLost`.
+    /// Backup: answer with `Verified` when what was received up to this epoch has shown, as far as it can, that the VM
+    /// can go on from it, or with `StateLost`.
     Verify {
         /// The epoch that is held.
         epoch: u64,
@@ -185,7 +214,7 @@ pub enum Command {
         why: String,
     },
     /// Tell whoever asked for a switchover how it ended.
-    SwitchoverDone(Result<(), String>),
+    SwitchoverDone(Result<(), SwitchoverFailure>),
     /// End the process.
     Exit(Exit),
 }

@@ -6,7 +6,7 @@ mod switchover;
 
 use self::ending::End;
 use self::switchover::{Step, Switchover, Then};
-use super::command::{Command, Exit, Welcome};
+use super::command::{Command, Exit, SwitchoverFailure, Welcome};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::view::State;
@@ -369,7 +369,7 @@ impl Primary {
         }
         if self.switchover.take().is_some() {
             core.out.push(Command::Thaw);
-            core.out.push(Command::SwitchoverDone(Err(self.why.clone())));
+            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::Abandoned(self.why.clone()))));
         }
         if core.stop_requested {
             self.shut_down(core);

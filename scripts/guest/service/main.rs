@@ -3,10 +3,10 @@
 
 mod bench;
 #[path = "../../../vm/ram/src/layout.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the host uses the rest")]
 mod layout;
 #[path = "../../../vm/guest/src/kv/mod.rs"]
-#[allow(unused_imports)]
+#[expect(unused_imports, reason = "the built-in guest uses the rest")]
 mod protocol;
 mod serve;
 

@@ -1,5 +1,5 @@
-//! ft-bench: measures what is below the daemon: the parts of a checkpoint, and the deterministic engine beside QEMU. One
-//! JSON object a line; `scripts/bench` makes tables.
+//! ft-bench: measures what is below the daemon: the parts of a checkpoint, and the deterministic engine beside QEMU.
+//! One JSON object a line; `scripts/bench` makes tables.
 
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};

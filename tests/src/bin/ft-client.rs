@@ -1,8 +1,8 @@
 //! ft-client: talks to the key-value guests and checks that they keep their promises.
 //!
-//! Without a subcommand it keeps one TCP connection busy until it is told to stop, checks every answer, reads everything
-//! back, and sums up. It ends with 0 only if the connection survived and no answer was wrong; with 1 otherwise; with 2
-//! when it was called wrongly.
+//! Without a subcommand it keeps one TCP connection busy until it is told to stop, checks every answer, reads
+//! everything back, and sums up. It ends with 0 only if the connection survived and no answer was wrong; with 1
+//! otherwise; with 2 when it was called wrongly.
 
 use clap::{Args, Parser, Subcommand};
 use ft_tests::kv::connection::Connection;

@@ -5,7 +5,6 @@ pub mod connection;
 pub mod history;
 pub mod measure;
 #[path = "../../../vm/guest/src/kv/mod.rs"]
-#[allow(missing_docs)]
 pub mod protocol;
 pub mod run;
 #[path = "../../../scripts/guest/service/serve.rs"]

@@ -35,8 +35,8 @@ pub struct LoadPlan {
     pub seed: u64,
     /// An answer that takes longer does not come.
     pub timeout: Duration,
-    /// Whether to connect anew when the connection is lost, to find out what the service still knows. The connection did
-    /// not survive then.
+    /// Whether to connect anew when the connection is lost, to find out what the service still knows. The connection
+    /// did not survive then.
     pub reconnect: bool,
     /// Where every answer is noted: a line with the time it came (microseconds since 1970) and its round trip in
     /// microseconds.

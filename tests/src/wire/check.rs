@@ -3,8 +3,8 @@
 //! The owners' history is condensed into *windows*: runs of generations with the same owner. The rules:
 //!
 //! - *ownership*: each burst of frames lies within one window of its speaker, and the windows taken in the order of the
-//!   frames never go back. So the speakers are a subsequence of the owners, and a replica that speaks after another took
-//!   over, without winning the cell again, is found whatever the clocks say.
+//!   frames never go back. So the speakers are a subsequence of the owners, and a replica that speaks after another
+//!   took over, without winning the cell again, is found whatever the clocks say.
 //! - *history*: the cell's generation only rises, and the cell never loses its owner.
 //! - *coverage*: after a change of speaker no TCP stream acknowledges less than it had before: all that was said came
 //!   out of a state that the new speaker holds.

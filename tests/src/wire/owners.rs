@@ -205,7 +205,8 @@ mod tests {
     #[test]
     fn a_cell_is_read_with_what_its_file_says_about_it() {
         let text = concat!(
-            r#"{"version":1,"vm":"web","cell":{"generation":7,"owner":"alpha","standby":{"node":"beta","pairing":12}}}"#,
+            r#"{"version":1,"vm":"web","cell":{"generation":7,"owner":"alpha","#,
+            r#""standby":{"node":"beta","pairing":12}}}"#,
             "\n0badc0de\n",
         );
         assert_eq!(parse_cell(text).unwrap(), (7, Some("alpha".to_owned()), Some("beta".to_owned())));

@@ -1,7 +1,7 @@
 //! How many guest instructions a second the software engine executes, on small loops of integer code:
 //! `cargo bench -p ft-cpu --bench soft [NAME]`.
 
-use ft_cpu::Exit;
+use ft_cpu::CpuExit;
 use ft_cpu::testing::{machine, run_to};
 use nix::time::{ClockId, clock_gettime};
 use std::arch::global_asm;
@@ -174,7 +174,7 @@ fn measure(code: &[u8]) -> (u64, Duration, u64) {
     let start = used();
     let exit = run_to(&mut cpu, u64::MAX);
     let took = used() - start;
-    assert_eq!(exit, Exit::Halted, "at {:#x}", cpu.rip);
+    assert_eq!(exit, CpuExit::Halted, "at {:#x}", cpu.rip);
     (cpu.count, took, cpu.regs[0])
 }
 

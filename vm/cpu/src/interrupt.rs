@@ -8,7 +8,7 @@
 //! it could suppress. Alignment checks (RFLAGS.AC at CPL 3) are not made.
 
 use super::cpu::{Cpu, Fault};
-use super::exec::system::state::{CS, SS, Segment, is_canonical};
+use super::exec::system::state::{CS, SS, SegmentRegister, is_canonical};
 use super::flags::{IF, NT, RF, TF, VM};
 use super::op::{Step, Stop};
 use super::run::TripleFault;
@@ -154,7 +154,7 @@ impl Cpu {
         }
 
         if cpl < self.cpl {
-            self.sys.segs[SS] = Segment { selector: cpl.into(), ..Segment::default() };
+            self.sys.segs[SS] = SegmentRegister { selector: cpl.into(), ..SegmentRegister::default() };
         }
         self.set_code(code, cpl);
         self.regs[4] = pointer;

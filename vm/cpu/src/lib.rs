@@ -13,6 +13,18 @@
 //! right after an instruction that touched the bus or let interrupts in, at a timer's count, or where an input was
 //! delivered. Caches (TLB, blocks) never change what an instruction does; what the architecture lets a TLB do (serve a
 //! stale translation) depends on the instructions alone, never on where a run was split.
+//!
+//! ```
+//! use ft_cpu::CpuExit;
+//! use ft_cpu::testing::{machine, run_to};
+//!
+//! // mov eax, 6; imul eax, eax, 7; hlt
+//! let (mut cpu, _ram) = machine(&[0xb8, 6, 0, 0, 0, 0x6b, 0xc0, 7, 0xf4]);
+//! assert_eq!(run_to(&mut cpu, 2), CpuExit::Limit);
+//! assert_eq!((cpu.count, cpu.regs[0]), (2, 42));
+//! assert_eq!(run_to(&mut cpu, 1_000), CpuExit::Halted);
+//! assert_eq!(cpu.count, 3);
+//! ```
 
 mod block;
 mod bus;
@@ -43,7 +55,7 @@ pub use chips::{ChipError, Chips};
 pub use cpu::Cpu;
 pub use dirty::Tracker;
 pub use exec::fpu::{Fpu, FpuStateError};
-pub use exec::system::{InvalidSystem, Segment, System};
-pub use run::Exit;
+pub use exec::system::{InvalidSystem, SegmentRegister, System};
+pub use run::CpuExit;
 pub use state::CpuState;
 pub use time::{Clock, PACES, Pace};

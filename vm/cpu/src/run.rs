@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Why a run ended. In all cases what was due at this count (timers, an interrupt) has been done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub enum CpuExit {
     /// The count is the limit.
     Limit,
     /// The attention flag was seen, at a block's boundary.
@@ -35,7 +35,7 @@ pub(crate) struct TripleFault;
 
 impl Cpu {
     /// Executes until `count` is `limit`, or until something else ends the run.
-    pub fn run(&mut self, limit: u64, attention: &AtomicBool) -> Exit {
+    pub fn run(&mut self, limit: u64, attention: &AtomicBool) -> CpuExit {
         self.recheck();
         self.trail = Trail::NONE;
         let mut bound = 0;
@@ -48,14 +48,14 @@ impl Cpu {
                 if self.breaks_here() {
                     match self.exception() {
                         Ok(()) => continue,
-                        Err(TripleFault) => return Exit::TripleFault,
+                        Err(TripleFault) => return CpuExit::TripleFault,
                     }
                 }
             } else if attention.load(Ordering::Relaxed) {
-                return Exit::Attention;
+                return CpuExit::Attention;
             }
             if self.step(bound).is_err() {
-                return Exit::TripleFault;
+                return CpuExit::TripleFault;
             }
         }
     }
@@ -63,8 +63,8 @@ impl Cpu {
     /// Between blocks: does what is due. Answers the count up to which blocks may run without asking again.
     #[cold]
     #[inline(never)]
-    fn boundary(&mut self, limit: u64, attention: &AtomicBool) -> Result<u64, Exit> {
-        self.debug_trap().map_err(|TripleFault| Exit::TripleFault)?;
+    fn boundary(&mut self, limit: u64, attention: &AtomicBool) -> Result<u64, CpuExit> {
+        self.debug_trap().map_err(|TripleFault| CpuExit::TripleFault)?;
         let mut timer = u64::MAX;
         if !self.shadow {
             let now_ns = self.clock.ns(self.count);
@@ -78,8 +78,8 @@ impl Cpu {
             if std::mem::take(&mut self.recheck)
                 && let Some(vector) = self.take_interrupt(now_ns)
             {
-                self.deliver_interrupt(vector).map_err(|TripleFault| Exit::TripleFault)?;
-                self.debug_trap().map_err(|TripleFault| Exit::TripleFault)?;
+                self.deliver_interrupt(vector).map_err(|TripleFault| CpuExit::TripleFault)?;
+                self.debug_trap().map_err(|TripleFault| CpuExit::TripleFault)?;
                 // The handler's first instruction goes before another interrupt (a trap gate leaves IF set): one a
                 // count, however often a run is split there.
                 self.shadow = true;
@@ -90,16 +90,16 @@ impl Cpu {
         self.pending = single || self.recheck || self.halted;
         if let Some(event) = self.event.take() {
             self.pending = true;
-            return Err(Exit::Event(event));
+            return Err(CpuExit::Event(event));
         }
         if self.count >= limit {
-            return Err(Exit::Limit);
+            return Err(CpuExit::Limit);
         }
         if self.halted {
-            return Err(Exit::Halted);
+            return Err(CpuExit::Halted);
         }
         if attention.load(Ordering::Relaxed) {
-            return Err(Exit::Attention);
+            return Err(CpuExit::Attention);
         }
         if single {
             self.stepped = trap;

@@ -2,8 +2,8 @@
 
 use super::bus::{Bus, BusEvent};
 use super::cpu::Cpu;
-use super::exec::system::{Segment, System};
-use super::run::Exit;
+use super::exec::system::{SegmentRegister, System};
+use super::run::CpuExit;
 use super::walk::{CR0_PG, CR0_WP, EFER_LMA, EFER_NXE};
 use ft_ram::GuestRam;
 use std::sync::atomic::AtomicBool;
@@ -103,9 +103,9 @@ pub fn put_tables(ram: &GuestRam) {
 
 /// 64-bit mode with those tables, flat segments, CPL 0.
 pub fn enter_long_mode(sys: &mut System) {
-    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
+    let data = SegmentRegister { selector: 0x10, base: 0, limit: u32::MAX, attributes: 0xc093 };
     sys.segs = [data; 6];
-    sys.segs[1] = Segment { selector: 0x8, attributes: 0xa09b, ..data };
+    sys.segs[1] = SegmentRegister { selector: 0x8, attributes: 0xa09b, ..data };
     sys.cr0 = CR0_PG | CR0_WP | 1 << 5 | 1 << 4 | 1 << 1 | 1;
     sys.cr3 = TABLES;
     // PAE, PGE, OSFXSR, OSXMMEXCPT.
@@ -135,7 +135,7 @@ pub fn machine(code: &[u8]) -> (Cpu, GuestRam) {
 }
 
 /// Runs up to a count.
-pub fn run_to(cpu: &mut Cpu, limit: u64) -> Exit {
+pub fn run_to(cpu: &mut Cpu, limit: u64) -> CpuExit {
     cpu.run(limit, &AtomicBool::new(false))
 }
 
@@ -143,6 +143,6 @@ pub fn run_to(cpu: &mut Cpu, limit: u64) -> Exit {
 pub fn run_to_hlt(code: &[u8]) -> Cpu {
     let (mut cpu, _ram) = machine(code);
     let exit = run_to(&mut cpu, 1_000_000);
-    assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
+    assert_eq!(exit, CpuExit::Halted, "at {:#x}, {:?}", cpu.rip, cpu.fault);
     cpu
 }

@@ -4,7 +4,7 @@ use super::cpu::{Cpu, Fault};
 use super::dirty::Tracker;
 use super::flags::{CF, DF, OF, SF, ZF};
 use super::op::Stop;
-use super::run::Exit;
+use super::run::CpuExit;
 use super::testing::{CODE, STACK, TABLES, machine, run_to, run_to_hlt};
 use ft_ram::GuestRam;
 use proptest::prelude::*;
@@ -177,11 +177,11 @@ fn an_instruction_across_pages_is_decoded_again_when_its_end_changes() {
 fn code_written_by_a_device_is_decoded_again() {
     // add eax, 1; hlt
     let (mut cpu, ram) = machine(&[0x83, 0xc0, 1, 0xf4]);
-    assert_eq!(run_to(&mut cpu, 100), Exit::Halted);
+    assert_eq!(run_to(&mut cpu, 100), CpuExit::Halted);
     ram.memory().write_obj(5u8, GuestAddress(CODE + 2)).unwrap();
     cpu.invalidate_code_page((CODE >> 12) as u32);
     (cpu.rip, cpu.halted) = (CODE, false);
-    assert_eq!(run_to(&mut cpu, 100), Exit::Halted);
+    assert_eq!(run_to(&mut cpu, 100), CpuExit::Halted);
     assert_eq!(cpu.regs[0], 6);
 }
 
@@ -239,16 +239,16 @@ proptest! {
     #[test]
     fn a_run_split_anywhere_ends_as_one_that_is_not(splits in proptest::collection::vec(1u64..60, 1..80)) {
         let (mut whole, ram) = machine(mixture());
-        prop_assert_eq!(run_to(&mut whole, u64::MAX), Exit::Halted);
+        prop_assert_eq!(run_to(&mut whole, u64::MAX), CpuExit::Halted);
         let expected = everything(&whole, &ram);
         let (mut parts, ram) = machine(mixture());
         let mut limit = 0;
         for by in splits.iter().cycle() {
             limit += by;
             match run_to(&mut parts, limit) {
-                Exit::Limit => prop_assert_eq!(parts.count, limit),
+                CpuExit::Limit => prop_assert_eq!(parts.count, limit),
                 exit => {
-                    prop_assert_eq!(exit, Exit::Halted);
+                    prop_assert_eq!(exit, CpuExit::Halted);
                     break;
                 }
             }
@@ -266,8 +266,8 @@ proptest! {
         cpu.regs = registers.map(|value| value & 0xff_ffff);
         for limit in [7, 300] {
             match run_to(&mut cpu, limit) {
-                Exit::Limit => prop_assert_eq!(cpu.count, limit),
-                Exit::Attention => prop_assert!(false, "nobody asked"),
+                CpuExit::Limit => prop_assert_eq!(cpu.count, limit),
+                CpuExit::Attention => prop_assert!(false, "nobody asked"),
                 _ => prop_assert!(cpu.count <= limit),
             }
         }
@@ -329,7 +329,7 @@ fn repeated_string_instructions_count_page_by_page_and_fault_in_the_middle() {
     assert_eq!((cpu.count, cpu.rip), (3, CODE));
     assert_eq!((cpu.regs[6], cpu.regs[7], cpu.regs[1]), (0x40_1200, 0x50_2000, 0xf00));
     set_entry(&mut cpu, &ram, 0x502, P | W);
-    assert_eq!(run_to(&mut cpu, 100), Exit::Halted);
+    assert_eq!(run_to(&mut cpu, 100), CpuExit::Halted);
     let mut copied = [vec![0; 0x2000], vec![0; 0x2000]];
     ram.memory().read_slice(&mut copied[0], GuestAddress(0x40_0100)).unwrap();
     ram.memory().read_slice(&mut copied[1], GuestAddress(0x50_0f00)).unwrap();
@@ -354,7 +354,7 @@ fn overlapping_copies_go_element_by_element_in_either_direction() {
         }
         (cpu.regs[6], cpu.regs[7], cpu.regs[1]) = (0x40_0000 + from, 0x40_0000 + to, count);
         cpu.set_rflags(if down { DF } else { 0 });
-        assert_eq!(run_to(&mut cpu, 10_000), Exit::Halted);
+        assert_eq!(run_to(&mut cpu, 10_000), CpuExit::Halted);
         let mut found = vec![0; 0x6000];
         ram.memory().read_slice(&mut found, GuestAddress(0x40_0000)).unwrap();
         assert!(found == expected, "{down} {distance}");
@@ -367,7 +367,7 @@ fn scans_stop_at_the_element_and_keep_its_flags() {
     let (mut cpu, ram) = machine(&[0xf2, 0xae, 0xf4]);
     ram.memory().write_obj(0x55u8, GuestAddress(0x40_1234)).unwrap();
     (cpu.regs[0], cpu.regs[7], cpu.regs[1]) = (0x55, 0x40_0000, 0x5000);
-    assert_eq!(run_to(&mut cpu, 100), Exit::Halted);
+    assert_eq!(run_to(&mut cpu, 100), CpuExit::Halted);
     assert_eq!((cpu.regs[7], cpu.regs[1]), (0x40_1235, 0x5000 - 0x1235));
     assert_ne!(cpu.rflags() & ZF, 0);
 }
@@ -377,9 +377,9 @@ fn a_bit_number_in_a_register_reaches_outside_the_operand() {
     // bts [rbx], rcx; btr dword ptr [rbx], ecx; hlt
     let (mut cpu, ram) = machine(&[0x48, 0x0f, 0xab, 0x0b, 0x0f, 0xb3, 0x0b, 0xf4]);
     (cpu.regs[3], cpu.regs[1]) = (0x40_0100, -65i64 as u64);
-    assert_eq!(run_to(&mut cpu, 1), Exit::Limit);
+    assert_eq!(run_to(&mut cpu, 1), CpuExit::Limit);
     assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0x40_00f0)).unwrap(), 1 << 63);
-    assert_eq!(run_to(&mut cpu, 9), Exit::Halted);
+    assert_eq!(run_to(&mut cpu, 9), CpuExit::Halted);
     assert_eq!(ram.memory().read_obj::<u64>(GuestAddress(0x40_00f0)).unwrap(), 0);
     assert_ne!(cpu.rflags() & CF, 0);
 }

@@ -57,7 +57,7 @@ extern "C" fn rust_eh_personality() {}
 
 /// Named likewise.
 #[unsafe(no_mangle)]
-#[allow(non_snake_case)]
+#[expect(non_snake_case, reason = "the unwinder's name")]
 extern "C" fn _Unwind_Resume() -> ! {
     crash()
 }

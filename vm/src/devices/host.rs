@@ -76,9 +76,10 @@ pub struct Wiring {
 pub enum Delivered {
     /// The guest has it.
     Yes,
-    /// The guest has no receive buffer now: try again after [`NetPort::wait_for_buffers`].
+    /// The guest has no receive buffer now: try again after
+    /// [`NetPort::wait_for_buffers`](super::NetPort::wait_for_buffers).
     NoBuffers,
-    /// The machine is paused: try again after [`NetPort::wait_for_buffers`].
+    /// The machine is paused: try again after [`NetPort::wait_for_buffers`](super::NetPort::wait_for_buffers).
     Paused,
     /// The guest runs no driver: the frame is lost, as with any card.
     NotReady,

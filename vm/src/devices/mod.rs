@@ -6,8 +6,8 @@
 //! synchronously, so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. What the
 //! guest can see of a device is its captured state; host-side wiring and counters are not part of it.
 //!
-//! On a deterministic engine ([`Devices::deterministic`]) only the engine's thread touches a device: time, randomness
-//! and inputs come from the engine, and what other threads bring waits in its [`inbox`].
+//! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness
+//! and inputs come from the engine, and what other threads bring waits in its `inbox`.
 
 mod counters;
 mod error;

@@ -1,7 +1,7 @@
 //! The complete state of a machine, memory apart, and its encoding.
 //!
-//! The state is plain data and is not trusted when it comes back: [`encode`] puts it behind a header with a length and
-//! a CRC, [`decode`] checks length, CRC and version before it looks at a single field, and refuses what does not encode
+//! The state is plain data and is not trusted when it comes back: `encode` puts it behind a header with a length and
+//! a CRC, `decode` checks length, CRC and version before it looks at a single field, and refuses what does not encode
 //! back to the very same bytes (so that nothing is cut, padded or ignored on the way in). What the fields mean to this
 //! host is checked where they are applied. A field that is forgotten where state is collected or applied does not
 //! compile: both places name every field.

@@ -93,8 +93,11 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
 }
 
 /// The code between two labels of `global_asm`.
-pub fn between(start: *const u8, end: *const u8) -> Vec<u8> {
-    // SAFETY: both are labels in one block of this binary's code, `end` after `start`.
+///
+/// # Safety
+/// Both are labels in one block of this program's code, `end` not before `start`.
+pub unsafe fn between(start: *const u8, end: *const u8) -> Vec<u8> {
+    // SAFETY: all from `start` to `end` is this program's code, which is there to be read.
     unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }.to_vec()
 }
 

@@ -34,7 +34,8 @@ unsafe extern "C" {
 
 /// The program, to be booted with `boot_code`.
 pub fn code() -> Vec<u8> {
-    super::between(&raw const sweep_start, &raw const sweep_end)
+    // SAFETY: the labels enclose this program's assembly above.
+    unsafe { super::between(&raw const sweep_start, &raw const sweep_end) }
 }
 
 /// Tells the guest how many pages to write; before it runs.

@@ -1,5 +1,6 @@
-//! An operation as a machine that takes one step at a time: it asks for a call on the storage, waits for the answer, and
-//! so on until it comes to its result. Whoever drives it decides when a call is made, and whether its answer comes back.
+//! An operation as a machine that takes one step at a time: it asks for a call on the storage, waits for the answer,
+//! and so on until it comes to its result. Whoever drives it decides when a call is made, and whether its answer comes
+//! back.
 //!
 //! The steps are written as one piece of straight-line code, a future that waits for nothing but these answers. The
 //! compiler makes the machine of it.

@@ -1,5 +1,6 @@
 //! What the hands do as backup: receive from a primary, and go on from what was sealed.
 
+use super::resuming::{Resuming, Settling};
 use super::{HandsError, RealHands};
 use crate::keeper::{Order, WarmStandby};
 use crate::outlet::Outlet;
@@ -7,35 +8,8 @@ use crate::peer::Link;
 use crate::replica::Input;
 use crate::role::ConnId;
 use ft_checkpoint::lazy::LazyApply;
-use ft_checkpoint::receiver::SealedImage;
-use ft_ram::GuestRam;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// A take-over under way.
-pub(super) struct Resuming {
-    began: Instant,
-    /// Epoch that the VM goes on from.
-    epoch: u64,
-    /// What is still to be done for it: pages to apply, or epochs of log to execute.
-    pending: u64,
-    /// Checkpoint mode: what was sealed. In replay mode the machine has all of it.
-    sealed: Option<(GuestRam, SealedImage)>,
-}
-
-/// The end of a take-over: the guest runs, and what the checkpoint still had pending is being applied. What was sealed is
-/// kept until then, and let go when nobody waits.
-pub(super) struct Settling {
-    lazy: LazyApply,
-    _sealed: SealedImage,
-}
-
-impl Settling {
-    /// Waits until all is applied.
-    pub(super) fn finish(self) {
-        self.lazy.finish();
-    }
-}
 
 impl RealHands {
     pub(super) fn follow_primary(&mut self, conn: ConnId) -> Result<(), HandsError> {
@@ -98,7 +72,7 @@ impl RealHands {
                 let state = std::mem::take(&mut sealed.state);
                 // Serves what is still pending while the guest runs already.
                 let lazy = LazyApply::start(&ram, &sealed);
-                self.settling = Some(Settling { lazy, _sealed: sealed });
+                self.settling = Some(Settling::new(lazy, sealed));
                 self.order_and_wait(|reply| Order::Restore(state, reply))??;
             }
         }

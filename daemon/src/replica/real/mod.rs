@@ -3,7 +3,9 @@
 mod as_backup;
 mod as_primary;
 mod error;
+mod news;
 mod parts;
+mod resuming;
 
 pub use error::{HandsError, StartError};
 pub use parts::Parts;
@@ -18,13 +20,13 @@ use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, Sta
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, View, Welcome};
-use as_backup::{Resuming, Settling};
+use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
+use resuming::{Resuming, Settling};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -383,9 +385,9 @@ impl Hands for RealHands {
         self.stop_vm();
     }
 
-    fn switchover_done(&mut self, outcome: Result<(), String>) {
+    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>) {
         for reply in self.switchovers.drain(..) {
-            reply(outcome.clone().map_err(SwitchoverError::Refused));
+            reply(outcome.clone().map_err(SwitchoverError::Failed));
         }
     }
 }

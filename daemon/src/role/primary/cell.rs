@@ -5,7 +5,7 @@ use super::switchover::{Step, Switchover, Then};
 use super::{Pair, Primary};
 use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
-use crate::role::command::{Command, Exit};
+use crate::role::command::{Command, Exit, SwitchoverFailure};
 use crate::role::core::{Core, Next};
 use ft_arbiter::{Cell, Standby};
 
@@ -98,7 +98,7 @@ impl Primary {
             return Some(Next::Backup(Backup::new("handed the VM over")));
         }
         if handed_over.is_some() {
-            core.out.push(Command::SwitchoverDone(Err("lost the arbitration".into())));
+            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::LostArbitration)));
         }
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(

@@ -1,7 +1,7 @@
 //! The VM's end: asked for by the operator, or come to by the guest. A guest that resets begins anew.
 
 use super::{Pair, Primary};
-use crate::role::command::{Command, Exit};
+use crate::role::command::{Command, Exit, SwitchoverFailure};
 use crate::role::core::{Core, Next};
 use crate::role::event::GuestEnd;
 use crate::role::primary::switchover::Then;
@@ -86,7 +86,7 @@ impl Primary {
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
         if self.switchover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err("the guest reboots".into())));
+            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::GuestReboots)));
         }
         if core.stop_requested {
             self.pair = Pair::Solo;

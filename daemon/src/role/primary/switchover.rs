@@ -1,7 +1,7 @@
 //! A planned switchover: the VM is paused, its last checkpoint acked, and the backup asked to go on.
 
 use super::{Pair, Primary};
-use crate::role::command::Command;
+use crate::role::command::{Command, SwitchoverFailure};
 use crate::role::core::Core;
 use crate::role::event::Micros;
 
@@ -39,16 +39,16 @@ impl Primary {
 
     pub(super) fn on_switchover(&mut self, core: &mut Core, then: Then) {
         let busy = if self.switchover.is_some() {
-            Some("a switchover is under way")
+            Some(SwitchoverFailure::UnderWay)
         } else if self.ending.is_some() {
-            Some("the VM is ending")
+            Some(SwitchoverFailure::VmEnding)
         } else if !matches!(self.pair, Pair::Protected { .. }) {
-            Some("the VM is not protected: there is no backup that could take over")
+            Some(SwitchoverFailure::NotProtected)
         } else {
             None
         };
         match busy {
-            Some(why) => core.out.push(Command::SwitchoverDone(Err(why.into()))),
+            Some(why) => core.out.push(Command::SwitchoverDone(Err(why))),
             None => {
                 self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then });
                 core.out.push(Command::FinalCheckpoint);
@@ -75,7 +75,7 @@ impl Primary {
         if self.switchover.take().is_none() {
             return;
         }
-        core.out.push(Command::SwitchoverDone(Err(why.clone())));
+        core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::Abandoned(why.clone()))));
         self.why = why;
         // A node that was to stop goes on with the VM: nobody says that anybody else can.
         core.stop_requested = false;

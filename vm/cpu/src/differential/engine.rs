@@ -8,8 +8,8 @@ use super::{
 };
 use crate::cpu::Cpu;
 use crate::exec::fpu::Fpu;
-use crate::exec::system::Segment;
-use crate::run::Exit;
+use crate::exec::system::SegmentRegister;
+use crate::run::CpuExit;
 use crate::testing::EmptyBus;
 use ft_ram::GuestRam;
 use std::sync::atomic::AtomicBool;
@@ -112,7 +112,7 @@ impl Engine {
         cpu.sys.efer = 0xd01;
         cpu.sys.idtr = (IDT, 0xfff);
         cpu.sys.gdtr = (GDT, 0x7f);
-        cpu.sys.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, attributes: 0x008b };
+        cpu.sys.tr = SegmentRegister { selector: 0x40, base: TSS, limit: 0x67, attributes: 0x008b };
         Self { cpu, ram }
     }
 
@@ -123,10 +123,10 @@ impl Engine {
     /// Enters user mode as an `iretq` would leave it.
     fn enter(&mut self, entry: u64, state: &State) {
         let cpu = &mut self.cpu;
-        let null = Segment { selector: 0, base: 0, limit: 0, attributes: 0 };
+        let null = SegmentRegister { selector: 0, base: 0, limit: 0, attributes: 0 };
         cpu.sys.segs = [null; 6];
-        cpu.sys.segs[1] = Segment { selector: USER_CS, base: 0, limit: u32::MAX, attributes: 0xa0fb };
-        cpu.sys.segs[2] = Segment { selector: USER_SS, base: 0, limit: u32::MAX, attributes: 0xc0f3 };
+        cpu.sys.segs[1] = SegmentRegister { selector: USER_CS, base: 0, limit: u32::MAX, attributes: 0xa0fb };
+        cpu.sys.segs[2] = SegmentRegister { selector: USER_SS, base: 0, limit: u32::MAX, attributes: 0xc0f3 };
         cpu.sys.segs[5].base = GS_BASE;
         cpu.cpl = 3;
         cpu.halted = false;
@@ -150,7 +150,7 @@ impl Runner for Engine {
         }
         self.enter(entry, state);
         let exit = self.cpu.run(self.cpu.count + LIMIT, &AtomicBool::new(false));
-        assert_eq!(exit, Exit::Halted, "at {:#x}: {:?}", self.cpu.rip, self.cpu.fault);
+        assert_eq!(exit, CpuExit::Halted, "at {:#x}: {:?}", self.cpu.rip, self.cpu.fault);
 
         let vector = ((self.cpu.rip - HANDLERS) / HANDLER_BYTES) as u8;
         let frame = self.cpu.regs[4];

@@ -1,7 +1,7 @@
 //! What a machine's recorder keeps: the log, and when the next digest is due.
 
 use crate::replay::LogError;
-use crate::replay::log::{Digest, Input, LogCut, LogWriter};
+use crate::replay::log::{Digest, LogCut, LogInput, LogWriter};
 use std::time::{Duration, Instant};
 
 /// A digest after so many instructions...
@@ -24,7 +24,7 @@ impl Recorder {
         Self { log: LogWriter::new(count), broken: None, digest_count: count, digest_at: Instant::now() }
     }
 
-    pub(super) fn note(&mut self, count: u64, input: &Input) {
+    pub(super) fn note(&mut self, count: u64, input: &LogInput) {
         if self.broken.is_none() {
             self.broken = self.log.append(count, input).err();
         }
@@ -45,7 +45,7 @@ impl Recorder {
     }
 
     pub(super) fn note_digest(&mut self, count: u64, digest: Digest) {
-        self.note(count, &Input::Digest(Box::new(digest)));
+        self.note(count, &LogInput::Digest(Box::new(digest)));
         (self.digest_count, self.digest_at) = (count, Instant::now());
     }
 

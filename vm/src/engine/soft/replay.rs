@@ -1,11 +1,11 @@
 //! What a replaying machine has of the log and has not executed yet.
 
-use crate::replay::log::{Batch, Entry, Input};
+use crate::replay::log::{Batch, LogEntry, LogInput};
 use std::collections::VecDeque;
 
 pub(super) struct Replayer {
     fed: u64,
-    ahead: VecDeque<Entry>,
+    ahead: VecDeque<LogEntry>,
     /// Frames delivered, for the build that delivers one of them wrongly.
     #[cfg(feature = "misreplay")]
     frames: u64,
@@ -32,7 +32,7 @@ impl Replayer {
         for batch in batches {
             for entry in batch.entries {
                 match entry.input {
-                    Input::Random(bytes) => random(entry.count, bytes),
+                    LogInput::Random(bytes) => random(entry.count, bytes),
                     _ => self.ahead.push_back(entry),
                 }
             }
@@ -46,7 +46,7 @@ impl Replayer {
     }
 
     /// The next input, if it is due at `count`.
-    pub(super) fn take(&mut self, count: u64) -> Option<Input> {
+    pub(super) fn take(&mut self, count: u64) -> Option<LogInput> {
         self.ahead.front().filter(|entry| entry.count == count)?;
         let entry = self.ahead.pop_front()?;
         #[cfg(feature = "misreplay")]
@@ -62,12 +62,12 @@ impl Replayer {
 
     /// The 20th frame loses its last byte.
     #[cfg(feature = "misreplay")]
-    fn spoil(&mut self, input: Input) -> Input {
-        let Input::Frame(mut frame) = input else { return input };
+    fn spoil(&mut self, input: LogInput) -> LogInput {
+        let LogInput::Frame(mut frame) = input else { return input };
         self.frames += 1;
         if self.frames == 20 {
             frame.pop();
         }
-        Input::Frame(frame)
+        LogInput::Frame(frame)
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::boot::entry::{Entry, EntrySegment, VcpuEntry};
 use crate::state::error::StateError;
-use ft_cpu::{Chips, Clock, CpuState, Fpu, Segment, System, flags};
+use ft_cpu::{Chips, Clock, CpuState, Fpu, SegmentRegister, System, flags};
 use ft_ram::layout::LAPIC_BASE;
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +115,11 @@ impl SoftState {
     }
 }
 
-fn segment(segment: &EntrySegment) -> Segment {
-    Segment { selector: segment.selector, base: 0, limit: segment.limit, attributes: segment.attributes() }
+fn segment(segment: &EntrySegment) -> SegmentRegister {
+    SegmentRegister {
+        selector: segment.selector,
+        base: 0,
+        limit: segment.limit,
+        attributes: segment.attributes(),
+    }
 }

@@ -4,7 +4,7 @@ use super::digest::Digest;
 
 /// What a machine is given from outside, or reads there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
+pub enum LogInput {
     /// An Ethernet frame, put into the guest's receive ring.
     Frame(Vec<u8>),
     /// Bytes typed into the console.
@@ -43,11 +43,11 @@ impl ControlAction {
 
 /// An input at its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct LogEntry {
     /// Instructions that had retired when it took effect.
     pub count: u64,
     /// What it was.
-    pub input: Input,
+    pub input: LogInput,
 }
 
 /// A batch that was read and verified.
@@ -60,18 +60,18 @@ pub struct Batch {
     /// How far a machine that has executed up to `start` may be executed with this batch.
     pub cut: u64,
     /// In order; counts from `start` to `cut`, both included, never going back.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<LogEntry>,
 }
 
 impl Batch {
     /// About what it takes in memory: compressed it may have been much smaller.
     pub fn memory_bytes(&self) -> usize {
-        let content = |entry: &Entry| match &entry.input {
-            Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => bytes.len(),
-            Input::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
-            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => 0,
+        let content = |entry: &LogEntry| match &entry.input {
+            LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => bytes.len(),
+            LogInput::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
+            LogInput::Advance { .. } | LogInput::Pace { .. } | LogInput::Control(_) => 0,
         };
-        self.entries.iter().map(|entry| size_of::<Entry>() + content(entry)).sum()
+        self.entries.iter().map(|entry| size_of::<LogEntry>() + content(entry)).sum()
     }
 }
 

@@ -25,6 +25,6 @@ mod write;
 pub use digest::{Digest, Mismatch, REGISTERS, page_hash};
 pub use error::LogError;
 pub use format::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, DIGEST_PAGES_MAX, INPUT_BYTES_MAX, LOG_VERSION};
-pub use input::{Batch, ControlAction, Entry, Input, LogCut};
+pub use input::{Batch, ControlAction, LogCut, LogEntry, LogInput};
 pub use read::{LogReader, batch_bytes};
 pub use write::LogWriter;

@@ -4,7 +4,7 @@ use super::bytes::Reader;
 use super::digest::Digest;
 use super::error::LogError;
 use super::format::*;
-use super::input::{Batch, ControlAction, Entry, Input};
+use super::input::{Batch, ControlAction, LogEntry, LogInput};
 
 /// Reads batches in their order and keeps it.
 #[derive(Clone, Debug)]
@@ -155,7 +155,7 @@ fn decompress(bytes: &[u8], length: u64, batch: u64) -> Result<Vec<u8>, Option<L
     }
 }
 
-fn read_entries(mut reader: Reader<'_>, batch: u64, start: u64, cut: u64) -> Result<Vec<Entry>, LogError> {
+fn read_entries(mut reader: Reader<'_>, batch: u64, start: u64, cut: u64) -> Result<Vec<LogEntry>, LogError> {
     let (mut entries, mut count) = (Vec::new(), start);
     while !reader.at_end() {
         if entries.len() == BATCH_ENTRIES_MAX {
@@ -171,29 +171,29 @@ fn read_entries(mut reader: Reader<'_>, batch: u64, start: u64, cut: u64) -> Res
             return Err(LogError::AfterCut { batch, count: at, cut });
         }
         let input = read_input(&mut reader, tag).map_err(malformed)?;
-        entries.push(Entry { count: at, input });
+        entries.push(LogEntry { count: at, input });
         count = at;
     }
     Ok(entries)
 }
 
-fn read_input(reader: &mut Reader<'_>, tag: u8) -> Result<Input, &'static str> {
+fn read_input(reader: &mut Reader<'_>, tag: u8) -> Result<LogInput, &'static str> {
     let bytes = |reader: &mut Reader<'_>| {
         let length = reader.length(INPUT_BYTES_MAX, "input longer than any")?;
         Ok::<_, &'static str>(reader.take(length)?.to_vec())
     };
     Ok(match tag {
-        TAG_FRAME => Input::Frame(bytes(reader)?),
-        TAG_CONSOLE => Input::Console(bytes(reader)?),
-        TAG_RANDOM => Input::Random(bytes(reader)?),
-        TAG_ADVANCE => Input::Advance { ns: reader.varint()? },
-        TAG_PACE => {
-            Input::Pace { ns_per_256: u32::try_from(reader.varint()?).map_err(|_| "a pace beyond 32 bits")? }
-        }
+        TAG_FRAME => LogInput::Frame(bytes(reader)?),
+        TAG_CONSOLE => LogInput::Console(bytes(reader)?),
+        TAG_RANDOM => LogInput::Random(bytes(reader)?),
+        TAG_ADVANCE => LogInput::Advance { ns: reader.varint()? },
+        TAG_PACE => LogInput::Pace {
+            ns_per_256: u32::try_from(reader.varint()?).map_err(|_| "a pace beyond 32 bits")?,
+        },
         TAG_CONTROL => {
-            Input::Control(ControlAction::from_wire(reader.u8()?).ok_or("unknown control action")?)
+            LogInput::Control(ControlAction::from_wire(reader.u8()?).ok_or("unknown control action")?)
         }
-        TAG_DIGEST => Input::Digest(Box::new(Digest::read(reader)?)),
+        TAG_DIGEST => LogInput::Digest(Box::new(Digest::read(reader)?)),
         _ => return Err("unknown kind of event"),
     })
 }

@@ -13,22 +13,22 @@ fn digest() -> impl Strategy<Value = Digest> {
     })
 }
 
-fn input() -> impl Strategy<Value = Input> {
+fn input() -> impl Strategy<Value = LogInput> {
     let bytes =
         || prop_oneof![vec(any::<u8>(), 0..80), (any::<u8>(), 0..3000_usize).prop_map(|(b, n)| vec![b; n])];
     prop_oneof![
-        4 => bytes().prop_map(Input::Frame),
-        1 => bytes().prop_map(Input::Console),
-        4 => any::<u64>().prop_map(|ns| Input::Advance { ns }),
-        1 => any::<u32>().prop_map(|ns_per_256| Input::Pace { ns_per_256 }),
-        1 => bytes().prop_map(Input::Random),
-        1 => Just(Input::Control(ControlAction::FlushTranslations)),
-        1 => digest().prop_map(|digest| Input::Digest(Box::new(digest))),
+        4 => bytes().prop_map(LogInput::Frame),
+        1 => bytes().prop_map(LogInput::Console),
+        4 => any::<u64>().prop_map(|ns| LogInput::Advance { ns }),
+        1 => any::<u32>().prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
+        1 => bytes().prop_map(LogInput::Random),
+        1 => Just(LogInput::Control(ControlAction::FlushTranslations)),
+        1 => digest().prop_map(|digest| LogInput::Digest(Box::new(digest))),
     ]
 }
 
 /// Batches as pairs of deltas: entries with their distances, and the distance of the cut.
-fn batches() -> impl Strategy<Value = (u64, Vec<(Vec<Entry>, u64)>)> {
+fn batches() -> impl Strategy<Value = (u64, Vec<(Vec<LogEntry>, u64)>)> {
     let delta = || prop_oneof![Just(0_u64), 0..300_u64, 0..1_u64 << 40];
     let batch = (vec((delta(), input()), 0..12), delta());
     (0..1_u64 << 50, vec(batch, 1..6)).prop_map(|(start, batches)| {
@@ -38,7 +38,7 @@ fn batches() -> impl Strategy<Value = (u64, Vec<(Vec<Entry>, u64)>)> {
                 .into_iter()
                 .map(|(delta, input)| {
                     count += delta;
-                    Entry { count, input }
+                    LogEntry { count, input }
                 })
                 .collect();
             count += after;
@@ -49,9 +49,9 @@ fn batches() -> impl Strategy<Value = (u64, Vec<(Vec<Entry>, u64)>)> {
 }
 
 /// Each batch encoded by itself.
-fn encode(start: u64, batches: &[(Vec<Entry>, u64)]) -> Vec<Vec<u8>> {
+fn encode(start: u64, batches: &[(Vec<LogEntry>, u64)]) -> Vec<Vec<u8>> {
     let mut writer = LogWriter::new(start);
-    let encode = |(entries, cut): &(Vec<Entry>, u64)| {
+    let encode = |(entries, cut): &(Vec<LogEntry>, u64)| {
         for entry in entries {
             writer.append(entry.count, &entry.input).unwrap();
         }
@@ -68,21 +68,27 @@ fn encode(start: u64, batches: &[(Vec<Entry>, u64)]) -> Vec<Vec<u8>> {
 fn sample() -> (u64, Vec<Vec<u8>>) {
     let mut digest = Digest { registers: [7; REGISTERS.len()], pages: vec![(0, 1), (1, 2), (900, 3)] };
     digest.registers[3] = u64::MAX;
-    let entry = |count, input| Entry { count, input };
+    let entry = |count, input| LogEntry { count, input };
     let batches = [
         (
             vec![
-                entry(1000, Input::Frame(vec![1, 2, 3])),
-                entry(1000, Input::Random(vec![9; 9])),
-                entry(1300, Input::Advance { ns: 1_000_000 }),
+                entry(1000, LogInput::Frame(vec![1, 2, 3])),
+                entry(1000, LogInput::Random(vec![9; 9])),
+                entry(1300, LogInput::Advance { ns: 1_000_000 }),
             ],
             2000,
         ),
-        (vec![entry(2000, Input::Frame(vec![0; 1500])), entry(2001, Input::Digest(Box::new(digest)))], 2001),
         (
             vec![
-                entry(2500, Input::Control(ControlAction::FlushTranslations)),
-                entry(2600, Input::Console(b"ls\n".to_vec())),
+                entry(2000, LogInput::Frame(vec![0; 1500])),
+                entry(2001, LogInput::Digest(Box::new(digest))),
+            ],
+            2001,
+        ),
+        (
+            vec![
+                entry(2500, LogInput::Control(ControlAction::FlushTranslations)),
+                entry(2600, LogInput::Console(b"ls\n".to_vec())),
             ],
             u64::MAX - 1,
         ),
@@ -221,7 +227,7 @@ fn a_batch_can_be_cut_at_an_earlier_count() {
 #[test]
 fn counts_that_go_back_cannot_be_written() {
     let mut writer = LogWriter::new(100);
-    let input = Input::Advance { ns: 1 };
+    let input = LogInput::Advance { ns: 1 };
     assert_eq!(writer.append(99, &input), Err(LogError::Backwards { batch: 0, count: 99, last: 100 }));
     writer.append(200, &input).unwrap();
     assert_eq!(writer.append(199, &input), Err(LogError::Backwards { batch: 0, count: 199, last: 200 }));
@@ -235,14 +241,14 @@ fn counts_that_go_back_cannot_be_written() {
 #[test]
 fn what_is_too_long_cannot_be_written() {
     let mut writer = LogWriter::new(0);
-    writer.append(0, &Input::Frame(vec![0; INPUT_BYTES_MAX])).unwrap();
+    writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX])).unwrap();
     assert!(matches!(
-        writer.append(0, &Input::Frame(vec![0; INPUT_BYTES_MAX + 1])),
+        writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX + 1])),
         Err(LogError::TooLong { what: "bytes of a frame", length: 65_537, .. })
     ));
     let twice = Digest { registers: [0; REGISTERS.len()], pages: vec![(3, 0), (3, 0)] };
     assert_eq!(
-        writer.append(0, &Input::Digest(Box::new(twice))),
+        writer.append(0, &LogInput::Digest(Box::new(twice))),
         Err(LogError::Unsorted { batch: 0, page: 3 })
     );
 }
@@ -258,7 +264,8 @@ fn inputs_that_do_not_fit_into_a_batch_become_several() {
         };
         (0..INPUT_BYTES_MAX).map(byte).collect::<Vec<_>>()
     };
-    let frames: Vec<_> = (0..300).map(|i| Entry { count: i * 10, input: Input::Frame(noise()) }).collect();
+    let frames: Vec<_> =
+        (0..300).map(|i| LogEntry { count: i * 10, input: LogInput::Frame(noise()) }).collect();
     for frame in &frames {
         writer.append(frame.count, &frame.input).unwrap();
     }
@@ -275,8 +282,8 @@ fn inputs_that_do_not_fit_into_a_batch_become_several() {
 fn a_frame_costs_its_bytes_and_a_few() {
     let mut writer = LogWriter::new(0);
     let mut out = Vec::new();
-    writer.append(100_000, &Input::Frame(vec![0xa5; 90])).unwrap();
-    writer.append(130_000, &Input::Advance { ns: 1_000_000 }).unwrap();
+    writer.append(100_000, &LogInput::Frame(vec![0xa5; 90])).unwrap();
+    writer.append(130_000, &LogInput::Advance { ns: 1_000_000 }).unwrap();
     writer.cut(200_000, &mut out).unwrap();
     assert!(out.len() <= 90 + 5 + 7 + 16, "{}", out.len());
 }

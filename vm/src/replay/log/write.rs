@@ -3,7 +3,7 @@
 use super::bytes::put_varint;
 use super::error::LogError;
 use super::format::*;
-use super::input::{Batch, Input, LogCut};
+use super::input::{Batch, LogCut, LogInput};
 
 /// Entries of fewer bytes are not worth compressing: the time would be the vCPU's.
 const LZ4_BYTES_MIN: usize = 512;
@@ -38,7 +38,7 @@ impl LogWriter {
     }
 
     /// Adds an input. On an error nothing was added.
-    pub fn append(&mut self, count: u64, input: &Input) -> Result<(), LogError> {
+    pub fn append(&mut self, count: u64, input: &LogInput) -> Result<(), LogError> {
         if count < self.last {
             return Err(LogError::Backwards { batch: self.index, count, last: self.last });
         }
@@ -80,18 +80,18 @@ impl LogWriter {
         self.entries_in_full + self.entries as u64
     }
 
-    fn check(&self, input: &Input) -> Result<(), LogError> {
+    fn check(&self, input: &LogInput) -> Result<(), LogError> {
         let (what, length, max) = match input {
-            Input::Frame(bytes) => ("bytes of a frame", bytes.len(), INPUT_BYTES_MAX),
-            Input::Console(bytes) => ("bytes of console input", bytes.len(), INPUT_BYTES_MAX),
-            Input::Random(bytes) => ("random bytes", bytes.len(), INPUT_BYTES_MAX),
-            Input::Digest(digest) => ("pages of a digest", digest.pages.len(), DIGEST_PAGES_MAX),
-            Input::Advance { .. } | Input::Pace { .. } | Input::Control(_) => return Ok(()),
+            LogInput::Frame(bytes) => ("bytes of a frame", bytes.len(), INPUT_BYTES_MAX),
+            LogInput::Console(bytes) => ("bytes of console input", bytes.len(), INPUT_BYTES_MAX),
+            LogInput::Random(bytes) => ("random bytes", bytes.len(), INPUT_BYTES_MAX),
+            LogInput::Digest(digest) => ("pages of a digest", digest.pages.len(), DIGEST_PAGES_MAX),
+            LogInput::Advance { .. } | LogInput::Pace { .. } | LogInput::Control(_) => return Ok(()),
         };
         if length > max {
             return Err(LogError::TooLong { batch: self.index, what, length: length as u64, max });
         }
-        if let Input::Digest(digest) = input
+        if let LogInput::Digest(digest) = input
             && let Some(pair) = digest.pages.windows(2).find(|pair| pair[0].0 >= pair[1].0)
         {
             return Err(LogError::Unsorted { batch: self.index, page: pair[1].0 });
@@ -99,17 +99,17 @@ impl LogWriter {
         Ok(())
     }
 
-    fn put(&mut self, input: &Input) {
+    fn put(&mut self, input: &LogInput) {
         let out = &mut self.payload;
         match input {
-            Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => {
+            LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => {
                 put_varint(out, bytes.len() as u64);
                 out.extend_from_slice(bytes);
             }
-            Input::Advance { ns } => put_varint(out, *ns),
-            Input::Pace { ns_per_256 } => put_varint(out, u64::from(*ns_per_256)),
-            Input::Control(action) => out.push(*action as u8),
-            Input::Digest(digest) => digest.put(out),
+            LogInput::Advance { ns } => put_varint(out, *ns),
+            LogInput::Pace { ns_per_256 } => put_varint(out, u64::from(*ns_per_256)),
+            LogInput::Control(action) => out.push(*action as u8),
+            LogInput::Digest(digest) => digest.put(out),
         }
     }
 
@@ -158,25 +158,25 @@ impl Batch {
     }
 }
 
-fn tag(input: &Input) -> u8 {
+fn tag(input: &LogInput) -> u8 {
     match input {
-        Input::Frame(_) => TAG_FRAME,
-        Input::Console(_) => TAG_CONSOLE,
-        Input::Advance { .. } => TAG_ADVANCE,
-        Input::Pace { .. } => TAG_PACE,
-        Input::Random(_) => TAG_RANDOM,
-        Input::Control(_) => TAG_CONTROL,
-        Input::Digest(_) => TAG_DIGEST,
+        LogInput::Frame(_) => TAG_FRAME,
+        LogInput::Console(_) => TAG_CONSOLE,
+        LogInput::Advance { .. } => TAG_ADVANCE,
+        LogInput::Pace { .. } => TAG_PACE,
+        LogInput::Random(_) => TAG_RANDOM,
+        LogInput::Control(_) => TAG_CONTROL,
+        LogInput::Digest(_) => TAG_DIGEST,
     }
 }
 
 /// An entry has at most so many bytes: its tag, its count, its content.
-fn size_max(input: &Input) -> usize {
+fn size_max(input: &LogInput) -> usize {
     const HEAD: usize = 1 + 10;
     HEAD + match input {
-        Input::Frame(bytes) | Input::Console(bytes) | Input::Random(bytes) => 10 + bytes.len(),
-        Input::Advance { .. } | Input::Pace { .. } => 10,
-        Input::Control(_) => 1,
-        Input::Digest(digest) => digest.size_max(),
+        LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => 10 + bytes.len(),
+        LogInput::Advance { .. } | LogInput::Pace { .. } => 10,
+        LogInput::Control(_) => 1,
+        LogInput::Digest(digest) => digest.size_max(),
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 mod transfer;
 
 pub(crate) use lower::lower;
-pub use state::{InvalidSystem, Segment, System};
+pub use state::{InvalidSystem, SegmentRegister, System};
 
 use super::super::cpu::Cpu;
 use super::super::flags::{IF, IOPL};

@@ -1,7 +1,7 @@
 //! Descriptor tables and segment registers: loading them with all checks, and the instructions that look at them.
 
 use super::state::{
-    CS, DS, FS, GS, SS, SYSTEM_LDT, SYSTEM_TSS, SYSTEM_TSS_BUSY, Segment, TYPE_ACCESSED, is_canonical,
+    CS, DS, FS, GS, SS, SYSTEM_LDT, SYSTEM_TSS, SYSTEM_TSS_BUSY, SegmentRegister, TYPE_ACCESSED, is_canonical,
 };
 use super::write_register;
 use crate::cpu::Cpu;
@@ -47,7 +47,7 @@ impl Cpu {
     }
 
     /// Sets the accessed bit of a code or data descriptor that is being loaded.
-    fn mark_accessed(&mut self, segment: &mut Segment) -> Step {
+    fn mark_accessed(&mut self, segment: &mut SegmentRegister) -> Step {
         if segment.attributes & TYPE_ACCESSED == 0 {
             segment.attributes |= TYPE_ACCESSED;
             if let Some(address) = self.descriptor_address(segment.selector, 8) {
@@ -58,19 +58,19 @@ impl Cpu {
     }
 
     /// The code segment that `selector` names, checked but for privilege, presence and mode.
-    pub(crate) fn code_segment(&mut self, selector: u16, external: u32) -> Result<Segment, Stop> {
+    pub(crate) fn code_segment(&mut self, selector: u16, external: u32) -> Result<SegmentRegister, Stop> {
         if index_of(selector) == 0 {
             return Err(self.raise(vector::GP, Some(external)));
         }
         let segment = self
             .descriptor(selector)?
-            .map(|descriptor| Segment::from_descriptor(selector, descriptor))
-            .filter(Segment::is_code);
+            .map(|descriptor| SegmentRegister::from_descriptor(selector, descriptor))
+            .filter(SegmentRegister::is_code);
         segment.ok_or_else(|| self.selector_fault(vector::GP, selector, external))
     }
 
     /// The last checks of a code segment, and its accessed bit.
-    pub(crate) fn settle_code(&mut self, segment: &mut Segment, external: u32) -> Step {
+    pub(crate) fn settle_code(&mut self, segment: &mut SegmentRegister, external: u32) -> Step {
         if self.sys.is_long_mode() && segment.is_long() && segment.is_big() {
             return Err(self.selector_fault(vector::GP, segment.selector, external));
         }
@@ -81,7 +81,7 @@ impl Cpu {
     }
 
     /// Makes a checked segment CS at privilege level `cpl`.
-    pub(crate) fn set_code(&mut self, mut segment: Segment, cpl: u8) {
+    pub(crate) fn set_code(&mut self, mut segment: SegmentRegister, cpl: u8) {
         segment.selector = segment.selector & !3 | u16::from(cpl);
         let old = self.sys.segs[CS];
         self.sys.segs[CS] = segment;
@@ -93,10 +93,16 @@ impl Cpu {
     }
 
     /// A stack segment for privilege level `cpl`, loaded by an instruction; `vector` is what a bad selector raises.
-    pub(super) fn stack_segment(&mut self, selector: u16, cpl: u8, vector: u8) -> Result<Segment, Stop> {
-        let found =
-            self.descriptor(selector)?.map(|descriptor| Segment::from_descriptor(selector, descriptor));
-        let good = |s: &Segment| s.is_writable() && s.dpl() == cpl && rpl(selector) == cpl;
+    pub(super) fn stack_segment(
+        &mut self,
+        selector: u16,
+        cpl: u8,
+        vector: u8,
+    ) -> Result<SegmentRegister, Stop> {
+        let found = self
+            .descriptor(selector)?
+            .map(|descriptor| SegmentRegister::from_descriptor(selector, descriptor));
+        let good = |s: &SegmentRegister| s.is_writable() && s.dpl() == cpl && rpl(selector) == cpl;
         let Some(mut segment) = found.filter(good) else {
             return Err(self.selector_fault(vector, selector, 0));
         };
@@ -115,17 +121,19 @@ impl Cpu {
             if !good {
                 return Err(self.general_protection());
             }
-            self.sys.segs[register] = Segment { selector, ..Segment::default() };
+            self.sys.segs[register] = SegmentRegister { selector, ..SegmentRegister::default() };
             return Ok(());
         }
         let segment = if register == SS {
             self.stack_segment(selector, self.cpl, vector::GP)?
         } else {
-            let found =
-                self.descriptor(selector)?.map(|descriptor| Segment::from_descriptor(selector, descriptor));
+            let found = self
+                .descriptor(selector)?
+                .map(|descriptor| SegmentRegister::from_descriptor(selector, descriptor));
             let cpl = self.cpl;
-            let allowed =
-                |s: &Segment| s.is_readable() && (s.is_conforming() || s.dpl() >= cpl.max(rpl(selector)));
+            let allowed = |s: &SegmentRegister| {
+                s.is_readable() && (s.is_conforming() || s.dpl() >= cpl.max(rpl(selector)))
+            };
             let Some(mut segment) = found.filter(allowed) else {
                 return Err(self.selector_fault(vector::GP, selector, 0));
             };
@@ -144,13 +152,13 @@ impl Cpu {
         for register in [super::state::ES, DS, FS, GS] {
             let segment = &mut self.sys.segs[register];
             if segment.is_present() && !segment.is_conforming() && segment.dpl() < self.cpl {
-                *segment = Segment::default();
+                *segment = SegmentRegister::default();
             }
         }
     }
 
     /// A system segment (LDT, TSS) with the descriptor's upper half in long mode.
-    fn system_segment(&mut self, selector: u16, kind: u16) -> Result<(u64, Segment), Stop> {
+    fn system_segment(&mut self, selector: u16, kind: u16) -> Result<(u64, SegmentRegister), Stop> {
         let long = self.sys.is_long_mode();
         let bytes = if long { 16 } else { 8 };
         let address = (selector & 4 == 0).then(|| self.descriptor_address(selector, bytes)).flatten();
@@ -159,7 +167,7 @@ impl Cpu {
         };
         let low = self.load_system::<u64>(address)?;
         let high = if long { self.load_system::<u64>(address.wrapping_add(8))? } else { 0 };
-        let mut segment = Segment::from_descriptor(selector, low);
+        let mut segment = SegmentRegister::from_descriptor(selector, low);
         segment.base |= high << 32;
         if segment.is_memory()
             || segment.kind() != kind
@@ -180,14 +188,14 @@ impl Cpu {
     }
 
     /// The segment that lar, lsl, verr and verw look at, if the program may.
-    fn visible_segment(&mut self, selector: u16) -> Result<Option<(Segment, u64)>, Stop> {
+    fn visible_segment(&mut self, selector: u16) -> Result<Option<(SegmentRegister, u64)>, Stop> {
         if index_of(selector) == 0 {
             return Ok(None);
         }
         let level = self.cpl.max(rpl(selector));
         Ok(self
             .descriptor(selector)?
-            .map(|descriptor| (Segment::from_descriptor(selector, descriptor), descriptor))
+            .map(|descriptor| (SegmentRegister::from_descriptor(selector, descriptor), descriptor))
             .filter(|(segment, _)| segment.is_conforming() || segment.dpl() >= level))
     }
 
@@ -293,7 +301,7 @@ pub(super) fn lldt(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.require_kernel()?;
     let selector = cpu.source_selector(op)?;
     cpu.sys.ldtr = if index_of(selector) == 0 {
-        Segment { selector, ..Segment::default() }
+        SegmentRegister { selector, ..SegmentRegister::default() }
     } else {
         cpu.system_segment(selector, SYSTEM_LDT)?.1
     };

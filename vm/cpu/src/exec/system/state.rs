@@ -69,7 +69,7 @@ pub(crate) fn is_canonical(address: u64) -> bool {
 
 /// A segment register with its hidden part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment {
+pub struct SegmentRegister {
     /// What the guest loaded.
     pub selector: u16,
     /// First linear address.
@@ -91,7 +91,7 @@ pub(crate) const SYSTEM_LDT: u16 = 0x2;
 pub(crate) const SYSTEM_TSS: u16 = 0x9;
 pub(crate) const SYSTEM_TSS_BUSY: u16 = 0xb;
 
-impl Segment {
+impl SegmentRegister {
     /// From the descriptor's eight bytes (of a system descriptor in long mode: its low eight).
     pub(crate) fn from_descriptor(selector: u16, descriptor: u64) -> Self {
         let limit = (descriptor & 0xffff | descriptor >> 32 & 0xf_0000) as u32;
@@ -174,11 +174,11 @@ pub struct Mtrrs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct System {
     /// ES, CS, SS, DS, FS, GS.
-    pub segs: [Segment; 6],
+    pub segs: [SegmentRegister; 6],
     /// LDTR.
-    pub ldtr: Segment,
+    pub ldtr: SegmentRegister,
     /// The task register.
-    pub tr: Segment,
+    pub tr: SegmentRegister,
     /// Base and limit.
     pub gdtr: (u64, u16),
     /// Base and limit.
@@ -238,12 +238,12 @@ pub struct InvalidSystem {
 impl Default for System {
     /// After reset (AMD APM volume 2, table 14-1), in 16-bit mode: the loader sets the mode that a guest starts in.
     fn default() -> Self {
-        let data = Segment { selector: 0, base: 0, limit: 0xffff, attributes: 0x93 };
-        let code = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, attributes: 0x9b };
+        let data = SegmentRegister { selector: 0, base: 0, limit: 0xffff, attributes: 0x93 };
+        let code = SegmentRegister { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, attributes: 0x9b };
         Self {
             segs: [data, code, data, data, data, data],
-            ldtr: Segment { attributes: 0x82, limit: 0xffff, ..Segment::default() },
-            tr: Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() },
+            ldtr: SegmentRegister { attributes: 0x82, limit: 0xffff, ..SegmentRegister::default() },
+            tr: SegmentRegister { attributes: 0x8b, limit: 0xffff, ..SegmentRegister::default() },
             gdtr: (0, 0xffff),
             idtr: (0, 0xffff),
             cr0: CR0_CD | CR0_NW | CR0_ET,
@@ -327,7 +327,7 @@ impl System {
         check("EFER", *efer, !long || efer & EFER_LME != 0, "LMA without LME")?;
         check("CR4", *cr4, !long || cr4 & CR4_PAE != 0, "long mode without PAE")?;
         for segment in segs.iter().chain([ldtr, tr]) {
-            let Segment { selector: _, base, limit: _, attributes } = *segment;
+            let SegmentRegister { selector: _, base, limit: _, attributes } = *segment;
             check("a segment's base", base, is_canonical(base), "not canonical")?;
             check("a segment's attributes", attributes.into(), attributes & !0xf0ff == 0, "reserved bits")?;
         }

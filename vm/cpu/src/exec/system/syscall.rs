@@ -1,7 +1,7 @@
 //! System calls: syscall, sysret, swapgs. sysenter and sysexit are undefined in long mode, as on AMD's processors, and
 //! not offered elsewhere.
 
-use super::state::{EFER_SCE, GS, SS, Segment};
+use super::state::{EFER_SCE, GS, SS, SegmentRegister};
 use crate::cpu::Cpu;
 use crate::flags::{AC, ALL, NT, RF, VM};
 use crate::op::{Op, Step, Stop};
@@ -20,8 +20,8 @@ pub(super) fn syscall(cpu: &mut Cpu, op: &Op) -> Step {
     cpu.regs[11] = flags;
     cpu.set_rflags(flags & !cpu.sys.fmask);
     let selector = (cpu.sys.star >> 32) as u16 & !3;
-    cpu.set_code(Segment::flat_code(selector, 0, true), 0);
-    cpu.sys.segs[SS] = Segment::flat_data(selector.wrapping_add(8), 0);
+    cpu.set_code(SegmentRegister::flat_code(selector, 0, true), 0);
+    cpu.sys.segs[SS] = SegmentRegister::flat_data(selector.wrapping_add(8), 0);
     cpu.rip = target;
     Err(Stop::Jump)
 }
@@ -37,13 +37,13 @@ pub(super) fn sysret(cpu: &mut Cpu, op: &Op) -> Step {
     let flags = cpu.regs[11] & SYSRET_FLAGS | 2;
     cpu.set_rflags(flags);
     if op.src != 0 {
-        cpu.set_code(Segment::flat_code(base.wrapping_add(16), 3, true), 3);
+        cpu.set_code(SegmentRegister::flat_code(base.wrapping_add(16), 3, true), 3);
         cpu.rip = cpu.regs[1];
     } else {
-        cpu.set_code(Segment::flat_code(base, 3, false), 3);
+        cpu.set_code(SegmentRegister::flat_code(base, 3, false), 3);
         cpu.rip = cpu.regs[1] & 0xffff_ffff;
     }
-    cpu.sys.segs[SS] = Segment::flat_data(base.wrapping_add(8) | 3, 3);
+    cpu.sys.segs[SS] = SegmentRegister::flat_data(base.wrapping_add(8) | 3, 3);
     Err(Stop::Jump)
 }
 

@@ -3,7 +3,7 @@
 //! virtual-8086 mode.
 
 use super::segments::rpl;
-use super::state::{SS, Segment, is_canonical};
+use super::state::{SS, SegmentRegister, is_canonical};
 use crate::cpu::Cpu;
 use crate::flags::{AC, AF, CF, DF, ID, IF, IOPL, NT, OF, PF, RF, SF, TF, VIF, VIP, VM, ZF};
 use crate::interrupt::vector;
@@ -58,14 +58,14 @@ impl Cpu {
     }
 
     /// Whether `segment`'s code may begin at `rip`.
-    fn require_target(&mut self, segment: &Segment, rip: u64) -> Step {
+    fn require_target(&mut self, segment: &SegmentRegister, rip: u64) -> Step {
         let long = self.sys.is_long_mode() && segment.is_long();
         let good = if long { is_canonical(rip) } else { rip <= segment.limit.into() };
         if good { Ok(()) } else { Err(self.general_protection()) }
     }
 
     /// The code segment of a far jump or call, at the same privilege.
-    fn far_target(&mut self, selector: u16, rip: u64) -> Result<Segment, Stop> {
+    fn far_target(&mut self, selector: u16, rip: u64) -> Result<SegmentRegister, Stop> {
         let mut segment = self.code_segment(selector, 0)?;
         let allowed = if segment.is_conforming() {
             segment.dpl() <= self.cpl
@@ -81,7 +81,7 @@ impl Cpu {
     }
 
     /// The code segment of a return, to the same or less privilege.
-    fn return_target(&mut self, selector: u16, rip: u64) -> Result<Segment, Stop> {
+    fn return_target(&mut self, selector: u16, rip: u64) -> Result<SegmentRegister, Stop> {
         let mut segment = self.code_segment(selector, 0)?;
         let level = rpl(selector);
         let allowed = level >= self.cpl
@@ -95,20 +95,26 @@ impl Cpu {
     }
 
     /// The stack segment of a return to `code`.
-    fn return_stack(&mut self, selector: u16, code: &Segment) -> Result<Segment, Stop> {
+    fn return_stack(&mut self, selector: u16, code: &SegmentRegister) -> Result<SegmentRegister, Stop> {
         let level = rpl(code.selector);
         if selector & 0xfffc == 0 {
             let long = self.sys.is_long_mode() && code.is_long();
             if !long || level == 3 || rpl(selector) != level {
                 return Err(self.general_protection());
             }
-            return Ok(Segment { selector, ..Segment::default() });
+            return Ok(SegmentRegister { selector, ..SegmentRegister::default() });
         }
         self.stack_segment(selector, level, vector::GP)
     }
 
     /// Goes to checked segments, with the stack's content behind `pointer`.
-    fn finish_return(&mut self, code: Segment, rip: u64, stack: Option<Segment>, pointer: u64) {
+    fn finish_return(
+        &mut self,
+        code: SegmentRegister,
+        rip: u64,
+        stack: Option<SegmentRegister>,
+        pointer: u64,
+    ) {
         let outer = rpl(code.selector) > self.cpl;
         self.set_code(code, rpl(code.selector));
         if let Some(stack) = stack {

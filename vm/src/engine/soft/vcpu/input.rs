@@ -4,9 +4,9 @@ use super::{Mode, Worker};
 use crate::devices::Put;
 use crate::engine::soft::state::TIME_MAX_NS;
 use crate::error::MachineEvent;
-use crate::replay::log::{ControlAction, Input};
+use crate::replay::log::{ControlAction, LogInput};
 use ft_cpu::BusEvent;
-use ft_cpu::Exit;
+use ft_cpu::CpuExit;
 use ft_cpu::PACES;
 
 /// The longest that the guest idles for one write to the platform device's register.
@@ -27,7 +27,7 @@ pub(super) enum Applied {
 
 impl Worker {
     /// Applies an input and logs it, unless the guest cannot tell that it was there.
-    pub(super) fn input(&mut self, input: &Input) -> Applied {
+    pub(super) fn input(&mut self, input: &LogInput) -> Applied {
         let applied = self.apply(input);
         if applied == Applied::Done {
             if let Mode::Recording(recorder) = &mut self.mode {
@@ -38,34 +38,34 @@ impl Worker {
         applied
     }
 
-    pub(super) fn apply(&mut self, input: &Input) -> Applied {
+    pub(super) fn apply(&mut self, input: &LogInput) -> Applied {
         match input {
-            Input::Frame(frame) => match self.reach.devices.receive(frame) {
+            LogInput::Frame(frame) => match self.reach.devices.receive(frame) {
                 Put::Done => {}
                 Put::NoBuffers => return Applied::NoRoom,
                 Put::Lost => return Applied::Nothing,
             },
-            Input::Console(bytes) => match self.reach.devices.type_in(bytes) {
+            LogInput::Console(bytes) => match self.reach.devices.type_in(bytes) {
                 0 => return Applied::Nothing,
                 taken if taken < bytes.len() => return Applied::Partly,
                 _ => {}
             },
-            Input::Advance { ns } => {
+            LogInput::Advance { ns } => {
                 let now_ns = self.virtual_ns();
                 if now_ns.checked_add(*ns).is_none_or(|ns| ns > TIME_MAX_NS) {
                     return Applied::Nothing;
                 }
                 self.cpu.clock.advance(*ns);
             }
-            Input::Pace { ns_per_256 } => {
+            LogInput::Pace { ns_per_256 } => {
                 if !PACES.contains(ns_per_256) {
                     return Applied::Nothing;
                 }
                 self.cpu.clock.set_pace(self.cpu.count, *ns_per_256);
             }
-            Input::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
+            LogInput::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
             // Read by a device, or compared.
-            Input::Random(_) | Input::Digest(_) => return Applied::Nothing,
+            LogInput::Random(_) | LogInput::Digest(_) => return Applied::Nothing,
         }
         Applied::Done
     }
@@ -76,9 +76,9 @@ impl Worker {
         self.take_journal();
         self.settle_idle();
         match self.run(self.cpu.count) {
-            Exit::TripleFault => self.crash("triple fault".into()),
-            Exit::Event(event) => self.event(event),
-            Exit::Limit | Exit::Attention | Exit::Halted => {}
+            CpuExit::TripleFault => self.crash("triple fault".into()),
+            CpuExit::Event(event) => self.event(event),
+            CpuExit::Limit | CpuExit::Attention | CpuExit::Halted => {}
         }
     }
 

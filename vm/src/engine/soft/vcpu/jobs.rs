@@ -8,7 +8,7 @@ use crate::engine::soft::record::Recorder;
 use crate::engine::soft::replay::Replayer;
 use crate::engine::soft::state::{IdleState, SoftState};
 use crate::error::MachineError;
-use crate::replay::log::{Batch, ControlAction, Input, LogCut};
+use crate::replay::log::{Batch, ControlAction, LogCut, LogInput};
 use crate::state::StateError;
 use ft_cpu::CpuState;
 use ft_cpu::Tracker;
@@ -42,7 +42,7 @@ impl Worker {
         // Whoever is restored from this has no cached translation, and old ones can be told from new ones by the guest.
         // (A replay goes on as its recorder, and is captured to be compared.)
         if !matches!(self.mode, Mode::Replaying(_)) {
-            self.input(&Input::Control(ControlAction::FlushTranslations));
+            self.input(&LogInput::Control(ControlAction::FlushTranslations));
         }
         self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
         let signalled = self.reach.devices.take_signal();

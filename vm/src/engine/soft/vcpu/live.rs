@@ -2,8 +2,8 @@
 
 use super::input::Applied;
 use super::{Mode, SLICE_COUNTS, Worker};
-use crate::replay::log::Input;
-use ft_cpu::Exit;
+use crate::replay::log::LogInput;
+use ft_cpu::CpuExit;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -47,13 +47,13 @@ impl Worker {
         let exit = self.run(limit);
         self.note_random();
         let waits = match exit {
-            Exit::Limit | Exit::Attention => false,
-            Exit::Halted => true,
-            Exit::Event(event) => {
+            CpuExit::Limit | CpuExit::Attention => false,
+            CpuExit::Halted => true,
+            CpuExit::Event(event) => {
                 self.event(event);
                 false
             }
-            Exit::TripleFault => return self.crash("triple fault".into()),
+            CpuExit::TripleFault => return self.crash("triple fault".into()),
         };
         if let Mode::Recording(recorder) = &self.mode
             && recorder.wants_digest(self.cpu.count)
@@ -85,7 +85,7 @@ impl Worker {
         }
         let (due_ns, now_ns) = (self.host_time.due_ns(), self.virtual_ns());
         if let Some(ns_per_256) = self.host_time.follow(self.cpu.clock.pace(), now_ns, self.cpu.count) {
-            self.input(&Input::Pace { ns_per_256 });
+            self.input(&LogInput::Pace { ns_per_256 });
         }
         if now_ns > due_ns + AHEAD_NS {
             self.reach.bell.wait(self.host_time.instant_of(now_ns));
@@ -108,7 +108,7 @@ impl Worker {
     fn advance_to(&mut self, ns: u64) {
         let ns = ns.saturating_sub(self.virtual_ns());
         if ns != 0 {
-            self.input(&Input::Advance { ns });
+            self.input(&LogInput::Advance { ns });
         }
     }
 
@@ -122,9 +122,9 @@ impl Worker {
             self.advance_to(self.host_time.due_ns());
         }
         while let Some(frame) = self.reach.inbox.take_frame() {
-            let input = Input::Frame(frame);
+            let input = LogInput::Frame(frame);
             if self.input(&input) == Applied::NoRoom
-                && let Input::Frame(frame) = input
+                && let LogInput::Frame(frame) = input
             {
                 self.reach.inbox.put_back(frame);
                 break;
@@ -134,7 +134,7 @@ impl Worker {
         if room != 0 {
             let bytes = self.reach.inbox.take_console(room);
             if !bytes.is_empty() {
-                self.input(&Input::Console(bytes));
+                self.input(&LogInput::Console(bytes));
             }
         }
     }
@@ -142,7 +142,7 @@ impl Worker {
     fn note_random(&mut self) {
         if let Mode::Recording(recorder) = &mut self.mode {
             for bytes in self.tape.take_recorded() {
-                recorder.note(self.cpu.count, &Input::Random(bytes));
+                recorder.note(self.cpu.count, &LogInput::Random(bytes));
             }
         }
     }

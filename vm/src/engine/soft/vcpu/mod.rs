@@ -28,7 +28,7 @@ use super::state::SoftState;
 use super::tape::Tape;
 use crate::error::{MachineError, MachineEvent};
 use ft_cpu::Cpu;
-use ft_cpu::Exit;
+use ft_cpu::CpuExit;
 use ft_ram::{PageIndex, RamView};
 use parking_lot::{Condvar, Mutex};
 use std::any::Any;
@@ -213,7 +213,7 @@ impl Worker {
         self.publish();
     }
 
-    fn run(&mut self, limit: u64) -> Exit {
+    fn run(&mut self, limit: u64) -> CpuExit {
         let exit = self.cpu.run(limit, self.reach.bell.attention());
         self.take_journal();
         exit

@@ -4,8 +4,8 @@ use super::input::Applied;
 use super::{Mode, SLICE_COUNTS, Worker};
 use crate::engine::soft::tape::Wrong;
 use crate::replay::Registers;
-use crate::replay::log::{DIGEST_PAGES_MAX, Digest, Input, REGISTERS, page_hash};
-use ft_cpu::Exit;
+use crate::replay::log::{DIGEST_PAGES_MAX, Digest, LogInput, REGISTERS, page_hash};
+use ft_cpu::CpuExit;
 use ft_cpu::Tracker;
 use std::sync::atomic::Ordering;
 
@@ -32,12 +32,12 @@ impl Worker {
             return self.diverge("a device reads other random bytes than in the recording".into());
         }
         match exit {
-            Exit::Limit | Exit::Attention => {}
-            Exit::Halted => {
+            CpuExit::Limit | CpuExit::Attention => {}
+            CpuExit::Halted => {
                 self.diverge(format!("the guest has halted, the recording went on to count {next}"));
             }
-            Exit::Event(event) => self.event(event),
-            Exit::TripleFault => {
+            CpuExit::Event(event) => self.event(event),
+            CpuExit::TripleFault => {
                 // Where the log ends, it is the crash that ended the recording.
                 let recorded = matches!(&self.mode, Mode::Replaying(log) if log.is_done(self.cpu.count));
                 if recorded { self.crash("triple fault".into()) } else { self.diverge("triple fault".into()) }
@@ -45,8 +45,8 @@ impl Worker {
         }
     }
 
-    fn replay_input(&mut self, input: &Input) {
-        if let Input::Digest(recorded) = input {
+    fn replay_input(&mut self, input: &LogInput) {
+        if let LogInput::Digest(recorded) = input {
             let digest = self.digest();
             if let Some(mismatch) = recorded.mismatch(&digest) {
                 self.diverge(mismatch.to_string());
@@ -57,9 +57,9 @@ impl Worker {
             return self.settle();
         }
         let what = match input {
-            Input::Frame(_) => "a frame that was received in the recording",
-            Input::Console(_) => "console input that was taken in the recording",
-            Input::Advance { .. } | Input::Pace { .. } => "a step of time",
+            LogInput::Frame(_) => "a frame that was received in the recording",
+            LogInput::Console(_) => "console input that was taken in the recording",
+            LogInput::Advance { .. } | LogInput::Pace { .. } => "a step of time",
             _ => "an input",
         };
         self.diverge(format!("{what} cannot be delivered"));

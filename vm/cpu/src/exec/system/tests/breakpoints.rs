@@ -30,7 +30,7 @@ fn run(code: &[u8], prepare: impl Fn(&mut Guest)) -> Guest {
     let mut parts = self::guest(code);
     prepare(&mut parts);
     for limit in 1.. {
-        if run_to(&mut parts.cpu, limit) != Exit::Limit {
+        if run_to(&mut parts.cpu, limit) != CpuExit::Limit {
             break;
         }
         parts.cpu.sys.validate(parts.cpu.cpl).unwrap();
@@ -69,7 +69,7 @@ fn a_breakpoint_on_its_own_handler_is_no_end_of_instructions() {
     // With int1, which goes there.
     let mut guest = guest(&assemble!("mov dr0, rax", "mov dr7, rbx", ".byte 0xf1"));
     (guest.cpu.regs[0], guest.cpu.regs[3]) = (HANDLER, 1);
-    assert_eq!(run_to(&mut guest.cpu, 1000), Exit::Limit);
+    assert_eq!(run_to(&mut guest.cpu, 1000), CpuExit::Limit);
     assert_eq!((guest.cpu.count, guest.cpu.rip), (1000, HANDLER));
 }
 

@@ -32,7 +32,7 @@ fn a_fault_at_cpl_3_switches_to_the_kernels_stack() {
     guest.cpu.regs[1] = UNMAPPED;
     let guest = guest.expect_error(vector::PF, 6);
     assert_eq!((guest.cpu.cpl, guest.cpu.sys.cr2, guest.cpu.regs[4]), (0, UNMAPPED, RSP0 - 48));
-    assert_eq!(guest.cpu.sys.segs[SS], Segment::default());
+    assert_eq!(guest.cpu.sys.segs[SS], SegmentRegister::default());
     let [rip, cs, _, rsp, ss] = guest.frame(8);
     assert_eq!((rip, cs, rsp, ss), (CODE, USER_CODE.into(), STACK, USER_DATA.into()));
 }
@@ -86,7 +86,7 @@ fn faults_of_a_delivery_combine_to_a_double_fault_and_a_shutdown() {
     let mut guest = Guest::new(&code);
     guest.cpu.regs[1] = UNMAPPED;
     guest.cpu.sys.idtr.1 = 0;
-    assert_eq!(run_to(&mut guest.cpu, 100), Exit::TripleFault);
+    assert_eq!(run_to(&mut guest.cpu, 100), CpuExit::TripleFault);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_missing_kernel_stack_is_an_invalid_tss() {
     guest.cpu.sys.tr.limit = 3;
     guest.gate(vector::TS, 0, 0xe, 0);
     // #TS needs a stack, too, and ends as a triple fault.
-    assert_eq!(run_to(&mut guest.cpu, 100), Exit::TripleFault);
+    assert_eq!(run_to(&mut guest.cpu, 100), CpuExit::TripleFault);
     assert_eq!((guest.cpu.fault.vector, guest.cpu.fault.error), (vector::TS, Some(0x31)));
 }
 
@@ -112,7 +112,7 @@ fn an_external_interrupt_waits_for_the_instruction_after_sti() {
     guest.cpu.regs[0] = KERNEL_DATA.into();
     run_to(&mut guest.cpu, 0);
     guest.cpu.set_rflags(IF);
-    assert_eq!(run_to(&mut guest.cpu, 1), Exit::Limit);
+    assert_eq!(run_to(&mut guest.cpu, 1), CpuExit::Limit);
     guest.bus.0.lock().unwrap().pending = Some(0x42);
     let guest = guest.expect(0x42);
     assert_eq!(guest.frame(0)[0], CODE + 3);

@@ -1,11 +1,11 @@
 //! System instructions and deliveries, run by the processor from machine code.
 
-use super::state::{CS, DS, ES, FS, GS, SS, Segment};
+use super::state::{CS, DS, ES, FS, GS, SS, SegmentRegister};
 use crate::bus::{Bus, BusEvent};
 use crate::cpu::Cpu;
 use crate::flags::{IF, RF, TF};
 use crate::interrupt::vector;
-use crate::run::Exit;
+use crate::run::CpuExit;
 use crate::testing::{CODE, STACK, assemble, machine_on, run_to};
 use ft_ram::GuestRam;
 use std::sync::{Arc, Mutex};
@@ -136,7 +136,7 @@ impl Guest {
         let sys = &mut guest.cpu.sys;
         sys.gdtr = (GDT, size_of_val(&gdt) as u16 - 1);
         sys.idtr = (IDT, 0xfff);
-        sys.tr = Segment { selector: TSS_SELECTOR, base: TSS, limit: 0x67, attributes: 0x8b };
+        sys.tr = SegmentRegister { selector: TSS_SELECTOR, base: TSS, limit: 0x67, attributes: 0x8b };
         sys.star = u64::from(KERNEL_CODE) << 32 | u64::from(USER_CODE32) << 48;
         sys.lstar = HANDLERS + 0x80;
         guest
@@ -169,8 +169,8 @@ impl Guest {
 
     /// Continues at CPL 3.
     fn user(mut self) -> Self {
-        self.cpu.sys.segs[CS] = Segment::flat_code(USER_CODE, 3, true);
-        self.cpu.sys.segs[SS] = Segment::flat_data(USER_DATA, 3);
+        self.cpu.sys.segs[CS] = SegmentRegister::flat_code(USER_CODE, 3, true);
+        self.cpu.sys.segs[SS] = SegmentRegister::flat_data(USER_DATA, 3);
         self.cpu.cpl = 3;
         self
     }
@@ -183,7 +183,7 @@ impl Guest {
     #[track_caller]
     fn run(mut self) -> Self {
         let exit = run_to(&mut self.cpu, 1000);
-        assert_eq!(exit, Exit::Halted, "at {:#x}, {:?}", self.cpu.rip, self.cpu.fault);
+        assert_eq!(exit, CpuExit::Halted, "at {:#x}, {:?}", self.cpu.rip, self.cpu.fault);
         self
     }
 

@@ -116,7 +116,7 @@ fn paging_goes_off_and_on_through_32_bit_code() {
     let mut guest = Guest::new(&[&code[..], &code32].concat());
     guest.put(CODE + 0x100, 0xf4);
     let mut modes = Vec::new();
-    while run_to(&mut guest.cpu, modes.len() as u64 + 1) == Exit::Limit {
+    while run_to(&mut guest.cpu, modes.len() as u64 + 1) == CpuExit::Limit {
         let sys = &guest.cpu.sys;
         modes.push((guest.cpu.long, sys.efer & EFER_LMA != 0, sys.cr0 & CR0_PG != 0));
         assert!(modes.len() < 30, "{modes:?}");

@@ -10,9 +10,9 @@ fn segments_are_loaded_with_their_checks() {
         guest
     };
     let guest = load(USER_DATA).run();
-    assert_eq!(guest.cpu.sys.segs[ES], Segment::flat_data(USER_DATA, 3));
+    assert_eq!(guest.cpu.sys.segs[ES], SegmentRegister::flat_data(USER_DATA, 3));
     assert_eq!(guest.get(GDT + 0x20) >> 40 & 1, 1, "the accessed bit");
-    assert_eq!(load(3).run().cpu.sys.segs[ES], Segment { selector: 3, ..Segment::default() });
+    assert_eq!(load(3).run().cpu.sys.segs[ES], SegmentRegister { selector: 3, ..SegmentRegister::default() });
     load(ABSENT).expect_error(vector::NP, ABSENT.into());
     load(TSS_SELECTOR).expect_error(vector::GP, TSS_SELECTOR.into());
     load(0x60).expect_error(vector::GP, 0x60);
@@ -34,7 +34,7 @@ fn segments_are_loaded_with_their_checks() {
 fn segments_are_pushed_popped_and_read() {
     let code = assemble!("push fs", "pop gs", "mov eax, gs", "mov [rcx], gs", "hlt");
     let mut guest = Guest::new(&code);
-    guest.cpu.sys.segs[FS] = Segment { selector: USER_DATA, ..Segment::default() };
+    guest.cpu.sys.segs[FS] = SegmentRegister { selector: USER_DATA, ..SegmentRegister::default() };
     guest.cpu.regs[0] = u64::MAX;
     guest.cpu.regs[1] = DATA;
     let guest = guest.run();

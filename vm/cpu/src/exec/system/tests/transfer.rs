@@ -16,15 +16,15 @@ fn iretq_goes_to_user_code_and_leaves_it_no_kernel_segments() {
         "hlt"
     );
     let mut guest = Guest::new(&code);
-    guest.cpu.sys.segs[FS] = Segment { base: 0x1234, ..Segment::default() };
+    guest.cpu.sys.segs[FS] = SegmentRegister { base: 0x1234, ..SegmentRegister::default() };
     guest.cpu.sys.segs[GS].base = 0x5678;
     let guest = guest.expect_error(vector::GP, 0);
     let [_, cs, flags, rsp, ss] = guest.frame(8);
     assert_eq!((cs, rsp, ss), (USER_CODE.into(), 0x15_0000, USER_DATA.into()));
     assert_eq!(flags, 0x202 | RF);
     assert_eq!(guest.cpu.sys.segs[FS].base, 0x1234, "a null selector keeps its base");
-    assert_eq!(guest.cpu.sys.segs[GS], Segment::default(), "a kernel segment is taken away");
-    assert_eq!(guest.cpu.sys.segs[DS], Segment::default());
+    assert_eq!(guest.cpu.sys.segs[GS], SegmentRegister::default(), "a kernel segment is taken away");
+    assert_eq!(guest.cpu.sys.segs[DS], SegmentRegister::default());
 }
 
 #[test]
@@ -71,8 +71,8 @@ fn syscall_and_sysret_make_a_round_trip() {
     assert_eq!(cpu.regs[1], CODE + code.len() as u64 - 1, "RCX returns behind the syscall");
     assert_eq!(cpu.regs[11] & 0x202, 0x202);
     assert_eq!(cpu.rflags() & (IF | 0x40), 0, "masked");
-    assert_eq!(cpu.sys.segs[CS], Segment::flat_code(KERNEL_CODE, 0, true));
-    assert_eq!(cpu.sys.segs[SS], Segment::flat_data(KERNEL_DATA, 0));
+    assert_eq!(cpu.sys.segs[CS], SegmentRegister::flat_code(KERNEL_CODE, 0, true));
+    assert_eq!(cpu.sys.segs[SS], SegmentRegister::flat_data(KERNEL_DATA, 0));
 }
 
 #[test]
@@ -80,9 +80,9 @@ fn sysret_loads_the_segments_that_star_names() {
     let mut guest = Guest::new(&assemble!("sysretq"));
     guest.cpu.regs[1] = CODE + 0x100;
     guest.cpu.regs[11] = u64::MAX;
-    assert_eq!(run_to(&mut guest.cpu, 1), Exit::Limit);
-    assert_eq!(guest.cpu.sys.segs[CS], Segment::flat_code(USER_CODE, 3, true));
-    assert_eq!(guest.cpu.sys.segs[SS], Segment::flat_data(USER_DATA, 3));
+    assert_eq!(run_to(&mut guest.cpu, 1), CpuExit::Limit);
+    assert_eq!(guest.cpu.sys.segs[CS], SegmentRegister::flat_code(USER_CODE, 3, true));
+    assert_eq!(guest.cpu.sys.segs[SS], SegmentRegister::flat_data(USER_DATA, 3));
     assert_eq!((guest.cpu.cpl, guest.cpu.rip), (3, CODE + 0x100));
     assert_eq!(guest.cpu.rflags(), 0x3c_7fd7 & !RF);
     // To 32-bit code, which makes its system calls through CSTAR.
@@ -90,8 +90,8 @@ fn sysret_loads_the_segments_that_star_names() {
     guest.put(CODE + 0x100, 0x050f);
     guest.cpu.regs[1] = (CODE + 0x100) | 7 << 32;
     guest.cpu.sys.cstar = HANDLERS + 0x90;
-    assert_eq!(run_to(&mut guest.cpu, 1), Exit::Limit);
-    assert_eq!(guest.cpu.sys.segs[CS], Segment::flat_code(USER_CODE32, 3, false));
+    assert_eq!(run_to(&mut guest.cpu, 1), CpuExit::Limit);
+    assert_eq!(guest.cpu.sys.segs[CS], SegmentRegister::flat_code(USER_CODE32, 3, false));
     assert!(!guest.cpu.long);
     let guest = guest.expect(0x90);
     assert!(guest.cpu.long);

@@ -9,9 +9,9 @@ use crate::devices::{ConsoleSink, Devices, DevicesState, FrameSink, Transmit, Wi
 use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
 use crate::error::MachineEvent;
-use crate::replay::log::Input;
+use crate::replay::log::LogInput;
 use crate::spec::{EngineKind, MachineSpec, NetSpec};
-use ft_cpu::Exit;
+use ft_cpu::CpuExit;
 use ft_cpu::testing::{CODE, STACK, TABLES, assemble, enter_long_mode, put_tables};
 use ft_ram::GuestRam;
 use ft_ram::layout::{COM1_PORT, IOAPIC_BASE, LAPIC_BASE, VIRTIO_MMIO_BASE};
@@ -217,9 +217,9 @@ impl Rig {
     fn run_to(&mut self, limit: u64) {
         while self.worker.cpu.count < limit {
             match self.worker.run(limit) {
-                Exit::Limit => {}
-                Exit::Attention => drop(self.worker.reach.bell.take()),
-                Exit::Halted => self.sleep(),
+                CpuExit::Limit => {}
+                CpuExit::Attention => drop(self.worker.reach.bell.take()),
+                CpuExit::Halted => self.sleep(),
                 exit => panic!("{exit:?} at {:#x}", self.worker.cpu.rip),
             }
             self.worker.take_journal();
@@ -230,7 +230,7 @@ impl Rig {
     fn sleep(&mut self) {
         let now_ns = self.worker.virtual_ns();
         let due_ns = self.worker.cpu.bus.next_timer_ns().expect("something wakes it");
-        self.worker.input(&Input::Advance { ns: due_ns.saturating_sub(now_ns).max(1) });
+        self.worker.input(&LogInput::Advance { ns: due_ns.saturating_sub(now_ns).max(1) });
     }
 
     /// Everything.

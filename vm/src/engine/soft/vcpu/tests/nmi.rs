@@ -25,7 +25,7 @@ fn nesting_handler() -> Vec<u8> {
 }
 
 fn halted(rig: &mut Rig) {
-    while rig.worker.run(10_000) != Exit::Halted {}
+    while rig.worker.run(10_000) != CpuExit::Halted {}
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn one_is_taken_with_interrupts_off_and_the_next_one_after_its_iret() {
         let whole = rig.whole();
         blocked += u32::from(whole.state.system.nmi_blocked);
         rig = Rig::elsewhere(&whole);
-        if exit == Exit::Halted {
+        if exit == CpuExit::Halted {
             break;
         }
     }
@@ -75,7 +75,7 @@ fn it_ends_a_halt_and_waits_for_the_instruction_after_a_load_of_ss() {
     assert_eq!(rig.get(DATA), 0);
     raise(&mut rig);
     // The handler's three, then the two loads.
-    assert_eq!(rig.worker.run(1 + 3 + 2), Exit::Limit);
+    assert_eq!(rig.worker.run(1 + 3 + 2), CpuExit::Limit);
     assert_eq!((rig.get(DATA), rig.worker.cpu.regs[3]), (1, CODE + 1));
     assert_eq!(rig.worker.cpu.rip, CODE + 5);
     raise(&mut rig);

@@ -100,14 +100,14 @@ fn rig(timer_ns: u32, pit: u16) -> Rig {
 }
 
 /// What happens so many instructions after the one before.
-type Script = Vec<(u64, Input)>;
+type Script = Vec<(u64, LogInput)>;
 
-fn input() -> impl Strategy<Value = Input> {
+fn input() -> impl Strategy<Value = LogInput> {
     prop_oneof![
-        3 => proptest::collection::vec(any::<u8>(), 14..200).prop_map(Input::Frame),
-        3 => proptest::collection::vec(any::<u8>(), 1..20).prop_map(Input::Console),
-        1 => (1u64..200_000).prop_map(|ns| Input::Advance { ns }),
-        1 => (128u32..20_000).prop_map(|ns_per_256| Input::Pace { ns_per_256 }),
+        3 => proptest::collection::vec(any::<u8>(), 14..200).prop_map(LogInput::Frame),
+        3 => proptest::collection::vec(any::<u8>(), 1..20).prop_map(LogInput::Console),
+        1 => (1u64..200_000).prop_map(|ns| LogInput::Advance { ns }),
+        1 => (128u32..20_000).prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
     ]
 }
 
@@ -193,10 +193,10 @@ fn play(mut rig: Rig, script: &Script, cuts: &[(u64, Cut)]) -> Rig {
         rig.run_to(stop);
         match input {
             // As much as there is room for, as from the inbox.
-            Some(Input::Console(bytes)) => {
+            Some(LogInput::Console(bytes)) => {
                 let room = rig.devices.console_room().min(bytes.len());
                 if room != 0 {
-                    rig.worker.input(&Input::Console(bytes[..room].to_vec()));
+                    rig.worker.input(&LogInput::Console(bytes[..room].to_vec()));
                 }
             }
             Some(input) => drop(rig.worker.input(input)),
@@ -248,8 +248,8 @@ proptest! {
 
 #[test]
 fn the_guest_that_is_split_does_all_that_it_is_for() {
-    let frame = |byte| Input::Frame(vec![byte; 64]);
-    let script = vec![(900, frame(1)), (900, Input::Console(b"abc".to_vec())), (900, frame(2))];
+    let frame = |byte| LogInput::Frame(vec![byte; 64]);
+    let script = vec![(900, frame(1)), (900, LogInput::Console(b"abc".to_vec())), (900, frame(2))];
     let rig = play(rig(20_000, 60), &script, &[]);
     for (at, what) in [
         (0x808, "interrupts"),

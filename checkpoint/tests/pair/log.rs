@@ -1,13 +1,11 @@
 //! Replay mode's epochs: the log arrives as it was sent, in order and whole, or is refused by name; what is held stays.
 
-mod support;
-
+use crate::support::{self, Backup, FeedError, Primary, frames, stream};
 use ft_checkpoint::encoder::LOG_BYTES_MAX;
 use ft_checkpoint::receiver::{Limits, ReceiveError};
 use ft_checkpoint::wire::frame::PAYLOAD_BYTES_MAX;
 use ft_checkpoint::wire::message::{EpochEnd, LogEnd, Mode};
 use ft_checkpoint::wire::{FrameError, FrameType, Message, WireSink};
-use support::{Backup, FeedError, Primary, frames, stream};
 
 /// A pair in replay mode that has its first checkpoint, and the bytes of the next epoch, which are not sent yet.
 fn pair(log: &[u8]) -> (Primary, Backup, Vec<u8>) {

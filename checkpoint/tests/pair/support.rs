@@ -1,5 +1,4 @@
 //! A primary and a backup in one process, joined by byte vectors.
-#![allow(dead_code, reason = "each test binary uses its part")]
 
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::bench_support::{Noise, noise_page, structured_page};

@@ -1,13 +1,11 @@
 //! A stream that is cut, damaged, reordered or made up leaves the backup at its last sealed checkpoint, and is refused
 //! by an error that names what is wrong.
 
-mod support;
-
+use crate::support::{self, Backup, FeedError, Primary, assert_same_memory, frames, stream, writer};
 use ft_checkpoint::bench_support::Noise;
 use ft_checkpoint::receiver::{Limits, ReceiveError};
 use ft_checkpoint::wire::message::{CopyBegin, EpochBegin};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, Message, WireSink};
-use support::{Backup, FeedError, Primary, assert_same_memory, frames, stream, writer};
 
 /// A pair at its first sealed checkpoint, and the stream of the next one, which is small but has every part.
 fn pair() -> (Primary, Backup, Vec<u8>) {

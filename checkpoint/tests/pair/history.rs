@@ -1,12 +1,10 @@
 //! Whatever the guest does, and however often the connection is lost, the image of an epoch is the primary's memory at
 //! that epoch, and the state its state.
 
-mod support;
-
+use crate::support::{Backup, Primary, assert_same_memory, stream};
 use ft_checkpoint::bench_support::Noise;
 use ft_checkpoint::receiver::Limits;
 use ft_checkpoint::wire::frame::NoSink;
-use support::{Backup, Primary, assert_same_memory, stream};
 
 fn history(seed: u64) {
     let mut noise = Noise::new(seed);

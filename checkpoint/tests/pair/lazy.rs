@@ -1,14 +1,12 @@
 //! Take-over on a memory whose backlog is still to be applied: nobody ever sees a page that is not up to date, and no
 //! page is applied over what the guest has written since.
 
-mod support;
-
+use crate::support::{self, Backup, Primary, stream};
 use ft_checkpoint::lazy::{EAGER_PAGES_MAX, LazyApply};
 use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, SealedImage};
 use ft_ram::{GuestRam, PageIndex};
 use std::sync::atomic::{AtomicU32, Ordering};
-use support::{Backup, Primary, stream};
 
 fn kernel_serves() -> bool {
     let usable = std::fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
