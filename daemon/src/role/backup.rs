@@ -1,7 +1,7 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, SwitchoverFailure, Welcome};
+use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
@@ -217,19 +217,20 @@ impl Backup {
         conn: ConnId,
         generation: u64,
         pairing: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Option<Next> {
-        if matches!(self.stage, Stage::Contesting | Stage::Leaving { .. }) {
+        if self.stage == Stage::Contesting {
             return None;
         }
         core.learn_generation(generation);
         self.why = match how {
-            Welcome::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) => {
+            PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
+            {
                 core.out.push(Command::Dial);
                 return None;
             }
-            Welcome::ResumeAfter(_) => "in step again".into(),
-            Welcome::Copy => {
+            PairingStart::ResumeAfter(_) => "in step again".into(),
+            PairingStart::Copy => {
                 if self.hold != Hold::Nothing {
                     core.out.push(Command::Discard);
                 }
@@ -369,7 +370,11 @@ impl Backup {
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
-            Some(cell) if cell.generation <= self.welcomed_in && !self.has_left(core) => {
+            Some(cell) if cell.generation <= self.welcomed_in => {
+                if self.has_left(core) {
+                    // It may have lost us before it ever asked. A primary that offers a full copy has given this one up.
+                    core.out.push(Command::Dial);
+                }
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
@@ -383,7 +388,7 @@ impl Backup {
         }
     }
 
-    /// The primary was told of our leaving so long ago that it asks for nothing in our name any more.
+    /// The primary was told of our leaving so long ago that the cell should say so.
     fn has_left(&self, core: &Core) -> bool {
         matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
     }

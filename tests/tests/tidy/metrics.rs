@@ -1,5 +1,5 @@
-//! A metric that is exported is fed: code sets it, and a test sees it move. The tests name each metric beside the scenario
-//! in which it moves, and look.
+//! A metric that is exported is fed: code sets it, and a test sees it move. The tests name each metric beside the
+//! scenario in which it moves, and look.
 
 use std::collections::BTreeSet;
 

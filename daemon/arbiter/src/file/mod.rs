@@ -3,8 +3,8 @@
 //!
 //! A generation is claimed by writing a temporary file, flushing it, and linking it to its number: link(2) fails if the
 //! name exists, on the file server itself, so exactly one node wins each number, and the file is complete from the
-//! moment it is visible. There is no lock on purpose: a node that is frozen in the middle holds nobody up, and one whose
-//! lock has expired meanwhile cannot overwrite what others have agreed on.
+//! moment it is visible. There is no lock on purpose: a node that is frozen in the middle holds nobody up, and one
+//! whose lock has expired meanwhile cannot overwrite what others have agreed on.
 //!
 //! The last [`GENERATIONS_KEPT`] files stay, oldest removed first, as a readable history and because a number must not
 //! become free while a sleeper may still claim it: a claim that finds the cell that far ahead has come too late.

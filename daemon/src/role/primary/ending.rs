@@ -6,8 +6,8 @@ use crate::role::core::{Core, Next};
 use crate::role::event::GuestEnd;
 use crate::role::primary::switchover::Then;
 
-/// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the VM's
-/// owner keeps everybody from booting it again.
+/// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the
+/// VM's owner keeps everybody from booting it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Exit(Exit),
