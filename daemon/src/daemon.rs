@@ -1,5 +1,5 @@
-//! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads, and
-//! control, metrics, signals and systemd are served beside it.
+//! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads,
+//! and control, metrics, signals and systemd are served beside it.
 
 use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};

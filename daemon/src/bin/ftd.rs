@@ -56,9 +56,10 @@ enum Cmd {
     },
     /// Boot the VM alone, unprotected, on the deterministic engine, and record its run into a file
     ///
-    /// The recording begins with the machine as it boots and ends when the guest does (it powers off, crashes, or resets,
-    /// whatever on_reset says), when the time is over, or on SIGINT or SIGTERM. A recorder that dies leaves a recording of
-    /// all but the last moments. The VM speaks with its own address: stop it on both hosts first, or give it another TAP.
+    /// The recording begins with the machine as it boots and ends when the guest does (it powers off, crashes, or
+    /// resets, whatever on_reset says), when the time is over, or on SIGINT or SIGTERM. A recorder that dies leaves a
+    /// recording of all but the last moments. The VM speaks with its own address: stop it on both hosts first, or give
+    /// it another TAP.
     Record {
         /// The configuration; of its VM, only the machine matters
         #[arg(long, value_name = "FILE")]

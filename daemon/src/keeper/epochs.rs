@@ -5,7 +5,7 @@
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
 use super::error::KeepError;
 use super::log_cutter::LogCutter;
-use super::news::News;
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::{GROUP, Setup};
 use super::shipper::Shipper;
@@ -187,10 +187,10 @@ impl Epochs {
         (self.last, self.last_pages) = (epoch, pages);
         // Said before the checkpoint is on its way, so that its ack cannot come first.
         if first {
-            setup.tell(News::FirstCaptured { pairing: self.pairing.nonce });
+            setup.tell(KeeperNews::FirstCaptured { pairing: self.pairing.nonce });
         }
         if self.freezing {
-            setup.tell(News::FinalCaptured { epoch });
+            setup.tell(KeeperNews::FinalCaptured { epoch });
         }
         self.shipper.ship(capture);
         setup.telemetry.paused(PauseParts {

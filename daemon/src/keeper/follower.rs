@@ -5,7 +5,7 @@
 //! so, and asks for nothing any more.
 
 use super::error::{GoLiveError, RestoreError, StateLoss};
-use super::news::News;
+use super::news::KeeperNews;
 use super::order::GoneLive;
 use super::setup::Setup;
 use super::vm::Vm;
@@ -118,7 +118,7 @@ impl Follower {
             _ => {}
         }
         if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
-            setup.tell(News::Verified { epoch });
+            setup.tell(KeeperNews::Verified { epoch });
         }
     }
 
@@ -153,7 +153,7 @@ impl Follower {
 
     fn lose(&mut self, setup: &Setup, why: StateLoss) {
         if !std::mem::replace(&mut self.lost, true) {
-            setup.tell(News::StateLost(why));
+            setup.tell(KeeperNews::StateLost(why));
         }
     }
 

@@ -6,7 +6,7 @@
 //! standstill. The guest stands still only when log can be kept nowhere any more.
 
 use super::error::KeepError;
-use super::news::News;
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::{GROUP, Setup};
 use super::shipper::{LogEpoch, Shipper};
@@ -116,7 +116,7 @@ impl LogCutter {
         let cut = vm.machine.cut_log(&mut log, at_cut)?;
         (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {
-            setup.tell(News::FinalCaptured { epoch });
+            setup.tell(KeeperNews::FinalCaptured { epoch });
         } else {
             self.let_run(vm)?;
             self.slow_down(vm, setup, progress.lag_us);

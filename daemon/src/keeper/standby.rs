@@ -2,7 +2,7 @@
 //! and the take-over. In replay mode what is sealed goes on to the machine that executes it.
 
 use super::error::{SealedError, StandbyError};
-use super::news::{FromPrimary, News};
+use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
 use crate::observe::Telemetry;
@@ -145,7 +145,7 @@ impl Feed {
         conn: ConnId,
         mut reader: PeerReader,
         intake: &Arc<Intake>,
-        news: &Outlet<News>,
+        news: &Outlet<KeeperNews>,
         telemetry: &Telemetry,
     ) -> Option<LinkEnd> {
         let mut frames = 0u64;
@@ -180,7 +180,7 @@ impl Feed {
             let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
             if let Some(said) = said {
                 let ticket = intake.enter()?;
-                news.tell(News::FromPrimary { conn, said, ticket }).ok()?;
+                news.tell(KeeperNews::FromPrimary { conn, said, ticket }).ok()?;
             }
         }
     }

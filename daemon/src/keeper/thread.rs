@@ -9,7 +9,7 @@ use super::epochs::{Ended, Epochs};
 use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
-use super::news::News;
+use super::news::KeeperNews;
 use super::order::{GoneLive, Order, OrderReply};
 use super::pairing::Pairing;
 use super::setup::Setup;
@@ -77,7 +77,7 @@ impl Keeper {
             };
             if let Err(why) = result {
                 // The machine itself failed. What the backup holds is the VM now.
-                self.setup.tell(News::MachineFailed(why));
+                self.setup.tell(KeeperNews::MachineFailed(why));
                 self.mode = Work::Quiet;
                 self.drop_machine();
             }
@@ -301,7 +301,7 @@ impl Keeper {
             // It ended while nobody looked; now it is this node's to say so.
             Some(end) => {
                 vm.ended = true;
-                self.setup.tell(News::GuestEnded(end.clone()));
+                self.setup.tell(KeeperNews::GuestEnded(end.clone()));
             }
             None => vm.run(&self.setup)?,
         }

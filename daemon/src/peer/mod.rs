@@ -17,6 +17,6 @@ pub use handshake::{ConnIds, Dialler, Local, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};
-pub use news::{FromBackup, News};
+pub use news::{FromBackup, PeerNews};
 pub use outbox::Closed;
 pub use stream::{Fitting, PeerReader};

@@ -5,7 +5,7 @@
 //! commands themselves made are handled before any other.
 
 use super::hands::{Closing, Hands, Verification};
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, PairingStart, Policy, View};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye};
 use ft_netbuf::{BootTime, Permit};
@@ -116,22 +116,22 @@ impl Executor {
             Command::StopDialling => hands.stop_dialling(),
             Command::Welcome { conn, pairing, generation, how } => {
                 let welcomed = hands.welcome(conn, pairing, generation, how).and_then(|()| match how {
-                    Welcome::Copy => {
+                    PairingStart::Copy => {
                         hands.begin_pairing(conn, pairing);
                         Ok(())
                     }
-                    Welcome::ResumeAfter(held) => hands.resume_pairing(conn, held),
+                    PairingStart::ResumeAfter(held) => hands.resume_pairing(conn, held),
                 });
                 self.lost_if_failed(conn, welcomed, hands);
             }
             Command::Refuse { conn, why } => hands.refuse(conn, why),
             Command::Follow { conn, pairing, how } => {
                 let prepared = match how {
-                    Welcome::Copy => {
+                    PairingStart::Copy => {
                         hands.output().mute();
                         hands.prepare()
                     }
-                    Welcome::ResumeAfter(_) => Ok(()),
+                    PairingStart::ResumeAfter(_) => Ok(()),
                 };
                 let followed = prepared.and_then(|()| hands.follow(conn, pairing, how));
                 self.lost_if_failed(conn, followed, hands);

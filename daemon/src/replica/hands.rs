@@ -4,7 +4,7 @@
 //!
 //! A verb returns when what it says is done, unless it says that news follow; those come in as events.
 
-use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
+use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -59,10 +59,10 @@ pub trait Hands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Result<(), Self::Error>;
     /// Backup: receives what an arriving connection brings, into what is held or prepared.
-    fn follow(&mut self, conn: ConnId, pairing: u64, how: Welcome) -> Result<(), Self::Error>;
+    fn follow(&mut self, conn: ConnId, pairing: u64, how: PairingStart) -> Result<(), Self::Error>;
     /// Says this on a connection, if it is still there.
     fn send(&mut self, conn: ConnId, message: Message<'static>);
     /// Ends a connection; false if there is none.

@@ -2,14 +2,15 @@
 
 use super::arbiter_thread::CellNews;
 use crate::control::Wish;
-use crate::{keeper, peer};
+use crate::keeper::KeeperNews;
+use crate::peer::PeerNews;
 
 /// The news of every room, in one queue.
 pub enum Input {
     /// Of the connections.
-    Peer(peer::News),
+    Peer(PeerNews),
     /// Of the machine.
-    Keeper(keeper::News),
+    Keeper(KeeperNews),
     /// Of the arbiter.
     Arbiter(CellNews),
     /// Of the operator.

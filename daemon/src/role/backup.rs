@@ -1,7 +1,7 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, SwitchoverFailure, Welcome};
+use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
@@ -217,19 +217,20 @@ impl Backup {
         conn: ConnId,
         generation: u64,
         pairing: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Option<Next> {
         if self.stage == Stage::Contesting {
             return None;
         }
         core.learn_generation(generation);
         self.why = match how {
-            Welcome::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) => {
+            PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
+            {
                 core.out.push(Command::Dial);
                 return None;
             }
-            Welcome::ResumeAfter(_) => "in step again".into(),
-            Welcome::Copy => {
+            PairingStart::ResumeAfter(_) => "in step again".into(),
+            PairingStart::Copy => {
                 if self.hold != Hold::Nothing {
                     core.out.push(Command::Discard);
                 }

@@ -5,7 +5,7 @@ use ft_arbiter::Cell;
 
 /// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Welcome {
+pub enum PairingStart {
     /// A full copy begins a new pairing.
     Copy,
     /// The pairing goes on: re-send what the backup has not sealed, after this epoch.
@@ -95,7 +95,7 @@ pub enum Command {
         /// The generation we own.
         generation: u64,
         /// Where to begin.
-        how: Welcome,
+        how: PairingStart,
     },
     /// Decline a peer's hello, or a welcome; the connection closes after it.
     Refuse {
@@ -111,7 +111,7 @@ pub enum Command {
         /// The pairing.
         pairing: u64,
         /// Whether it goes on with what is held, or a full copy comes, into fresh memory.
-        how: Welcome,
+        how: PairingStart,
     },
     /// Close a connection.
     DropLink {

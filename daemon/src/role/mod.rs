@@ -54,7 +54,7 @@ mod tests;
 mod view;
 
 pub use self::core::Core;
-pub use command::{Command, Exit, SwitchoverFailure, Welcome};
+pub use command::{Command, Exit, PairingStart, SwitchoverFailure};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
 pub use view::{Role, State, View};

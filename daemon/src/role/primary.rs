@@ -6,7 +6,7 @@ mod switchover;
 
 use self::ending::End;
 use self::switchover::{Step, Switchover, Then};
-use super::command::{Command, Exit, SwitchoverFailure, Welcome};
+use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::view::State;
@@ -261,7 +261,7 @@ impl Primary {
                 self.link = Some(link);
                 self.permit = Permit::default();
                 let generation = self.cell.generation;
-                core.out.push(Command::Welcome { conn, pairing, generation, how: Welcome::Copy });
+                core.out.push(Command::Welcome { conn, pairing, generation, how: PairingStart::Copy });
             }
             // The peer is back, and holds what the cell says. As long as nothing is being asked of the cell, the pair
             // can simply go on.
@@ -271,7 +271,7 @@ impl Primary {
                     self.link = Some(link);
                     self.permit = Permit { acked: held.epoch, until: 0, wanting: true };
                     let generation = self.cell.generation;
-                    let how = Welcome::ResumeAfter(held.epoch);
+                    let how = PairingStart::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
                     // It may have been lost before it was ever told.
                     core.out.push(Command::SendPaired { conn, generation });

@@ -109,7 +109,7 @@ impl Rig {
     fn sealed() -> Self {
         let mut rig = Self::new("b", "a", StartAs::Backup);
         rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
-        rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: Welcome::Copy });
+        rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
         let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
         assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 1, stamp: 3 }]);
         rig
@@ -149,7 +149,7 @@ fn releases(commands: &[Command]) -> bool {
 #[test]
 fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again() {
     let mut rig = Rig::orphaned();
-    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: Welcome::ResumeAfter(1) });
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: PairingStart::ResumeAfter(1) });
     rig.on(Event::Heartbeat { conn: 8, stamp: 9 });
     rig.lose(8);
     // The promise that went with the echo is fresh: the late answer must not lead to a take-over.
@@ -158,7 +158,7 @@ fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again(
     assert_eq!(asks(&rig.tick_after(LEASE_US)), None);
     // Nor to a discard of what the cell came to name in the meantime.
     let mut rig = Rig::orphaned();
-    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 6, how: Welcome::Copy });
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 6, how: PairingStart::Copy });
     rig.on(Event::Sealed { conn: 8, pairing: 6, epoch: 1, stamp: 9 });
     rig.lose(8);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
@@ -269,7 +269,7 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
     rig.tick_after(600_000);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
     assert_eq!(commands, [Command::Dial]);
-    let commands = rig.on(Event::Welcomed { conn: 8, generation: 1, pairing: 6, how: Welcome::Copy });
+    let commands = rig.on(Event::Welcomed { conn: 8, generation: 1, pairing: 6, how: PairingStart::Copy });
     assert!(commands.contains(&Command::Discard) && exits(&commands), "{commands:?}");
 
     // A primary that never goes on without it is dead, and this is the last copy.
@@ -386,7 +386,7 @@ fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
     let mut rig = Rig::sealed();
     rig.lose(7);
     let commands =
-        rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: Welcome::ResumeAfter(1) });
+        rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: PairingStart::ResumeAfter(1) });
     assert_eq!(commands, [Command::Dial]);
 }
 
@@ -468,11 +468,16 @@ fn a_welcome_that_comes_while_the_cell_is_asked_for_is_not_followed() {
         conn: 8,
         generation: 2,
         pairing: 5,
-        how: Welcome::ResumeAfter(1)
+        how: PairingStart::ResumeAfter(1)
     })));
     rig.won(cell(3, Some("b"), None));
     // It runs the VM now: what was welcomed before must not take the machine down.
-    assert!(!follows(&rig.on(Event::Welcomed { conn: 9, generation: 2, pairing: 6, how: Welcome::Copy })));
+    assert!(!follows(&rig.on(Event::Welcomed {
+        conn: 9,
+        generation: 2,
+        pairing: 6,
+        how: PairingStart::Copy
+    })));
 }
 
 #[test]
@@ -488,7 +493,7 @@ fn a_broken_pairing_is_never_resumed() {
     rig.tick_after(20_000);
     assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EndPairing));
     let commands = rig.on(Event::PeerHello { conn: 9, generation: 3, held });
-    let how = Welcome::Copy;
+    let how = PairingStart::Copy;
     let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
     assert_eq!(commands, [welcome]);
     rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "news of the past".into() });
@@ -514,8 +519,8 @@ fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() 
     assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::Dial]);
     assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
     assert_eq!(rig.on(Event::StateLost(why())), [], "there is nothing to lose any more");
-    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, how: Welcome::Copy };
-    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, how: Welcome::Copy }]);
+    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, how: PairingStart::Copy };
+    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, how: PairingStart::Copy }]);
 }
 
 #[test]

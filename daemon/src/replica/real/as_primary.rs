@@ -6,7 +6,7 @@ use crate::keeper::{Order, Pairing};
 use crate::outlet::Outlet;
 use crate::peer::{BackupReader, Link};
 use crate::replica::Input;
-use crate::role::{ConnId, Micros, Welcome as Welcoming};
+use crate::role::{ConnId, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Identity, Welcome};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ impl RealHands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcoming,
+        how: PairingStart,
     ) -> Result<(), HandsError> {
         let mut fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
         let resume_from = match how {
-            Welcoming::Copy => None,
-            Welcoming::ResumeAfter(epoch) => Some(epoch),
+            PairingStart::Copy => None,
+            PairingStart::ResumeAfter(epoch) => Some(epoch),
         };
         let identity = Identity { generation, ..self.local.identity.clone() };
         fitting.writer.set_generation(generation);

@@ -20,7 +20,7 @@ use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, Sta
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
+use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -269,12 +269,12 @@ impl Hands for RealHands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Result<(), Self::Error> {
         self.welcome_backup(conn, pairing, generation, how)
     }
 
-    fn follow(&mut self, conn: ConnId, _pairing: u64, _how: Welcome) -> Result<(), Self::Error> {
+    fn follow(&mut self, conn: ConnId, _pairing: u64, _how: PairingStart) -> Result<(), Self::Error> {
         self.follow_primary(conn)
     }
 
