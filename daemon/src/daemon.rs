@@ -5,14 +5,13 @@ use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
-use crate::host::{HostError, InstanceLock, LockError, Watchdog, prepare_host};
+use crate::host::{FreshError, HostError, InstanceLock, LockError, Watchdog, prepare_host, take_fresh};
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Policy};
-use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
@@ -36,6 +35,9 @@ pub enum DaemonError {
     /// Another daemon for this VM runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The leave for a fresh boot cannot be taken.
+    #[error(transparent)]
+    Fresh(#[from] FreshError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
@@ -58,6 +60,7 @@ impl DaemonError {
     pub fn exit(&self) -> DaemonExit {
         match self {
             Self::Host(e) => e.exit(),
+            Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
             Self::Lock(_) | Self::Control(_) | Self::Machine(_) => DaemonExit::Host,
             Self::Start(_) | Self::Describe(_) | Self::Runtime(_) => DaemonExit::Failure,
@@ -69,6 +72,7 @@ impl DaemonError {
 pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
+    let fresh = take_fresh(config)? || fresh;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("ftd-control")
@@ -155,7 +159,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         listener,
         identity,
         host,
-        arbiter: Box::new(arbiter),
+        arbiter,
         inputs: (inputs, received),
         window,
         telemetry,

@@ -1,8 +1,9 @@
 //! Both hosts are lost: what the VM had in memory is gone, and nobody boots it anew without being told to.
 
-use crate::fixture::{Daemon, Pair, World, call};
+use crate::fixture::{Config, Daemon, Pair, World, binary, call};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
+use std::process::Command;
 
 #[test]
 fn after_both_crashed_they_wait_and_only_fresh_boots() {
@@ -35,5 +36,36 @@ fn after_both_crashed_they_wait_and_only_fresh_boots() {
         pair.beta = Daemon::start(world, &pair.beta_config);
         pair.wait_protected();
         assert_eq!(call("GET survivor"), "NONE");
+
+        // A leave for the next start does the same, once.
+        pair.beta.kill();
+        let allow = |config: &Config| {
+            let file = world.path(format!("{}.toml", config.node));
+            Command::new(binary("ftd"))
+                .arg("allow-fresh")
+                .arg("--config")
+                .arg(file)
+                .output()
+                .expect("it starts")
+        };
+        let output = allow(&pair.alpha_config);
+        assert_eq!(
+            output.status.code(),
+            Some(DaemonExit::InUse as i32),
+            "a VM that runs is not given up: {output:?}"
+        );
+        pair.alpha.kill();
+        let output = allow(&pair.beta_config);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("node alpha owns the VM"), "{output:?}");
+        let output = allow(&pair.alpha_config);
+        assert!(output.status.success(), "{output:?}");
+        pair.alpha = Daemon::start(world, &pair.alpha_config);
+        pair.alpha.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("SET survivor no"), "OK");
+        pair.alpha.kill();
+        pair.alpha = Daemon::start(world, &pair.alpha_config);
+        pair.alpha.wait_for("bereft again", |status| {
+            (status.role, status.state) == (Role::Primary, State::Waiting) && status.generation > 0
+        });
     });
 }

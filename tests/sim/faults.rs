@@ -46,6 +46,17 @@ pub enum Fault {
         us: Micros,
         latency_us: Micros,
     },
+    /// What the storage has not made durable is gone.
+    StorageCrash,
+    /// A node's next claim fails at its link, which is carried out later.
+    LinkJams {
+        whom: Whom,
+    },
+    /// For a while the cell's directory is another one: a copy so many generations older, or none at all.
+    CellGoesBack {
+        by: Option<u64>,
+        us: Micros,
+    },
     /// The process comes to this after some more steps.
     Trip {
         whom: Whom,
@@ -110,6 +121,7 @@ pub enum Undo {
     ArbiterDown(usize),
     ArbiterFlaky,
     ArbiterSlow,
+    CellGoesBack,
     Slow(usize),
 }
 
@@ -163,6 +175,23 @@ pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 6 => Fault::Misfit { us: span(&mut rng) },
                 7 => Fault::WildAck,
                 _ => Fault::Narrow { us: span(&mut rng), us_per_kib: rng.random_range(100..3_000) },
+            };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
+}
+
+/// Draws what happens to the storage itself, in the same way.
+pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(32) ^ 0xa5b1);
+    let many = if rng.random_bool(0.3) { rng.random_range(1..=3) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = match rng.random_range(0..6) {
+                0 | 1 => Fault::StorageCrash,
+                4 | 5 => Fault::LinkJams { whom: whom(&mut rng) },
+                2 => Fault::CellGoesBack { by: None, us: span(&mut rng) },
+                _ => Fault::CellGoesBack { by: Some(rng.random_range(1..4)), us: span(&mut rng) },
             };
             (moment(&mut rng, until), fault)
         })
@@ -279,6 +308,18 @@ impl World {
                 self.stats.add(Count::FaultArbiterSlow);
                 self.arbiter.slow_us = latency_us;
                 self.later(us, Act::Undo(Undo::ArbiterSlow));
+            }
+            Fault::StorageCrash => self.crash_storage(),
+            Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
+            Fault::CellGoesBack { by, us } => {
+                if self.hide_cell(by) {
+                    self.stats.add(if by.is_some() {
+                        Count::FaultCellOlder
+                    } else {
+                        Count::FaultCellVanished
+                    });
+                    self.later(us, Act::Undo(Undo::CellGoesBack));
+                }
             }
             Fault::Trip { whom, steps, trip } => {
                 let n = self.pick(whom);
@@ -413,6 +454,7 @@ impl World {
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
+            Undo::CellGoesBack => self.unhide_cell(),
             Undo::Slow(n) => self.nodes[n].slow_us = 0,
         }
     }
@@ -463,6 +505,8 @@ impl World {
         self.net.lag_us = 0;
         self.net.us_per_kib = 0;
         self.net.misfit = false;
+        self.unhide_cell();
+        self.arbiter.jam = [false; 2];
         self.arbiter.flaky = 0;
         self.arbiter.slow_us = 0;
     }

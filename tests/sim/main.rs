@@ -1,12 +1,14 @@
-//! The seeded simulator: two nodes, each with the daemon's own core, executor and output buffer over simulated hands; an
-//! arbiter, a network that loses, delays and partitions, processes that die and freeze. One seed is one schedule.
+//! The seeded simulator: two nodes, each with the daemon's own core, executor, output buffer and file arbiter over
+//! simulated hands and a simulated directory; a network that loses, delays and partitions; storage that fails, hangs and
+//! crashes; processes that die and freeze. One seed is one schedule.
 //!
 //! `FTD_SIM_SEED=... cargo test -p ft-tests --test sim -- replay --nocapture` shows one schedule in full.
 //! `FTD_SIM_SCHEDULES=n` and `FTD_SIM_FIRST=n` change which seeds `every_schedule...` runs.
 
+mod arbiter;
 mod card;
-mod cell;
 mod check;
+mod directory;
 mod faults;
 mod hands;
 mod keeper;
@@ -35,9 +37,11 @@ fn number(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-/// The setup that a seed stands for: one in 16 is calm.
+/// The setup that a seed stands for: one in 16 is calm. `FTD_SIM_AMNESIA=1` lets processes also start while the cell is
+/// not what it was: a process that has no record of what it saw in another life founds the VM a second time.
 fn setup_of(seed: u64) -> Setup {
-    Setup { calm: seed.is_multiple_of(16), ..Setup::default() }
+    let amnesia = number("FTD_SIM_AMNESIA").is_some();
+    Setup { calm: seed.is_multiple_of(16), amnesia, ..Setup::default() }
 }
 
 /// Runs seeds on every core; the first failures (lowest seeds first), and what happened in all.
@@ -123,12 +127,25 @@ fn demand_coverage(stats: &Stats) {
         (Count::CasUnknown, 50),
         (Count::CasLate, 20),
         (Count::CasNotAttempted, 20),
+        (Count::ReadFailed, 20),
+        (Count::CallFailed, 100),
+        (Count::CallUnanswered, 20),
+        (Count::CallLate, 20),
+        (Count::CallHung, 100),
+        (Count::CallTwice, 10),
+        (Count::CutOff, 10),
+        (Count::ClaimsCrashed, 2),
+        (Count::WentBack, 30),
         (Count::FaultReset, 100),
         (Count::FaultCut, 100),
         (Count::FaultLag, 100),
         (Count::FaultArbiterDown, 100),
         (Count::FaultArbiterFlaky, 100),
         (Count::FaultArbiterSlow, 50),
+        (Count::FaultStorageCrash, 50),
+        (Count::FaultLinkJams, 20),
+        (Count::FaultCellVanished, 20),
+        (Count::FaultCellOlder, 10),
         (Count::FaultKill, 50),
         (Count::FaultCrash, 50),
         (Count::FaultFreeze, 100),

@@ -33,6 +33,8 @@ pub struct Knobs {
     pub depth: usize,
     pub net_us: Micros,
     pub arbiter_us: Micros,
+    /// A call on a storage that cannot be reached hangs until it can; else it fails.
+    pub hard_mount: bool,
     pub restart_on_reset: bool,
     /// The receiver seals when the bytes arrive, ahead of the events that still wait for the core.
     pub eager: [bool; 2],
@@ -253,16 +255,6 @@ impl Node {
     }
 }
 
-/// A request on its way to the arbiter.
-#[derive(Clone, Debug)]
-pub struct Request {
-    pub node: usize,
-    pub inc: u32,
-    pub what: Ask,
-    /// It can still be carried out.
-    pub pending: bool,
-}
-
 /// What is asked of the arbiter.
 #[derive(Clone, Debug)]
 pub enum Ask {
@@ -298,8 +290,16 @@ pub enum Mutant {
     WildClocks,
     /// A node's clock stands still while its process is frozen (as CLOCK_MONOTONIC does while a host is suspended).
     ClockStopsInFreeze,
-    /// The arbiter does not compare.
-    SetWithoutCompare,
+    /// The storage gives a name away that is taken.
+    LinkOverwrites,
+    /// Flushing the directory does nothing.
+    SyncSkipped,
+    /// A file's content is not flushed.
+    WriteUnflushed,
+    /// The storage says that it has refused a call which it has, or may have, carried out.
+    DoubtIsRefusal,
+    /// A cell that went back counts as one that somebody else has taken.
+    WentBackIsLost,
     /// Whatever is held is said to be good.
     VerifiesNothing,
     /// A backup that knows that it has diverged does not say so.
@@ -328,19 +328,21 @@ impl Mutant {
             Self::UnknownIsNotAttempted => "I1",
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
-            Self::SetWithoutCompare => "arbiter",
             Self::SilentDivergence => "I3",
             Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
             Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
             Self::EpochsWhileFrozen => "a planned switchover",
+            Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
+            Self::DoubtIsRefusal => "I1",
+            Self::WentBackIsLost => "the last copy",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -353,7 +355,11 @@ impl Mutant {
         Self::HoldTooLate,
         Self::WildClocks,
         Self::ClockStopsInFreeze,
-        Self::SetWithoutCompare,
+        Self::LinkOverwrites,
+        Self::SyncSkipped,
+        Self::WriteUnflushed,
+        Self::DoubtIsRefusal,
+        Self::WentBackIsLost,
         Self::VerifiesNothing,
         Self::SilentDivergence,
         Self::IgnoresMachine,

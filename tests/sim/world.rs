@@ -3,12 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use ft_arbiter::file::Answer;
 use ftd::replica::Executor;
 use ftd::role::{ConnId, Event, Micros, Policy, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::cell::Arbiter;
+use crate::arbiter::Arbiter;
 use crate::check::Truth;
 use crate::faults::{self, Fault, Undo, When};
 use crate::hands::SimHands;
@@ -73,14 +74,14 @@ pub enum Act {
         conn: ConnId,
         side: usize,
     },
-    Arrive {
-        id: usize,
-        answer: bool,
+    CallArrives {
+        id: u64,
     },
-    Answer {
+    CallAnswered {
         n: usize,
         inc: u32,
-        event: Event,
+        id: u64,
+        answer: Answer,
     },
     Verified {
         n: usize,
@@ -110,6 +111,7 @@ pub enum Act {
 pub enum Hook {
     ReadSent,
     SetSent,
+    LinkSent,
     CellSet,
     FirstCaptured,
     Hello,
@@ -122,9 +124,10 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ReadSent,
         Self::SetSent,
+        Self::LinkSent,
         Self::CellSet,
         Self::FirstCaptured,
         Self::Hello,
@@ -167,6 +170,8 @@ pub struct Setup {
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
     pub calm: bool,
+    /// Processes also start while the cell is not what it was: nothing tells them what they knew in another life.
+    pub amnesia: bool,
 }
 
 /// How a schedule ended, legitimately.
@@ -179,6 +184,8 @@ pub enum End {
     /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the cell: only
     /// the operator can say that nothing is lost.
     NeverBooted,
+    /// An older copy of the cell was put in its place, and believed by a node that had never seen the newer one.
+    Forked,
 }
 
 /// One schedule.
@@ -199,6 +206,7 @@ pub struct World {
     pub hooks: Vec<(Hook, u32, Fault)>,
     pub healed: bool,
     pub repls: u32,
+    pub amnesia: bool,
     calm: bool,
     switchovers_asked: u64,
     protected_at: Option<Micros>,
@@ -231,6 +239,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         epoch_us: rng.random_range(10_000..25_000),
         depth: rng.random_range(1..4),
         net_us: [200, 1_000, 5_000][rng.random_range(0..3)],
+        hard_mount: rng.random_bool(0.5),
         arbiter_us: [500, 3_000, 15_000][rng.random_range(0..3)],
         restart_on_reset: rng.random_bool(0.5),
         eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
@@ -261,6 +270,7 @@ impl World {
             hooks: Vec::new(),
             healed: false,
             repls: 0,
+            amnesia: setup.amnesia,
             calm: setup.calm,
             switchovers_asked: 0,
             protected_at: None,
@@ -281,6 +291,7 @@ impl World {
         if !setup.calm {
             let mut planned = faults::draw(&mut world.rng, heal_at);
             planned.extend(faults::draw_more(seed, heal_at));
+            planned.extend(faults::draw_storage(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -339,6 +350,7 @@ impl World {
                     End::Protected => Count::EndProtected,
                     End::StateLost(_) => Count::EndStateLost,
                     End::NeverBooted => Count::EndNeverBooted,
+                    End::Forked => Count::EndForked,
                 });
                 return Ok(end);
             }
@@ -409,8 +421,12 @@ impl World {
             }
             Act::Deliver { conn, from, nth, item } => self.deliver(conn, from, nth, item),
             Act::Reset { conn, side } => self.reset(conn, side),
-            Act::Arrive { id, answer } => self.arrive(id, answer),
-            Act::Answer { n, inc, event } => self.answered(n, inc, event),
+            Act::CallArrives { id } => self.call_arrives(id),
+            Act::CallAnswered { n, inc, id, ref answer } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.call_answered(n, id, answer.clone());
+                }
+            }
             Act::Verified { n, inc, epoch } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.verified(n, epoch);
@@ -472,6 +488,9 @@ impl World {
         if self.nodes[n].up {
             return;
         }
+        if self.arbiter.is_hidden() && !self.amnesia {
+            return self.later(20_000, Act::Start { n, fresh });
+        }
         let both_primary = self.knobs.both_primary;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
         let policy = Policy {
@@ -528,6 +547,11 @@ impl World {
             self.truth.killed.push(killed);
         }
         self.check_copies(cause, from_outside);
+    }
+
+    /// The schedule ends here, legitimately.
+    pub fn finish(&mut self, end: End) {
+        self.end = Some(end);
     }
 
     /// Looks whether the schedule has come to an end.

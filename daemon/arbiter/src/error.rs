@@ -57,6 +57,14 @@ pub enum Trouble {
         /// The VM that it should belong to.
         vm: String,
     },
+    /// A crash of the storage has taken a generation back that was there before.
+    #[error(
+        "the storage has lost generation {generation}, which was there before; is it mounted asynchronously?"
+    )]
+    TakenBack {
+        /// The generation.
+        generation: u64,
+    },
     /// The caller asked for a generation that does not follow the expected one.
     #[error("generation {new} does not follow {expected:?}")]
     Generation {

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::init_logging;
+use ftd::host::{self, init_logging};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
@@ -35,6 +35,15 @@ enum Cmd {
         /// Only on the node that owns the VM
         #[arg(long)]
         fresh: bool,
+    },
+    /// Allow the service's next start to boot the VM anew: its state is lost, on the other host too, and is given up
+    ///
+    /// Only on the node that owns the VM, and while its daemon is stopped. The leave is for one boot, and void once the VM
+    /// has gone on anywhere.
+    AllowFresh {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
     /// Check a configuration and this host for it; nothing runs, only missing directories of the daemon are made
     CheckConfig {
@@ -98,6 +107,7 @@ enum Cmd {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Cmd::Run { config, fresh } => run(&config, fresh),
+        Cmd::AllowFresh { config } => allow_fresh(&config),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
         Cmd::Record { config, out, limit, stdin, quiet } => {
             record(&config, &RecordOptions { out, limit, stdin, quiet })
@@ -124,6 +134,26 @@ fn load(path: &Path) -> Result<Config, DaemonExit> {
         eprintln!("ftd: {e}");
         DaemonExit::Usage
     })
+}
+
+fn allow_fresh(path: &Path) -> DaemonExit {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    match host::allow_fresh(&config) {
+        Ok(generation) => {
+            println!(
+                "{}: the next start boots the VM anew; its state of generation {generation} is given up",
+                config.vm
+            );
+            DaemonExit::Ok
+        }
+        Err(e) => {
+            eprintln!("ftd: {e}");
+            e.exit()
+        }
+    }
 }
 
 fn check(path: &Path, syntax_only: bool) -> DaemonExit {

@@ -1,7 +1,7 @@
 //! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
 //! missing, instead of a failure in the middle.
 
-use crate::config::Config;
+use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;
 use ft_arbiter::{Arbiter, ArbiterError, FileArbiter};
 use ft_netbuf::{Tap, TapError};
@@ -187,8 +187,10 @@ impl Config {
 
     /// The arbiter's cell.
     #[must_use]
-    pub fn arbiter(&self) -> FileArbiter {
-        FileArbiter::new(&self.arbiter.path, self.vm.as_str())
+    pub fn arbiter(&self) -> Box<dyn Arbiter> {
+        match self.arbiter.kind {
+            ArbiterKind::File => Box::new(FileArbiter::new(&self.arbiter.path, self.vm.as_str())),
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! What this host gives to the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the
-//! checks at start (`check`), and its life as a service (`service`).
+//! checks at start (`check`), its life as a service (`service`), and the operator's leave for a fresh boot (`fresh`).
 
 mod check;
 mod console;
+mod fresh;
 mod pump;
 mod service;
 mod wiring;
 
 pub use check::HostError;
 pub use console::ConsoleHub;
+pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
 pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};

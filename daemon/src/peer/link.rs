@@ -45,7 +45,7 @@ pub struct Link {
 impl Link {
     /// Starts the threads of a connection that has shaken hands: the writer, and a reader that runs `read`, which tells
     /// what comes in, each with a ticket of the intake, and answers how the connection ended (none: it was stopped).
-    /// The caller's thread lives as long as the daemon (see [`Lifeline::lay`]).
+    /// The caller's thread lives as long as the daemon (see `Lifeline::lay`).
     pub fn start(
         fitting: Fitting,
         news: Outlet<News>,

@@ -12,9 +12,9 @@
 //!   replay mode: keeper --logs--> shipper                              receiver --logs--> keeper (executes them)
 //! ```
 //!
-//! [`Executor`] says which command takes which verbs of its [`Hands`]; [`real`] are the daemon's hands, and the
+//! [`Executor`] says which command takes which verbs of its [`Hands`]; `real` are the daemon's hands, and the
 //! simulator has its own. The executor is one thread; nothing that it does waits for the peer or for the arbiter. What
-//! the rooms' news means to the core is in [`input`].
+//! the rooms' news means to the core is in `input`.
 
 mod arbiter_thread;
 mod executor;

@@ -3,7 +3,7 @@
 use super::command::Command;
 use super::core::Core;
 use super::event::Micros;
-use ft_arbiter::{ArbiterError, Cell, Outcome};
+use ft_arbiter::{Cell, Outcome};
 
 /// The one arbiter request that may be under way, and when the next may be.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +26,7 @@ pub(super) enum Settled {
     Won(Cell),
     Lost(Option<Cell>),
     /// Nothing changed and nothing is under way.
-    NotAttempted(ArbiterError),
+    NotAttempted(String),
 }
 
 impl Arbitration {
@@ -69,19 +69,36 @@ impl Core {
         self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
+    /// A cell never goes back. One that is missing, or older than what this node has seen, is trouble with the arbiter:
+    /// nothing follows from it.
+    pub(super) fn believe(&mut self, cell: Option<Cell>) -> Result<Option<Cell>, String> {
+        let generation = cell.as_ref().map_or(0, |cell| cell.generation);
+        let seen = self.generation();
+        if generation < seen {
+            let found = cell.map_or("is empty".into(), |cell| format!("says {cell}"));
+            return Err(format!("the cell went back: it {found}, but generation {seen} was seen"));
+        }
+        self.learn_generation(generation);
+        Ok(cell)
+    }
+
     /// Turns an answer into a certain one, or arranges for the request to be repeated.
     pub(super) fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
         let retry_at = self.now + self.policy.arbiter_retry_us;
+        let answer = match outcome {
+            Outcome::Won(cell) => Some(Settled::Won(cell)),
+            Outcome::Lost(cell) => Some(self.believe(cell).map_or_else(Settled::NotAttempted, Settled::Lost)),
+            Outcome::NotAttempted(error) => Some(Settled::NotAttempted(error.to_string())),
+            Outcome::Unknown(_) => None,
+        };
         let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
             return None;
         };
-        let settled = match outcome {
-            Outcome::Won(cell) => Settled::Won(cell),
+        let settled = match answer {
             // Nobody else writes a cell that is equal to what we asked for: an earlier attempt was carried out.
-            Outcome::Lost(Some(cell)) if cell == *new => Settled::Won(cell),
-            Outcome::Lost(cell) => Settled::Lost(cell),
-            Outcome::NotAttempted(why) if !*in_doubt => Settled::NotAttempted(why),
-            Outcome::NotAttempted(_) | Outcome::Unknown(_) => {
+            Some(Settled::Lost(Some(cell))) if cell == *new => Settled::Won(cell),
+            Some(settled) if !*in_doubt || !matches!(settled, Settled::NotAttempted(_)) => settled,
+            _ => {
                 *in_doubt = true;
                 *resend_at = Some(retry_at);
                 return None;

@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
 use super::primary::Primary;
 use super::view::State;
-use ft_arbiter::{ArbiterError, Cell};
+use ft_arbiter::Cell;
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -219,7 +219,7 @@ impl Backup {
         pairing: u64,
         how: Welcome,
     ) -> Option<Next> {
-        if matches!(self.stage, Stage::Contesting | Stage::Leaving { .. }) {
+        if self.stage == Stage::Contesting {
             return None;
         }
         core.learn_generation(generation);
@@ -336,11 +336,7 @@ impl Backup {
         core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
     }
 
-    pub(super) fn on_cell(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, ArbiterError>,
-    ) -> Option<Next> {
+    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
             return self.found_if_ownerless(core, answer);
         }
@@ -373,7 +369,11 @@ impl Backup {
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
-            Some(cell) if cell.generation <= self.welcomed_in && !self.has_left(core) => {
+            Some(cell) if cell.generation <= self.welcomed_in => {
+                if self.has_left(core) {
+                    // It may have lost us before it ever asked. A primary that offers a full copy has given this one up.
+                    core.out.push(Command::Dial);
+                }
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
@@ -387,17 +387,13 @@ impl Backup {
         }
     }
 
-    /// The primary was told of our leaving so long ago that it asks for nothing in our name any more.
+    /// The primary was told of our leaving so long ago that the cell should say so.
     fn has_left(&self, core: &Core) -> bool {
         matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
     }
 
     /// Where nobody owns the VM, this node starts over, and founds it.
-    fn found_if_ownerless(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, ArbiterError>,
-    ) -> Option<Next> {
+    fn found_if_ownerless(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         let ownerless = std::mem::take(&mut self.ownerless) && self.link.is_none();
         if !ownerless || core.stop_requested || answer.ok()?.is_some_and(|cell| cell.owner.is_some()) {
             return None;

@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Micros};
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
 use super::view::{Role, State, View};
-use ft_arbiter::{ArbiterError, Cell};
+use ft_arbiter::Cell;
 
 /// The protocol core of one node (see the module's documentation).
 #[derive(Clone, Debug)]
@@ -98,6 +98,8 @@ impl Core {
             Event::CellRead(answer) => {
                 if let Some(Asked::Read { void }) = self.arbiter.asked {
                     self.arbiter.asked = None;
+                    let answer = answer.map_err(|error| error.to_string());
+                    let answer = answer.and_then(|cell| self.believe(cell));
                     if answer.is_err() {
                         self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                     }
@@ -224,8 +226,8 @@ impl Core {
                     Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
                 }
                 Settled::Lost(_) => Some(Next::Start),
-                Settled::NotAttempted(error) => {
-                    *trouble = Some(error.to_string());
+                Settled::NotAttempted(why) => {
+                    *trouble = Some(why);
                     None
                 }
             },
@@ -233,14 +235,11 @@ impl Core {
         });
     }
 
-    fn on_cell(&mut self, answer: Result<Option<Cell>, ArbiterError>) {
-        if let Ok(Some(cell)) = &answer {
-            self.generation = self.generation.max(cell.generation);
-        }
+    fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
         match &mut self.part {
             Part::Starting { trouble } => match answer {
                 Ok(cell) => self.begin(cell),
-                Err(error) => *trouble = Some(error.to_string()),
+                Err(why) => *trouble = Some(why),
             },
             // The peer may have taken over in the meantime; then we are its backup.
             Part::Bereft { cell: known } => {
@@ -320,7 +319,8 @@ impl Core {
                     None => "nobody holds it".into(),
                 };
                 let detail = format!(
-                    "the VM's memory on this node was lost in generation {}; {held}; --fresh boots anew and gives it up",
+                    "the VM's memory on this node was lost in generation {}; {held}; `ftd allow-fresh` (or --fresh) gives it up \
+                     and boots anew",
                     cell.generation
                 );
                 (State::Waiting, detail)

@@ -38,6 +38,9 @@
 //!   primary whose permission has lapsed asks again before it lets anything out.
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
+//! - A cell never goes back. One that is missing, or older than what this process has seen, is trouble with the arbiter:
+//!   nobody founds, discards or fences because of it, and the request is repeated. A process that has just started has seen
+//!   nothing yet.
 
 mod arbitration;
 mod backup;

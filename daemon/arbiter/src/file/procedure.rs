@@ -143,18 +143,32 @@ impl Steps {
         }
     }
 
-    /// What is told must be durable, or a crash of the storage could take it back.
-    async fn read(&self) -> Certain<Option<Cell>> {
-        let cell = self.glance().await?;
-        if cell.is_some() {
-            self.sync(Folder::Cell).await?;
-        }
-        Ok(cell)
+    /// Whether this cell, which was there, is there for good: it is still there after a flush.
+    async fn is_durable(&self, cell: &Cell) -> Certain<bool> {
+        self.sync(Folder::Cell).await?;
+        Ok(self.load(cell.generation).await?.as_ref() == Some(cell))
     }
 
-    /// The claim is somebody else's.
-    async fn lost(&self) -> Outcome {
-        self.read().await.map_or_else(Outcome::NotAttempted, Outcome::Lost)
+    /// What the cell holds. What is told must be durable, or a crash of the storage could take it back.
+    async fn read(&self) -> Certain<Option<Cell>> {
+        loop {
+            match self.glance().await? {
+                Some(cell) if !self.is_durable(&cell).await? => {}
+                cell => return Ok(cell),
+            }
+        }
+    }
+
+    /// Somebody else has changed the cell from what was expected. Nothing was changed by us.
+    async fn lost(&self, expected: Option<u64>) -> Outcome {
+        match self.read().await {
+            Ok(cell) if cell.as_ref().map(|cell| cell.generation) == expected => {
+                let generation = expected.unwrap_or(0) + 1;
+                Outcome::NotAttempted(self.error(Trouble::TakenBack { generation }))
+            }
+            Ok(cell) => Outcome::Lost(cell),
+            Err(error) => Outcome::NotAttempted(error),
+        }
     }
 
     async fn compare_and_set(&self, expected: Option<u64>, new: Cell, temporary: &str) -> Outcome {
@@ -163,11 +177,7 @@ impl Steps {
         }
         match self.glance().await {
             Ok(current) if current.as_ref().map(|cell| cell.generation) == expected => {}
-            Ok(None) => return Outcome::Lost(None),
-            Ok(current) => {
-                let synced = self.sync(Folder::Cell).await;
-                return synced.map_or_else(Outcome::NotAttempted, |()| Outcome::Lost(current));
-            }
+            Ok(_) => return self.lost(expected).await,
             Err(error) => return Outcome::NotAttempted(error),
         }
         if expected.is_none()
@@ -175,7 +185,7 @@ impl Steps {
         {
             return Outcome::NotAttempted(error);
         }
-        self.claim(new, temporary).await
+        self.claim(expected, new, temporary).await
     }
 
     async fn make_directory(&self) -> Certain<()> {
@@ -186,7 +196,7 @@ impl Steps {
     }
 
     /// Claims `new.generation`, which was found to be the next one.
-    async fn claim(&self, new: Cell, temporary: &str) -> Outcome {
+    async fn claim(&self, expected: Option<u64>, new: Cell, temporary: &str) -> Outcome {
         let generation = new.generation;
         let record = Record { version: FORMAT_VERSION, vm: self.cell.vm.clone(), cell: new.clone() };
         let content = record::encode(&record);
@@ -196,8 +206,12 @@ impl Steps {
         }
         let linked = self.link(generation, temporary).await;
         let settled = match linked {
-            Ok(true) => self.sync(Folder::Cell).await.map_err(Outcome::Unknown),
-            Ok(false) => Err(self.lost().await),
+            Ok(true) => match self.is_durable(&new).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(self.overtaken(generation).await),
+                Err(error) => Err(Outcome::Unknown(error)),
+            },
+            Ok(false) => Err(self.lost(expected).await),
             Err(outcome) => Err(outcome),
         };
         self.discard(Folder::Cell, temporary).await;
@@ -210,10 +224,20 @@ impl Steps {
         };
         let highest = names.iter().filter_map(|name| generation_of(name)).max().unwrap_or(0);
         if highest.saturating_sub(generation) >= GENERATIONS_KEPT / 2 {
-            return self.lost().await;
+            return self.lost(expected).await;
         }
         self.tidy(names, highest).await;
         Outcome::Won(new)
+    }
+
+    /// The generation that was linked is not there any more.
+    async fn overtaken(&self, generation: u64) -> Outcome {
+        match self.read().await {
+            // It is history that is removed already, or somebody else's: a crash had made the number free again.
+            Ok(Some(cell)) if cell.generation >= generation => Outcome::Lost(Some(cell)),
+            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation })),
+            Err(error) => Outcome::Unknown(error),
+        }
     }
 
     /// Gives the temporary file the generation's name. False: somebody else has it.
