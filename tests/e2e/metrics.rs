@@ -8,6 +8,7 @@ use ftd::control::api::{Role, State};
 use nix::sys::signal::Signal;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -122,7 +123,8 @@ fn the_metrics_of_a_full_copy_say_how_far_it_is() {
             count: 1,
             delay: Duration::ZERO,
         };
-        std::thread::spawn(move || relay::serve(&listener, &options, &Arc::new(Mutex::new(std::io::sink()))));
+        let report: Arc<Mutex<dyn Write + Send>> = Arc::new(Mutex::new(std::io::sink()));
+        std::thread::spawn(move || relay::serve(&listener, &options, &report));
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         alpha.wait_until(Role::Primary, State::Solo);
         let mut beta = Daemon::start(world, &Config::beta(world).with("peer.address", proxy.to_string()));
