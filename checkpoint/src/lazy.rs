@@ -71,16 +71,17 @@ impl LazyApply {
         let pages = plan.pages.len();
         if pages > EAGER_PAGES_MAX {
             match FaultServer::new(ram, &sealed.image, plan) {
-                Ok(server) => match std::thread::Builder::new()
-                    .name("ftd-lazy".into())
-                    .spawn(move || server.run())
-                {
-                    Ok(worker) => return Self { worker: Some(worker), stats: LazyStats::default() },
-                    // The server is gone with the closure, and with it the registration.
-                    Err(error) => tracing::warn!(%error, "no thread to apply checkpoints behind the guest"),
-                },
+                Ok(server) => {
+                    match std::thread::Builder::new().name("ftd-lazy".into()).spawn(move || server.run()) {
+                        Ok(worker) => return Self { worker: Some(worker), stats: LazyStats::default() },
+                        // The server is gone with the closure, and with it the registration.
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot start a thread to apply checkpoints while the guest runs")
+                        }
+                    }
+                }
                 Err(error) => {
-                    let what = "userfaultfd does not serve: applying the backlog before the guest runs";
+                    let what = "userfaultfd does not work here: applying the backlog before the guest runs";
                     tracing::warn!(%error, pages, "{what}");
                 }
             }
@@ -252,7 +253,7 @@ impl FaultServer {
         }
         if let Some(error) = failed {
             // Everything is applied all the same, and closing the userfaultfd lets everybody go on.
-            tracing::warn!(%error, "serving page faults of the guest failed; they waited for the whole backlog");
+            tracing::warn!(%error, "cannot serve the guest's page faults: it waited for the whole backlog");
         }
         LazyStats { pages: self.plan.pages.len(), faults, elapsed: self.started.elapsed() }
     }

@@ -50,7 +50,7 @@ impl Controlled for Desk {
             Ok(Ok(Err(e))) => Err(e.into()),
             // The executor has dropped the reply.
             Ok(Err(_)) => Err(ending(OutletClosed)),
-            Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see status".into())),
+            Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see ftctl status".into())),
         }
     }
 

@@ -34,7 +34,7 @@ pub async fn serve<C: Controlled>(listener: TcpListener, controlled: Arc<C>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "metrics: accepting failed");
+                tracing::warn!(%error, "metrics: cannot accept a client; trying again");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

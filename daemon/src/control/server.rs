@@ -150,7 +150,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back when clients go.
-                    tracing::warn!(%error, "control socket: accepting failed");
+                    tracing::warn!(%error, "control socket: cannot accept a client; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -167,7 +167,9 @@ impl Server {
                     });
                 }
                 Err(_) => {
-                    let busy = Failure::Busy(format!("{CLIENTS_MAX} clients are connected already"));
+                    let busy = Failure::Busy(format!(
+                        "{CLIENTS_MAX} clients are already connected; try again later"
+                    ));
                     // A new connection's buffer is empty, so this does not wait.
                     let _ = stream.try_write(&line(&Response::Error(busy)));
                 }

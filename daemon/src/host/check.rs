@@ -21,8 +21,8 @@ use thiserror::Error;
 pub enum HostError {
     /// KVM cannot be used.
     #[error(
-        "/dev/kvm: {source}; this host has no usable KVM (is the module loaded, virtualisation enabled, the user in \
-         group kvm?); machine.engine = \"soft\" needs none"
+        "/dev/kvm: {source}; this host has no usable KVM: load the module, enable virtualisation in the firmware, \
+         add the user to group kvm, or set machine.engine = \"soft\""
     )]
     Kvm {
         /// Why.

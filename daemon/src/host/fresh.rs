@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum FreshError {
     /// The daemon runs: its VM may be well.
-    #[error("{0}; stop it first, then allow, then start it")]
+    #[error("{0}; stop it first, then allow the fresh boot, then start it")]
     Lock(#[from] LockError),
     /// The cell cannot be read.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
     /// The state is another node's to give up.
-    #[error("node {owner} owns the VM, and only there its state can be given up; this is {node}")]
+    #[error("node {owner} owns the VM, this is node {node}: allow the fresh boot on {owner}")]
     NotOwner {
         /// Who owns it.
         owner: String,
@@ -28,7 +28,7 @@ pub enum FreshError {
         node: String,
     },
     /// There is no state.
-    #[error("nobody owns the VM, so nothing is lost: start it, no leave is needed")]
+    #[error("nobody owns the VM, so no state is lost: start it, it needs no permission")]
     NothingLost,
     /// The leave cannot be written, read or removed.
     #[error("{}: {source}", path.display())]
@@ -86,8 +86,10 @@ pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
         cell.owner.as_deref() == Some(config.node.as_str()) && text == format!("{}\n", cell.generation)
     });
     match still {
-        true => tracing::warn!("the VM is booted anew by leave of the operator: its state is given up"),
-        false => tracing::warn!("the leave for a fresh boot is void: the VM has changed hands since"),
+        true => tracing::warn!("booting the VM anew, as the operator allowed: its old state is given up"),
+        false => tracing::warn!(
+            "not booting the VM anew: the permission for that is void, the VM has gone on since it was given"
+        ),
     }
     Ok(still)
 }

@@ -44,7 +44,7 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
                     }
                 }
                 Err(e) => {
-                    tracing::warn!(tap = tap.name(), "reading frames: {e}");
+                    tracing::warn!(tap = tap.name(), "cannot read frames from the TAP: {e}");
                     std::thread::sleep(PATIENCE);
                 }
             }

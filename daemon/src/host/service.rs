@@ -24,7 +24,7 @@ pub const LOG_FILTER_VARIABLE: &str = "FTD_LOG";
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another one holds the lock.
-    #[error("{}: a daemon for this VM runs already on this host (process {holder})", path.display())]
+    #[error("{}: a daemon for this VM already runs on this host (process {holder})", path.display())]
     Held {
         /// The lock file.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum LockError {
         holder: String,
     },
     /// The lock cannot be taken.
-    #[error("{}: cannot be locked: {source}", path.display())]
+    #[error("{}: cannot lock it: {source}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
@@ -175,7 +175,7 @@ impl Watchdog {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told {state:?}");
+        tracing::debug!(%error, "cannot tell systemd {state:?}");
     }
 }
 

@@ -93,13 +93,13 @@ pub fn listen(
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    tracing::warn!("accepting a connection: {e}");
+                    tracing::warn!("cannot accept a connection from the peer: {e}");
                     std::thread::sleep(DIAL_PAUSE);
                     continue;
                 }
             };
             if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
-                tracing::debug!("too many handshakes at once, closing one");
+                tracing::debug!("too many handshakes at once: closing the newest connection");
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +118,7 @@ pub fn listen(
                 }
             });
             if let Err(e) = spawned {
-                tracing::warn!("no thread for a handshake: {e}");
+                tracing::warn!("cannot start a thread for a handshake: {e}");
             }
         }
     })?;

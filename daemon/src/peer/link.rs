@@ -56,7 +56,7 @@ impl Link {
         let stream = writer.get_ref().try_clone()?;
         let lifeline = Lifeline::lay(&stream)
             .inspect_err(|e| {
-                tracing::warn!("no lifeline: the peer will notice this daemon's death later ({e})")
+                tracing::warn!("cannot start a lifeline: if this daemon dies, the peer notices later ({e})")
             })
             .ok();
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);

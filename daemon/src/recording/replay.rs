@@ -73,7 +73,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
     if options.until.is_some() || matches!(verdict, Err(RunError::Diverged(_))) {
         match replay.machine.registers() {
             Ok(registers) => eprintln!("ftd: registers at {registers}"),
-            Err(e) => eprintln!("ftd: no registers: {e}"),
+            Err(e) => eprintln!("ftd: cannot read the registers: {e}"),
         }
     }
     drop(replay);
@@ -206,7 +206,7 @@ impl ReplayEnd {
         };
         match self.last {
             Last::End(end) if end.count != self.count => Err(RunError::Diverged(format!(
-                "it ended at count {}, the recording at {}: {}",
+                "the replay ended at count {}, the recording at {}: {}",
                 self.count, end.count, end.why
             ))),
             Last::End(end) if end.digest != self.digest => Err(RunError::Diverged(format!(
@@ -239,7 +239,7 @@ fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<File>, RunError> {
         let refused = |why| RunError::Disk { index, path: path.clone(), why };
         let (image, file) = hash_image(&path).map_err(|e| refused(e.to_string()))?;
         if (image.bytes, image.hash) != (recorded.bytes, recorded.hash) {
-            return Err(refused("it is not the image that was recorded with".into()));
+            return Err(refused("it is not the image that the recorded VM had".into()));
         }
         Ok(file)
     };

@@ -144,7 +144,7 @@ impl Executor {
             Command::Boot => self.boot(hands),
             Command::EmitFreely => {
                 let released = hands.output().pass();
-                tracing::info!(frames = released.frames, "output passes");
+                tracing::info!(frames = released.frames, "the VM's output passes without waiting for acks");
             }
             Command::Release { through, until } => {
                 let permit = Permit { valid_until: BootTime::from_us(until) };

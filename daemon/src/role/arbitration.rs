@@ -76,7 +76,7 @@ impl Core {
         let seen = self.generation();
         if generation < seen {
             let found = cell.map_or("is empty".into(), |cell| format!("says {cell}"));
-            return Err(format!("the cell went back: it {found}, but generation {seen} was seen"));
+            return Err(format!("the cell went back: it {found}, but this node has seen generation {seen}"));
         }
         self.learn_generation(generation);
         Ok(cell)

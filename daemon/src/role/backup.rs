@@ -296,11 +296,11 @@ impl Backup {
     fn on_offer(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
         self.heard(core, conn);
         let refusal = match self.hold {
-            _ if self.stage != Stage::Following => Some("not following".to_string()),
-            _ if core.stop_requested => Some("this node is stopping".to_string()),
+            _ if self.stage != Stage::Following => Some("it does not follow this primary".to_string()),
+            _ if core.stop_requested => Some("it is stopping".to_string()),
             Hold::Sealed(held) if held.epoch == epoch => None,
-            Hold::Sealed(held) => Some(format!("I hold epoch {}, not {epoch}", held.epoch)),
-            _ => Some("I hold no complete checkpoint".to_string()),
+            Hold::Sealed(held) => Some(format!("it holds epoch {}, not {epoch}", held.epoch)),
+            _ => Some("it holds no complete checkpoint".to_string()),
         };
         match refusal {
             Some(why) => core.out.push(Command::SendDecline { conn, why }),
@@ -380,7 +380,8 @@ impl Backup {
             _ => {
                 self.discard(
                     core,
-                    "the cell does not name what this node holds: the primary goes on without it".into(),
+                    "the cell does not name the state held here: the primary goes on without this backup"
+                        .into(),
                 );
                 self.stop_if_asked(core)
             }
@@ -424,7 +425,7 @@ impl Backup {
         match settled {
             Settled::Won(cell) => {
                 let Hold::Sealed(held) = self.hold else {
-                    let why = format!("won the cell, but there is nothing to go on from: {}", self.why);
+                    let why = format!("won the arbitration, but holds no state to resume: {}", self.why);
                     return Some(Next::Ended(Exit::Failed(why)));
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
@@ -454,7 +455,7 @@ impl Backup {
         }
         match (self.hold, self.stage) {
             (Hold::Sealed(_), Stage::Following) => {
-                self.say_bye(core, "the backup is to stop");
+                self.say_bye(core, "the backup was asked to stop");
                 self.stage = Stage::Leaving { since: core.now };
                 core.arbiter.hurry();
                 None
@@ -487,18 +488,26 @@ impl Backup {
     pub(super) fn detail(&self) -> String {
         match self.stage {
             Stage::Following => self.why.clone(),
-            Stage::Offered { .. } => "switchover: looks whether it can go on from what it holds".into(),
+            Stage::Offered { .. } => {
+                "switchover: checking whether the VM can go on from the state held here".into()
+            }
             Stage::Leaving { .. } => {
                 format!(
-                    "asked to stop; keeps the VM's state until the primary goes on without it ({})",
+                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
                     self.why
                 )
             }
             Stage::Orphaned { verified: false, .. } => {
-                format!("without the primary; looks whether it can go on from what it holds ({})", self.why)
+                format!(
+                    "without the primary; checking whether the VM can go on from the state held here ({})",
+                    self.why
+                )
             }
             Stage::Orphaned { .. } => {
-                format!("without the primary; holds a sealed checkpoint, asks the arbiter ({})", self.why)
+                format!(
+                    "without the primary; this node holds a sealed checkpoint and asks the arbiter ({})",
+                    self.why
+                )
             }
             Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
         }

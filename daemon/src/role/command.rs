@@ -31,7 +31,7 @@ pub enum SwitchoverFailure {
     #[error("this node does not run the VM")]
     NoRole,
     /// The guest asked for a reset meanwhile.
-    #[error("the guest reboots")]
+    #[error("the guest is rebooting")]
     GuestReboots,
     /// The cell went to somebody else meanwhile.
     #[error("lost the arbitration")]

@@ -102,7 +102,7 @@ impl Primary {
         }
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
-            "lost the arbitration: I owned generation {}, the cell {says}",
+            "lost the arbitration: this node owned generation {}, the cell {says}",
             self.cell.generation
         ))))
     }
