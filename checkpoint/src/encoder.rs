@@ -1,8 +1,9 @@
-//! The encoder: turns captures into frames, remembers what was last sent, and keeps what it encoded so that it can be
-//! sent again. One encoder serves one VM on its primary; a pairing begins with a full copy (see [`crate::copy`]).
+//! The encoder turns captures into frames. It remembers the last sent copy of each page, and keeps the encoded
+//! payloads so that they can be sent again. One encoder serves one VM on its primary; a pairing begins with a full copy (see
+//! [`crate::copy`]).
 //!
-//! The stream of a pairing is one chain: each delta is against what was *sent* last, acked or not. That is right
-//! because the backup takes epochs in order and without gaps, or not at all.
+//! The stream of a pairing is one chain: each delta is against the copy that was *sent* last, acked or not. That is
+//! right because the backup takes epochs in order and without gaps, or not at all.
 
 use crate::arena::Capture;
 use crate::digest::Chain;

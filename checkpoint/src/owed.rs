@@ -1,5 +1,5 @@
-//! What the primary owes its backup: every checkpoint from the moment its encoding begins until its ack (invariant I4).
-//! A failed send forgets nothing; after a reconnect of the same pairing the checkpoints that the backup lacks go out
+//! The primary's debt to its backup: every checkpoint from the start of its encoding until its ack (invariant I4). A
+//! failed send forgets nothing. After a reconnect of the same pairing, the checkpoints that the backup lacks are sent
 //! again from here.
 
 use crate::encoder::EncodedCheckpoint;

@@ -1,4 +1,4 @@
-//! ftctl as a program: what it prints where, and how it ends.
+//! ftctl as a program: its output on each stream, and its exit codes.
 
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;

@@ -1,4 +1,4 @@
-//! Why the backup refuses a frame.
+//! The backup's reasons to refuse a frame.
 
 use crate::page::PageError;
 use crate::wire::{FrameError, FrameType};

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The sequence counts frames of one direction of one connection from 0, so a frame that is missing, repeated or out of
-//! order is found. It is stamped at the moment of writing: what is kept for sending again is payloads, not frames.
+//! order is found. It is stamped at the moment of writing: payloads are kept for sending again, not frames.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;

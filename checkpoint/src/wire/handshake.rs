@@ -1,4 +1,4 @@
-//! Whether two nodes fit each other: a pure comparison that names the first mismatch, most telling first.
+//! Checks whether two nodes fit each other: a pure comparison that names the first mismatch, the most telling first.
 
 use super::message::{Identity, Mode, Refuse};
 use ft_vm::spec::MachineSpec;

@@ -1,4 +1,4 @@
-//! Why an arbiter gave no answer, and which arbiter it was.
+//! Errors of an arbiter: why it gave no answer, and at which place.
 
 use nix::errno::Errno;
 use std::fmt;

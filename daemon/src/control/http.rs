@@ -1,5 +1,5 @@
-//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request a connection. Small enough to need no
-//! HTTP library: nothing of a request but its first line matters.
+//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request a connection. It reads only the first
+//! line of a request, so it needs no HTTP library.
 
 use super::server::Controlled;
 use std::io;

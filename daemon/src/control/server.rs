@@ -1,5 +1,5 @@
-//! Serves the control socket. Clients are neither trusted nor waited for: their number, the length of what they send
-//! and the time they take are bounded, and none of them keeps another one, or the VM, from going on.
+//! Serves the control socket. The server neither trusts its clients nor waits for them: it bounds their number, the
+//! length of their requests and the time they take. No client can hold up another one, or the VM.
 
 use super::api::{
     Failure, PROTOCOL_VERSION, REQUEST_BYTES_MAX, Request, RequestLine, Response, Status, TIMEOUT_MS_MAX,

@@ -1,4 +1,4 @@
-//! Signals are wishes too.
+//! Signals as wishes: SIGTERM and SIGINT ask the daemon to stop.
 
 use super::wish::Wish;
 use crate::exit::DaemonExit;

@@ -1,5 +1,5 @@
-//! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
-//! missing, instead of a failure in the middle.
+//! Checks, before the VM runs, that this host has everything the configuration needs. A missing piece gives one clear
+//! message and an exit code, instead of a failure in the middle.
 
 use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;

@@ -1,6 +1,6 @@
-//! The operator's leave for one fresh boot over a lost state, kept for the service's next start, so that nobody has to
-//! run the daemon by hand. It names the generation whose state is given up: the boot that it allows begins another one,
-//! so it is spent by that, and it does not outlive whatever else happens to the VM.
+//! The operator's permission for one fresh boot over a lost state. It is kept in a file for the service's next start,
+//! so nobody has to run the daemon by hand. It names the generation whose state is given up. Any boot or take-over
+//! begins another generation, and thereby voids it.
 
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Why no leave is given or taken.
+/// Why no permission is given or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum FreshError {
     /// The daemon runs: its VM may be well.
@@ -30,7 +30,7 @@ pub enum FreshError {
     /// There is no state.
     #[error("nobody owns the VM, so no state is lost: start it, it needs no permission")]
     NothingLost,
-    /// The leave cannot be written, read or removed.
+    /// The permission cannot be written, read or removed.
     #[error("{}: {source}", path.display())]
     Io {
         /// Where it lies.
@@ -70,8 +70,8 @@ pub fn allow_fresh(config: &Config) -> Result<u64, FreshError> {
     Ok(generation)
 }
 
-/// Takes the leave, if there is one: whether the lost state that it names is still what the cell speaks of. It is gone
-/// before anything is done with it: a crash in between costs the operator another word, not the VM another state.
+/// Takes the permission, if there is one: true if it names the generation that the cell still has. The file is removed
+/// before anything is done with it: a crash in between costs the operator another command, not the VM another state.
 pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
     let path = leave(config);
     let failed = |source| FreshError::Io { path: path.clone(), source };

@@ -1,5 +1,5 @@
-//! The daemon as a service of its host: one per VM (the lock), known to systemd (readiness, status, watchdog), and with
-//! its messages on stderr in the form that the journal reads.
+//! The daemon as a service of its host: the lock that keeps it one per VM, the notices to systemd (readiness, status,
+//! watchdog), and its messages on stderr in the form that the journal reads.
 
 use crate::config::{LogFormat, LogLevel};
 use nix::fcntl::{Flock, FlockArg};
@@ -84,7 +84,7 @@ impl InstanceLock {
     }
 }
 
-/// A killed daemon gets so long to be gone.
+/// Time that a killed daemon gets to be gone.
 const DYING_LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether a process is on its way out: its first thread has ended, or it is gone altogether.

@@ -1,4 +1,4 @@
-//! What can go wrong with the machine and with what is replicated of it, one enum an operation.
+//! Errors of the machine and of its replication, one enum an operation.
 
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;

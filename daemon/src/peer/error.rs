@@ -1,4 +1,4 @@
-//! Why a connection to the peer does not come about, and how it ends.
+//! Errors of connections to the peer: why one does not come about, and how one ends.
 
 use ft_checkpoint::receiver::ReceiveError;
 use ft_checkpoint::wire::FrameError;

@@ -1,5 +1,5 @@
-//! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
-//! dialler sends them. Every step has a deadline, every refusal a reason.
+//! Both ends of a new connection, up to the point where two nodes know that they fit each other. The listener takes
+//! hellos; the dialler sends them. Every step has a deadline, every refusal a reason.
 
 use super::error::HandshakeError;
 use super::news::News;

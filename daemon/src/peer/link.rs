@@ -1,5 +1,5 @@
-//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
-//! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
+//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both
+//! directions down at once. The reader thread runs the caller's code, since the caller knows which messages come in.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;

@@ -1,5 +1,5 @@
-//! `ftd record` and `ftd replay`: one machine on the deterministic engine, alone on this host, recorded into a file and
-//! executed again from it. No peer, no arbiter, no protection.
+//! `ftd record` and `ftd replay`: one machine on the deterministic engine, alone on this host. One command records its
+//! run into a file, the other executes the file again. There is no peer, no arbiter and no protection.
 
 mod console;
 mod record;

@@ -1,4 +1,4 @@
-//! `ftd replay`.
+//! `ftd replay`: executes a recording again and compares its digests.
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The machine is given about so much log ahead of what it has executed, as memory holds it.
+/// About the most log, as memory holds it, that the machine is given ahead of its execution.
 const AHEAD_BYTES: usize = 8 << 20;
 /// How often a terminal is told how far it has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);

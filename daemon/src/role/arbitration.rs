@@ -1,4 +1,4 @@
-//! The one arbiter request that may be under way, and what its answer is worth: a certain answer, or none yet.
+//! The one arbiter request that may be under way, and the worth of its answer: certain, or none yet.
 
 use super::command::Command;
 use super::core::Core;

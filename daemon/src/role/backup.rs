@@ -1,4 +1,5 @@
-//! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
+//! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when it loses the
+//! primary.
 
 use super::arbitration::Settled;
 use super::command::{Command, Exit, SwitchoverFailure, Welcome};
@@ -46,11 +47,11 @@ enum Hold {
 enum Stage {
     /// With the primary, or dialling it.
     Following,
-    /// The primary is lost and we hold a sealed state: after a while the cell is asked.
-    /// `named_in`: the generation in which the cell was seen to name us with what we hold. `verified`: what we hold can be
-    /// gone on from, as far as anybody can tell.
+    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the generation in
+    /// which the cell was seen to name us with our state. `verified`: the VM can go on from our state, as far as
+    /// anybody can tell.
     Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
-    /// The primary has stopped the VM at this epoch and offers it: what we hold is being verified.
+    /// The primary has stopped the VM at this epoch and offers it: our state is being verified.
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
     Contesting,
@@ -78,7 +79,8 @@ impl Backup {
             Event::Tick => self.on_tick(core),
             Event::PeerHello { conn, .. } => {
                 core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
-                // Two backups: the VM is over, and the operator has started the peer. Who boots it is this node's to see.
+                // Two backups: the VM is over, and the operator has started the peer. This node finds out which one
+                // boots it.
                 self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
             }
             Event::Welcomed { conn, generation, pairing, how } => {
@@ -316,8 +318,8 @@ impl Backup {
         match self.stage {
             Stage::Following if self.ownerless => core.ask_read(),
             Stage::Following | Stage::Offered { .. } => {}
-            // The cell is read at once, and asked for when what is held is verified, and the promise and the primary's head
-            // start are over.
+            // The cell is read at once. It is asked for when our state is verified, and the promise and the primary's
+            // head start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
             Stage::Orphaned { since, named_in: Some(generation), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
@@ -371,7 +373,7 @@ impl Backup {
             // it has asked, it counts on us.
             Some(cell) if cell.generation <= self.welcomed_in => {
                 if self.has_left(core) {
-                    // It may have lost us before it ever asked. A primary that offers a full copy has given this one up.
+                    // It may have lost us before it ever asked. A primary that offers a full copy has given ours up.
                     core.out.push(Command::Dial);
                 }
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
@@ -388,7 +390,7 @@ impl Backup {
         }
     }
 
-    /// The primary was told of our leaving so long ago that the cell should say so.
+    /// The primary was told of our leaving long enough ago that the cell should say so.
     fn has_left(&self, core: &Core) -> bool {
         matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
     }
@@ -447,8 +449,8 @@ impl Backup {
         }
     }
 
-    /// Stops as asked. A sealed state is kept until the cell does not count on it, whoever else there may be; while the cell
-    /// may be about to become ours, its answer comes first.
+    /// Stops as asked. A sealed state is kept until the cell does not count on it, whatever other copies there may be.
+    /// While the cell may be about to become ours, its answer comes first.
     fn stop_if_asked(&mut self, core: &mut Core) -> Option<Next> {
         if !core.stop_requested || core.arbiter.is_setting() {
             return None;

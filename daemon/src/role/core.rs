@@ -1,4 +1,4 @@
-//! The core's frame: start-up, the dispatch of events to the part that the node plays, and the view from outside.
+//! The core's frame: start-up, the dispatch of events to the node's current part, and the view from outside.
 
 use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;

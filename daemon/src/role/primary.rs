@@ -1,4 +1,4 @@
-//! The primary: it owns the cell and runs the VM; alone (solo), while a backup is being made, or protected by one.
+//! The primary: it owns the cell and runs the VM, alone (solo), while it prepares a backup, or protected by one.
 
 mod cell;
 mod ending;

@@ -1,4 +1,4 @@
-//! What the simulator taught, as single claims about the core: each test failed before the bug it names was fixed.
+//! Lessons of the simulator, as single claims about the core. Each test failed before the bug it names was fixed.
 
 use super::*;
 use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};

@@ -1,4 +1,4 @@
-//! What the hands do as primary: welcome a backup, listen to it, replicate to it.
+//! The daemon's hands on a primary: welcome a backup, listen to it, replicate to it.
 
 use super::{HandsError, RealHands};
 use crate::clock;

@@ -1,4 +1,4 @@
-//! Why the daemon's hands could not do something.
+//! Errors of the daemon's hands.
 
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;

@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// A process that ends gives its last messages so long to leave.
+/// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
 /// See the module.

@@ -1,4 +1,4 @@
-//! What the primary asks of the cell, and what an answer makes of it.
+//! The primary's requests to the cell, and the consequences of their answers.
 
 use super::ending::End;
 use super::switchover::{Step, Switchover, Then};

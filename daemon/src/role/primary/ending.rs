@@ -1,4 +1,4 @@
-//! The VM's end: asked for by the operator, or come to by the guest. A guest that resets begins anew.
+//! The VM's end, by the operator's wish or by the guest's own doing. A guest that resets begins anew.
 
 use super::{Pair, Primary};
 use crate::role::command::{Command, Exit, SwitchoverFailure};
