@@ -31,7 +31,7 @@ pub enum RunError {
     #[error("machine.vcpus = {0}: the deterministic engine has exactly one; set it to 1 to record this VM")]
     Vcpus(u8),
     /// Recordings are not overwritten.
-    #[error("{}: already exists; ftd overwrites no recording: choose another name or remove it", .0.display())]
+    #[error("{}: already exists; a recording is not overwritten: choose another name or remove it", .0.display())]
     Exists(PathBuf),
     /// The file cannot be opened or made.
     #[error("{}: {source}", path.display())]

@@ -206,7 +206,7 @@ impl ReplayEnd {
         };
         match self.last {
             Last::End(end) if end.count != self.count => Err(RunError::Diverged(format!(
-                "the replay ended at count {}, the recording at {}: {}",
+                "it ended at count {}, the recording at {}: {}",
                 self.count, end.count, end.why
             ))),
             Last::End(end) if end.digest != self.digest => Err(RunError::Diverged(format!(
