@@ -155,14 +155,14 @@ pub enum RecordingError {
     #[error("this is no recording: it does not start with FTDREC")]
     Magic,
     /// Another version's.
-    #[error("recording of format version {theirs}, this program reads {VERSION}")]
+    #[error("the recording has format version {theirs}, this program reads {VERSION}")]
     Version {
         /// The file's.
         theirs: u16,
     },
     /// Cut before the machine's start was complete: there is nothing to execute.
     #[error(
-        "recording cut off at byte {offset}, before the start of the machine is complete: nothing can be replayed"
+        "the recording is cut off at byte {offset}, before the machine's start is complete: nothing can be replayed"
     )]
     NoStart {
         /// How long the file is.
@@ -245,7 +245,7 @@ pub enum RecordingError {
     #[error("recording: {0}")]
     Log(#[from] LogError),
     /// Something behind the end.
-    #[error("recording, byte {offset}: something follows the end")]
+    #[error("recording, byte {offset}: bytes follow the end")]
     BehindEnd {
         /// Where.
         offset: u64,

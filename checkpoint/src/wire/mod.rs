@@ -24,8 +24,8 @@
 //!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
 //! ```
 //!
-//! What the messages permit and promise is the role core's business (`daemon/src/role`), what they do to the backup's
-//! memory the [`receiver`](crate::receiver)'s.
+//! The role core (`daemon/src/role`) says what the messages permit and promise. The [`receiver`](crate::receiver) says
+//! what they do to the backup's memory.
 
 pub mod frame;
 pub mod handshake;

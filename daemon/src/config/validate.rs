@@ -184,7 +184,7 @@ impl MachineConfig {
     /// what is announced for it.
     pub(super) fn builtin_cmdline(&self) -> Result<String, BadValue> {
         const ADDRESSES: &str = "machine.net.addresses";
-        const ONE: &str = "the builtin guest has exactly one IPv4 address: list that one, or none";
+        const ONE: &str = "the builtin guest has one IPv4 address: list that one, or none";
         let address = match self.net.as_ref().map_or(&[][..], |net| &net.addresses) {
             [] => None,
             [IpAddr::V4(address)] => Some(*address),
