@@ -1,4 +1,4 @@
-//! The configuration file: TOML, one VM a file. Unknown keys are refused. Every error names the file, the key, its
+//! The configuration file: TOML, one VM per file. Unknown keys are refused. Every error names the file, the key, its
 //! value and the allowed values. [`Config::load`] checks everything that the file alone can show; the room `host`
 //! checks the rest against this host when the daemon starts.
 

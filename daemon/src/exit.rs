@@ -38,7 +38,7 @@ exit_codes! {
         Host = 10,
         /// an address, TAP, lock or socket is in use: most likely another daemon for the same VM
         InUse = 11,
-        /// the arbiter is unusable: its directory is missing or cannot be read and written
+        /// the arbiter cannot be used; the message says why
         Arbiter = 12,
         /// the two nodes do not fit each other: another VM, version, memory size or CPU
         Peer = 13,

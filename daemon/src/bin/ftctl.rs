@@ -278,9 +278,9 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         "" | "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("not a time such as 500ms, 30s, 2m or 1h".to_owned()),
+        _ => return Err("not a time like 500ms, 30s, 2m or 1h".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "not a time such as 500ms, 30s, 2m or 1h".to_owned())?;
+    let number: u64 = number.parse().map_err(|_| "not a time like 500ms, 30s, 2m or 1h".to_owned())?;
     let time = number.checked_mul(unit_ms).filter(|ms| *ms <= ftd::control::api::TIMEOUT_MS_MAX);
     time.map(Duration::from_millis).ok_or_else(|| "longer than a day".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request a connection. It reads only the first
+//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request per connection. It reads only the first
 //! line of a request, so it needs no HTTP library.
 
 use super::server::Controlled;

@@ -1,6 +1,6 @@
 //! The operator's permission for one fresh boot over a lost state. It is kept in a file for the service's next start,
-//! so nobody has to run the daemon by hand. It names the generation whose state is given up. Any boot or take-over
-//! begins another generation, and thereby voids it.
+//! so nobody has to run the daemon by hand. It names the generation whose state is given up. The boot
+//! that it allows begins another generation and so spends it. Any other change of the cell voids it.
 
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;

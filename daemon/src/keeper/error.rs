@@ -1,4 +1,4 @@
-//! Errors of the machine and of its replication, one enum an operation.
+//! Errors of the machine and of its replication, one enum per operation.
 
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
