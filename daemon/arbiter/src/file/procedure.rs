@@ -1,4 +1,4 @@
-//! What the file arbiter does, call by call, and what it makes of every answer.
+//! The procedure of the file arbiter: its calls on the storage, in order, and the conclusion drawn from each answer.
 
 use super::attempt::{Attempt, Desk};
 use super::directory::{Answer, Call, Folder, Reply};
