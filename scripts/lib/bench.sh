@@ -119,8 +119,8 @@ bench_slowdown() {
     bench_table slowdown 'slow-down|computing %|writing %|serving %' '
         ["", .slowdown_pct, .memory_slowdown_pct, .serving_slowdown_pct]'
     say 'the same VM before and after its backup came. Computing: one vCPU, nothing written; writing: as fast as it'
-    say 'can, over 1,000 pages; serving: one request after the other, so each waits for its checkpoint. The backup host,'
-    say 'encoding and sending take their time from the same processors.'
+    say 'can, over 1,000 pages; serving: one request after the other, so each waits for its checkpoint. The backup'
+    say 'host, encoding and sending take their time from the same processors.'
 }
 
 bench_codec() {

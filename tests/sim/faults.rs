@@ -106,7 +106,8 @@ pub enum Fault {
         us: Micros,
         us_per_kib: Micros,
     },
-    /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of it.
+    /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of
+    /// it.
     Diverge {
         at_once: bool,
     },
@@ -162,7 +163,8 @@ pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
-/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of its own.
+/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of
+/// its own.
 pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(!seed);
     let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };

@@ -1,6 +1,6 @@
 //! The seeded simulator: two nodes, each with the daemon's own core, executor, output buffer and file arbiter over
-//! simulated hands and a simulated directory; a network that loses, delays and partitions; storage that fails, hangs and
-//! crashes; processes that die and freeze. One seed is one schedule.
+//! simulated hands and a simulated directory; a network that loses, delays and partitions; storage that fails, hangs
+//! and crashes; processes that die and freeze. One seed is one schedule.
 //!
 //! `FTD_SIM_SEED=... cargo test -p ft-tests --test sim -- replay --nocapture` shows one schedule in full.
 //! `FTD_SIM_SCHEDULES=n` and `FTD_SIM_FIRST=n` change which seeds `every_schedule...` runs.

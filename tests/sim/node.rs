@@ -1,5 +1,5 @@
-//! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between any two
-//! of them; and what the executor's threads make of what comes in.
+//! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between
+//! any two of them; and what the executor's threads make of what comes in.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;

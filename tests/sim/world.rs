@@ -46,8 +46,8 @@ pub enum End {
     Protected,
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
-    /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the cell: only
-    /// the operator can say that nothing is lost.
+    /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the
+    /// cell: only the operator can say that nothing is lost.
     NeverBooted,
     /// An older copy of the cell was put in its place, and believed by a node that had never seen the newer one.
     Forked,

@@ -59,6 +59,7 @@ fn a_version_that_is_not_told_or_told_wrongly_is_found() {
     let found = undocumented(&files, &SourceFile::new(DOCUMENT, document));
     let places: Vec<_> = found.iter().map(|found| (found.path.as_str(), found.line)).collect();
     assert_eq!(places, [("a.rs", 1), ("a.rs", 2), ("b.rs", 1)]);
-    let document = "| a | `VERSION` | 3 | `a.rs` |\n| a | `MAGIC` | `FL` | `a.rs` |\n| b | `LOG_VERSION` | 1 | `b.rs` |\n";
+    let document = "| a | `VERSION` | 3 | `a.rs` |\n| a | `MAGIC` | `FL` | `a.rs` |\n\
+                    | b | `LOG_VERSION` | 1 | `b.rs` |\n";
     assert_eq!(undocumented(&files, &SourceFile::new(DOCUMENT, document)), []);
 }
