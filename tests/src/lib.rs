@@ -1,6 +1,6 @@
 //! End-to-end and simulation tests of ftd, and the tools they use: the client that checks every answer ([`kv`]), the proxy
 //! that harms the stream between the hosts ([`proxy`]), the witness on the client's wire ([`wire`]), and the benchmark
-//! ([`bench`]).
+//! ([`mod@bench`]).
 //!
 //! The client knows each answer from those before it. A service that has forgotten acknowledged writes is found out:
 //!
