@@ -1,5 +1,5 @@
-//! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads,
-//! and control, metrics, signals and systemd are served beside it.
+//! The daemon put together. It first checks everything that can be refused. Then the replica runs on its own threads,
+//! beside the control socket, metrics, signals and the talk with systemd.
 
 use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
@@ -35,7 +35,7 @@ pub enum DaemonError {
     /// Another daemon for this VM runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The leave for a fresh boot cannot be taken.
+    /// The permission for a fresh boot cannot be taken.
     #[error(transparent)]
     Fresh(#[from] FreshError),
     /// No control socket.

@@ -1,6 +1,6 @@
-//! ftd: the daemon's library, room by room. `role` decides; `replica` carries out what it decides; `keeper` owns the
-//! machine, `peer` the connections, `host` what this host gives, `observe` the figures, `control` the operator's
-//! socket. A room tells its news through an [`outlet`] and knows nothing of who listens.
+//! ftd: the daemon's library, room by room. `role` decides; `replica` carries the decisions out. `keeper` owns the
+//! machine, `peer` the connections, `host` this host's devices and files, `observe` the figures, `control` the
+//! operator's socket. A room tells its news through an [`outlet`] and does not know its listeners.
 //!
 //! The core alone, as the executor and the simulator drive it. A node starts, finds an empty cell, and founds the VM:
 //!

@@ -1,8 +1,8 @@
-//! ft-netbuf: output commit. Holds what the VM sends until the checkpoint that covers it is acked, and knows nothing of
-//! what a checkpoint is: [`buffer`] holds and releases frames by epoch number, [`tap`] is the wire they leave by,
+//! ft-netbuf: output commit. It holds the VM's frames until the checkpoint that covers them is acked, but knows nothing
+//! of checkpoints: [`buffer`] holds and releases frames by epoch number, [`tap`] is the wire they leave by,
 //! [`announce`] tells the network where the VM lives now.
 //!
-//! A frame waits for its checkpoint's ack, and leaves only while the permission to speak lasts:
+//! A frame waits for its checkpoint's ack, and leaves only while the permission to send lasts:
 //!
 //! ```
 //! use ft_netbuf::{BootTime, Bounds, Emit, OutputBuffer, Permit, Stopped, Transmitted};

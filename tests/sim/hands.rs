@@ -9,9 +9,10 @@ use ftd::role::{ConnId, Event, Micros, PairingStart, SwitchoverFailure, View};
 use rand::Rng;
 
 use crate::model::{Ask, Input, Msg, Mutant, NAMES};
+use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, Hook, World};
+use crate::world::World;
 
 /// Why something cannot be done.
 #[derive(Debug, thiserror::Error)]

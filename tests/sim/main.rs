@@ -15,6 +15,7 @@ mod keeper;
 mod model;
 mod net;
 mod node;
+mod schedule;
 mod stats;
 mod world;
 
@@ -120,7 +121,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::SoloGrants, 100),
         (Count::Resumed, 10),
         (Count::FrozenInRelease, 5),
-        (Count::FramesRefused, 20),
+        (Count::FramesRefused, 2),
         (Count::SwitchoversDone, 50),
         (Count::SwitchoversFailed, 10),
         (Count::CasLost, 50),

@@ -5,7 +5,7 @@
 //! both nodes share. Another back end is a module beside [`mod@file`], a variant of [`Place`], and a line in the
 //! conformance suite (`daemon/arbiter/tests/conformance`).
 //!
-//! Two nodes have lost each other, and both ask to go on alone. One wins, the other learns what holds:
+//! Two nodes have lost each other, and both ask to go on alone. One wins; the other learns the cell as it is:
 //!
 //! ```
 //! use ft_arbiter::{Arbiter, Cell, FileArbiter, Outcome, Standby};

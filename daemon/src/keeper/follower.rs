@@ -1,8 +1,8 @@
-//! Replay mode's backup: a machine of its own that stands on the received checkpoint and executes the sealed log a
+//! Replay mode's backup: a machine of its own that starts from the received checkpoint and executes the sealed log a
 //! little behind the primary. Lag is the age of the oldest log that is not executed to its end.
 //!
-//! A backup that does not execute what the primary executed, for whatever reason, has nothing to go on from: it says
-//! so, and asks for nothing any more.
+//! A backup that diverges from the primary, for any reason, holds no state to resume. It reports that once and asks for
+//! nothing more.
 
 use super::error::{GoLiveError, RestoreError, StateLoss};
 use super::news::KeeperNews;

@@ -1,4 +1,4 @@
-//! What happens to the machine, and to what is replicated of it.
+//! The keeper's news: events of the machine, and of its replication.
 
 use super::error::{KeepError, ShipError, StateLoss};
 use crate::peer::Ticket;

@@ -1,4 +1,4 @@
-//! What the keeper works with and what does not change while the daemon runs.
+//! The keeper's surroundings, which do not change while the daemon runs.
 
 use super::news::KeeperNews;
 use super::progress::Replay;
@@ -10,7 +10,7 @@ use ft_vm::spec::{Boot, MachineSpec};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A frame waits so long for others to share its epoch.
+/// Time that a frame waits for others to share its epoch.
 pub(super) const GROUP: Duration = Duration::from_micros(150);
 
 /// See the module.

@@ -1,8 +1,7 @@
-//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
-//! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
-//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of
-//! epochs of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too,
-//! the [`Follower`]'s.
+//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests its dirty pages, captures its
+//! state, copies the pages, closes the epoch's output, and lets it go on. Other threads encode and ship. The thread
+//! takes orders over a channel and answers each when it is done. In replay mode, [`LogCutter`] does this work on the
+//! primary and [`Follower`] on the backup; this thread owns the machine there too.
 
 use super::copying::{CopyStep, Copying};
 use super::epochs::{Ended, Epochs};

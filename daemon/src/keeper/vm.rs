@@ -41,7 +41,7 @@ impl Vm {
                 }
             };
             if let Err(e) = self.machine.pause() {
-                tracing::error!("stopping a guest that has ended: {e}");
+                tracing::error!("cannot stop the machine of a guest that has ended: {e}");
             }
             setup.tell(KeeperNews::GuestEnded(end));
         }

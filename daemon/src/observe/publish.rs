@@ -1,5 +1,5 @@
-//! Makes the status out of what the replica shows and counts, and publishes it: to the control socket, to Prometheus
-//! and to systemd.
+//! Makes the status from the replica's view and counts, and publishes it to the control socket, to Prometheus and to
+//! systemd.
 
 use super::metrics::{Percentiles, Rate};
 use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};

@@ -1,4 +1,4 @@
-//! The primary's reader: what a backup says.
+//! The primary's reader: takes the messages of a backup.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;

@@ -1,5 +1,5 @@
-//! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
-//! dialler sends them. Every step has a deadline, every refusal a reason.
+//! Both ends of a new connection, up to the point where two nodes know that they fit each other. The listener takes
+//! hellos; the dialler sends them. Every step has a deadline, every refusal a reason.
 
 use super::error::HandshakeError;
 use super::news::PeerNews;
@@ -93,13 +93,13 @@ pub fn listen(
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    tracing::warn!("accepting a connection: {e}");
+                    tracing::warn!("cannot accept a connection from the peer: {e}");
                     std::thread::sleep(DIAL_PAUSE);
                     continue;
                 }
             };
             if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
-                tracing::debug!("too many handshakes at once, closing one");
+                tracing::debug!("too many handshakes at once: closing the newest connection");
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +118,7 @@ pub fn listen(
                 }
             });
             if let Err(e) = spawned {
-                tracing::warn!("no thread for a handshake: {e}");
+                tracing::warn!("cannot start a thread for a handshake: {e}");
             }
         }
     })?;

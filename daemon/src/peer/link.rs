@@ -1,5 +1,5 @@
-//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
-//! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
+//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both
+//! directions down at once. The reader thread runs the caller's code, since the caller knows which messages come in.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
@@ -56,7 +56,7 @@ impl Link {
         let stream = writer.get_ref().try_clone()?;
         let lifeline = Lifeline::lay(&stream)
             .inspect_err(|e| {
-                tracing::warn!("no lifeline: the peer will notice this daemon's death later ({e})")
+                tracing::warn!("cannot start a lifeline: if this daemon dies, the peer notices later ({e})")
             })
             .ok();
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);

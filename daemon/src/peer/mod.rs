@@ -1,5 +1,5 @@
-//! Connections to the peer: who may connect (`handshake`), what is written (`link`, `outbox`), what is read and how
-//! much of it may wait (`backup_reader`, `intake`), and how a death is noticed early (`lifeline`).
+//! Connections to the peer: which peer may connect (`handshake`), how messages are written (`link`, `outbox`) and read
+//! (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
 mod error;

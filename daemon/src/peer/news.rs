@@ -1,4 +1,4 @@
-//! What happens on connections to the peer.
+//! News of connections to the peer.
 
 use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;

@@ -1,8 +1,7 @@
-//! What the executor can have done: the verbs of a node. The daemon's hands (`real`) do it with threads, sockets and a
-//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the
-//! executor's.
+//! The executor's hands: the verbs of a node. The daemon's hands (`real`) do them with threads, sockets and a machine;
+//! the simulator's hands model these. The executor decides which verb comes when, and which is undone when one fails.
 //!
-//! A verb returns when what it says is done, unless it says that news follow; those come in as events.
+//! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
 use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;

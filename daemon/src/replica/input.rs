@@ -1,4 +1,4 @@
-//! What reaches the executor: the rooms know nothing of the core's events.
+//! Input of the executor: the news of all rooms. The rooms know nothing of the core's events.
 
 use super::arbiter_thread::CellNews;
 use crate::control::Wish;

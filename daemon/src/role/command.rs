@@ -1,4 +1,4 @@
-//! What the core asks its executor to do. Commands are executed in order, each to its end, before the next event.
+//! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
 use ft_arbiter::Cell;
@@ -31,7 +31,7 @@ pub enum SwitchoverFailure {
     #[error("this node does not run the VM")]
     NoRole,
     /// The guest asked for a reset meanwhile.
-    #[error("the guest reboots")]
+    #[error("the guest is rebooting")]
     GuestReboots,
     /// The cell went to somebody else meanwhile.
     #[error("lost the arbitration")]
@@ -213,7 +213,7 @@ pub enum Command {
         /// Why.
         why: String,
     },
-    /// Tell whoever asked for a switchover how it ended.
+    /// Tell the one who asked for a switchover how it ended.
     SwitchoverDone(Result<(), SwitchoverFailure>),
     /// End the process.
     Exit(Exit),

@@ -1,4 +1,4 @@
-//! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
+//! Events that can happen to a node. The protocol core learns everything about the world through them.
 
 use super::command::PairingStart;
 use ft_arbiter::{ArbiterError, Cell, Outcome};

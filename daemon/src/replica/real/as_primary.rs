@@ -1,4 +1,4 @@
-//! What the hands do as primary: welcome a backup, listen to it, replicate to it.
+//! The daemon's hands on a primary: welcome a backup, listen to it, replicate to it.
 
 use super::{HandsError, RealHands};
 use crate::clock;
@@ -46,7 +46,7 @@ impl RealHands {
             settling.finish();
         }
         let Some(link) = self.links.get(&conn) else { return };
-        tracing::info!("a backup has connected: full copy");
+        tracing::info!("a backup has connected: sending a full copy");
         self.telemetry.copy_begun();
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
@@ -60,7 +60,7 @@ impl RealHands {
         let (Some(pairing), Some(link)) = (&self.pairing, self.links.get(&conn)) else {
             return Err(HandsError::NothingHeld);
         };
-        tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
+        tracing::info!(epoch = held, "the backup has reconnected: re-sending the epochs that it lacks");
         pairing.resume(held, Arc::clone(&link.outbox))?;
         self.pairing_over = Some(conn);
         self.order(Order::Room);

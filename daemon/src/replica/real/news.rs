@@ -1,4 +1,4 @@
-//! What the news of the rooms means to the core, and what the hands keep of it.
+//! Turns the rooms' news into events for the core, and keeps those parts that the hands need.
 
 use super::RealHands;
 use crate::control::Wish;
