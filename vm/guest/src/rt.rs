@@ -57,7 +57,6 @@ extern "C" fn rust_eh_personality() {}
 
 /// Named likewise.
 #[unsafe(no_mangle)]
-#[expect(non_snake_case, reason = "the unwinder's name")]
 extern "C" fn _Unwind_Resume() -> ! {
     crash()
 }
