@@ -1,7 +1,7 @@
-# The frame of a fault trial. A script under scripts/faults sources this, defines what its fault is, and calls
-# run_trials "$@". Every trial: a protected pair (the last trial's, when it is healthy again), a client that checks its
-# own history, a capture on the client's bridge and the cell's history; the fault at a moment drawn by the seed; and a
-# verdict from what was seen outside.
+# The frame of a fault trial. A script under scripts/faults sources this, defines its fault, and calls run_trials "$@".
+# Every trial has a protected pair (the last trial's, if it is healthy again), a client that checks its own history, a
+# capture on the client's bridge, and the cell's history. The fault strikes at a moment drawn by the seed. The verdict
+# comes from evidence seen outside the hosts.
 #
 # A script defines
 #   fault_about        one line for --help
@@ -45,16 +45,16 @@ scripts/faults/$fault_name: ${fault_about:-}
 usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] [--engine E] [--keep] ${fault_options:-}
 
   --count N     trials (default 10)
-  --seed S      seed of the first trial (default 1); trial i has seed S+i-1, so one trial is repeated by
+  --seed S      seed of the first trial (default 1); trial i has seed S+i-1; to repeat one trial, use
                 --count 1 --seed ITS-SEED
   --guest G     the guest in the VM: builtin, linux (a small kernel) or debian (Debian's own);
                 default ${FT_GUEST:-builtin}
-  --mode M      how the VM is protected: checkpoint or replay; default ${FT_MODE:-checkpoint}
-  --engine E    what executes it: kvm (default) or soft; replay mode is always on soft
+  --mode M      the way of protection: checkpoint or replay; default ${FT_MODE:-checkpoint}
+  --engine E    the engine that executes it: kvm (default) or soft; replay mode is always on soft
   --keep        keep the run's directory even when all is well
 ${fault_options_help:-}
 One line a trial and a total on stdout. Exit status: 0 no violation, 1 violations (the run's directory is kept and
-named), 2 usage, 77 cannot run here (said why).
+named), 2 usage, 77 cannot run here (the reason is printed).
 EOF
 }
 

@@ -1,5 +1,5 @@
-# How scripts/bench measures: its results and tables, what else the machine does, and what several sections measure
-# alike: the client, the guest's speed, kills. Figures are JSON lines in $bench_results. Sourced.
+# How scripts/bench measures: its results and tables, the machine's other load, and the measurements that several
+# sections share: the client, the guest's speed, kills. Figures are JSON lines in $bench_results. Sourced.
 [[ -z ${bench_measure_sourced:-} ]] || return 0
 bench_measure_sourced=1
 source "${BASH_SOURCE[0]%/*}/pair.sh"

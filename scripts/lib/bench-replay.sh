@@ -1,5 +1,5 @@
-# The bench's section on replay mode: what the log takes, how long output is held, what the guest loses, and how long it
-# takes to go live; and a line on checkpoint mode with the same engine. Sourced.
+# The bench's section on replay mode: the log's bandwidth, the time for which output is held, the guest's slow-down, and
+# the time to go live; and a line on checkpoint mode with the same engine. Sourced.
 [[ -z ${bench_replay_sourced:-} ]] || return 0
 bench_replay_sourced=1
 source "${BASH_SOURCE[0]%/*}/bench-measure.sh"

@@ -1,4 +1,4 @@
-# All figures of a run of scripts/bench in one object, and what was to be reached beside what was. Sourced.
+# All figures of a run of scripts/bench in one object, and each aim beside the measured figure. Sourced.
 [[ -z ${bench_summary_sourced:-} ]] || return 0
 bench_summary_sourced=1
 source "${BASH_SOURCE[0]%/*}/bench-measure.sh"

@@ -1,4 +1,4 @@
-# What scripts/bench makes of the object with all its figures: what was to be reached, and the README's tables.
+# The output that scripts/bench makes of the object with all its figures: the aims, and the README's tables.
 
 # The aim of each figure that has one: a bound, and whether it is the most or the least.
 def aims: {

@@ -1,5 +1,5 @@
-# Where guests and Debian trees that were made once are kept, and how to put one there. Nothing half-made is ever seen:
-# a directory is filled under another name and renamed, by one maker at a time. Sourced.
+# The cache of guests and Debian trees that were made once, and the way to put one there. No reader ever sees a
+# half-made one: a directory is filled under another name and renamed, by one maker at a time. Sourced.
 [[ -z ${cache_sourced:-} ]] || return 0
 cache_sourced=1
 shopt -s inherit_errexit

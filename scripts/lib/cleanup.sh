@@ -1,5 +1,5 @@
-# What a script started or made, it ends and removes: a stack of actions run in reverse at exit, however that comes.
-# Processes are known by pid only. Sourced.
+# A script ends and removes all that it started or made: a stack of actions runs in reverse at any exit. Processes are
+# known by pid only. Sourced.
 [[ -z ${cleanup_sourced:-} ]] || return 0
 cleanup_sourced=1
 source "${BASH_SOURCE[0]%/*}/say.sh"

@@ -1,5 +1,5 @@
-# What a fresh Debian needs to build and run things here: checks, and installs through apt what is missing. Says nothing
-# when all is there. Sourced.
+# The needs of a fresh Debian to build and run things here: checks them, and installs missing packages through apt. Says
+# nothing when all is there. Sourced.
 [[ -z ${setup_sourced:-} ]] || return 0
 setup_sourced=1
 source "${BASH_SOURCE[0]%/*}/cleanup.sh"

@@ -1,4 +1,4 @@
-# Runs a list of checks one after the other, whatever becomes of each, and sums up. Sourced.
+# Runs a list of checks one after the other, even after a failure, and sums up. Sourced.
 #
 # A step is a shell command: status 0 is passed, 77 skipped (its output says why), anything else failed. Its output is
 # in $steps_log_dir/NAME.log.

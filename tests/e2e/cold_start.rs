@@ -1,4 +1,4 @@
-//! Both hosts are lost: what the VM had in memory is gone, and nobody boots it anew without being told to.
+//! Both hosts are lost: the VM's memory is gone, and no daemon boots the VM anew without being told to.
 
 use crate::fixture::{Config, Daemon, Pair, World, binary, call};
 use ftd::control::api::{Role, State};

@@ -1,4 +1,4 @@
-//! What the guest does of itself: it crashes, resets, powers off, writes to its console.
+//! The guest acts on its own: it crashes, resets, powers off, writes to its console.
 
 use crate::fixture::{Config, Daemon, Pair, World, binary, call, call_at, eventually, tell};
 use ftd::control::api::{Role, State, Status};

@@ -1,4 +1,4 @@
-//! A host, or what it needs, is lost.
+//! A host is lost, or a thing that it needs.
 
 use crate::fixture::{Daemon, Engine, Pair, Traffic, World, call};
 use ftd::control::api::{Role, State};

@@ -2,7 +2,7 @@
 //!
 //! They need root, /dev/kvm, TAP devices and `ip`; where these are missing each test says that it was skipped. With
 //! FTD_TEST_ENGINE=soft the VMs run on the software engine, which needs no /dev/kvm, and with FTD_TEST_MODE=replay on
-//! the same in replay mode. The programs are those next to the test, or in FTD_BIN_DIR.
+//! that engine in replay mode. The programs lie next to the test, or in FTD_BIN_DIR.
 
 mod cold_start;
 mod control;

@@ -1,5 +1,5 @@
-//! Every metric that is exported moves when what it counts happens. The tidy test wants each name here, or beside the
-//! test of the counter that it shows.
+//! Every exported metric moves when the event that it counts happens. The tidy test demands each name here, or beside
+//! the test of the counter that it shows.
 
 use crate::fixture::{Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, eventually};
 use ft_tests::proxy::mangle::MangleMode;

@@ -1,4 +1,5 @@
-//! Peers that do not fit, or that are none: they are refused with the reason, and nobody else notices.
+//! Peers that do not fit, and connections that are no peers: they are refused with the reason, and disturb nothing
+//! else.
 
 use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
 use ft_checkpoint::wire::frame::VERSION;

@@ -1,4 +1,5 @@
-//! `ftd record` and `ftd replay`: what ran once runs again, to the last bit, and what is no such run is refused.
+//! `ftd record` and `ftd replay`: a run that was recorded runs again, to the last bit, and a file that holds no such
+//! run is refused.
 
 use crate::fixture::{
     Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, binary, call, eventually, tell,

@@ -1,5 +1,5 @@
-//! The VM's network card and the wire behind it: the daemon's real output buffer, and what leaves it, with the time at
-//! which it left. The buffer's clock is the node's. Something may happen to the process between two frames of one
+//! The VM's network card and the wire behind it: the daemon's real output buffer, and the frames that leave it, each
+//! with its time. The buffer's clock is the node's. The process may be killed or frozen between two frames of one
 //! release.
 
 use std::io;

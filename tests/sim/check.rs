@@ -1,12 +1,13 @@
 //! The truth that no node knows, and the invariants checked against it at every step:
 //!
 //! - I1: while the cell names a standby, or a request to name one may still be carried out, a frame leaves only if a
-//!   checkpoint sealed under that very pairing covers it; and whoever resumes the VM knows every frame that ever left.
+//!   checkpoint sealed under that very pairing covers it; and the node that resumes the VM knows every frame that ever
+//!   left.
 //! - I2: a frame leaves only from the process that started the newest run of the VM, on the node that the cell names as
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
 //! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the
 //!   cell, and none that has diverged.
-//! - I11: nobody sets a generation that its node has known before, though the cell was put back to an older copy.
+//! - I11: no node sets a generation that it has known before, even if the cell was put back to an older copy.
 //! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 

@@ -1,5 +1,5 @@
-//! The directory of the cell on the shared storage: what is visible, what would survive a crash of the storage, and
-//! what an operator may do to it.
+//! The directory of the cell on the shared storage: its visible content, the content that would survive a crash of the
+//! storage, and an operator's actions on it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What goes wrong in a schedule, and when: at a time, or right after something interesting happened.
+//! The faults of a schedule and their moments: at a time, or right after an interesting event.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;

@@ -1,4 +1,4 @@
-//! The simulator's hands: what the executor has done on a node, on models of sockets, keeper and receiver.
+//! The simulator's hands: they carry out the executor's commands on a node, on models of sockets, keeper and receiver.
 
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;

@@ -1,5 +1,5 @@
 //! The nouns of the simulated world: knobs drawn by a seed, messages, a virtual machine that is a counter, frames,
-//! checkpoints, and what a node's executor holds. No behaviour here.
+//! checkpoints, and the holdings of a node's executor. There is no behaviour here.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
 //! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between
-//! any two of them; and what the executor's threads make of what comes in.
+//! any two of them; and the events that the executor's threads make of incoming bytes.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;

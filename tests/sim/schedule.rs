@@ -1,4 +1,4 @@
-//! What is scheduled, and the moments right after which faults like to strike.
+//! The events of a schedule, and the moments right after which faults like to strike.
 
 use ft_arbiter::file::Answer;
 use ftd::role::{ConnId, Micros};

@@ -1,4 +1,4 @@
-//! What happened over many schedules, by kind, so that the coverage of a run can be judged and demanded.
+//! Counts of events over many schedules, by kind, so that the coverage of a run can be judged and demanded.
 
 macro_rules! counts {
     ($($name:ident: $text:literal,)*) => {

@@ -1,4 +1,4 @@
-//! The simulated world: time, what is scheduled, two nodes, the run of one schedule from its seed to its verdict.
+//! The simulated world: time, the scheduled events, two nodes, the run of one schedule from its seed to its verdict.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,4 +1,5 @@
-//! Why a machine cannot do what it is told, and what it says of its own accord: below the engines, which say both.
+//! The errors of a machine's commands, and the events that it reports unasked. Both come from the engines, so this file
+//! stands below them.
 
 use crate::devices::DeviceError;
 use crate::engine::kvm::error::KvmError;

@@ -1,6 +1,6 @@
-//! ft-vm: one virtual machine on this host. Builds it, runs it, pauses it, captures its complete state and restores
-//! that state into a fresh machine. Knows nothing of replication: frames leave through a [`devices::FrameSink`],
-//! captures leave through [`machine::Machine`], and what happens to them is the caller's business.
+//! ft-vm: one virtual machine on this host. The crate builds the machine, runs it, pauses it, captures its complete
+//! state and restores that state into a fresh machine. It knows nothing of replication: frames leave through a
+//! [`devices::FrameSink`], captures leave through [`machine::Machine`], and their fate is the caller's business.
 //!
 //! ```
 //! use ft_ram::GuestRam;

@@ -1,4 +1,5 @@
-//! The machine: the one face of this crate. Built parked, booted or given a captured state, run, paused, captured.
+//! The machine: the one face of this crate. It is built parked, then booted or given a captured state, run, paused and
+//! captured.
 //!
 //! ```text
 //!              boot / restore                    resume
@@ -7,8 +8,8 @@
 //!                          capture, harvest              harvest (pre-copy)
 //! ```
 //!
-//! A pause first shuts out the host threads that work on the devices, then stops the vCPUs, and only when the last one
-//! has stopped is any state read. Otherwise a frame that arrives, or an interrupt that one vCPU sends to another, could
+//! A pause first shuts out the host threads that work on the devices, then stops the vCPUs. It reads state only after
+//! the last vCPU has stopped. Otherwise a frame that arrives, or an interrupt that one vCPU sends to another, could
 //! reach an interrupt controller that has been read already, and would be lost with the primary.
 
 use crate::boot::{self, BootError};

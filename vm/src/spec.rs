@@ -1,5 +1,5 @@
-//! What a machine is: the part of its description that both hosts must agree on. Host-side wiring (TAP names, console
-//! sinks) is not here: two replicas of one machine have equal specs and different wiring.
+//! The specification of a machine: the part of its description that both hosts must agree on. Host-side wiring (TAP
+//! names, console sinks) is not here: two replicas of one machine have equal specs and different wiring.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What the build script takes for the deterministic engine's code, and what it leaves out.
+//! The build script counts the right files as the deterministic engine's code, and leaves out the others.
 
 #[path = "../build/fingerprint.rs"]
 mod fingerprint;

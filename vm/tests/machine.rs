@@ -1,4 +1,5 @@
-//! What a machine does and refuses: stopping in any situation, crashes, power-off and reset, wrong states and guests.
+//! A machine's behaviour and refusals: stopping in any situation, crashes, power-off and reset, wrong states and
+//! guests.
 
 use ft_ram::GuestRam;
 use ft_vm::boot::BootError;

@@ -1,6 +1,6 @@
 //! A machine on the deterministic engine, recorded and replayed: the replay comes to the very same state, bit for bit,
-//! in this process or in another one, however the log is cut and fed; it never goes beyond what it has; and what
-//! differs is found and named.
+//! in this process or in another one, however the log is cut and fed; it never goes beyond the log that it has; and a
+//! difference is found and named.
 
 use ft_ram::{GuestRam, PageIndex};
 use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};

@@ -1,5 +1,5 @@
-//! The codec's throughput in bytes of dirty memory a second of one core: by kind of page, and for the mix. In the
-//! thread's CPU time, so that other work on the machine takes nothing from the figure.
+//! The codec's throughput in bytes of dirty memory a second of one core: by kind of page, and for the mix. It is
+//! measured in the thread's CPU time, so that other work on the machine takes nothing from the figure.
 
 use super::Spread;
 use ft_checkpoint::arena::Capture;

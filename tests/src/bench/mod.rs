@@ -1,5 +1,5 @@
-//! What is measured below the daemon, over the library crates: the pause against an exact number of dirty pages, and
-//! the codec. `scripts/bench` prints it beside the figures of a real pair.
+//! Measurements below the daemon, on the library crates: the pause against an exact number of dirty pages, and the
+//! codec. `scripts/bench` prints it beside the figures of a real pair.
 
 pub mod codec;
 pub mod linux;

@@ -1,6 +1,6 @@
-//! The pause against the number of dirty pages: a real machine, whose guest dirties exactly so many, taken through
-//! epochs in the daemon's order (stop, harvest, capture, copy, resume), and what follows the pause: encoding, then
-//! sending over a TCP connection until the backup's receiver has sealed it.
+//! The pause against the number of dirty pages: a real machine, whose guest dirties exactly that number, goes through
+//! epochs in the daemon's order (stop, harvest, capture, copy, resume). Then comes the work after the pause: encoding,
+//! then sending over a TCP connection until the backup's receiver has sealed it.
 
 use super::Spread;
 use anyhow::{Context, ensure};

@@ -1,5 +1,5 @@
-//! ft-bench: measures what is below the daemon: the parts of a checkpoint, and the deterministic engine beside QEMU.
-//! One JSON object a line; `scripts/bench` makes tables.
+//! ft-bench: measures the layers below the daemon: the parts of a checkpoint, and the deterministic engine beside QEMU.
+//! It prints one JSON object a line; `scripts/bench` makes tables of them.
 
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};

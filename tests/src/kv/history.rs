@@ -1,9 +1,9 @@
-//! What the service must answer. One client owns its keys and has one request under way at a time, so every answer is
-//! determined by the answers before it: a key's value is known exactly, except after a request whose answer never came,
-//! which may have been executed once or not at all.
+//! The answers that the service must give. One client owns its keys and has one request under way at a time, so every
+//! answer is determined by the answers before it: a key's value is known exactly, except after a request whose answer
+//! never came, which may have been executed once or not at all.
 //!
-//! An answer that would have been right at an earlier state of the key means that acknowledged writes are lost, and how
-//! many; every other unexpected answer is plainly wrong.
+//! An answer that would have been right at an earlier state of the key means that acknowledged writes are lost, and
+//! shows their number; every other unexpected answer is plainly wrong.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};

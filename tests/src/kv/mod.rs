@@ -1,4 +1,4 @@
-//! The key-value guests seen from outside: a client that knows what every answer has to be, its history check, and the
+//! The key-value guests seen from outside: a client that knows every right answer, its history check, and the
 //! measurements that the demo and the fault tests report.
 
 pub mod connection;

@@ -1,5 +1,5 @@
-//! A long way: what was sent arrives a fixed time later, however much is under way at once, as on a far link and unlike
-//! a pause of the stream.
+//! A long way: bytes arrive a fixed time after they were sent, however many are under way at once. So does a far link,
+//! unlike a pause of the stream.
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

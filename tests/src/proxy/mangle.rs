@@ -1,4 +1,4 @@
-//! What a fault does to one direction of a byte stream, as a pure state machine: chunks in, acts out.
+//! The effect of a fault on one direction of a byte stream, as a pure state machine: chunks in, acts out.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! Moves the bytes of the proxied connections and tells, line by line, what happened to them.
+//! Moves the bytes of the proxied connections and reports, line by line, what happened to them.
 //!
-//! Two threads a connection, one for each direction. The first connections are harmed, as many as were asked for; later
-//! ones pass untouched, so that the daemons can find together again.
+//! Two threads a connection, one for each direction. The proxy harms the first connections, in the number asked for.
+//! Later ones pass untouched, so that the daemons can find each other again.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

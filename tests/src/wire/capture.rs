@@ -1,7 +1,7 @@
 //! Reads the VM's frames as they come in from the bridge's ports, with the kernel's own time stamps.
 //!
 //! One packet socket sees every interface of the namespace it runs in, before the bridge does. Only frames that arrive
-//! *from* a port are taken; what the bridge sends out through it is not what the host behind it said.
+//! *from* a port are taken; a frame that the bridge sends out through a port does not come from the host behind it.
 
 use std::collections::HashMap;
 use std::io::IoSliceMut;

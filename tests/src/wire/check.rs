@@ -1,4 +1,4 @@
-//! Holds what was heard on the wire against who owned the cell (invariants I1 and I2, as seen from outside).
+//! Compares the frames on the wire with the cell's owners (invariants I1 and I2, as seen from outside).
 //!
 //! The owners' history is condensed into *windows*: runs of generations with the same owner. The rules:
 //!
@@ -6,7 +6,7 @@
 //!   frames never go back. So the speakers are a subsequence of the owners, and a replica that speaks after another
 //!   took over, without winning the cell again, is found whatever the clocks say.
 //! - *history*: the cell's generation only rises, and the cell never loses its owner.
-//! - *coverage*: after a change of speaker no TCP stream acknowledges less than it had before: all that was said came
+//! - *coverage*: after a change of speaker no TCP stream acknowledges less than it had before: every frame so far came
 //!   out of a state that the new speaker holds.
 //! - *evidence*: a capture with dropped frames, or frames that no guest sends, proves nothing.
 

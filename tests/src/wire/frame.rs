@@ -1,4 +1,4 @@
-//! What one captured Ethernet frame is: enough of the headers to name its kind and its place in a TCP stream.
+//! One captured Ethernet frame: enough of the headers to name its kind and its place in a TCP stream.
 //!
 //! The bytes are untrusted and may be cut short by the capture's snap length; nothing beyond the headers is read.
 

@@ -1,4 +1,4 @@
-//! The view from outside: who spoke for the VM on the client's bridge, and who had the right to.
+//! The view from outside: the hosts that spoke for the VM on the client's bridge, and the hosts that had the right to.
 //!
 //! [`capture`] reads the frames that arrive from each host's port, [`speakers`] condenses them into the sequence of
 //! speakers, [`owners`] records the history of the arbiter's cell, and [`check`] holds one against the other. Nothing

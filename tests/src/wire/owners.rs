@@ -1,4 +1,4 @@
-//! The history of the arbiter's cell, read from outside: who had the right to speak, from when.
+//! The history of the arbiter's cell, read from outside: the node that had the right to speak, and since when.
 //!
 //! The file back end keeps the cell as a directory with one small file for each generation, named by its number. The
 //! directory is watched with inotify, and new files are read in the order of their numbers, so no generation is missed;

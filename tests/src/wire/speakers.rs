@@ -2,8 +2,8 @@
 //!
 //! A *stretch* is a run of frames from one port with none from another in between; a *burst* is a part of a stretch
 //! without a long silence. Bursts keep the record small and still show at which times a port spoke. Each stretch also
-//! keeps how far its TCP streams had come: a replica that resumed from a state older than what the VM had already said
-//! gives itself away by acknowledging less than was acknowledged before.
+//! keeps the progress of its TCP streams: a replica that resumed from a state older than the VM's last output gives
+//! itself away, because it acknowledges less than was acknowledged before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddrV4;

@@ -1,7 +1,8 @@
 //! Attributes that silence: no lint is off for a module or a crate, none is off without a reason, and no test is.
 //!
-//! Two programs share files with one another and with the host, and leave some of them unused. What a program leaves
-//! unused can be said at its `mod` alone, so there an `expect` may stand: it is an error itself when all is used.
+//! Two programs share files with one another and with the host, and leave some of them unused. Only the `mod` of a
+//! program can say what that program leaves unused, so an `expect` may stand there: it is an error itself when all is
+//! used.
 
 use crate::tree::{Breach, SourceFile, files, must_be_empty};
 

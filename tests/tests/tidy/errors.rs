@@ -1,4 +1,4 @@
-//! Errors have types: text is made where it is shown. What a file keeps to itself may be text at once.
+//! Errors have types: text is made where it is shown. An error that stays in its file may be text at once.
 
 use crate::tree::{Breach, SourceFile, files, must_be_empty};
 

@@ -1,5 +1,5 @@
-//! What a Rust file imports from its own crate: the files that its paths lead to. A name that a `mod.rs` only passes on
-//! leads to the file that defines it.
+//! The imports of a Rust file from its own crate: the files that its paths lead to. A name that a `mod.rs` only passes
+//! on leads to the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What fits on a screen: lines of 120 columns, functions of 100 lines, files of 600.
+//! Code fits on a screen: lines of 120 columns, functions of 100 lines, files of 600.
 
 use crate::source::identifier;
 use crate::tree::{Breach, SourceFile, files, must_be_empty};

@@ -1,4 +1,4 @@
-//! A path that a comment or a document names exists: what moves takes its mentions along.
+//! A path that a comment or a document names exists: a file that moves takes its mentions along.
 
 use std::collections::HashSet;
 

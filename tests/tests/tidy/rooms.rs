@@ -1,4 +1,4 @@
-//! Which way dependencies point: between crates, and between the rooms of the daemon.
+//! The direction of dependencies between crates, and between the rooms of the daemon.
 
 use crate::imports::Crate;
 use crate::tree::{Breach, SourceFile, file, files, must_be_empty};

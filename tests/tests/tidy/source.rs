@@ -1,5 +1,5 @@
 //! Rust source taken apart: its code, in which comments, strings and characters are spaces, and its comments, in which
-//! all else is. Line ends stay, so that every position is the same as in the file.
+//! all other text is spaces. Line ends stay, so that every position is the same as in the file.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! `unsafe` says why it is sound. Blocks are clippy's business, so here: that it is asked in every crate, and what an
-//! `unsafe impl`, an `unsafe fn` and an `unsafe trait` say.
+//! `unsafe` says why it is sound. Clippy checks blocks. This file checks that every crate asks clippy to, and that an
+//! `unsafe impl`, an `unsafe fn` and an `unsafe trait` say why.
 
 use crate::tree::{Breach, SourceFile, files, must_be_empty};
 

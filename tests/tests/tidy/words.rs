@@ -1,4 +1,5 @@
-//! Words that stand in no file: what a developer's machine is called and where its things lie, and unfinished code.
+//! Words that stand in no file: the name of a developer's machine, the places of its files, and marks of unfinished
+//! code.
 
 use crate::tree::{Breach, SourceFile, file, files, must_be_empty};
 

@@ -1,9 +1,9 @@
 //! The code cache: decoded basic blocks by physical address and mode.
 //!
 //! A block does not cross a page; an instruction that does is a block of its own, whose second page is translated again
-//! every time. Pages with blocks are known by granules of 64 bytes: a write that touches none of them leaves the
-//! blocks alone, one that does drops all of that page's. Dropped blocks are freed between blocks, never under a running
-//! one.
+//! every time. Pages with blocks are known by granules of 64 bytes: a write that touches none of them leaves the blocks
+//! alone, and a write that touches one drops all blocks of the page. Dropped blocks are freed between blocks, never
+//! under a running one.
 
 use super::cpu::Cpu;
 use super::exec;

@@ -1,4 +1,4 @@
-//! What lies beyond the processor and RAM: the interrupt chips and the devices. One implementation serves the machine,
+//! The world beyond the processor and RAM: the interrupt chips and the devices. One implementation serves the machine,
 //! others serve tests.
 
 use std::any::Any;

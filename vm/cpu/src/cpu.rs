@@ -1,4 +1,5 @@
-//! The processor: architectural state, and what every handler uses. Memory is in `memory.rs`, the run loop in `run.rs`.
+//! The processor: architectural state, and the functions that every handler uses. Memory is in `memory.rs`, the run
+//! loop in `run.rs`.
 
 use super::block::{CodeCache, Trail};
 use super::bus::{Bus, BusEvent};

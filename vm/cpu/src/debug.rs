@@ -1,9 +1,9 @@
-//! Hardware breakpoints: DR0 to DR3, as DR7 enables them. While it enables none they cost nothing.
+//! Hardware breakpoints: DR0 to DR3, as DR7 enables them. While DR7 enables none, they cost nothing.
 //!
 //! An instruction breakpoint has the run loop execute one instruction at a time and ask before each; RFLAGS.RF, which
 //! only then means anything, lets one pass. A watchpoint takes its page out of the TLB's fast path, and the slow path
-//! sees the bytes of each access; a hit is a trap after the instruction, of a repeated one after the iteration. General
-//! detect is not there (DR7.GD stays clear), and a load of SS does not put off a trap.
+//! sees the bytes of each access; a hit is a trap after the instruction, or after the iteration of a repeated one.
+//! There is no general detect (DR7.GD stays clear), and a load of SS does not delay a trap.
 
 use super::cpu::{Cpu, Fault};
 use super::exec::system::System;

@@ -1,4 +1,4 @@
-//! Which pages of RAM the guest has written, for two consumers that ask independently.
+//! The pages of RAM that the guest has written, for two consumers that ask independently.
 
 use ft_ram::PageIndex;
 

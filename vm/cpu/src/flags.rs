@@ -1,8 +1,8 @@
 //! RFLAGS bits, and the arithmetic flags in the form in which instructions leave them.
 //!
 //! The six arithmetic flags are kept as two words from which each flag is a few branch-free operations away, whatever
-//! instruction set them, so that setting them is cheap and reading one needs no look at who wrote them last (the
-//! representation is Bochs's idea).
+//! instruction set them, so that setting them is cheap and reading one needs no look at the last instruction that wrote
+//! them (the representation is Bochs's idea).
 
 /// Carry.
 pub const CF: u64 = 1 << 0;

@@ -1,6 +1,6 @@
-//! What an op does, apart from the registers, the address and the number that it does it with: those are the op's own
-//! fields. The handler that executes an op follows from its kind alone, so that what it is can be told from an op, too,
-//! by whoever translates ops instead of executing them.
+//! The kind of an op, apart from its registers, its address and its number: those are the op's own fields. The handler
+//! that executes an op follows from the kind alone. So a translator, which does not execute ops, can also tell from an
+//! op what it does.
 
 use super::exec::{self, alu, bits, control, fpu, mov, muldiv, shift, stack, status, string, system};
 use super::op::Handler;

@@ -8,11 +8,11 @@
 //!                            └─ memory: TLB ─> guest RAM, or the bus
 //! ```
 //!
-//! What makes it deterministic: nothing but the guest's instructions changes the processor between two counts at which
-//! the owner of [`Cpu`] stops it. Interrupts are taken only at counts that are themselves functions of the state:
-//! right after an instruction that touched the bus or let interrupts in, at a timer's count, or where an input was
-//! delivered. Caches (TLB, blocks) never change what an instruction does; what the architecture lets a TLB do (serve a
-//! stale translation) depends on the instructions alone, never on where a run was split.
+//! It is deterministic because only the guest's instructions change the processor between two counts at which the owner
+//! of [`Cpu`] stops it. Interrupts are taken only at counts that are themselves functions of the state: right after an
+//! instruction that touched the bus or let interrupts in, at a timer's count, or where an input was delivered. Caches
+//! (TLB, blocks) never change what an instruction does; a TLB's freedom under the architecture (to serve a stale
+//! translation) depends on the instructions alone, never on where a run was split.
 //!
 //! ```
 //! use ft_cpu::CpuExit;

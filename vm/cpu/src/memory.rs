@@ -1,4 +1,4 @@
-//! The processor's accesses to memory: translation, permissions, RAM or bus, and who must hear of a write.
+//! The processor's accesses to memory: translation, permissions, RAM or bus, and the parts that must hear of a write.
 //!
 //! The fast path is one comparison: the tag of the entry for an access's first byte against the page of its last byte,
 //! which also sends every access that crosses a page the slow way.

@@ -1,4 +1,4 @@
-//! The run loop: block after block up to an exact count, and between them whatever the state says is due.
+//! The run loop: block after block up to an exact count, and between them all work that the state says is due.
 //!
 //! Interrupts and timers are looked at only where the instructions executed so far say so (after a bus access, after
 //! IF, CR8 or the like changed, at a timer's count) and where the owner delivered an input, that is at the start of a

@@ -1,5 +1,5 @@
-//! What a processor is between two instructions, but for what has a type of its own ([`System`], [`Fpu`], [`Clock`]),
-//! as plain data.
+//! The state of a processor between two instructions as plain data, without the parts that have types of their own
+//! ([`System`], [`Fpu`], [`Clock`]).
 //!
 //! [`System`]: super::System
 //! [`Fpu`]: super::Fpu

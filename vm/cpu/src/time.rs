@@ -2,9 +2,8 @@
 //! guest idles. Both are logged inputs.
 //!
 //! While the guest computes, every instruction takes the pace's time, and the owner of the processor sets the pace so
-//! that virtual time follows the host's. So a busy guest sees time go by evenly (what calibrates one clock against
-//! another comes out exact: all are this one), and an idle guest's time jumps to where the host's is. It never goes
-//! back.
+//! that virtual time follows the host's. So a busy guest sees time go by evenly (calibration of one clock against
+//! another is exact: all clocks are this one), and an idle guest's time jumps to the host's. It never goes back.
 
 /// The time stamp counter's frequency: one tick a nanosecond, so that TSC and virtual time are the same number.
 pub(crate) const TSC_KHZ: u32 = 1_000_000;

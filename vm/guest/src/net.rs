@@ -1,4 +1,4 @@
-//! What the command line says about the network: `ip=10.77.0.2/24 gw=10.77.0.1 port=7777`.
+//! The network's part of the command line: `ip=10.77.0.2/24 gw=10.77.0.1 port=7777`.
 
 use crate::kv;
 use core::fmt;

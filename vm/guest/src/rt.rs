@@ -1,5 +1,5 @@
-//! What a program needs beneath it when there is no operating system: the entry, the memory functions that the compiler
-//! calls, the heap, and an end for panics.
+//! The parts that a program needs beneath it without an operating system: the entry, the memory functions that the
+//! compiler calls, the heap, and an end for panics.
 
 use crate::platform;
 use core::arch::{asm, global_asm};

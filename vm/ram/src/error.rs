@@ -1,4 +1,4 @@
-//! Why there is no memory.
+//! Reasons why memory cannot be had.
 
 /// Why RAM could not be set up.
 #[derive(Debug, thiserror::Error)]

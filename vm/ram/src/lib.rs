@@ -1,5 +1,5 @@
 //! A guest's memory, on which everything else stands: its RAM and the numbers of its pages ([`GuestRam`],
-//! [`PageIndex`]), what the VMM itself wrote into it, and the guest-physical address map ([`layout`]).
+//! [`PageIndex`]), the record of the VMM's own writes, and the guest-physical address map ([`layout`]).
 //!
 //! ```
 //! use ft_ram::layout::PAGE_SIZE;

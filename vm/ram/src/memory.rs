@@ -1,5 +1,6 @@
-//! Guest RAM: one memfd, mapped once for the guest (and the device model), and again wherever somebody else needs to
-//! look at it. Pages are numbered by their offset in the memfd, so that the hole below 4 GiB is nobody else's business.
+//! Guest RAM: one memfd, mapped once for the guest (and the device model), and again wherever another part needs to
+//! look at it. Pages are numbered by their offset in the memfd, so that no other part needs to know the hole below 4
+//! GiB.
 //!
 //! Writes by the VMM itself are not in KVM's dirty log; those that go through [`GuestMemory`] are in the bitmap that
 //! vm-memory keeps, which [`GuestRam::take_vmm_dirty`] drains.

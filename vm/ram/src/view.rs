@@ -1,4 +1,4 @@
-//! A guest's memory beside the guest: for those who copy whole pages and touch nothing that the guest runs on.
+//! A second mapping of a guest's memory, for threads that copy whole pages and touch nothing that the guest runs on.
 
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;

@@ -1,6 +1,6 @@
-//! What the VMM wrote into guest memory, noted by vm-memory itself, so that no device can forget to: a bitmap that the
-//! harvest drains, and for an engine in software a journal of the pages, since that engine keeps copies (decoded code)
-//! and has to know at once.
+//! The VMM's writes to guest memory. vm-memory itself notes them, so that no device can forget to. A bitmap holds them
+//! until the harvest drains it. An engine in software also gets a journal of the pages, since it keeps copies (decoded
+//! code) and must know at once.
 
 use crate::layout::PAGE_SIZE;
 use crate::page::PageIndex;

@@ -1,5 +1,5 @@
-//! Where a booted guest starts, in terms of the architecture: what an engine sets on top of its power-on state.
-//! Whatever is not said here is as after power-on.
+//! The start of a booted guest, in terms of the architecture: the state that an engine sets on top of its power-on
+//! state. All other state is as after power-on.
 
 /// The processors' state at the guest's first instruction.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Freestanding guests: a static ELF64 program that every vCPU enters in 64-bit mode at CPL 3, with the first 3 GiB of
-//! RAM and the devices' registers identity-mapped for it. It has no interrupts and no exceptions: it polls, and a fault
-//! is the end. Such a guest needs nothing of a processor but user-mode instructions.
+//! RAM and the devices' registers identity-mapped for it. The guest has no interrupts and no exceptions: it polls, and
+//! a fault ends it. It needs only the user-mode instructions of a processor.
 
 use super::entry::{Entry, EntrySegment, VcpuEntry};
 use super::{BootError, write_cmdline};

@@ -1,4 +1,5 @@
-//! Puts a guest into a fresh machine: the image into memory, and for the engine what the vCPUs' state at its entry is.
+//! Puts a guest into a fresh machine: loads the image into memory, and tells the engine the state of the vCPUs at the
+//! guest's entry.
 
 pub(crate) mod acpi;
 pub(crate) mod entry;

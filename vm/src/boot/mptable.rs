@@ -1,4 +1,4 @@
-//! The MP table, for kernels without ACPI: processors, the ISA bus, the IOAPIC and what is wired to its pins.
+//! The MP table, for kernels without ACPI: processors, the ISA bus, the IOAPIC and the wiring of its pins.
 //!
 //! Reference: Intel MultiProcessor Specification 1.4, chapter 4. The floating pointer is in the last KiB of base
 //! memory, where kernels look for it; the table, which outgrows that with many processors, is in the BIOS area.

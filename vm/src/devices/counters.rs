@@ -1,5 +1,5 @@
-//! What the devices count. Atomics inside, so that a metrics reader never takes a device's lock; a plain struct
-//! outside.
+//! The devices' counters. They are atomics inside, so that a metrics reader never takes a device's lock, and a plain
+//! struct outside.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Why devices cannot be made, and why they do not take a captured state.
+//! Reasons why devices cannot be made, or refuse a captured state.
 
 use crate::spec::SECTOR_BYTES;
 use ft_ram::layout::VIRTIO_DEVICES_MAX;

@@ -1,4 +1,5 @@
-//! Where devices end and the host begins: what they are given of it, what they ask of it, and how they say so.
+//! The border between devices and the host: the host's parts that devices are given, and the requests that devices
+//! make.
 
 use std::fs::File;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Where a vCPU thread waits when its guest has nothing to do and cannot halt (CPL 3, no interrupts).
+//! A vCPU thread waits here when its guest has nothing to do and cannot halt (CPL 3, no interrupts).
 //!
-//! No wake-up can be lost: every signal of a device begins a new generation, and a thread only waits for as long as the
-//! generation is the one in which it last returned from here. So when a guest looks at its rings, a device signals, and
-//! then the guest idles, it returns at once; and it returns once for each signal, whether or not the guest acknowledges
-//! interrupts, so that vCPUs which have nothing to do with a device do not spin while another one is busy. A kick is a
-//! level: from [`Idle::forbid`] to [`Idle::allow`] nobody waits.
+//! No wake-up can be lost: every signal of a device begins a new generation, and a thread waits only while the
+//! generation is the one in which it last returned from here. Suppose that a guest looks at its rings, a device
+//! signals, and then the guest idles: the thread returns at once. It returns once for each signal, whether or not the
+//! guest acknowledges interrupts, so that a vCPU without business with a device does not spin while another vCPU is
+//! busy. A kick is a level: from [`Idle::forbid`] to [`Idle::allow`] nobody waits.
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;

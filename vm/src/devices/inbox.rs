@@ -1,5 +1,5 @@
-//! Inputs from other threads to a machine whose engine decides when they take effect: they wait here, which the guest
-//! cannot see, until the engine's thread takes them. What waits is not part of the machine's state.
+//! Inputs from other threads to a machine whose engine decides when they take effect. They wait here, unseen by the
+//! guest, until the engine's thread takes them. Waiting inputs are not part of the machine's state.
 
 use super::host::{Delivered, FRAME_BYTES_MAX};
 use parking_lot::{Condvar, Mutex};

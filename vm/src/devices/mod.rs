@@ -1,13 +1,13 @@
 //! The device model. `Devices` owns every device, dispatches port and memory-mapped accesses from the vCPU threads to
 //! them, and captures and restores them all.
 //!
-//! Every device has its own lock, taken by the vCPU thread that accesses it and by the host threads behind
-//! [`NetPort`] and [`Devices::console_input`]. Work is done synchronously under that lock and interrupts are raised
-//! synchronously, so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. What the
-//! guest can see of a device is its captured state; host-side wiring and counters are not part of it.
+//! Every device has its own lock, taken by the vCPU thread that accesses it and by the host threads behind [`NetPort`]
+//! and [`Devices::console_input`]. Work is done synchronously under that lock and interrupts are raised synchronously,
+//! so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. The captured state of a
+//! device is all that the guest can see of it, without host-side wiring and counters.
 //!
-//! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness
-//! and inputs come from the engine, and what other threads bring waits in its `inbox`.
+//! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness and
+//! inputs come from the engine, and the input of other threads waits in its `inbox`.
 
 mod counters;
 mod error;

@@ -1,7 +1,7 @@
 //! COM1: vm-superio's 16550, with its output going to the console sink and its input fed from a bounded queue.
 //!
-//! The line is an edge, as on the ISA bus. Input that waits in the queue has not been seen by the guest and is not
-//! part of the machine's state; what is in the UART's FIFO is.
+//! The line is an edge, as on the ISA bus. Input that waits in the queue has not been seen by the guest and is not part
+//! of the machine's state; input in the UART's FIFO is.
 
 use super::counters::{Counters, add};
 use super::error::DeviceStateError;

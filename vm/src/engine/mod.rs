@@ -1,4 +1,5 @@
-//! What executes the guest: KVM, or a deterministic processor in software. The machine commands either by [`Engine`].
+//! The engines that execute the guest: KVM, or a deterministic processor in software. The machine commands either by
+//! [`Engine`].
 
 pub(crate) mod kvm;
 pub(crate) mod soft;

@@ -1,4 +1,4 @@
-//! Record and replay: a machine on the deterministic engine is a function of where it starts and of its [`log`], so
+//! Record and replay: a machine on the deterministic engine is a function of its starting state and its [`log`], so
 //! that the same log makes the same machine again, on another host or on another day.
 
 pub mod log;

@@ -1,4 +1,4 @@
-//! The processor of a machine at a count, as an engineer reads it.
+//! The processor of a machine at a count, as text for an engineer.
 
 use super::log::REGISTERS;
 use std::fmt;

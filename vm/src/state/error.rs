@@ -1,4 +1,4 @@
-//! Why a machine does not take a captured state.
+//! Reasons why a machine refuses a captured state.
 
 use crate::devices::DeviceStateError;
 

@@ -1,5 +1,5 @@
-//! For tests and benchmarks: whether a machine can run on KVM here, a console that remembers, and freestanding programs
-//! made of assembly in the program itself.
+//! For tests and benchmarks: a check whether a machine can run on KVM here, a console that keeps its output, and
+//! freestanding programs made of assembly in the program itself.
 
 pub mod sweep;
 

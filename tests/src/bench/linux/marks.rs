@@ -1,4 +1,4 @@
-//! What the guest says on its console, cut into lines; those that mark a moment are told at once.
+//! The guest's console output, cut into lines; a line that marks a moment is reported at once.
 
 use ft_vm::devices::ConsoleSink;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -2,8 +2,9 @@
 //! timer.
 //!
 //! Reference: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller". Where the manual leaves a
-//! choice this one does as KVM's does, so that a guest finds the same machine on both engines. The timer's bus clock is
-//! 1 GHz and the TSC is virtual time in nanoseconds: a tick before division is a nanosecond in every timer mode.
+//! choice, this APIC does the same as KVM's, so that a guest finds the same machine on both engines. The timer's bus
+//! clock is 1 GHz and the TSC is virtual time in nanoseconds: a tick before division is a nanosecond in every timer
+//! mode.
 
 use super::ChipError;
 use ft_ram::layout::LAPIC_BASE;

@@ -7,12 +7,12 @@
 //!   RTC:           GSI 8        an interrupt of the PIC goes before one of the LAPIC, whose priorities do not see it
 //! ```
 //!
-//! The wiring is KVM's default and what the boot tables tell: GSI n is pin n of the IOAPIC, also for the PIT.
+//! The wiring is KVM's default, and the boot tables describe it: GSI n is pin n of the IOAPIC, also for the PIT.
 //!
 //! Virtual time may jump (by adjustments, while the guest is idle): a periodic timer that missed ticks fires once and
 //! goes on in phase. The state is a function of the accesses and their times and of when timers were due, not of how
-//! often [`Chips::run_timers`] was called between: a timer of which nothing can be seen stands still until it is
-//! looked at.
+//! often [`Chips::run_timers`] was called between: a timer without visible effect stands still until the guest looks at
+//! it.
 
 mod ioapic;
 mod lapic;

@@ -1,5 +1,6 @@
-//! The clock and CMOS memory (MC146818): the time of day is the time at power-on, which the machine reads from its host
-//! once and which then is state, plus virtual time. Alarm, periodic and update-ended interrupts are GSI 8's.
+//! The clock and CMOS memory (MC146818): the time of day is the time at power-on plus virtual time. The machine reads
+//! the time at power-on from its host once, and keeps it as state. Alarm, periodic and update-ended interrupts are GSI
+//! 8's.
 //!
 //! While the guest sets the clock (SET, or the divider in reset) the time stands in its cells as the guest writes it;
 //! while it runs it is computed when it is read. The memory's other bytes are zero at power-on. A second begins 500 ms

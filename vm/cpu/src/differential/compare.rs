@@ -1,5 +1,5 @@
 //! Whether two outcomes are the same: every bit, but for flags that the manuals call undefined, and reserved fields of
-//! stored state images. What else a processor may do either way is in `latitude`.
+//! stored state images. All other things that a processor may do either way are in `latitude`.
 
 use super::assemble::{Assembled, Program};
 use super::forms::Image;

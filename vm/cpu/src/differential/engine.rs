@@ -1,6 +1,6 @@
 //! Runs programs in the engine, as a kernel would run a user process: page tables that map the programs' addresses and
-//! nothing else to user mode, and an IDT whose handlers halt. What the delivery of the exception pushed tells how the
-//! program ended.
+//! nothing else to user mode, and an IDT whose handlers halt. The frame that the exception's delivery pushed tells how
+//! the program ended.
 
 use super::{
     CODE, CODE_BYTES, GS_BASE, Memory, Outcome, Runner, SCRATCH, SCRATCH_BYTES, State, WINDOW, WINDOW_BYTES,

@@ -1,5 +1,5 @@
-//! What the programs are made of: every instruction form that the engine offers in 64-bit mode and that a program in
-//! user mode can be compared on.
+//! The instruction forms of the programs: every form that the engine offers in 64-bit mode and that a program in user
+//! mode can test.
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
 

@@ -1,5 +1,5 @@
-//! Programs from a seed: a form is chosen by the case's number, so that all get their share; what stands around it, its
-//! operands and the state are chosen at random, mostly so that memory operands lie in the window.
+//! Programs from a seed: a form is chosen by the case's number, so that all get their share. Its surroundings, its
+//! operands and the state are random; most memory operands lie in the window.
 
 mod operands;
 

@@ -1,9 +1,9 @@
-//! What a processor may do either way. The engine does one of the permitted things, always the same; a host that
-//! does another agrees with it if everything else is equal, what follows in the program included. No bit is ignored:
+//! The behaviour in which processors may differ. The engine does one of the permitted things, always the same. A host
+//! that does another agrees with it if everything else is equal, the rest of the program included. No bit is ignored:
 //! an entry makes whole outcomes, or whole states to go on from, of the engine's own, and the host's must equal one.
 //!
 //! Two things stand elsewhere: flags that the manuals call undefined (the decoder's tables know them, see `compare`),
-//! and what no program contains because nobody defines it (`forms::exempt`).
+//! and the undefined instructions that no program contains (`forms::exempt`).
 
 mod approximate;
 mod ends;

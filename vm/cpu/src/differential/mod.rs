@@ -1,5 +1,5 @@
 //! The differential test: short generated programs run in the engine and, byte for byte, on the host's own processor,
-//! from the same state at the same addresses, and what they leave is compared: registers, defined flags, vector and
+//! from the same state at the same addresses. The test compares what they leave: registers, defined flags, vector and
 //! x87 state, memory, and the exception that ends them.
 //!
 //! ```text
@@ -7,12 +7,13 @@
 //!                                                                       └─> engine: CPL 3 under an IDT ───┘
 //! ```
 //!
-//! The host may be any processor of Intel or AMD. Where they differ, the engine does one of the permitted things and
-//! the table in `latitude` has the others; the test says which processor it ran on and which entries that one used.
+//! The host may be any processor of Intel or AMD. Where processors differ, the engine does one of the permitted things
+//! and the table in `latitude` has the others. The test names the processor that it ran on and the entries that this
+//! processor used.
 //!
 //! Every program ends in an exception, if only in the `ud2` that follows its last instruction. `cargo test` runs a
 //! seeded part; `scripts/differential` runs the campaign. The work is done in a process of its own, so that a program
-//! that breaks the harness is a failure with a name and not the end of the tests.
+//! that breaks the harness is a failure with a name and does not end the tests.
 
 mod assemble;
 mod compare;

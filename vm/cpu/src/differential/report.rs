@@ -1,4 +1,4 @@
-//! What a mismatch looks like on paper, and what was covered.
+//! The report of a mismatch, and of the forms that were covered.
 
 use super::assemble::{Assembled, Program};
 use super::latitude::{Comparison, judge};

@@ -1,4 +1,4 @@
-//! Operand values: mostly those at which arithmetic changes its mind.
+//! Operand values: mostly the edges at which arithmetic behaves differently.
 
 use super::forms::Image;
 use super::{Memory, SCRATCH_BYTES, WINDOW_BYTES};

@@ -1,5 +1,5 @@
-//! The tests, and the process that does their work: this test binary again, so that whatever a program does to it is
-//! seen from outside.
+//! The tests, and the process that does their work: this test binary again, so that its parent sees any harm that a
+//! program does to it.
 
 use super::engine::Engine;
 use super::forms::{forms, named};

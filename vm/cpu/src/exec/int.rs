@@ -1,5 +1,5 @@
-//! What the integer families share: sized operands, addressing, the arithmetic with its flags, and the way from an op
-//! to the next.
+//! The shared parts of the integer families: sized operands, addressing, the arithmetic with its flags, and the way
+//! from an op to the next.
 //!
 //! Handlers are generic over the operand size `T` ([`Width`]) and over where the operand is that the instruction's
 //! ModRM byte names, `K` ([`Place`]): in a register, or in memory addressed in one of three ways, of which the first

@@ -1,5 +1,5 @@
-//! mul, imul, div, idiv. What multiplications leave undefined is set from the low half of the product, as by a bitwise
-//! operation; divisions leave the flags alone.
+//! mul, imul, div, idiv. The flags that multiplications leave undefined are set from the low half of the product, as by
+//! a bitwise operation; divisions leave the flags alone.
 
 use super::int::*;
 use crate::cpu::Cpu;

@@ -1,4 +1,4 @@
-//! Instructions on the flags that any program may use, and those that do nothing.
+//! Instructions on the flags that any program may use, and instructions that do nothing.
 
 use super::int::next;
 use crate::cpu::Cpu;

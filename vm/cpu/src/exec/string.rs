@@ -1,11 +1,12 @@
 //! movs, stos, lods, cmps, scas, with and without REP.
 //!
-//! A repeated instruction works in chunks: what is left of the count, or up to the end of the page that an operand is
-//! on, whichever is less. Each chunk counts as one instruction and leaves registers as between two iterations, so that
-//! interrupts, limits and faults find an exact state. How large a chunk is depends on registers alone.
+//! A repeated instruction works in chunks: the rest of the count, or up to the end of an operand's page, whichever is
+//! less. Each chunk counts as one instruction and leaves registers as between two iterations, so that interrupts,
+//! limits and faults find an exact state. The size of a chunk depends on registers alone.
 //!
 //! With addresses of 32 bits, an element that is done clears the upper halves of the registers that it moves. A count
-//! of zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's differ.
+//! of zero, or a first element that faults, leaves all registers as they were, as on AMD's processors; Intel's
+//! processors differ.
 
 use super::int::*;
 use crate::block::{is_long, segment_of};

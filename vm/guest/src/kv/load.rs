@@ -1,4 +1,4 @@
-//! The memory load: what a page is filled with, and how many pages are due by now.
+//! The memory load: the content of its pages, and the number of pages that are due by now.
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;

@@ -19,8 +19,8 @@
 //! | `STATS` | `STATS name=value ...` |
 //! | `POWEROFF`, `RESET`, `CRASH` | `OK`, and then the machine does |
 //!
-//! A key is one word of at most [`KEY_MAX`] bytes; a value is the rest of the line. Whatever else comes is answered
-//! `ERR why`, and the connection goes on.
+//! A key is one word of at most [`KEY_MAX`] bytes; a value is the rest of the line. Any other line is answered `ERR
+//! why`, and the connection goes on.
 
 extern crate alloc;
 

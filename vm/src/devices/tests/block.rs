@@ -1,4 +1,4 @@
-//! virtio-block and virtio-rng: what is read, what is refused.
+//! virtio-block and virtio-rng: reads, and requests that are refused.
 
 use super::*;
 

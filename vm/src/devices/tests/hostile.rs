@@ -1,4 +1,4 @@
-//! What a hostile guest can do to the devices: stop them, and nothing more.
+//! A hostile guest can stop the devices, and do nothing else to them.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Capture and restore: complete, exact, and nothing taken over that cannot be.
+//! Capture and restore: complete and exact, and a state that does not fit is refused.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,5 +1,6 @@
-//! virtio 1.2 over virtio-mmio: the transport, its queues, and the devices behind it. Everything the driver writes,
-//! in registers and in rings, is taken for hostile: what breaks the rules stops that device until its driver resets it.
+//! virtio 1.2 over virtio-mmio: the transport, its queues, and the devices behind it. Everything that the driver
+//! writes, in registers and in rings, counts as hostile: a breach of the rules stops the device until its driver resets
+//! it.
 
 pub(crate) mod block;
 pub(crate) mod net;

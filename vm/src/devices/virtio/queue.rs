@@ -1,9 +1,9 @@
 //! One virtqueue: virtio-queue's ring, set up from the driver's registers and its chains checked whole before a device
 //! sees them.
 //!
-//! virtio-queue ends a broken chain as if it were complete; [`Ring::pop`] tells the two apart. EVENT_IDX is not
-//! offered and notifications are never suppressed, so every chain is followed by a notification that comes after it:
-//! serving those that are available when the notification arrives (at most the queue's size) leaves none behind.
+//! virtio-queue ends a broken chain as if it were complete; [`Ring::pop`] tells the two apart. EVENT_IDX is not offered
+//! and notifications are never suppressed, so every chain is followed by a notification that comes after it: serving
+//! the chains that are available when the notification arrives (at most the queue's size) leaves none behind.
 
 use super::Malformed;
 use crate::devices::error::DeviceStateError;

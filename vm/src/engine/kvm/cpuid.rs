@@ -1,4 +1,4 @@
-//! The processor that the guest sees, and whether another host can go on with it.
+//! The processor that the guest sees, and the check whether another host can continue it.
 
 use super::error::KvmError;
 use super::host::Host;

@@ -1,9 +1,9 @@
-//! Which pages were written: KVM's dirty log for what the guest wrote, joined with the VMM's own bitmap for what the
-//! devices wrote.
+//! The pages that were written: KVM's dirty log has the guest's writes, and the VMM's own bitmap has the devices'. Both
+//! are joined.
 //!
 //! With manual protection (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) reading the log leaves it as it is, and
 //! KVM_CLEAR_DIRTY_LOG clears and write-protects just the ranges that are named: work and time under KVM's lock go with
-//! the dirty pages, not with the guest's size. KVM_DIRTY_LOG_INITIALLY_SET is used where there is any: without it,
+//! the dirty pages, not with the guest's size. KVM_DIRTY_LOG_INITIALLY_SET is used where the kernel has it: without it,
 //! switching the log on write-protects (and splits) the whole guest at once while it runs; with it that happens piece
 //! by piece, at the first clearing, which is [`DirtyLog::start`].
 //!

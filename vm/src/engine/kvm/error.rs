@@ -1,4 +1,4 @@
-//! A call of the kernel's that failed.
+//! A failed call of the kernel.
 
 use vmm_sys_util::errno;
 

@@ -1,4 +1,4 @@
-//! What this host's KVM can do, asked once, and refused by name where it cannot do what a machine needs.
+//! The abilities of this host's KVM. They are asked once; a missing one that a machine needs is refused by name.
 
 use super::error::KvmError;
 use crate::error::MachineError;

@@ -1,5 +1,5 @@
 //! The guest on KVM: the host's abilities ([`host`]), the virtual machine and its slots ([`vm`]), its processors as
-//! threads ([`vcpu`]), their state ([`state`]), what they have written ([`dirty`]), and all of it as the machine
+//! threads ([`vcpu`]), their state ([`state`]), the pages that were written ([`dirty`]), and all of it as the machine
 //! commands it ([`engine`]).
 
 pub(crate) mod cpuid;

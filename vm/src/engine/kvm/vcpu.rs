@@ -8,12 +8,12 @@
 //! ```
 //!
 //! A vCPU leaves the guest for good only by an EINTR of KVM_RUN with `immediate_exit` set: by then KVM has completed
-//! the port or memory-mapped access that it had handed out, so that the registers are those after the instruction.
-//! Whoever stops it sets `immediate_exit` and then sends the signal: one that is about to enter the guest sees the
-//! former, one that is in the guest is thrown out by the latter.
+//! the port or memory-mapped access that it had handed out, so that the registers are those after the instruction. The
+//! thread that stops a vCPU sets `immediate_exit` and then sends the signal: a vCPU that is about to enter the guest
+//! sees the flag, and the signal throws out one that is in the guest.
 //!
-//! No state is collected before the last vCPU has stopped: an interrupt that a running one sends to one that has been
-//! collected already would be lost.
+//! No state is collected before the last vCPU has stopped: an interrupt that a running vCPU sends to a vCPU whose state
+//! is collected already would be lost.
 
 use super::cpuid;
 use super::error::KvmError;

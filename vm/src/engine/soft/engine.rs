@@ -1,4 +1,4 @@
-//! The deterministic engine behind the trait that the machine commands, and what it can do besides: record and replay.
+//! The deterministic engine behind the trait that the machine commands, and its further abilities: record and replay.
 //! Everything is done on the vCPU's thread (see `vcpu/`), between two instructions.
 
 use super::outbox::{Console, Outbox};

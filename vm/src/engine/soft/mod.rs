@@ -1,6 +1,6 @@
 //! The deterministic engine: the processor of [`ft_cpu`] with the machine's devices on its bus, a thread that runs it,
-//! and what makes its machine a function of a log: inputs are delivered at counts, noted down, and delivered there
-//! again.
+//! and a log that makes the machine repeatable: each input is delivered at a count, noted down, and delivered at that
+//! count again.
 //!
 //! ```text
 //!   engine (commands) ── jobs ──> vcpu (thread) ── run(limit) ──> Cpu ── bus ──> platform: chips, devices

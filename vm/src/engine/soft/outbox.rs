@@ -1,6 +1,6 @@
-//! What leaves the machine: frames and console output. What the guest sees of sending does not depend on the host: the
-//! card hands a frame over when the guest notifies it, and gives the buffer back. Frames that the sink has no room for
-//! wait here, and the guest does not execute until they are gone; so at most one notification's frames ever wait.
+//! The machine's output: frames and console output. The guest's view of sending does not depend on the host: the card
+//! hands a frame over when the guest notifies it, and gives the buffer back. Frames that the sink has no room for wait
+//! here, and the guest does not execute until they are gone; so at most one notification's frames ever wait.
 
 use crate::devices::{ConsoleSink, FrameSink, Transmit};
 use parking_lot::Mutex;

@@ -1,4 +1,4 @@
-//! What a machine's recorder keeps: the log, and when the next digest is due.
+//! A machine's recorder keeps the log, and the count at which the next digest is due.
 
 use crate::replay::LogError;
 use crate::replay::log::{Digest, LogCut, LogInput, LogWriter};

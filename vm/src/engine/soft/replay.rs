@@ -1,4 +1,4 @@
-//! What a replaying machine has of the log and has not executed yet.
+//! The part of the log that a replaying machine has and has not executed yet.
 
 use crate::replay::log::{Batch, LogEntry, LogInput};
 use std::collections::VecDeque;

@@ -1,5 +1,5 @@
-//! The engine's complete state as plain data. What is not here is cached (translations, decoded code), is the host's
-//! (what waits in the inbox), or is in memory or the devices' state.
+//! The engine's complete state as plain data. Left out are caches (translations, decoded code), the host's part (inputs
+//! that wait in the inbox), memory and the devices' state.
 
 use crate::boot::entry::{Entry, EntrySegment, VcpuEntry};
 use crate::state::error::StateError;

@@ -1,5 +1,5 @@
-//! What the recorder's machine looked like at a count, for the replayer to compare: so that a divergence is found where
-//! it shows first, and by name.
+//! The digest of the recorder's machine at a count. The replayer compares it, so that a divergence is found where it
+//! shows first, and by name.
 
 use super::bytes::{Reader, put_varint};
 use super::format::DIGEST_PAGES_MAX;

@@ -1,4 +1,4 @@
-//! What can be wrong with a log.
+//! The faults of a log.
 
 use super::format::LOG_VERSION;
 use ft_ram::PageIndex;

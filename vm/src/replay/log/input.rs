@@ -1,4 +1,4 @@
-//! What a log holds.
+//! The entries of a log.
 
 use super::digest::Digest;
 

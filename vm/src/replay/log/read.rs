@@ -1,4 +1,4 @@
-//! Decoding: batches in their order, of which nothing is trusted.
+//! Decoding: batches in their order. Nothing in them is trusted.
 
 use super::bytes::Reader;
 use super::digest::Digest;

@@ -1,4 +1,4 @@
-//! Any accesses, at any times, on any state: survived, and alike wherever they are repeated.
+//! The chips survive any accesses, at any times, on any state, and a repetition has the same result.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The PIT and the LAPIC's timer, calibrations of them as Linux does them among it.
+//! The PIT and the LAPIC's timer, and their calibration as Linux does it.
 
 use super::*;
 

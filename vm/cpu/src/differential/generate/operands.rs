@@ -1,4 +1,4 @@
-//! Operands for an instruction form, and what must stand before it to give it a chance.
+//! Operands for an instruction form, and the instructions before it that give it a chance.
 
 use super::super::assemble::Step;
 use super::super::forms::{Image, image};

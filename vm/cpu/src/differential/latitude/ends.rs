@@ -1,4 +1,4 @@
-//! Exceptions that leave, or tell, one thing or another.
+//! Exceptions that may leave, or report, different things.
 
 use super::super::{CODE, GS_BASE, Memory, Outcome, SCRATCH, State, WINDOW, WINDOW_BYTES};
 use super::{End, RF, UD2};

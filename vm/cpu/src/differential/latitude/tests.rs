@@ -1,4 +1,4 @@
-//! Outcomes of processors that are not here, made by hand: what the table permits agrees, and nothing else does.
+//! Outcomes of other processors, made by hand: those that the table permits agree, and no others do.
 
 use super::super::assemble::Program;
 use super::super::engine::Engine;

@@ -1,10 +1,10 @@
 //! IEEE arithmetic and comparison in single and double precision, packed and scalar.
 //!
 //! Each operation is the host's own SSE2 instruction, executed inside one piece of assembly under the guest's rounding
-//! and denormal control with all exceptions masked; the host's MXCSR is as Rust needs it before and after. What an
-//! unmasked exception would have done is worked out from the flags. For scalars there is a short cut that leaves MXCSR
-//! alone: where the guest runs with the default control and has an inexact result on record already, an operation
-//! without denormal operands and with a normal result cannot show in MXCSR.
+//! and denormal control with all exceptions masked; the host's MXCSR is as Rust needs it before and after. The effect
+//! of an unmasked exception is worked out from the flags. For scalars there is a short cut that leaves MXCSR alone:
+//! where the guest runs with the default control and has an inexact result on record already, an operation without
+//! denormal operands and with a normal result cannot show in MXCSR.
 
 use core::arch::asm;
 use core::arch::x86_64::__m128i;

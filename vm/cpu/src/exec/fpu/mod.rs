@@ -2,8 +2,8 @@
 //!
 //! The same bits on every host: packed integers and IEEE arithmetic in single and double precision are the host's own
 //! SSE2 (the architecture defines every bit of their results, NaNs included, and it is in every x86-64 processor);
-//! whatever the architecture leaves to the maker (reciprocal estimates, transcendental functions, undefined flags) is
-//! computed here in one fixed way; the x87 is computed in software.
+//! results that the architecture leaves to the maker (reciprocal estimates, transcendental functions, undefined flags)
+//! are computed here in one fixed way; the x87 is computed in software.
 
 mod convert;
 mod float;

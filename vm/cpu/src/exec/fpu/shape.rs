@@ -1,5 +1,5 @@
-//! Shapes of vector instructions: where operands come from and go to, and the checks that all of a kind share. The
-//! macros make the handlers of one instruction: one for a register operand, one for a memory operand.
+//! Shapes of vector instructions: where operands come from and go to, and the checks that all instructions of a kind
+//! share. The macros make the handlers of one instruction: one for a register operand, one for a memory operand.
 
 use core::arch::x86_64::__m128i;
 

@@ -1,6 +1,6 @@
-//! Control and debug registers, and what keeps the TLB in step with them.
+//! Control and debug registers, and the flushes that keep the TLB in step with them.
 //!
-//! Long mode and protected mode without paging are what there is: turning on paging outside of long mode, and leaving
+//! Only long mode and protected mode without paging exist: turning on paging outside of long mode, and leaving
 //! protected mode, raise #GP.
 
 use super::state::{

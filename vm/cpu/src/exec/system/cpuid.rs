@@ -1,5 +1,6 @@
-//! What the processor says of itself: exactly what is implemented, as an AMD processor of family 0xf, which is the
-//! plainest 64-bit machine that kernels know how to run on (no Meltdown, no microcode, no errata that ask for MSRs).
+//! The processor's description of itself: exactly the implemented features, as an AMD processor of family 0xf, which is
+//! the plainest 64-bit machine that kernels know how to run on (no Meltdown, no microcode, no errata that ask for
+//! MSRs).
 
 use crate::cpu::Cpu;
 use crate::op::{Op, Step};

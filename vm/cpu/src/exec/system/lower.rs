@@ -1,4 +1,4 @@
-//! Which system instruction it is, and what its handler takes of an op besides the memory operand.
+//! The kind of a system instruction, and the fields of an op that its handler takes besides the memory operand.
 
 use super::{MEMORY, Privileged, io, state};
 use crate::interrupt::vector;

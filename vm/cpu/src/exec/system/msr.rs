@@ -1,5 +1,5 @@
-//! Model-specific registers: rdmsr and wrmsr. What is not named here raises #GP, as on hardware; kernels probe with
-//! accesses that recover from it. Each such access is counted and some are logged.
+//! Model-specific registers: rdmsr and wrmsr. A register that is not named here raises #GP, as on hardware; kernels
+//! probe with accesses that recover from it. Each such access is counted and some are logged.
 
 use super::state::{
     CR0_PG, EFER_LMA, EFER_LME, EFER_MASK, FS, GS, MTRR_FIXED, MTRR_VARIABLE, Mtrrs, PHYSICAL_MASK,

@@ -1,5 +1,5 @@
-//! What only system code sees: segments, control and debug registers, model-specific registers. Plain data with the
-//! values that a processor has after reset, and a check for states that come from elsewhere.
+//! The state that only system code sees: segments, control and debug registers, model-specific registers. Plain data
+//! with the values that a processor has after reset, and a check for states that come from elsewhere.
 //!
 //! Memory types (PAT, MTRRs) are kept for the guest and change nothing.
 

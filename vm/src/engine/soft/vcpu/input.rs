@@ -1,4 +1,4 @@
-//! Inputs, as they take effect between two instructions, and what the guest asks of its surroundings.
+//! Inputs, as they take effect between two instructions, and the guest's requests to its surroundings.
 
 use super::{Mode, Worker};
 use crate::devices::Put;

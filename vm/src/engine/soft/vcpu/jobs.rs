@@ -1,4 +1,4 @@
-//! What jobs have the vCPU's thread do: the machine's commands.
+//! The jobs of the vCPU's thread: the machine's commands.
 
 use super::{Mode, Worker};
 

@@ -1,5 +1,5 @@
-//! The thread that owns the processor, and with it chips and devices, while the machine runs. Others have it do things
-//! by sending a [`Job`], which it does between two instructions: within microseconds, running or not.
+//! The thread that owns the processor, and with it chips and devices, while the machine runs. Other threads send it a
+//! [`Job`], which it does between two instructions: within microseconds, running or not.
 //!
 //! ```text
 //!   jobs ──┐                                     ┌── an input is applied, and logged where the machine is recorded
@@ -8,9 +8,9 @@
 //!               └──────── run(limit) <───────────┘
 //! ```
 //!
-//! An input takes effect at the count at which the processor stands, and whatever is due then (timers, an interrupt) is
-//! done before the next input or the next instruction: so it does not matter where else a run was interrupted, and a
-//! replay, which stops only where the log has an input, comes to the same.
+//! An input takes effect at the count at which the processor stands. Everything that is due then (timers, an interrupt)
+//! is done before the next input or the next instruction. So it does not matter where else a run was interrupted: a
+//! replay, which stops only where the log has an input, comes to the same state.
 
 mod input;
 mod jobs;

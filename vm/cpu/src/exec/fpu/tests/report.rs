@@ -1,4 +1,4 @@
-//! How a difference from the host is told.
+//! The report of a difference from the host.
 
 use super::super::Fpu;
 use super::host::World;

@@ -1,4 +1,4 @@
-//! The state's images and checks, the faults before any operation, and what makers leave open.
+//! The state's images and checks, the faults before any operation, and the results that makers leave open.
 
 use super::super::state::{Extended, Fpu, FpuStateError, MXCSR_RESET};
 use super::{CODE, DATA};

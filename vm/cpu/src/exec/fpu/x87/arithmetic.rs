@@ -1,8 +1,8 @@
 //! Add, subtract, multiply, divide, square root, remainder, rounding to an integer, scaling.
 //!
 //! The four operations are done in quadruple precision by `rustc_apfloat`, toward zero, on operands scaled to exponents
-//! near zero; what was lost is kept in the last bit. 113 bits rounded to odd are more than twice what any precision
-//! control asks for plus two, so the one rounding that follows is that of the exact result.
+//! near zero; the last bit keeps whether anything was lost. 113 bits rounded to odd are more than twice what any
+//! precision control asks for plus two, so the one rounding that follows is that of the exact result.
 
 use rustc_apfloat::ieee::Quad;
 use rustc_apfloat::{Category, Float, Round, Status, StatusAnd};

@@ -1,6 +1,6 @@
 //! The x87, in software. Add, subtract, multiply, divide, square root, remainders, conversions and comparisons are
 //! exact to the bit, flags included; the transcendental functions are computed in double precision by `libm`, so they
-//! are the same on every host but good to 53 bits only (no maker's are the same as another's).
+//! are the same on every host but good to 53 bits only (makers' results differ from each other).
 
 mod arithmetic;
 mod compare;

@@ -1,4 +1,4 @@
-//! Extended precision numbers: what kind a register's bits are, and rounding a result of any exponent into 80 bits, as
+//! Extended precision numbers: the kind of a register's bits, and rounding a result of any exponent into 80 bits, as
 //! the precision and rounding controls say. Nothing here knows of the register stack.
 
 use super::super::state::Extended;

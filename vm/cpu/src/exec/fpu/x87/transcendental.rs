@@ -2,7 +2,7 @@
 //!
 //! Makers' results differ in the last bits, and so would a host's; these are the same everywhere, within about 2^-52 of
 //! the result, except for the reduction of large angles: the angle is rounded to double precision first. Special
-//! operands give what the architecture says. Where a function is all but linear it is computed as that, in extended
+//! operands give the architecture's results. Where a function is all but linear, it is computed as linear, in extended
 //! precision. Inexact is flagged for every result that is not one of the special ones.
 
 use iced_x86::{Code, Mnemonic};

@@ -1,4 +1,4 @@
-//! Hardware breakpoints: what hits, when the trap comes, and that the way back makes progress.
+//! Hardware breakpoints: their hits, the moment of the trap, and progress after the return.
 
 use super::*;
 

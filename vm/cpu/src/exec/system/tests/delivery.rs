@@ -1,4 +1,4 @@
-//! Exceptions and interrupts: what is delivered when, and onto which stack.
+//! Exceptions and interrupts: the order and time of delivery, and the stack.
 
 use super::*;
 

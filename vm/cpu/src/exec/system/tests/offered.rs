@@ -1,4 +1,4 @@
-//! CPUID, and that nothing else is accepted.
+//! CPUID, and the refusal of all that it does not offer.
 
 use super::*;
 use crate::exec;

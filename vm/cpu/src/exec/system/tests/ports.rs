@@ -1,4 +1,4 @@
-//! Port I/O and who may do it.
+//! Port I/O and the permission for it.
 
 use super::*;
 

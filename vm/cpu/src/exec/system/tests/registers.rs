@@ -1,4 +1,4 @@
-//! Control, debug and model-specific registers, and the states that they may be in.
+//! Control, debug and model-specific registers, and their permitted states.
 
 use super::*;
 use crate::exec::system::msr;

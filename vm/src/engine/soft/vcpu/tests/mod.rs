@@ -1,5 +1,5 @@
 //! A whole machine without its thread, one instruction boundary at a time: the guest is a little kernel with
-//! interrupts, and the test is the one who decides when anything happens.
+//! interrupts, and the test decides when each event happens.
 
 mod nmi;
 mod splits;
