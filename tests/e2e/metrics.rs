@@ -139,14 +139,11 @@ fn the_metrics_of_a_full_copy_say_how_far_it_is() {
 #[test]
 fn the_metrics_of_replay_mode_move_with_the_log() {
     World::run_on(Engine::Soft, "the_metrics_of_replay_mode_move_with_the_log", |world| {
-        let mut pair = Pair::protected_with(world, |config| {
+        let pair = Pair::protected_with(world, |config| {
             config.with("replication.mode", "replay").with("replication.failure_timeout_ms", 60_000)
         });
         let traffic = Traffic::start();
         must_move(&pair.alpha, &REPLAYED);
-        pair.beta.signal(Signal::SIGSTOP);
-        must_move(&pair.alpha, &["ftd_throttle_permille"]);
-        pair.beta.signal(Signal::SIGCONT);
         traffic.goes_on();
         traffic.must_have_lost_nothing();
     });
