@@ -1,6 +1,6 @@
-//! Throughput of the pipeline's stages, in bytes of dirty memory: encode by kind of page and mixed, decode (receive),
-//! frames, and the copy in the pause. Measured in the thread's CPU time: the figures are a core's, also on a machine
-//! that has other work.
+//! Throughput of the pipeline's stages, in bytes of dirty memory: encode (by kind of page, and mixed), decode
+//! (receive), frames, and the copy in the pause. The benches measure the thread's CPU time, so a figure is that of one
+//! core even on a busy machine.
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

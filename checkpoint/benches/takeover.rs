@@ -1,5 +1,5 @@
-//! What a take-over costs until the guest may run, against the size of the backlog: applying all of it, and serving it
-//! lazily. Where the two cross is `EAGER_PAGES_MAX`.
+//! The time from a take-over until the guest may run, against the size of the backlog: once when all of it is applied
+//! first, once when it is served lazily. The two cross at `EAGER_PAGES_MAX`.
 
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::bench_support::noise_page;

@@ -1,5 +1,5 @@
 //! Page arenas: memory for page copies that is taken from the kernel once, populated, and used again and again, so that
-//! a copy in the pause costs no page fault. [`Capture`] is what the pause leaves behind for the encoder.
+//! a copy in the pause costs no page fault. A [`Capture`] is the result of a pause; the encoder takes it.
 
 use crate::page::Page;
 use ft_ram::layout::PAGE_SIZE;

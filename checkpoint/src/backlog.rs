@@ -1,8 +1,8 @@
 //! Sealed checkpoints that are not applied yet, oldest first, and the [`Applier`] that works them off.
 //!
-//! A sealed checkpoint holds whole pages, so applying it cannot fail, and applying it twice (after having been
-//! interrupted) is the same as once. While a checkpoint is being applied it stays in the queue: a page that is in no
-//! queued checkpoint is therefore at rest in the image.
+//! A sealed checkpoint holds whole pages. So applying it cannot fail, and applying it again after an interruption gives
+//! the same result. A checkpoint stays in the queue while it is being applied: a page that is in no queued checkpoint
+//! is therefore at rest in the image.
 
 use crate::arena::PageArena;
 use crate::image::Image;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Slot of a page that is zero.
 pub(crate) const ZERO_SLOT: u32 = u32::MAX;
-/// The applier looks for a stop every so many pages.
+/// The applier looks for a stop after each batch of this many pages.
 const STOP_CHECK: usize = 64;
 
 /// The pages of a checkpoint, decoded and verified.
@@ -119,7 +119,7 @@ pub(crate) struct Backlog {
     image: Arc<Image>,
     queue: Mutex<Queue>,
     arrived: Condvar,
-    /// Held while pages go into the image, so that checkpoints are applied one after the other whoever does it.
+    /// Held while pages go into the image, so that checkpoints are applied one after the other, by any thread.
     applying: Mutex<()>,
     stopped: AtomicBool,
 }

@@ -1,4 +1,4 @@
-//! Pages like those that guests dirty, from a seed: for benches here and for `scripts/bench`.
+//! Seeded pages like those that guests dirty, for the benches here and for `scripts/bench`.
 
 use crate::page::{Page, ZERO_PAGE};
 use ft_ram::layout::PAGE_SIZE;

@@ -1,6 +1,6 @@
-//! The full copy that a pairing begins with, on the primary: all of RAM in batches while the guest runs, then what it
-//! dirtied meanwhile, in as many rounds as the caller likes; the rest goes with the first checkpoint. Dirty logging
-//! must be on before the copy begins: a page that changes while it is read is sent again because it is dirty.
+//! The full copy that a pairing begins with, on the primary. It sends all of RAM in batches while the guest runs, then
+//! the pages dirtied meanwhile, in as many rounds as the caller likes; the first checkpoint carries the rest. Dirty
+//! logging must be on before the copy begins: a page that changes while it is read is dirty, and so is sent again.
 
 use crate::encoder::{CopyError, EncodeStats, Encoder};
 use crate::page::{Page, ZERO_PAGE};

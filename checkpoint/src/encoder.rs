@@ -1,8 +1,9 @@
-//! The encoder: turns captures into frames, remembers what was last sent, and keeps what it encoded so that it can be
-//! sent again. One encoder serves one VM on its primary; a pairing begins with a full copy (see [`crate::copy`]).
+//! The encoder turns captures into frames. It remembers the last sent copy of each page, and keeps the encoded payloads
+//! so that they can be sent again. One encoder serves one VM on its primary; a pairing begins with a full copy (see
+//! [`crate::copy`]).
 //!
-//! The stream of a pairing is one chain: each delta is against what was *sent* last, acked or not. That is right
-//! because the backup takes epochs in order and without gaps, or not at all.
+//! The stream of a pairing is one chain: each delta is against the copy that was *sent* last, acked or not. That is
+//! right because the backup takes epochs in order and without gaps, or not at all.
 
 use crate::arena::Capture;
 use crate::digest::Chain;
@@ -50,7 +51,7 @@ pub enum EncodeError {
         pages: PageIndex,
     },
     /// The arena does not hold the pages.
-    #[error("the capture lists {listed} pages and holds {held}")]
+    #[error("the capture lists {listed} pages, but holds {held}")]
     Count {
         /// Page numbers.
         listed: usize,
@@ -58,10 +59,10 @@ pub enum EncodeError {
         held: usize,
     },
     /// More state than any machine has.
-    #[error("{0} bytes of machine state, at most {STATE_BYTES_MAX} are allowed")]
+    #[error("the machine state has {0} bytes, at most {STATE_BYTES_MAX} are allowed")]
     State(usize),
     /// More log than an epoch takes.
-    #[error("{0} bytes of log in an epoch, at most {LOG_BYTES_MAX} are allowed")]
+    #[error("the epoch's log has {0} bytes, at most {LOG_BYTES_MAX} are allowed")]
     Log(usize),
 }
 

@@ -1,11 +1,11 @@
-//! The backup's image of the guest's RAM: the second mapping of the memory that the guest will run on. It knows which
-//! pages were ever written since the copy began, so that zero pages of a fresh image cost neither time nor memory.
+//! The backup's image of the guest's RAM: the second mapping of the memory that the guest will run on. The image knows
+//! which pages were written since the copy began, so zero pages of a fresh image cost neither time nor memory.
 
 use crate::page::{Page, is_zero};
 use ft_ram::{PageIndex, RamView};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit a page. Relaxed: whoever hands pages from one thread to another synchronises by itself.
+/// One bit a page. Relaxed: code that hands pages from one thread to another synchronises by itself.
 struct PageSet(Vec<AtomicU64>);
 
 impl PageSet {

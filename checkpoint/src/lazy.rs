@@ -1,12 +1,12 @@
 //! Take-over without waiting for the backlog: the guest runs at once, and a page that is still to be applied is brought
-//! up to date at the moment when somebody first touches it.
+//! up to date at its first access.
 //!
 //! The guest's mapping of the ranges with pending pages is registered with userfaultfd (minor faults: the page is in
 //! the page cache, but not mapped here; and missing ones: it is not even there), after which its page table entries are
-//! dropped. One thread then does everything, so that nothing needs a lock: it serves the faults that are waiting, then
-//! applies a few pages on its own account, and so on. It writes through the image's own mapping, which does not fault,
-//! and each page exactly once, before the guest can see it. Once all of a range is applied it is unregistered, which
-//! wakes whoever still waits for it. This covers KVM's accesses as well as the VMM's own.
+//! dropped. One thread then does everything, so that nothing needs a lock: it serves the waiting faults, applies a
+//! few more pages, and starts over. It writes through the image's own mapping, which does not fault, and writes each
+//! page exactly once, before the guest can see it. A range whose pages are all applied is unregistered, which wakes
+//! its waiting threads. This covers KVM's accesses as well as the VMM's own.
 //!
 //! Pages written here are in nobody's dirty log: a full copy to a new backup may begin only after
 //! [`LazyApply::finish`].
@@ -24,7 +24,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use userfaultfd::{Error as UffdError, Event, EventBuffer, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
-/// Up to so many pages are applied at once: it takes less time than to set all this up (see `benches/takeover.rs`).
+/// Up to this many pages are applied before the guest runs: that is faster than setting all this up (see
+/// `benches/takeover.rs`).
 pub const EAGER_PAGES_MAX: usize = 512;
 /// Most ranges registered: each costs system calls and splits the guest's mapping.
 const RANGES_MAX: usize = 32;
@@ -71,16 +72,17 @@ impl LazyApply {
         let pages = plan.pages.len();
         if pages > EAGER_PAGES_MAX {
             match FaultServer::new(ram, &sealed.image, plan) {
-                Ok(server) => match std::thread::Builder::new()
-                    .name("ftd-lazy".into())
-                    .spawn(move || server.run())
-                {
-                    Ok(worker) => return Self { worker: Some(worker), stats: LazyStats::default() },
-                    // The server is gone with the closure, and with it the registration.
-                    Err(error) => tracing::warn!(%error, "no thread to apply checkpoints behind the guest"),
-                },
+                Ok(server) => {
+                    match std::thread::Builder::new().name("ftd-lazy".into()).spawn(move || server.run()) {
+                        Ok(worker) => return Self { worker: Some(worker), stats: LazyStats::default() },
+                        // The server is gone with the closure, and with it the registration.
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot start a thread to apply checkpoints while the guest runs")
+                        }
+                    }
+                }
                 Err(error) => {
-                    let what = "userfaultfd does not serve: applying the backlog before the guest runs";
+                    let what = "userfaultfd does not work here: applying the backlog before the guest runs";
                     tracing::warn!(%error, pages, "{what}");
                 }
             }
@@ -252,7 +254,7 @@ impl FaultServer {
         }
         if let Some(error) = failed {
             // Everything is applied all the same, and closing the userfaultfd lets everybody go on.
-            tracing::warn!(%error, "serving page faults of the guest failed; they waited for the whole backlog");
+            tracing::warn!(%error, "cannot serve the guest's page faults: it waited for the whole backlog");
         }
         LazyStats { pages: self.plan.pages.len(), faults, elapsed: self.started.elapsed() }
     }
@@ -289,7 +291,7 @@ impl FaultServer {
         Ok(count)
     }
 
-    /// Maps the page for the guest and wakes who waits for it.
+    /// Maps the page for the guest and wakes the threads that wait for it.
     fn resume(&self, address: usize) -> Result<(), ServeError> {
         let start = address as *mut c_void;
         loop {
@@ -299,7 +301,7 @@ impl FaultServer {
             };
             match error {
                 UffdError::SystemError(errno) if errno as i32 == libc::EAGAIN => {}
-                // Mapped already, after another's fault: whoever waits has only to try again.
+                // Already mapped, after another fault: the waiting thread only has to try again.
                 UffdError::SystemError(errno) if errno as i32 == libc::EEXIST => {
                     return Ok(self.uffd.wake(start, PAGE_SIZE)?);
                 }

@@ -1,5 +1,5 @@
-//! What the primary owes its backup: every checkpoint from the moment its encoding begins until its ack (invariant I4).
-//! A failed send forgets nothing; after a reconnect of the same pairing the checkpoints that the backup lacks go out
+//! The primary's debt to its backup: every checkpoint from the start of its encoding until its ack (invariant I4). A
+//! failed send forgets nothing. After a reconnect of the same pairing, the checkpoints that the backup lacks are sent
 //! again from here.
 
 use crate::encoder::EncodedCheckpoint;
@@ -21,7 +21,7 @@ pub enum OwedError {
         last: u64,
     },
     /// An ack for what was never sent.
-    #[error("ack of epoch {epoch}, the last one sent is {last:?}")]
+    #[error("the backup acked epoch {epoch}, but the last one sent is {last:?}")]
     AckOfUnsent {
         /// The ack's.
         epoch: u64,
@@ -29,7 +29,9 @@ pub enum OwedError {
         last: Option<u64>,
     },
     /// The backup is further behind than anything kept, or ahead: a new pairing is needed.
-    #[error("the backup holds epoch {held}, kept are those after {acked:?} up to {last:?}")]
+    #[error(
+        "the backup holds epoch {held}, but the epochs kept for it are those after {acked:?} up to {last:?}"
+    )]
     CannotResume {
         /// What the backup holds.
         held: u64,

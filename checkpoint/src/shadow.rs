@@ -1,6 +1,5 @@
-//! The shadow: the primary's bounded memory of what it last sent of each page, which is what the backup holds of it.
-//! The hottest pages keep their place (a clock over reference bits); a page that lost its place is simply sent without
-//! a delta next time.
+//! The shadow: the primary's bounded memory of the last sent copy of each page, which the backup holds too. The hottest
+//! pages keep their place (a clock over reference bits). A page that lost its place is sent without a delta next time.
 
 use crate::arena::PageArena;
 use crate::page::Page;

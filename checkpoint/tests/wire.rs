@@ -1,4 +1,4 @@
-//! Frames and messages: what goes in comes out, and nothing else does.
+//! Frames and messages: every message comes out as it went in, and nothing else comes out.
 
 use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
 use ft_checkpoint::wire::message::*;

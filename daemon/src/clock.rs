@@ -1,5 +1,5 @@
-//! This node's clock as the protocol core counts it: microseconds of CLOCK_BOOTTIME. Leases and promises are counted on
-//! it, and it goes on while the host is suspended: a permission from before a suspend is over after it.
+//! This node's clock for the protocol core: microseconds of CLOCK_BOOTTIME. The clock goes on while the host is
+//! suspended, so a permission from before a suspend is over after it.
 
 use crate::role::Micros;
 use ft_netbuf::BootTime;

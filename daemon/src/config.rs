@@ -1,6 +1,6 @@
-//! The configuration file: TOML, one VM a file, unknown keys refused. Every error says which file, which key, what it
-//! holds and what is allowed there. What can be judged from the file alone is judged by [`Config::load`]; what depends
-//! on the host by the room `host`, when the daemon starts.
+//! The configuration file: TOML, one VM per file. Unknown keys are refused. Every error names the file, the key, its
+//! value and the allowed values. [`Config::load`] checks everything that the file alone can show; the room `host`
+//! checks the rest against this host when the daemon starts.
 
 mod validate;
 

@@ -1,5 +1,5 @@
-//! The daemon put together: everything that can be refused is checked first, then the replica runs on its own threads, and
-//! control, metrics, signals and systemd are served beside it.
+//! The daemon put together. It first checks everything that can be refused. Then the replica runs on its own threads,
+//! beside the control socket, metrics, signals and the talk with systemd.
 
 use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
@@ -15,7 +15,7 @@ use crate::role::{Exit, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{EngineKind, MachineSpec};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -35,7 +35,7 @@ pub enum DaemonError {
     /// Another daemon for this VM runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The leave for a fresh boot cannot be taken.
+    /// The permission for a fresh boot cannot be taken.
     #[error(transparent)]
     Fresh(#[from] FreshError),
     /// No control socket.
@@ -99,24 +99,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         None => None,
     };
 
-    let describe = |e: &dyn std::fmt::Display| DaemonError::Describe(e.to_string());
-    let identity = Identity {
-        protocol: PROTOCOL,
-        vm: config.vm.to_string(),
-        node: config.node.to_string(),
-        generation: 0,
-        spec: postcard::to_stdvec(&host.spec).map_err(|e| describe(&e))?,
-        boot: config.boot().terms(),
-        mode: config.replication.mode,
-        engine: engine_fingerprint(host.spec.engine),
-        cpu: match host.spec.engine {
-            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
-            // The guest sees nothing of the host's.
-            EngineKind::Soft => Vec::new(),
-        },
-        features: 0,
-        lease_us: config.replication.lease_ms * 1000,
-    };
+    let identity = identity(config, &host.spec)?;
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let telemetry = Arc::new(Telemetry::default());
@@ -169,6 +152,28 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     publisher.stopping();
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+/// What this node says of itself in a handshake.
+fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DaemonError> {
+    let describe = |e: &dyn std::fmt::Display| DaemonError::Describe(e.to_string());
+    Ok(Identity {
+        protocol: PROTOCOL,
+        vm: config.vm.to_string(),
+        node: config.node.to_string(),
+        generation: 0,
+        spec: postcard::to_stdvec(spec).map_err(|e| describe(&e))?,
+        boot: config.boot().terms(),
+        mode: config.replication.mode,
+        engine: engine_fingerprint(spec.engine),
+        cpu: match spec.engine {
+            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
+            // The guest sees nothing of the host's.
+            EngineKind::Soft => Vec::new(),
+        },
+        features: 0,
+        lease_us: config.replication.lease_ms * 1000,
+    })
 }
 
 fn policy(config: &Config, fresh: bool) -> Policy {

@@ -34,19 +34,19 @@ exit_codes! {
         Failure = 1,
         /// wrong usage or configuration
         Usage = 2,
-        /// this host cannot run it: no /dev/kvm, no right to the TAP, a file missing or unreadable
+        /// this host cannot run the VM: no /dev/kvm, no right to use the TAP, or a file missing or unreadable
         Host = 10,
         /// an address, TAP, lock or socket is in use: most likely another daemon for the same VM
         InUse = 11,
-        /// the arbiter cannot be used
+        /// the arbiter cannot be used; the message says why
         Arbiter = 12,
-        /// the peer refused this node, or this node the peer: another VM, version, memory size or CPU
+        /// the two nodes do not fit each other: another VM, version, memory size or CPU
         Peer = 13,
         /// fenced: the other replica won the arbitration and has the VM
         Fenced = 20,
         /// the guest crashed
         GuestCrashed = 21,
-        /// a replay is not what was recorded
+        /// a replay differs from its recording
         Diverged = 22,
     }
 }
@@ -60,13 +60,13 @@ exit_codes! {
         Failure = 1,
         /// wrong usage
         Usage = 2,
-        /// status only: degraded, the VM is not protected at the moment
+        /// status only: the VM is not protected at the moment
         Degraded = 3,
         /// the daemon cannot be reached
         Unreachable = 4,
         /// the daemon refused
         Refused = 5,
-        /// not within the time given
+        /// not done within the time given
         Timeout = 6,
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     fn help_names_every_code() {
         assert!(DaemonExit::HELP.starts_with("Exit codes:\n  0: ended as asked"));
         assert!(DaemonExit::HELP.contains("\n  20: fenced"));
-        assert!(CtlExit::HELP.ends_with("\n  6: not within the time given"));
+        assert!(CtlExit::HELP.ends_with("\n  6: not done within the time given"));
     }
 
     const UNIT: &str = include_str!("../../scripts/systemd/ftd.service");

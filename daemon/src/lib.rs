@@ -1,6 +1,40 @@
-//! ftd: the daemon's library, room by room. `role` decides; `replica` carries out what it decides; `keeper` owns the
-//! machine, `peer` the connections, `host` what this host gives, `observe` the figures, `control` the operator's socket.
-//! A room tells its news through an [`outlet`] and knows nothing of who listens.
+//! ftd: the daemon's library, room by room. `role` decides; `replica` carries the decisions out. `keeper` owns the
+//! machine, `peer` the connections, `host` this host's devices and files, `observe` the figures, `control` the
+//! operator's socket. A room tells its news through an [`outlet`] and does not know its listeners.
+//!
+//! The core alone, as the executor and the simulator drive it. A node starts, finds an empty cell, and founds the VM:
+//!
+//! ```
+//! use ft_arbiter::{Cell, Outcome};
+//! use ftd::role::{Command, Core, Event, Policy, StartAs, State};
+//!
+//! let policy = Policy {
+//!     node: "alpha".into(),
+//!     peer: "beta".into(),
+//!     start_as: StartAs::Primary,
+//!     fresh: false,
+//!     restart_on_reset: true,
+//!     lease_us: 25_000,
+//!     failure_timeout_us: 300_000,
+//!     takeover_delay_us: 5_000,
+//!     heartbeat_us: 5_000,
+//!     arbiter_retry_us: 200_000,
+//!     patience_us: 10_000_000,
+//!     nonce: 0x17,
+//! };
+//! let (mut core, mut commands) = Core::new(policy, 0);
+//! assert_eq!(commands, [Command::ReadCell]);
+//!
+//! commands.clear();
+//! core.handle(1_000, Event::CellRead(Ok(None)), &mut commands);
+//! let founded = Cell { generation: 1, owner: Some("alpha".into()), standby: None };
+//! assert_eq!(commands, [Command::CompareAndSet { expected: None, new: founded.clone() }]);
+//!
+//! commands.clear();
+//! core.handle(2_000, Event::CellSet(Outcome::Won(founded)), &mut commands);
+//! assert_eq!(commands, [Command::Boot]);
+//! assert_eq!(core.view().state, State::Solo);
+//! ```
 
 pub mod clock;
 pub mod config;

@@ -1,4 +1,4 @@
-//! Random numbers for names that must not repeat across restarts: pairings, recordings.
+//! Random numbers for names that must not repeat across restarts: pairings and recordings.
 
 use std::hash::{BuildHasher, Hasher};
 

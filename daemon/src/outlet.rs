@@ -1,5 +1,5 @@
-//! The way out of a room: where its threads tell their news. A room knows its own news and nothing of who listens; the
-//! executor wraps each kind of news into its own input, so that all of it arrives in one queue, in order.
+//! The way out of a room: its threads tell their news here. A room knows its own news and none of the listeners. The
+//! executor wraps each kind of news into its own input, so all news arrives in one queue, in order.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;

@@ -1,4 +1,4 @@
-//! ftctl as a program: what it prints where, and how it ends.
+//! ftctl as a program: its output on each stream, and its exit codes.
 
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
@@ -215,7 +215,7 @@ fn the_other_commands_do_what_they_say() {
     assert_eq!(fixture.ends_with("stop", 0).1, "ftctl: stopping\n");
     assert_eq!(fixture.ends_with("metrics", 0).0, "ftd_epoch 7\n");
     assert!(fixture.ends_with("completions bash", 0).0.contains("complete -F _ftctl"));
-    assert!(fixture.ends_with("--help", 0).0.contains("6: not within the time given"));
+    assert!(fixture.ends_with("--help", 0).0.contains("6: not done within the time given"));
     fixture.ends_with("status --nonsense", 2);
     fixture.ends_with("wait --for nirvana", 2);
 }

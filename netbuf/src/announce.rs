@@ -1,7 +1,7 @@
 //! Tells the network where the VM lives now: after a take-over, switches must learn another port for its MAC address,
 //! and neighbours must not wait for their caches to expire.
 //!
-//! RARP for the MAC alone (what hypervisors send after a migration: no address is needed), gratuitous ARP as request
+//! RARP for the MAC alone (as hypervisors send after a migration: no address is needed), gratuitous ARP as request
 //! and as reply for each IPv4 address (RFC 5227 §3; some stacks listen to one form only), and an unsolicited neighbour
 //! advertisement for each IPv6 address (RFC 4861 §7.2.6).
 

@@ -1,5 +1,5 @@
-//! The clock that permissions are counted on: CLOCK_BOOTTIME, which goes on while the host is suspended. A permission
-//! that was given before a suspend must be over after it.
+//! The clock of permissions: CLOCK_BOOTTIME, which goes on while the host is suspended. A permission that was given
+//! before a suspend must be over after it.
 
 use nix::time::{ClockId, clock_gettime};
 use std::ops::Add;

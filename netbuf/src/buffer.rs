@@ -1,12 +1,12 @@
 //! The output-commit buffer: frames from the VM in, frames to the wire out, never before their release.
 //!
-//! Two locks, always taken in this order: `wire` serialises whoever empties the queue, for as long as that takes;
-//! `inner` guards the queue and the gate, for the time of a copy. A vCPU thread only ever takes `inner` (or tries
-//! `wire`), so a long release does not stop the VM. The frame being emitted stays in the queue until it is out, which
-//! is what keeps a concurrent `transmit` behind it.
+//! Two locks, always taken in this order: `wire` serialises the threads that empty the queue, for as long as that
+//! takes; `inner` guards the queue and the gate, for the time of a copy. A vCPU thread only ever takes `inner` (or
+//! tries `wire`), so a long release does not stop the VM. The frame being emitted stays in the queue until it is out,
+//! so a concurrent `transmit` stays behind it.
 //!
-//! Whatever leaves does so under a gate that was read after the last change of it: `hold` and `mute` return only once
-//! no frame that an earlier gate allowed is still on its way.
+//! Every frame leaves under a gate that was read after the gate's last change: `hold` and `mute` return only once no
+//! frame that an earlier gate allowed is still on its way.
 
 use crate::boottime::BootTime;
 use crate::queue::FrameQueue;
@@ -160,7 +160,7 @@ struct Shared {
     bounds: Bounds,
     emit: Box<dyn Emit>,
     clock: Clock,
-    /// Held by whoever empties the queue; its content is the frame on its way.
+    /// Held by the thread that empties the queue; its content is the frame on its way.
     wire: Mutex<Vec<u8>>,
     inner: Mutex<Inner>,
     on_room: Mutex<Option<Arc<Callback>>>,

@@ -1,4 +1,4 @@
-//! The frames of one buffer in order, and where the epochs end among them. Plain data: no locks, no clock, no wire.
+//! The frames of one buffer in order, and the epochs' ends among them. Plain data: no locks, no clock, no wire.
 //!
 //! Payloads lie in one byte ring whose memory is reused, so that taking a frame allocates nothing once the ring has
 //! grown to the traffic. Frames are numbered; an epoch's end is the number of the first frame after it.

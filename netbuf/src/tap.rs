@@ -1,7 +1,7 @@
 //! A TAP interface: the VM's cable on this host. Frames only (no packet information, no offloads), non-blocking.
 //!
-//! An interface that exists is attached to (an administrator may have created it for the daemon's user, and put it on a
-//! bridge); otherwise it is created, which needs CAP_NET_ADMIN, and then lives as long as the `Tap`.
+//! An existing interface is used as it is: an administrator may have created it for the daemon's user and put it on a
+//! bridge. Otherwise the interface is created, which needs CAP_NET_ADMIN, and lives as long as the `Tap`.
 
 use crate::buffer::Emit;
 use nix::errno::Errno;

@@ -47,7 +47,8 @@ usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] 
   --count N     trials (default 10)
   --seed S      seed of the first trial (default 1); trial i has seed S+i-1, so one trial is repeated by
                 --count 1 --seed ITS-SEED
-  --guest G     the guest in the VM: builtin, linux (a small kernel) or debian (Debian's own); default ${FT_GUEST:-builtin}
+  --guest G     the guest in the VM: builtin, linux (a small kernel) or debian (Debian's own);
+                default ${FT_GUEST:-builtin}
   --mode M      how the VM is protected: checkpoint or replay; default ${FT_MODE:-checkpoint}
   --engine E    what executes it: kvm (default) or soft; replay mode is always on soft
   --keep        keep the run's directory even when all is well
@@ -96,7 +97,8 @@ run_trials() {
         ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ ]] || { faults_usage >&2 && exit 2; }
     setup_need network
     local missing
-    net_preflight || { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
+    net_preflight ||
+        { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
     missing=$(pair_can_run) || { say_error "SKIPPED $fault_name: $missing (--engine soft needs none)" && exit 77; }
     setup_binaries
     make_run_dir "$fault_name"
@@ -108,7 +110,8 @@ run_trials() {
         run_trial "$trial" "$count" $((seed + trial - 1)) || ((++failed))
     done
     printf '%s: %d trials from seed %d, %d ok, %d with violations%s%s\n' "$fault_name" "$count" "$seed" \
-        $((count - failed)) "$failed" "$(spread '; take-over' "${take_overs_ms[@]}")" "$(spread '; gap' "${gaps_ms[@]}")"
+        $((count - failed)) "$failed" "$(spread '; take-over' "${take_overs_ms[@]}")" \
+        "$(spread '; gap' "${gaps_ms[@]}")"
     if ((failed)); then
         keep_run_dir=1
         exit 1
@@ -137,7 +140,8 @@ run_trial() {
     if ! prepare; then
         violation "trouble: the pair did not get ready: $(pair_explain 2>&1 | tr -s ' \n' ' ')"
     elif ! watch_start; then
-        violation "trouble: no client or capture: $(tail -qn 1 "$trial_dir"/{client,wire,owners}.log 2>&1 | tr '\n' ' ')"
+        violation "trouble: no client or capture: $(tail -qn 1 "$trial_dir"/{client,wire,owners}.log 2>&1 |
+            tr '\n' ' ')"
         watch_end || true
     else
         random_between wait_ms "$faults_before_ms" $((faults_before_ms + faults_jitter_ms))
@@ -223,7 +227,8 @@ client_goes_on() {
 watch_end() {
     local name=${trial_dir##*/}
     touch "$trial_dir/client.stop"
-    wait_until "$faults_patience_s" has_ended "$name/client" || { violation "trouble: ft-client did not end" && end_spawned "$name/client" KILL; }
+    wait_until "$faults_patience_s" has_ended "$name/client" ||
+        { violation "trouble: ft-client did not end" && end_spawned "$name/client" KILL; }
     end_spawned "$name/wire"
     end_spawned "$name/owners"
 }

@@ -10,10 +10,12 @@ bench_ready_s=${FT_PATIENCE_S:-300}
 bench_begin() {
     bench_results=$run_dir/results.jsonl
     : >"$bench_results"
-    bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5 bench_spin_ms=2000 bench_codec_ms=1500
+    bench_page_ms=2500 bench_epoch_s=8 bench_traffic_s=6 bench_kills=30 bench_rounds=5
+    bench_spin_ms=2000 bench_codec_ms=1500
     bench_quick=$1 bench_emulations=3 bench_golive_kills=20
     if [[ $1 == 1 ]]; then
-        bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3 bench_spin_ms=1000 bench_codec_ms=300
+        bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3
+        bench_spin_ms=1000 bench_codec_ms=300
         bench_emulations=1 bench_golive_kills=5
     fi
     # What else the machine does, before anything is measured: it takes its part of every figure.
@@ -54,7 +56,9 @@ bench_title() {
 }
 
 # bench_add SECTION: adds the objects on stdin to the results.
-bench_add() { jq -c --arg section "$1" --argjson load "$bench_load" '{$section, load_average: $load} + .' >>"$bench_results"; }
+bench_add() {
+    jq -c --arg section "$1" --argjson load "$bench_load" '{$section, load_average: $load} + .' >>"$bench_results"
+}
 
 # bench_table SECTION HEAD FILTER: the section's table. Cells of the head are separated by `|`, the filter makes an
 # array of an object.
@@ -100,7 +104,9 @@ bench_pair_up() {
 
 bench_service_answers() { call PING >/dev/null 2>&1; }
 # A guest that boots takes its time.
-bench_wait_service() { wait_until "$bench_ready_s" bench_service_answers || die 'the service in the VM does not answer'; }
+bench_wait_service() {
+    wait_until "$bench_ready_s" bench_service_answers || die 'the service in the VM does not answer'
+}
 
 # The figures of a protected pair over a time with a client: bench_protected SECONDS, an object on stdout.
 bench_protected() {
@@ -131,11 +137,13 @@ bench_kill() {
     now_us kill_us
     kill -KILL "$pid"
     wait_until "$bench_ready_s" host_is "$heir" primary solo || { pair_explain && die 'nobody took over'; }
-    host_status "$heir" .take_over | jq -c --argjson kill_us "$kill_us" --argjson kill "$2" --argjson lag_us "${lag_us:-0}" '
+    host_status "$heir" .take_over |
+        jq -c --argjson kill_us "$kill_us" --argjson kill "$2" --argjson lag_us "${lag_us:-0}" '
         def ms: . / 100 | round / 10;
         {$kill, $kill_us, takeover_ms: (.running_unix_us - $kill_us | ms),
          notice_ms: (if .total_us > 0 then .running_unix_us - .total_us - $kill_us | ms else null end),
-         decide_ms: (if .total_us > 0 then .total_us - .resume_us | ms else null end), resume_ms: (.resume_us | ms), pending_pages,
+         decide_ms: (if .total_us > 0 then .total_us - .resume_us | ms else null end),
+         resume_ms: (.resume_us | ms), pending_pages,
          lag_ms: ($lag_us | ms)}' | bench_add "$1"
     wait_until "$bench_ready_s" has_ended "$victim/ftd"
     host_start "$victim"
@@ -223,7 +231,8 @@ bench_guest_speed() {
     jq -nc --arg what "$2" --argjson client "$client" --argjson spins "[$(IFS=, && echo "${spins[*]}")]" \
         --argjson cpu_spins "[$(IFS=, && echo "${cpu_spins[*]}")]" --argjson loads "[$(IFS=, && echo "${loads[*]}")]" '
         def median: sort | .[length / 2 | floor];
-        {$what, iterations_per_ms: ($spins | median), iterations_per_cpu_ms: ($cpu_spins | median), pages_per_s: ($loads | median),
+        {$what, iterations_per_ms: ($spins | median), iterations_per_cpu_ms: ($cpu_spins | median),
+         pages_per_s: ($loads | median),
          ops_per_s: ($client.ops * 1e3 / $client.duration_ms | round), rtt_us: $client.rtt_us}' | bench_add "$1"
 }
 

@@ -23,7 +23,8 @@ bench_clients() {
     done
     jq -sc '{ops: (map(.ops) | add), duration_ms: (map(.duration_ms) | max),
         ops_per_s: (map(.ops * 1e3 / .duration_ms) | add | round),
-        rtt_us: {p50: (map(.rtt_us.p50) | sort | .[length / 2 | floor]), p99: (map(.rtt_us.p99) | max)}}' "$run_dir"/client-*.json
+        rtt_us: {p50: (map(.rtt_us.p50) | sort | .[length / 2 | floor]), p99: (map(.rtt_us.p99) | max)}}' \
+        "$run_dir"/client-*.json
 }
 
 # bench_log_flow LABEL SECONDS [RATE]: what replay mode ships, and how far behind the backup is, while the clients ask
@@ -35,8 +36,13 @@ bench_log_flow() {
     sleep 1
     : >"$run_dir/lag"
     bench_counters "$primary"
-    us=$bench_count_us sent=${bench_count[sent_bytes_total]} entries=${bench_count[log_bytes_total]} batches=${bench_count[checkpoints_total]}
-    if [[ -n ${3:-} ]]; then bench_clients "$2" "$3" >"$run_dir/clients.json" & else echo null >"$run_dir/clients.json" && sleep "$2" & fi
+    us=$bench_count_us sent=${bench_count[sent_bytes_total]} entries=${bench_count[log_bytes_total]}
+    batches=${bench_count[checkpoints_total]}
+    if [[ -n ${3:-} ]]; then
+        bench_clients "$2" "$3" >"$run_dir/clients.json" &
+    else
+        echo null >"$run_dir/clients.json" && sleep "$2" &
+    fi
     clients=$!
     while kill -0 "$clients" 2>/dev/null; do
         host_status "$primary" '[.lag_us, .throttle_pct] | @json' >>"$run_dir/lag" || true
@@ -75,14 +81,17 @@ bench_replay() {
     jq -sc 'def slow(f): (1 - (.[1] | f) / (.[0] | f)) * 1000 | round / 10;
         [.[] | select(.section == "replay_served")] as $served
         | [.[] | select(.section == "replay_speed")]
-        | {slowdown_pct: slow(.iterations_per_ms), slowdown_cpu_pct: slow(.iterations_per_cpu_ms), memory_slowdown_pct: slow(.pages_per_s),
+        | {slowdown_pct: slow(.iterations_per_ms), slowdown_cpu_pct: slow(.iterations_per_cpu_ms),
+           memory_slowdown_pct: slow(.pages_per_s),
            one_client_slowdown_pct: slow(.ops_per_s), serving_slowdown_pct: ($served | slow(.ops_per_s)),
            unprotected_rtt_us: .[0].rtt_us, protected_rtt_us: .[1].rtt_us,
            unprotected_served: $served[0], protected_served: $served[1]}' "$bench_results" | bench_add replay
-    bench_table replay_speed 'guest|computing, iterations/ms|iterations/CPU ms|writing, pages/s|one client, requests/s|round trip p50/p99 us' '
+    local columns='guest|computing, iterations/ms|iterations/CPU ms|writing, pages/s|one client, requests/s'
+    bench_table replay_speed "$columns|round trip p50/p99 us" '
         [.what, .iterations_per_ms, .iterations_per_cpu_ms, .pages_per_s, .ops_per_s, (.rtt_us | spread)]'
-    bench_table replay_served "guest|$bench_clients_count clients, requests/s|round trip p50/p99 us" '[.what, .ops_per_s, (.rtt_us | spread)]'
-    bench_table replay 'slow-down|computing %|computing, CPU %|writing %|one client %|'"$bench_clients_count"' clients %' '
+    bench_table replay_served "guest|$bench_clients_count clients, requests/s|round trip p50/p99 us" \
+        '[.what, .ops_per_s, (.rtt_us | spread)]'
+    bench_table replay "slow-down|computing %|computing, CPU %|writing %|one client %|$bench_clients_count clients %" '
         ["", .slowdown_pct, .slowdown_cpu_pct, .memory_slowdown_pct, .one_client_slowdown_pct, .serving_slowdown_pct]'
 
     say 'CPU: for each millisecond that the vCPU had a processor, whatever else the machine does; the rest by the clock'
@@ -91,12 +100,17 @@ bench_replay() {
     bench_log_flow idle "$bench_traffic_s"
     bench_log_flow 'key-value, 1000/s' "$bench_traffic_s" 1000
     pair_down
-    bench_table replay_log 'load|requests/s|log Mbit/s|entries alone|bytes each|batches/s|hold p50/p99 us|round trip p50/p99 us|lag p50/max ms|slowed %' '
+    columns='load|requests/s|log Mbit/s|entries alone|bytes each|batches/s|hold p50/p99 us|round trip p50/p99 us'
+    bench_table replay_log "$columns|lag p50/max ms|slowed %" '
         def maybe(f): if . == null then "-" else f end;
-        [.load, (.requests_per_s | maybe(.)), (.log_mbit_per_s | n(3)), (.entries_mbit_per_s | n(3)), (.bytes_per_request | maybe(.)), .batches_per_s,
-         (.hold_us | maybe(spread)), (.rtt_us | maybe(spread)), "\(.lag_us.p50 / 1e3 | n(1)) / \(.lag_us.max / 1e3 | n(1))",
+        [.load, (.requests_per_s | maybe(.)), (.log_mbit_per_s | n(3)),
+         (.entries_mbit_per_s | n(3)), (.bytes_per_request | maybe(.)),
+         .batches_per_s,
+         (.hold_us | maybe(spread)), (.rtt_us | maybe(spread)),
+         "\(.lag_us.p50 / 1e3 | n(1)) / \(.lag_us.max / 1e3 | n(1))",
          (.throttle_pct_max | n(1))]'
-    say "log: all that is sent to the backup, frames and heartbeats included; $bench_clients_count connections, each with one request at a time"
+    say "log: all that is sent to the backup, frames and heartbeats included; $bench_clients_count connections," \
+        "each with one request at a time"
 
     bench_title "Replay mode: going live after SIGKILL of the primary, $bench_golive_kills times, under client load"
     bench_kills_of golive "$bench_golive_kills"
@@ -105,6 +119,8 @@ bench_replay() {
     FT_MODE=checkpoint FT_ENGINE=soft bench_pair_up 5 "$bench_patient"
     bench_protected "$bench_traffic_s" | bench_add soft_checkpoint
     pair_down
-    bench_table soft_checkpoint 'checkpoints/s|hold p50/p99 us|round trip p50/p99 us|requests/s|pause p50/p99 us|pages' '
-        [.checkpoints_per_s, (.hold_us | spread), (.rtt_us | spread), .ops_per_s, (.pause_us | spread), .parts.dirty_pages.p50]'
+    columns='checkpoints/s|hold p50/p99 us|round trip p50/p99 us|requests/s|pause p50/p99 us|pages'
+    bench_table soft_checkpoint "$columns" '
+        [.checkpoints_per_s, (.hold_us | spread), (.rtt_us | spread), .ops_per_s, (.pause_us | spread),
+         .parts.dirty_pages.p50]'
 }

@@ -18,7 +18,7 @@ bench_emulate() {
 }
 
 bench_soft() {
-    bench_title 'The software engine beside QEMU: a Linux guest from its start to userland, and a billion integer instructions'
+    bench_title 'The software engine beside QEMU: Linux from its start to userland, and a billion integer instructions'
     setup_need linux-guest qemu
     local guest emulator directory round
     for guest in debian small; do
@@ -27,7 +27,8 @@ bench_soft() {
             die "the guest $guest could not be built: $(tail -n 1 "$run_dir/guest.log")"
         for emulator in soft soft-record qemu qemu-record; do
             # In short: each kernel on what shows most.
-            [[ $bench_quick == 0 || $guest == debian && $emulator != soft-record || $emulator == soft-record ]] || continue
+            [[ $bench_quick == 0 || $guest == debian && $emulator != soft-record || $emulator == soft-record ]] ||
+                continue
             for ((round = 0; round < bench_emulations; round++)); do
                 bench_emulate "$guest" "$emulator" "$directory"
             done
@@ -39,7 +40,8 @@ bench_soft() {
             instructions: (map(f.instructions) | median), log_bytes: (map(f.log_bytes) | median)}
             | .mips = (if .instructions then .instructions / .cpu_s / 1e6 else null end);
         [[.[] | select(.section == "emulated")] | group_by([.guest, .on])[]
-            | {guest: .[0].guest, on: .[0].on, rounds: length, boot: part(.boot), integer: part(.integer), sums: (map(.sum) | unique)}] as $all
+            | {guest: .[0].guest, on: .[0].on, rounds: length, boot: part(.boot), integer: part(.integer),
+               sums: (map(.sum) | unique)}] as $all
         | $all[] | . as $this
         | ($all | map(select(.guest == $this.guest and .on == "soft"))[0]) as $soft
         # The integer work is the same everywhere, and so is its number of instructions, but for those of interrupts.
@@ -49,13 +51,18 @@ bench_soft() {
         bench_add soft
     bench_table soft 'guest|on|boot s|CPU s|MIPS|speed|integer s|CPU s|MIPS|speed|log kB, boot|Mbit/s' '
         def maybe(f): if . == null then "-" else f end;
-        [.guest, .on, (.boot.wall_s | n(2)), (.boot.cpu_s | n(2)), (.boot.mips | maybe(n(0))), (.boot_speed | maybe(n(2))),
-         (.integer.wall_s | n(2)), (.integer.cpu_s | n(2)), (.integer.mips | maybe(n(0))), (.integer_speed | maybe(n(2))),
+        [.guest, .on, (.boot.wall_s | n(2)), (.boot.cpu_s | n(2)),
+         (.boot.mips | maybe(n(0))), (.boot_speed | maybe(n(2))),
+         (.integer.wall_s | n(2)), (.integer.cpu_s | n(2)),
+         (.integer.mips | maybe(n(0))), (.integer_speed | maybe(n(2))),
          (.boot.log_bytes | maybe(. / 1e3 | n(0))),
          (if .boot.log_bytes then .boot.log_bytes * 8 / 1e6 / .boot.wall_s | n(2) else "-" end)]'
-    say 'MIPS and speed are of processor time, so that other work on the machine takes nothing from them; speed 1 is soft'"'"'s.'
-    say 'The integer work is the same everywhere; the boot is not (QEMU has a firmware and a PCI bus, soft has neither).'
+    say 'MIPS and speed are of processor time, so that other work on the machine takes nothing from them;' \
+        "speed 1 is soft's."
+    say 'The integer work is the same everywhere; the boot is not' \
+        '(QEMU has a firmware and a PCI bus, soft has neither).'
     say 'soft-record, qemu-record: with what a replay needs being written; soft counts instructions in any case.'
-    jq -rs '[.[] | select(.section == "soft") | .sums[]] | unique | if length > 1 then "the integer work came to different results: \(join(", "))" else empty end' \
+    jq -rs '[.[] | select(.section == "soft") | .sums[]] | unique |
+        if length > 1 then "the integer work came to different results: \(join(", "))" else empty end' \
         "$bench_results" | while IFS= read -r guest; do say_error "$guest"; done
 }

@@ -7,12 +7,19 @@ bench_summary_lib=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 
 # bench_kvm: what KVM rests on here.
 bench_kvm() {
-    if [[ ! -c /dev/kvm ]]; then echo none; elif grep -qwE 'vmx|svm' /proc/cpuinfo; then echo hardware; else echo software; fi
+    if [[ ! -c /dev/kvm ]]; then
+        echo none
+    elif grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        echo hardware
+    else
+        echo software
+    fi
 }
 
 # bench_qemu: its version, if it is here.
 bench_qemu() {
-    ! command -v qemu-system-x86_64 >/dev/null || qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'
+    ! command -v qemu-system-x86_64 >/dev/null ||
+        qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'
 }
 
 # bench_summary: everything in one object, on stdout.
@@ -46,7 +53,8 @@ bench_summary() {
            replay_lag_ms_p50: (if $load then $load.lag_us.p50 / 1e3 else null end),
            replay_golive_ms_p50: one("golive").takeover_ms.p50, replay_golive_ms_p99: one("golive").takeover_ms.p99,
            replay_golive_lag_ms_p50: one("golive").lag_ms.p50,
-           $guest, $processors, $processor_model, $kvm, qemu: ($qemu | select(. != "") // null), quick: ($quick == "1"), load_average_max: (map(.load_average) | max), $busy_before_pct, $stolen_pct,
+           $guest, $processors, $processor_model, $kvm, qemu: ($qemu | select(. != "") // null),
+           quick: ($quick == "1"), load_average_max: (map(.load_average) | max), $busy_before_pct, $stolen_pct,
            pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
            kills: all("takeover-kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec"),
            soft: all("soft"), replay: one("replay"), replay_log: all("replay_log"), golive: one("golive"),
@@ -68,24 +76,35 @@ bench_targets() {
                verdict: (if $reached then "reached" else "MISSED" end), why: (if $reached then "" else why end)};
         (.epochs | map(select(.epoch_ms == 5))[0]) as $e | (.pause | map(select(.pages == 1000))[0]) as $p
         | line("pause at 1,000 pages, median"; "pause_us_p50_at_1000_pages";
-              "stop \($p.stop_us.p50 | n), harvest \($p.harvest_us.p50 | n), state \($p.capture_us.p50 | n), copy \($p.copy_us.p50 | n), resume \($p.resume_us.p50 | n) us"),
+              "stop \($p.stop_us.p50 | n), harvest \($p.harvest_us.p50 | n), state \($p.capture_us.p50 | n), " +
+              "copy \($p.copy_us.p50 | n), resume \($p.resume_us.p50 | n) us"),
           line("checkpoints at 5 ms under client load"; "checkpoints_per_s_at_5ms";
-              "\(1e6 / .checkpoints_per_s_at_5ms | round) us each: 5000 epoch, \($e.pause_us.p50) pause, the rest waits for a processor or for room (commit \($e.parts.commit_us.p50) us)"),
+              "\(1e6 / .checkpoints_per_s_at_5ms | round) us each: 5000 epoch, \($e.pause_us.p50) pause, " +
+              "the rest waits for a processor or for room (commit \($e.parts.commit_us.p50) us)"),
           line("hold time at 5 ms, median"; "hold_us_p50_at_5ms";
-              "up to 5000 until the epoch ends, \($e.pause_us.p50) pause, \($e.parts.commit_us.p50) from capture to ack (encoding \($e.parts.encode_us.p50))"),
+              "up to 5000 until the epoch ends, \($e.pause_us.p50) pause, " +
+              "\($e.parts.commit_us.p50) from capture to ack (encoding \($e.parts.encode_us.p50))"),
           line("take-over, median"; "takeover_ms_p50";
-              "\(.takeover.notice_ms.p50) until noticed, \(.takeover.decide_ms.p50) arbitration, \(.takeover.resume_ms.p50) resume"),
+              "\(.takeover.notice_ms.p50) until noticed, \(.takeover.decide_ms.p50) arbitration, " +
+              "\(.takeover.resume_ms.p50) resume"),
           line("encode, mixed pages, one core"; "encode_gb_per_s"; "see the kinds of pages above"),
           line("software engine, integer"; "soft_mips"; "an interpreter of decoded blocks: QEMU translates"),
-          line("software engine, Linux boot"; "soft_boot_mips"; "page tables, code seen once and devices, beside the above"),
-          line("replay, slow-down, computing"; "replay_slowdown_pct"; "\(.replay_slowdown_cpu_pct) % by processor time; primary, backup and all else share \(.processors) processors"),
+          line("software engine, Linux boot"; "soft_boot_mips";
+              "page tables, code seen once and devices, beside the above"),
+          line("replay, slow-down, computing"; "replay_slowdown_pct";
+              "\(.replay_slowdown_cpu_pct) % by processor time; " +
+              "primary, backup and all else share \(.processors) processors"),
           line("replay, log at \(.replay_log[1].requests_per_s) requests/s"; "replay_log_mbit_per_s";
-              "\(.replay_log[1].entries_mbit_per_s | n) are entries; the frames of \(.replay_log[1].batches_per_s) batches a second are the rest"),
+              "\(.replay_log[1].entries_mbit_per_s | n) are entries; " +
+              "the frames of \(.replay_log[1].batches_per_s) batches a second are the rest"),
           line("replay, hold time, median"; "replay_hold_us_p50";
               "\(.replay_log[1].batches_per_s) batches a second; each waits for a processor on its way there and back"),
           line("replay, going live, median"; "replay_golive_ms_p50";
-              "\(.golive.notice_ms.p50) until noticed, \(.golive.decide_ms.p50) for the rest of the log and the arbitration, \(.golive.resume_ms.p50) to run")' |
+              "\(.golive.notice_ms.p50) until noticed, " +
+              "\(.golive.decide_ms.p50) for the rest of the log and the arbitration, " +
+              "\(.golive.resume_ms.p50) to run")' |
         bench_add target
     bench_table target 'figure|target|measured||why' '[.figure, .target, .value, .verdict, .why]'
-    say "load average now $(cut -d' ' -f1-3 /proc/loadavg), other work before $bench_busy_before_pct %, time stolen by the machine's host $(bench_ticks_since stolen) %"
+    say "load average now $(cut -d' ' -f1-3 /proc/loadavg), other work before $bench_busy_before_pct %," \
+        "time stolen by the machine's host $(bench_ticks_since stolen) %"
 }

@@ -27,8 +27,8 @@ bench_pause() {
     bench_table pause 'pages|pause p50/p99 us|stop|harvest|state|copy|resume|encode|send and seal|bytes sent' '
         [.pages, (.pause_us | spread),
          ((.stop_us, .harvest_us, .capture_us, .copy_us, .resume_us, .encode_us, .send_us).p50 | n(0)), .sent_bytes]'
-    say 'one vCPU that never stops writing one word a page; parts are medians; send and seal: TCP on loopback until the backup'
-    say 'has decoded, verified and sealed it, and its answer is back'
+    say 'one vCPU that never stops writing one word a page; parts are medians; send and seal: TCP on loopback until'
+    say 'the backup has decoded, verified and sealed it, and its answer is back'
 }
 
 bench_epochs() {
@@ -40,7 +40,8 @@ bench_epochs() {
         bench_protected "$bench_epoch_s" | jq -c --argjson epoch_ms "$epoch_ms" '{$epoch_ms} + .' | bench_add epochs
         pair_down
     done
-    bench_table epochs 'epoch ms|checkpoints/s|hold p50/p99 us|round trip p50/p99 us|requests/s|pause p50/p99 us|encode|commit p50/p99 us|pages' '
+    local columns='epoch ms|checkpoints/s|hold p50/p99 us|round trip p50/p99 us|requests/s|pause p50/p99 us'
+    bench_table epochs "$columns|encode|commit p50/p99 us|pages" '
         [.epoch_ms, .checkpoints_per_s, (.hold_us | spread), (.rtt_us | spread), .ops_per_s, (.pause_us | spread),
          .parts.encode_us.p50, (.parts.commit_us | spread), .parts.dirty_pages.p50]'
     say 'one client, one request after the other; commit: from the beginning of the pause until the ack is there'
@@ -110,15 +111,16 @@ bench_slowdown() {
     pair_down
     jq -sc 'def slow(f): (1 - (.[1] | f) / (.[0] | f)) * 1000 | round / 10;
         [.[] | select(.section == "speed")]
-        | {slowdown_pct: slow(.iterations_per_ms), memory_slowdown_pct: slow(.pages_per_s), serving_slowdown_pct: slow(.ops_per_s),
+        | {slowdown_pct: slow(.iterations_per_ms), memory_slowdown_pct: slow(.pages_per_s),
+           serving_slowdown_pct: slow(.ops_per_s),
            unprotected_rtt_us: .[0].rtt_us, protected_rtt_us: .[1].rtt_us}' "$bench_results" | bench_add slowdown
     bench_table speed 'guest|computing, iterations/ms|writing, pages/s|serving, requests/s|round trip p50/p99 us' '
         [.what, .iterations_per_ms, .pages_per_s, .ops_per_s, (.rtt_us | spread)]'
     bench_table slowdown 'slow-down|computing %|writing %|serving %' '
         ["", .slowdown_pct, .memory_slowdown_pct, .serving_slowdown_pct]'
-    say 'the same VM before and after its backup came. Computing: one vCPU, nothing written; writing: as fast as it can, over'
-    say '1,000 pages; serving: one request after the other, so each waits for its checkpoint. The backup host, encoding and'
-    say 'sending take their time from the same processors.'
+    say 'the same VM before and after its backup came. Computing: one vCPU, nothing written; writing: as fast as it'
+    say 'can, over 1,000 pages; serving: one request after the other, so each waits for its checkpoint. The backup'
+    say 'host, encoding and sending take their time from the same processors.'
 }
 
 bench_codec() {
@@ -126,5 +128,6 @@ bench_codec() {
     "$FTD_BIN_DIR/ft-bench" codec --ms "$bench_codec_ms" | bench_add codec
     bench_table codec 'pages|encode GB/s|decode GB/s|ratio' '
         [.kind, (.encode_gb_per_s, .decode_gb_per_s | n(2)), (.ratio | n(1))]'
-    say 'mixed: 15 % zero, 15 % unchanged, 40 % small changes, 20 % new and structured, 10 % new and random; CPU time of a thread'
+    say 'mixed: 15 % zero, 15 % unchanged, 40 % small changes, 20 % new and structured, 10 % new and random;' \
+        'CPU time of a thread'
 }

@@ -49,8 +49,8 @@ remove_run_dir() {
 }
 
 # spawn NAME COMMAND ARGUMENT...: runs an external command in the background; $run_dir/NAME.log gets its output. Under
-# processes/, NAME.pid holds its pid and, once it has ended, NAME.exit its exit status. It is killed at exit. One that had
-# the name before and was killed has ended first: a VM's memory takes a while to be given back.
+# processes/, NAME.pid holds its pid and, once it has ended, NAME.exit its exit status. It is killed at exit. One that
+# had the name before and was killed has ended first: a VM's memory takes a while to be given back.
 spawn() {
     local name=$1 base=$run_dir/processes/$1 log=$run_dir/$1.log
     wait_until 60 has_ended "$name" || die "$name runs already"

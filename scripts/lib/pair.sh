@@ -64,7 +64,9 @@ EOF
 }
 
 # Debian's kernel is not at ease in 64 MiB.
-pair_memory_mib() { if [[ -z ${FT_MEMORY_MIB:-} && ${FT_GUEST:-} == debian ]]; then echo 256; else echo "${FT_MEMORY_MIB:-64}"; fi; }
+pair_memory_mib() {
+    if [[ -z ${FT_MEMORY_MIB:-} && ${FT_GUEST:-} == debian ]]; then echo 256; else echo "${FT_MEMORY_MIB:-64}"; fi
+}
 
 # pair_engine: what executes the VM.
 pair_engine() {
@@ -73,7 +75,8 @@ pair_engine() {
 
 # pair_can_run: whether the engine is there; says what is missing.
 pair_can_run() {
-    [[ $(pair_engine) == soft || (-c /dev/kvm && -r /dev/kvm && -w /dev/kvm) ]] || { echo 'no usable /dev/kvm' && return 1; }
+    [[ $(pair_engine) == soft || (-c /dev/kvm && -r /dev/kvm && -w /dev/kvm) ]] ||
+        { echo 'no usable /dev/kvm' && return 1; }
 }
 
 # pair_linux_kernel: which of the guest builder's kernels the Linux guest has.
@@ -226,7 +229,8 @@ pair_explain() {
     local host
     for host in a b; do
         if host_is_up "$host"; then
-            say_warn "host $host: $(host_status "$host" '"\(.role) \(.state) generation \(.generation) \(.detail // "")"')"
+            say_warn "host $host:" \
+                "$(host_status "$host" '"\(.role) \(.state) generation \(.generation) \(.detail // "")"')"
         else
             say_warn "host $host: ftd ended with $(host_exit_code "$host")"
         fi
@@ -243,7 +247,8 @@ arbiter_return() {
     local mounted
     host_is_up "$1" || return 0
     # A daemon that ends at this moment has nothing to be brought back to.
-    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" \
+    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" \
+        findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" \
         2>/dev/null | tail -n 1) || return 0
     [[ $mounted != lost ]] || nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter"
 }

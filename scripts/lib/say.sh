@@ -41,7 +41,8 @@ say_at() {
 
 # say_passing TEXT...: progress that the next line replaces; nothing where there is no terminal.
 say_passing() {
-    [[ $say_quiet == 1 || -z $say_line ]] || printf '%s%s%.*s%s' "$say_line" "$say_dim" "$((say_columns - 1))" "$*" "$say_off" >&2
+    [[ $say_quiet == 1 || -z $say_line ]] ||
+        printf '%s%s%.*s%s' "$say_line" "$say_dim" "$((say_columns - 1))" "$*" "$say_off" >&2
 }
 
 say_ok() { say "${say_green}$*${say_off}"; }

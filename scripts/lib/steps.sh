@@ -1,7 +1,7 @@
 # Runs a list of checks one after the other, whatever becomes of each, and sums up. Sourced.
 #
-# A step is a shell command: status 0 is passed, 77 skipped (its output says why), anything else failed. Its output is in
-# $steps_log_dir/NAME.log.
+# A step is a shell command: status 0 is passed, 77 skipped (its output says why), anything else failed. Its output is
+# in $steps_log_dir/NAME.log.
 [[ -z ${steps_sourced:-} ]] || return 0
 steps_sourced=1
 source "${BASH_SOURCE[0]%/*}/cleanup.sh"
@@ -21,8 +21,8 @@ step() {
     steps_command[$1]=$3
 }
 
-# step_for_each_fault [--as SUFFIX ABOUT] ARGUMENT...: a step for each script of scripts/faults, with these arguments. What
-# a script does in several ways has a step for each. SUFFIX and ABOUT tell them from others of the same scripts.
+# step_for_each_fault [--as SUFFIX ABOUT] ARGUMENT...: a step for each script of scripts/faults, with these arguments.
+# What a script does in several ways has a step for each. SUFFIX and ABOUT tell them from others of the same scripts.
 step_for_each_fault() {
     local script name about arbiter suffix='' how=''
     [[ ${1:-} != --as ]] || { suffix=-$2 how=", $3" && shift 3; }
@@ -144,7 +144,8 @@ steps_sum_up() {
         printf 'step\tresult\ttime\t\n'
         for name in "${steps_names[@]}"; do
             [[ -n ${steps_result[$name]:-} ]] || continue
-            printf '%s\t%s\t%s s\t%s\n' "$name" "${steps_result[$name]}" "${steps_seconds[$name]}" "${steps_note[$name]}"
+            printf '%s\t%s\t%s s\t%s\n' \
+                "$name" "${steps_result[$name]}" "${steps_seconds[$name]}" "${steps_note[$name]}"
         done
     } | say_table
     for name in "${!steps_result[@]}"; do

@@ -32,6 +32,8 @@ fn a_killed_backup_is_replaced_without_stopping_the_vm() {
         let traffic = Traffic::start();
         pair.beta.kill();
         pair.alpha.wait_until(Role::Primary, State::Solo);
+        let metrics = pair.alpha.ctl(&["metrics"]).stdout;
+        assert!(metrics.contains("ftd_suspicions_total{vm=\"web\",node=\"alpha\"} 1\n"), "{metrics}");
         pair.beta = Daemon::start(world, &pair.beta_config);
         pair.wait_protected();
         traffic.goes_on();

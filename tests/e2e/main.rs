@@ -9,6 +9,7 @@ mod control;
 mod fixture;
 mod guest;
 mod loss;
+mod metrics;
 mod peer;
 mod recording;
 mod refusal;

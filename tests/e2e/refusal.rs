@@ -203,7 +203,7 @@ fn a_second_daemon_for_the_same_vm() {
         let config = Config::alpha(world);
         let mut first = Daemon::start(world, &config);
         first.wait_until(Role::Primary, State::Solo);
-        Daemon::start(world, &config).must_fail(DaemonExit::InUse, &["alpha-state", "runs already"]);
+        Daemon::start(world, &config).must_fail(DaemonExit::InUse, &["alpha-state", "already runs"]);
         // Not even with a directory of its own.
         let apart = config.with("state_dir", world.path("elsewhere").to_str().unwrap());
         Daemon::start(world, &apart).must_fail(DaemonExit::InUse, &["in use"]);

@@ -13,9 +13,10 @@ use rand::Rng;
 
 use crate::directory::SharedDirectory;
 use crate::model::{Ask, Input, Mutant, NAMES, index_of};
+use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, End, Hook, World};
+use crate::world::{End, World};
 
 /// Errors that leave it open whether the call was carried out.
 const DOUBTFUL: [Errno; 3] = [Errno::EIO, Errno::ETIMEDOUT, Errno::ESTALE];

@@ -4,8 +4,8 @@
 //!   checkpoint sealed under that very pairing covers it; and whoever resumes the VM knows every frame that ever left.
 //! - I2: a frame leaves only from the process that started the newest run of the VM, on the node that the cell names as
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
-//! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the cell, and
-//!   none that has diverged.
+//! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the
+//!   cell, and none that has diverged.
 //! - I11: nobody sets a generation that its node has known before, though the cell was put back to an older copy.
 //! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
@@ -237,12 +237,9 @@ impl World {
 
     /// The pair says that it is protected.
     pub fn check_end(&mut self) {
-        for n in 0..2 {
+        for (n, name) in NAMES.iter().enumerate() {
             if self.nodes[n].exec.knows_diverged {
-                self.fail(format!(
-                    "I3: the pair is protected by {}, which knows that it has diverged",
-                    NAMES[n]
-                ));
+                self.fail(format!("I3: the pair is protected by {}, which knows that it has diverged", name));
             }
         }
     }

@@ -7,9 +7,10 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
+use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, Hook, World};
+use crate::world::World;
 
 /// Which node a fault hits.
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +106,8 @@ pub enum Fault {
         us: Micros,
         us_per_kib: Micros,
     },
-    /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of it.
+    /// What the other one holds is not the VM's state any more, which it finds out at once or when it looks at all of
+    /// it.
     Diverge {
         at_once: bool,
     },
@@ -161,7 +163,8 @@ pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
-/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of its own.
+/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of
+/// its own.
 pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(!seed);
     let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };
@@ -311,16 +314,7 @@ impl World {
             }
             Fault::StorageCrash => self.crash_storage(),
             Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
-            Fault::CellGoesBack { by, us } => {
-                if self.hide_cell(by) {
-                    self.stats.add(if by.is_some() {
-                        Count::FaultCellOlder
-                    } else {
-                        Count::FaultCellVanished
-                    });
-                    self.later(us, Act::Undo(Undo::CellGoesBack));
-                }
-            }
+            Fault::CellGoesBack { by, us } => self.put_cell_back(by, us),
             Fault::Trip { whom, steps, trip } => {
                 let n = self.pick(whom);
                 self.nodes[n].trip = Some((steps, trip));
@@ -345,38 +339,12 @@ impl World {
                 }
             }
             Fault::Guest { kind } => self.end_guest(owner, kind),
-            Fault::Flap { apart_us, together_us } => {
-                self.stats.add(Count::FaultFlap);
-                let apart_us = self.knobs.lease_us + apart_us;
-                let whole_us = apart_us + 2 * together_us;
-                self.inject(Fault::Cut { from_owner: true, from_other: true, us: apart_us });
-                self.inject(Fault::ArbiterDown { owner: true, other: false, us: whole_us });
-                self.inject(Fault::ArbiterSlow { us: whole_us, latency_us: apart_us });
-                let again = Fault::Break { spread_us: 20_000, one_side: false };
-                self.later(apart_us + together_us, Act::Inject(again));
-            }
+            Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
             Fault::FailTakeOver { whom } => {
                 let n = self.pick(whom);
                 self.nodes[n].fail_takeover = true;
             }
-            Fault::Diverge { at_once } => {
-                let node = &mut self.nodes[1 - owner];
-                // What was looked at to its end stands still.
-                let executes = |image: Image| node.exec.verified != Some(image.epoch);
-                if self.knobs.replay
-                    && node.up
-                    && node.exec.image.is_some_and(executes)
-                    && !node.exec.diverged
-                {
-                    self.stats.add(Count::FaultDiverge);
-                    node.exec.diverged = true;
-                    node.exec.knows_diverged = at_once;
-                    self.check_copies("the backup diverged", true);
-                    if at_once {
-                        self.incoming(1 - owner, Input::Event(Event::StateLost("diverged".into())));
-                    }
-                }
-            }
+            Fault::Diverge { at_once } => self.diverge(1 - owner, at_once),
             Fault::FailMachine => self.fail_machine(owner),
             Fault::FailBoot { whom } => {
                 let n = self.pick(whom);
@@ -393,16 +361,53 @@ impl World {
                 self.net.us_per_kib = us_per_kib;
                 self.later(us, Act::Undo(Undo::Narrow));
             }
-            Fault::BreakPairing => {
-                let Some(repl) = self.nodes[owner].exec.repl.as_mut().filter(|repl| !repl.copying) else {
-                    return;
-                };
-                self.stats.add(Count::FaultPairing);
-                repl.broken = true;
-                let event = Event::PairingBroken { pairing: repl.pairing, why: "no memory".into() };
-                self.incoming(owner, Input::Event(event));
-            }
+            Fault::BreakPairing => self.break_pairing(owner),
         }
+    }
+
+    fn put_cell_back(&mut self, by: Option<u64>, us: Micros) {
+        if self.hide_cell(by) {
+            let count = if by.is_some() { Count::FaultCellOlder } else { Count::FaultCellVanished };
+            self.stats.add(count);
+            self.later(us, Act::Undo(Undo::CellGoesBack));
+        }
+    }
+
+    fn flap(&mut self, apart_us: Micros, together_us: Micros) {
+        self.stats.add(Count::FaultFlap);
+        let apart_us = self.knobs.lease_us + apart_us;
+        let whole_us = apart_us + 2 * together_us;
+        self.inject(Fault::Cut { from_owner: true, from_other: true, us: apart_us });
+        self.inject(Fault::ArbiterDown { owner: true, other: false, us: whole_us });
+        self.inject(Fault::ArbiterSlow { us: whole_us, latency_us: apart_us });
+        let again = Fault::Break { spread_us: 20_000, one_side: false };
+        self.later(apart_us + together_us, Act::Inject(again));
+    }
+
+    fn diverge(&mut self, n: usize, at_once: bool) {
+        let node = &mut self.nodes[n];
+        // What was looked at to its end stands still.
+        let executes = |image: Image| node.exec.verified != Some(image.epoch);
+        let may = self.knobs.replay && node.up && !node.exec.diverged;
+        if !may || !node.exec.image.is_some_and(executes) {
+            return;
+        }
+        self.stats.add(Count::FaultDiverge);
+        node.exec.diverged = true;
+        node.exec.knows_diverged = at_once;
+        self.check_copies("the backup diverged", true);
+        if at_once {
+            self.incoming(n, Input::Event(Event::StateLost("diverged".into())));
+        }
+    }
+
+    fn break_pairing(&mut self, owner: usize) {
+        let repl = self.nodes[owner].exec.repl.as_mut();
+        let Some(repl) = repl.filter(|repl| !repl.copying) else { return };
+        self.stats.add(Count::FaultPairing);
+        repl.broken = true;
+        let event = Event::PairingBroken { pairing: repl.pairing, why: "no memory".into() };
+        self.incoming(owner, Input::Event(event));
     }
 
     /// The host fails the machine: what was on this node is gone.

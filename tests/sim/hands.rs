@@ -5,13 +5,14 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Event, Micros, SwitchoverFailure, View, Welcome};
+use ftd::role::{ConnId, Event, Micros, PairingStart, SwitchoverFailure, View};
 use rand::Rng;
 
 use crate::model::{Ask, Input, Msg, Mutant, NAMES};
+use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, Hook, World};
+use crate::world::World;
 
 /// Why something cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +104,7 @@ impl Hands for SimHands<'_> {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Result<(), Self::Error> {
         if !self.arriving(conn) {
             return Err(Refused("the connection is gone"));
@@ -113,7 +114,7 @@ impl Hands for SimHands<'_> {
         Ok(())
     }
 
-    fn follow(&mut self, conn: ConnId, pairing: u64, _: Welcome) -> Result<(), Self::Error> {
+    fn follow(&mut self, conn: ConnId, pairing: u64, _: PairingStart) -> Result<(), Self::Error> {
         if !self.arriving(conn) {
             return Err(Refused("the connection is gone"));
         }

@@ -5,9 +5,10 @@ use ftd::role::{ConnId, Event};
 use rand::Rng;
 
 use crate::model::{Checkpoint, Frame, Msg, Mutant, NAMES, Replication, Vm};
+use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, World};
+use crate::world::World;
 
 impl World {
     pub fn begin_run(&mut self, n: usize, counter: u64) {

@@ -1,6 +1,6 @@
 //! The seeded simulator: two nodes, each with the daemon's own core, executor, output buffer and file arbiter over
-//! simulated hands and a simulated directory; a network that loses, delays and partitions; storage that fails, hangs and
-//! crashes; processes that die and freeze. One seed is one schedule.
+//! simulated hands and a simulated directory; a network that loses, delays and partitions; storage that fails, hangs
+//! and crashes; processes that die and freeze. One seed is one schedule.
 //!
 //! `FTD_SIM_SEED=... cargo test -p ft-tests --test sim -- replay --nocapture` shows one schedule in full.
 //! `FTD_SIM_SCHEDULES=n` and `FTD_SIM_FIRST=n` change which seeds `every_schedule...` runs.
@@ -15,6 +15,7 @@ mod keeper;
 mod model;
 mod net;
 mod node;
+mod schedule;
 mod stats;
 mod world;
 
@@ -120,7 +121,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::SoloGrants, 100),
         (Count::Resumed, 10),
         (Count::FrozenInRelease, 5),
-        (Count::FramesRefused, 20),
+        (Count::FramesRefused, 2),
         (Count::SwitchoversDone, 50),
         (Count::SwitchoversFailed, 10),
         (Count::CasLost, 50),

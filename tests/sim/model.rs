@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, Welcome};
+use ftd::role::{ConnId, Event, Held, Micros, PairingStart};
 
 use crate::card::Card;
 
@@ -56,7 +56,7 @@ pub enum Msg {
     Welcome {
         generation: u64,
         pairing: u64,
-        how: Welcome,
+        how: PairingStart,
     },
     Refuse {
         why: String,

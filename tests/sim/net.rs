@@ -7,8 +7,9 @@ use ftd::role::{ConnId, Micros};
 use rand::Rng;
 
 use crate::model::{Input, Item, Msg};
+use crate::schedule::Act;
 use crate::trace;
-use crate::world::{Act, World};
+use crate::world::World;
 
 /// One connection. Side 0 dialled.
 #[derive(Clone, Debug)]

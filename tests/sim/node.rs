@@ -1,5 +1,5 @@
-//! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between any two
-//! of them; and what the executor's threads make of what comes in.
+//! A node's process: the real executor, driven one small step at a time, so that a freeze or a kill can fall between
+//! any two of them; and what the executor's threads make of what comes in.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
@@ -10,9 +10,10 @@ use rand::Rng;
 use crate::card::{Pace, Snag};
 use crate::hands::{SimHands, event_of};
 use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Trip};
+use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
-use crate::world::{Act, Hook, World};
+use crate::world::World;
 
 impl World {
     /// Something arrives at a process: the kernel keeps it while the process is frozen.

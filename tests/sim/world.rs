@@ -3,18 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use ft_arbiter::file::Answer;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Micros, Policy, Role, StartAs, State};
+use ftd::role::{Event, Micros, Policy, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::arbiter::Arbiter;
 use crate::check::Truth;
-use crate::faults::{self, Fault, Undo, When};
+use crate::faults::{self, Fault, When};
 use crate::hands::SimHands;
-use crate::model::{Exec, Frame, Input, Item, Knobs, Mutant, NAMES, Node};
+use crate::model::{Exec, Input, Knobs, Mutant, NAMES, Node};
 use crate::net::Net;
+use crate::schedule::{Act, Entry, Hook};
 use crate::stats::{Count, Stats};
 
 /// Adds a line to the trace of a replay; costs nothing otherwise.
@@ -26,141 +26,6 @@ macro_rules! trace {
             println!("{:>9} {line}", $world.now);
         }
     };
-}
-
-/// Something scheduled.
-#[derive(Clone, Debug)]
-pub enum Act {
-    Tick {
-        n: usize,
-        inc: u32,
-    },
-    Step {
-        n: usize,
-        inc: u32,
-    },
-    Vm {
-        n: usize,
-        inc: u32,
-        run: u32,
-    },
-    Capture {
-        n: usize,
-        inc: u32,
-        repl: u32,
-    },
-    Copy {
-        n: usize,
-        inc: u32,
-        repl: u32,
-        left: u32,
-    },
-    Last {
-        n: usize,
-        inc: u32,
-        request: u32,
-    },
-    Dial {
-        n: usize,
-        inc: u32,
-    },
-    Deliver {
-        conn: ConnId,
-        from: usize,
-        nth: u64,
-        item: Item,
-    },
-    Reset {
-        conn: ConnId,
-        side: usize,
-    },
-    CallArrives {
-        id: u64,
-    },
-    CallAnswered {
-        n: usize,
-        inc: u32,
-        id: u64,
-        answer: Answer,
-    },
-    Verified {
-        n: usize,
-        inc: u32,
-        epoch: u64,
-    },
-    /// A frame leaves a process that stood still in the middle of a release.
-    Emitted {
-        n: usize,
-        frame: Frame,
-    },
-    Inject(Fault),
-    Undo(Undo),
-    Thaw {
-        n: usize,
-        inc: u32,
-    },
-    Start {
-        n: usize,
-        fresh: bool,
-    },
-    Heal,
-}
-
-/// Moments right after which faults like to strike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    ReadSent,
-    SetSent,
-    LinkSent,
-    CellSet,
-    FirstCaptured,
-    Hello,
-    HandOver,
-    TakeOver,
-    Ack,
-    Release,
-    PeerGone,
-    Welcome,
-}
-
-impl Hook {
-    pub const ALL: [Self; 12] = [
-        Self::ReadSent,
-        Self::SetSent,
-        Self::LinkSent,
-        Self::CellSet,
-        Self::FirstCaptured,
-        Self::Hello,
-        Self::HandOver,
-        Self::TakeOver,
-        Self::Ack,
-        Self::Release,
-        Self::PeerGone,
-        Self::Welcome,
-    ];
-}
-
-struct Entry {
-    at: Micros,
-    seq: u64,
-    act: Act,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        (self.at, self.seq) == (other.at, other.seq)
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.seq).cmp(&(other.at, other.seq))
-    }
 }
 
 /// What a schedule is to be like.
@@ -181,8 +46,8 @@ pub enum End {
     Protected,
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
-    /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the cell: only
-    /// the operator can say that nothing is lost.
+    /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the
+    /// cell: only the operator can say that nothing is lost.
     NeverBooted,
     /// An older copy of the cell was put in its place, and believed by a node that had never seen the newer one.
     Forked,

@@ -1,6 +1,7 @@
-//! One number for all that decides what a guest on the deterministic engine executes, given a state and a log: the code of
-//! the modules below [`ROOTS`] and the versions of the crates that it calls. What decides nothing does not count: comments,
-//! white space, names of files, what is compiled for tests alone, and modules that only choose what goes into a log.
+//! One number for all that decides what a guest on the deterministic engine executes, given a state and a log: the code
+//! of the modules below [`ROOTS`] and the versions of the crates that it calls. What decides nothing does not count:
+//! comments, white space, names of files, what is compiled for tests alone, and modules that only choose what goes into
+//! a log.
 //!
 //! Modules are found as the compiler finds them, by their declarations, so that one that was moved away is an error.
 

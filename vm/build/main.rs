@@ -1,9 +1,9 @@
 //! Tells the deterministic engine's fingerprint (`fingerprint.rs`). Builds the built-in guest (`guest/`, a crate of its
 //! own, without std) for the inside of the machine, and leaves the image where `src/guest.rs` includes it from.
 //!
-//! The guest is built as a bare program for the host's own target, since the toolchain has no other at hand: the flags below
-//! make it static and freestanding. Nothing of the outer build's settings may reach it: an outer `RUSTFLAGS` would
-//! replace the flags, and clippy's wrapper would check it instead of building it.
+//! The guest is built as a bare program for the host's own target, since the toolchain has no other at hand: the flags
+//! below make it static and freestanding. Nothing of the outer build's settings may reach it: an outer `RUSTFLAGS`
+//! would replace the flags, and clippy's wrapper would check it instead of building it.
 
 mod fingerprint;
 

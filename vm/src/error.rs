@@ -20,7 +20,10 @@ pub enum MachineError {
         hint: &'static str,
     },
     /// Not the KVM that the world has.
-    #[error("/dev/kvm speaks API version {theirs}, this program {ours}: it is no KVM, or one of another age")]
+    #[error(
+        "/dev/kvm speaks API version {theirs}, but this program speaks {ours}: \
+         the device is not KVM, or the kernel is too old or too new"
+    )]
     ApiVersion {
         /// The kernel's.
         theirs: i32,

@@ -5,8 +5,9 @@
 //! ```
 //! use ft_ram::GuestRam;
 //! use ft_vm::devices::{ConsoleSink, Wiring};
+//! use ft_vm::guest::CMDLINE_DEFAULT;
 //! use ft_vm::machine::Machine;
-//! use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
+//! use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 //!
 //! struct Quiet;
 //!
@@ -16,11 +17,13 @@
 //!
 //! let wiring = || Wiring { frames: None, console: Box::new(Quiet), disks: Vec::new() };
 //! let (engine, ram_bytes) = (EngineKind::Soft, 32 << 20);
-//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net: None, disks: Vec::new(), rng: false };
+//! let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] });
+//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net, disks: Vec::new(), rng: false };
 //!
 //! let ram = GuestRam::new(ram_bytes)?;
 //! let mut machine = Machine::new(&spec, &ram, wiring())?;
-//! machine.boot(&Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: String::new() })?;
+//! let (image, cmdline) = (FreestandingImage::BuiltIn, CMDLINE_DEFAULT.to_owned());
+//! machine.boot(&Boot::Freestanding { image, cmdline })?;
 //! machine.resume()?;
 //! while machine.count() == 0 {
 //!     std::thread::yield_now();

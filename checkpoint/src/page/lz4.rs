@@ -1,4 +1,4 @@
-//! lz4 blocks of single pages, tried only where a sample of the page looks as if it would pay.
+//! lz4 blocks of single pages. Compression is tried only where a sample of the page looks compressible.
 
 use super::Page;
 use ft_ram::layout::PAGE_SIZE;

@@ -1,9 +1,9 @@
-//! Page encodings: what a dirty page becomes on the wire, and back.
+//! Page encodings: from a dirty page to its bytes on the wire, and back.
 //!
 //! A batch is a sequence of records: `page u32 LE, tag u16 LE (kind << 13 | body bytes), body`. The body of each kind:
 //! zero and same: none; delta: the words that differ from the last sent copy (see `delta.rs`); lz4: an lz4 block; raw:
-//! the page. Which one is chosen: zero if it is, same or delta if the last sent copy is known and little differs,
-//! otherwise the smallest of delta, lz4 (tried only where a sample looks compressible) and raw.
+//! the page. A zero page is sent as zero. A page whose last sent copy is known and differs little is sent as same or
+//! delta. Any other page takes the smallest of delta, lz4 (tried only where a sample looks compressible) and raw.
 
 mod delta;
 mod lz4;

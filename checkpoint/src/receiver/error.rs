@@ -1,4 +1,4 @@
-//! Why the backup refuses a frame.
+//! The backup's reasons to refuse a frame.
 
 use crate::page::PageError;
 use crate::wire::{FrameError, FrameType};
@@ -27,7 +27,7 @@ pub enum ReceiveError {
         when: &'static str,
     },
     /// The generation rose without the message that says so.
-    #[error("{kind:?} of generation {theirs}, this pair is at {ours}")]
+    #[error("{kind:?} is of generation {theirs}, but this pair is at {ours}")]
     Generation {
         /// The frame's type.
         kind: FrameType,
@@ -37,7 +37,7 @@ pub enum ReceiveError {
         ours: u64,
     },
     /// The copy is of another size of memory.
-    #[error("a copy of {theirs} pages for a memory of {ours}")]
+    #[error("the full copy has {theirs} pages, but this node's memory has {ours}")]
     MemorySize {
         /// The copy's.
         theirs: u32,
@@ -45,7 +45,7 @@ pub enum ReceiveError {
         ours: u32,
     },
     /// The epoch belongs to another pairing.
-    #[error("epoch of pairing {theirs:#x}, held is {ours:#x}")]
+    #[error("the epoch is of pairing {theirs:#x}, but pairing {ours:#x} is held")]
     Pairing {
         /// The epoch's.
         theirs: u64,
@@ -91,7 +91,7 @@ pub enum ReceiveError {
         max: usize,
     },
     /// More or less came than was announced.
-    #[error("epoch {epoch}: {received} {what}, {announced} were announced")]
+    #[error("epoch {epoch}: {received} {what} came, but {announced} were announced")]
     Count {
         /// The epoch.
         epoch: u64,
@@ -103,7 +103,7 @@ pub enum ReceiveError {
         announced: usize,
     },
     /// What was decoded is not what was encoded.
-    #[error("epoch {epoch}: digest {computed:#018x}, the primary's is {stated:#018x}")]
+    #[error("epoch {epoch}: the digest is {computed:#018x}, but the primary's is {stated:#018x}")]
     Digest {
         /// The epoch.
         epoch: u64,

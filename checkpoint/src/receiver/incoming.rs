@@ -1,4 +1,4 @@
-//! An epoch while it is being received: its pages and state, decoded aside.
+//! An epoch while it is being received: its pages and state are decoded aside.
 
 use super::ReceiveError;
 use crate::backlog::{Pages, SealedCheckpoint, ZERO_SLOT};

@@ -1,5 +1,5 @@
-//! An epoch of the event log while it is being received. Its bytes are kept as they come; the digest proves them, and
-//! whoever executes them reads them.
+//! An epoch of the event log while it is being received. The bytes are kept as they come. The digest proves them; the
+//! machine that executes the log decodes them.
 
 use super::{Holding, ReceiveError, Received, Receiver};
 use crate::encoder::LOG_BYTES_MAX;

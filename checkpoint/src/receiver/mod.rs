@@ -2,14 +2,14 @@
 //! checkpoint (invariant I3).
 //!
 //! Each page of an epoch is decoded on arrival to its full content, beside the image. The base of a delta is the page
-//! as of the last sealed checkpoint: in the newest checkpoint of the backlog that has it, else in the image. That is
-//! right without any lock held: the list is taken when the epoch begins; what is in it does not change even if it is
-//! applied meanwhile; what is not in it is not being applied, and nothing new is queued before this epoch ends. The
-//! digest over the decoded content then proves it. Applying whole pages cannot fail.
+//! as of the last sealed checkpoint: in the newest checkpoint of the backlog that has it, else in the image. This is
+//! right without any lock. The list of the backlog is taken when the epoch begins. A page in the list does not change
+//! even if it is applied meanwhile. A page outside the list is not being applied, and nothing new is queued before this
+//! epoch ends. The digest over the decoded content then proves it. Applying whole pages cannot fail.
 //!
-//! Any error leaves the last sealed checkpoint as it was and drops what was half received; the connection is to be
-//! closed. Memory is bounded: a checkpoint by [`Limits::epoch_pages`], the backlog by [`Limits::backlog_pages`] (beyond
-//! it the receiver applies by itself before it takes more, which slows the sender down through the channel).
+//! Any error leaves the last sealed checkpoint as it was and drops the half-received epoch; the caller must close the
+//! connection. Memory is bounded: a checkpoint by [`Limits::epoch_pages`], the backlog by [`Limits::backlog_pages`]
+//! (beyond it the receiver applies by itself before it takes more, which slows the sender down through the channel).
 
 mod error;
 mod incoming;
@@ -177,7 +177,7 @@ impl Receiver {
         }
     }
 
-    /// The machine's state as of the last sealed checkpoint. What a log adds is for whoever executes it.
+    /// The machine's state as of the last sealed checkpoint. Only executing the log shows what it adds.
     pub fn sealed_state(&self) -> Option<&[u8]> {
         match &self.holding {
             Holding::Sealed(sealed) => Some(&sealed.state),

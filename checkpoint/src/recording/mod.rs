@@ -1,14 +1,14 @@
-//! A recording: the file from which a machine's run is executed again. It begins with what the machine is and its whole
-//! state when recording began, and goes on with the event log.
+//! A recording: the file from which a machine's run is executed again. It begins with the machine's description and its
+//! whole state when recording began, and goes on with the event log.
 //!
 //! ```text
 //! file:     "FTDREC" version u16   About  State  Pages*  Begin   Log*   End
 //! section:  kind u32, recording u32, sequence u32, length u32, crc32c u32 of the payload, crc32c u32 of these, payload
 //! ```
 //!
-//! `recording` is drawn for each file and is in all its sections, which are counted: one that is missing, repeated,
-//! swapped, damaged or of another file is named. What is written up to any moment is a recording of what happened up to
-//! the last whole log section, so a recorder that dies leaves a shorter recording; only [`End`] says that nothing is
+//! `recording` is drawn at random for each file and stands in all its sections. Sections are counted, so an error names
+//! a section that is missing, repeated, swapped, damaged or of another file. The file is at any moment a recording up
+//! to its last whole log section, so a recorder that dies leaves a shorter recording. Only [`End`] says that nothing is
 //! missing. A recording may come from anywhere, and is not trusted.
 
 mod read;
@@ -155,14 +155,14 @@ pub enum RecordingError {
     #[error("this is no recording: it does not start with FTDREC")]
     Magic,
     /// Another version's.
-    #[error("recording of format version {theirs}, this program reads {VERSION}")]
+    #[error("the recording has format version {theirs}, this program reads {VERSION}")]
     Version {
         /// The file's.
         theirs: u16,
     },
     /// Cut before the machine's start was complete: there is nothing to execute.
     #[error(
-        "recording cut off at byte {offset}, before the start of the machine is complete: nothing can be replayed"
+        "the recording is cut off at byte {offset}, before the machine's start is complete: nothing can be replayed"
     )]
     NoStart {
         /// How long the file is.
@@ -245,7 +245,7 @@ pub enum RecordingError {
     #[error("recording: {0}")]
     Log(#[from] LogError),
     /// Something behind the end.
-    #[error("recording, byte {offset}: something follows the end")]
+    #[error("recording, byte {offset}: bytes follow the end")]
     BehindEnd {
         /// Where.
         offset: u64,

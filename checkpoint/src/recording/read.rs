@@ -128,7 +128,7 @@ fn decode<T: Serialize + DeserializeOwned>(
     let malformed = |why: String| RecordingError::Malformed { offset, what, why };
     let value: T = postcard::from_bytes(bytes).map_err(|e| malformed(e.to_string()))?;
     let again = postcard::to_stdvec(&value).map_err(|e| malformed(e.to_string()))?;
-    if again != bytes { Err(malformed("it has bytes that mean nothing".into())) } else { Ok(value) }
+    if again != bytes { Err(malformed("it has extra bytes".into())) } else { Ok(value) }
 }
 
 /// Puts the pages of a section into memory. Pages ascend over all sections: `next` is the lowest that may come, and the

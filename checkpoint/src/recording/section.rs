@@ -1,4 +1,4 @@
-//! Sections: what a recording is made of.
+//! Sections: the pieces of a recording.
 
 use super::RecordingError;
 use crc32c::crc32c;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The sequence counts frames of one direction of one connection from 0, so a frame that is missing, repeated or out of
-//! order is found. It is stamped at the moment of writing: what is kept for sending again is payloads, not frames.
+//! order is found. It is stamped at the moment of writing: payloads are kept for sending again, not frames.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
@@ -106,7 +106,7 @@ pub enum FrameError {
         ours: u16,
     },
     /// The frame belongs to another VM.
-    #[error("frame for VM id {theirs:#018x}, this connection protects {ours:#018x}")]
+    #[error("the frame is for VM id {theirs:#018x}, but this connection protects {ours:#018x}")]
     WrongVm {
         /// The frame's.
         theirs: u64,
@@ -114,7 +114,7 @@ pub enum FrameError {
         ours: u64,
     },
     /// The announced payload is longer than any frame's.
-    #[error("payload of {length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")]
+    #[error("the payload has {length} bytes, at most {PAYLOAD_BYTES_MAX} are allowed")]
     TooLong {
         /// What the header says.
         length: u64,
@@ -138,7 +138,7 @@ pub enum FrameError {
         ours: u64,
     },
     /// The frame comes from a past generation.
-    #[error("frame of generation {theirs}, this connection is at {ours}")]
+    #[error("the frame is of generation {theirs}, but this connection is at {ours}")]
     StaleGeneration {
         /// The frame's.
         theirs: u64,

@@ -1,4 +1,4 @@
-//! Whether two nodes fit each other: a pure comparison that names the first mismatch, most telling first.
+//! Checks whether two nodes fit each other: a pure comparison that names the first mismatch, the most telling first.
 
 use super::message::{Identity, Mode, Refuse};
 use ft_vm::spec::MachineSpec;
@@ -35,7 +35,7 @@ pub enum Refusal {
         ours: String,
     },
     /// Both call themselves the same: most likely the address is this node's own.
-    #[error("the peer calls itself {0:?} as this node does: is the peer's address this node's own?")]
+    #[error("the peer calls itself {0:?}, as this node does: check that peer.address is not this node's own")]
     SameNode(String),
     /// The peer's machine is not described as ours.
     #[error("{field} differs: the peer has {theirs}, this node {ours}")]
@@ -90,7 +90,9 @@ pub enum Refusal {
     #[error("CPU: {0}")]
     Cpu(String),
     /// The primary's ownership is from an older generation than the backup knows of: it has been replaced.
-    #[error("the primary is of generation {primary}, its backup knows of {backup}: the primary was replaced")]
+    #[error(
+        "the primary's generation is {primary}, but its backup has seen {backup}: another node has replaced it"
+    )]
     StalePrimary {
         /// The primary's.
         primary: u64,

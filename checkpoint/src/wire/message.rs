@@ -1,5 +1,5 @@
-//! What frames carry. Small messages are postcard; page and state batches are records (see [`crate::page`]), parts of
-//! the log are bytes of [`ft_vm::replay::log`]: these are only borrowed here.
+//! The messages in frames. Small messages are postcard. Page and state batches are records (see [`crate::page`]), parts
+//! of the log are bytes of [`ft_vm::replay::log`]; these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 //!
 //! The backup dials, the primary listens; one TCP connection carries everything. Each frame has a fixed header (magic,
 //! version, type, VM, generation, epoch, sequence number, length, CRC over all of it) and a bounded payload, so that
-//! what is truncated, damaged, reordered, repeated or another VM's is refused before it is looked at.
+//! a frame that is truncated, damaged, reordered, repeated or another VM's is refused before it is interpreted.
 //!
 //! ```text
 //!   backup                                             primary
@@ -17,15 +17,15 @@
 //!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
 //!     Echo{stamp} ------------------------------------>   extends the permission
 //!     Position{count, lag} --------------------------->    replay mode: how far it has executed
-//!     Diverged{count, what} -------------------------->    ... and that it is not the same any more; Bye follows
+//!     Diverged{count, what} -------------------------->    ... and that it has diverged; Bye follows
 //!     <------------------------------ Paired{generation}   the cell names this backup
 //!     <------------------------------- Switchover{epoch}   planned switchover: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->
 //!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
 //! ```
 //!
-//! What the messages permit and promise is the role core's business (`daemon/src/role`), what they do to the backup's
-//! memory the [`receiver`](crate::receiver)'s.
+//! The role core (`daemon/src/role`) says what the messages permit and promise. The [`receiver`](crate::receiver) says
+//! what they do to the backup's memory.
 
 pub mod frame;
 pub mod handshake;

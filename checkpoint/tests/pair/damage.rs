@@ -1,5 +1,5 @@
 //! A stream that is cut, damaged, reordered or made up leaves the backup at its last sealed checkpoint, and is refused
-//! by an error that names what is wrong.
+//! by an error that names the damage.
 
 use crate::support::{self, Backup, FeedError, Primary, assert_same_memory, frames, stream, writer};
 use ft_checkpoint::bench_support::Noise;

@@ -1,5 +1,5 @@
-//! Whatever the guest does, and however often the connection is lost, the image of an epoch is the primary's memory at
-//! that epoch, and the state its state.
+//! The backup's image and state at an epoch are the primary's memory and state at that epoch, for any history of the
+//! guest and any number of lost connections.
 
 use crate::support::{Backup, Primary, assert_same_memory, stream};
 use ft_checkpoint::bench_support::Noise;

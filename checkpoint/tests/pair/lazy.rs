@@ -1,5 +1,5 @@
-//! Take-over on a memory whose backlog is still to be applied: nobody ever sees a page that is not up to date, and no
-//! page is applied over what the guest has written since.
+//! Take-over on a memory whose backlog is still to be applied: no reader ever sees a stale page, and no page is applied
+//! over a later write of the guest.
 
 use crate::support::{self, Backup, Primary, stream};
 use ft_checkpoint::lazy::{EAGER_PAGES_MAX, LazyApply};

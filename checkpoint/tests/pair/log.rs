@@ -1,4 +1,5 @@
-//! Replay mode's epochs: the log arrives as it was sent, in order and whole, or is refused by name; what is held stays.
+//! Replay mode's epochs: the log arrives as it was sent, in order and whole, or an error names the fault and the held
+//! state stays.
 
 use crate::support::{self, Backup, FeedError, Primary, frames, stream};
 use ft_checkpoint::encoder::LOG_BYTES_MAX;

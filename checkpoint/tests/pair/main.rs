@@ -1,4 +1,5 @@
-//! A primary and a backup in one process, joined by bytes: what a history, damage on the way and a take-over leave.
+//! A primary and a backup in one process, joined by bytes: their state after a history, after damage on the
+//! way, and after a take-over.
 
 mod damage;
 mod history;

@@ -1,4 +1,4 @@
-//! What the arbiter holds for a VM.
+//! The cell that the arbiter holds for each VM.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

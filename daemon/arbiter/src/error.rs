@@ -1,4 +1,4 @@
-//! Why an arbiter gave no answer, and which arbiter it was.
+//! Errors of an arbiter: why it gave no answer, and at which place.
 
 use nix::errno::Errno;
 use std::fmt;
@@ -42,7 +42,7 @@ pub enum Trouble {
         errno: Errno,
     },
     /// The cell is damaged. It is never taken for an empty one.
-    #[error("the cell is damaged: {file}: {reason}; see which node has the VM, then remove the damaged file")]
+    #[error("the cell is damaged: {file}: {reason}; find out which node has the VM, then remove that file")]
     Damaged {
         /// The damaged file's name.
         file: String,
@@ -59,7 +59,7 @@ pub enum Trouble {
     },
     /// A crash of the storage has taken a generation back that was there before.
     #[error(
-        "the storage has lost generation {generation}, which was there before; is it mounted asynchronously?"
+        "the storage has lost generation {generation}, which it held before: do not mount it asynchronously"
     )]
     TakenBack {
         /// The generation.

@@ -1,4 +1,4 @@
-//! The file arbiter under processes that race for it and are killed wherever they may be.
+//! The file arbiter under processes that race for it and are killed at any point.
 
 use ft_arbiter::{Arbiter, Cell, FileArbiter, Outcome};
 use std::collections::BTreeMap;

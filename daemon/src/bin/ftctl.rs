@@ -1,4 +1,5 @@
-//! ftctl: what an operator does to a running ftd. Data on stdout, messages on stderr, documented exit codes.
+//! ftctl: the operator's commands for a running ftd. It prints data on stdout and messages on stderr, and ends with a
+//! documented exit code.
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
@@ -20,7 +21,7 @@ const WATCH_INTERVAL_MS: u64 = 1000;
 /// Between two tries of `wait` to reach a daemon that is not there yet.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Shows and steers a VM that ftd protects.
+/// Shows and controls a VM that ftd protects.
 #[derive(Parser)]
 #[command(version, after_help = CtlExit::HELP)]
 struct Command {
@@ -45,16 +46,16 @@ struct Target {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Show how the VM is; ends with 0 if it is protected and with 3 if not
+    /// Show the VM's status; the exit code is 0 if the VM is protected and 3 if not
     Status {
-        /// Go on showing it: at every change and every second
+        /// Keep showing it, at every change and every second
         #[arg(long)]
         watch: bool,
     },
-    /// Have the backup go on with the VM: a planned switchover, nothing is lost
+    /// Hand the VM over to the backup: a planned switchover, in which nothing is lost
     #[command(visible_alias = "switchover")]
     Failover {
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
         /// Give up after this time, leaving the VM where it is: 30s, 500ms, 2m
@@ -63,16 +64,16 @@ enum Action {
     },
     /// Attach to the VM's serial console; Ctrl-] detaches
     Console,
-    /// Wait until the VM is as wanted, also for a daemon that is only just starting
+    /// Wait until the VM has reached a state; also waits for a daemon that is still starting
     Wait {
-        /// What to wait for
+        /// The state to wait for
         #[arg(long = "for", value_name = "GOAL")]
         goal: Goal,
         /// Give up after this time: 30s, 500ms, 2m
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
         timeout: Duration,
     },
-    /// Stop the daemon; a protected VM moves to the backup first, one without a backup is shut down
+    /// Stop the daemon; a protected VM first moves to the backup, a VM without a backup is shut down
     Stop,
     /// Print the metrics in the text format of Prometheus
     Metrics,
@@ -233,7 +234,9 @@ fn watch(mut client: Client, json: bool) -> Result<CtlExit, End> {
 
 fn confirm(status: &Status) -> Result<(), End> {
     if !io::stdin().is_terminal() {
-        return Err(End::Unconfirmed("give --yes to hand the VM over without being asked"));
+        return Err(End::Unconfirmed(
+            "standard input is no terminal: pass --yes to hand the VM over without confirmation",
+        ));
     }
     eprint!("Hand {} over from {} to {}? [y/N] ", status.vm, status.node, status.peer.node);
     let mut answer = String::new();
@@ -275,9 +278,9 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         "" | "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("not a time such as 500ms, 30s, 2m or 1h".to_owned()),
+        _ => return Err("not a time like 500ms, 30s, 2m or 1h".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "not a time such as 500ms, 30s, 2m or 1h".to_owned())?;
+    let number: u64 = number.parse().map_err(|_| "not a time like 500ms, 30s, 2m or 1h".to_owned())?;
     let time = number.checked_mul(unit_ms).filter(|ms| *ms <= ftd::control::api::TIMEOUT_MS_MAX);
     time.map(Duration::from_millis).ok_or_else(|| "longer than a day".to_owned())
 }

@@ -1,5 +1,5 @@
-//! The daemon: `ftd run` protects one VM on this node, `ftd check-config` says whether it could;
-//! `ftd record` and `ftd replay` run one alone, and again.
+//! The daemon: `ftd run` protects one VM on this node, and `ftd check-config` says whether it could. `ftd record` runs
+//! a VM alone and records it; `ftd replay` executes the recording again.
 
 use clap::{Parser, Subcommand};
 use ftd::config::Config;
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 /// Protects a virtual machine against the loss of its host.
 ///
-/// Two hosts each run ftd for the same VM: one runs it, the other holds its state and goes on with it when the first
-/// dies. Clients keep their TCP connections. Operators talk to a running ftd with ftctl.
+/// Two hosts each run ftd for the same VM. One host runs the VM; the other holds its state and takes over when the
+/// first one dies. Clients keep their TCP connections. Operators control a running ftd with ftctl.
 #[derive(Parser)]
 #[command(version, after_help = DaemonExit::HELP)]
 struct Cli {
@@ -26,47 +26,47 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Cmd {
-    /// Run this node until it is stopped or fenced
+    /// Run this node of the VM until it is stopped or fenced
     Run {
         /// The configuration, as in ftd.example.toml
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Boot the VM anew although its memory may still be held by the peer: what ran before is given up.
+        /// Boot the VM anew although the peer may still hold its state: the old state is given up.
         /// Only on the node that owns the VM
         #[arg(long)]
         fresh: bool,
     },
-    /// Allow the service's next start to boot the VM anew: its state is lost, on the other host too, and is given up
+    /// Allow the service's next start to boot the VM anew, when both hosts have lost its state or you give it up
     ///
-    /// Only on the node that owns the VM, and while its daemon is stopped. The leave is for one boot, and void once the VM
-    /// has gone on anywhere.
+    /// Works only on the node that owns the VM, while its daemon is stopped. The permission is for one boot. It becomes
+    /// void once the VM has gone on on either host.
     AllowFresh {
         /// The configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Check a configuration and this host for it; nothing runs, only missing directories of the daemon are made
+    /// Check a configuration and this host; runs nothing, only creates the daemon's missing directories
     CheckConfig {
         /// The configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Judge the file only, not this host
+        /// Check only the file, not this host
         #[arg(long)]
         syntax_only: bool,
     },
-    /// Boot the VM alone, unprotected, on the deterministic engine, and record its run into a file
+    /// Boot the VM alone and unprotected on the deterministic engine, and record its run into a file
     ///
-    /// The recording begins with the machine as it boots and ends when the guest does (it powers off, crashes, or resets,
-    /// whatever on_reset says), when the time is over, or on SIGINT or SIGTERM. A recorder that dies leaves a recording of
-    /// all but the last moments. The VM speaks with its own address: stop it on both hosts first, or give it another TAP.
+    /// The recording begins when the machine boots. It ends when the guest powers off, crashes or resets (whatever
+    /// on_reset says), when the time is over, or on SIGINT or SIGTERM. A recorder that dies leaves a recording of all
+    /// but the last moments. The VM uses its own network address: stop it on both hosts first, or give it another TAP.
     Record {
-        /// The configuration; of its VM, only the machine matters
+        /// The configuration; only its [machine] section matters
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// The recording; must not exist
+        /// The file to record into; it must not exist yet
         #[arg(long, value_name = "LOG")]
         out: PathBuf,
-        /// Stop after so long
+        /// Stop after this time
         #[arg(long = "for", value_name = "SECONDS", value_parser = seconds)]
         limit: Option<Duration>,
         /// Type standard input into the guest's console
@@ -78,21 +78,21 @@ enum Cmd {
     },
     /// Execute a recording again, instruction by instruction, as fast as this host can
     ///
-    /// The guest's console goes to standard output, what became of the replay to standard error. The digests in the
+    /// The guest's console goes to standard output, the outcome of the replay to standard error. The digests in the
     /// recording are compared on the way and at its end.
     Replay {
         /// The recording
         log: PathBuf,
-        /// Stop when so many instructions have been executed, and show the registers
+        /// Stop after this many instructions and show the registers
         #[arg(long, value_name = "COUNT")]
         until: Option<u64>,
-        /// Fail also when the recording has no end (its recorder was killed, or it was cut)
+        /// Also fail when the recording has no end because its recorder was killed or the file was cut off
         #[arg(long)]
         verify: bool,
         /// Do not show the guest's console
         #[arg(long)]
         quiet: bool,
-        /// The disks' images, in the VM's order, if they are not where they were
+        /// A disk's image, once for each disk in the VM's order, if the images have moved
         #[arg(long = "disk", value_name = "IMAGE")]
         disks: Vec<PathBuf>,
     },
@@ -144,7 +144,7 @@ fn allow_fresh(path: &Path) -> DaemonExit {
     match host::allow_fresh(&config) {
         Ok(generation) => {
             println!(
-                "{}: the next start boots the VM anew; its state of generation {generation} is given up",
+                "{}: the next start boots the VM anew and gives up its state of generation {generation}",
                 config.vm
             );
             DaemonExit::Ok

@@ -1,4 +1,4 @@
-//! Tests of the configuration: the example tells the truth, and what is wrong is named.
+//! Tests of the configuration: the example states the real defaults, and every error names the wrong key.
 
 use super::*;
 use proptest::prelude::*;

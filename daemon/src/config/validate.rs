@@ -1,4 +1,4 @@
-//! What a configuration must fulfil beyond the types of its values: ranges, and values that must fit each other.
+//! The rules of a configuration beyond the types of its values: ranges, and values that must fit each other.
 
 use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
@@ -55,7 +55,7 @@ impl Config {
             return refuse(
                 "machine.memory_mib",
                 machine.memory_mib,
-                "must be even: guest memory comes in 2 MiB",
+                "must be even: guest memory is made of 2 MiB pages",
             );
         }
         let guest = match machine.guest {
@@ -65,13 +65,17 @@ impl Config {
         };
         match (machine.guest, &machine.kernel, &machine.initrd) {
             (GuestKind::Linux | GuestKind::Freestanding, None, _) => {
-                return refuse("machine.guest", guest, "needs machine.kernel, the path of what to boot");
+                return refuse(
+                    "machine.guest",
+                    guest,
+                    "needs machine.kernel, the path of the kernel or program to boot",
+                );
             }
             (GuestKind::Builtin, Some(kernel), _) => {
                 return refuse(
                     "machine.kernel",
                     kernel.display(),
-                    "the builtin guest takes none; set machine.guest",
+                    "the builtin guest takes none; set machine.guest to \"linux\" or \"freestanding\"",
                 );
             }
             (GuestKind::Builtin | GuestKind::Freestanding, _, Some(initrd)) => {
@@ -133,14 +137,14 @@ impl Config {
         within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
         if r.lease_ms < 2 * r.heartbeat_ms {
             let allowed = format!(
-                "must be at least twice heartbeat_ms ({}), or output stops between two heartbeats",
+                "must be at least twice heartbeat_ms ({}), or output would stop between two heartbeats",
                 r.heartbeat_ms
             );
             return refuse("replication.lease_ms", r.lease_ms, allowed);
         }
         if r.lease_ms >= r.failure_timeout_ms {
             let allowed = format!(
-                "must be below failure_timeout_ms ({}): the leave to emit ends before the peer may take over",
+                "must be below failure_timeout_ms ({}): the permission to send must end before the peer may take over",
                 r.failure_timeout_ms
             );
             return refuse("replication.lease_ms", r.lease_ms, allowed);
@@ -180,7 +184,7 @@ impl MachineConfig {
     /// what is announced for it.
     pub(super) fn builtin_cmdline(&self) -> Result<String, BadValue> {
         const ADDRESSES: &str = "machine.net.addresses";
-        const ONE: &str = "the builtin guest has one IPv4 address: name that, or none";
+        const ONE: &str = "the builtin guest has one IPv4 address: list that one, or none";
         let address = match self.net.as_ref().map_or(&[][..], |net| &net.addresses) {
             [] => None,
             [IpAddr::V4(address)] => Some(*address),

@@ -1,4 +1,4 @@
-//! What goes over the control socket. One JSON object a line in both directions, the version in every request:
+//! The protocol of the control socket: one JSON object per line in both directions, with the version in every request:
 //!
 //! ```text
 //! {"version":1,"request":"status"}
@@ -29,11 +29,11 @@ pub const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
 pub struct RequestLine {
     /// [`PROTOCOL_VERSION`].
     pub version: u32,
-    /// What is asked for.
+    /// The request.
     pub request: Request,
 }
 
-/// What can be asked for.
+/// A client's request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -57,7 +57,7 @@ pub enum Request {
         /// Given up after this time.
         timeout_ms: u64,
     },
-    /// Ends the daemon, and on the primary the VM.
+    /// Ends the daemon. A protected VM first moves to the backup; a VM without a backup is shut down.
     Stop,
     /// Attaches to the serial console.
     Console,
@@ -65,7 +65,7 @@ pub enum Request {
     Metrics,
 }
 
-/// What can be waited for.
+/// A state to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {

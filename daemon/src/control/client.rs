@@ -37,10 +37,10 @@ pub enum ClientError {
         vms: Vec<String>,
     },
     /// The daemon closed the connection, or said nothing in time.
-    #[error("the daemon broke off: {0}")]
+    #[error("the daemon closed the connection: {0}")]
     BrokenOff(io::Error),
     /// What came is no response.
-    #[error("the daemon's answer is not understood: {0}")]
+    #[error("cannot understand the daemon's answer: {0}")]
     Nonsense(String),
     /// The daemon did not do it.
     #[error(transparent)]
@@ -131,7 +131,7 @@ pub fn status_in(response: Response) -> Result<Status, ClientError> {
 /// The error for a response of the wrong kind.
 #[must_use]
 pub fn unexpected(response: &Response) -> ClientError {
-    ClientError::Nonsense(format!("another kind of response was expected than {response:?}"))
+    ClientError::Nonsense(format!("unexpected kind of response: {response:?}"))
 }
 
 /// The only socket in a directory.

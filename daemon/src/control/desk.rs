@@ -1,5 +1,5 @@
-//! What the control socket can do in the running daemon: the status that is published, the console, and the operator's
-//! wishes, which go to the executor.
+//! The running daemon as the control socket sees it: the published status, the console, and the operator's wishes,
+//! which go to the executor.
 
 use super::api::{Failure, Role, State, Status};
 use super::server::{ConsoleAttachment, Controlled};
@@ -50,7 +50,7 @@ impl Controlled for Desk {
             Ok(Ok(Err(e))) => Err(e.into()),
             // The executor has dropped the reply.
             Ok(Err(_)) => Err(ending(OutletClosed)),
-            Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see status".into())),
+            Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see ftctl status".into())),
         }
     }
 

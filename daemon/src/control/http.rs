@@ -1,5 +1,5 @@
-//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request a connection. Small enough to need no
-//! HTTP library: nothing of a request but its first line matters.
+//! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request per connection. It reads only the first
+//! line of a request, so it needs no HTTP library.
 
 use super::server::Controlled;
 use std::io;
@@ -34,7 +34,7 @@ pub async fn serve<C: Controlled>(listener: TcpListener, controlled: Arc<C>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "metrics: accepting failed");
+                tracing::warn!(%error, "metrics: cannot accept a client; trying again");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -1,5 +1,5 @@
-//! Serves the control socket. Clients are neither trusted nor waited for: their number, the length of what they send
-//! and the time they take are bounded, and none of them keeps another one, or the VM, from going on.
+//! Serves the control socket. The server neither trusts its clients nor waits for them: it bounds their number, the
+//! length of their requests and the time they take. No client can hold up another one, or the VM.
 
 use super::api::{
     Failure, PROTOCOL_VERSION, REQUEST_BYTES_MAX, Request, RequestLine, Response, Status, TIMEOUT_MS_MAX,
@@ -150,7 +150,7 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // Out of descriptors, most likely: they come back when clients go.
-                    tracing::warn!(%error, "control socket: accepting failed");
+                    tracing::warn!(%error, "control socket: cannot accept a client; trying again");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
@@ -167,7 +167,9 @@ impl Server {
                     });
                 }
                 Err(_) => {
-                    let busy = Failure::Busy(format!("{CLIENTS_MAX} clients are connected already"));
+                    let busy = Failure::Busy(format!(
+                        "{CLIENTS_MAX} clients are already connected; try again later"
+                    ));
                     // A new connection's buffer is empty, so this does not wait.
                     let _ = stream.try_write(&line(&Response::Error(busy)));
                 }

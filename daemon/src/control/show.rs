@@ -1,4 +1,4 @@
-//! The status as people like to read it.
+//! The status as text for people: a block of aligned lines, or one line.
 
 use super::api::{Role, State, Status};
 use crate::observe::Percentiles;
@@ -37,7 +37,10 @@ pub fn block(status: &Status, colour: bool) -> String {
         };
         row("backup's lag", format!("{lag:.1} ms{slowed}"));
         if let Some(last) = &replay.last_divergence {
-            row("diverged", format!("{} times, last at {}: {}", replay.divergences, last.count, last.what));
+            row(
+                "diverged",
+                format!("{} times, last at instruction {}: {}", replay.divergences, last.count, last.what),
+            );
         }
         if status.role == Role::Primary {
             row("output held", times(status.hold_us));
@@ -56,8 +59,10 @@ pub fn block(status: &Status, colour: bool) -> String {
     if status.unknown_instructions > 0 {
         let times = status.unknown_instructions;
         row(
-            "lacking",
-            format!("instructions that the engine does not have, executed {times} times: see the log"),
+            "unsupported",
+            format!(
+                "the guest executed instructions that the engine does not have, {times} times: see the log"
+            ),
         );
     }
     let connected = if status.peer.connected { "connected" } else { "not connected" };
@@ -158,7 +163,7 @@ mod tests {
             "         mode  replay, engine soft, at instruction 5000000\n",
             "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",
             " backup's lag  1.5 ms, the VM is slowed by 20 %\n",
-            "     diverged  1 times, last at 77: register rax\n",
+            "     diverged  1 times, last at instruction 77: register rax\n",
         ] {
             assert!(text.contains(line), "{text}");
         }
@@ -185,10 +190,12 @@ mod tests {
 
     #[test]
     fn unknown_instructions_are_shown_where_there_were_any() {
-        assert!(!block(&status(), false).contains("lacking"));
+        assert!(!block(&status(), false).contains("unsupported"));
         let text = block(&Status { unknown_instructions: 3, ..status() }, false);
         assert!(
-            text.contains("lacking  instructions that the engine does not have, executed 3 times"),
+            text.contains(
+                "unsupported  the guest executed instructions that the engine does not have, 3 times"
+            ),
             "{text}"
         );
     }

@@ -1,4 +1,4 @@
-//! Signals are wishes too.
+//! Signals as wishes: SIGTERM and SIGINT ask the daemon to stop.
 
 use super::wish::Wish;
 use crate::exit::DaemonExit;
@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub async fn stop_on_signals(wishes: Outlet<Wish>) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        tracing::warn!("signals cannot be handled: SIGTERM ends this daemon at once");
+        tracing::warn!("cannot handle signals: SIGTERM will end this daemon at once, without moving the VM");
         return;
     };
     let mut asked = false;
@@ -19,12 +19,12 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>) {
             _ = int.recv() => {}
         }
         if std::mem::replace(&mut asked, true) {
-            tracing::warn!("asked to stop twice: ending at once");
+            tracing::warn!("asked to stop a second time: ending at once");
             std::process::exit(i32::from(DaemonExit::Failure as u8));
         }
-        tracing::info!("asked to stop");
+        tracing::info!("asked to stop by a signal");
         if wishes.tell(Wish::Stop).is_err() {
-            tracing::debug!("it is ending already");
+            tracing::debug!("the daemon is already ending");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the operator wants of the daemon.
+//! The operator's wishes to the daemon.
 
 use crate::role::SwitchoverFailure;
 

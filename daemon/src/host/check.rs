@@ -1,5 +1,5 @@
-//! What a configuration needs of this host, checked before the VM runs: one clear message and an exit code for what is
-//! missing, instead of a failure in the middle.
+//! Checks, before the VM runs, that this host has everything the configuration needs. A missing piece gives one clear
+//! message and an exit code, instead of a failure in the middle.
 
 use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;
@@ -21,8 +21,8 @@ use thiserror::Error;
 pub enum HostError {
     /// KVM cannot be used.
     #[error(
-        "/dev/kvm: {source}; this host has no usable KVM (is the module loaded, virtualisation enabled, the user in \
-         group kvm?); machine.engine = \"soft\" needs none"
+        "/dev/kvm: {source}; this host has no usable KVM: load the module, enable virtualisation in the firmware, \
+         add the user to group kvm, or set machine.engine = \"soft\""
     )]
     Kvm {
         /// Why.

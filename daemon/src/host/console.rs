@@ -1,4 +1,4 @@
-//! The guest's console: to whoever is attached, and to a file or stdout if so configured.
+//! The guest's console: it goes to the attached clients, and to a file or stdout if so configured.
 
 use super::check::HostError;
 use crate::config::ConsoleTarget;

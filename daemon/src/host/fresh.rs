@@ -1,6 +1,6 @@
-//! The operator's leave for one fresh boot over a lost state, kept for the service's next start, so that nobody has to
-//! run the daemon by hand. It names the generation whose state is given up: the boot that it allows begins another one,
-//! so it is spent by that, and it does not outlive whatever else happens to the VM.
+//! The operator's permission for one fresh boot over a lost state. It is kept in a file for the service's next start,
+//! so nobody has to run the daemon by hand. It names the generation whose state is given up. The boot
+//! that it allows begins another generation and so spends it. Any other change of the cell voids it.
 
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
@@ -10,17 +10,17 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Why no leave is given or taken.
+/// Why no permission is given or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum FreshError {
     /// The daemon runs: its VM may be well.
-    #[error("{0}; stop it first, then allow, then start it")]
+    #[error("{0}; stop it first, then allow the fresh boot, then start it")]
     Lock(#[from] LockError),
     /// The cell cannot be read.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
     /// The state is another node's to give up.
-    #[error("node {owner} owns the VM, and only there its state can be given up; this is {node}")]
+    #[error("node {owner} owns the VM, this is node {node}: allow the fresh boot on {owner}")]
     NotOwner {
         /// Who owns it.
         owner: String,
@@ -28,9 +28,9 @@ pub enum FreshError {
         node: String,
     },
     /// There is no state.
-    #[error("nobody owns the VM, so nothing is lost: start it, no leave is needed")]
+    #[error("nobody owns the VM, so no state is lost: start it, it needs no permission")]
     NothingLost,
-    /// The leave cannot be written, read or removed.
+    /// The permission cannot be written, read or removed.
     #[error("{}: {source}", path.display())]
     Io {
         /// Where it lies.
@@ -70,8 +70,8 @@ pub fn allow_fresh(config: &Config) -> Result<u64, FreshError> {
     Ok(generation)
 }
 
-/// Takes the leave, if there is one: whether the lost state that it names is still what the cell speaks of. It is gone
-/// before anything is done with it: a crash in between costs the operator another word, not the VM another state.
+/// Takes the permission, if there is one: true if it names the generation that the cell still has. The file is removed
+/// before anything is done with it: a crash in between costs the operator another command, not the VM another state.
 pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
     let path = leave(config);
     let failed = |source| FreshError::Io { path: path.clone(), source };
@@ -86,8 +86,10 @@ pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
         cell.owner.as_deref() == Some(config.node.as_str()) && text == format!("{}\n", cell.generation)
     });
     match still {
-        true => tracing::warn!("the VM is booted anew by leave of the operator: its state is given up"),
-        false => tracing::warn!("the leave for a fresh boot is void: the VM has changed hands since"),
+        true => tracing::warn!("booting the VM anew, as the operator allowed: its old state is given up"),
+        false => tracing::warn!(
+            "not booting the VM anew: the permission for that is void, the VM has gone on since it was given"
+        ),
     }
     Ok(still)
 }

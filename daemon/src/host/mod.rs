@@ -1,5 +1,5 @@
-//! What this host gives to the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the
-//! checks at start (`check`), its life as a service (`service`), and the operator's leave for a fresh boot (`fresh`).
+//! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the checks
+//! at start (`check`), the service (`service`), and the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;

@@ -1,5 +1,5 @@
-//! Frames from the TAP into the guest, and the second try for frames of the guest that found no room. One thread, for
-//! whatever machine there is at the moment; without one, what comes in is lost, as on a cable without a computer.
+//! Moves frames from the TAP into the guest, and tries frames of the guest again that found no room. One thread serves
+//! each machine in turn. While there is no machine, incoming frames are lost, as on a cable without a computer.
 
 use ft_netbuf::{Tap, Waker};
 use ft_vm::devices::{Delivered, FRAME_BYTES_MAX, NetPort};
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A frame waits so long for a guest that has no buffers or is paused, then it is lost, as with any card.
+/// Time that a frame waits for a guest without buffers or in a pause. After it the frame is lost, as with any card.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The port of the machine that runs now.
@@ -44,7 +44,7 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
                     }
                 }
                 Err(e) => {
-                    tracing::warn!(tap = tap.name(), "reading frames: {e}");
+                    tracing::warn!(tap = tap.name(), "cannot read frames from the TAP: {e}");
                     std::thread::sleep(PATIENCE);
                 }
             }

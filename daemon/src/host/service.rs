@@ -1,5 +1,5 @@
-//! The daemon as a service of its host: one per VM (the lock), known to systemd (readiness, status, watchdog), and with
-//! its messages on stderr in the form that the journal reads.
+//! The daemon as a service of its host: the lock that keeps it one per VM, the notices to systemd (readiness, status,
+//! watchdog), and its messages on stderr in the form that the journal reads.
 
 use crate::config::{LogFormat, LogLevel};
 use nix::fcntl::{Flock, FlockArg};
@@ -24,7 +24,7 @@ pub const LOG_FILTER_VARIABLE: &str = "FTD_LOG";
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Another one holds the lock.
-    #[error("{}: a daemon for this VM runs already on this host (process {holder})", path.display())]
+    #[error("{}: a daemon for this VM already runs on this host (process {holder})", path.display())]
     Held {
         /// The lock file.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum LockError {
         holder: String,
     },
     /// The lock cannot be taken.
-    #[error("{}: cannot be locked: {source}", path.display())]
+    #[error("{}: cannot lock it: {source}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
@@ -84,7 +84,7 @@ impl InstanceLock {
     }
 }
 
-/// A killed daemon gets so long to be gone.
+/// Time that a killed daemon gets to be gone.
 const DYING_LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether a process is on its way out: its first thread has ended, or it is gone altogether.
@@ -175,7 +175,7 @@ impl Watchdog {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told {state:?}");
+        tracing::debug!(%error, "cannot tell systemd {state:?}");
     }
 }
 

@@ -120,7 +120,9 @@ fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() +
             }
         });
         if let Err(e) = again {
-            tracing::warn!("announcing the VM only once: {e}");
+            tracing::warn!(
+                "cannot start a thread to announce the VM's addresses again: announced only once: {e}"
+            );
         }
     })
 }

@@ -1,4 +1,5 @@
-//! The full copy of a running guest: all of its memory once, then what it dirtied meanwhile, until that is little.
+//! The full copy of a running guest: all of its memory once, then the pages that it dirtied meanwhile, until few are
+//! left.
 
 use super::error::KeepError;
 use super::pairing::Pairing;
@@ -36,7 +37,7 @@ pub(super) enum CopyStep {
 }
 
 impl Copying {
-    /// Begins a copy; none when the connection is gone already, of which whoever closed it has told the core.
+    /// Begins a copy; none when the connection is already gone, which its closer has told the core.
     pub(super) fn begin(
         vm: &mut Vm,
         setup: &Setup,

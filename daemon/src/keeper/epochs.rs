@@ -1,11 +1,11 @@
-//! Epochs: the guest runs, is paused, and what it changed is captured and copied aside before it runs on. An epoch with
-//! output is over as soon as the share of its time that goes into pauses allows, so that the output is not held for the
-//! rest of its length.
+//! Epochs: the guest runs, is paused, its changes are captured and copied aside, and it runs on. Output ends an epoch
+//! early, so that it is not held for the rest of the epoch. Pauses limit how early: they may take only a fixed share of
+//! the time.
 
 use super::copying::{Copying, PRECOPY_PAGES_LEFT};
 use super::error::KeepError;
 use super::log_cutter::LogCutter;
-use super::news::News;
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::{GROUP, Setup};
 use super::shipper::Shipper;
@@ -15,10 +15,10 @@ use crate::observe::{PauseParts, Telemetry};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Without room for a checkpoint the epoch is stretched to this many times its length, then the guest is paused.
+/// Without room for a checkpoint, the epoch grows to this many times its length; then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
-/// An epoch that output ends has lasted at least so many times as long as the pause before it.
+/// Output ends an epoch early, but not before the epoch has lasted this many times the pause before it.
 const EARLY_PAUSES: u32 = 10;
 
 /// Memory for this many pages at least is ready before a pause.
@@ -187,10 +187,10 @@ impl Epochs {
         (self.last, self.last_pages) = (epoch, pages);
         // Said before the checkpoint is on its way, so that its ack cannot come first.
         if first {
-            setup.tell(News::FirstCaptured { pairing: self.pairing.nonce });
+            setup.tell(KeeperNews::FirstCaptured { pairing: self.pairing.nonce });
         }
         if self.freezing {
-            setup.tell(News::FinalCaptured { epoch });
+            setup.tell(KeeperNews::FinalCaptured { epoch });
         }
         self.shipper.ship(capture);
         setup.telemetry.paused(PauseParts {
@@ -206,7 +206,7 @@ impl Epochs {
     }
 }
 
-/// When an epoch is over that began after such a pause, and in which a frame waits since then.
+/// The end of an epoch that began after `last_pause`; a frame waits in it since `output_since`.
 fn due(began: Instant, epoch: Duration, last_pause: Duration, output_since: Option<Instant>) -> Instant {
     let regular = began + epoch;
     output_since.map_or(regular, |since| {

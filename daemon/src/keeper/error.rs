@@ -1,4 +1,4 @@
-//! What can go wrong with the machine and with what is replicated of it, one enum an operation.
+//! Errors of the machine and of its replication, one enum per operation.
 
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
@@ -57,13 +57,13 @@ pub enum RestoreError {
 #[derive(Debug, Error)]
 pub enum GoLiveError {
     /// There is none.
-    #[error("no machine executes the log here")]
+    #[error("no machine on this node executes the log")]
     NotFollowing,
     /// It is not the primary's likeness.
     #[error("this machine did not execute what the primary executed")]
     Lost,
     /// It has not come to the end of the log.
-    #[error("the log is not executed to its end, instruction {end}")]
+    #[error("the log has not been executed to its end, instruction {end}")]
     Unexecuted {
         /// The instruction at which it would have been.
         end: u64,
@@ -105,13 +105,13 @@ pub enum ShipError {
 #[derive(Debug, Error)]
 pub enum StateLoss {
     /// It did not take the checkpoint that the log goes on from.
-    #[error("the checkpoint cannot be executed: {0}")]
+    #[error("cannot execute from the checkpoint: {0}")]
     NotStarted(#[from] RestoreError),
     /// The log does not go on where the machine is.
-    #[error("the primary's log is refused: {0}")]
+    #[error("the machine refuses the primary's log: {0}")]
     LogRefused(MachineError),
     /// It came no further.
-    #[error("the log is not executed beyond instruction {count}")]
+    #[error("the machine does not execute the log beyond instruction {count}")]
     Stuck {
         /// Where it stopped.
         count: u64,
@@ -141,7 +141,7 @@ pub enum StandbyError {
 #[derive(Debug, Error)]
 pub enum SealedError {
     /// It was given up.
-    #[error("what was received has been given up")]
+    #[error("the received state has been discarded")]
     GivenUp,
     /// None is complete.
     #[error("no sealed checkpoint is held")]

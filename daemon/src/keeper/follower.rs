@@ -1,11 +1,11 @@
-//! Replay mode's backup: a machine of its own that stands on the received checkpoint and executes the sealed log a
+//! Replay mode's backup: a machine of its own that starts from the received checkpoint and executes the sealed log a
 //! little behind the primary. Lag is the age of the oldest log that is not executed to its end.
 //!
-//! A backup that does not execute what the primary executed, for whatever reason, has nothing to go on from: it says
-//! so, and asks for nothing any more.
+//! A backup that diverges from the primary, for any reason, holds no state to resume. It reports that once and asks for
+//! nothing more.
 
 use super::error::{GoLiveError, RestoreError, StateLoss};
-use super::news::News;
+use super::news::KeeperNews;
 use super::order::GoneLive;
 use super::setup::Setup;
 use super::vm::Vm;
@@ -118,7 +118,7 @@ impl Follower {
             _ => {}
         }
         if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
-            setup.tell(News::Verified { epoch });
+            setup.tell(KeeperNews::Verified { epoch });
         }
     }
 
@@ -153,7 +153,7 @@ impl Follower {
 
     fn lose(&mut self, setup: &Setup, why: StateLoss) {
         if !std::mem::replace(&mut self.lost, true) {
-            setup.tell(News::StateLost(why));
+            setup.tell(KeeperNews::StateLost(why));
         }
     }
 

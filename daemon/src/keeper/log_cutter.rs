@@ -1,12 +1,12 @@
-//! Replay mode's primary: the running guest's log is cut into epochs, with no pause. An epoch ends when the batch
-//! interval is over, or sooner when a frame waits for it: the cut closes the epoch's output at the very instruction, so
-//! that the ack of the log up to there releases exactly what was sent before.
+//! Replay mode's primary: cuts the running guest's log into epochs, without a pause. An epoch ends when the batch
+//! interval is over, or sooner when a frame waits for it. The cut closes the epoch's output at the exact instruction,
+//! so the ack of that log releases exactly the frames that were sent before.
 //!
 //! A backup that falls behind slows the guest: hardly at all up to half of the bound, by half at the bound, never to a
-//! standstill. The guest stands still only when log can be kept nowhere any more.
+//! standstill. The guest stands still only when there is no room left for more log.
 
 use super::error::KeepError;
-use super::news::News;
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::{GROUP, Setup};
 use super::shipper::{LogEpoch, Shipper};
@@ -15,13 +15,13 @@ use crate::clock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Log that the backup has and has not executed, at most; beyond it the guest stands still until there is less.
+/// Most log that the backup may hold unexecuted; beyond it the guest stands still until there is less.
 const UNEXECUTED_BYTES_MAX: u64 = 64 << 20;
-/// Thousandths of its time that a slowed guest stands still, at most.
+/// Most thousandths of its time that a slowed guest stands still.
 const THROTTLE_MAX: u64 = 900;
-/// As many let a backup come after that executes no faster than its primary.
+/// This share lets a backup catch up that executes no faster than its primary, in thousandths.
 const THROTTLE_GENTLE: u64 = 30;
-/// A backup that is no further behind is in step.
+/// A backup at most this far behind is in step: the guest is not slowed.
 const LAG_FREE_US: u64 = 5_000;
 
 /// See the module.
@@ -116,7 +116,7 @@ impl LogCutter {
         let cut = vm.machine.cut_log(&mut log, at_cut)?;
         (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {
-            setup.tell(News::FinalCaptured { epoch });
+            setup.tell(KeeperNews::FinalCaptured { epoch });
         } else {
             self.let_run(vm)?;
             self.slow_down(vm, setup, progress.lag_us);

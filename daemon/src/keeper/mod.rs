@@ -5,7 +5,7 @@
 //!   backup    peer's reader --frames--> standby --sealed log--> thread: follower
 //! ```
 //!
-//! It takes [`Order`]s and tells [`News`].
+//! It takes [`Order`]s and tells [`KeeperNews`].
 
 mod copying;
 mod epochs;
@@ -26,7 +26,7 @@ pub use error::{
     GoLiveError, KeepError, PrepareError, RestoreError, SealedError, ShipError, StandbyError,
     StartGuestError, StateLoss,
 };
-pub use news::{FromPrimary, News};
+pub use news::{FromPrimary, KeeperNews};
 pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;
 pub use progress::{Replay, ReplayProgress};

@@ -1,11 +1,11 @@
-//! What happens to the machine, and to what is replicated of it.
+//! The keeper's news: events of the machine, and of its replication.
 
 use super::error::{KeepError, ShipError, StateLoss};
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
 
-/// News of this room.
-pub enum News {
+/// What happens to the machine, for the executor.
+pub enum KeeperNews {
     /// Primary: the first checkpoint of the pairing is captured; from this capture on output is held.
     FirstCaptured {
         /// The pairing.

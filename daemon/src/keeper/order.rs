@@ -1,4 +1,4 @@
-//! What the keeper is told to do. Orders with a reply are answered when they are carried out.
+//! Orders to the keeper. An order with a reply is answered when it is carried out.
 
 use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
 use super::pairing::Pairing;

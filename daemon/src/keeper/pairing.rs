@@ -1,9 +1,9 @@
-//! One pairing as the primary's threads share it: what was captured and is not yet acked, and the connection it goes
-//! over.
+//! One pairing as the primary's threads share it: the checkpoints that are captured and not yet acked, and the
+//! connection that carries them.
 //!
-//! The keeper reserves a place before it captures, the shipper keeps here what it encoded, the executor takes out
-//! what is acked and, when the backup is back over a new connection, sends the rest again. A dirty page is owed from
-//! its capture until the ack (I4): first in the shipper's queue, then here; nothing else forgets it.
+//! The keeper reserves a place before it captures. The shipper keeps the encoded checkpoints here. The executor removes
+//! the acked ones and, when the backup is back over a new connection, sends the rest again. A dirty page is owed from
+//! its capture until the ack (I4): first in the shipper's queue, then here. Nothing else forgets it.
 
 use crate::peer::{Bulk, Closed, PeerOutbox};
 use ft_checkpoint::encoder::EncodedCheckpoint;
@@ -110,7 +110,7 @@ impl Pairing {
         inner.streaming = None;
     }
 
-    /// The pairing is over: whoever waits for its connection stops waiting.
+    /// The pairing is over: threads that wait for its connection stop waiting.
     pub fn close(&self) {
         let mut inner = self.inner.lock();
         inner.streaming = None;

@@ -1,5 +1,5 @@
-//! How far the backup has come in executing the log: kept by the follower on the backup, and on the primary as the
-//! backup says. Small numbers that several threads look at; the last word wins.
+//! The backup's progress in executing the log. On the backup the follower sets it; on the primary it is the backup's
+//! own report. Several threads read these small numbers; the last write wins.
 
 use ft_checkpoint::wire::message::Position;
 use std::sync::Arc;

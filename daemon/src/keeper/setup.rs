@@ -1,6 +1,6 @@
-//! What the keeper works with and what does not change while the daemon runs.
+//! The keeper's surroundings, which do not change while the daemon runs.
 
-use super::news::News;
+use super::news::KeeperNews;
 use super::progress::Replay;
 use crate::host::{Attach, MakeWiring, Watchdog};
 use crate::observe::Telemetry;
@@ -10,7 +10,7 @@ use ft_vm::spec::{Boot, MachineSpec};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A frame waits so long for others to share its epoch.
+/// Time that a frame waits for others to share its epoch.
 pub(super) const GROUP: Duration = Duration::from_micros(150);
 
 /// See the module.
@@ -32,7 +32,7 @@ pub struct Setup {
     /// Output commit.
     pub output: OutputBuffer,
     /// Where news goes.
-    pub news: Outlet<News>,
+    pub news: Outlet<KeeperNews>,
     /// Figures.
     pub telemetry: Arc<Telemetry>,
     /// Shown that this loop lives.
@@ -41,7 +41,7 @@ pub struct Setup {
 
 impl Setup {
     /// Tells news. When nobody listens any more the daemon is ending, and there is nothing left to be done about it.
-    pub(super) fn tell(&self, news: News) {
+    pub(super) fn tell(&self, news: KeeperNews) {
         if self.news.tell(news).is_err() {
             tracing::debug!("news of the machine came after the executor's end");
         }

@@ -1,7 +1,7 @@
 //! The thread that encodes captures and streams them out while the guest already runs its next epoch.
 
 use super::error::ShipError;
-use super::news::News;
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
@@ -41,7 +41,7 @@ impl Shipper {
         encoder: Encoder,
         pairing: Arc<Pairing>,
         pages_max: usize,
-        news: Outlet<News>,
+        news: Outlet<KeeperNews>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
         let (sender, work) = channel();
@@ -55,7 +55,7 @@ impl Shipper {
                 };
                 if let Err(why) = shipped {
                     // The daemon may be ending: then nobody misses it.
-                    let _ = news.tell(News::PairingBroken { pairing: pairing.nonce, why });
+                    let _ = news.tell(KeeperNews::PairingBroken { pairing: pairing.nonce, why });
                     return;
                 }
                 if let Shipment::Checkpoint(capture) = work

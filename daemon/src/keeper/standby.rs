@@ -1,8 +1,8 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints,
-//! and the take-over. In replay mode what is sealed goes on to the machine that executes it.
+//! and the take-over. In replay mode sealed log goes on to the machine that executes it.
 
 use super::error::{SealedError, StandbyError};
-use super::news::{FromPrimary, News};
+use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
 use crate::observe::Telemetry;
@@ -51,7 +51,7 @@ struct Following {
 const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl WarmStandby {
-    /// Ready for a full copy into `ram`. In replay mode what is sealed is executed by who takes these orders.
+    /// Ready for a full copy into `ram`. In replay mode the taker of these orders executes the sealed log.
     pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
         let view = ram.view()?;
         let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
@@ -145,7 +145,7 @@ impl Feed {
         conn: ConnId,
         mut reader: PeerReader,
         intake: &Arc<Intake>,
-        news: &Outlet<News>,
+        news: &Outlet<KeeperNews>,
         telemetry: &Telemetry,
     ) -> Option<LinkEnd> {
         let mut frames = 0u64;
@@ -180,7 +180,7 @@ impl Feed {
             let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
             if let Some(said) = said {
                 let ticket = intake.enter()?;
-                news.tell(News::FromPrimary { conn, said, ticket }).ok()?;
+                news.tell(KeeperNews::FromPrimary { conn, said, ticket }).ok()?;
             }
         }
     }

@@ -1,15 +1,14 @@
-//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests what it dirtied, captures its
-//! state, copies the dirty pages, closes the epoch's output, and lets it go on; encoding and shipping happen on other
-//! threads. It takes its orders over a channel and answers each when it is done. What replay mode does instead of
-//! epochs of pages is the [`LogCutter`]'s on the primary, and on the backup, where this thread owns the machine too,
-//! the [`Follower`]'s.
+//! The thread that owns the machine. It runs the guest in epochs: pauses it, harvests its dirty pages, captures its
+//! state, copies the pages, closes the epoch's output, and lets it go on. Other threads encode and ship. The thread
+//! takes orders over a channel and answers each when it is done. In replay mode, [`LogCutter`] does this work on the
+//! primary and [`Follower`] on the backup; this thread owns the machine there too.
 
 use super::copying::{CopyStep, Copying};
 use super::epochs::{Ended, Epochs};
 use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
-use super::news::News;
+use super::news::KeeperNews;
 use super::order::{GoneLive, Order, OrderReply};
 use super::pairing::Pairing;
 use super::setup::Setup;
@@ -77,7 +76,7 @@ impl Keeper {
             };
             if let Err(why) = result {
                 // The machine itself failed. What the backup holds is the VM now.
-                self.setup.tell(News::MachineFailed(why));
+                self.setup.tell(KeeperNews::MachineFailed(why));
                 self.mode = Work::Quiet;
                 self.drop_machine();
             }
@@ -301,7 +300,7 @@ impl Keeper {
             // It ended while nobody looked; now it is this node's to say so.
             Some(end) => {
                 vm.ended = true;
-                self.setup.tell(News::GuestEnded(end.clone()));
+                self.setup.tell(KeeperNews::GuestEnded(end.clone()));
             }
             None => vm.run(&self.setup)?,
         }

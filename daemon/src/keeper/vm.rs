@@ -1,7 +1,7 @@
 //! The machine and its memory, and whether its guest has come to an end by itself.
 
 use super::error::PrepareError;
-use super::news::News;
+use super::news::KeeperNews;
 use super::setup::Setup;
 use crate::role::GuestEnd;
 use ft_ram::{GuestRam, RamView};
@@ -41,9 +41,9 @@ impl Vm {
                 }
             };
             if let Err(e) = self.machine.pause() {
-                tracing::error!("stopping a guest that has ended: {e}");
+                tracing::error!("cannot stop the machine of a guest that has ended: {e}");
             }
-            setup.tell(News::GuestEnded(end));
+            setup.tell(KeeperNews::GuestEnded(end));
         }
         self.ended
     }

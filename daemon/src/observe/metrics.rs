@@ -1,5 +1,5 @@
-//! What the daemon counts, for `ftctl status` and for Prometheus. Counters are atomics that the replication threads add
-//! to; times go through sliding windows, so that the percentiles shown are those of the last moments.
+//! The daemon's numbers, for `ftctl status` and for Prometheus. The replication threads add to atomic counters. Times
+//! go through sliding windows, so the percentiles shown are those of the last seconds.
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
@@ -159,9 +159,9 @@ macro_rules! metrics {
                 $(write_sample(&mut text, $name, $help, $kind::TYPE, vm, node, self.$field.get());)+
                 let now = Instant::now();
                 for (name, help, window) in [
-                    ("ftd_pause_us", "Pause of the VM for a checkpoint, of the last seconds", &self.pause_us),
-                    ("ftd_hold_us", "Time that output was held, of the last seconds", &self.hold_us),
-                    ("ftd_commit_us", "From a checkpoint's capture to its ack, of the last seconds", &self.commit_us),
+                    ("ftd_pause_us", "Recent pauses of the VM for a checkpoint, in microseconds", &self.pause_us),
+                    ("ftd_hold_us", "Recent times that output was held, in microseconds", &self.hold_us),
+                    ("ftd_commit_us", "Recent times from capture to ack, in microseconds", &self.commit_us),
                 ] {
                     let Percentiles { p50, p99 } = window.lock().percentiles(now);
                     write_head(&mut text, name, help, "gauge");
@@ -186,40 +186,42 @@ metrics! {
     is_protected: Gauge "ftd_protected" "1 while a backup can take over",
     is_peer_connected: Gauge "ftd_peer_connected" "1 while the peer is connected",
     dirty_pages: Gauge "ftd_dirty_pages" "Pages in the last checkpoint",
-    copy_done_bytes: Gauge "ftd_copy_done_bytes" "Guest memory that the full copy under way has covered",
-    copy_total_bytes: Gauge "ftd_copy_total_bytes" "Guest memory that it has to cover; 0 when none is under way",
-    held_frames: Gauge "ftd_held_frames" "Frames held now",
-    held_bytes: Gauge "ftd_held_bytes" "Bytes of the frames held now",
+    copy_done_bytes: Gauge "ftd_copy_done_bytes" "Bytes of guest memory that the current full copy has covered",
+    copy_total_bytes: Gauge "ftd_copy_total_bytes"
+        "Bytes of guest memory that the current full copy has to cover; 0 when there is none",
+    held_frames: Gauge "ftd_held_frames" "Frames of the VM that wait for an ack now",
+    held_bytes: Gauge "ftd_held_bytes" "Bytes of the frames that wait for an ack now",
     checkpoints: Counter "ftd_checkpoints_total" "Checkpoints acked",
     pages: Counter "ftd_pages_total" "Pages captured",
     bytes_raw: Counter "ftd_raw_bytes_total" "Bytes of pages and state captured, before encoding",
-    bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes that they were encoded to",
+    bytes_encoded: Counter "ftd_encoded_bytes_total" "Bytes of pages and state after encoding",
     bytes_sent: Counter "ftd_sent_bytes_total" "Bytes sent to the peer",
     stalls: Counter "ftd_stalls_total"
-        "Times the VM was stopped because its next checkpoint or log could be kept nowhere",
-    frames_released: Counter "ftd_frames_released_total" "Frames that left",
+        "Times the VM was stopped because there was no memory left for its next checkpoint or log",
+    frames_released: Counter "ftd_frames_released_total" "Frames of the VM that were sent to the network",
     frames_discarded: Counter "ftd_frames_discarded_total"
         "Held frames that were discarded when this node lost the right to send them",
-    hold_full: Counter "ftd_hold_full_total" "Times the hold buffer was full",
-    emit_errors: Counter "ftd_emit_errors_total" "Frames that the TAP refused, and that are lost",
+    hold_full: Counter "ftd_hold_full_total" "Times the buffer of held frames was full",
+    emit_errors: Counter "ftd_emit_errors_total" "Frames that were lost because the TAP refused them",
     muted_offers: Counter "ftd_muted_offers_total"
-        "Frames that the VM offered where it may not speak, none of which left; more than a few mean a VM that runs \
+        "Frames of the VM that were dropped because this node may not send; more than a few mean that the VM runs \
          where it must not",
-    takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure",
-    switchovers: Counter "ftd_switchovers_total" "Times this node went on with the VM in a planned switchover",
+    takeovers: Counter "ftd_takeovers_total" "Times this node took the VM over after a failure of the primary",
+    switchovers: Counter "ftd_switchovers_total" "Times this node took the VM over in a planned switchover",
     resyncs: Counter "ftd_resyncs_total" "Full copies begun",
     replay_count: Gauge "ftd_replay_count"
-        "Replay mode: instructions executed at the last cut (primary) or by now (backup)",
-    lag_us: Gauge "ftd_lag_us" "Replay mode: how far the backup is behind, in microseconds",
+        "Replay mode: instructions executed up to the last cut of the log (primary) or so far (backup)",
+    lag_us: Gauge "ftd_lag_us" "Replay mode: microseconds that the backup is behind",
     throttle_permille: Gauge "ftd_throttle_permille"
-        "Replay mode: thousandths of its time for which the VM is stopped so that the backup catches up",
-    log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log cut",
-    log_entries: Counter "ftd_log_entries_total" "Replay mode: events in the log",
-    divergences: Counter "ftd_divergences_total" "Times the backup did not execute what the primary executed",
+        "Replay mode: thousandths of its time that the VM is stopped to let the backup catch up",
+    log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log written",
+    log_entries: Counter "ftd_log_entries_total" "Replay mode: events written to the log",
+    divergences: Counter "ftd_divergences_total" "Times the backup diverged from the primary's execution",
     unknown_instructions: Counter "ftd_unknown_instructions_total"
-        "Engine soft: instructions that it lacks, which the guest executed here and got #UD for",
-    disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that the host refused",
-    suspicions: Counter "ftd_suspicions_total" "Times the peer was lost: it fell silent, or its connection broke",
+        "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
+    disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",
+    suspicions: Counter "ftd_suspicions_total"
+        "Times this node lost the peer because it fell silent or its connection broke",
 }
 
 impl Default for Metrics {

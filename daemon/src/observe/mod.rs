@@ -1,5 +1,5 @@
-//! What can be seen of the daemon: figures as they are counted (`metrics`, `telemetry`), what the executor shows
-//! (`window`), and the status made of them (`status`, `publish`).
+//! The daemon as seen from outside: its counts and times (`metrics`, `telemetry`), the executor's view (`window`), and
+//! the status made of them (`status`, `publish`).
 
 mod metrics;
 mod publish;

@@ -1,5 +1,5 @@
-//! Makes the status out of what the replica shows and counts, and publishes it: to the control socket, to Prometheus
-//! and to systemd.
+//! Makes the status from the replica's view and counts, and publishes it to the control socket, to Prometheus and to
+//! systemd.
 
 use super::metrics::{Percentiles, Rate};
 use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
@@ -208,5 +208,67 @@ impl Publisher {
         let line =
             format!("{}, {}, generation {}: {}", status.role, status.state, status.generation, status.detail);
         self.notifier.status(&line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::View;
+    use ft_netbuf::{Bounds, Emit};
+    use std::path::Path;
+
+    /// A wire whose cable is out.
+    struct Unplugged;
+
+    impl Emit for Unplugged {
+        fn emit(&self, _: &[u8]) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::NotConnected.into())
+        }
+    }
+
+    fn publisher() -> Publisher {
+        let example = include_str!("../../../scripts/systemd/ftd.example.toml");
+        let config = Config::parse(example, Path::new("ftd.toml")).unwrap();
+        let bounds = Bounds { frames: 8, bytes: 8000, frame_bytes: 1000 };
+        let sources = Sources {
+            arbiter_place: "/shared".into(),
+            window: Arc::default(),
+            telemetry: Arc::default(),
+            output: OutputBuffer::new(Box::new(Unplugged), bounds),
+            position: None,
+        };
+        Publisher::new(&config, sources)
+    }
+
+    #[test]
+    fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
+        let publisher = publisher();
+        let (role, state, detail) = (Role::Primary, State::Solo, String::new());
+        publisher.sources.window.show(View { role, state, generation: 4, suspicions: 3, detail });
+        let output = &publisher.sources.output;
+        let offer = |frames| {
+            for _ in 0..frames {
+                let _ = output.transmit(b"frame");
+            }
+        };
+        offer(1);
+        let _ = output.pass();
+        offer(2);
+        output.hold();
+        offer(5);
+        output.mute();
+        publisher.publish();
+        let text = publisher.metrics();
+        for (name, value) in [
+            ("ftd_generation", 4),
+            ("ftd_suspicions_total", 3),
+            ("ftd_muted_offers_total", 1),
+            ("ftd_emit_errors_total", 2),
+            ("ftd_frames_discarded_total", 5),
+        ] {
+            let line = format!("\n{name}{{vm=\"web\",node=\"alpha\"}} {value}\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The status of one VM on one node, as it is published: its JSON form is what `ftctl --json status` prints.
+//! The status of one VM on one node. `ftctl --json status` prints its JSON form.
 
 use super::metrics::Percentiles;
 use super::telemetry::{CheckpointParts, Divergence, TakeOver};
@@ -21,11 +21,11 @@ pub struct Status {
     pub vm: String,
     /// This node.
     pub node: String,
-    /// What this node is to the VM.
+    /// This node's role for the VM.
     pub role: Role,
-    /// How the pair is.
+    /// The state of the pair.
     pub state: State,
-    /// In words: why it waits, what it does.
+    /// The reason for the state, in words.
     pub detail: String,
     /// The arbiter's generation that this node acts in.
     pub generation: u64,
@@ -45,7 +45,7 @@ pub struct Status {
     pub bytes_sent: u64,
     /// Bytes captured for each byte sent.
     pub compression_ratio: f64,
-    /// What pauses and checkpoints are made of.
+    /// The parts of pauses and checkpoints.
     pub parts: CheckpointParts,
     /// "checkpoint" or "replay".
     #[serde(default)]
@@ -56,7 +56,7 @@ pub struct Status {
     /// Instructions that the engine lacks and the guest executed here.
     #[serde(default)]
     pub unknown_instructions: u64,
-    /// What replay mode has besides: keys of the status itself.
+    /// Replay mode's own figures: keys of the status itself.
     #[serde(flatten)]
     pub replay: Option<ReplayStatus>,
     /// The full copy under way.
@@ -80,7 +80,7 @@ pub struct ReplayStatus {
     pub log_bytes_per_s: f64,
     /// How far the backup is behind, in microseconds.
     pub lag_us: u64,
-    /// Part of its time that the VM stands still so that the backup comes after.
+    /// Percent of its time that the VM stands still to let the backup catch up.
     pub throttle_pct: f64,
     /// Times a backup diverged since this daemon started.
     pub divergences: u64,
@@ -106,14 +106,14 @@ pub struct PeerStatus {
     pub address: String,
     /// Whether it is connected.
     pub connected: bool,
-    /// What the last attempt to connect, or the last connection, came to.
+    /// The error of the last attempt to connect, or the end of the last connection.
     pub trouble: Option<String>,
 }
 
 /// The arbiter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArbiterStatus {
-    /// What it is and where.
+    /// Its kind and place.
     pub place: String,
     /// Whether the last request was answered.
     pub reachable: bool,

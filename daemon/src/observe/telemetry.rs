@@ -1,5 +1,5 @@
-//! What the replication threads report, turned into figures: the metrics, the parts of a pause, the full copy under
-//! way, the last take-over. Written on the hot path, read by `status`.
+//! Turns the reports of the replication threads into figures: the metrics, the parts of a pause, the current full copy,
+//! the last take-over. The hot path writes here; `status` reads.
 
 use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
 use ft_checkpoint::copy::CopyProgress;
@@ -190,7 +190,7 @@ impl Telemetry {
         self.metrics.log_entries.add(cut.entries);
     }
 
-    /// Primary in replay mode: the guest is stopped for so many thousandths of its time.
+    /// Primary in replay mode: the thousandths of its time that the guest is stopped.
     pub fn slowed(&self, permille: u16) {
         self.metrics.throttle_permille.set(permille.into());
     }

@@ -1,4 +1,4 @@
-//! What the executor shows of itself to other threads.
+//! The window through which other threads see the executor.
 
 use crate::role::View;
 use parking_lot::Mutex;

@@ -1,8 +1,8 @@
-//! The primary's reader: what a backup says.
+//! The primary's reader: takes the messages of a backup.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
-use super::news::{FromBackup, News};
+use super::news::{FromBackup, PeerNews};
 use super::stream::PeerReader;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
@@ -17,7 +17,7 @@ pub struct BackupReader {
     /// What the pair does: some messages belong to one mode only.
     pub mode: Mode,
     /// Where what it says goes.
-    pub news: Outlet<News>,
+    pub news: Outlet<PeerNews>,
 }
 
 impl BackupReader {
@@ -32,7 +32,7 @@ impl BackupReader {
                 Err(e) => return Some(LinkEnd::Lost(e.into())),
             };
             let ticket = intake.enter()?;
-            news.tell(News::FromBackup { conn, said, ticket }).ok()?;
+            news.tell(PeerNews::FromBackup { conn, said, ticket }).ok()?;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why a connection to the peer does not come about, and how it ends.
+//! Errors of connections to the peer: why one does not come about, and how one ends.
 
 use ft_checkpoint::receiver::ReceiveError;
 use ft_checkpoint::wire::FrameError;
@@ -21,7 +21,7 @@ pub enum HandshakeError {
     #[error("the peer refuses: {}", .0.text)]
     Refused(Refuse),
     /// Not the message that belongs here.
-    #[error("expected {0}, got another message")]
+    #[error("expected {0}, received another message")]
     Unexpected(&'static str),
 }
 
@@ -60,7 +60,7 @@ pub enum LinkError {
     #[error(transparent)]
     Refused(#[from] ReceiveError),
     /// The backup speaks as a primary.
-    #[error("it sent what only a primary sends")]
+    #[error("it sent a message that only a primary sends")]
     OutOfRole,
     /// What the primary sent is complete, and cannot be gone on from.
     #[error("what it sent is complete, but {0}")]

@@ -1,8 +1,8 @@
-//! Both ends of a new connection, up to the point where two nodes know that they fit: the listener takes hellos, the
-//! dialler sends them. Every step has a deadline, every refusal a reason.
+//! Both ends of a new connection, up to the point where two nodes know that they fit each other. The listener takes
+//! hellos; the dialler sends them. Every step has a deadline, every refusal a reason.
 
 use super::error::HandshakeError;
-use super::news::News;
+use super::news::PeerNews;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
 use crate::outlet::Outlet;
 use crate::role::ConnId;
@@ -85,7 +85,7 @@ pub fn listen(
     listener: TcpListener,
     local: Arc<Local>,
     ids: Arc<ConnIds>,
-    news: Outlet<News>,
+    news: Outlet<PeerNews>,
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
@@ -93,13 +93,13 @@ pub fn listen(
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    tracing::warn!("accepting a connection: {e}");
+                    tracing::warn!("cannot accept a connection from the peer: {e}");
                     std::thread::sleep(DIAL_PAUSE);
                     continue;
                 }
             };
             if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
-                tracing::debug!("too many handshakes at once, closing one");
+                tracing::debug!("too many handshakes at once: closing the newest connection");
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
@@ -112,13 +112,13 @@ pub fn listen(
                     Ok((reader, writer, hello)) => {
                         let generation = hello.identity.generation;
                         let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
-                        let _ = news.tell(News::Accepted { fitting, hello });
+                        let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
                     Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
                 }
             });
             if let Err(e) = spawned {
-                tracing::warn!("no thread for a handshake: {e}");
+                tracing::warn!("cannot start a thread for a handshake: {e}");
             }
         }
     })?;
@@ -186,7 +186,7 @@ impl Dialler {
         peer: String,
         local: Arc<Local>,
         ids: Arc<ConnIds>,
-        news: Outlet<News>,
+        news: Outlet<PeerNews>,
     ) -> std::io::Result<Self> {
         let wanted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&wanted);
@@ -200,12 +200,12 @@ impl Dialler {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
                         let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
-                        if news.tell(News::Dialled { fitting, welcome }).is_err() {
+                        if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
                     }
                     Err(e) => {
-                        if news.tell(News::DialFailed(e)).is_err() {
+                        if news.tell(PeerNews::DialFailed(e)).is_err() {
                             return;
                         }
                         std::thread::sleep(DIAL_PAUSE);

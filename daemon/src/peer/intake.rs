@@ -1,5 +1,5 @@
-//! A bound on what one connection may have waiting at the executor: a peer that talks faster than it is listened to
-//! waits, it does not fill our memory.
+//! A bound on the messages of one connection that wait at the executor. A peer that talks too fast waits; it does not
+//! fill our memory.
 
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ impl Intake {
         Some(Ticket(Arc::clone(self)))
     }
 
-    /// Nothing more is wanted; whoever waits stops waiting.
+    /// Nothing more is wanted; a waiting reader stops waiting.
     pub fn stop(&self) {
         self.state.lock().stopped = true;
         self.eased.notify_all();

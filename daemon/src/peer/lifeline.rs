@@ -1,12 +1,12 @@
-//! The lifeline: a small process beside a connection that closes it the moment the daemon dies.
+//! The lifeline: a small process beside a connection that closes the connection the moment the daemon dies.
 //!
-//! The kernel closes a killed process's sockets only after it has taken down its memory, which for a VM takes tens of
-//! milliseconds to seconds; all that time the peer cannot know. A child is told of the death of the thread that made it
-//! (`PR_SET_PDEATHSIG`) before that, since threads other than the last leave the memory to it. So the child holds the
+//! The kernel closes a killed process's sockets only after it has taken down its memory. For a VM that takes tens of
+//! milliseconds to seconds, in which the peer learns nothing. The kernel tells a child of its parent thread's death
+//! (`PR_SET_PDEATHSIG`) before that, since only the last thread takes the memory down. So the child holds the
 //! connection too, and shuts it down for both.
 //!
-//! It only makes the peer see a death sooner. Nothing rests on it: a peer that sees a closed connection waits for its
-//! promise and the arbiter all the same, and a daemon without a lifeline is merely noticed later.
+//! The lifeline only makes the peer see a death sooner. Nothing rests on it: a peer that sees a closed connection still
+//! waits for its promise and for the arbiter, and without a lifeline it merely sees the death later.
 
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};

@@ -1,10 +1,10 @@
-//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both sides
-//! down at once. The reader thread runs what the caller gives it: who reads knows what comes in.
+//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both
+//! directions down at once. The reader thread runs the caller's code, since the caller knows which messages come in.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
 use super::lifeline::Lifeline;
-use super::news::News;
+use super::news::PeerNews;
 use super::outbox::{Item, Outbox};
 use super::stream::{Fitting, PeerReader, PeerWriter};
 use crate::outlet::Outlet;
@@ -48,7 +48,7 @@ impl Link {
     /// The caller's thread lives as long as the daemon (see `Lifeline::lay`).
     pub fn start(
         fitting: Fitting,
-        news: Outlet<News>,
+        news: Outlet<PeerNews>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<LinkEnd> + Send + 'static,
     ) -> std::io::Result<Self> {
         let Fitting { conn, generation: _, reader, writer } = fitting;
@@ -56,7 +56,7 @@ impl Link {
         let stream = writer.get_ref().try_clone()?;
         let lifeline = Lifeline::lay(&stream)
             .inspect_err(|e| {
-                tracing::warn!("no lifeline: the peer will notice this daemon's death later ({e})")
+                tracing::warn!("cannot start a lifeline: if this daemon dies, the peer notices later ({e})")
             })
             .ok();
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);
@@ -64,7 +64,7 @@ impl Link {
         let intake = Intake::new();
         let work = WriterThread { conn, writer, outbox: Arc::clone(&outbox), written: Arc::clone(&written) };
         // An executor that has ended does not miss it.
-        let gone = move |why| drop(news.tell(News::Gone { conn, why }));
+        let gone = move |why| drop(news.tell(PeerNews::Gone { conn, why }));
         let write_failed = gone.clone();
         std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
             if let Err(e) = work.run() {

@@ -1,5 +1,5 @@
-//! Connections to the peer: who may connect (`handshake`), what is written (`link`, `outbox`), what is read and how
-//! much of it may wait (`backup_reader`, `intake`), and how a death is noticed early (`lifeline`).
+//! Connections to the peer: which peer may connect (`handshake`), how messages are written (`link`, `outbox`) and read
+//! (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
 mod error;
@@ -17,6 +17,6 @@ pub use handshake::{ConnIds, Dialler, Local, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};
-pub use news::{FromBackup, News};
+pub use news::{FromBackup, PeerNews};
 pub use outbox::Closed;
 pub use stream::{Fitting, PeerReader};

@@ -1,4 +1,4 @@
-//! What happens on connections to the peer.
+//! News of connections to the peer.
 
 use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
@@ -6,8 +6,8 @@ use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
 
-/// News of this room.
-pub enum News {
+/// What happens on connections, for the executor.
+pub enum PeerNews {
     /// A peer has shaken hands and asks to be our backup.
     Accepted {
         /// The connection.

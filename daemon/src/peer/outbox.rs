@@ -1,6 +1,6 @@
-//! What waits to be written to one connection: a few urgent messages (heartbeats, acks, control), and bulk (pages,
-//! state) bounded in bytes. One writer thread drains it, urgent first, so that a heartbeat never waits behind a
-//! checkpoint and nobody but the shipper ever waits for a slow peer.
+//! Messages that wait to be written to one connection: a few urgent ones (heartbeats, acks, control), and bulk (pages,
+//! state) bounded in bytes. One writer thread drains the outbox, urgent messages first. So a heartbeat never waits
+//! behind a checkpoint, and only the shipper ever waits for a slow peer.
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! The guest's console on standard output, written by a thread of its own: many small pieces at a time, in order.
+//! The guest's console on standard output. A thread of its own writes it, many small pieces at a time, in order.
 
 use super::RunError;
 use ft_vm::devices::ConsoleSink;

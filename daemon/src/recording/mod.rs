@@ -1,5 +1,5 @@
-//! `ftd record` and `ftd replay`: one machine on the deterministic engine, alone on this host, recorded into a file and
-//! executed again from it. No peer, no arbiter, no protection.
+//! `ftd record` and `ftd replay`: one machine on the deterministic engine, alone on this host. One command records its
+//! run into a file, the other executes the file again. There is no peer, no arbiter and no protection.
 
 mod console;
 mod record;
@@ -31,7 +31,7 @@ pub enum RunError {
     #[error("machine.vcpus = {0}: the deterministic engine has exactly one; set it to 1 to record this VM")]
     Vcpus(u8),
     /// Recordings are not overwritten.
-    #[error("{}: exists already; a recording is not overwritten, choose another name or remove it", .0.display())]
+    #[error("{}: already exists; a recording is not overwritten: choose another name or remove it", .0.display())]
     Exists(PathBuf),
     /// The file cannot be opened or made.
     #[error("{}: {source}", path.display())]
@@ -61,8 +61,8 @@ pub enum RunError {
     },
     /// Of another engine.
     #[error(
-        "{}: recorded by {program} with engine {theirs:#018x}, this program's is {ours:#018x}: it could go another way \
-         with the same log; replay it with the program that recorded it", path.display()
+        "{}: recorded by {program} with engine {theirs:#018x}, this program's is {ours:#018x}: the same log \
+         could lead to another run; replay it with the program that recorded it", path.display()
     )]
     Engine {
         /// The file.
@@ -84,7 +84,7 @@ pub enum RunError {
     },
     /// A disk image is not what it was.
     #[error(
-        "disk {index}, {}: {why}; the recording does not hold disks: give the image as it was by --disk", path.display()
+        "disk {index}, {}: {why}; the recording does not hold disks: pass the old image with --disk", path.display()
     )]
     Disk {
         /// Its place.
@@ -112,10 +112,10 @@ pub enum RunError {
     #[error("machine.kernel, machine.initrd or machine.cmdline: {0}")]
     Boot(#[from] BootError),
     /// The guest is not the recorded one any more.
-    #[error("the replay is not what was recorded: {0}")]
+    #[error("the replay differs from the recording: {0}")]
     Diverged(String),
     /// With --verify.
-    #[error("not verified to its end: {0}")]
+    #[error("the recording is not verified to its end: {0}")]
     Unverified(String),
     /// The system gives no thread or signal.
     #[error("{0}: {1}")]

@@ -1,4 +1,4 @@
-//! `ftd record`.
+//! `ftd record`: boots the VM and records its run.
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};

@@ -1,4 +1,4 @@
-//! `ftd replay`.
+//! `ftd replay`: executes a recording again and compares its digests.
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, end_of, final_digest, hash_image};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The machine is given about so much log ahead of what it has executed, as memory holds it.
+/// About the most log, as memory holds it, that the machine is given ahead of its execution.
 const AHEAD_BYTES: usize = 8 << 20;
 /// How often a terminal is told how far it has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -73,7 +73,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
     if options.until.is_some() || matches!(verdict, Err(RunError::Diverged(_))) {
         match replay.machine.registers() {
             Ok(registers) => eprintln!("ftd: registers at {registers}"),
-            Err(e) => eprintln!("ftd: no registers: {e}"),
+            Err(e) => eprintln!("ftd: cannot read the registers: {e}"),
         }
     }
     drop(replay);
@@ -239,7 +239,7 @@ fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<File>, RunError> {
         let refused = |why| RunError::Disk { index, path: path.clone(), why };
         let (image, file) = hash_image(&path).map_err(|e| refused(e.to_string()))?;
         if (image.bytes, image.hash) != (recorded.bytes, recorded.hash) {
-            return Err(refused("it is not the image that was recorded with".into()));
+            return Err(refused("it is not the image that the recorded VM had".into()));
         }
         Ok(file)
     };

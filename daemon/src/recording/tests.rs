@@ -168,7 +168,7 @@ fn disks_have_to_be_what_they_were() {
     says(
         refusal(&bytes, &[]),
         DaemonExit::Host,
-        &["disk 0", "root.img", "not the image that was recorded with", "--disk"],
+        &["disk 0", "root.img", "not the image that the recorded VM had", "--disk"],
     );
     fs::remove_file(&image).unwrap();
     says(refusal(&bytes, &[]), DaemonExit::Host, &["disk 0", "root.img", "No such file"]);

@@ -1,4 +1,4 @@
-//! The thread that talks to the arbiter. Shared storage can hang for as long as it likes; the rest of the daemon does
+//! The thread that talks to the arbiter. Shared storage can hang for any length of time; the rest of the daemon does
 //! not wait for it.
 
 use crate::outlet::Outlet;

@@ -1,11 +1,11 @@
-//! Carries out what the core commands, with the hands it is given: which command takes which verbs, in which order, and
-//! what is undone when one fails. It runs in the daemon and in the simulator.
+//! Carries out the core's commands with the hands it is given. It says which verbs a command takes, in which order, and
+//! which steps are undone when one fails. It runs in the daemon and in the simulator.
 //!
-//! One command is one step, so that the simulator can let a freeze or a death fall between any two. Events that
-//! commands themselves made are handled before any other.
+//! One command is one step, so the simulator can put a freeze or a death between any two. Events that come from a
+//! command itself are handled before any other.
 
 use super::hands::{Closing, Hands, Verification};
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, Policy, View, Welcome};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, PairingStart, Policy, View};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye};
 use ft_netbuf::{BootTime, Permit};
@@ -116,22 +116,22 @@ impl Executor {
             Command::StopDialling => hands.stop_dialling(),
             Command::Welcome { conn, pairing, generation, how } => {
                 let welcomed = hands.welcome(conn, pairing, generation, how).and_then(|()| match how {
-                    Welcome::Copy => {
+                    PairingStart::Copy => {
                         hands.begin_pairing(conn, pairing);
                         Ok(())
                     }
-                    Welcome::ResumeAfter(held) => hands.resume_pairing(conn, held),
+                    PairingStart::ResumeAfter(held) => hands.resume_pairing(conn, held),
                 });
                 self.lost_if_failed(conn, welcomed, hands);
             }
             Command::Refuse { conn, why } => hands.refuse(conn, why),
             Command::Follow { conn, pairing, how } => {
                 let prepared = match how {
-                    Welcome::Copy => {
+                    PairingStart::Copy => {
                         hands.output().mute();
                         hands.prepare()
                     }
-                    Welcome::ResumeAfter(_) => Ok(()),
+                    PairingStart::ResumeAfter(_) => Ok(()),
                 };
                 let followed = prepared.and_then(|()| hands.follow(conn, pairing, how));
                 self.lost_if_failed(conn, followed, hands);
@@ -144,7 +144,7 @@ impl Executor {
             Command::Boot => self.boot(hands),
             Command::EmitFreely => {
                 let released = hands.output().pass();
-                tracing::info!(frames = released.frames, "output passes");
+                tracing::info!(frames = released.frames, "the VM's output passes without waiting for acks");
             }
             Command::Release { through, until } => {
                 let permit = Permit { valid_until: BootTime::from_us(until) };

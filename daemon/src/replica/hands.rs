@@ -1,10 +1,9 @@
-//! What the executor can have done: the verbs of a node. The daemon's hands (`real`) do it with threads, sockets and a
-//! machine; the simulator's are a model of these. Which verb when, and what is undone when one fails, is the
-//! executor's.
+//! The executor's hands: the verbs of a node. The daemon's hands (`real`) do them with threads, sockets and a machine;
+//! the simulator's hands model these. The executor decides which verb comes when, and which is undone when one fails.
 //!
-//! A verb returns when what it says is done, unless it says that news follow; those come in as events.
+//! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
-use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
+use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -59,10 +58,10 @@ pub trait Hands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Result<(), Self::Error>;
     /// Backup: receives what an arriving connection brings, into what is held or prepared.
-    fn follow(&mut self, conn: ConnId, pairing: u64, how: Welcome) -> Result<(), Self::Error>;
+    fn follow(&mut self, conn: ConnId, pairing: u64, how: PairingStart) -> Result<(), Self::Error>;
     /// Says this on a connection, if it is still there.
     fn send(&mut self, conn: ConnId, message: Message<'static>);
     /// Ends a connection; false if there is none.

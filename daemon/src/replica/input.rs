@@ -1,15 +1,16 @@
-//! What reaches the executor: the rooms know nothing of the core's events.
+//! Input of the executor: the news of all rooms. The rooms know nothing of the core's events.
 
 use super::arbiter_thread::CellNews;
 use crate::control::Wish;
-use crate::{keeper, peer};
+use crate::keeper::KeeperNews;
+use crate::peer::PeerNews;
 
 /// The news of every room, in one queue.
 pub enum Input {
     /// Of the connections.
-    Peer(peer::News),
+    Peer(PeerNews),
     /// Of the machine.
-    Keeper(keeper::News),
+    Keeper(KeeperNews),
     /// Of the arbiter.
     Arbiter(CellNews),
     /// Of the operator.

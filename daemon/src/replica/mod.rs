@@ -1,4 +1,4 @@
-//! One replica of the VM: carries out what the protocol core commands, and tells it what happens.
+//! One replica of the VM: carries out the protocol core's commands, and reports events to it.
 //!
 //! ```text
 //!                 control socket      arbiter thread      listener, dialler
@@ -12,9 +12,9 @@
 //!   replay mode: keeper --logs--> shipper                              receiver --logs--> keeper (executes them)
 //! ```
 //!
-//! [`Executor`] says which command takes which verbs of its [`Hands`]; `real` are the daemon's hands, and the
-//! simulator has its own. The executor is one thread; nothing that it does waits for the peer or for the arbiter. What
-//! the rooms' news means to the core is in `input`.
+//! [`Executor`] says which command takes which verbs of its [`Hands`]; `real` are the daemon's hands, and the simulator
+//! has its own. The executor is one thread; it never waits for the peer or for the arbiter. `input` translates the
+//! rooms' news for the core.
 
 mod arbiter_thread;
 mod executor;

@@ -1,4 +1,4 @@
-//! The one arbiter request that may be under way, and what its answer is worth: a certain answer, or none yet.
+//! The one arbiter request that may be under way, and the worth of its answer: certain, or none yet.
 
 use super::command::Command;
 use super::core::Core;
@@ -76,7 +76,7 @@ impl Core {
         let seen = self.generation();
         if generation < seen {
             let found = cell.map_or("is empty".into(), |cell| format!("says {cell}"));
-            return Err(format!("the cell went back: it {found}, but generation {seen} was seen"));
+            return Err(format!("the cell went back: it {found}, but this node has seen generation {seen}"));
         }
         self.learn_generation(generation);
         Ok(cell)

@@ -1,7 +1,8 @@
-//! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when the primary is lost.
+//! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when it loses the
+//! primary.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, SwitchoverFailure, Welcome};
+use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
@@ -46,11 +47,11 @@ enum Hold {
 enum Stage {
     /// With the primary, or dialling it.
     Following,
-    /// The primary is lost and we hold a sealed state: after a while the cell is asked.
-    /// `named_in`: the generation in which the cell was seen to name us with what we hold. `verified`: what we hold can be
-    /// gone on from, as far as anybody can tell.
+    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the generation in
+    /// which the cell was seen to name us with our state. `verified`: the VM can go on from our state, as far as
+    /// anybody can tell.
     Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
-    /// The primary has stopped the VM at this epoch and offers it: what we hold is being verified.
+    /// The primary has stopped the VM at this epoch and offers it: our state is being verified.
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
     Contesting,
@@ -78,7 +79,8 @@ impl Backup {
             Event::Tick => self.on_tick(core),
             Event::PeerHello { conn, .. } => {
                 core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
-                // Two backups: the VM is over, and the operator has started the peer. Who boots it is this node's to see.
+                // Two backups: the VM is over, and the operator has started the peer. This node finds out which one
+                // boots it.
                 self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
             }
             Event::Welcomed { conn, generation, pairing, how } => {
@@ -217,19 +219,20 @@ impl Backup {
         conn: ConnId,
         generation: u64,
         pairing: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Option<Next> {
-        if matches!(self.stage, Stage::Contesting | Stage::Leaving { .. }) {
+        if self.stage == Stage::Contesting {
             return None;
         }
         core.learn_generation(generation);
         self.why = match how {
-            Welcome::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) => {
+            PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
+            {
                 core.out.push(Command::Dial);
                 return None;
             }
-            Welcome::ResumeAfter(_) => "in step again".into(),
-            Welcome::Copy => {
+            PairingStart::ResumeAfter(_) => "in step again".into(),
+            PairingStart::Copy => {
                 if self.hold != Hold::Nothing {
                     core.out.push(Command::Discard);
                 }
@@ -296,11 +299,11 @@ impl Backup {
     fn on_offer(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
         self.heard(core, conn);
         let refusal = match self.hold {
-            _ if self.stage != Stage::Following => Some("not following".to_string()),
-            _ if core.stop_requested => Some("this node is stopping".to_string()),
+            _ if self.stage != Stage::Following => Some("it does not follow this primary".to_string()),
+            _ if core.stop_requested => Some("it is stopping".to_string()),
             Hold::Sealed(held) if held.epoch == epoch => None,
-            Hold::Sealed(held) => Some(format!("I hold epoch {}, not {epoch}", held.epoch)),
-            _ => Some("I hold no complete checkpoint".to_string()),
+            Hold::Sealed(held) => Some(format!("it holds epoch {}, not {epoch}", held.epoch)),
+            _ => Some("it holds no complete checkpoint".to_string()),
         };
         match refusal {
             Some(why) => core.out.push(Command::SendDecline { conn, why }),
@@ -316,8 +319,8 @@ impl Backup {
         match self.stage {
             Stage::Following if self.ownerless => core.ask_read(),
             Stage::Following | Stage::Offered { .. } => {}
-            // The cell is read at once, and asked for when what is held is verified, and the promise and the primary's head
-            // start are over.
+            // The cell is read at once. It is asked for when our state is verified, and the promise and the primary's
+            // head start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
             Stage::Orphaned { since, named_in: Some(generation), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
@@ -369,21 +372,26 @@ impl Backup {
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
-            Some(cell) if cell.generation <= self.welcomed_in && !self.has_left(core) => {
+            Some(cell) if cell.generation <= self.welcomed_in => {
+                if self.has_left(core) {
+                    // It may have lost us before it ever asked. A primary that offers a full copy has given ours up.
+                    core.out.push(Command::Dial);
+                }
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
             _ => {
                 self.discard(
                     core,
-                    "the cell does not name what this node holds: the primary goes on without it".into(),
+                    "the cell does not name the state held here: the primary goes on without this backup"
+                        .into(),
                 );
                 self.stop_if_asked(core)
             }
         }
     }
 
-    /// The primary was told of our leaving so long ago that it asks for nothing in our name any more.
+    /// The primary was told of our leaving long enough ago that the cell should say so.
     fn has_left(&self, core: &Core) -> bool {
         matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
     }
@@ -420,7 +428,7 @@ impl Backup {
         match settled {
             Settled::Won(cell) => {
                 let Hold::Sealed(held) = self.hold else {
-                    let why = format!("won the cell, but there is nothing to go on from: {}", self.why);
+                    let why = format!("won the arbitration, but holds no state to resume: {}", self.why);
                     return Some(Next::Ended(Exit::Failed(why)));
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
@@ -442,15 +450,15 @@ impl Backup {
         }
     }
 
-    /// Stops as asked. A sealed state is kept until the cell does not count on it, whoever else there may be; while the cell
-    /// may be about to become ours, its answer comes first.
+    /// Stops as asked. A sealed state is kept until the cell does not count on it, whatever other copies there may be.
+    /// While the cell may be about to become ours, its answer comes first.
     fn stop_if_asked(&mut self, core: &mut Core) -> Option<Next> {
         if !core.stop_requested || core.arbiter.is_setting() {
             return None;
         }
         match (self.hold, self.stage) {
             (Hold::Sealed(_), Stage::Following) => {
-                self.say_bye(core, "the backup is to stop");
+                self.say_bye(core, "the backup was asked to stop");
                 self.stage = Stage::Leaving { since: core.now };
                 core.arbiter.hurry();
                 None
@@ -483,18 +491,26 @@ impl Backup {
     pub(super) fn detail(&self) -> String {
         match self.stage {
             Stage::Following => self.why.clone(),
-            Stage::Offered { .. } => "switchover: looks whether it can go on from what it holds".into(),
+            Stage::Offered { .. } => {
+                "switchover: checking whether the VM can go on from the state held here".into()
+            }
             Stage::Leaving { .. } => {
                 format!(
-                    "asked to stop; keeps the VM's state until the primary goes on without it ({})",
+                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
                     self.why
                 )
             }
             Stage::Orphaned { verified: false, .. } => {
-                format!("without the primary; looks whether it can go on from what it holds ({})", self.why)
+                format!(
+                    "without the primary; checking whether the VM can go on from the state held here ({})",
+                    self.why
+                )
             }
             Stage::Orphaned { .. } => {
-                format!("without the primary; holds a sealed checkpoint, asks the arbiter ({})", self.why)
+                format!(
+                    "without the primary; this node holds a sealed checkpoint and asks the arbiter ({})",
+                    self.why
+                )
             }
             Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
         }

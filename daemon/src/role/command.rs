@@ -1,11 +1,11 @@
-//! What the core asks its executor to do. Commands are executed in order, each to its end, before the next event.
+//! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
 use ft_arbiter::Cell;
 
 /// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Welcome {
+pub enum PairingStart {
     /// A full copy begins a new pairing.
     Copy,
     /// The pairing goes on: re-send what the backup has not sealed, after this epoch.
@@ -31,7 +31,7 @@ pub enum SwitchoverFailure {
     #[error("this node does not run the VM")]
     NoRole,
     /// The guest asked for a reset meanwhile.
-    #[error("the guest reboots")]
+    #[error("the guest is rebooting")]
     GuestReboots,
     /// The cell went to somebody else meanwhile.
     #[error("lost the arbitration")]
@@ -95,7 +95,7 @@ pub enum Command {
         /// The generation we own.
         generation: u64,
         /// Where to begin.
-        how: Welcome,
+        how: PairingStart,
     },
     /// Decline a peer's hello, or a welcome; the connection closes after it.
     Refuse {
@@ -111,7 +111,7 @@ pub enum Command {
         /// The pairing.
         pairing: u64,
         /// Whether it goes on with what is held, or a full copy comes, into fresh memory.
-        how: Welcome,
+        how: PairingStart,
     },
     /// Close a connection.
     DropLink {
@@ -213,7 +213,7 @@ pub enum Command {
         /// Why.
         why: String,
     },
-    /// Tell whoever asked for a switchover how it ended.
+    /// Tell the one who asked for a switchover how it ended.
     SwitchoverDone(Result<(), SwitchoverFailure>),
     /// End the process.
     Exit(Exit),

@@ -1,4 +1,4 @@
-//! The core's frame: start-up, the dispatch of events to the part that the node plays, and the view from outside.
+//! The core's frame: start-up, the dispatch of events to the node's current part, and the view from outside.
 
 use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
@@ -311,16 +311,18 @@ impl Core {
     /// What `status` shows.
     pub fn view(&self) -> View {
         let (state, detail) = match &self.part {
-            Part::Starting { trouble } => (State::Waiting, asking("reading the cell", trouble)),
-            Part::Founding { trouble, .. } => (State::Waiting, asking("asking for the cell", trouble)),
+            Part::Starting { trouble } => (State::Waiting, asking("reading the arbiter's cell", trouble)),
+            Part::Founding { trouble, .. } => {
+                (State::Waiting, asking("asking the arbiter for the VM", trouble))
+            }
             Part::Bereft { cell } => {
                 let held = match &cell.standby {
-                    Some(standby) => format!("{} may hold its state and take over", standby.node),
-                    None => "nobody holds it".into(),
+                    Some(standby) => format!("node {} may still hold the state and take over", standby.node),
+                    None => "no other node holds it".into(),
                 };
                 let detail = format!(
-                    "the VM's memory on this node was lost in generation {}; {held}; `ftd allow-fresh` (or --fresh) gives it up \
-                     and boots anew",
+                    "the VM's memory on this node was lost in generation {}; {held}; to give the \
+                     state up and boot anew: ftd allow-fresh (or ftd run --fresh)",
                     cell.generation
                 );
                 (State::Waiting, detail)

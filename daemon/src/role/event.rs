@@ -1,6 +1,6 @@
-//! What can happen to a node, as the protocol core sees it. Everything the core knows of the world comes in here.
+//! Events that can happen to a node. The protocol core learns everything about the world through them.
 
-use super::command::Welcome;
+use super::command::PairingStart;
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 
@@ -61,7 +61,7 @@ pub enum Event {
         /// The pairing that begins or goes on.
         pairing: u64,
         /// Whether it goes on where we stopped, or a full copy comes.
-        how: Welcome,
+        how: PairingStart,
     },
     /// A dial came to nothing; dialling goes on.
     DialFailed {

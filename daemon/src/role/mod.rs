@@ -1,4 +1,5 @@
-//! Who may run the VM, and who may speak for it: roles, pairing, acks, arbitration, as one pure state machine.
+//! Decides which node runs the VM and may send its output: roles, pairing, acks, arbitration, as one pure state
+//! machine.
 //!
 //! [`Core`] takes an [`Event`] and the time, and answers with [`Command`]s. It does no I/O, reads no clock and draws no
 //! random numbers, so that the same code runs in the daemon and under a seeded simulator (`tests/sim`). The executor
@@ -10,37 +11,38 @@
 //!        ── owner is me, but my memory is gone ──────────────────────────────────────> bereft: waits for the peer
 //!
 //!  primary   solo ── hello ──> copying ── first capture ──> sealing ── its ack ──> enlisting ── cell set ──> protected
-//!              ^                  │ peer lost                 │ peer lost            │ peer lost                │ peer lost
+//!              ^                  │ peer lost                 │ peer lost            │ peer lost                │ lost
 //!              └──────────────────┴──── (cell names nobody: the output passes) ──────┘ cell unchanged           v
 //!              ^                                                                                              alone
 //!              └───────────────────────── cell set to "me, alone" ────────────────────────────────────────────┤
 //!                      the arbiter cannot be asked: waits, output held; the peer comes back: protected <──────┤
 //!                                                  cell set by the peer: fenced  <────────────────────────────┘
 //!
-//!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── verified, delay and promise over, the cell
-//!               ^                                                     │         names me and what I hold ──> contesting
+//!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── verified, delay and promise over, cell
+//!               ^                                                     │         names me and my state ──> contesting
 //!               └──────────── the peer comes back ────────────────────┘   won: takes over, primary solo
 //!                                                                         lost: discards, follows again
 //! ```
 //!
-//! A copy of the VM that may be the last one is given up only when the cell shows that somebody else went on, or that the
-//! VM is over. A node that is asked to stop waits for that: a primary moves the VM first, and goes on with it where it
-//! cannot be moved; a backup says good-bye and keeps what it holds until the cell does not count on it any more.
+//! A node gives up a copy of the VM that may be the last one only when the cell shows that the other node went on, or
+//! that the VM is over. A node that is asked to stop waits for that. A primary moves the VM first, and goes on with it
+//! if it cannot be moved. A backup says good-bye and keeps its state until the cell does not count on it any more.
 //!
 //! # Why nobody speaks out of turn
 //!
-//! - The cell decides who goes on alone (`arbiter`). A backup contests only when the cell names it with the very pairing
-//!   that it holds sealed, and from the moment it may have asked, it acknowledges nothing until the answer is certain.
+//! - The cell decides which node goes on alone (`arbiter`). A backup contests only when the cell names it with the very
+//!   pairing that it holds sealed. From the moment it may have asked, it acknowledges nothing until the answer is
+//!   certain.
 //! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
 //!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. A backup that
-//!   answers promises not to contest for a lease (and a margin for clock drift) from then on. Since the stamp is older than
-//!   the answer, the permission is over before the promise is, however long a message or a process was held up. A
-//!   primary whose permission has lapsed asks again before it lets anything out.
+//!   answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp is older
+//!   than the answer, so the permission is over before the promise is, however long a message or a process was held
+//!   up. A primary whose permission has lapsed asks again before it lets anything out.
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
-//! - A cell never goes back. One that is missing, or older than what this process has seen, is trouble with the arbiter:
-//!   nobody founds, discards or fences because of it, and the request is repeated. A process that has just started has seen
-//!   nothing yet.
+//! - A cell never goes back. A cell that is missing, or older than this process has seen, is trouble with the arbiter:
+//!   no node founds, discards or fences because of it, and the request is repeated. A process that has just started has
+//!   seen no cell yet.
 
 mod arbitration;
 mod backup;
@@ -54,7 +56,7 @@ mod tests;
 mod view;
 
 pub use self::core::Core;
-pub use command::{Command, Exit, SwitchoverFailure, Welcome};
+pub use command::{Command, Exit, PairingStart, SwitchoverFailure};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
 pub use view::{Role, State, View};

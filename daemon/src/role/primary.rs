@@ -1,4 +1,4 @@
-//! The primary: it owns the cell and runs the VM; alone (solo), while a backup is being made, or protected by one.
+//! The primary: it owns the cell and runs the VM, alone (solo), while it prepares a backup, or protected by one.
 
 mod cell;
 mod ending;
@@ -6,7 +6,7 @@ mod switchover;
 
 use self::ending::End;
 use self::switchover::{Step, Switchover, Then};
-use super::command::{Command, Exit, SwitchoverFailure, Welcome};
+use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::view::State;
@@ -239,7 +239,7 @@ impl Primary {
         let mut next = None;
         if self.link.is_some() {
             // One backup, one connection: it has begun anew before we noticed.
-            next = self.drop_peer(core, "it connected anew".into());
+            next = self.drop_peer(core, "it connected again".into());
             if next.is_some() {
                 return next;
             }
@@ -250,7 +250,13 @@ impl Primary {
             return next;
         }
         if generation > self.cell.generation {
-            refuse(core, &format!("you know generation {generation}, I own {}", self.cell.generation));
+            refuse(
+                core,
+                &format!(
+                    "the backup knows generation {generation}, but this primary owns only {}",
+                    self.cell.generation
+                ),
+            );
             return next;
         }
         let link = Link { conn, last_heard: core.now, last_beat: core.now };
@@ -261,7 +267,7 @@ impl Primary {
                 self.link = Some(link);
                 self.permit = Permit::default();
                 let generation = self.cell.generation;
-                core.out.push(Command::Welcome { conn, pairing, generation, how: Welcome::Copy });
+                core.out.push(Command::Welcome { conn, pairing, generation, how: PairingStart::Copy });
             }
             // The peer is back, and holds what the cell says. As long as nothing is being asked of the cell, the pair
             // can simply go on.
@@ -271,7 +277,7 @@ impl Primary {
                     self.link = Some(link);
                     self.permit = Permit { acked: held.epoch, until: 0, wanting: true };
                     let generation = self.cell.generation;
-                    let how = Welcome::ResumeAfter(held.epoch);
+                    let how = PairingStart::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
                     // It may have been lost before it was ever told.
                     core.out.push(Command::SendPaired { conn, generation });
@@ -281,9 +287,12 @@ impl Primary {
                         self.on_switchover(core, Then::Stop);
                     }
                 }
-                _ => refuse(core, "the arbiter has not yet said that I may go on without you"),
+                _ => refuse(
+                    core,
+                    "the primary is still waiting for the arbiter's permission to go on without its old backup",
+                ),
             },
-            _ => refuse(core, "the arbiter is being asked"),
+            _ => refuse(core, "the primary is waiting for the arbiter's answer"),
         }
         next
     }
@@ -291,7 +300,8 @@ impl Primary {
     fn on_ack(&mut self, core: &mut Core, conn: ConnId, epoch: u64, stamp: Micros) -> Option<Next> {
         self.heard(core, conn);
         if matches!(self.pair, Pair::Solo | Pair::Copying { .. }) {
-            return self.drop_peer(core, format!("it acked epoch {epoch} of a pairing that has none"));
+            return self
+                .drop_peer(core, format!("it acked epoch {epoch} before the first epoch of its pairing"));
         }
         if let Err(why) = self.extend_permit(core, stamp) {
             return self.drop_peer(core, why);
@@ -308,7 +318,7 @@ impl Primary {
 
     fn extend_permit(&mut self, core: &Core, stamp: Micros) -> Result<(), String> {
         if stamp > core.now {
-            return Err(format!("it answered a stamp of the future ({stamp} us, now {} us)", core.now));
+            return Err(format!("it answered a stamp from the future ({stamp} us, now {} us)", core.now));
         }
         self.permit.until = self.permit.until.max(stamp + core.policy.lease_us);
         Ok(())
@@ -390,13 +400,13 @@ impl Primary {
         if let Some(switchover) = &self.switchover {
             return match switchover.step {
                 Step::Pausing | Step::Draining(_) => "switchover: sending the last checkpoint".into(),
-                Step::Offered => "switchover: the backup takes over".into(),
+                Step::Offered => "switchover: waiting for the backup to take over".into(),
             };
         }
         match self.pair {
             _ if self.ending.is_some() => format!("the VM has ended; telling the arbiter ({})", self.why),
             Pair::Solo => format!("running without a backup ({})", self.why),
-            Pair::Copying { .. } => "the backup receives a full copy".into(),
+            Pair::Copying { .. } => "sending the backup a full copy".into(),
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),
             Pair::Enlisting { .. } => "asking the arbiter to name the standby".into(),
             Pair::Protected { .. } => "in step".into(),

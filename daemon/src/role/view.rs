@@ -1,4 +1,4 @@
-//! What the core tells of itself: the two words of every status, and why.
+//! The core's view of itself: the two words of every status, and the reason for them.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -73,7 +73,10 @@ pub fn serve(listener: &TcpListener, options: &ProxyOptions, log: &ProxyLog) -> 
             }
             Err(error) => tell(
                 &log,
-                json!({"event": "refused", "connection": connection, "from": from.to_string(), "error": error.to_string()}),
+                json!({
+                    "event": "refused", "connection": connection, "from": from.to_string(),
+                    "error": error.to_string()
+                }),
             ),
         });
     }
@@ -216,7 +219,10 @@ impl Flow {
                     self.struck.fetch_add(1, Ordering::SeqCst);
                     tell(
                         &self.log,
-                        json!({"event": "fault", "connection": self.connection, "direction": self.direction, "plan": self.plan}),
+                        json!({
+                            "event": "fault", "connection": self.connection, "direction": self.direction,
+                            "plan": self.plan
+                        }),
                     );
                 }
                 MangleAct::Pause(time) => thread::sleep(time),

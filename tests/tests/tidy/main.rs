@@ -7,6 +7,7 @@
 mod attributes;
 mod configuration;
 mod errors;
+mod formats;
 mod graph;
 mod imports;
 mod lengths;

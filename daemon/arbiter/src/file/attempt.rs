@@ -1,9 +1,9 @@
-//! An operation as a machine that takes one step at a time: it asks for a call on the storage, waits for the answer,
-//! and so on until it comes to its result. Whoever drives it decides when a call is made, and whether its answer comes
+//! An operation of the file arbiter as a state machine. Each step asks for one call on the storage and waits for the
+//! answer, until the operation has its result. The driver decides when a call is made, and whether its answer comes
 //! back.
 //!
-//! The steps are written as one piece of straight-line code, a future that waits for nothing but these answers. The
-//! compiler makes the machine of it.
+//! The steps are straight-line code in a future that waits for nothing but these answers. The compiler turns the future
+//! into the state machine.
 
 use super::directory::{Answer, Call};
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! The directory of a cell, as the few calls that the file arbiter makes on it; and the real one.
+//! The directory of a cell: the few calls that the file arbiter makes on it, and the real directory that serves them.
 
 use super::record::CELL_BYTES_MAX;
 use nix::errno::Errno;

@@ -3,13 +3,15 @@
 //!
 //! A generation is claimed by writing a temporary file, flushing it, and linking it to its number: link(2) fails if the
 //! name exists, on the file server itself, so exactly one node wins each number, and the file is complete from the
-//! moment it is visible. There is no lock on purpose: a node that is frozen in the middle holds nobody up, and one whose
-//! lock has expired meanwhile cannot overwrite what others have agreed on.
+//! moment it is visible. There is no lock, on purpose: a node that freezes in the middle holds nobody up, and no
+//! expired lock lets a node overwrite a decision that others have made meanwhile.
 //!
-//! The last [`GENERATIONS_KEPT`] files stay, oldest removed first, as a readable history and because a number must not
-//! become free while a sleeper may still claim it: a claim that finds the cell that far ahead has come too late.
+//! The last [`GENERATIONS_KEPT`] files stay, and the oldest is removed first. They are a readable history, and keep a
+//! number taken while a sleeping node may still claim it: a claim that finds the cell that far ahead is refused as
+//! late.
 //!
-//! Needs hard links and attribute caches that do not lie: any local or cluster file system; NFS mounted with actimeo=0.
+//! The storage needs hard links and attribute caches that do not lie: any local or cluster file system, or NFS mounted
+//! with actimeo=0.
 //!
 //! [`FileCell`] is the procedure, which does no I/O: each operation is an [`Attempt`] that asks for one [`Call`] after
 //! the other. [`FileArbiter`] drives it over a [`Directory`]; a simulator delays, loses and fails the same calls.

@@ -1,4 +1,4 @@
-//! What the file arbiter does, call by call, and what it makes of every answer.
+//! The procedure of the file arbiter: its calls on the storage, in order, and the conclusion drawn from each answer.
 
 use super::attempt::{Attempt, Desk};
 use super::directory::{Answer, Call, Folder, Reply};
@@ -250,6 +250,8 @@ impl Steps {
             Err(Errno::EEXIST) => match self.perform(Call::Compare(from, to)).await {
                 Ok(Reply::Same(same)) => Ok(same),
                 Ok(other) => panic!("{other:?} answers no comparison"),
+                // One of the two is gone: the cell has moved on so far that the generation is history.
+                Err(Errno::ENOENT) => Err(self.overtaken(generation).await),
                 Err(errno) => Err(Outcome::Unknown(failed(errno))),
             },
             Err(errno) if changes_nothing(errno) => Err(Outcome::NotAttempted(failed(errno))),

@@ -1,4 +1,4 @@
-//! A generation's file: its name, and what it holds.
+//! The file of one generation: its name and its content.
 
 use crate::Cell;
 use serde::{Deserialize, Serialize};

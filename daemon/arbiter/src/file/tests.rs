@@ -1,4 +1,5 @@
-//! What only the file arbiter can do wrong: its files, and answers of the storage that say less than they seem to.
+//! Tests of mistakes that only the file arbiter can make: with its files, and with storage whose answers say less than
+//! they seem to.
 
 use super::record::file_name;
 use super::*;

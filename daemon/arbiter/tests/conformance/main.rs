@@ -1,4 +1,4 @@
-//! What every back end must do. A back end joins by implementing [`suite::Site`] and one line of `conforms!`.
+//! The duties of every back end. A back end joins by implementing [`suite::Site`] and one line of `conforms!`.
 
 mod file;
 mod history;

@@ -1,4 +1,4 @@
-//! What the hands do as backup: receive from a primary, and go on from what was sealed.
+//! The daemon's hands on a backup: receive from a primary, and resume from the sealed state.
 
 use super::resuming::{Resuming, Settling};
 use super::{HandsError, RealHands};

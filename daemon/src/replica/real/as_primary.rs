@@ -1,4 +1,4 @@
-//! What the hands do as primary: welcome a backup, listen to it, replicate to it.
+//! The daemon's hands on a primary: welcome a backup, listen to it, replicate to it.
 
 use super::{HandsError, RealHands};
 use crate::clock;
@@ -6,7 +6,7 @@ use crate::keeper::{Order, Pairing};
 use crate::outlet::Outlet;
 use crate::peer::{BackupReader, Link};
 use crate::replica::Input;
-use crate::role::{ConnId, Micros, Welcome as Welcoming};
+use crate::role::{ConnId, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Identity, Welcome};
 use std::sync::Arc;
@@ -20,12 +20,12 @@ impl RealHands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcoming,
+        how: PairingStart,
     ) -> Result<(), HandsError> {
         let mut fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
         let resume_from = match how {
-            Welcoming::Copy => None,
-            Welcoming::ResumeAfter(epoch) => Some(epoch),
+            PairingStart::Copy => None,
+            PairingStart::ResumeAfter(epoch) => Some(epoch),
         };
         let identity = Identity { generation, ..self.local.identity.clone() };
         fitting.writer.set_generation(generation);
@@ -46,7 +46,7 @@ impl RealHands {
             settling.finish();
         }
         let Some(link) = self.links.get(&conn) else { return };
-        tracing::info!("a backup has connected: full copy");
+        tracing::info!("a backup has connected: sending a full copy");
         self.telemetry.copy_begun();
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
@@ -60,7 +60,7 @@ impl RealHands {
         let (Some(pairing), Some(link)) = (&self.pairing, self.links.get(&conn)) else {
             return Err(HandsError::NothingHeld);
         };
-        tracing::info!(epoch = held, "the backup is back: re-sending what it lacks");
+        tracing::info!(epoch = held, "the backup has reconnected: re-sending the epochs that it lacks");
         pairing.resume(held, Arc::clone(&link.outbox))?;
         self.pairing_over = Some(conn);
         self.order(Order::Room);

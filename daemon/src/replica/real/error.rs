@@ -1,4 +1,4 @@
-//! Why the daemon's hands could not do something.
+//! Errors of the daemon's hands.
 
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;
@@ -38,10 +38,10 @@ pub enum HandsError {
     #[error(transparent)]
     Sealed(#[from] SealedError),
     /// There is nothing to go on from.
-    #[error("nothing is held")]
+    #[error("no state is held")]
     NothingHeld,
     /// What is held is older than what was sealed.
-    #[error("epoch {wanted} was sealed, but {held} is held")]
+    #[error("epoch {wanted} was to be resumed, but epoch {held} is held")]
     Older {
         /// What the core knows to be sealed.
         wanted: u64,

@@ -20,7 +20,7 @@ use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, Sta
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, SwitchoverFailure, View, Welcome};
+use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// A process that ends gives its last messages so long to leave.
+/// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
 /// See the module.
@@ -159,7 +159,7 @@ impl RealHands {
     /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
     pub(super) fn note_loss(&self, why: &StateLoss) {
         let StateLoss::Diverged { count, what } = why else { return };
-        tracing::error!("the backup is not the primary any more: it {why}");
+        tracing::error!("this backup cannot take over until the next full copy: it {why}");
         self.telemetry.diverged(*count, what);
         for link in self.links.values() {
             link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
@@ -177,7 +177,7 @@ impl RealHands {
                 e.to_string()
             }
             LinkEnd::Bye(why) => {
-                tracing::info!("the peer says good-bye: {why}");
+                tracing::info!("the peer said good-bye: {why}");
                 format!("it said good-bye: {why}")
             }
         };
@@ -269,12 +269,12 @@ impl Hands for RealHands {
         conn: ConnId,
         pairing: u64,
         generation: u64,
-        how: Welcome,
+        how: PairingStart,
     ) -> Result<(), Self::Error> {
         self.welcome_backup(conn, pairing, generation, how)
     }
 
-    fn follow(&mut self, conn: ConnId, _pairing: u64, _how: Welcome) -> Result<(), Self::Error> {
+    fn follow(&mut self, conn: ConnId, _pairing: u64, _how: PairingStart) -> Result<(), Self::Error> {
         self.follow_primary(conn)
     }
 

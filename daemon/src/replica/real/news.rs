@@ -1,12 +1,12 @@
-//! What the news of the rooms means to the core, and what the hands keep of it.
+//! Turns the rooms' news into events for the core, and keeps those parts that the hands need.
 
 use super::RealHands;
 use crate::control::Wish;
-use crate::keeper::{self, FromPrimary};
-use crate::peer::{self, FromBackup, LinkEnd, Ticket};
+use crate::keeper::{FromPrimary, KeeperNews};
+use crate::peer::{FromBackup, LinkEnd, PeerNews, Ticket};
 use crate::replica::Input;
 use crate::replica::arbiter_thread::CellNews;
-use crate::role::{ConnId, Event, Gone, Welcome};
+use crate::role::{ConnId, Event, Gone, PairingStart};
 use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::Diverged;
 
@@ -35,26 +35,26 @@ impl RealHands {
         }
     }
 
-    fn take_peer(&mut self, news: peer::News) -> (Option<Event>, Option<Ticket>) {
+    fn take_peer(&mut self, news: PeerNews) -> (Option<Event>, Option<Ticket>) {
         let event = match news {
-            peer::News::Accepted { fitting, hello } => {
+            PeerNews::Accepted { fitting, hello } => {
                 let conn = self.arrived(*fitting);
                 Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
             }
-            peer::News::Dialled { fitting, welcome } => {
+            PeerNews::Dialled { fitting, welcome } => {
                 let conn = self.arrived(*fitting);
-                let how = welcome.resume_from.map_or(Welcome::Copy, Welcome::ResumeAfter);
+                let how = welcome.resume_from.map_or(PairingStart::Copy, PairingStart::ResumeAfter);
                 let generation = welcome.identity.generation;
                 Event::Welcomed { conn, generation, pairing: welcome.pairing, how }
             }
-            peer::News::DialFailed(error) => {
+            PeerNews::DialFailed(error) => {
                 self.window.show_disconnected(Some(error.to_string()));
                 Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
             }
-            peer::News::FromBackup { conn, said, ticket } => {
+            PeerNews::FromBackup { conn, said, ticket } => {
                 return (self.event_of_backup(conn, said), Some(ticket));
             }
-            peer::News::Gone { conn, why } => {
+            PeerNews::Gone { conn, why } => {
                 self.note_gone(conn, &why);
                 Event::PeerGone { conn, why: why.into() }
             }
@@ -93,25 +93,24 @@ impl RealHands {
         }
     }
 
-    fn take_keeper(&mut self, news: keeper::News) -> (Option<Event>, Option<Ticket>) {
-        use keeper::News;
+    fn take_keeper(&mut self, news: KeeperNews) -> (Option<Event>, Option<Ticket>) {
         let event = match news {
-            News::FirstCaptured { pairing } => Event::FirstCaptured { pairing },
-            News::FinalCaptured { epoch } => Event::FinalCaptured { epoch },
-            News::PairingBroken { pairing, why } => {
+            KeeperNews::FirstCaptured { pairing } => Event::FirstCaptured { pairing },
+            KeeperNews::FinalCaptured { epoch } => Event::FinalCaptured { epoch },
+            KeeperNews::PairingBroken { pairing, why } => {
                 tracing::error!("the pairing broke: {why}");
                 Event::PairingBroken { pairing, why: why.to_string() }
             }
-            News::GuestEnded(end) => Event::GuestEnded(end),
-            News::FromPrimary { conn, said, ticket } => {
+            KeeperNews::GuestEnded(end) => Event::GuestEnded(end),
+            KeeperNews::FromPrimary { conn, said, ticket } => {
                 return (Some(self.event_of_primary(conn, said)), Some(ticket));
             }
-            News::Verified { epoch } => Event::Verified { epoch },
-            News::StateLost(why) => {
+            KeeperNews::Verified { epoch } => Event::Verified { epoch },
+            KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())
             }
-            News::MachineFailed(why) => Event::MachineFailed(why.to_string()),
+            KeeperNews::MachineFailed(why) => Event::MachineFailed(why.to_string()),
         };
         (Some(event), None)
     }

@@ -1,4 +1,4 @@
-//! What a replica is made of.
+//! The parts that a replica is made of.
 
 use crate::host::{Host, Watchdog};
 use crate::keeper::Replay;

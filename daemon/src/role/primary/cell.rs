@@ -1,4 +1,4 @@
-//! What the primary asks of the cell, and what an answer makes of it.
+//! The primary's requests to the cell, and the consequences of their answers.
 
 use super::ending::End;
 use super::switchover::{Step, Switchover, Then};
@@ -102,7 +102,7 @@ impl Primary {
         }
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
-            "lost the arbitration: I owned generation {}, the cell {says}",
+            "lost the arbitration: this node owned generation {}, the cell {says}",
             self.cell.generation
         ))))
     }

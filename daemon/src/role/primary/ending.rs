@@ -1,4 +1,4 @@
-//! The VM's end: asked for by the operator, or come to by the guest. A guest that resets begins anew.
+//! The VM's end, by the operator's wish or by the guest's own doing. A guest that resets begins anew.
 
 use super::{Pair, Primary};
 use crate::role::command::{Command, Exit, SwitchoverFailure};
@@ -6,8 +6,8 @@ use crate::role::core::{Core, Next};
 use crate::role::event::GuestEnd;
 use crate::role::primary::switchover::Then;
 
-/// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the VM's
-/// owner keeps everybody from booting it again.
+/// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the
+/// VM's owner keeps everybody from booting it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Exit(Exit),
@@ -80,7 +80,7 @@ impl Primary {
 
     pub(super) fn reboot(&mut self, core: &mut Core) -> Option<Next> {
         if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: "the guest reboots".into() });
+            core.out.push(Command::SendBye { conn: link.conn, why: "the guest is rebooting".into() });
             core.drop_link(link.conn);
         }
         core.out.push(Command::EndPairing);
@@ -92,7 +92,7 @@ impl Primary {
             self.pair = Pair::Solo;
             self.end_vm(
                 core,
-                End::Exit(Exit::Stopped("the guest asked for a reset while it was to stop".into())),
+                End::Exit(Exit::Stopped("the guest asked for a reset while the VM was stopping".into())),
             );
             return None;
         }

@@ -1,4 +1,5 @@
-//! A planned switchover: the VM is paused, its last checkpoint acked, and the backup asked to go on.
+//! A planned switchover: the primary pauses the VM, waits for the ack of its last checkpoint, and offers the VM to the
+//! backup.
 
 use super::{Pair, Primary};
 use crate::role::command::{Command, SwitchoverFailure};

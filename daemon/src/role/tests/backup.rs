@@ -1,0 +1,195 @@
+//! The backup: what it holds, when it asks for the cell, when it gives up what it holds.
+
+use super::*;
+
+#[test]
+fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again() {
+    let mut rig = Rig::orphaned();
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: PairingStart::ResumeAfter(1) });
+    rig.on(Event::Heartbeat { conn: 8, stamp: 9 });
+    rig.lose(8);
+    // The promise that went with the echo is fresh: the late answer must not lead to a take-over.
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert_eq!(asks(&commands), None);
+    assert_eq!(asks(&rig.tick_after(LEASE_US)), None);
+    // Nor to a discard of what the cell came to name in the meantime.
+    let mut rig = Rig::orphaned();
+    rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 6, how: PairingStart::Copy });
+    rig.on(Event::Sealed { conn: 8, pairing: 6, epoch: 1, stamp: 9 });
+    rig.lose(8);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
+    assert!(!commands.contains(&Command::Discard));
+}
+
+#[test]
+fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
+    let mut rig = Rig::orphaned();
+    // Generation 1 is that of the welcome: the request that names us may be on its way.
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(commands, []);
+    assert_eq!(rig.tick_after(20_000), [Command::ReadCell]);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("b"), None)));
+
+    let mut rig = Rig::orphaned();
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), None)))));
+    assert!(commands.contains(&Command::Discard));
+}
+
+#[test]
+fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
+    let mut rig = Rig::sealed();
+    let commands = rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    assert_eq!(commands, [Command::Verify { epoch: 1 }]);
+    let echo = Command::SendEcho { conn: 7, stamp: 9 };
+    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "the primary hears that it lives");
+    assert_eq!(rig.on(Event::Verified { epoch: 1 }), [Command::ReadCell]);
+    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 10 }), [], "it may have asked for the cell");
+
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    let commands = rig.on(Event::StateLost("diverged".into()));
+    assert!(commands.contains(&Command::Discard), "{commands:?}");
+}
+
+#[test]
+fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
+    let misfit = || Event::DialFailed { why: "another memory size".into(), permanent: true };
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(rig.on(Event::DialFailed { why: "no answer".into(), permanent: false }), []);
+    assert!(exits(&rig.on(misfit())));
+    assert!(!exits(&Rig::orphaned().on(misfit())), "it may have to go on with the VM");
+}
+
+#[test]
+fn a_failed_take_over_ends_the_process() {
+    let mut rig = Rig::orphaned();
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.won(cell(3, Some("b"), None));
+    assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3 }));
+    assert!(exits(&rig.on(Event::TakeOverFailed("no memory".into()))));
+}
+
+#[test]
+fn a_backup_dials_on_when_it_cannot_take_a_welcome() {
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    let commands =
+        rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 99, how: PairingStart::ResumeAfter(1) });
+    assert_eq!(commands, [Command::Dial]);
+}
+
+#[test]
+fn a_checkpoint_sealed_as_its_connection_ended_is_held() {
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    let sealed = Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 4 };
+    assert_eq!(rig.on(sealed), [Command::Verify { epoch: 2 }]);
+    rig.on(Event::Verified { epoch: 2 });
+    rig.tick_after(2 * LEASE_US);
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.won(cell(3, Some("b"), None));
+    assert!(commands.contains(&Command::TakeOver { epoch: 2, generation: 3 }), "{commands:?}");
+}
+
+#[test]
+fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    rig.on(Event::Verified { epoch: 1 });
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    let commands = rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
+    assert!(!commands.contains(&Command::Discard));
+    assert!(rig.won(cell(3, Some("b"), None)).contains(&Command::TakeOver { epoch: 1, generation: 3 }));
+}
+
+#[test]
+fn the_cell_is_read_at_once_but_asked_for_only_when_every_promise_is_over() {
+    let mut rig = Rig::sealed();
+    assert!(rig.lose(7).contains(&Command::ReadCell));
+    rig.on(Event::Verified { epoch: 1 });
+    assert_eq!(rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))))), []);
+    assert_eq!(rig.tick_after(LEASE_US), []);
+    let commands = rig.tick_after(LEASE_US);
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("b"), None)));
+}
+
+#[test]
+fn a_welcome_that_comes_while_the_cell_is_asked_for_is_not_followed() {
+    let mut rig = Rig::orphaned();
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert!(asks(&commands).is_some());
+    let follows = |commands: &[Command]| commands.iter().any(|c| matches!(c, Command::Follow { .. }));
+    assert!(!follows(&rig.on(Event::Welcomed {
+        conn: 8,
+        generation: 2,
+        pairing: 5,
+        how: PairingStart::ResumeAfter(1)
+    })));
+    rig.won(cell(3, Some("b"), None));
+    // It runs the VM now: what was welcomed before must not take the machine down.
+    assert!(!follows(&rig.on(Event::Welcomed {
+        conn: 9,
+        generation: 2,
+        pairing: 6,
+        how: PairingStart::Copy
+    })));
+}
+
+#[test]
+fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() {
+    let mut rig = Rig::sealed();
+    let why = || "diverged".to_string();
+    let commands = rig.on(Event::StateLost(why()));
+    let bye = Command::SendBye { conn: 7, why: why() };
+    assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::Dial]);
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+    assert_eq!(rig.on(Event::StateLost(why())), [], "there is nothing to lose any more");
+    let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, how: PairingStart::Copy };
+    assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, how: PairingStart::Copy }]);
+}
+
+#[test]
+fn a_backup_asks_for_the_cell_only_when_all_that_it_holds_is_verified() {
+    let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(named());
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it is not verified");
+    // News that was under way as the connection ended.
+    let sealed = Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 0 };
+    assert_eq!(rig.on(sealed), [Command::Verify { epoch: 2 }]);
+    assert_eq!(rig.on(Event::Verified { epoch: 1 }), [], "more is held since");
+    assert!(asks(&rig.on(Event::Verified { epoch: 2 })).is_some());
+
+    // Of two answers the older one may come last.
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(Event::Verified { epoch: 1 });
+    rig.on(Event::Verified { epoch: 0 });
+    rig.on(named());
+    assert!(asks(&rig.tick_after(10 * LEASE_US)).is_some());
+
+    let mut rig = Rig::sealed();
+    rig.lose(7);
+    rig.on(named());
+    assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard, Command::Dial]);
+    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+}
+
+#[test]
+fn a_peer_is_suspected_when_it_falls_silent_or_its_connection_breaks_not_when_it_leaves() {
+    let times = |event: fn(&mut Rig)| {
+        [Rig::protected(), Rig::sealed()].map(|mut rig| {
+            event(&mut rig);
+            rig.core.view().suspicions
+        })
+    };
+    assert_eq!(times(|rig| drop(rig.lose(7))), [1, 1]);
+    assert_eq!(times(|rig| drop(rig.tick_after(150_000))), [1, 1]);
+    let bye = |rig: &mut Rig| drop(rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("stopping".into()) }));
+    assert_eq!(times(bye), [0, 0]);
+    let stranger = |rig: &mut Rig| drop(rig.on(Event::PeerGone { conn: 9, why: Gone::Lost("reset".into()) }));
+    assert_eq!(times(stranger), [0, 0]);
+}

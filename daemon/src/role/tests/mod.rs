@@ -1,0 +1,152 @@
+//! What the simulator taught, as single claims about the core: each test failed before the bug it names was fixed.
+
+mod backup;
+mod cell;
+mod primary;
+mod stop;
+
+use super::*;
+use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};
+use nix::errno::Errno;
+
+const LEASE_US: Micros = 100_000;
+const PAIRING_OF_A: u64 = 1_001;
+
+/// A core with its clock.
+struct Rig {
+    core: Core,
+    now: Micros,
+}
+
+fn cell(generation: u64, owner: Option<&str>, standby: Option<(&str, u64)>) -> Cell {
+    Cell {
+        generation,
+        owner: owner.map(Into::into),
+        standby: standby.map(|(node, pairing)| Standby { node: node.into(), pairing }),
+    }
+}
+
+fn silence() -> ArbiterError {
+    let trouble = Trouble::Storage { at: "listing", errno: Errno::EIO };
+    ArbiterError { place: Place::File("/shared/web.cell".into()), trouble }
+}
+
+impl Rig {
+    fn new(node: &str, peer: &str, start_as: StartAs) -> Self {
+        let policy = Policy {
+            node: node.into(),
+            peer: peer.into(),
+            start_as,
+            fresh: false,
+            restart_on_reset: true,
+            lease_us: LEASE_US,
+            failure_timeout_us: 100_000,
+            takeover_delay_us: 10_000,
+            heartbeat_us: 20_000,
+            arbiter_retry_us: 10_000,
+            patience_us: 500_000,
+            nonce: 1_000,
+        };
+        let (core, commands) = Core::new(policy, 0);
+        assert_eq!(commands, [Command::ReadCell]);
+        Self { core, now: 0 }
+    }
+
+    fn on(&mut self, event: Event) -> Vec<Command> {
+        let mut commands = Vec::new();
+        self.core.handle(self.now, event, &mut commands);
+        commands
+    }
+
+    fn tick_after(&mut self, us: Micros) -> Vec<Command> {
+        let mut commands = Vec::new();
+        let end = self.now + us;
+        while self.now < end {
+            self.now = end.min(self.now + 5_000);
+            commands.extend(self.on(Event::Tick));
+        }
+        commands
+    }
+
+    fn won(&mut self, cell: Cell) -> Vec<Command> {
+        self.on(Event::CellSet(Outcome::Won(cell)))
+    }
+
+    fn not_attempted(&mut self) -> Vec<Command> {
+        self.on(Event::CellSet(Outcome::NotAttempted(silence())))
+    }
+
+    /// Node a, primary, solo in generation 1.
+    fn solo() -> Self {
+        let mut rig = Self::new("a", "b", StartAs::Primary);
+        rig.on(Event::CellRead(Ok(None)));
+        assert!(rig.won(cell(1, Some("a"), None)).contains(&Command::Boot));
+        rig
+    }
+
+    /// Node a, asking for the cell of generation 2 that names b.
+    fn enlisting() -> Self {
+        let mut rig = Self::solo();
+        rig.on(Event::PeerHello { conn: 7, generation: 0, held: None });
+        rig.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
+        let commands = rig.on(Event::Ack { conn: 7, epoch: 1, stamp: rig.now });
+        assert!(asks(&commands).is_some_and(|new| *new == cell(2, Some("a"), Some(("b", PAIRING_OF_A)))));
+        rig
+    }
+
+    /// Node a, protected by b in generation 2 over connection 7.
+    fn protected() -> Self {
+        let mut rig = Self::enlisting();
+        rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))));
+        assert_eq!(rig.core.view().state, State::Protected);
+        rig
+    }
+
+    /// Node a, without its peer, asking to be alone in generation 3.
+    fn alone() -> Self {
+        let mut rig = Self::protected();
+        let commands = rig.lose(7);
+        assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
+        rig
+    }
+
+    /// Node b, which has sealed epoch 1 of pairing 5 over connection 7; the primary said that it owns generation 1.
+    fn sealed() -> Self {
+        let mut rig = Self::new("b", "a", StartAs::Backup);
+        rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+        rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
+        let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
+        assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 1, stamp: 3 }]);
+        rig
+    }
+
+    /// As `sealed`, and the primary is lost and every promise over: the cell is being read.
+    fn orphaned() -> Self {
+        let mut rig = Self::sealed();
+        let commands = rig.lose(7);
+        assert!(commands.contains(&Command::ReadCell));
+        let [Command::Verify { epoch }, ..] = commands[..] else { panic!("{commands:?}") };
+        assert_eq!(rig.on(Event::Verified { epoch }), []);
+        assert_eq!(rig.tick_after(2 * LEASE_US), []);
+        rig
+    }
+
+    fn lose(&mut self, conn: ConnId) -> Vec<Command> {
+        self.on(Event::PeerGone { conn, why: Gone::Lost("reset".into()) })
+    }
+}
+
+fn asks(commands: &[Command]) -> Option<&Cell> {
+    commands.iter().find_map(|command| match command {
+        Command::CompareAndSet { new, .. } => Some(new),
+        _ => None,
+    })
+}
+
+fn exits(commands: &[Command]) -> bool {
+    commands.iter().any(|command| matches!(command, Command::Exit(_)))
+}
+
+fn releases(commands: &[Command]) -> bool {
+    commands.iter().any(|command| matches!(command, Command::Release { .. } | Command::EmitFreely))
+}

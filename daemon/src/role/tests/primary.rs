@@ -1,0 +1,97 @@
+//! The primary: releases, pairings, switchovers, failures of its host.
+
+use super::*;
+
+#[test]
+fn nothing_is_released_while_the_cell_is_being_given_up() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, None, None)));
+    assert!(!releases(&rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now })));
+    // Nor when the peer is lost in the middle of it, before it was ever named.
+    let mut sealing = Rig::solo();
+    sealing.on(Event::PeerHello { conn: 7, generation: 0, held: None });
+    sealing.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
+    sealing.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(!releases(&sealing.lose(7)));
+    // Once it is certain that the cell was not given up, the permission counts again.
+    rig.not_attempted();
+    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })));
+}
+
+#[test]
+fn what_the_host_fails_ends_the_process_and_leaves_the_cell_alone() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::MachineFailed("no memory".into()));
+    assert!(commands[0] == Command::StopVm && exits(&commands) && asks(&commands).is_none(), "{commands:?}");
+}
+
+#[test]
+fn a_vm_that_never_ran_leaves_a_cell_that_names_nobody() {
+    let mut rig = Rig::solo();
+    let commands = rig.on(Event::BootFailed("no kernel".into()));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)), "{commands:?}");
+    rig.not_attempted();
+    assert!(asks(&rig.tick_after(10 * LEASE_US)).is_some(), "however long the arbiter is away");
+    assert!(exits(&rig.won(cell(2, None, None))));
+}
+
+#[test]
+fn an_ack_that_cannot_be_ends_the_connection() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::AckRefused { conn: 7, why: "epoch 9 was never sent".into() });
+    assert!(commands.contains(&Command::DropLink { conn: 7 }) && !releases(&commands), "{commands:?}");
+}
+
+#[test]
+fn a_switchover_goes_on_when_a_lapsed_permit_is_renewed() {
+    let mut rig = Rig::protected();
+    rig.on(Event::SwitchoverRequested);
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    rig.tick_after(LEASE_US / 2);
+    rig.on(Event::Heard { conn: 7 });
+    rig.tick_after(LEASE_US / 2 + 1);
+    // The ack answers an old stamp: its permission is over.
+    rig.on(Event::Ack { conn: 7, epoch: 2, stamp: 0 });
+    let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now });
+    assert!(commands.contains(&Command::SendOffer { conn: 7, epoch: 2 }), "{commands:?}");
+}
+
+#[test]
+fn a_backup_that_comes_back_is_told_that_it_is_paired() {
+    let mut rig = Rig::alone();
+    rig.not_attempted();
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(commands.contains(&Command::SendPaired { conn: 8, generation: 2 }), "{commands:?}");
+}
+
+#[test]
+fn a_broken_pairing_is_never_resumed() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "no memory".into() });
+    assert!(commands.contains(&Command::DropLink { conn: 7 }));
+    rig.not_attempted();
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+    // Alone by the cell's leave, it begins anew, and what follows can be resumed again.
+    rig.tick_after(20_000);
+    assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EndPairing));
+    let commands = rig.on(Event::PeerHello { conn: 9, generation: 3, held });
+    let how = PairingStart::Copy;
+    let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
+    assert_eq!(commands, [welcome]);
+    rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "news of the past".into() });
+    assert_eq!(rig.core.view().state, State::Resyncing);
+}
+
+#[test]
+fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
+    let mut rig = Rig::alone();
+    rig.not_attempted();
+    rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "no memory".into() });
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+}

@@ -1,0 +1,142 @@
+//! What is scheduled, and the moments right after which faults like to strike.
+
+use ft_arbiter::file::Answer;
+use ftd::role::{ConnId, Micros};
+
+use crate::faults::{Fault, Undo};
+use crate::model::{Frame, Item};
+
+/// Something scheduled.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Tick {
+        n: usize,
+        inc: u32,
+    },
+    Step {
+        n: usize,
+        inc: u32,
+    },
+    Vm {
+        n: usize,
+        inc: u32,
+        run: u32,
+    },
+    Capture {
+        n: usize,
+        inc: u32,
+        repl: u32,
+    },
+    Copy {
+        n: usize,
+        inc: u32,
+        repl: u32,
+        left: u32,
+    },
+    Last {
+        n: usize,
+        inc: u32,
+        request: u32,
+    },
+    Dial {
+        n: usize,
+        inc: u32,
+    },
+    Deliver {
+        conn: ConnId,
+        from: usize,
+        nth: u64,
+        item: Item,
+    },
+    Reset {
+        conn: ConnId,
+        side: usize,
+    },
+    CallArrives {
+        id: u64,
+    },
+    CallAnswered {
+        n: usize,
+        inc: u32,
+        id: u64,
+        answer: Answer,
+    },
+    Verified {
+        n: usize,
+        inc: u32,
+        epoch: u64,
+    },
+    /// A frame leaves a process that stood still in the middle of a release.
+    Emitted {
+        n: usize,
+        frame: Frame,
+    },
+    Inject(Fault),
+    Undo(Undo),
+    Thaw {
+        n: usize,
+        inc: u32,
+    },
+    Start {
+        n: usize,
+        fresh: bool,
+    },
+    Heal,
+}
+
+/// Moments right after which faults like to strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    ReadSent,
+    SetSent,
+    LinkSent,
+    CellSet,
+    FirstCaptured,
+    Hello,
+    HandOver,
+    TakeOver,
+    Ack,
+    Release,
+    PeerGone,
+    Welcome,
+}
+
+impl Hook {
+    pub const ALL: [Self; 12] = [
+        Self::ReadSent,
+        Self::SetSent,
+        Self::LinkSent,
+        Self::CellSet,
+        Self::FirstCaptured,
+        Self::Hello,
+        Self::HandOver,
+        Self::TakeOver,
+        Self::Ack,
+        Self::Release,
+        Self::PeerGone,
+        Self::Welcome,
+    ];
+}
+
+pub struct Entry {
+    pub at: Micros,
+    pub seq: u64,
+    pub act: Act,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
