@@ -13,7 +13,7 @@
 
 use ft_netbuf::Gate;
 
-use crate::model::{Frame, NAMES, index_of};
+use crate::model::{Frame, NAMES, Replication, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -132,7 +132,7 @@ impl World {
         if won.cell.owner.as_deref() != Some(name) || (won.node, won.inc) != (n, inc) {
             self.fail(format!("I2: {name} takes over generation {generation}, which is {won:?}"));
         }
-        let Some(image) = self.nodes[n].exec.image else {
+        let Some(image) = self.nodes[n].exec.image.or(self.nodes[n].exec.sealed_off) else {
             return self.fail(format!("I3: {name} takes over with no sealed state"));
         };
         if self.nodes[n].exec.diverged {
@@ -151,8 +151,18 @@ impl World {
                 image.counter, self.truth.shown
             ));
         }
+        if won.cell.standby.is_some() && self.nodes[n].exec.refused == Some(image.epoch) {
+            self.fail(format!("I3: {name} won the cell with {image:?}, which its machine refused"));
+        }
+    }
+
+    /// A node goes on with a VM that it has handed over.
+    pub fn check_taken_back(&mut self, n: usize, counter: u64) {
+        if counter < self.truth.shown {
+            let shown = self.truth.shown;
+            self.fail(format!("I1: {} takes counter {counter} back, the world has seen {shown}", NAMES[n]));
+        }
         self.truth.runs += 1;
-        self.truth.alive = true;
     }
 
     /// A backup is about to forget what it holds.
@@ -167,8 +177,12 @@ impl World {
     fn has_copy(&self) -> bool {
         let Some(cell) = &self.arbiter.cell else { return false };
         let holds = |n: usize, pairing: u64| {
-            let node = &self.nodes[n];
-            node.up && !node.exec.diverged && node.exec.image.is_some_and(|image| image.pairing == pairing)
+            let (node, exec) = (&self.nodes[n], &self.nodes[n].exec);
+            let image = exec.image.or(exec.sealed_off).is_some_and(|image| image.pairing == pairing);
+            let stands = |repl: &Replication| repl.pairing == pairing && repl.last.is_some();
+            let frozen =
+                exec.vm.as_ref().is_some_and(|vm| !vm.ended) && exec.repl.as_ref().is_some_and(stands);
+            node.up && (image && !exec.diverged || frozen)
         };
         let newest = self.truth.newest_run();
         let by_owner = self.owner().is_some_and(|owner| {

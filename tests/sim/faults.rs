@@ -80,7 +80,9 @@ pub enum Fault {
     },
     FailTakeOver {
         whom: Whom,
+        times: u32,
     },
+    FailLoad,
     /// The nodes lose each other for longer than a promise lasts, find each other while what the arbiter was asked
     /// meanwhile is still unanswered, and lose each other again.
     Flap {
@@ -201,6 +203,23 @@ pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
+/// Draws what goes wrong around switchovers and take-overs, in the same way.
+pub fn draw_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0xe4d1);
+    let many = if rng.random_bool(0.3) { rng.random_range(1..=4) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = match rng.random_range(0..4) {
+                0 => Fault::Switchover { whom: Whom::Owner },
+                1 => Fault::FailTakeOver { whom: whom(&mut rng), times: rng.random_range(1..5) },
+                2 => Fault::FailLoad,
+                _ => Fault::FailMachine,
+            };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
+}
+
 fn moment(rng: &mut SmallRng, until: Micros) -> When {
     if rng.random_bool(0.5) {
         When::At(rng.random_range(0..until))
@@ -250,7 +269,7 @@ fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
         9 => Fault::Switchover { whom: whom(rng) },
         10 => match rng.random_range(0..3) {
             0 => Fault::Stop { whom: whom(rng) },
-            1 => Fault::FailTakeOver { whom: whom(rng) },
+            1 => Fault::FailTakeOver { whom: whom(rng), times: 1 },
             _ => Fault::Switchover { whom: Whom::Owner },
         },
         11 => Fault::Guest { kind: rng.random_range(0..3) },
@@ -340,10 +359,11 @@ impl World {
             }
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
-            Fault::FailTakeOver { whom } => {
+            Fault::FailTakeOver { whom, times } => {
                 let n = self.pick(whom);
-                self.nodes[n].fail_takeover = true;
+                self.nodes[n].fail_takeovers = times;
             }
+            Fault::FailLoad => self.nodes[1 - owner].fail_load = true,
             Fault::Diverge { at_once } => self.diverge(1 - owner, at_once),
             Fault::FailMachine => self.fail_machine(owner),
             Fault::FailBoot { whom } => {
@@ -497,7 +517,8 @@ impl World {
             let node = &mut self.nodes[n];
             node.trip = None;
             node.slow_us = 0;
-            node.fail_takeover = false;
+            node.fail_takeovers = 0;
+            node.fail_load = false;
             node.fail_boot = false;
             node.must_end = false;
             if node.frozen_until.is_some() && !node.frozen_in_release {

@@ -189,6 +189,7 @@ impl Hands for SimHands<'_> {
     }
 
     fn end_pairing(&mut self) {
+        self.world.take_back(self.n);
         self.world.nodes[self.n].exec.repl = None;
     }
 
@@ -231,6 +232,13 @@ impl Hands for SimHands<'_> {
         Verification::Follows
     }
 
+    fn load(&mut self, epoch: u64) -> Verification {
+        let (n, inc) = (self.n, self.inc());
+        let delay = self.world.rng.random_range(0..30_000);
+        self.world.later(delay, Act::Loaded { n, inc, epoch });
+        Verification::Follows
+    }
+
     fn stop_receiving(&mut self) {
         self.world.nodes[self.n].exec.recv = None;
     }
@@ -239,7 +247,7 @@ impl Hands for SimHands<'_> {
         self.world.check_take_over(self.n, epoch);
         let exec = &mut self.world.nodes[self.n].exec;
         exec.verified = None;
-        exec.sealed_off = exec.image.take();
+        exec.sealed_off = exec.image.take().or(exec.sealed_off);
         match exec.sealed_off {
             Some(image) if image.epoch >= epoch => Ok(()),
             _ => Err(Refused("nothing is held")),
@@ -247,15 +255,25 @@ impl Hands for SimHands<'_> {
     }
 
     fn resume_vm(&mut self) -> Result<(), Self::Error> {
-        let Some(image) = self.world.nodes[self.n].exec.sealed_off.take() else {
+        let Some(image) = self.world.nodes[self.n].exec.sealed_off else {
             return Err(Refused("nothing was sealed off"));
         };
         self.world.hook(Hook::TakeOver);
-        if std::mem::take(&mut self.world.nodes[self.n].fail_takeover) {
+        let fails = &mut self.world.nodes[self.n].fail_takeovers;
+        if *fails > 0 {
+            *fails -= 1;
             self.world.stats.add(Count::FaultTakeOver);
-            self.world.check_copies("restoring failed", true);
+            if self.world.mutant == Some(Mutant::DropsWhatFailed) {
+                self.world.nodes[self.n].exec.sealed_off = None;
+                self.world.check_copies("restoring failed", false);
+            }
             return Err(Refused("no memory"));
         }
+        self.world.nodes[self.n].exec.sealed_off = None;
+        if self.world.mutant == Some(Mutant::PassesAtSwitchover) {
+            let _ = self.output.pass();
+        }
+        self.world.truth.runs += 1;
         self.world.begin_run(self.n, image.counter);
         Ok(())
     }
@@ -269,6 +287,7 @@ impl Hands for SimHands<'_> {
         self.world.check_discard(self.n);
         let exec = &mut self.world.nodes[self.n].exec;
         exec.image = None;
+        exec.sealed_off = None;
         exec.diverged = false;
         exec.knows_diverged = false;
         exec.verified = None;

@@ -18,6 +18,21 @@ impl World {
         self.later(1_000, Act::Vm { n, inc, run });
     }
 
+    /// A VM that stood still for a switchover goes on, although it was resumed elsewhere in the meantime: by the cell.
+    pub fn take_back(&mut self, n: usize) {
+        let newest = self.truth.newest_run();
+        let Some(vm) = self.nodes[n].exec.vm.as_ref().filter(|vm| Some(vm.run) != newest && !vm.ended) else {
+            return;
+        };
+        if self.owner() != Some(n) {
+            return;
+        }
+        self.stats.add(Count::TakenBack);
+        let counter = vm.counter;
+        self.check_taken_back(n, counter);
+        self.begin_run(n, counter);
+    }
+
     /// The VM goes on a little: its counter advances, and most times it sends a frame.
     pub fn run_vm(&mut self, n: usize, inc: u32, run: u32) {
         let depth = self.knobs.depth;

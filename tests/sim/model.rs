@@ -180,6 +180,8 @@ pub struct Exec {
     pub image: Option<Image>,
     /// The image, taken out to go on from it.
     pub sealed_off: Option<Image>,
+    /// The epoch whose state the machine refused to load.
+    pub refused: Option<u64>,
     /// The image is not the VM's state any more, whatever it was.
     pub diverged: bool,
     /// And this node knows it.
@@ -239,7 +241,10 @@ pub struct Node {
     pub stopping: bool,
     /// This process was started with leave to give a lost state up.
     pub fresh: bool,
-    pub fail_takeover: bool,
+    /// So many restores to come fail.
+    pub fail_takeovers: u32,
+    /// The next state that is loaded before the cell is asked is refused.
+    pub fail_load: bool,
     pub fail_boot: bool,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
@@ -318,6 +323,12 @@ pub enum Mutant {
     PrimaryStopsAtOnce,
     /// A frozen VM is captured again and again.
     EpochsWhileFrozen,
+    /// A state that could not be resumed is dropped.
+    DropsWhatFailed,
+    /// A VM that moved here speaks before the cell says that the former primary cannot take it back.
+    PassesAtSwitchover,
+    /// A state that could not be loaded is said to be loaded, and to run.
+    SaysItIsLoaded,
 }
 
 impl Mutant {
@@ -334,6 +345,9 @@ impl Mutant {
             Self::BelievesAnyAck => "I1",
             Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
             Self::EpochsWhileFrozen => "a planned switchover",
+            Self::DropsWhatFailed => "the last copy",
+            Self::PassesAtSwitchover => "I",
+            Self::SaysItIsLoaded => "I3",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::DoubtIsRefusal => "I1",
             Self::WentBackIsLost => "the last copy",
@@ -342,7 +356,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 29] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -369,5 +383,8 @@ impl Mutant {
         Self::BackupStopsAtOnce,
         Self::PrimaryStopsAtOnce,
         Self::EpochsWhileFrozen,
+        Self::DropsWhatFailed,
+        Self::PassesAtSwitchover,
+        Self::SaysItIsLoaded,
     ];
 }

@@ -265,6 +265,19 @@ impl World {
         self.tell(n, answer);
     }
 
+    /// The machine has taken the state that it was to load, or not.
+    pub fn loaded(&mut self, n: usize, epoch: u64) {
+        self.nodes[n].exec.refused = None;
+        if std::mem::take(&mut self.nodes[n].fail_load) {
+            self.stats.add(Count::FaultLoad);
+            self.nodes[n].exec.refused = Some(epoch);
+            if self.mutant != Some(Mutant::SaysItIsLoaded) {
+                return self.tell(n, Event::LoadFailed("no memory".into()));
+            }
+        }
+        self.verified(n, epoch);
+    }
+
     /// This end of a connection is closed: nothing is sent on it or taken from it any more.
     pub fn forget_conn(&mut self, n: usize, conn: ConnId) {
         let exec = &mut self.nodes[n].exec;

@@ -157,6 +157,7 @@ impl World {
             let mut planned = faults::draw(&mut world.rng, heal_at);
             planned.extend(faults::draw_more(seed, heal_at));
             planned.extend(faults::draw_storage(seed, heal_at));
+            planned.extend(faults::draw_endings(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -295,6 +296,11 @@ impl World {
             Act::Verified { n, inc, epoch } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.verified(n, epoch);
+                }
+            }
+            Act::Loaded { n, inc, epoch } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.loaded(n, epoch);
                 }
             }
             Act::Emitted { n, frame } => self.emit(n, frame),

@@ -45,6 +45,9 @@ pub enum RestoreError {
     /// None is prepared for it.
     #[error("no machine is prepared here")]
     NotPrepared,
+    /// Another epoch is held, or none.
+    #[error("epoch {0} is not held here")]
+    NotHeld(u64),
     /// The state does not fit the machine.
     #[error(transparent)]
     State(#[from] StateError),
@@ -146,7 +149,4 @@ pub enum SealedError {
     /// None is complete.
     #[error("no sealed checkpoint is held")]
     NothingSealed,
-    /// What was sealed may be applied in part only.
-    #[error("the thread that applies checkpoints has crashed")]
-    ApplierCrashed,
 }

@@ -1,6 +1,6 @@
 //! The keeper's news: events of the machine, and of its replication.
 
-use super::error::{KeepError, ShipError, StateLoss};
+use super::error::{KeepError, RestoreError, ShipError, StateLoss};
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
 
@@ -37,7 +37,10 @@ pub enum KeeperNews {
         /// To be dropped when it has been handled.
         ticket: Ticket,
     },
-    /// Backup in replay mode: all the log that there was is executed, as [`super::order::Order::Verify`] asked.
+    /// Backup: the machine did not take what [`super::order::Order::Load`] asked it to. What is held is as it was.
+    LoadFailed(RestoreError),
+    /// Backup: the machine has taken what is held, as [`super::order::Order::Load`] asked; in replay mode, all the log
+    /// that there was is executed, as [`super::order::Order::Verify`] asked.
     Verified {
         /// The epoch that was asked about.
         epoch: u64,

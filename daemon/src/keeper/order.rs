@@ -2,6 +2,7 @@
 
 use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
 use super::pairing::Pairing;
+use super::standby::Feed;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
@@ -15,8 +16,25 @@ pub enum Order {
     Prepare(OrderReply<Result<GuestRam, PrepareError>>),
     /// Fresh RAM and machine, booted and running.
     Boot(OrderReply<Result<(), StartGuestError>>),
-    /// The prepared machine takes this state and runs. What is in its RAM is the caller's business.
-    Restore(Vec<u8>, OrderReply<Result<(), RestoreError>>),
+    /// A fresh machine over RAM that holds a guest.
+    Renew(GuestRam, OrderReply<Result<(), PrepareError>>),
+    /// Backup: the prepared machine takes the state that is held, once all its pages are applied, but does not run.
+    Load {
+        /// The epoch that must be held.
+        epoch: u64,
+        /// Who holds it.
+        feed: Feed,
+    },
+    /// The prepared machine takes this state, if it has not loaded it, and runs. What is in its RAM is the caller's
+    /// business.
+    Restore {
+        /// Whose state it is.
+        epoch: u64,
+        /// The state.
+        state: Vec<u8>,
+        /// Its answer.
+        reply: OrderReply<Result<(), RestoreError>>,
+    },
     /// Full copy, then epochs, for this pairing.
     BeginPairing(Arc<Pairing>),
     /// No more checkpoints.

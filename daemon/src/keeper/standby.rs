@@ -79,7 +79,8 @@ impl WarmStandby {
     pub fn into_sealed(self) -> Result<(GuestRam, SealedImage), SealedError> {
         let receiver = self.feed.receiver.lock().take().ok_or(SealedError::GivenUp)?;
         let sealed = receiver.into_sealed().map_err(|_| SealedError::NothingSealed)?;
-        self.applier.join().map_err(|_| SealedError::ApplierCrashed)?;
+        // What it has not applied is pending, also if it crashed.
+        let _ = self.applier.join();
         Ok((self.ram, sealed))
     }
 
@@ -95,6 +96,14 @@ impl Feed {
     /// What is held, for a hello.
     pub fn held(&self) -> Option<Held> {
         self.receiver.lock().as_ref().and_then(Receiver::held)
+    }
+
+    /// The machine's state at this epoch, if that is what is held, and who applies the pages that belong to it.
+    pub(super) fn sealed(&self, epoch: u64) -> Option<(Vec<u8>, Applier)> {
+        let receiver = self.receiver.lock();
+        let receiver = receiver.as_ref()?;
+        let held = receiver.held().filter(|held| held.epoch == epoch).and(receiver.sealed_state())?;
+        Some((held.to_vec(), receiver.applier()))
     }
 
     /// A connection was welcomed in this generation.

@@ -12,6 +12,7 @@ use super::news::KeeperNews;
 use super::order::{GoneLive, Order, OrderReply};
 use super::pairing::Pairing;
 use super::setup::Setup;
+use super::standby::Feed;
 use super::vm::Vm;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
@@ -112,7 +113,9 @@ impl Keeper {
         match order {
             Order::Prepare(reply) => answer(reply, self.prepare()),
             Order::Boot(reply) => answer(reply, self.boot()),
-            Order::Restore(state, reply) => answer(reply, self.restore(&state)),
+            Order::Renew(ram, reply) => answer(reply, self.renew(ram)),
+            Order::Load { epoch, feed } => self.load(epoch, &feed),
+            Order::Restore { epoch, state, reply } => answer(reply, self.restore(epoch, &state)),
             Order::BeginPairing(pairing) => return self.begin_pairing(pairing),
             Order::EndPairing(reply) => {
                 let result = self.end_pairing();
@@ -216,11 +219,30 @@ impl Keeper {
         Ok(())
     }
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError> {
-        let vm = self.vm.as_mut().ok_or(RestoreError::NotPrepared)?;
-        vm.machine.restore(state)?;
-        vm.run(&self.setup)?;
+    fn renew(&mut self, ram: GuestRam) -> Result<(), PrepareError> {
+        self.mode = Work::Quiet;
+        self.drop_machine();
+        self.vm = Some(Vm::over(ram, &self.setup)?);
         Ok(())
+    }
+
+    fn load(&mut self, epoch: u64, feed: &Feed) {
+        let loaded = match (&mut self.vm, feed.sealed(epoch)) {
+            (None, _) => Err(RestoreError::NotPrepared),
+            (_, None) => Err(RestoreError::NotHeld(epoch)),
+            (Some(vm), Some((state, applier))) => {
+                while applier.apply_next().is_some() {}
+                vm.load(epoch, &state)
+            }
+        };
+        self.setup.tell(match loaded {
+            Ok(()) => KeeperNews::Verified { epoch },
+            Err(why) => KeeperNews::LoadFailed(why),
+        });
+    }
+
+    fn restore(&mut self, epoch: u64, state: &[u8]) -> Result<(), RestoreError> {
+        self.vm.as_mut().ok_or(RestoreError::NotPrepared)?.restore(epoch, state, &self.setup)
     }
 
     fn begin_pairing(&mut self, pairing: Arc<Pairing>) -> Result<(), KeepError> {

@@ -1,11 +1,13 @@
 //! The machine and its memory, and whether its guest has come to an end by itself.
 
-use super::error::PrepareError;
+use super::error::{PrepareError, RestoreError};
 use super::news::KeeperNews;
 use super::setup::Setup;
 use crate::role::GuestEnd;
+use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{GuestRam, RamView};
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
+use ft_vm::state::pages_written_by_restore;
 
 /// See the module.
 pub(super) struct Vm {
@@ -14,16 +16,47 @@ pub(super) struct Vm {
     pub(super) view: RamView,
     /// The guest has come to an end, and stands still.
     pub(super) ended: bool,
+    /// The epoch whose state the machine has taken without running on from it.
+    loaded: Option<u64>,
 }
 
 impl Vm {
     /// Fresh RAM and a parked machine over it.
     pub(super) fn new(setup: &Setup) -> Result<Self, PrepareError> {
-        let ram = GuestRam::new(setup.spec.ram_bytes)?;
+        Self::over(GuestRam::new(setup.spec.ram_bytes)?, setup)
+    }
+
+    /// A parked machine over this RAM, whatever is in it.
+    pub(super) fn over(ram: GuestRam, setup: &Setup) -> Result<Self, PrepareError> {
         let view = ram.view()?;
         let wiring = (setup.wiring)()?;
         let machine = Machine::new(&setup.spec, &ram, wiring)?;
-        Ok(Self { machine, ram, view, ended: false })
+        Ok(Self { machine, ram, view, ended: false, loaded: None })
+    }
+
+    /// The parked machine takes a state, and leaves memory as it is: should the VM go on elsewhere after all, what is
+    /// received next builds upon it.
+    pub(super) fn load(&mut self, epoch: u64, state: &[u8]) -> Result<(), RestoreError> {
+        self.loaded = None;
+        let mut kept = Vec::new();
+        for page in pages_written_by_restore(state)?.into_iter().filter(|page| *page < self.view.pages()) {
+            let mut content = [0; PAGE_SIZE];
+            self.view.read_page(page, &mut content);
+            kept.push((page, content));
+        }
+        let restored = self.machine.restore(state);
+        kept.iter().for_each(|(page, content)| self.view.write_page(*page, content));
+        restored?;
+        self.loaded = Some(epoch);
+        Ok(())
+    }
+
+    /// The machine takes a state, unless it has loaded it, and runs.
+    pub(super) fn restore(&mut self, epoch: u64, state: &[u8], setup: &Setup) -> Result<(), RestoreError> {
+        if self.loaded.take() != Some(epoch) {
+            self.machine.restore(state)?;
+        }
+        Ok(self.run(setup)?)
     }
 
     /// Looks whether the guest has come to an end by itself, and says so once. Then it stands still from now on.

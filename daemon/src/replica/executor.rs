@@ -5,7 +5,7 @@
 //! command itself are handled before any other.
 
 use super::hands::{Closing, Hands, Verification};
-use crate::role::{Command, ConnId, Core, Event, Exit, Gone, PairingStart, Policy, View};
+use crate::role::{Command, ConnId, Core, Event, Exit, Gone, PairingStart, Policy, Succession, View};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye};
 use ft_netbuf::{BootTime, Permit};
@@ -158,7 +158,13 @@ impl Executor {
                 Verification::Done => self.own.push_back(Event::Verified { epoch }),
                 Verification::Follows => {}
             },
-            Command::TakeOver { epoch, generation } => self.take_over(epoch, generation, hands),
+            Command::Load { epoch } => match hands.load(epoch) {
+                Verification::Done => self.own.push_back(Event::Verified { epoch }),
+                Verification::Follows => {}
+            },
+            Command::TakeOver { epoch, generation, succession } => {
+                self.take_over(epoch, generation, succession, hands)
+            }
             Command::Discard => {
                 hands.stop_receiving();
                 hands.discard();
@@ -198,15 +204,22 @@ impl Executor {
         }
     }
 
-    /// The VM is ours: from what is held to a running guest.
-    fn take_over(&mut self, epoch: u64, generation: u64, hands: &mut impl Hands) {
+    /// The VM is ours: from what is held to a running guest. After a switchover nothing may leave before the former
+    /// primary cannot go on with the VM any more.
+    fn take_over(&mut self, epoch: u64, generation: u64, succession: Succession, hands: &mut impl Hands) {
         hands.stop_receiving();
         let resumed = hands.seal_off(epoch).and_then(|()| {
-            let _ = hands.output().pass();
+            match succession {
+                Succession::Failover => drop(hands.output().pass()),
+                Succession::Switchover => hands.output().hold(),
+            }
             hands.resume_vm()
         });
         match resumed {
-            Ok(()) => hands.announce(generation),
+            Ok(()) => {
+                hands.announce(generation);
+                self.own.push_back(Event::TookOver);
+            }
             Err(e) => {
                 hands.output().mute();
                 self.own.push_back(Event::TakeOverFailed(e.to_string()));

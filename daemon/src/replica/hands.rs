@@ -23,7 +23,7 @@ pub enum Closing {
 pub enum Verification {
     /// It can: it was verified as it was sealed.
     Done,
-    /// `Verified` or `StateLost` follows.
+    /// `Verified`, `LoadFailed` or `StateLost` follows.
     Follows,
 }
 
@@ -92,11 +92,15 @@ pub trait Hands {
     fn position(&self) -> Option<Position>;
     /// Backup: looks whether the VM can go on from what is held at this epoch.
     fn verify(&mut self, epoch: u64) -> Verification;
+    /// Backup: has the machine take what is held at this epoch, all but the run. The primary sends no further epoch.
+    fn load(&mut self, epoch: u64) -> Verification;
     /// Backup: no connection reaches what is held any more; sending goes on.
     fn stop_receiving(&mut self);
-    /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it.
+    /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it. What was taken out
+    /// before is taken again.
     fn seal_off(&mut self, epoch: u64) -> Result<(), Self::Error>;
-    /// Backup: the VM goes on from what was sealed off.
+    /// Backup: the VM goes on from what was sealed off. After an error that is still there, for the next attempt, which is
+    /// made on a fresh machine.
     fn resume_vm(&mut self) -> Result<(), Self::Error>;
     /// Tells the network that the VM is here now.
     fn announce(&mut self, generation: u64);

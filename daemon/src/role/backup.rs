@@ -2,13 +2,13 @@
 //! primary.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
+use super::command::{Command, Exit, PairingStart, Succession, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::heir::Heir;
 use super::policy::StartAs;
-use super::primary::Primary;
 use super::view::State;
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, Standby};
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -51,10 +51,10 @@ enum Stage {
     /// which the cell was seen to name us with our state. `verified`: the VM can go on from our state, as far as
     /// anybody can tell.
     Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
-    /// The primary has stopped the VM at this epoch and offers it: our state is being verified.
+    /// The primary has stopped the VM at this epoch and offers it: the machine here is taking our state.
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
-    Contesting,
+    Contesting(Succession),
     /// Asked to stop, and the primary knows. What we hold may be the last copy until the cell does not count on it.
     Leaving { since: Micros },
 }
@@ -95,7 +95,7 @@ impl Backup {
                     self.lose_peer(core, why);
                 }
                 // The answer of the cell decides, not the peer's word.
-                Gone::Bye(why) if self.stage == Stage::Contesting => self.lose_peer(core, why),
+                Gone::Bye(why) if self.is_contesting() => self.lose_peer(core, why),
                 Gone::Bye(why) => {
                     // The primary says so before it closes: it has ended the VM, or will not have us.
                     self.link = None;
@@ -132,10 +132,18 @@ impl Backup {
                     Stage::Orphaned { verified, .. } => *verified |= epoch == held,
                     // The primary emits nothing more by its own word: no promise binds us.
                     Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
-                        self.stage = Stage::Contesting;
+                        self.stage = Stage::Contesting(Succession::Switchover);
                         core.arbiter.hurry();
                     }
                     _ => {}
+                }
+            }
+            Event::LoadFailed(why) => {
+                if let (Stage::Offered { .. }, Some(link)) = (self.stage, &self.link) {
+                    let why = format!("the VM cannot be resumed there: {why}");
+                    core.out.push(Command::SendDecline { conn: link.conn, why });
+                    self.stage = Stage::Following;
+                    return self.stop_if_asked(core);
                 }
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
@@ -170,6 +178,10 @@ impl Backup {
             _ => {}
         }
         None
+    }
+
+    fn is_contesting(&self) -> bool {
+        matches!(self.stage, Stage::Contesting(_))
     }
 
     fn is_linked(&self, conn: ConnId) -> bool {
@@ -221,7 +233,7 @@ impl Backup {
         pairing: u64,
         how: PairingStart,
     ) -> Option<Next> {
-        if self.stage == Stage::Contesting {
+        if self.is_contesting() {
             return None;
         }
         core.learn_generation(generation);
@@ -265,7 +277,7 @@ impl Backup {
         self.link = None;
         self.why = format!("lost the primary: {why}");
         match (self.hold, self.stage) {
-            (_, Stage::Contesting) => {}
+            (_, Stage::Contesting(_)) => {}
             (Hold::Sealed(held), _) => {
                 self.orphan(core, held);
                 core.arbiter.hurry();
@@ -309,7 +321,7 @@ impl Backup {
             Some(why) => core.out.push(Command::SendDecline { conn, why }),
             None => {
                 self.stage = Stage::Offered { epoch };
-                core.out.push(Command::Verify { epoch });
+                core.out.push(Command::Load { epoch });
             }
         }
     }
@@ -324,19 +336,26 @@ impl Backup {
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
             Stage::Orphaned { since, named_in: Some(generation), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
-                    self.contest(core, generation);
+                    self.contest(core, generation, Succession::Failover);
                 }
             }
-            Stage::Contesting | Stage::Leaving { .. } => core.ask_read(),
+            Stage::Contesting(_) | Stage::Leaving { .. } => core.ask_read(),
         }
     }
 
-    /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses.
-    fn contest(&mut self, core: &mut Core, generation: u64) {
-        self.stage = Stage::Contesting;
+    /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses. In a
+    /// switchover the primary, which still holds the VM, is the standby until the VM runs here.
+    fn contest(&mut self, core: &mut Core, generation: u64, succession: Succession) {
+        self.stage = Stage::Contesting(succession);
         core.out.push(Command::StopDialling);
         let owner = Some(core.policy.node.clone());
-        core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
+        let standby = match (succession, self.pairing()) {
+            (Succession::Switchover, Some(pairing)) => {
+                Some(Standby { node: core.policy.peer.clone(), pairing })
+            }
+            _ => None,
+        };
+        core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby });
     }
 
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
@@ -361,7 +380,10 @@ impl Backup {
                         *named_in = Some(cell.generation);
                         core.arbiter.hurry();
                     }
-                    Stage::Contesting => self.contest(core, cell.generation),
+                    Stage::Contesting(succession) => {
+                        let succession = *succession;
+                        self.contest(core, cell.generation, succession);
+                    }
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
                         self.why = "asked to stop, but the primary did not go on without this node".into();
                         self.orphan(core, held);
@@ -410,11 +432,11 @@ impl Backup {
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.why = why;
         match (self.stage, &self.link) {
-            (Stage::Contesting, Some(link)) => {
+            (Stage::Contesting(_), Some(link)) => {
                 core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
                 self.stage = Stage::Following;
             }
-            (Stage::Contesting, None) => {
+            (Stage::Contesting(_), None) => {
                 if let Hold::Sealed(held) = self.hold {
                     self.orphan(core, held);
                 }
@@ -433,12 +455,12 @@ impl Backup {
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
                 core.stop_requested = false;
-                core.out.push(Command::TakeOver { epoch: held.epoch, generation: cell.generation });
-                if let Some(link) = self.link.take() {
-                    core.out.push(Command::SendTookOver { conn: link.conn, generation: cell.generation });
-                    core.drop_link(link.conn);
-                }
-                Some(Next::Primary(Primary::solo(cell, "took over")))
+                let succession = match self.stage {
+                    Stage::Contesting(succession) => succession,
+                    _ => Succession::Failover,
+                };
+                let former = self.link.take().map(|link| link.conn);
+                Some(Next::Heir(Heir::new(core, cell, held, succession, former)))
             }
             Settled::Lost(_) => {
                 self.discard(core, "lost the arbitration: the primary goes on".into());
@@ -481,7 +503,7 @@ impl Backup {
 
     pub(super) fn state(&self) -> State {
         match (self.hold, self.stage) {
-            (_, Stage::Orphaned { .. } | Stage::Contesting | Stage::Leaving { .. }) => State::Waiting,
+            (_, Stage::Orphaned { .. } | Stage::Contesting(_) | Stage::Leaving { .. }) => State::Waiting,
             (Hold::Sealed(_), _) if self.paired => State::Protected,
             (Hold::Nothing, _) => State::Waiting,
             _ => State::Resyncing,
@@ -512,7 +534,7 @@ impl Backup {
                     self.why
                 )
             }
-            Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
+            Stage::Contesting(_) => format!("asking the arbiter for the VM ({})", self.why),
         }
     }
 }

@@ -12,6 +12,15 @@ pub enum PairingStart {
     ResumeAfter(u64),
 }
 
+/// How a node comes to own the VM that another one ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// Unplanned: the primary was lost.
+    Failover,
+    /// Planned: the primary stopped the VM and still holds it. Until the cell stops naming it, it may go on with it.
+    Switchover,
+}
+
 /// Why a switchover that was asked for did not come about.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SwitchoverFailure {
@@ -30,6 +39,12 @@ pub enum SwitchoverFailure {
     /// Asked before the node has a role.
     #[error("this node does not run the VM")]
     NoRole,
+    /// Asked while the VM is being restored.
+    #[error("the VM does not run yet: its state is still being restored")]
+    NotRunning,
+    /// The host failed the machine meanwhile.
+    #[error("the machine failed on this host")]
+    MachineFailed,
     /// The guest asked for a reset meanwhile.
     #[error("the guest is rebooting")]
     GuestReboots,
@@ -187,12 +202,22 @@ pub enum Command {
         /// Why.
         why: String,
     },
-    /// Backup: resume the VM from the sealed state of this epoch, announce it, let its output pass.
+    /// Backup: have the machine take the state of this epoch, all but the run; answer with `Verified`, `LoadFailed` or
+    /// `StateLost`.
+    Load {
+        /// The epoch that is held.
+        epoch: u64,
+    },
+    /// Heir: resume the VM from the sealed state of this epoch and announce it; answer with `TookOver` or
+    /// `TakeOverFailed`, after which what is held is still there. Its output passes after a failover, and is held after
+    /// a switchover.
     TakeOver {
         /// Epoch to resume from.
         epoch: u64,
         /// The generation we own now.
         generation: u64,
+        /// How it came to be ours.
+        succession: Succession,
     },
     /// Tell the former primary that we run the VM.
     SendTookOver {

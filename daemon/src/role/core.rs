@@ -4,6 +4,7 @@ use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
 use super::command::{Command, Exit, SwitchoverFailure};
 use super::event::{ConnId, Event, Micros};
+use super::heir::Heir;
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
 use super::view::{Role, State, View};
@@ -39,9 +40,13 @@ enum Part {
     /// The cell says that we own a VM whose memory we have not.
     Bereft {
         cell: Cell,
+        /// How it came to that.
+        why: String,
     },
     Primary(Primary),
     Backup(Backup),
+    /// The cell is ours, and what we sealed is becoming a running VM.
+    Heir(Heir),
     /// It is over: what it was last, and why.
     Ended {
         role: Role,
@@ -56,6 +61,12 @@ enum Part {
 pub(super) enum Next {
     Primary(Primary),
     Backup(Backup),
+    Heir(Heir),
+    /// The machine is gone, and the cell still says that we own the VM.
+    Bereft {
+        cell: Cell,
+        why: String,
+    },
     Start,
     Ended(Exit),
 }
@@ -123,6 +134,7 @@ impl Core {
             other => self.with_part(|core, part| match part {
                 Part::Primary(primary) => primary.on_event(core, other),
                 Part::Backup(backup) => backup.on_event(core, other),
+                Part::Heir(heir) => heir.on_event(core, other),
                 Part::Starting { .. } | Part::Founding { .. } | Part::Bereft { .. } => {
                     let why = "this node does not run the VM".to_string();
                     match other {
@@ -142,7 +154,7 @@ impl Core {
     }
 
     fn in_part(&self) -> bool {
-        matches!(self.part, Part::Primary(_) | Part::Backup(_) | Part::Ended { .. })
+        matches!(self.part, Part::Primary(_) | Part::Backup(_) | Part::Heir(_) | Part::Ended { .. })
     }
 
     /// Runs a part's code with the rest of the core at hand, and moves to what it answers.
@@ -162,6 +174,8 @@ impl Core {
                 self.out.push(Command::Dial);
                 self.part = Part::Backup(backup);
             }
+            Next::Heir(heir) => self.part = Part::Heir(heir),
+            Next::Bereft { cell, why } => self.part = Part::Bereft { cell, why },
             Next::Start => self.part = Part::Starting { trouble: None },
             Next::Ended(exit) => self.end(exit),
         }
@@ -196,10 +210,11 @@ impl Core {
                 let owner = Some(self.policy.node.clone());
                 self.ask_set(expected, Cell { generation: expected.unwrap_or(0) + 1, owner, standby: None });
             }
-            Part::Primary(_) | Part::Backup(_) => self.with_part(|core, part| {
+            Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| {
                 match part {
                     Part::Primary(primary) => primary.pursue(core),
                     Part::Backup(backup) => backup.pursue(core),
+                    Part::Heir(heir) => heir.pursue(core),
                     _ => {}
                 }
                 None
@@ -242,15 +257,16 @@ impl Core {
                 Err(why) => *trouble = Some(why),
             },
             // The peer may have taken over in the meantime; then we are its backup.
-            Part::Bereft { cell: known } => {
+            Part::Bereft { cell: known, .. } => {
                 if let Ok(Some(cell)) = answer
                     && cell != *known
                 {
                     self.begin(Some(cell));
                 }
             }
-            Part::Primary(_) | Part::Backup(_) => self.with_part(|core, part| match part {
+            Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| match part {
                 Part::Backup(backup) => backup.on_cell(core, answer),
+                Part::Heir(heir) => heir.on_cell(core, answer),
                 _ => None,
             }),
             Part::Founding { .. } | Part::Ended { .. } | Part::Moving => {}
@@ -271,7 +287,8 @@ impl Core {
                     self.policy.fresh = false;
                     self.part = Part::Founding { expected: Some(cell.generation), trouble: None };
                 } else {
-                    self.part = Part::Bereft { cell };
+                    let why = "this process has not run it".into();
+                    self.part = Part::Bereft { cell, why };
                 }
             }
             (_, Some(owner)) if owner == self.policy.peer && self.policy.fresh => {
@@ -315,13 +332,13 @@ impl Core {
             Part::Founding { trouble, .. } => {
                 (State::Waiting, asking("asking the arbiter for the VM", trouble))
             }
-            Part::Bereft { cell } => {
+            Part::Bereft { cell, why } => {
                 let held = match &cell.standby {
                     Some(standby) => format!("node {} may still hold the state and take over", standby.node),
                     None => "no other node holds it".into(),
                 };
                 let detail = format!(
-                    "the VM's memory on this node was lost in generation {}; {held}; to give the \
+                    "the VM's memory on this node was lost in generation {} ({why}); {held}; to give the \
                      state up and boot anew: ftd allow-fresh (or ftd run --fresh)",
                     cell.generation
                 );
@@ -329,6 +346,7 @@ impl Core {
             }
             Part::Primary(primary) => (primary.state(), primary.detail()),
             Part::Backup(backup) => (backup.state(), backup.detail()),
+            Part::Heir(heir) => (State::Waiting, heir.detail()),
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
@@ -337,7 +355,7 @@ impl Core {
 
     fn role(&self) -> Role {
         match &self.part {
-            Part::Founding { .. } | Part::Bereft { .. } | Part::Primary(_) => Role::Primary,
+            Part::Founding { .. } | Part::Bereft { .. } | Part::Primary(_) | Part::Heir(_) => Role::Primary,
             Part::Starting { .. } | Part::Backup(_) => Role::Backup,
             Part::Ended { role, .. } => *role,
             Part::Moving => unreachable!("a part is put back before anybody can look"),

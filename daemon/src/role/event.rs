@@ -146,14 +146,18 @@ pub enum Event {
         /// The pair's generation.
         generation: u64,
     },
-    /// Backup: the answer to [`super::Command::Verify`].
+    /// Backup: the answer to [`super::Command::Verify`], and to [`super::Command::Load`].
     Verified {
         /// The epoch that was asked about.
         epoch: u64,
     },
     /// Backup: what is held is not the VM's state any more. Nothing may be gone on from it.
     StateLost(String),
-    /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.
+    /// Backup: the machine did not take the state that it was to load. What is held is as it was.
+    LoadFailed(String),
+    /// Heir: the VM runs.
+    TookOver,
+    /// Heir: the machine did not go on from the sealed state, which is still held.
     TakeOverFailed(String),
 
     /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
@@ -191,6 +195,6 @@ pub enum Event {
     GuestEnded(GuestEnd),
     /// The answer to [`super::Command::Boot`], if the guest could not be booted: it never ran.
     BootFailed(String),
-    /// The host failed the machine: the VM that was on this node is gone.
+    /// The host failed the machine, which is gone. The guest has not come to an end.
     MachineFailed(String),
 }

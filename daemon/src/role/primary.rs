@@ -50,6 +50,9 @@ enum Pair {
     Protected { pairing: u64 },
     /// The cell names the standby, but the peer is lost: asking the cell to be alone. Output is held.
     Alone { pairing: u64 },
+    /// The VM has moved here and runs, its output held. The cell names the former primary, which still holds it, until
+    /// it says that we are alone.
+    Confirming { pairing: u64, former: Option<ConnId> },
 }
 
 impl Pair {
@@ -60,7 +63,8 @@ impl Pair {
             | Self::Sealing { pairing }
             | Self::Enlisting { pairing }
             | Self::Protected { pairing }
-            | Self::Alone { pairing } => Some(pairing),
+            | Self::Alone { pairing }
+            | Self::Confirming { pairing, .. } => Some(pairing),
         }
     }
 }
@@ -87,6 +91,11 @@ impl Primary {
             ending: None,
             why: why.into(),
         }
+    }
+
+    /// Owns `cell`, in which the former primary is the standby, and runs the VM that it handed over.
+    pub(super) fn confirming(cell: Cell, pairing: u64, former: Option<ConnId>) -> Self {
+        Self { pair: Pair::Confirming { pairing, former }, ..Self::solo(cell, "took over") }
     }
 
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
@@ -153,20 +162,12 @@ impl Primary {
             Event::SwitchoverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
                 self.abandon_switchover(core, format!("the backup declined: {why}"));
             }
-            Event::TakeOverFailed(why) => {
-                core.out.push(Command::StopVm);
-                return Some(Next::Ended(Exit::Failed(format!("take-over failed: {why}"))));
-            }
             Event::BootFailed(why) => {
                 let why = format!("cannot boot the guest: {why}");
                 core.out.push(Command::StopVm);
                 self.end_vm(core, End::Exit(Exit::Failed(why)));
             }
-            Event::MachineFailed(why) => {
-                // The host failed the guest. The backup, if there is one, holds the VM's last committed state.
-                core.out.push(Command::StopVm);
-                return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
-            }
+            Event::MachineFailed(why) => return Some(self.on_machine_failure(core, why)),
             Event::SwitchoverRequested => self.on_switchover(core, Then::Follow),
             Event::StopRequested => self.on_stop(core),
             Event::GuestEnded(end) => return self.on_guest_end(core, end),
@@ -355,7 +356,7 @@ impl Primary {
         self.link = None;
         self.why = why;
         match self.pair {
-            Pair::Solo | Pair::Alone { .. } => {}
+            Pair::Solo | Pair::Alone { .. } | Pair::Confirming { .. } => {}
             Pair::Copying { .. } | Pair::Sealing { .. } => self.go_solo(core),
             // The request to name it may be under way: what we are, its answer says.
             Pair::Enlisting { .. } if core.arbiter.is_setting() => {}
@@ -392,7 +393,7 @@ impl Primary {
             Pair::Solo => State::Solo,
             Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => State::Resyncing,
             Pair::Protected { .. } => State::Protected,
-            Pair::Alone { .. } => State::Waiting,
+            Pair::Alone { .. } | Pair::Confirming { .. } => State::Waiting,
         }
     }
 
@@ -412,6 +413,12 @@ impl Primary {
             Pair::Protected { .. } => "in step".into(),
             Pair::Alone { .. } => {
                 format!("output is held until the arbiter or the peer answers ({})", self.why)
+            }
+            Pair::Confirming { .. } => {
+                format!(
+                    "runs the VM that was handed over; output is held until the arbiter confirms ({})",
+                    self.why
+                )
             }
         }
     }

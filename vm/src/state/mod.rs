@@ -13,6 +13,8 @@ pub use error::StateError;
 use crate::devices::DevicesState;
 use crate::engine::soft::state::SoftState;
 use crate::spec::{EngineKind, MachineSpec};
+use ft_ram::PageIndex;
+use ft_ram::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
@@ -150,6 +152,30 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Decode("it has bytes that mean nothing".into()));
     }
     Ok(state)
+}
+
+/// Where the guest has KVM keep the wall clock, by its old number and its new one. Setting either has KVM write there at
+/// once (Documentation/virt/kvm/x86/msr.rst).
+const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
+/// `struct pvclock_wall_clock`
+const WALL_CLOCK_BYTES: u64 = 12;
+
+/// Pages of guest memory that are written when a machine takes this captured state.
+pub fn pages_written_by_restore(state: &[u8]) -> Result<Vec<PageIndex>, StateError> {
+    let EngineState::Kvm(kvm) = decode(state)?.engine else { return Ok(Vec::new()) };
+    let clocks = kvm.vcpus.iter().flat_map(|vcpu| &vcpu.msrs);
+    let places = clocks.filter(|msr| MSR_KVM_WALL_CLOCK.contains(&msr.index) && msr.data != 0);
+    let mut pages: Vec<_> = places
+        .flat_map(|msr| [msr.data, msr.data.saturating_add(WALL_CLOCK_BYTES - 1)])
+        .map(|address| match address.checked_sub(HIGH_RAM_BASE) {
+            Some(above) => LOW_RAM_END + above,
+            None => address,
+        })
+        .filter_map(|offset| PageIndex::try_from(offset / PAGE_SIZE as u64).ok())
+        .collect();
+    pages.sort_unstable();
+    pages.dedup();
+    Ok(pages)
 }
 
 /// Over the header without its CRC, and the body.

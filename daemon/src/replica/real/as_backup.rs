@@ -31,6 +31,7 @@ impl RealHands {
     }
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
+        self.resuming = None;
         let ram = self.order_and_wait(Order::Prepare)??;
         self.replay.progress.reset();
         let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
@@ -41,43 +42,58 @@ impl RealHands {
 
     pub(super) fn seal_standby_off(&mut self, wanted: u64) -> Result<(), HandsError> {
         let began = Instant::now();
-        let standby = self.standby.take().ok_or(HandsError::NothingHeld)?;
-        let (held, sealed) = if self.replay.on {
-            let held = standby.feed().held().map_or(0, |held| held.epoch);
-            standby.discard();
-            (held, None)
-        } else {
-            let (ram, sealed) = standby.into_sealed()?;
-            (sealed.epoch, Some((ram, sealed)))
-        };
-        if held < wanted {
-            return Err(HandsError::Older { wanted, held });
+        if let Some(standby) = self.standby.take() {
+            let (held, sealed) = if self.replay.on {
+                let held = standby.feed().held().map_or(0, |held| held.epoch);
+                standby.discard();
+                (held, None)
+            } else {
+                let (ram, sealed) = standby.into_sealed()?;
+                (sealed.epoch, Some((ram, Arc::new(sealed))))
+            };
+            self.resuming = Some(Resuming { began, epoch: held, pending: 0, attempts: 0, sealed });
         }
-        self.resuming = Some(Resuming { began, epoch: held, pending: 0, sealed });
-        Ok(())
+        match &self.resuming {
+            None => Err(HandsError::NothingHeld),
+            Some(resuming) if resuming.epoch < wanted => {
+                Err(HandsError::Older { wanted, held: resuming.epoch })
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// Replay mode: the machine that follows comes to the end of its log, and goes on by itself. Checkpoint mode: the
-    /// machine goes on from the last sealed checkpoint, served with pages that are still pending.
+    /// machine goes on from the last sealed checkpoint, served with pages that are still pending. When it failed before,
+    /// it is a fresh machine over the same memory, in which all is applied by then.
     pub(super) fn resume_sealed(&mut self) -> Result<(), HandsError> {
-        let mut resuming = self.resuming.take().ok_or(HandsError::NothingHeld)?;
-        match resuming.sealed.take() {
-            None => {
-                let gone = self.order_and_wait(Order::GoLive)??;
-                self.replay.progress.reset();
-                resuming.pending = gone.pending;
+        let resuming = self.resuming.as_mut().ok_or(HandsError::NothingHeld)?;
+        resuming.attempts += 1;
+        let (attempts, epoch) = (resuming.attempts, resuming.epoch);
+        let Some((ram, sealed)) = resuming.sealed.clone() else {
+            let gone = self.order_and_wait(Order::GoLive)??;
+            self.replay.progress.reset();
+            self.note_pending(gone.pending);
+            return Ok(());
+        };
+        let state = sealed.state.clone();
+        if attempts == 1 {
+            self.note_pending(sealed.pending.iter().map(|checkpoint| checkpoint.len() as u64).sum());
+            // Serves what is still pending while the guest runs already.
+            let lazy = LazyApply::start(&ram, &sealed);
+            self.settling = Some(Settling::new(lazy, sealed));
+        } else {
+            if let Some(settling) = self.settling.take() {
+                settling.finish();
             }
-            Some((ram, mut sealed)) => {
-                resuming.pending = sealed.pending.iter().map(|checkpoint| checkpoint.len() as u64).sum();
-                let state = std::mem::take(&mut sealed.state);
-                // Serves what is still pending while the guest runs already.
-                let lazy = LazyApply::start(&ram, &sealed);
-                self.settling = Some(Settling::new(lazy, sealed));
-                self.order_and_wait(|reply| Order::Restore(state, reply))??;
-            }
+            self.order_and_wait(|reply| Order::Renew(ram, reply))??;
         }
-        self.resuming = Some(resuming);
-        Ok(())
+        Ok(self.order_and_wait(|reply| Order::Restore { epoch, state, reply })??)
+    }
+
+    fn note_pending(&mut self, pending: u64) {
+        if let Some(resuming) = &mut self.resuming {
+            resuming.pending = pending;
+        }
     }
 
     pub(super) fn report_take_over(&mut self, generation: u64) {

@@ -358,6 +358,17 @@ impl Hands for RealHands {
         Verification::Follows
     }
 
+    fn load(&mut self, epoch: u64) -> Verification {
+        match &self.standby {
+            // In replay mode the machine that will go on has executed all that is held.
+            Some(standby) if !self.replay.on => {
+                self.order(Order::Load { epoch, feed: standby.feed() });
+                Verification::Follows
+            }
+            _ => self.verify(epoch),
+        }
+    }
+
     fn stop_receiving(&mut self) {
         *self.held.lock() = None;
         for link in self.links.values_mut() {
@@ -382,6 +393,7 @@ impl Hands for RealHands {
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }
+        self.resuming = None;
         self.stop_vm();
     }
 

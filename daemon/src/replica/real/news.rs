@@ -106,6 +106,10 @@ impl RealHands {
                 return (Some(self.event_of_primary(conn, said)), Some(ticket));
             }
             KeeperNews::Verified { epoch } => Event::Verified { epoch },
+            KeeperNews::LoadFailed(why) => {
+                tracing::error!("the VM's state cannot be loaded into the machine here: {why}");
+                Event::LoadFailed(why.to_string())
+            }
             KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())

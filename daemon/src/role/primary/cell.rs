@@ -21,7 +21,9 @@ impl Primary {
                 let standby = Some(Standby { node: core.policy.peer.clone(), pairing });
                 Cell { generation, owner: me, standby }
             }
-            (None, Pair::Alone { .. }) => Cell { generation, owner: me, standby: None },
+            (None, Pair::Alone { .. } | Pair::Confirming { .. }) => {
+                Cell { generation, owner: me, standby: None }
+            }
             _ => return,
         };
         core.ask_set(Some(self.cell.generation), new);
@@ -72,6 +74,10 @@ impl Primary {
             self.ending = None;
             return self.reboot(core);
         }
+        if let Pair::Confirming { former: Some(conn), .. } = self.pair {
+            core.out.push(Command::SendTookOver { conn, generation: self.cell.generation });
+            core.drop_link(conn);
+        }
         // We are alone, by the cell. A peer that is still connected is a stranger now.
         if let Some(link) = self.link.take() {
             core.drop_link(link.conn);
@@ -81,11 +87,18 @@ impl Primary {
     }
 
     fn on_lost(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
+        if self.may_take_back(core, cell.as_ref()) {
+            return None;
+        }
         let handed_over = self.switchover.take();
-        core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
+        core.out.push(Command::EndPairing);
         if let Some(link) = self.link.take() {
             core.drop_link(link.conn);
+        }
+        if let Pair::Confirming { former, .. } = self.pair {
+            former.into_iter().for_each(|conn| core.drop_link(conn));
+            return Some(Next::Backup(Backup::new("the former primary took the VM back")));
         }
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
         if let Some(Switchover { step: Step::Offered, then, .. }) = handed_over

@@ -28,7 +28,9 @@ impl Primary {
                 None => self.on_switchover(core, Then::Stop),
             },
             // The cell names the backup, which may hold the only copy that can go on: what the cell says next decides.
-            Pair::Alone { .. } => self.why = format!("asked to stop; {}", self.why),
+            Pair::Alone { .. } | Pair::Confirming { .. } => {
+                self.why = format!("asked to stop; {}", self.why);
+            }
             _ => self.shut_down(core),
         }
     }
@@ -59,7 +61,7 @@ impl Primary {
                 let alone_in_cell = match self.pair {
                     Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
                     Pair::Enlisting { .. } => !core.arbiter.is_setting(),
-                    Pair::Protected { .. } | Pair::Alone { .. } => false,
+                    Pair::Protected { .. } | Pair::Alone { .. } | Pair::Confirming { .. } => false,
                 };
                 if alone_in_cell {
                     return self.reboot(core);
@@ -68,6 +70,24 @@ impl Primary {
             }
         }
         None
+    }
+
+    /// The host failed the machine, and the guest did nothing wrong: the cell is left as it is. The node that it counts on
+    /// goes on with the VM, and need not wait for silence to hear of it.
+    pub(super) fn on_machine_failure(&mut self, core: &mut Core, why: String) -> Next {
+        core.out.push(Command::StopVm);
+        core.out.push(Command::EndPairing);
+        if self.switchover.take().is_some() {
+            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::MachineFailed)));
+        }
+        let former = match self.pair {
+            Pair::Confirming { former, .. } => former,
+            _ => None,
+        };
+        for conn in self.link.take().map(|link| link.conn).into_iter().chain(former) {
+            core.drop_link(conn);
+        }
+        Next::Bereft { cell: self.cell.clone(), why: format!("the machine failed: {why}") }
     }
 
     /// The VM is over; the cell must say so before we go on.

@@ -5,6 +5,7 @@ use super::{Pair, Primary};
 use crate::role::command::{Command, SwitchoverFailure};
 use crate::role::core::Core;
 use crate::role::event::Micros;
+use ft_arbiter::Cell;
 
 /// A planned switchover under way.
 #[derive(Clone, Debug)]
@@ -69,6 +70,21 @@ impl Primary {
             switchover.since = core.now;
             core.out.push(Command::SendOffer { conn: link.conn, epoch });
         }
+    }
+
+    /// The backup has won the cell, which still names us: it does not run the VM yet, or cannot say so. The VM stands here
+    /// as it was offered, and the same cell lets us go on with it, if the backup is not faster.
+    pub(super) fn may_take_back(&mut self, core: &mut Core, cell: Option<&Cell>) -> bool {
+        let (true, Some(pairing), Some(cell)) = (self.has_offered(), self.pair.pairing(), cell) else {
+            return false;
+        };
+        let names_us = cell.owner.as_deref() == Some(&core.policy.peer)
+            && cell.standby.as_ref().is_some_and(|s| s.node == core.policy.node && s.pairing == pairing);
+        if names_us {
+            self.cell = cell.clone();
+            core.arbiter.hurry();
+        }
+        names_us
     }
 
     /// Goes on as protected primary after a switchover that came to nothing.

@@ -40,7 +40,7 @@ fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
 fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
     let mut rig = Rig::sealed();
     let commands = rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
-    assert_eq!(commands, [Command::Verify { epoch: 1 }]);
+    assert_eq!(commands, [Command::Load { epoch: 1 }]);
     let echo = Command::SendEcho { conn: 7, stamp: 9 };
     assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "the primary hears that it lives");
     assert_eq!(rig.on(Event::Verified { epoch: 1 }), [Command::ReadCell]);
@@ -63,12 +63,70 @@ fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
 }
 
 #[test]
-fn a_failed_take_over_ends_the_process() {
+fn a_failed_take_over_is_tried_again_for_ever_and_nothing_is_dropped() {
     let mut rig = Rig::orphaned();
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
-    let commands = rig.won(cell(3, Some("b"), None));
-    assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3 }));
-    assert!(exits(&rig.on(Event::TakeOverFailed("no memory".into()))));
+    let take_over = Command::TakeOver { epoch: 1, generation: 3, succession: Succession::Failover };
+    assert!(rig.won(cell(3, Some("b"), None)).contains(&take_over));
+    for _ in 0..20 {
+        let commands = rig.on(Event::TakeOverFailed("no memory".into()));
+        assert!(!exits(&commands) && !commands.contains(&Command::Discard), "{commands:?}");
+        rig.on(Event::CellRead(Ok(Some(cell(3, Some("b"), None)))));
+        assert!(rig.tick_after(300_000).contains(&take_over));
+        assert_eq!(rig.core.view().state, State::Waiting);
+    }
+    rig.on(Event::TookOver);
+    assert_eq!(rig.core.view().state, State::Solo);
+}
+
+#[test]
+fn a_state_that_cannot_be_loaded_is_declined_before_the_cell_is_asked() {
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    let commands = rig.on(Event::LoadFailed("no memory".into()));
+    assert!(matches!(commands[..], [Command::SendDecline { conn: 7, .. }]), "{commands:?}");
+    let echo = Command::SendEcho { conn: 7, stamp: 9 };
+    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "it follows on");
+}
+
+/// Node b, which was offered the VM and has won the cell.
+fn heir() -> Rig {
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    rig.on(Event::Verified { epoch: 1 });
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("b"), Some(("a", 5)))), "{commands:?}");
+    let commands = rig.won(cell(3, Some("b"), Some(("a", 5))));
+    assert_eq!(commands, [Command::TakeOver { epoch: 1, generation: 3, succession: Succession::Switchover }]);
+    rig
+}
+
+#[test]
+fn a_vm_that_moved_speaks_when_the_cell_says_that_the_former_primary_is_out() {
+    let mut rig = heir();
+    let commands = rig.on(Event::TookOver);
+    assert!(asks(&commands).is_some_and(|new| *new == cell(4, Some("b"), None)), "{commands:?}");
+    assert!(!releases(&commands));
+    let commands = rig.won(cell(4, Some("b"), None));
+    assert!(commands.contains(&Command::SendTookOver { conn: 7, generation: 4 }), "{commands:?}");
+    assert!(releases(&commands));
+}
+
+#[test]
+fn an_heir_that_fails_tells_the_former_primary_and_follows_when_that_took_the_vm_back() {
+    let mut rig = heir();
+    let commands = rig.on(Event::TakeOverFailed("no memory".into()));
+    assert!(matches!(
+        commands[..],
+        [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }, Command::ReadCell]
+    ));
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(4, Some("a"), None)))));
+    assert_eq!(commands, [Command::Discard, Command::Dial]);
+
+    let mut rig = heir();
+    rig.on(Event::TookOver);
+    let commands = rig.on(Event::CellSet(Outcome::Lost(Some(cell(4, Some("a"), None)))));
+    assert!(commands.contains(&Command::StopVm) && !exits(&commands), "{commands:?}");
 }
 
 #[test]
@@ -90,7 +148,8 @@ fn a_checkpoint_sealed_as_its_connection_ended_is_held() {
     rig.tick_after(2 * LEASE_US);
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     let commands = rig.won(cell(3, Some("b"), None));
-    assert!(commands.contains(&Command::TakeOver { epoch: 2, generation: 3 }), "{commands:?}");
+    let succession = Succession::Failover;
+    assert!(commands.contains(&Command::TakeOver { epoch: 2, generation: 3, succession }), "{commands:?}");
 }
 
 #[test]
@@ -101,7 +160,9 @@ fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     let commands = rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
     assert!(!commands.contains(&Command::Discard));
-    assert!(rig.won(cell(3, Some("b"), None)).contains(&Command::TakeOver { epoch: 1, generation: 3 }));
+    let succession = Succession::Switchover;
+    let commands = rig.won(cell(3, Some("b"), Some(("a", 5))));
+    assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3, succession }));
 }
 
 #[test]

@@ -95,3 +95,48 @@ fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
 }
+
+/// Node a, which has offered its VM and lost the backup since.
+fn offered() -> Rig {
+    let mut rig = Rig::protected();
+    rig.on(Event::SwitchoverRequested);
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    let commands = rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now });
+    assert!(commands.contains(&Command::SendOffer { conn: 7, epoch: 2 }), "{commands:?}");
+    let commands = rig.lose(7);
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
+    rig
+}
+
+#[test]
+fn a_vm_that_was_offered_is_taken_back_while_the_cell_allows_it() {
+    let mut rig = offered();
+    let won_by_b = cell(3, Some("b"), Some(("a", PAIRING_OF_A)));
+    let commands = rig.on(Event::CellSet(Outcome::Lost(Some(won_by_b))));
+    assert!(!commands.contains(&Command::StopVm), "{commands:?}");
+    assert!(asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), None)), "{commands:?}");
+    let commands = rig.won(cell(4, Some("a"), None));
+    assert!(commands.contains(&Command::Thaw), "{commands:?}");
+    assert!(commands.iter().any(|c| matches!(c, Command::SwitchoverDone(Err(_)))), "{commands:?}");
+}
+
+#[test]
+fn a_vm_that_was_offered_is_given_up_when_the_cell_names_this_node_no_more() {
+    let mut rig = offered();
+    rig.on(Event::CellSet(Outcome::Lost(Some(cell(3, Some("b"), Some(("a", PAIRING_OF_A)))))));
+    let commands = rig.on(Event::CellSet(Outcome::Lost(Some(cell(4, Some("b"), None)))));
+    assert!(commands.contains(&Command::StopVm) && !commands.contains(&Command::Thaw), "{commands:?}");
+    assert!(commands.contains(&Command::SwitchoverDone(Ok(()))), "{commands:?}");
+}
+
+#[test]
+fn a_host_that_fails_the_machine_leaves_the_cell_to_the_backup() {
+    let mut rig = Rig::protected();
+    let commands = rig.on(Event::MachineFailed("KVM_RUN: EFAULT".into()));
+    assert!(commands.contains(&Command::DropLink { conn: 7 }), "it need not wait for silence: {commands:?}");
+    assert_eq!(asks(&commands), None);
+    assert!(!exits(&commands));
+    let taken = Some(cell(3, Some("b"), None));
+    let commands = rig.on(Event::CellRead(Ok(taken)));
+    assert_eq!(commands, [Command::Dial], "it follows");
+}

@@ -110,6 +110,7 @@ fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
     assert!(!exits(&rig.on(Event::StopRequested)));
     rig.won(cell(3, Some("b"), None));
+    rig.on(Event::TookOver);
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held: None });
     assert!(matches!(commands[..], [Command::Welcome { conn: 8, generation: 3, .. }]), "{commands:?}");
 }
