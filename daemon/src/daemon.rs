@@ -3,7 +3,7 @@
 
 use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
-use crate::control::{Desk, http, stop_on_signals};
+use crate::control::{Asking, Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{FreshError, HostError, InstanceLock, LockError, Watchdog, prepare_host, take_fresh};
 use crate::keeper::{Replay, ReplayProgress};
@@ -19,10 +19,12 @@ use ft_vm::spec::{EngineKind, MachineSpec};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two attempts at an arbiter that does not answer.
 const ARBITER_RETRY: Duration = Duration::from_millis(200);
+/// What an ending daemon gives its answers to be written.
+const ANSWERS: Duration = Duration::from_secs(2);
 /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -123,10 +125,15 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         },
     ));
     let wishes = Outlet::into_queue(&inputs, Input::Control);
-    let desk = Arc::new(Desk { publisher: Arc::clone(&publisher), console, wishes: wishes.clone() });
+    let desk = Arc::new(Desk {
+        publisher: Arc::clone(&publisher),
+        console,
+        wishes: wishes.clone(),
+        asking: Asking::default(),
+    });
     runtime.spawn(control.serve(Arc::clone(&desk)));
     if let Some(listener) = metrics {
-        runtime.spawn(http::serve(listener, desk));
+        runtime.spawn(http::serve(listener, Arc::clone(&desk)));
     }
     runtime.spawn(Arc::clone(&publisher).run());
     runtime.spawn(stop_on_signals(wishes));
@@ -150,6 +157,11 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     };
     let exit = replica::run(policy(config, fresh), parts)?;
     publisher.stopping();
+    // The answer of a stop comes first.
+    let until = Instant::now() + ANSWERS;
+    while !desk.has_answered() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
 }

@@ -31,7 +31,7 @@ impl Controlled for Daemon {
         }
     }
 
-    fn stop(&self) -> Result<String, Failure> {
+    async fn stop(&self, _: Option<Duration>) -> Result<String, Failure> {
         Ok("stopping".into())
     }
 

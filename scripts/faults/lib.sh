@@ -11,6 +11,7 @@
 #   parse_option       takes an option of its own: sets option_words to the number of words taken, or returns 1
 #   prepare            brings up what the trial starts from (default: a protected pair)
 #   restore            brings the pair back to health for the next trial (default: pair_heal)
+#   can_run            whether it can be tried here; says why not (default: pair_can_run)
 # and may set, before run_trials or in inject:
 #   expect_client      survives (default) | lost (the VM is allowed to be gone) | any
 #   expect_switches    changes of speaker: a number | any (default)
@@ -37,6 +38,7 @@ faults_patience_s=${FT_PATIENCE_S:-300}
 parse_option() { return 1; }
 prepare() { pair_healthy || { pair_down && pair_up "$faults_patience_s"; }; }
 restore() { pair_heal "$faults_patience_s"; }
+can_run() { pair_can_run || { echo ' (--engine soft needs none)' && return 1; }; }
 
 faults_usage() {
     cat <<EOF
@@ -99,7 +101,7 @@ run_trials() {
     local missing
     net_preflight ||
         { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
-    missing=$(pair_can_run) || { say_error "SKIPPED $fault_name: $missing (--engine soft needs none)" && exit 77; }
+    missing=$(can_run) || { say_error "SKIPPED $fault_name: ${missing//$'\n'/}" && exit 77; }
     setup_binaries
     make_run_dir "$fault_name"
     net_up

@@ -9,7 +9,8 @@
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
-#   FT_REPLICATION (further lines for the configuration's [replication])
+#   FT_REPLICATION (further lines for the configuration's [replication]),
+#   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does)
 [[ -z ${pair_sourced:-} ]] || return 0
 pair_sourced=1
 source "${BASH_SOURCE[0]%/*}/net.sh"
@@ -120,9 +121,22 @@ pair_prepare() {
 host_start() {
     local host=$1
     shift
+    local -a with=()
+    if [[ -n ${FT_SHIM:-} ]]; then
+        host_fail "$host" none
+        with=(env "LD_PRELOAD=$FT_SHIM" "FT_SHIM=$run_dir/$host/shim")
+    fi
     spawn "$host/ftd" ip netns exec "$(net_ns "$host")" bash -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' _ \
         "$run_dir/arbiter" "$run_dir/$host/arbiter" \
-        "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
+        "${with[@]}" "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
+}
+
+# host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever); the
+# call `none`: no more. Needs FT_SHIM.
+host_fail() {
+    printf '%-63s\n' "$2 0 ${3:-1} ${4:-14} ." >"$run_dir/$1/shim.new"
+    # In place: the daemon has mapped the file.
+    dd if="$run_dir/$1/shim.new" of="$run_dir/$1/shim" conv=notrunc status=none
 }
 
 host_is_up() { is_running "$1/ftd"; }

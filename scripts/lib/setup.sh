@@ -9,6 +9,8 @@ source "${BASH_SOURCE[0]%/*}/cleanup.sh"
 setup_packages_for() {
     case $1 in
     build) echo libclang-dev pkg-config gcc libc6-dev ;;
+    # The library that makes system calls fail (faults/shim).
+    shim) echo gcc libc6-dev ;;
     network) echo iproute2 nftables procps bsdextrautils jq ;;
     # Its kernel is compiled here.
     linux-guest)
@@ -28,7 +30,7 @@ setup_packages_for() {
 }
 
 # All that setup_need knows.
-setup_needs=(build network linux-guest tests qemu systemd tree scripts)
+setup_needs=(build shim network linux-guest tests qemu systemd tree scripts)
 
 # setup_need NEED...: of setup_needs.
 setup_need() {

@@ -66,8 +66,8 @@ fn a_client_that_sends_garbage_is_told_so_and_harms_nobody() {
             b"hello, who is there?\n".as_slice(),
             b"\n",
             b"{\"version\":99,\"request\":\"status\"}\n",
-            b"{\"version\":1,\"request\":\"self-destruct\"}\n",
-            b"{\"version\":1,\"request\":{\"failover\":{\"timeout_ms\":-1}}}\n",
+            b"{\"version\":2,\"request\":\"self-destruct\"}\n",
+            b"{\"version\":2,\"request\":{\"failover\":{\"timeout_ms\":-1}}}\n",
             b"\xff\xfe\x00\x00\n",
             &[b'['; 100_000],
         ] {
@@ -117,7 +117,7 @@ fn a_client_that_takes_nothing_is_not_waited_for() {
         let pair = Pair::protected(world);
         let traffic = Traffic::start();
         let mut deaf = UnixStream::connect(pair.alpha.socket()).unwrap();
-        deaf.write_all(b"{\"version\":1,\"request\":{\"watch\":{\"interval_ms\":50}}}\n").unwrap();
+        deaf.write_all(b"{\"version\":2,\"request\":{\"watch\":{\"interval_ms\":50}}}\n").unwrap();
         let output = pair.alpha.ctl(&["failover", "--yes"]);
         assert_eq!(output.code, 0, "{output:?}");
         traffic.goes_on();

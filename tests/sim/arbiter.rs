@@ -373,6 +373,10 @@ impl World {
             self.stats.add(Count::SoloGrants);
         }
         if new.owner.is_none() {
+            let lives = self.nodes[node].inc == inc && self.nodes[node].up;
+            if self.truth.alive && lives && !self.nodes[node].may_end {
+                self.fail(format!("the VM was ended by {}, and nobody asked for it", NAMES[node]));
+            }
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
@@ -381,7 +385,8 @@ impl World {
             (false, true) => "given up by the operator (--fresh)",
             (false, false) => "cell set",
         };
-        self.check_copies(cause, dead || self.nodes[node].fresh);
+        let excused = self.nodes[node].fresh || self.nodes[node].failed_in_race;
+        self.check_copies(cause, dead || excused);
         self.hook(Hook::CellSet);
     }
 

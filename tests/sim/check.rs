@@ -13,6 +13,7 @@
 
 use ft_netbuf::Gate;
 
+use crate::arbiter::Entry;
 use crate::model::{Frame, NAMES, Replication, index_of};
 use crate::stats::Count;
 use crate::trace;
@@ -123,7 +124,10 @@ impl World {
         self.stats.add(Count::TakeOvers);
         let name = NAMES[n];
         let inc = self.nodes[n].inc;
-        let generation = self.arbiter.cell.as_ref().map_or(0, |cell| cell.generation);
+        // The last that this process won: by now the cell may have been taken back.
+        let owned =
+            |entry: &Entry| (entry.node, entry.inc) == (n, inc) && entry.cell.owner.as_deref() == Some(name);
+        let generation = self.arbiter.log.iter().rev().find(|(_, entry)| owned(entry)).map_or(0, |(g, _)| *g);
         let won = self.arbiter.log.get(&generation).cloned();
         let before = generation.checked_sub(1).and_then(|g| self.arbiter.log.get(&g)).cloned();
         let (Some(won), Some(before)) = (won, before) else {
@@ -227,7 +231,7 @@ impl World {
     pub fn check_stopped(&mut self, n: usize, ended: bool) {
         let cell = self.arbiter.cell.as_ref();
         // The operator shuts down a VM that nobody else may go on with.
-        let shut_down = self.nodes[n].stopping
+        let shut_down = self.nodes[n].may_end
             && cell.is_some_and(|cell| cell.standby.is_none() && cell.owner.as_deref() == Some(NAMES[n]));
         if (ended || shut_down) && !self.has_copy() {
             // It had come to its end, and nobody may resume it from before that.

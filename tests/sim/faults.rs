@@ -1,8 +1,9 @@
 //! The faults of a schedule and their moments: at a time, or right after an interesting event.
 
+use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Micros};
+use ftd::role::{Event, GuestEnd, Leave, Micros};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -71,10 +72,14 @@ pub enum Fault {
     },
     Switchover {
         whom: Whom,
+        within_us: Micros,
     },
     Stop {
         whom: Whom,
+        power_off: bool,
     },
+    /// A second process says that it is the backup.
+    SecondSelf,
     Guest {
         kind: u8,
     },
@@ -209,8 +214,10 @@ pub fn draw_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.3) { rng.random_range(1..=4) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..4) {
-                0 => Fault::Switchover { whom: Whom::Owner },
+            let fault = match rng.random_range(0..6) {
+                0 => Fault::Switchover { whom: Whom::Owner, within_us: span(&mut rng) },
+                4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
+                5 => Fault::SecondSelf,
                 1 => Fault::FailTakeOver { whom: whom(&mut rng), times: rng.random_range(1..5) },
                 2 => Fault::FailLoad,
                 _ => Fault::FailMachine,
@@ -266,11 +273,11 @@ fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
         }
         7 => Fault::ArbiterSlow { us: span(rng), latency_us: span(rng) },
         8 => Fault::Slow { whom: whom(rng), us: span(rng), step_us: rng.random_range(100..8_000) },
-        9 => Fault::Switchover { whom: whom(rng) },
+        9 => Fault::Switchover { whom: whom(rng), within_us: World::PATIENT_US },
         10 => match rng.random_range(0..3) {
-            0 => Fault::Stop { whom: whom(rng) },
+            0 => Fault::Stop { whom: whom(rng), power_off: rng.random_bool(0.3) },
             1 => Fault::FailTakeOver { whom: whom(rng), times: 1 },
-            _ => Fault::Switchover { whom: Whom::Owner },
+            _ => Fault::Switchover { whom: Whom::Owner, within_us: World::PATIENT_US },
         },
         11 => Fault::Guest { kind: rng.random_range(0..3) },
         _ => Fault::Flap { apart_us: span(rng) / 2, together_us: rng.random_range(5_000..80_000) },
@@ -344,19 +351,13 @@ impl World {
                 self.nodes[n].slow_us = step_us;
                 self.later(us, Act::Undo(Undo::Slow(n)));
             }
-            Fault::Switchover { whom } => {
+            Fault::Switchover { whom, within_us } => {
                 let n = self.pick(whom);
                 self.stats.add(Count::SwitchoversAsked);
-                self.incoming(n, Input::Event(Event::SwitchoverRequested));
+                self.ask_switchover(n, within_us);
             }
-            Fault::Stop { whom } => {
-                let n = self.pick(whom);
-                self.stats.add(Count::OperatorStop);
-                if self.nodes[n].up {
-                    self.nodes[n].stopping = true;
-                    self.incoming(n, Input::Event(Event::StopRequested));
-                }
-            }
+            Fault::Stop { whom, power_off } => self.ask_stop(self.pick(whom), power_off),
+            Fault::SecondSelf => self.second_self(1 - owner),
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
             Fault::FailTakeOver { whom, times } => {
@@ -438,8 +439,16 @@ impl World {
         }
         self.stats.add(Count::FaultMachine);
         node.exec.vm = None;
+        let alone = |cell: &Cell| cell.owner.as_deref() == Some(NAMES[n]) && cell.standby.is_none();
+        let in_race = self.arbiter.may_be_set(|n, inc| self.lives(n, inc)).any(alone);
+        self.nodes[n].failed_in_race = in_race;
         self.check_copies("the host failed the machine", true);
-        self.incoming(n, Input::Event(Event::MachineFailed("no memory".into())));
+        let why = String::from("no memory");
+        let event = match self.mutant {
+            Some(Mutant::FailureIsACrash) => Event::GuestEnded(GuestEnd::Crashed(why)),
+            _ => Event::MachineFailed(why),
+        };
+        self.incoming(n, Input::Event(event));
     }
 
     /// The backup of this owner acks what it cannot have sealed, by the newest stamp there is.
@@ -460,6 +469,7 @@ impl World {
             return;
         }
         vm.ended = true;
+        node.may_end = true;
         let (count, end) = match kind {
             0 => (Count::GuestPowerOff, GuestEnd::PoweredOff),
             1 => (Count::GuestReset, GuestEnd::Reset),

@@ -5,9 +5,10 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Event, Micros, PairingStart, SwitchoverFailure, View};
+use ftd::role::{ConnId, Done, Event, Micros, PairingStart, Refusal, RequestId, View};
 use rand::Rng;
 
+use crate::faults::Fault;
 use crate::model::{Ask, Input, Msg, Mutant, NAMES};
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
@@ -109,6 +110,10 @@ impl Hands for SimHands<'_> {
         if !self.arriving(conn) {
             return Err(Refused("the connection is gone"));
         }
+        if self.world.strangers.contains(&conn) {
+            let name = NAMES[self.n];
+            self.world.fail(format!("evicted: {name} welcomes a second self while the backup lives"));
+        }
         self.world.nodes[self.n].exec.links.push(conn);
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
         Ok(())
@@ -150,12 +155,20 @@ impl Hands for SimHands<'_> {
         self.say("boots");
         if std::mem::take(&mut self.world.nodes[self.n].fail_boot) {
             self.world.stats.add(Count::FaultBoot);
+            self.world.nodes[self.n].may_end = true;
             let ignores = self.world.mutant == Some(Mutant::IgnoresBoot);
             return if ignores { Ok(()) } else { Err(Refused("no kernel")) };
         }
         self.world.check_boot(self.n);
         self.world.begin_run(self.n, 0);
         Ok(())
+    }
+
+    fn press_power_button(&mut self) {
+        if self.world.rng.random_bool(0.5) {
+            let delay = self.world.rng.random_range(0..80_000);
+            self.world.later(delay, Act::Inject(Fault::Guest { kind: 0 }));
+        }
     }
 
     fn stop_vm(&mut self) {
@@ -273,8 +286,13 @@ impl Hands for SimHands<'_> {
         if self.world.mutant == Some(Mutant::PassesAtSwitchover) {
             let _ = self.output.pass();
         }
-        self.world.truth.runs += 1;
-        self.world.begin_run(self.n, image.counter);
+        // The former primary may have taken the VM back: then this one never speaks.
+        if self.world.owner() == Some(self.n) {
+            self.world.truth.runs += 1;
+            self.world.begin_run(self.n, image.counter);
+        } else {
+            self.world.begin_vain_run(self.n, image.counter);
+        }
         Ok(())
     }
 
@@ -294,10 +312,9 @@ impl Hands for SimHands<'_> {
         self.world.check_copies("discarded", false);
     }
 
-    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>) {
-        let count = if outcome.is_ok() { Count::SwitchoversDone } else { Count::SwitchoversFailed };
-        self.say(&format!("ends a switchover: {outcome:?}"));
-        self.world.stats.add(count);
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>) {
+        self.say(&format!("answers request {request}: {outcome:?}"));
+        self.world.answered(self.n, request, outcome);
     }
 }
 

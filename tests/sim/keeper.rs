@@ -12,7 +12,15 @@ use crate::world::World;
 
 impl World {
     pub fn begin_run(&mut self, n: usize, counter: u64) {
-        let run = self.truth.newest_run().unwrap_or(0);
+        self.run_from(n, counter, self.truth.newest_run().unwrap_or(0));
+    }
+
+    /// A VM runs here of which nothing may ever leave.
+    pub fn begin_vain_run(&mut self, n: usize, counter: u64) {
+        self.run_from(n, counter, u32::MAX);
+    }
+
+    fn run_from(&mut self, n: usize, counter: u64, run: u32) {
         let inc = self.nodes[n].inc;
         self.nodes[n].exec.vm = Some(Vm { run, counter, ended: false });
         self.later(1_000, Act::Vm { n, inc, run });

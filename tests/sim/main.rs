@@ -15,6 +15,7 @@ mod keeper;
 mod model;
 mod net;
 mod node;
+mod operator;
 mod schedule;
 mod stats;
 mod world;
@@ -164,6 +165,10 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultAck, 10),
         (Count::FaultNarrow, 20),
         (Count::OperatorStop, 5),
+        (Count::OperatorPowerOff, 5),
+        (Count::Stopped, 5),
+        (Count::AnsweredLate, 1),
+        (Count::SecondSelves, 5),
         (Count::GuestPowerOff, 5),
         (Count::GuestReset, 5),
         (Count::GuestCrash, 5),

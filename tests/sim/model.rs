@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, PairingStart};
+use ftd::role::{ConnId, Event, Held, Micros, PairingStart, RequestId};
 
 use crate::card::Card;
 
@@ -50,6 +50,7 @@ pub struct Knobs {
 #[derive(Clone, Debug)]
 pub enum Msg {
     Hello {
+        nonce: u64,
         generation: u64,
         held: Option<Held>,
     },
@@ -237,8 +238,14 @@ pub struct Node {
     /// Arrived while the process was frozen.
     pub socket: VecDeque<Input>,
     pub exec: Exec,
-    /// The operator asked this process to stop.
-    pub stopping: bool,
+    /// Drawn by this process when it started.
+    pub nonce: u64,
+    /// The VM may be over: its guest ended or never ran, or the operator powers it off here.
+    pub may_end: bool,
+    /// Its machine failed while a request to be alone was under way, which nobody can call back.
+    pub failed_in_race: bool,
+    /// What the operator asked of this process and was not answered, and when.
+    pub asked: Vec<(RequestId, Micros)>,
     /// This process was started with leave to give a lost state up.
     pub fresh: bool,
     /// So many restores to come fail.
@@ -329,6 +336,14 @@ pub enum Mutant {
     PassesAtSwitchover,
     /// A state that could not be loaded is said to be loaded, and to run.
     SaysItIsLoaded,
+    /// A host that fails its machine is taken for a guest that crashed.
+    FailureIsACrash,
+    /// A stop means: power off.
+    StopPowersOff,
+    /// A switchover whose time is over is not answered.
+    ForgetsTheLate,
+    /// Any process that says hello is taken for the backup come back.
+    AnyHelloEvicts,
 }
 
 impl Mutant {
@@ -348,6 +363,9 @@ impl Mutant {
             Self::DropsWhatFailed => "the last copy",
             Self::PassesAtSwitchover => "I",
             Self::SaysItIsLoaded => "I3",
+            Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
+            Self::ForgetsTheLate => "unanswered",
+            Self::AnyHelloEvicts => "evicted",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::DoubtIsRefusal => "I1",
             Self::WentBackIsLost => "the last copy",
@@ -356,7 +374,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 33] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -386,5 +404,9 @@ impl Mutant {
         Self::DropsWhatFailed,
         Self::PassesAtSwitchover,
         Self::SaysItIsLoaded,
+        Self::FailureIsACrash,
+        Self::StopPowersOff,
+        Self::ForgetsTheLate,
+        Self::AnyHelloEvicts,
     ];
 }

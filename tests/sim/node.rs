@@ -150,7 +150,7 @@ impl World {
         if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
             repl.known_broken = repl.broken;
         }
-        if event == Event::StopRequested && self.stops_at_once(n) {
+        if matches!(event, Event::StopRequested { .. }) && self.stops_at_once(n) {
             return None;
         }
         Some(event)
@@ -184,9 +184,9 @@ impl World {
                 self.close(n, conn, true);
                 return None;
             }
-            Msg::Hello { generation, held } => {
+            Msg::Hello { nonce, generation, held } => {
                 self.nodes[n].exec.arriving.push((conn, None));
-                Event::PeerHello { conn, generation, held }
+                Event::PeerHello { conn, nonce, generation, held }
             }
             Msg::Refuse { why, permanent } if open => {
                 self.close(n, conn, true);
@@ -305,7 +305,8 @@ impl World {
                 let node = &self.nodes[n];
                 let generation = node.executor.as_ref().map_or(0, |executor| executor.generation());
                 let held = node.exec.image.map(|image| Held { pairing: image.pairing, epoch: image.epoch });
-                let conn = self.connect(n, Msg::Hello { generation, held });
+                let nonce = node.nonce;
+                let conn = self.connect(n, Msg::Hello { nonce, generation, held });
                 self.nodes[n].exec.attempt = Some((conn, self.now));
                 trace!(self, "{} dials on {conn}, holds {held:?}", NAMES[n]);
             }
@@ -317,6 +318,8 @@ impl World {
     fn exits(&mut self, n: usize, exit: Exit) {
         trace!(self, "{} exits: {exit:?}", NAMES[n]);
         self.stats.add(Count::Exits);
+        // A request that it has ended is answered by that.
+        self.nodes[n].asked.clear();
         match exit {
             Exit::Fenced(_) => self.stats.add(Count::Fences),
             Exit::Misfit(_) => self.stats.add(Count::Misfits),

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
-use ftd::role::{Event, Micros, Policy, Role, StartAs, State};
+use ftd::role::{ConnId, Event, Micros, Policy, RequestId, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -72,6 +72,10 @@ pub(crate) struct World {
     pub healed: bool,
     pub repls: u32,
     pub amnesia: bool,
+    /// The last number given to a request of the operator.
+    pub requests: RequestId,
+    /// Connections of a second self of the backup, made while the first was linked.
+    pub strangers: Vec<ConnId>,
     calm: bool,
     switchovers_asked: u64,
     protected_at: Option<Micros>,
@@ -136,6 +140,8 @@ impl World {
             healed: false,
             repls: 0,
             amnesia: setup.amnesia,
+            requests: 0,
+            strangers: Vec::new(),
             calm: setup.calm,
             switchovers_asked: 0,
             protected_at: None,
@@ -364,6 +370,7 @@ impl World {
         }
         let both_primary = self.knobs.both_primary;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
+        let nonce = self.rng.random();
         let policy = Policy {
             node: NAMES[n].into(),
             peer: NAMES[1 - n].into(),
@@ -376,14 +383,17 @@ impl World {
             heartbeat_us: self.knobs.heartbeat_us,
             arbiter_retry_us: self.knobs.arbiter_retry_us,
             patience_us: self.knobs.patience_us,
-            nonce: self.rng.random(),
+            nonce,
         };
         let node = &mut self.nodes[n];
         node.inc += 1;
+        node.nonce = nonce;
         node.up = true;
         node.silent = false;
         node.fresh = fresh;
-        node.stopping = false;
+        node.may_end = false;
+        node.failed_in_race = false;
+        node.asked.clear();
         node.stepping = false;
         node.must_end = false;
         node.frozen_until = None;
@@ -434,10 +444,13 @@ impl World {
             self.switchovers_asked = 1;
             let owner = self.in_step().unwrap_or(0);
             self.stats.add(Count::SwitchoversAsked);
-            self.incoming(owner, Input::Event(Event::SwitchoverRequested));
+            self.ask_switchover(owner, Self::PATIENT_US);
         }
         if !self.healed {
             return;
+        }
+        for n in 0..2 {
+            self.check_answered(n);
         }
         if self.calm && (self.stats.get(Count::SwitchoversFailed) > 0) {
             self.fail("a planned switchover without any fault failed".into());

@@ -73,8 +73,18 @@ enum Action {
         #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
         timeout: Duration,
     },
-    /// Stop the daemon; a protected VM first moves to the backup, a VM without a backup is shut down
-    Stop,
+    /// Stop the daemon; a protected VM moves to the backup first
+    ///
+    /// A VM that cannot move goes on, and the daemon with it: the exit code is 5, and the message says why. It ends only
+    /// with --power-off.
+    Stop {
+        /// End the VM: its guest's power button is pressed, and the cord is pulled if it is not off in time
+        #[arg(long)]
+        power_off: bool,
+        /// How long the guest has to power off: 30s, 500ms, 2m; 0 pulls the cord at once
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time, requires = "power_off")]
+        timeout: Duration,
+    },
     /// Print the metrics in the text format of Prometheus
     Metrics,
     /// Print a completion script for a shell
@@ -156,7 +166,10 @@ fn run(command: &Command) -> Result<CtlExit, End> {
             print_status(&status, command.json)?;
             Ok(CtlExit::Ok)
         }
-        Action::Stop => print_done(&connect()?.request(Request::Stop)?, command.json),
+        Action::Stop { power_off, timeout } => {
+            let power_off_ms = power_off.then(|| millis(*timeout));
+            print_done(&connect()?.request(Request::Stop { power_off_ms })?, command.json)
+        }
         Action::Metrics => match connect()?.request(Request::Metrics)? {
             Response::Metrics(text) => print(&text),
             other => Err(unexpected(&other).into()),

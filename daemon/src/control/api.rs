@@ -1,8 +1,8 @@
 //! The protocol of the control socket: one JSON object per line in both directions, with the version in every request:
 //!
 //! ```text
-//! {"version":1,"request":"status"}
-//! {"version":1,"request":{"switchover":{"timeout_ms":10000}}}
+//! {"version":2,"request":"status"}
+//! {"version":2,"request":{"switchover":{"timeout_ms":10000}}}
 //! ```
 //!
 //! Each request has one response, but for `watch`, which has a stream of statuses until the client hangs up, and
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Version of the protocol.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Longest request line.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// Longest response line.
@@ -57,8 +57,12 @@ pub enum Request {
         /// Given up after this time.
         timeout_ms: u64,
     },
-    /// Ends the daemon. A protected VM first moves to the backup; a VM without a backup is shut down.
-    Stop,
+    /// Ends the daemon; answered when that is certain. A protected VM moves to the backup first. A VM that cannot move
+    /// goes on, and the daemon with it, unless it is to be powered off.
+    Stop {
+        /// The VM is powered off: the guest has this long until the cord is pulled.
+        power_off_ms: Option<u64>,
+    },
     /// Attaches to the serial console.
     Console,
     /// The metrics in the text format of Prometheus.

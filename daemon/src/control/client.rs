@@ -11,7 +11,10 @@ use thiserror::Error;
 /// Where daemons put their sockets unless told otherwise.
 pub const SOCKET_DIRECTORY: &str = "/run/ftd";
 /// How much longer than its own limit a daemon's answer is waited for.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(40);
+
+/// How long a stop may take at most, the guest's own shutting down apart: the VM moves.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -68,6 +71,9 @@ impl Client {
         let limit = match request {
             Request::Switchover { timeout_ms } | Request::Wait { timeout_ms, .. } => {
                 Duration::from_millis(timeout_ms)
+            }
+            Request::Stop { power_off_ms } => {
+                STOP_LIMIT.saturating_add(Duration::from_millis(power_off_ms.unwrap_or(0)))
             }
             Request::Watch { interval_ms } => Duration::from_millis(interval_ms),
             _ => Duration::ZERO,

@@ -1,12 +1,14 @@
 //! The running daemon as the control socket sees it: the published status, the console, and the operator's wishes,
 //! which go to the executor.
 
-use super::api::{Failure, Role, State, Status};
+use super::api::{Failure, Status};
+use super::asking::Asking;
 use super::server::{ConsoleAttachment, Controlled};
-use super::wish::{SwitchoverError, Wish};
+use super::wish::{Reply, Wish, WishError};
 use crate::host::ConsoleHub;
 use crate::observe::Publisher;
 use crate::outlet::{Outlet, OutletClosed};
+use crate::role::{Done, Leave};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,14 +21,45 @@ pub struct Desk {
     pub console: ConsoleHub,
     /// Where wishes go.
     pub wishes: Outlet<Wish>,
+    /// Those who wait for an answer.
+    pub asking: Asking,
 }
 
-impl From<SwitchoverError> for Failure {
-    fn from(error: SwitchoverError) -> Self {
+/// How much longer than the core an answer is waited for.
+const GRACE: Duration = Duration::from_secs(30);
+
+impl From<WishError> for Failure {
+    fn from(error: WishError) -> Self {
         match error {
-            SwitchoverError::Failed(why) => Self::Refused(why.to_string()),
-            SwitchoverError::Ending => Self::Failed(error.to_string()),
+            WishError::Refused(why) if why.is_timeout() => Self::TimedOut(why.to_string()),
+            WishError::Refused(why) => Self::Refused(why.to_string()),
+            WishError::Ending => Self::Failed(error.to_string()),
         }
+    }
+}
+
+impl Desk {
+    /// Tells a wish, and waits for its own answer.
+    async fn wish(&self, limit: Duration, wish: impl FnOnce(Reply) -> Wish) -> Result<Done, Failure> {
+        // Counted until the answer is on its way to the client: see [`Desk::has_answered`].
+        let _asking = self.asking.begin();
+        let (done, outcome) = oneshot::channel();
+        let reply = Box::new(move |result| {
+            // Who asked may have gone.
+            let _ = done.send(result);
+        });
+        self.wishes.tell(wish(reply)).map_err(ending)?;
+        match tokio::time::timeout(limit.saturating_add(GRACE), outcome).await {
+            Ok(Ok(outcome)) => Ok(outcome?),
+            // The executor has dropped the reply.
+            Ok(Err(_)) => Err(ending(OutletClosed)),
+            Err(_) => Err(Failure::TimedOut("the daemon does not answer; see ftctl status".into())),
+        }
+    }
+
+    /// Whether nobody waits for an answer to a wish.
+    pub fn has_answered(&self) -> bool {
+        self.asking.count() == 0
     }
 }
 
@@ -36,36 +69,20 @@ impl Controlled for Desk {
     }
 
     async fn switchover(&self, timeout: Duration) -> Result<String, Failure> {
-        let (done, outcome) = oneshot::channel();
-        let reply = Box::new(move |result| {
-            // Who asked may have gone; the switchover goes on all the same.
-            let _ = done.send(result);
-        });
-        self.wishes.tell(Wish::Switchover(reply)).map_err(ending)?;
-        match tokio::time::timeout(timeout, outcome).await {
-            Ok(Ok(Ok(()))) => {
-                let status = self.publisher.status();
-                Ok(format!("{} runs the VM now; this node is its backup", status.peer.node))
-            }
-            Ok(Ok(Err(e))) => Err(e.into()),
-            // The executor has dropped the reply.
-            Ok(Err(_)) => Err(ending(OutletClosed)),
-            Err(_) => Err(Failure::TimedOut("the switchover has not ended yet; see ftctl status".into())),
-        }
+        self.wish(timeout, |reply| Wish::Switchover { within: timeout, reply }).await?;
+        let status = self.publisher.status();
+        Ok(format!("{} runs the VM now; this node is its backup", status.peer.node))
     }
 
-    fn stop(&self) -> Result<String, Failure> {
-        let status = self.publisher.status();
-        let what = match (status.role, status.state) {
-            (Role::Primary, State::Protected) => {
-                format!("stopping: the VM moves to {} first", status.peer.node)
-            }
-            (Role::Primary, _) => "stopping: the VM is shut down".into(),
-            (Role::Backup, State::Protected) => "stopping: the VM goes on without a backup".into(),
-            (Role::Backup, _) => "stopping".into(),
+    async fn stop(&self, power_off: Option<Duration>) -> Result<String, Failure> {
+        let vm = match power_off {
+            None => Leave::Move,
+            Some(within) => Leave::PowerOff { within_us: within.as_micros() as u64 },
         };
-        self.wishes.tell(Wish::Stop).map_err(ending)?;
-        Ok(what)
+        match self.wish(power_off.unwrap_or_default(), |reply| Wish::Stop { vm, reply }).await? {
+            Done::Stopped(why) => Ok(format!("{why}; the daemon ends")),
+            Done::Moved => Ok("the VM moved".into()),
+        }
     }
 
     fn console(&self) -> Result<ConsoleAttachment, Failure> {

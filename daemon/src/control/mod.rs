@@ -2,6 +2,7 @@
 //! for it (`client`, `show`), metrics over HTTP, and signals.
 
 pub mod api;
+mod asking;
 pub mod client;
 mod desk;
 pub mod http;
@@ -10,6 +11,7 @@ pub mod show;
 mod signals;
 mod wish;
 
+pub use asking::Asking;
 pub use desk::Desk;
 pub use signals::stop_on_signals;
-pub use wish::{SwitchoverError, SwitchoverReply, Wish};
+pub use wish::{Reply, Wish, WishError};

@@ -31,12 +31,12 @@ pub trait Controlled: Send + Sync + 'static {
     /// replication threads.
     fn status(&self) -> watch::Receiver<Arc<Status>>;
 
-    /// Has the backup go on with the VM; ends when that is done, refused or given up. What was done, in words.
-    /// Dropping the future does not call it back.
+    /// Has the backup go on with the VM; ends when that is done, refused or given up. What was done, in words. Dropping
+    /// the future does not call it back, but the time does while it can.
     fn switchover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
 
-    /// Asks the daemon to end; it answers what will happen.
-    fn stop(&self) -> Result<String, Failure>;
+    /// Has the daemon end: the VM moves first, or is powered off within this time. Ends when that is certain.
+    fn stop(&self, power_off: Option<Duration>) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// A connection to the serial console.
     fn console(&self) -> Result<ConsoleAttachment, Failure>;
@@ -228,7 +228,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                         }
                     }
                 }
-                Request::Stop => controlled.stop().map_or_else(Response::Error, Response::Done),
+                Request::Stop { power_off_ms } => {
+                    let within = power_off_ms.map(|ms| Duration::from_millis(ms.min(TIMEOUT_MS_MAX)));
+                    controlled.stop(within).await.map_or_else(Response::Error, Response::Done)
+                }
                 Request::Console => match controlled.console() {
                     Ok(attachment) => {
                         self.send(&Response::Console).await?;

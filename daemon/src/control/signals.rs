@@ -3,28 +3,50 @@
 use super::wish::Wish;
 use crate::exit::DaemonExit;
 use crate::outlet::Outlet;
+use crate::role::Leave;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
-/// SIGTERM and SIGINT ask for an orderly stop; a second one does not wait for it.
+/// A stop that was refused is tried again this often.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// SIGTERM and SIGINT ask for an orderly stop: a VM moves first. A signal cannot be refused, so a stop that is not
+/// possible is tried again until it is, and the log says why not yet. A second SIGINT, from a terminal, ends at once.
 pub async fn stop_on_signals(wishes: Outlet<Wish>) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::warn!("cannot handle signals: SIGTERM will end this daemon at once, without moving the VM");
         return;
     };
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        if std::mem::replace(&mut asked, true) {
+    tokio::select! {
+        _ = term.recv() => tracing::info!("asked to stop by SIGTERM"),
+        _ = int.recv() => tracing::info!("asked to stop by SIGINT"),
+    }
+    tokio::select! {
+        () = leave(wishes) => {}
+        _ = int.recv() => {
             tracing::warn!("asked to stop a second time: ending at once");
             std::process::exit(i32::from(DaemonExit::Failure as u8));
         }
-        tracing::info!("asked to stop by a signal");
-        if wishes.tell(Wish::Stop).is_err() {
-            tracing::debug!("the daemon is already ending");
+    }
+}
+
+/// Asks until it is done, or the daemon ends.
+async fn leave(wishes: Outlet<Wish>) {
+    let mut said = String::new();
+    loop {
+        let (done, outcome) = oneshot::channel();
+        let reply = Box::new(move |result| drop(done.send(result)));
+        if wishes.tell(Wish::Stop { vm: Leave::Move, reply }).is_err() {
+            return;
         }
+        let Ok(Err(why)) = outcome.await else { return };
+        let why = why.to_string();
+        if why != said {
+            tracing::error!("cannot stop: {why}. The VM goes on here, and moves as soon as it can");
+            said = why;
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }

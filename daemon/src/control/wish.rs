@@ -1,24 +1,35 @@
 //! The operator's wishes to the daemon.
 
-use crate::role::SwitchoverFailure;
+use crate::role::{Done, Leave, Refusal};
+use std::time::Duration;
 
 /// News of this room.
 pub enum Wish {
-    /// A switchover; this is where its outcome goes.
-    Switchover(SwitchoverReply),
+    /// A switchover.
+    Switchover {
+        /// It is called off if it has not begun to change anything in this time.
+        within: Duration,
+        /// Where its outcome goes.
+        reply: Reply,
+    },
     /// An orderly stop.
-    Stop,
+    Stop {
+        /// What becomes of the VM.
+        vm: Leave,
+        /// Where its outcome goes.
+        reply: Reply,
+    },
 }
 
-/// Where the outcome of a switchover goes.
-pub type SwitchoverReply = Box<dyn FnOnce(Result<(), SwitchoverError>) + Send>;
+/// Where the outcome of a wish goes. Each wish has its own.
+pub type Reply = Box<dyn FnOnce(Result<Done, WishError>) + Send>;
 
-/// Why the backup did not go on with the VM.
+/// Why a wish did not come true.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SwitchoverError {
+pub enum WishError {
     /// Not in this state, not on this node, or the peer will not have it.
     #[error(transparent)]
-    Failed(#[from] SwitchoverFailure),
+    Refused(#[from] Refusal),
     /// The daemon ends before it is done.
     #[error("the daemon is ending")]
     Ending,

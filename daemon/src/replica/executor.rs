@@ -173,7 +173,8 @@ impl Executor {
                 hands.output().mute();
                 hands.stop_vm();
             }
-            Command::SwitchoverDone(outcome) => hands.switchover_done(outcome),
+            Command::PressPowerButton => hands.press_power_button(),
+            Command::Answer { request, outcome } => hands.answer(request, outcome),
             Command::Exit(exit) => self.exit = Some(exit),
 
             Command::SendHeartbeat { conn, stamp } => {

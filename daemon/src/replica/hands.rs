@@ -3,7 +3,7 @@
 //!
 //! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
-use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
+use crate::role::{ConnId, Done, Micros, PairingStart, Refusal, RequestId, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -69,6 +69,8 @@ pub trait Hands {
 
     /// Primary: boots the guest on a fresh machine.
     fn boot(&mut self) -> Result<(), Self::Error>;
+    /// Primary: presses the guest's power button, if it runs.
+    fn press_power_button(&mut self);
     /// Ends the machine, whatever it does.
     fn stop_vm(&mut self);
     /// Primary: a full copy, then checkpoints, under this pairing.
@@ -107,6 +109,6 @@ pub trait Hands {
     /// Backup: gives up what is held.
     fn discard(&mut self);
 
-    /// Tells whoever asked for a switchover how it ended.
-    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>);
+    /// Tells the operator what became of a request.
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>);
 }

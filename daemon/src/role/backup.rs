@@ -2,11 +2,12 @@
 //! primary.
 
 use super::arbitration::Settled;
-use super::command::{Command, Exit, PairingStart, Succession, SwitchoverFailure};
+use super::command::{Command, Exit, PairingStart, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::heir::Heir;
 use super::policy::StartAs;
+use super::request::{Leave, Refusal, RequestId};
 use super::view::State;
 use ft_arbiter::{Cell, Standby};
 
@@ -168,13 +169,8 @@ impl Backup {
                 core.out.push(Command::Discard);
                 return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
             }
-            Event::SwitchoverRequested => {
-                core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::IsBackup)));
-            }
-            Event::StopRequested => {
-                core.stop_requested = true;
-                return self.stop_if_asked(core);
-            }
+            Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::IsBackup),
+            Event::StopRequested { request, vm } => return self.on_stop(core, request, vm),
             _ => {}
         }
         None
@@ -385,6 +381,7 @@ impl Backup {
                         self.contest(core, cell.generation, succession);
                     }
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
+                        core.stay(&Refusal::Needed("it has not asked the arbiter for that".into()));
                         self.why = "asked to stop, but the primary did not go on without this node".into();
                         self.orphan(core, held);
                     }
@@ -432,6 +429,12 @@ impl Backup {
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.why = why;
         match (self.stage, &self.link) {
+            (Stage::Leaving { .. }, _) if self.has_left(core) => {
+                core.stay(&Refusal::Needed(self.why.clone()));
+                if let Hold::Sealed(held) = self.hold {
+                    self.orphan(core, held);
+                }
+            }
             (Stage::Contesting(_), Some(link)) => {
                 core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
                 self.stage = Stage::Following;
@@ -454,7 +457,7 @@ impl Backup {
                     return Some(Next::Ended(Exit::Failed(why)));
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
-                core.stop_requested = false;
+                core.stay(&Refusal::TookOver);
                 let succession = match self.stage {
                     Stage::Contesting(succession) => succession,
                     _ => Succession::Failover,
@@ -470,6 +473,21 @@ impl Backup {
                 self.stay_passive(core, format!("the arbiter does not answer: {why}"))
             }
         }
+    }
+
+    fn on_stop(&mut self, core: &mut Core, request: RequestId, vm: Leave) -> Option<Next> {
+        match (vm, self.hold, self.stage) {
+            (Leave::PowerOff { .. }, Hold::Sealed(_), _) => core.refuse(request, Refusal::IsBackup),
+            (Leave::Move, Hold::Sealed(_), Stage::Offered { .. }) => core.refuse(request, Refusal::UnderWay),
+            (Leave::Move, Hold::Sealed(_), Stage::Orphaned { .. } | Stage::Contesting(_)) => {
+                core.refuse(request, Refusal::LastCopy);
+            }
+            (_, _, _) => {
+                core.leave(request);
+                return self.stop_if_asked(core);
+            }
+        }
+        None
     }
 
     /// Stops as asked. A sealed state is kept until the cell does not count on it, whatever other copies there may be.

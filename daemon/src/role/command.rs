@@ -1,6 +1,7 @@
 //! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
+use super::request::{Done, Refusal, RequestId};
 use ft_arbiter::Cell;
 
 /// How a backup is welcomed, and what it receives then.
@@ -19,41 +20,6 @@ pub enum Succession {
     Failover,
     /// Planned: the primary stopped the VM and still holds it. Until the cell stops naming it, it may go on with it.
     Switchover,
-}
-
-/// Why a switchover that was asked for did not come about.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SwitchoverFailure {
-    /// It would be the second.
-    #[error("a switchover is under way")]
-    UnderWay,
-    /// There will be nothing to hand over.
-    #[error("the VM is ending")]
-    VmEnding,
-    /// Nobody could go on.
-    #[error("the VM is not protected: there is no backup that could take over")]
-    NotProtected,
-    /// Asked on the wrong side.
-    #[error("this node is the backup; ask the primary")]
-    IsBackup,
-    /// Asked before the node has a role.
-    #[error("this node does not run the VM")]
-    NoRole,
-    /// Asked while the VM is being restored.
-    #[error("the VM does not run yet: its state is still being restored")]
-    NotRunning,
-    /// The host failed the machine meanwhile.
-    #[error("the machine failed on this host")]
-    MachineFailed,
-    /// The guest asked for a reset meanwhile.
-    #[error("the guest is rebooting")]
-    GuestReboots,
-    /// The cell went to somebody else meanwhile.
-    #[error("lost the arbitration")]
-    LostArbitration,
-    /// It had begun, and this came between.
-    #[error("{0}")]
-    Abandoned(String),
 }
 
 /// How a process ends.
@@ -238,8 +204,15 @@ pub enum Command {
         /// Why.
         why: String,
     },
-    /// Tell the one who asked for a switchover how it ended.
-    SwitchoverDone(Result<(), SwitchoverFailure>),
+    /// Press the guest's power button. A guest that does not look at it goes on.
+    PressPowerButton,
+    /// Tell the operator what became of a request.
+    Answer {
+        /// Which.
+        request: RequestId,
+        /// What was done, or why not.
+        outcome: Result<Done, Refusal>,
+    },
     /// End the process.
     Exit(Exit),
 }

@@ -2,11 +2,12 @@
 
 use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
-use super::command::{Command, Exit, SwitchoverFailure};
+use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::heir::Heir;
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
+use super::request::{Done, Refusal, RequestId};
 use super::view::{Role, State, View};
 use ft_arbiter::Cell;
 
@@ -23,6 +24,8 @@ pub struct Core {
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
+    /// Requests to stop that are answered when this node ends.
+    pub(super) leaving: Vec<RequestId>,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +87,7 @@ impl Core {
             generation: 0,
             suspicions: 0,
             stop_requested: false,
+            leaving: Vec::new(),
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -125,10 +129,11 @@ impl Core {
                 }
             }
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
-            Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
-                self.stop_requested = true
+            Event::StopRequested { request, .. } if !self.in_part() && self.arbiter.is_setting() => {
+                self.leave(request);
             }
-            Event::StopRequested if !self.in_part() => {
+            Event::StopRequested { request, .. } if !self.in_part() => {
+                self.leave(request);
                 self.end(Exit::Stopped("stopped before it had a role".into()));
             }
             other => self.with_part(|core, part| match part {
@@ -139,9 +144,7 @@ impl Core {
                     let why = "this node does not run the VM".to_string();
                     match other {
                         Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
-                        Event::SwitchoverRequested => {
-                            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::NoRole)));
-                        }
+                        Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::NoRole),
                         _ => {}
                     }
                     None
@@ -184,6 +187,9 @@ impl Core {
     fn end(&mut self, exit: Exit) {
         let state = if matches!(exit, Exit::Fenced(_)) { State::Fenced } else { State::Waiting };
         self.part = Part::Ended { role: self.role(), state, detail: exit.why().into() };
+        for request in std::mem::take(&mut self.leaving) {
+            self.answer(request, Ok(Done::Stopped(exit.why().into())));
+        }
         self.out.push(Command::Exit(exit));
     }
 
@@ -230,7 +236,7 @@ impl Core {
             Part::Founding { trouble, .. } => match settled {
                 Settled::Won(cell) if core.stop_requested => {
                     let mut primary = Primary::solo(cell, "stopped before it booted");
-                    primary.on_event(core, Event::StopRequested);
+                    primary.shut_down(core, "stopped before it booted");
                     Some(Next::Primary(primary))
                 }
                 Settled::Won(cell) => {

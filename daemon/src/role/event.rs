@@ -1,6 +1,7 @@
 //! Events that can happen to a node. The protocol core learns everything about the world through them.
 
 use super::command::PairingStart;
+use super::request::{Leave, RequestId};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 
@@ -47,6 +48,8 @@ pub enum Event {
     PeerHello {
         /// Connection that it came on.
         conn: ConnId,
+        /// Drawn by the peer's process when it started.
+        nonce: u64,
         /// The highest generation that the peer knows.
         generation: u64,
         /// What it holds.
@@ -188,9 +191,19 @@ pub enum Event {
     },
 
     /// The operator asks for a planned switchover.
-    SwitchoverRequested,
-    /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.
-    StopRequested,
+    SwitchoverRequested {
+        /// Names the request in its answer.
+        request: RequestId,
+        /// What has not begun to change anything by then is called off.
+        until: Micros,
+    },
+    /// The operator asks this node to stop.
+    StopRequested {
+        /// Names the request in its answer.
+        request: RequestId,
+        /// What becomes of the VM.
+        vm: Leave,
+    },
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
     /// The answer to [`super::Command::Boot`], if the guest could not be booted: it never ran.

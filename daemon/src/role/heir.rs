@@ -6,10 +6,11 @@
 //! finds that in the cell, and follows.
 
 use super::backup::Backup;
-use super::command::{Command, Succession, SwitchoverFailure};
+use super::command::{Command, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Held, Micros};
 use super::primary::Primary;
+use super::request::{Leave, Refusal};
 use ft_arbiter::Cell;
 
 /// The longest pause between two attempts, in intervals between two attempts at the arbiter.
@@ -82,8 +83,15 @@ impl Heir {
             Event::PeerHello { conn, .. } => {
                 core.out.push(Command::Refuse { conn, why: "the VM is still being restored here".into() });
             }
-            Event::SwitchoverRequested => {
-                core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::NotRunning)));
+            Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::NotRunning),
+            Event::StopRequested { request, vm: Leave::Move } => core.refuse(request, Refusal::NotRunning),
+            // Only the operator's word gives up what may be the last copy.
+            Event::StopRequested { request, vm: Leave::PowerOff { .. } } => {
+                core.leave(request);
+                core.out.push(Command::Discard);
+                let mut primary = Primary::solo(self.cell.clone(), "powered off while it was being restored");
+                primary.shut_down(core, "powered off while it was being restored");
+                return Some(Next::Primary(primary));
             }
             _ => {}
         }

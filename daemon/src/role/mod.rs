@@ -65,12 +65,14 @@ mod event;
 mod heir;
 mod policy;
 mod primary;
+mod request;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use self::core::Core;
-pub use command::{Command, Exit, PairingStart, Succession, SwitchoverFailure};
+pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
+pub use request::{Done, Leave, Refusal, RequestId};
 pub use view::{Role, State, View};

@@ -5,10 +5,11 @@ mod ending;
 mod switchover;
 
 use self::ending::End;
-use self::switchover::{Step, Switchover, Then};
-use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
+use self::switchover::{Step, Switchover};
+use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::request::{Leave, Refusal};
 use super::view::State;
 use ft_arbiter::Cell;
 
@@ -24,6 +25,8 @@ pub(super) struct Primary {
     permit: Permit,
     switchover: Option<Switchover>,
     ending: Option<End>,
+    /// The power button is pressed; the cord is pulled then.
+    power_off_at: Option<Micros>,
     /// Why the state is what it is, for the operator.
     why: String,
 }
@@ -31,8 +34,18 @@ pub(super) struct Primary {
 #[derive(Clone, Debug)]
 struct Link {
     conn: ConnId,
+    /// Of the process at its other end.
+    nonce: u64,
     last_heard: Micros,
     last_beat: Micros,
+}
+
+/// A node that asks to be the backup.
+struct Caller {
+    conn: ConnId,
+    nonce: u64,
+    generation: u64,
+    held: Option<Held>,
 }
 
 /// How far a backup has come.
@@ -89,6 +102,7 @@ impl Primary {
             permit: Permit::default(),
             switchover: None,
             ending: None,
+            power_off_at: None,
             why: why.into(),
         }
     }
@@ -101,8 +115,8 @@ impl Primary {
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
         match event {
             Event::Tick => return self.on_tick(core),
-            Event::PeerHello { conn, generation, held } => {
-                return self.on_hello(core, conn, generation, held);
+            Event::PeerHello { conn, nonce, generation, held } => {
+                return self.on_hello(core, Caller { conn, nonce, generation, held });
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => {
                 let why = match why {
@@ -160,7 +174,7 @@ impl Primary {
                 return self.lose_peer(core, "the peer says that it runs the VM".into());
             }
             Event::SwitchoverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
-                self.abandon_switchover(core, format!("the backup declined: {why}"));
+                self.abandon_switchover(core, Refusal::Abandoned(format!("the backup declined: {why}")));
             }
             Event::BootFailed(why) => {
                 let why = format!("cannot boot the guest: {why}");
@@ -168,8 +182,11 @@ impl Primary {
                 self.end_vm(core, End::Exit(Exit::Failed(why)));
             }
             Event::MachineFailed(why) => return Some(self.on_machine_failure(core, why)),
-            Event::SwitchoverRequested => self.on_switchover(core, Then::Follow),
-            Event::StopRequested => self.on_stop(core),
+            Event::SwitchoverRequested { request, until } => self.on_switchover(core, request, until),
+            Event::StopRequested { request, vm: Leave::Move } => self.on_stop(core, request),
+            Event::StopRequested { request, vm: Leave::PowerOff { within_us } } => {
+                self.on_power_off(core, request, within_us);
+            }
             Event::GuestEnded(end) => return self.on_guest_end(core, end),
             _ => {}
         }
@@ -205,21 +222,10 @@ impl Primary {
                 self.beat(core);
             }
         }
-        if let Some(switchover) = &self.switchover
-            && core.now.saturating_sub(switchover.since) > core.policy.patience_us
-        {
-            match switchover.step {
-                Step::Pausing | Step::Draining(_) => {
-                    self.abandon_switchover(core, "the last checkpoint was not acked in time".into());
-                }
-                // It may have taken over: only the cell can tell.
-                Step::Offered if self.link.is_some() => {
-                    return self.drop_peer(core, "it did not take over in time".into());
-                }
-                Step::Offered => {}
-            }
+        if self.power_off_at.is_some_and(|at| core.now >= at) {
+            self.shut_down(core, "powered off; the guest did not do it in the time given");
         }
-        None
+        self.time_switchover(core)
     }
 
     fn beat(&mut self, core: &mut Core) {
@@ -229,38 +235,35 @@ impl Primary {
         }
     }
 
-    fn on_hello(
-        &mut self,
-        core: &mut Core,
-        conn: ConnId,
-        generation: u64,
-        held: Option<Held>,
-    ) -> Option<Next> {
+    /// A node asks to be the backup. It is judged before anything that is there is dropped.
+    fn on_hello(&mut self, core: &mut Core, caller: Caller) -> Option<Next> {
+        let Caller { conn, nonce, generation, held } = caller;
         let refuse = |core: &mut Core, why: &str| core.out.push(Command::Refuse { conn, why: why.into() });
-        let mut next = None;
-        if self.link.is_some() {
-            // One backup, one connection: it has begun anew before we noticed.
-            next = self.drop_peer(core, "it connected again".into());
-            if next.is_some() {
-                return next;
-            }
-        }
-        let leaving = core.stop_requested && !matches!(self.pair, Pair::Alone { .. });
-        if self.ending.is_some() || self.switchover.is_some() || leaving {
-            refuse(core, "the VM is stopping or moving");
-            return next;
-        }
         if generation > self.cell.generation {
-            refuse(
-                core,
-                &format!(
-                    "the backup knows generation {generation}, but this primary owns only {}",
-                    self.cell.generation
-                ),
-            );
-            return next;
+            let owned = self.cell.generation;
+            let why = format!("the backup knows generation {generation}, but this primary owns only {owned}");
+            refuse(core, &why);
+            return None;
         }
-        let link = Link { conn, last_heard: core.now, last_beat: core.now };
+        match &self.link {
+            // It dials only when it has lost its connection: ours to it is dead, and we have not noticed yet.
+            Some(link) if link.nonce == nonce => {
+                if let Some(next) = self.drop_peer(core, "it connected again".into()) {
+                    return Some(next);
+                }
+            }
+            // If the old one has died, its silence will say so soon.
+            Some(_) => {
+                refuse(core, "another process is the backup, and its connection lives");
+                return None;
+            }
+            None => {}
+        }
+        if self.ending.is_some() || self.switchover.is_some() || core.stop_requested {
+            refuse(core, "the VM is stopping or moving");
+            return None;
+        }
+        let link = Link { conn, nonce, last_heard: core.now, last_beat: core.now };
         match self.pair {
             Pair::Solo => {
                 let pairing = core.new_pairing();
@@ -284,9 +287,6 @@ impl Primary {
                     core.out.push(Command::SendPaired { conn, generation });
                     self.why = "in step".into();
                     self.beat(core);
-                    if core.stop_requested {
-                        self.on_switchover(core, Then::Stop);
-                    }
                 }
                 _ => refuse(
                     core,
@@ -295,7 +295,7 @@ impl Primary {
             },
             _ => refuse(core, "the primary is waiting for the arbiter's answer"),
         }
-        next
+        None
     }
 
     fn on_ack(&mut self, core: &mut Core, conn: ConnId, epoch: u64, stamp: Micros) -> Option<Next> {
@@ -378,12 +378,9 @@ impl Primary {
         if !self.is_giving_up(core) {
             core.out.push(Command::EmitFreely);
         }
-        if self.switchover.take().is_some() {
+        if self.switchover.is_some() {
             core.out.push(Command::Thaw);
-            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::Abandoned(self.why.clone()))));
-        }
-        if core.stop_requested {
-            self.shut_down(core);
+            self.answer_switchover(core, Err(Refusal::Abandoned(self.why.clone())));
         }
     }
 
@@ -406,6 +403,7 @@ impl Primary {
         }
         match self.pair {
             _ if self.ending.is_some() => format!("the VM has ended; telling the arbiter ({})", self.why),
+            _ if self.power_off_at.is_some() => "waiting for the guest to power off, as asked".into(),
             Pair::Solo => format!("running without a backup ({})", self.why),
             Pair::Copying { .. } => "sending the backup a full copy".into(),
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),

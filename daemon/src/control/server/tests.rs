@@ -45,7 +45,7 @@ impl Controlled for Puppet {
         }
     }
 
-    fn stop(&self) -> Result<String, Failure> {
+    async fn stop(&self, _: Option<Duration>) -> Result<String, Failure> {
         Ok("stopping".into())
     }
 
@@ -149,7 +149,10 @@ fn every_request_has_its_response_on_one_connection() {
     let error = client.request(Request::Switchover { timeout_ms: 0 }).unwrap_err();
     assert!(matches!(error, ClientError::Failure(Failure::Refused(_))));
     assert_eq!(client.request(Request::Metrics).unwrap(), Response::Metrics("ftd_epoch 7\n".into()));
-    assert_eq!(client.request(Request::Stop).unwrap(), Response::Done("stopping".into()));
+    assert_eq!(
+        client.request(Request::Stop { power_off_ms: None }).unwrap(),
+        Response::Done("stopping".into())
+    );
 }
 
 #[test]
@@ -201,10 +204,10 @@ fn bad_requests_are_answered_and_closed() {
     let daemon = Daemon::start();
     let cases: [(&[u8], &str); 7] = [
         (b"hello\n", "expected"),
-        (b"{\"version\":2,\"request\":\"status\"}\n", "protocol version 2; this daemon speaks 1"),
-        (b"{\"version\":1,\"request\":\"reboot\"}\n", "unknown variant `reboot`"),
-        (b"{\"version\":1,\"request\":\"status\",\"x\":1}\n", "unknown field `x`"),
-        (b"{\"version\":1,\"request\":{\"failover\":{\"timeout_ms\":-1}}}\n", "-1"),
+        (b"{\"version\":3,\"request\":\"status\"}\n", "protocol version 3; this daemon speaks 2"),
+        (b"{\"version\":2,\"request\":\"reboot\"}\n", "unknown variant `reboot`"),
+        (b"{\"version\":2,\"request\":\"status\",\"x\":1}\n", "unknown field `x`"),
+        (b"{\"version\":2,\"request\":{\"failover\":{\"timeout_ms\":-1}}}\n", "-1"),
         (b"\xff\xfe\n", "bad_request"),
         (&[b'a'; REQUEST_BYTES_MAX + 1], "longer than 65536 bytes"),
     ];
@@ -220,7 +223,7 @@ fn bad_requests_are_answered_and_closed() {
 fn silent_clients_do_not_hinder_others_and_their_number_is_bounded() {
     let daemon = Daemon::start();
     let mut silent: Vec<_> = (0..CLIENTS_MAX - 1).map(|_| daemon.raw()).collect();
-    silent.iter_mut().for_each(|stream| stream.write_all(b"{\"version\":1,").unwrap());
+    silent.iter_mut().for_each(|stream| stream.write_all(b"{\"version\":2,").unwrap());
     daemon.client().status().unwrap();
     let _last: Vec<_> = (0..CLIENTS_MAX).map(|_| daemon.raw()).collect();
     let error = daemon.client().status().unwrap_err();
@@ -249,7 +252,7 @@ async fn a_client_that_says_nothing_is_dropped_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_reads_nothing_is_dropped_in_time() {
     let (mut ours, theirs) = tokio::io::duplex(64);
-    ours.write_all(b"{\"version\":1,\"request\":\"status\"}\n").await.unwrap();
+    ours.write_all(b"{\"version\":2,\"request\":\"status\"}\n").await.unwrap();
     let (reader, writer) = tokio::io::split(theirs);
     let error = Session { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);

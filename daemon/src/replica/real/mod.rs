@@ -14,13 +14,13 @@ use super::arbiter_thread::{self, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
-use crate::control::{SwitchoverError, SwitchoverReply};
+use crate::control::{Reply, WishError};
 use crate::host::{Host, Watchdog};
 use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
+use crate::role::{ConnId, Done, Micros, PairingStart, Refusal, RequestId, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -55,7 +55,10 @@ pub struct RealHands {
     standby: Option<WarmStandby>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
-    switchovers: Vec<SwitchoverReply>,
+    /// Where the operator's requests are answered.
+    replies: HashMap<RequestId, Reply>,
+    /// Requests so far.
+    requests: RequestId,
     pipeline_depth: u64,
     inflight_bytes: usize,
     replay: Replay,
@@ -120,7 +123,8 @@ impl RealHands {
             standby: None,
             resuming: None,
             settling: None,
-            switchovers: Vec::new(),
+            replies: HashMap::new(),
+            requests: 0,
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
             replay: parts.replay,
@@ -144,9 +148,11 @@ impl RealHands {
         conn
     }
 
-    /// Somebody asked for a switchover, and waits.
-    pub(super) fn expect_switchover(&mut self, reply: SwitchoverReply) {
-        self.switchovers.push(reply);
+    /// The operator asks for something, and waits.
+    pub(super) fn expect_answer(&mut self, reply: Reply) -> RequestId {
+        self.requests += 1;
+        self.replies.insert(self.requests, reply);
+        self.requests
     }
 
     /// The backup's own word of how far it has come.
@@ -198,8 +204,8 @@ impl RealHands {
     /// Ends what the process still has, after its last messages.
     pub(super) fn farewell(mut self, view: View) {
         self.output.mute();
-        for reply in self.switchovers.drain(..) {
-            reply(Err(SwitchoverError::Ending));
+        for (_, reply) in self.replies.drain() {
+            reply(Err(WishError::Ending));
         }
         let links: Vec<Link> = self.links.drain().map(|(_, link)| link).collect();
         for link in &links {
@@ -303,6 +309,11 @@ impl Hands for RealHands {
         Ok(())
     }
 
+    fn press_power_button(&mut self) {
+        tracing::info!("pressing the guest's power button");
+        self.order(Order::PressPowerButton);
+    }
+
     fn stop_vm(&mut self) {
         // A keeper that is gone has no machine either.
         let _ = self.order_and_wait(Order::Stop);
@@ -397,9 +408,9 @@ impl Hands for RealHands {
         self.stop_vm();
     }
 
-    fn switchover_done(&mut self, outcome: Result<(), SwitchoverFailure>) {
-        for reply in self.switchovers.drain(..) {
-            reply(outcome.clone().map_err(SwitchoverError::Failed));
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>) {
+        if let Some(reply) = self.replies.remove(&request) {
+            reply(outcome.map_err(WishError::Refused));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Turns the rooms' news into events for the core, and keeps those parts that the hands need.
 
 use super::RealHands;
+use crate::clock;
 use crate::control::Wish;
 use crate::keeper::{FromPrimary, KeeperNews};
 use crate::peer::{FromBackup, LinkEnd, PeerNews, Ticket};
@@ -27,10 +28,12 @@ impl RealHands {
             Input::Peer(news) => self.take_peer(news),
             Input::Keeper(news) => self.take_keeper(news),
             Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
-            Input::Control(Wish::Stop) => (Some(Event::StopRequested), None),
-            Input::Control(Wish::Switchover(reply)) => {
-                self.expect_switchover(reply);
-                (Some(Event::SwitchoverRequested), None)
+            Input::Control(Wish::Stop { vm, reply }) => {
+                (Some(Event::StopRequested { request: self.expect_answer(reply), vm }), None)
+            }
+            Input::Control(Wish::Switchover { within, reply }) => {
+                let until = clock::now_us().saturating_add(within.as_micros() as u64);
+                (Some(Event::SwitchoverRequested { request: self.expect_answer(reply), until }), None)
             }
         }
     }
@@ -39,7 +42,13 @@ impl RealHands {
         let event = match news {
             PeerNews::Accepted { fitting, hello } => {
                 let conn = self.arrived(*fitting);
-                Event::PeerHello { conn, generation: hello.identity.generation, held: hello.held }
+                let identity = hello.identity;
+                Event::PeerHello {
+                    conn,
+                    nonce: identity.process,
+                    generation: identity.generation,
+                    held: hello.held,
+                }
             }
             PeerNews::Dialled { fitting, welcome } => {
                 let conn = self.arrived(*fitting);

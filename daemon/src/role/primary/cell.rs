@@ -1,12 +1,13 @@
 //! The primary's requests to the cell, and the consequences of their answers.
 
 use super::ending::End;
-use super::switchover::{Step, Switchover, Then};
+use super::switchover::Then;
 use super::{Pair, Primary};
 use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
-use crate::role::command::{Command, Exit, SwitchoverFailure};
+use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
+use crate::role::request::Refusal;
 use ft_arbiter::{Cell, Standby};
 
 impl Primary {
@@ -90,7 +91,6 @@ impl Primary {
         if self.may_take_back(core, cell.as_ref()) {
             return None;
         }
-        let handed_over = self.switchover.take();
         core.out.push(Command::StopVm);
         core.out.push(Command::EndPairing);
         if let Some(link) = self.link.take() {
@@ -101,18 +101,13 @@ impl Primary {
             return Some(Next::Backup(Backup::new("the former primary took the VM back")));
         }
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
-        if let Some(Switchover { step: Step::Offered, then, .. }) = handed_over
-            && owner.as_deref() == Some(&core.policy.peer)
-        {
-            core.out.push(Command::SwitchoverDone(Ok(())));
-            if then == Then::Stop {
+        if self.has_offered() && owner.as_deref() == Some(&core.policy.peer) {
+            if self.answer_switchover(core, Ok(())) == Some(Then::Stop) {
                 return Some(Next::Ended(Exit::Stopped(format!("the VM moved to {}", core.policy.peer))));
             }
             return Some(Next::Backup(Backup::new("handed the VM over")));
         }
-        if handed_over.is_some() {
-            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::LostArbitration)));
-        }
+        self.answer_switchover(core, Err(Refusal::LostArbitration));
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
             "lost the arbitration: this node owned generation {}, the cell {says}",

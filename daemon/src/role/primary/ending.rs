@@ -1,10 +1,11 @@
 //! The VM's end, by the operator's wish or by the guest's own doing. A guest that resets begins anew.
 
 use super::{Pair, Primary};
-use crate::role::command::{Command, Exit, SwitchoverFailure};
+use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
-use crate::role::event::GuestEnd;
+use crate::role::event::{GuestEnd, Micros};
 use crate::role::primary::switchover::Then;
+use crate::role::request::{Refusal, RequestId};
 
 /// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the
 /// VM's owner keeps everybody from booting it again.
@@ -20,27 +21,49 @@ impl Primary {
         matches!(&self.ending, Some(End::Exit(_))) && core.arbiter.is_setting()
     }
 
-    pub(super) fn on_stop(&mut self, core: &mut Core) {
-        core.stop_requested = true;
-        match self.pair {
-            Pair::Protected { .. } if self.ending.is_none() => match &mut self.switchover {
-                Some(switchover) => switchover.then = Then::Stop,
-                None => self.on_switchover(core, Then::Stop),
-            },
-            // The cell names the backup, which may hold the only copy that can go on: what the cell says next decides.
-            Pair::Alone { .. } | Pair::Confirming { .. } => {
-                self.why = format!("asked to stop; {}", self.why);
+    /// The node is to stop and the VM to go on: it moves, or both stay.
+    pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId) {
+        let refusal = match self.pair {
+            _ if self.ending.is_some() || self.power_off_at.is_some() => Refusal::VmEnding,
+            Pair::Protected { .. } => {
+                core.leave(request);
+                match &mut self.switchover {
+                    Some(switchover) => switchover.then = Then::Stop,
+                    None => self.begin_switchover(core, Then::Stop, None),
+                }
+                return;
             }
-            _ => self.shut_down(core),
+            // The cell names the peer, which may hold the only copy that can go on: what the cell says next decides.
+            Pair::Alone { .. } | Pair::Confirming { .. } => {
+                Refusal::Abandoned(format!("the VM cannot move now: {}", self.detail()))
+            }
+            Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => {
+                Refusal::WouldEnd
+            }
+        };
+        core.refuse(request, refusal);
+    }
+
+    /// The operator ends the VM. The guest does it by itself if it can.
+    pub(super) fn on_power_off(&mut self, core: &mut Core, request: RequestId, within_us: Micros) {
+        if self.switchover.is_some() {
+            return core.refuse(request, Refusal::UnderWay);
+        }
+        core.leave(request);
+        if self.ending.is_none() && within_us > 0 {
+            core.out.push(Command::PressPowerButton);
+        }
+        self.power_off_at = Some(core.now + within_us);
+        if within_us == 0 {
+            self.shut_down(core, "powered off, as asked");
         }
     }
 
-    /// Ends a VM that nobody else can go on with, as asked. It stands still before the cell is given up: from then on
-    /// nothing may leave any more.
-    pub(super) fn shut_down(&mut self, core: &mut Core) {
+    /// Ends a VM, as asked. It stands still before the cell is given up: from then on nothing may leave any more.
+    pub(in crate::role) fn shut_down(&mut self, core: &mut Core, why: &str) {
         if self.ending.is_none() {
             core.out.push(Command::StopVm);
-            self.end_vm(core, End::Exit(Exit::Stopped("stopped; the VM was shut down".into())));
+            self.end_vm(core, End::Exit(Exit::Stopped(why.into())));
         }
     }
 
@@ -77,9 +100,8 @@ impl Primary {
     pub(super) fn on_machine_failure(&mut self, core: &mut Core, why: String) -> Next {
         core.out.push(Command::StopVm);
         core.out.push(Command::EndPairing);
-        if self.switchover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::MachineFailed)));
-        }
+        self.answer_switchover(core, Err(Refusal::MachineFailed));
+        core.stay(&Refusal::MachineFailed);
         let former = match self.pair {
             Pair::Confirming { former, .. } => former,
             _ => None,
@@ -105,15 +127,11 @@ impl Primary {
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
-        if self.switchover.take().is_some() {
-            core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::GuestReboots)));
-        }
-        if core.stop_requested {
+        self.answer_switchover(core, Err(Refusal::GuestReboots));
+        if self.power_off_at.is_some() {
             self.pair = Pair::Solo;
-            self.end_vm(
-                core,
-                End::Exit(Exit::Stopped("the guest asked for a reset while the VM was stopping".into())),
-            );
+            let why = "powered off; the guest asked for a reset instead".into();
+            self.end_vm(core, End::Exit(Exit::Stopped(why)));
             return None;
         }
         core.out.push(Command::Boot);

@@ -2,9 +2,10 @@
 //! backup.
 
 use super::{Pair, Primary};
-use crate::role::command::{Command, SwitchoverFailure};
-use crate::role::core::Core;
+use crate::role::command::Command;
+use crate::role::core::{Core, Next};
 use crate::role::event::Micros;
+use crate::role::request::{Done, Refusal, RequestId};
 use ft_arbiter::Cell;
 
 /// A planned switchover under way.
@@ -13,6 +14,8 @@ pub(super) struct Switchover {
     pub(super) step: Step,
     pub(super) since: Micros,
     pub(super) then: Then,
+    /// Who asked for it, unless a stop did, and how long he waits.
+    asked: Option<(RequestId, Micros)>,
 }
 
 /// What becomes of this node when the VM has moved.
@@ -39,23 +42,61 @@ impl Primary {
         self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Offered)
     }
 
-    pub(super) fn on_switchover(&mut self, core: &mut Core, then: Then) {
+    pub(super) fn on_switchover(&mut self, core: &mut Core, request: RequestId, until: Micros) {
         let busy = if self.switchover.is_some() {
-            Some(SwitchoverFailure::UnderWay)
-        } else if self.ending.is_some() {
-            Some(SwitchoverFailure::VmEnding)
+            Some(Refusal::UnderWay)
+        } else if self.ending.is_some() || self.power_off_at.is_some() {
+            Some(Refusal::VmEnding)
         } else if !matches!(self.pair, Pair::Protected { .. }) {
-            Some(SwitchoverFailure::NotProtected)
+            Some(Refusal::NotProtected)
         } else {
             None
         };
         match busy {
-            Some(why) => core.out.push(Command::SwitchoverDone(Err(why))),
-            None => {
-                self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then });
-                core.out.push(Command::FinalCheckpoint);
-            }
+            Some(why) => core.refuse(request, why),
+            None => self.begin_switchover(core, Then::Follow, Some((request, until))),
         }
+    }
+
+    pub(super) fn begin_switchover(
+        &mut self,
+        core: &mut Core,
+        then: Then,
+        asked: Option<(RequestId, Micros)>,
+    ) {
+        self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then, asked });
+        core.out.push(Command::FinalCheckpoint);
+    }
+
+    /// A switchover that takes too long: for the one who asked, or for the pair.
+    pub(super) fn time_switchover(&mut self, core: &mut Core) -> Option<Next> {
+        let Some(switchover) = &mut self.switchover else { return None };
+        let patient = core.now.saturating_sub(switchover.since) <= core.policy.patience_us;
+        let asked = switchover.asked.filter(|(_, until)| core.now >= *until);
+        match (switchover.step, asked) {
+            // Nothing has changed yet. A stop that joined in has no hurry.
+            (Step::Pausing | Step::Draining(_), Some((request, _))) if switchover.then == Then::Stop => {
+                switchover.asked = None;
+                core.refuse(request, Refusal::TimedOut);
+            }
+            (Step::Pausing | Step::Draining(_), Some(_)) => {
+                self.abandon_switchover(core, Refusal::TimedOut);
+            }
+            (Step::Pausing | Step::Draining(_), None) if !patient => {
+                let why = "the last checkpoint was not acked in time".to_string();
+                self.abandon_switchover(core, Refusal::Abandoned(why));
+            }
+            // It may have taken over: only the cell can tell.
+            (Step::Offered, Some((request, _))) => {
+                switchover.asked = None;
+                core.refuse(request, Refusal::Undecided);
+            }
+            (Step::Offered, None) if !patient && self.link.is_some() => {
+                return self.drop_peer(core, "it did not take over in time".into());
+            }
+            _ => {}
+        }
+        None
     }
 
     /// Once the last checkpoint is acked and its output is out, the backup may have the VM.
@@ -88,14 +129,29 @@ impl Primary {
     }
 
     /// Goes on as protected primary after a switchover that came to nothing.
-    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: String) {
-        if self.switchover.take().is_none() {
+    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: Refusal) {
+        if self.switchover.is_none() {
             return;
         }
-        core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::Abandoned(why.clone()))));
-        self.why = why;
-        // A node that was to stop goes on with the VM: nobody says that anybody else can.
-        core.stop_requested = false;
+        self.why = why.to_string();
+        self.answer_switchover(core, Err(why));
         core.out.push(Command::Thaw);
+    }
+
+    /// The switchover is over, if one is under way. A node that was to stop, and whose VM did not move, stays: nobody says
+    /// that anybody else can go on with it.
+    pub(super) fn answer_switchover(
+        &mut self,
+        core: &mut Core,
+        outcome: Result<(), Refusal>,
+    ) -> Option<Then> {
+        let switchover = self.switchover.take()?;
+        if let Some((request, _)) = switchover.asked {
+            core.answer(request, outcome.clone().map(|()| Done::Moved));
+        }
+        if let (Then::Stop, Err(why)) = (switchover.then, &outcome) {
+            core.stay(why);
+        }
+        Some(switchover.then)
     }
 }

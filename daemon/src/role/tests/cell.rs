@@ -26,7 +26,7 @@ fn a_cell_that_went_back_settles_no_doubt() {
         rig.on(Event::CellSet(Outcome::Unknown(silence())));
         assert_eq!(rig.on(Event::CellSet(Outcome::Lost(found))), []);
         // Nothing certain is known of the first request: the backup that comes back must wait.
-        let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held: None });
+        let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held: None });
         assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
     }
 }

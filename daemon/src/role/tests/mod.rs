@@ -26,6 +26,30 @@ fn cell(generation: u64, owner: Option<&str>, standby: Option<(&str, u64)>) -> C
     }
 }
 
+/// The operator's request of this test.
+const REQUEST: RequestId = 1;
+
+fn stop() -> Event {
+    Event::StopRequested { request: REQUEST, vm: Leave::Move }
+}
+
+fn power_off(within_us: Micros) -> Event {
+    Event::StopRequested { request: REQUEST, vm: Leave::PowerOff { within_us } }
+}
+
+/// A switchover that may last.
+fn switchover() -> Event {
+    Event::SwitchoverRequested { request: REQUEST, until: Micros::MAX }
+}
+
+/// Why the request was refused, if it was.
+fn refusal(commands: &[Command]) -> Option<&Refusal> {
+    commands.iter().find_map(|command| match command {
+        Command::Answer { request: REQUEST, outcome: Err(why) } => Some(why),
+        _ => None,
+    })
+}
+
 fn silence() -> ArbiterError {
     let trouble = Trouble::Storage { at: "listing", errno: Errno::EIO };
     ArbiterError { place: Place::File("/shared/web.cell".into()), trouble }
@@ -87,7 +111,7 @@ impl Rig {
     /// Node a, asking for the cell of generation 2 that names b.
     fn enlisting() -> Self {
         let mut rig = Self::solo();
-        rig.on(Event::PeerHello { conn: 7, generation: 0, held: None });
+        rig.on(Event::PeerHello { conn: 7, nonce: 9, generation: 0, held: None });
         rig.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
         let commands = rig.on(Event::Ack { conn: 7, epoch: 1, stamp: rig.now });
         assert!(asks(&commands).is_some_and(|new| *new == cell(2, Some("a"), Some(("b", PAIRING_OF_A)))));

@@ -10,20 +10,13 @@ fn nothing_is_released_while_the_cell_is_being_given_up() {
     assert!(!releases(&rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now })));
     // Nor when the peer is lost in the middle of it, before it was ever named.
     let mut sealing = Rig::solo();
-    sealing.on(Event::PeerHello { conn: 7, generation: 0, held: None });
+    sealing.on(Event::PeerHello { conn: 7, nonce: 9, generation: 0, held: None });
     sealing.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
     sealing.on(Event::GuestEnded(GuestEnd::PoweredOff));
     assert!(!releases(&sealing.lose(7)));
     // Once it is certain that the cell was not given up, the permission counts again.
     rig.not_attempted();
     assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })));
-}
-
-#[test]
-fn what_the_host_fails_ends_the_process_and_leaves_the_cell_alone() {
-    let mut rig = Rig::protected();
-    let commands = rig.on(Event::MachineFailed("no memory".into()));
-    assert!(commands[0] == Command::StopVm && exits(&commands) && asks(&commands).is_none(), "{commands:?}");
 }
 
 #[test]
@@ -46,7 +39,7 @@ fn an_ack_that_cannot_be_ends_the_connection() {
 #[test]
 fn a_switchover_goes_on_when_a_lapsed_permit_is_renewed() {
     let mut rig = Rig::protected();
-    rig.on(Event::SwitchoverRequested);
+    rig.on(switchover());
     rig.on(Event::FinalCaptured { epoch: 2 });
     rig.tick_after(LEASE_US / 2);
     rig.on(Event::Heard { conn: 7 });
@@ -62,7 +55,7 @@ fn a_backup_that_comes_back_is_told_that_it_is_paired() {
     let mut rig = Rig::alone();
     rig.not_attempted();
     let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held });
     assert!(commands.contains(&Command::SendPaired { conn: 8, generation: 2 }), "{commands:?}");
 }
 
@@ -73,12 +66,12 @@ fn a_broken_pairing_is_never_resumed() {
     assert!(commands.contains(&Command::DropLink { conn: 7 }));
     rig.not_attempted();
     let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
     // Alone by the cell's leave, it begins anew, and what follows can be resumed again.
     rig.tick_after(20_000);
     assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EndPairing));
-    let commands = rig.on(Event::PeerHello { conn: 9, generation: 3, held });
+    let commands = rig.on(Event::PeerHello { conn: 9, nonce: 9, generation: 3, held });
     let how = PairingStart::Copy;
     let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
     assert_eq!(commands, [welcome]);
@@ -92,14 +85,14 @@ fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
     rig.not_attempted();
     rig.on(Event::PairingBroken { pairing: PAIRING_OF_A, why: "no memory".into() });
     let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
 }
 
 /// Node a, which has offered its VM and lost the backup since.
 fn offered() -> Rig {
     let mut rig = Rig::protected();
-    rig.on(Event::SwitchoverRequested);
+    rig.on(switchover());
     rig.on(Event::FinalCaptured { epoch: 2 });
     let commands = rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now });
     assert!(commands.contains(&Command::SendOffer { conn: 7, epoch: 2 }), "{commands:?}");
@@ -117,7 +110,7 @@ fn a_vm_that_was_offered_is_taken_back_while_the_cell_allows_it() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), None)), "{commands:?}");
     let commands = rig.won(cell(4, Some("a"), None));
     assert!(commands.contains(&Command::Thaw), "{commands:?}");
-    assert!(commands.iter().any(|c| matches!(c, Command::SwitchoverDone(Err(_)))), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
 }
 
 #[test]
@@ -126,7 +119,8 @@ fn a_vm_that_was_offered_is_given_up_when_the_cell_names_this_node_no_more() {
     rig.on(Event::CellSet(Outcome::Lost(Some(cell(3, Some("b"), Some(("a", PAIRING_OF_A)))))));
     let commands = rig.on(Event::CellSet(Outcome::Lost(Some(cell(4, Some("b"), None)))));
     assert!(commands.contains(&Command::StopVm) && !commands.contains(&Command::Thaw), "{commands:?}");
-    assert!(commands.contains(&Command::SwitchoverDone(Ok(()))), "{commands:?}");
+    let moved = Command::Answer { request: REQUEST, outcome: Ok(Done::Moved) };
+    assert!(commands.contains(&moved), "{commands:?}");
 }
 
 #[test]
@@ -139,4 +133,24 @@ fn a_host_that_fails_the_machine_leaves_the_cell_to_the_backup() {
     let taken = Some(cell(3, Some("b"), None));
     let commands = rig.on(Event::CellRead(Ok(taken)));
     assert_eq!(commands, [Command::Dial], "it follows");
+}
+
+#[test]
+fn a_hello_evicts_no_live_backup_but_that_very_process_come_back() {
+    let hello = |conn, nonce| Event::PeerHello { conn, nonce, generation: 2, held: None };
+    let mut rig = Rig::protected();
+    let commands = rig.on(hello(8, 10));
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+    assert_eq!(rig.core.view().state, State::Protected);
+    // A misfit is judged before anything is dropped, too.
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 7, held: None });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+    // Its own process dials only when it has lost the connection.
+    assert!(rig.on(hello(8, 9)).contains(&Command::DropLink { conn: 7 }));
+    // Another one is heard when the old one has fallen silent.
+    let mut rig = Rig::protected();
+    assert!(rig.tick_after(150_000).contains(&Command::DropLink { conn: 7 }));
+    rig.won(cell(3, Some("a"), None));
+    let commands = rig.on(hello(8, 10));
+    assert!(matches!(commands[..], [Command::Welcome { conn: 8, .. }]), "{commands:?}");
 }

@@ -5,52 +5,71 @@ use super::*;
 #[test]
 fn a_vm_that_is_shut_down_stands_still_before_the_cell_is_given_up() {
     let mut rig = Rig::solo();
-    let commands = rig.on(Event::StopRequested);
+    let commands = rig.on(power_off(0));
     let stop = commands.iter().position(|command| *command == Command::StopVm);
     let ask = commands.iter().position(|command| matches!(command, Command::CompareAndSet { .. }));
     assert!(stop.is_some() && stop < ask, "{commands:?}");
 }
 
 #[test]
-fn a_stop_whose_switchover_loses_the_peer_still_stops() {
+fn a_guest_has_the_time_given_to_power_off_before_the_cord_is_pulled() {
+    let mut rig = Rig::solo();
+    assert_eq!(rig.on(power_off(50_000)), [Command::PressPowerButton]);
+    assert_eq!(rig.tick_after(40_000), []);
+    let commands = rig.tick_after(15_000);
+    assert!(commands.contains(&Command::StopVm), "{commands:?}");
+    assert!(exits(&rig.won(cell(2, None, None))));
+
+    let mut rig = Rig::solo();
+    rig.on(power_off(50_000));
+    let commands = rig.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)), "{commands:?}");
+    let commands = rig.won(cell(2, None, None));
+    let stopped =
+        |command: &Command| matches!(command, Command::Answer { outcome: Ok(Done::Stopped(_)), .. });
+    assert!(commands.iter().any(stopped) && exits(&commands), "{commands:?}");
+}
+
+#[test]
+fn a_stop_that_would_end_the_vm_is_refused() {
+    let mut solo = Rig::solo();
+    let mut enlisting = Rig::enlisting();
+    for rig in [&mut solo, &mut enlisting] {
+        let commands = rig.on(stop());
+        assert!(
+            matches!(commands[..], [Command::Answer { outcome: Err(Refusal::WouldEnd), .. }]),
+            "{commands:?}"
+        );
+        assert!(!exits(&rig.tick_after(LEASE_US / 2)));
+    }
+    let mut rig = Rig::alone();
+    let commands = rig.on(stop());
+    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
+    assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EmitFreely), "it goes on");
+}
+
+#[test]
+fn a_stop_that_began_protected_and_loses_the_peer_goes_on_with_the_vm() {
     let mut rig = Rig::protected();
-    rig.on(Event::StopRequested);
+    rig.on(stop());
     rig.on(Event::FinalCaptured { epoch: 2 });
     let commands = rig.lose(7);
     assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
     let commands = rig.won(cell(3, Some("a"), None));
-    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)), "{commands:?}");
-    assert!(exits(&rig.won(cell(4, None, None))));
-}
-
-#[test]
-fn a_stop_waits_for_the_cell_that_may_name_this_node_alone() {
-    let mut rig = Rig::alone();
-    assert!(!exits(&rig.on(Event::StopRequested)));
-    // It does name us alone: the VM is ended in order.
-    let commands = rig.won(cell(3, Some("a"), None));
-    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)));
-
-    let mut rig = Rig::alone();
-    rig.on(Event::StopRequested);
-    // It still names the backup. Nobody knows whether that one can go on: this copy is kept.
-    assert!(!exits(&rig.not_attempted()));
-    assert!(!exits(&rig.tick_after(10 * LEASE_US)));
-    // The backup is back: the VM moves.
-    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
-    rig.not_attempted();
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
-    assert!(commands.contains(&Command::FinalCheckpoint), "{commands:?}");
+    assert!(commands.contains(&Command::Thaw) && !commands.contains(&Command::StopVm), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
+    assert_eq!(rig.core.view().state, State::Solo);
 }
 
 #[test]
 fn a_stop_that_cannot_move_the_vm_leaves_it_running() {
     let mut rig = Rig::protected();
-    rig.on(Event::StopRequested);
+    rig.on(stop());
     rig.on(Event::FinalCaptured { epoch: 1 });
     let why = "the arbiter does not answer".to_string();
     let commands = rig.on(Event::SwitchoverDeclined { conn: 7, why });
     assert!(commands.contains(&Command::Thaw) && !exits(&commands), "{commands:?}");
+    assert!(refusal(&commands).is_some(), "{commands:?}");
     assert_eq!(rig.core.view().state, State::Protected);
 }
 
@@ -58,7 +77,7 @@ fn a_stop_that_cannot_move_the_vm_leaves_it_running() {
 fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
     let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
     let mut rig = Rig::sealed();
-    let commands = rig.on(Event::StopRequested);
+    let commands = rig.on(stop());
     assert!(matches!(
         commands[..],
         [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }, Command::ReadCell]
@@ -70,7 +89,7 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
 
     // A cell that never named it says nothing; a primary that offers a full copy does.
     let mut rig = Rig::sealed();
-    rig.on(Event::StopRequested);
+    rig.on(stop());
     rig.tick_after(600_000);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
     assert_eq!(commands, [Command::Dial]);
@@ -79,14 +98,16 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
 
     // A primary that never goes on without it is dead, and this is the last copy.
     let mut rig = Rig::sealed();
-    rig.on(Event::StopRequested);
+    rig.on(stop());
     rig.tick_after(600_000);
     let commands = rig.on(named());
     assert!(commands.contains(&Command::Verify { epoch: 1 }) && !exits(&commands), "{commands:?}");
 
+    assert!(matches!(refusal(&commands), Some(Refusal::Needed(_))), "{commands:?}");
+
     // So is the copy of an orphan.
     let mut rig = Rig::orphaned();
-    assert_eq!(rig.on(Event::StopRequested), []);
+    assert!(matches!(refusal(&rig.on(stop())), Some(Refusal::LastCopy)));
     assert!(asks(&rig.on(named())).is_some());
 }
 
@@ -96,7 +117,7 @@ fn a_vm_that_is_over_is_booted_when_the_operator_starts_the_other_node() {
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("b"), None)))));
     rig.on(Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) });
     assert_eq!(rig.tick_after(LEASE_US), [], "not by itself");
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 3, held: None });
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 3, held: None });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }, Command::ReadCell]), "{commands:?}");
     let commands = rig.on(Event::CellRead(Ok(Some(cell(3, None, None)))));
     assert_eq!(commands, [Command::StopDialling, Command::ReadCell]);
@@ -108,10 +129,10 @@ fn a_vm_that_is_over_is_booted_when_the_operator_starts_the_other_node() {
 fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
     let mut rig = Rig::orphaned();
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
-    assert!(!exits(&rig.on(Event::StopRequested)));
+    assert!(!exits(&rig.on(stop())));
     rig.won(cell(3, Some("b"), None));
     rig.on(Event::TookOver);
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held: None });
+    let commands = rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held: None });
     assert!(matches!(commands[..], [Command::Welcome { conn: 8, generation: 3, .. }]), "{commands:?}");
 }
 
@@ -119,7 +140,7 @@ fn a_backup_that_wins_while_it_is_to_stop_keeps_the_vm_and_welcomes_a_backup() {
 fn a_stop_while_founding_leaves_a_cell_that_names_nobody() {
     let mut rig = Rig::new("a", "b", StartAs::Primary);
     rig.on(Event::CellRead(Ok(None)));
-    assert!(!exits(&rig.on(Event::StopRequested)));
+    assert!(!exits(&rig.on(stop())));
     let commands = rig.won(cell(1, Some("a"), None));
     assert!(!commands.contains(&Command::Boot));
     assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)));
@@ -127,13 +148,45 @@ fn a_stop_while_founding_leaves_a_cell_that_names_nobody() {
 }
 
 #[test]
-fn a_guest_that_resets_while_it_is_to_stop_is_not_booted_again() {
+fn a_guest_that_resets_while_it_is_to_move_boots_again_here() {
     let mut rig = Rig::protected();
-    rig.on(Event::StopRequested);
+    rig.on(stop());
     let commands = rig.on(Event::GuestEnded(GuestEnd::Reset));
     assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
     let commands = rig.won(cell(3, Some("a"), None));
+    assert!(commands.contains(&Command::Boot), "{commands:?}");
+    assert_eq!(refusal(&commands), Some(&Refusal::GuestReboots));
+}
+
+#[test]
+fn a_guest_that_resets_when_it_is_to_power_off_is_not_booted_again() {
+    let mut rig = Rig::solo();
+    rig.on(power_off(50_000));
+    let commands = rig.on(Event::GuestEnded(GuestEnd::Reset));
     assert!(!commands.contains(&Command::Boot));
-    assert!(asks(&commands).is_some_and(|new| *new == cell(4, None, None)));
-    assert!(exits(&rig.won(cell(4, None, None))));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(2, None, None)));
+    assert!(exits(&rig.won(cell(2, None, None))));
+}
+
+#[test]
+fn a_switchover_whose_time_is_over_is_called_off_while_nothing_has_changed() {
+    let asked = |rig: &mut Rig| {
+        let until = rig.now + 50_000;
+        rig.on(Event::SwitchoverRequested { request: REQUEST, until });
+        rig.on(Event::SwitchoverRequested { request: 2, until })
+    };
+    let mut rig = Rig::protected();
+    let second = asked(&mut rig);
+    assert_eq!(second, [Command::Answer { request: 2, outcome: Err(Refusal::UnderWay) }]);
+    let commands = rig.tick_after(55_000);
+    assert_eq!(refusal(&commands), Some(&Refusal::TimedOut));
+    assert!(commands.contains(&Command::Thaw), "{commands:?}");
+
+    let mut rig = Rig::protected();
+    asked(&mut rig);
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now });
+    let commands = rig.tick_after(55_000);
+    assert_eq!(refusal(&commands), Some(&Refusal::Undecided), "the backup may run it");
+    assert!(!commands.contains(&Command::Thaw), "{commands:?}");
 }

@@ -1,0 +1,92 @@
+//! The operator: asks for switchovers and stops, and wants an answer to each.
+
+use ftd::role::{Done, Event, Leave, Micros, Refusal, RequestId};
+
+use crate::model::{Input, Msg, Mutant, NAMES};
+use crate::stats::Count;
+use crate::trace;
+use crate::world::World;
+
+/// A living process that nothing goes wrong with answers in this time: an ending VM and a switchover have their patience.
+const ANSWERED_WITHIN_US: Micros = 4_000_000;
+
+impl World {
+    /// Longer than any switchover lasts.
+    pub const PATIENT_US: Micros = 60_000_000;
+
+    fn asks(&mut self, n: usize, event: impl FnOnce(RequestId) -> Event) {
+        if !self.nodes[n].up {
+            return;
+        }
+        self.requests += 1;
+        let request = self.requests;
+        let now = self.now;
+        self.nodes[n].asked.push((request, now));
+        self.incoming(n, Input::Event(event(request)));
+    }
+
+    pub fn ask_switchover(&mut self, n: usize, within_us: Micros) {
+        let until = self.nodes[n].clock(self.now) + within_us;
+        self.asks(n, |request| Event::SwitchoverRequested { request, until });
+    }
+
+    pub fn ask_stop(&mut self, n: usize, power_off: bool) {
+        self.stats.add(if power_off { Count::OperatorPowerOff } else { Count::OperatorStop });
+        self.nodes[n].may_end |= power_off;
+        let powers_off = power_off || self.mutant == Some(Mutant::StopPowersOff);
+        let vm = if powers_off { Leave::PowerOff { within_us: 50_000 } } else { Leave::Move };
+        self.asks(n, |request| Event::StopRequested { request, vm });
+    }
+
+    /// A node has answered a request.
+    pub fn answered(&mut self, n: usize, request: RequestId, outcome: Result<Done, Refusal>) {
+        let late = matches!(outcome, Err(Refusal::TimedOut | Refusal::Undecided));
+        if late {
+            self.stats.add(Count::AnsweredLate);
+            if self.mutant == Some(Mutant::ForgetsTheLate) {
+                return;
+            }
+        }
+        match outcome {
+            Ok(Done::Moved) => self.stats.add(Count::SwitchoversDone),
+            Ok(Done::Stopped(_)) => self.stats.add(Count::Stopped),
+            Err(_) => self.stats.add(Count::SwitchoversFailed),
+        }
+        let asked = &mut self.nodes[n].asked;
+        match asked.iter().position(|(known, _)| *known == request) {
+            Some(at) => drop(asked.swap_remove(at)),
+            None => self.fail(format!("answered: {} answers request {request} again", NAMES[n])),
+        }
+    }
+
+    /// Nothing that was asked is left without an answer.
+    pub fn check_answered(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let since = |at: Micros| self.now.saturating_sub(at.max(self.knobs.heal_at));
+        let waits = node.asked.iter().find(|(_, at)| since(*at) > ANSWERED_WITHIN_US);
+        if let Some((request, _)) = waits.filter(|_| node.up) {
+            self.fail(format!("unanswered: {} has not answered request {request}", NAMES[n]));
+        }
+    }
+
+    /// Another process says that it is the backup: its disk was cloned, or it was decommissioned and is started again.
+    pub fn second_self(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let linked = |to: usize| {
+            self.nodes[to]
+                .exec
+                .links
+                .iter()
+                .any(|conn| node.exec.links.contains(conn) && self.is_open(to, *conn))
+        };
+        if !node.up || node.frozen_until.is_some() || node.exec.image.is_none() || !linked(1 - n) {
+            return;
+        }
+        self.stats.add(Count::SecondSelves);
+        let (real, stranger) = (node.nonce, self.nodes[n].nonce ^ 1);
+        let nonce = if self.mutant == Some(Mutant::AnyHelloEvicts) { real } else { stranger };
+        let conn = self.connect(n, Msg::Hello { nonce, generation: 0, held: None });
+        trace!(self, "a second {} dials on {conn}", NAMES[n]);
+        self.strangers.push(conn);
+    }
+}
