@@ -146,11 +146,6 @@ impl Keeper {
                     follower.verify(vm, &self.setup, epoch);
                 }
             }
-            Order::PressPowerButton => {
-                if let Some(vm) = &self.vm {
-                    return Ok(vm.machine.press_power_button()?);
-                }
-            }
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
                 self.mode = Work::Quiet;
