@@ -131,8 +131,8 @@ host_start() {
         "${with[@]}" "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
-# host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever); the
-# call `none`: no more. Needs FT_SHIM.
+# host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever);
+# the call `none`: no more. Needs FT_SHIM.
 host_fail() {
     printf '%-63s\n' "$2 0 ${3:-1} ${4:-14} ." >"$run_dir/$1/shim.new"
     # In place: the daemon has mapped the file.
@@ -146,9 +146,10 @@ host_thaw() { signal_spawned "$1/ftd" CONT; }
 host_wait_end() { wait_until "$2" has_ended "$1/ftd"; }
 host_exit_code() { spawned_exit "$1/ftd"; }
 
-# host_stop HOST: ends it in order.
+# host_stop HOST: ends it in order; a VM that cannot move is powered off.
 host_stop() {
     host_thaw "$1" || true
+    ! host_is_up "$1" || ctl "$1" stop >/dev/null 2>&1 || ctl "$1" stop --power-off --timeout 0 >/dev/null 2>&1 || true
     end_spawned "$1/ftd" TERM 60
 }
 

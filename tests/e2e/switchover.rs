@@ -31,7 +31,7 @@ fn stopping_a_protected_primary_moves_its_vm_first() {
         let traffic = Traffic::start();
         let output = pair.alpha.ctl(&["stop"]);
         assert_eq!(output.code, 0, "{output:?}");
-        assert!(output.stderr.contains("the VM moves to beta first"), "{output:?}");
+        assert!(output.stderr.contains("the VM moved to beta"), "{output:?}");
         moved_to_beta(world, &mut pair, traffic);
     });
 }
@@ -63,7 +63,7 @@ fn a_backup_leaves_and_returns_while_the_vm_goes_on() {
         let traffic = Traffic::start();
         let output = pair.beta.ctl(&["stop"]);
         assert_eq!(output.code, 0, "{output:?}");
-        assert!(output.stderr.contains("goes on without a backup"), "{output:?}");
+        assert!(output.stderr.contains("the backup was stopped"), "{output:?}");
         pair.beta.must_end(DaemonExit::Ok);
         pair.alpha.wait_until(Role::Primary, State::Solo);
         traffic.goes_on();
@@ -75,12 +75,18 @@ fn a_backup_leaves_and_returns_while_the_vm_goes_on() {
 }
 
 #[test]
-fn stopping_a_primary_without_a_backup_ends_the_vm_and_the_next_start_boots() {
-    World::run("stopping_a_primary_without_a_backup_ends_the_vm_and_the_next_start_boots", |world| {
+fn a_vm_without_a_backup_ends_only_by_power_off_and_the_next_start_boots() {
+    World::run("a_vm_without_a_backup_ends_only_by_power_off_and_the_next_start_boots", |world| {
         let mut pair = Pair::protected(world);
         pair.beta.ctl(&["stop"]);
         pair.alpha.wait_until(Role::Primary, State::Solo);
-        pair.alpha.ctl(&["stop"]);
+        let refused = pair.alpha.ctl(&["stop"]);
+        assert!(refused.code == 5 && refused.stderr.contains("--power-off"), "{refused:?}");
+        pair.alpha.signal(Signal::SIGTERM);
+        pair.alpha.wait_for_log("cannot stop");
+        Traffic::start().must_have_lost_nothing();
+        let output = pair.alpha.ctl(&["stop", "--power-off", "--timeout", "0"]);
+        assert_eq!(output.code, 0, "{output:?}");
         pair.alpha.must_end(DaemonExit::Ok);
         pair.alpha = Daemon::start(world, &pair.alpha_config);
         pair.alpha.wait_until(Role::Primary, State::Solo);

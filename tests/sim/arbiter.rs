@@ -374,7 +374,7 @@ impl World {
         }
         if new.owner.is_none() {
             let lives = self.nodes[node].inc == inc && self.nodes[node].up;
-            if self.truth.alive && lives && !self.nodes[node].may_end {
+            if self.truth.alive && self.truth.lost.is_none() && lives && !self.nodes[node].may_end {
                 self.fail(format!("the VM was ended by {}, and nobody asked for it", NAMES[node]));
             }
             self.truth.alive = false;
@@ -385,7 +385,8 @@ impl World {
             (false, true) => "given up by the operator (--fresh)",
             (false, false) => "cell set",
         };
-        let excused = self.nodes[node].fresh || self.nodes[node].failed_in_race;
+        let by = &self.nodes[node];
+        let excused = by.fresh || by.failed_in_race || by.powered_off;
         self.check_copies(cause, dead || excused);
         self.hook(Hook::CellSet);
     }

@@ -149,7 +149,8 @@ impl World {
         if named != Some((name, image.pairing)) {
             self.fail(format!("I3: {name} takes over with {image:?}, the cell named {named:?}"));
         }
-        if image.counter < self.truth.shown {
+        // What was taken back meanwhile never speaks from here.
+        if image.counter < self.truth.shown && self.owner() == Some(n) {
             self.fail(format!(
                 "I1: {name} resumes from counter {}, the world has seen {}",
                 image.counter, self.truth.shown
@@ -237,7 +238,8 @@ impl World {
             // It had come to its end, and nobody may resume it from before that.
             self.truth.alive = false;
         }
-        self.check_copies("the VM was stopped", false);
+        let powered_off = self.nodes[n].powered_off;
+        self.check_copies("the VM was stopped", powered_off);
     }
 
     /// A node that can never fit its primary, and holds nothing, does not dial on.

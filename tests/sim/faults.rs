@@ -3,7 +3,7 @@
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Leave, Micros};
+use ftd::role::{Event, GuestEnd, Micros};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -439,9 +439,7 @@ impl World {
         }
         self.stats.add(Count::FaultMachine);
         node.exec.vm = None;
-        let alone = |cell: &Cell| cell.owner.as_deref() == Some(NAMES[n]) && cell.standby.is_none();
-        let in_race = self.arbiter.may_be_set(|n, inc| self.lives(n, inc)).any(alone);
-        self.nodes[n].failed_in_race = in_race;
+        self.note_race(n);
         self.check_copies("the host failed the machine", true);
         let why = String::from("no memory");
         let event = match self.mutant {
@@ -449,6 +447,13 @@ impl World {
             _ => Event::MachineFailed(why),
         };
         self.incoming(n, Input::Event(event));
+    }
+
+    /// Whether a node whose machine fails may be about to be alone in the cell.
+    pub fn note_race(&mut self, n: usize) {
+        let alone = |cell: &Cell| cell.owner.as_deref() == Some(NAMES[n]) && cell.standby.is_none();
+        let races = self.arbiter.may_be_set(|n, inc| self.lives(n, inc)).any(alone);
+        self.nodes[n].failed_in_race |= races;
     }
 
     /// The backup of this owner acks what it cannot have sealed, by the newest stamp there is.

@@ -5,7 +5,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Done, Event, Micros, PairingStart, Refusal, RequestId, View};
+use ftd::role::{ConnId, Done, Event, Micros, PairingStart, RequestId, RequestRefusal, View};
 use rand::Rng;
 
 use crate::faults::Fault;
@@ -289,6 +289,7 @@ impl Hands for SimHands<'_> {
         // The former primary may have taken the VM back: then this one never speaks.
         if self.world.owner() == Some(self.n) {
             self.world.truth.runs += 1;
+            self.world.truth.alive = true;
             self.world.begin_run(self.n, image.counter);
         } else {
             self.world.begin_vain_run(self.n, image.counter);
@@ -309,10 +310,11 @@ impl Hands for SimHands<'_> {
         exec.diverged = false;
         exec.knows_diverged = false;
         exec.verified = None;
-        self.world.check_copies("discarded", false);
+        let powers_off = self.world.nodes[self.n].powered_off;
+        self.world.check_copies("discarded", powers_off);
     }
 
-    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>) {
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         self.say(&format!("answers request {request}: {outcome:?}"));
         self.world.answered(self.n, request, outcome);
     }

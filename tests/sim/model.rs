@@ -242,6 +242,8 @@ pub struct Node {
     pub nonce: u64,
     /// The VM may be over: its guest ended or never ran, or the operator powers it off here.
     pub may_end: bool,
+    /// The operator powers the VM off here.
+    pub powered_off: bool,
     /// Its machine failed while a request to be alone was under way, which nobody can call back.
     pub failed_in_race: bool,
     /// What the operator asked of this process and was not answered, and when.

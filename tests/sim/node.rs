@@ -137,6 +137,7 @@ impl World {
             Event::StateLost(_) if !self.nodes[n].exec.diverged => return None,
             Event::StateLost(_) if self.mutant == Some(Mutant::SilentDivergence) => return None,
             Event::MachineFailed(_) if self.mutant == Some(Mutant::IgnoresMachine) => return None,
+            Event::MachineFailed(_) => self.note_race(n),
             Event::PeerGone { .. } => self.hook(Hook::PeerGone),
             Event::FirstCaptured { .. } => self.hook(Hook::FirstCaptured),
             Event::PeerHello { .. } => self.hook(Hook::Hello),
@@ -185,6 +186,11 @@ impl World {
                 return None;
             }
             Msg::Hello { nonce, generation, held } => {
+                if self.strangers.contains(&conn) && self.nodes[n].exec.links.is_empty() {
+                    // The backup is lost: whoever comes may become it. That is not what this is about.
+                    self.close(n, conn, true);
+                    return None;
+                }
                 self.nodes[n].exec.arriving.push((conn, None));
                 Event::PeerHello { conn, nonce, generation, held }
             }

@@ -1,13 +1,14 @@
 //! The operator: asks for switchovers and stops, and wants an answer to each.
 
-use ftd::role::{Done, Event, Leave, Micros, Refusal, RequestId};
+use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal};
 
 use crate::model::{Input, Msg, Mutant, NAMES};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
 
-/// A living process that nothing goes wrong with answers in this time: an ending VM and a switchover have their patience.
+/// A living process that nothing goes wrong with answers in this time: an ending VM and a switchover have their
+/// patience.
 const ANSWERED_WITHIN_US: Micros = 4_000_000;
 
 impl World {
@@ -33,14 +34,15 @@ impl World {
     pub fn ask_stop(&mut self, n: usize, power_off: bool) {
         self.stats.add(if power_off { Count::OperatorPowerOff } else { Count::OperatorStop });
         self.nodes[n].may_end |= power_off;
+        self.nodes[n].powered_off |= power_off;
         let powers_off = power_off || self.mutant == Some(Mutant::StopPowersOff);
         let vm = if powers_off { Leave::PowerOff { within_us: 50_000 } } else { Leave::Move };
         self.asks(n, |request| Event::StopRequested { request, vm });
     }
 
     /// A node has answered a request.
-    pub fn answered(&mut self, n: usize, request: RequestId, outcome: Result<Done, Refusal>) {
-        let late = matches!(outcome, Err(Refusal::TimedOut | Refusal::Undecided));
+    pub fn answered(&mut self, n: usize, request: RequestId, outcome: Result<Done, RequestRefusal>) {
+        let late = matches!(outcome, Err(RequestRefusal::TimedOut | RequestRefusal::Undecided));
         if late {
             self.stats.add(Count::AnsweredLate);
             if self.mutant == Some(Mutant::ForgetsTheLate) {

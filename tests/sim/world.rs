@@ -392,6 +392,7 @@ impl World {
         node.silent = false;
         node.fresh = fresh;
         node.may_end = false;
+        node.powered_off = false;
         node.failed_in_race = false;
         node.asked.clear();
         node.stepping = false;

@@ -4,7 +4,7 @@
 use super::api::{Failure, Status};
 use super::asking::Asking;
 use super::server::{ConsoleAttachment, Controlled};
-use super::wish::{Reply, Wish, WishError};
+use super::wish::{Wish, WishError, WishReply};
 use crate::host::ConsoleHub;
 use crate::observe::Publisher;
 use crate::outlet::{Outlet, OutletClosed};
@@ -40,7 +40,7 @@ impl From<WishError> for Failure {
 
 impl Desk {
     /// Tells a wish, and waits for its own answer.
-    async fn wish(&self, limit: Duration, wish: impl FnOnce(Reply) -> Wish) -> Result<Done, Failure> {
+    async fn wish(&self, limit: Duration, wish: impl FnOnce(WishReply) -> Wish) -> Result<Done, Failure> {
         // Counted until the answer is on its way to the client: see [`Desk::has_answered`].
         let _asking = self.asking.begin();
         let (done, outcome) = oneshot::channel();

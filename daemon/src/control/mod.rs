@@ -14,4 +14,4 @@ mod wish;
 pub use asking::Asking;
 pub use desk::Desk;
 pub use signals::stop_on_signals;
-pub use wish::{Reply, Wish, WishError};
+pub use wish::{Wish, WishError, WishReply};

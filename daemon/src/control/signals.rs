@@ -4,12 +4,16 @@ use super::wish::Wish;
 use crate::exit::DaemonExit;
 use crate::outlet::Outlet;
 use crate::role::Leave;
+use std::process::Command;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// A stop that was refused is tried again this often.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// How long a guest has to power off on a host that goes down.
+const GOING_DOWN: Duration = Duration::from_secs(30);
 
 /// SIGTERM and SIGINT ask for an orderly stop: a VM moves first. A signal cannot be refused, so a stop that is not
 /// possible is tried again until it is, and the log says why not yet. A second SIGINT, from a terminal, ends at once.
@@ -35,18 +39,31 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>) {
 /// Asks until it is done, or the daemon ends.
 async fn leave(wishes: Outlet<Wish>) {
     let mut said = String::new();
+    let mut next = Leave::Move;
     loop {
+        let vm = std::mem::replace(&mut next, Leave::Move);
         let (done, outcome) = oneshot::channel();
         let reply = Box::new(move |result| drop(done.send(result)));
-        if wishes.tell(Wish::Stop { vm: Leave::Move, reply }).is_err() {
+        if wishes.tell(Wish::Stop { vm, reply }).is_err() {
             return;
         }
         let Ok(Err(why)) = outcome.await else { return };
         let why = why.to_string();
-        if why != said {
+        if tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false) {
+            tracing::error!(
+                "this host goes down and the VM cannot move: {why}. Its guest is asked to power off"
+            );
+            next = Leave::PowerOff { within_us: GOING_DOWN.as_micros() as u64 };
+        } else if why != said {
             tracing::error!("cannot stop: {why}. The VM goes on here, and moves as soon as it can");
             said = why;
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// Whether systemd is taking the host down: a VM that stays here ends with it.
+fn host_goes_down() -> bool {
+    let state = Command::new("systemctl").arg("is-system-running").output();
+    state.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
 }

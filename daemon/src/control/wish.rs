@@ -1,6 +1,6 @@
 //! The operator's wishes to the daemon.
 
-use crate::role::{Done, Leave, Refusal};
+use crate::role::{Done, Leave, RequestRefusal};
 use std::time::Duration;
 
 /// News of this room.
@@ -10,26 +10,26 @@ pub enum Wish {
         /// It is called off if it has not begun to change anything in this time.
         within: Duration,
         /// Where its outcome goes.
-        reply: Reply,
+        reply: WishReply,
     },
     /// An orderly stop.
     Stop {
         /// What becomes of the VM.
         vm: Leave,
         /// Where its outcome goes.
-        reply: Reply,
+        reply: WishReply,
     },
 }
 
 /// Where the outcome of a wish goes. Each wish has its own.
-pub type Reply = Box<dyn FnOnce(Result<Done, WishError>) + Send>;
+pub type WishReply = Box<dyn FnOnce(Result<Done, WishError>) + Send>;
 
 /// Why a wish did not come true.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WishError {
     /// Not in this state, not on this node, or the peer will not have it.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] RequestRefusal),
     /// The daemon ends before it is done.
     #[error("the daemon is ending")]
     Ending,

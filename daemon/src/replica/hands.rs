@@ -3,7 +3,7 @@
 //!
 //! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
-use crate::role::{ConnId, Done, Micros, PairingStart, Refusal, RequestId, View};
+use crate::role::{ConnId, Done, Micros, PairingStart, RequestId, RequestRefusal, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -98,11 +98,11 @@ pub trait Hands {
     fn load(&mut self, epoch: u64) -> Verification;
     /// Backup: no connection reaches what is held any more; sending goes on.
     fn stop_receiving(&mut self);
-    /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it. What was taken out
-    /// before is taken again.
+    /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it. What was taken
+    /// out before is taken again.
     fn seal_off(&mut self, epoch: u64) -> Result<(), Self::Error>;
-    /// Backup: the VM goes on from what was sealed off. After an error that is still there, for the next attempt, which is
-    /// made on a fresh machine.
+    /// Backup: the VM goes on from what was sealed off. After an error that is still there, for the next attempt, which
+    /// is made on a fresh machine.
     fn resume_vm(&mut self) -> Result<(), Self::Error>;
     /// Tells the network that the VM is here now.
     fn announce(&mut self, generation: u64);
@@ -110,5 +110,5 @@ pub trait Hands {
     fn discard(&mut self);
 
     /// Tells the operator what became of a request.
-    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>);
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>);
 }

@@ -7,7 +7,7 @@ use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::heir::Heir;
 use super::policy::StartAs;
-use super::request::{Leave, Refusal, RequestId};
+use super::request::{Leave, RequestId, RequestRefusal};
 use super::view::State;
 use ft_arbiter::{Cell, Standby};
 
@@ -169,7 +169,7 @@ impl Backup {
                 core.out.push(Command::Discard);
                 return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
             }
-            Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::IsBackup),
+            Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::IsBackup),
             Event::StopRequested { request, vm } => return self.on_stop(core, request, vm),
             _ => {}
         }
@@ -360,7 +360,15 @@ impl Backup {
         }
         let cell = match answer {
             Ok(cell) => cell,
-            Err(why) => return self.stay_passive(core, format!("the arbiter does not answer: {why}")),
+            Err(why) => {
+                let why = format!("the arbiter does not answer: {why}");
+                if let (true, Hold::Sealed(held)) = (self.has_left(core), self.hold) {
+                    core.stay(&RequestRefusal::Needed(why));
+                    self.orphan(core, held);
+                    return None;
+                }
+                return self.stay_passive(core, why);
+            }
         };
         let Hold::Sealed(held) = self.hold else { return None };
         let names_us = |cell: &Cell| {
@@ -381,7 +389,7 @@ impl Backup {
                         self.contest(core, cell.generation, succession);
                     }
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
-                        core.stay(&Refusal::Needed("it has not asked the arbiter for that".into()));
+                        core.stay(&RequestRefusal::Needed("it has not asked the arbiter for that".into()));
                         self.why = "asked to stop, but the primary did not go on without this node".into();
                         self.orphan(core, held);
                     }
@@ -429,12 +437,6 @@ impl Backup {
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.why = why;
         match (self.stage, &self.link) {
-            (Stage::Leaving { .. }, _) if self.has_left(core) => {
-                core.stay(&Refusal::Needed(self.why.clone()));
-                if let Hold::Sealed(held) = self.hold {
-                    self.orphan(core, held);
-                }
-            }
             (Stage::Contesting(_), Some(link)) => {
                 core.out.push(Command::SendDecline { conn: link.conn, why: self.why.clone() });
                 self.stage = Stage::Following;
@@ -457,7 +459,7 @@ impl Backup {
                     return Some(Next::Ended(Exit::Failed(why)));
                 };
                 // A stop was asked of the backup. Now this node has the only copy of the VM, which nobody asked to end.
-                core.stay(&Refusal::TookOver);
+                core.stay(&RequestRefusal::TookOver);
                 let succession = match self.stage {
                     Stage::Contesting(succession) => succession,
                     _ => Succession::Failover,
@@ -477,10 +479,12 @@ impl Backup {
 
     fn on_stop(&mut self, core: &mut Core, request: RequestId, vm: Leave) -> Option<Next> {
         match (vm, self.hold, self.stage) {
-            (Leave::PowerOff { .. }, Hold::Sealed(_), _) => core.refuse(request, Refusal::IsBackup),
-            (Leave::Move, Hold::Sealed(_), Stage::Offered { .. }) => core.refuse(request, Refusal::UnderWay),
+            (Leave::PowerOff { .. }, Hold::Sealed(_), _) => core.refuse(request, RequestRefusal::IsBackup),
+            (Leave::Move, Hold::Sealed(_), Stage::Offered { .. }) => {
+                core.refuse(request, RequestRefusal::UnderWay)
+            }
             (Leave::Move, Hold::Sealed(_), Stage::Orphaned { .. } | Stage::Contesting(_)) => {
-                core.refuse(request, Refusal::LastCopy);
+                core.refuse(request, RequestRefusal::LastCopy);
             }
             (_, _, _) => {
                 core.leave(request);

@@ -1,7 +1,7 @@
 //! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
-use super::request::{Done, Refusal, RequestId};
+use super::request::{Done, RequestId, RequestRefusal};
 use ft_arbiter::Cell;
 
 /// How a backup is welcomed, and what it receives then.
@@ -211,7 +211,7 @@ pub enum Command {
         /// Which.
         request: RequestId,
         /// What was done, or why not.
-        outcome: Result<Done, Refusal>,
+        outcome: Result<Done, RequestRefusal>,
     },
     /// End the process.
     Exit(Exit),

@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Micros};
 use super::heir::Heir;
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
-use super::request::{Done, Refusal, RequestId};
+use super::request::{Done, RequestId, RequestRefusal};
 use super::view::{Role, State, View};
 use ft_arbiter::Cell;
 
@@ -144,7 +144,9 @@ impl Core {
                     let why = "this node does not run the VM".to_string();
                     match other {
                         Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
-                        Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::NoRole),
+                        Event::SwitchoverRequested { request, .. } => {
+                            core.refuse(request, RequestRefusal::NoRole)
+                        }
                         _ => {}
                     }
                     None
@@ -188,7 +190,13 @@ impl Core {
         let state = if matches!(exit, Exit::Fenced(_)) { State::Fenced } else { State::Waiting };
         self.part = Part::Ended { role: self.role(), state, detail: exit.why().into() };
         for request in std::mem::take(&mut self.leaving) {
-            self.answer(request, Ok(Done::Stopped(exit.why().into())));
+            self.answer(
+                request,
+                match &exit {
+                    Exit::Fenced(_) => Err(RequestRefusal::LostArbitration),
+                    _ => Ok(Done::Stopped(exit.why().into())),
+                },
+            );
         }
         self.out.push(Command::Exit(exit));
     }

@@ -2,15 +2,15 @@
 //! state is kept, and the heir tries again on a fresh machine, with growing pauses, for as long as it takes.
 //!
 //! In a switchover the cell goes on naming the former primary as standby until the VM runs here. So the one that still
-//! holds the frozen VM takes it back by the cell when it is told of the failure, or hears nothing for too long; the heir
-//! finds that in the cell, and follows.
+//! holds the frozen VM takes it back by the cell when it is told of the failure, or hears nothing for too long; the
+//! heir finds that in the cell, and follows.
 
 use super::backup::Backup;
 use super::command::{Command, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Held, Micros};
 use super::primary::Primary;
-use super::request::{Leave, Refusal};
+use super::request::{Leave, RequestRefusal};
 use ft_arbiter::Cell;
 
 /// The longest pause between two attempts, in intervals between two attempts at the arbiter.
@@ -83,8 +83,10 @@ impl Heir {
             Event::PeerHello { conn, .. } => {
                 core.out.push(Command::Refuse { conn, why: "the VM is still being restored here".into() });
             }
-            Event::SwitchoverRequested { request, .. } => core.refuse(request, Refusal::NotRunning),
-            Event::StopRequested { request, vm: Leave::Move } => core.refuse(request, Refusal::NotRunning),
+            Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::NotRunning),
+            Event::StopRequested { request, vm: Leave::Move } => {
+                core.refuse(request, RequestRefusal::NotRunning)
+            }
             // Only the operator's word gives up what may be the last copy.
             Event::StopRequested { request, vm: Leave::PowerOff { .. } } => {
                 core.leave(request);

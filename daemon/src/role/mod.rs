@@ -32,14 +32,15 @@
 //! # How a VM moves
 //!
 //! In a switchover the primary stops the VM and keeps it. The backup loads its state into the machine that will run it;
-//! if that fails it declines, and nothing has changed. Then it asks the cell for "owner me, standby the former primary",
-//! lets the VM run with its output held, and asks for "owner me, alone". Until that is won, the former primary may go on
-//! with the VM that it holds by the same cell, and does when the backup says that it failed, or says nothing. Only a
-//! cell that does not name it any more tells it that the VM went on elsewhere.
+//! if that fails it declines, and nothing has changed. Then it asks the cell for "owner me, standby the former
+//! primary", lets the VM run with its output held, and asks for "owner me, alone". Until that is won, the former
+//! primary may go on with the VM that it holds by the same cell, and does when the backup says that it failed, or says
+//! nothing. Only a cell that does not name it any more tells it that the VM went on elsewhere.
 //!
 //! A node gives up a copy of the VM that may be the last one only when the cell shows that the other node went on, or
-//! that the VM is over. It does not when a restore fails or its host fails the machine: the cell is left as it is. A node that is asked to stop waits for that. A primary moves the VM first, and goes on with it
-//! if it cannot be moved. A backup says good-bye and keeps its state until the cell does not count on it any more.
+//! that the VM is over. It does not when a restore fails or its host fails the machine: the cell is left as it is. A
+//! node that is asked to stop waits for that. A primary moves the VM first, and goes on with it if it cannot be moved.
+//! A backup says good-bye and keeps its state until the cell does not count on it any more.
 //!
 //! # Why nobody speaks out of turn
 //!
@@ -74,5 +75,5 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
-pub use request::{Done, Leave, Refusal, RequestId};
+pub use request::{Done, Leave, RequestId, RequestRefusal};
 pub use view::{Role, State, View};

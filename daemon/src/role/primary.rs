@@ -9,7 +9,7 @@ use self::switchover::{Step, Switchover};
 use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
-use super::request::{Leave, Refusal};
+use super::request::{Leave, RequestRefusal};
 use super::view::State;
 use ft_arbiter::Cell;
 
@@ -174,7 +174,10 @@ impl Primary {
                 return self.lose_peer(core, "the peer says that it runs the VM".into());
             }
             Event::SwitchoverDeclined { conn, why } if self.is_linked(conn) && self.has_offered() => {
-                self.abandon_switchover(core, Refusal::Abandoned(format!("the backup declined: {why}")));
+                self.abandon_switchover(
+                    core,
+                    RequestRefusal::Abandoned(format!("the backup declined: {why}")),
+                );
             }
             Event::BootFailed(why) => {
                 let why = format!("cannot boot the guest: {why}");
@@ -380,7 +383,7 @@ impl Primary {
         }
         if self.switchover.is_some() {
             core.out.push(Command::Thaw);
-            self.answer_switchover(core, Err(Refusal::Abandoned(self.why.clone())));
+            self.answer_switchover(core, Err(RequestRefusal::Abandoned(self.why.clone())));
         }
     }
 

@@ -31,7 +31,7 @@ pub enum Done {
 
 /// Why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestRefusal {
     /// It would be the second.
     #[error("a switchover is under way")]
     UnderWay,
@@ -82,7 +82,7 @@ pub enum Refusal {
     Undecided,
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// Whether time was all that it lacked.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::TimedOut | Self::Undecided)
@@ -90,11 +90,11 @@ impl Refusal {
 }
 
 impl Core {
-    pub(super) fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>) {
+    pub(super) fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         self.out.push(Command::Answer { request, outcome });
     }
 
-    pub(super) fn refuse(&mut self, request: RequestId, why: Refusal) {
+    pub(super) fn refuse(&mut self, request: RequestId, why: RequestRefusal) {
         self.answer(request, Err(why));
     }
 
@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// This node does not stop after all.
-    pub(super) fn stay(&mut self, why: &Refusal) {
+    pub(super) fn stay(&mut self, why: &RequestRefusal) {
         self.stop_requested = false;
         for request in std::mem::take(&mut self.leaving) {
             self.refuse(request, why.clone());

@@ -154,8 +154,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     Ok(state)
 }
 
-/// Where the guest has KVM keep the wall clock, by its old number and its new one. Setting either has KVM write there at
-/// once (Documentation/virt/kvm/x86/msr.rst).
+/// Where the guest has KVM keep the wall clock, by its old number and its new one. Setting either has KVM write there
+/// at once (Documentation/virt/kvm/x86/msr.rst).
 const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// `struct pvclock_wall_clock`
 const WALL_CLOCK_BYTES: u64 = 12;

@@ -63,8 +63,8 @@ impl RealHands {
     }
 
     /// Replay mode: the machine that follows comes to the end of its log, and goes on by itself. Checkpoint mode: the
-    /// machine goes on from the last sealed checkpoint, served with pages that are still pending. When it failed before,
-    /// it is a fresh machine over the same memory, in which all is applied by then.
+    /// machine goes on from the last sealed checkpoint, served with pages that are still pending. When it failed
+    /// before, it is a fresh machine over the same memory, in which all is applied by then.
     pub(super) fn resume_sealed(&mut self) -> Result<(), HandsError> {
         let resuming = self.resuming.as_mut().ok_or(HandsError::NothingHeld)?;
         resuming.attempts += 1;

@@ -14,13 +14,13 @@ use super::arbiter_thread::{self, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
-use crate::control::{Reply, WishError};
+use crate::control::{WishError, WishReply};
 use crate::host::{Host, Watchdog};
 use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Done, Micros, PairingStart, Refusal, RequestId, View};
+use crate::role::{ConnId, Done, Micros, PairingStart, RequestId, RequestRefusal, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -56,7 +56,7 @@ pub struct RealHands {
     resuming: Option<Resuming>,
     settling: Option<Settling>,
     /// Where the operator's requests are answered.
-    replies: HashMap<RequestId, Reply>,
+    replies: HashMap<RequestId, WishReply>,
     /// Requests so far.
     requests: RequestId,
     pipeline_depth: u64,
@@ -150,7 +150,7 @@ impl RealHands {
     }
 
     /// The operator asks for something, and waits.
-    pub(super) fn expect_answer(&mut self, reply: Reply) -> RequestId {
+    pub(super) fn expect_answer(&mut self, reply: WishReply) -> RequestId {
         self.requests += 1;
         self.replies.insert(self.requests, reply);
         self.requests
@@ -410,7 +410,7 @@ impl Hands for RealHands {
         self.stop_vm();
     }
 
-    fn answer(&mut self, request: RequestId, outcome: Result<Done, Refusal>) {
+    fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         if let Some(reply) = self.replies.remove(&request) {
             reply(outcome.map_err(WishError::Refused));
         }

@@ -7,7 +7,7 @@ use crate::role::arbitration::Settled;
 use crate::role::backup::Backup;
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
-use crate::role::request::Refusal;
+use crate::role::request::RequestRefusal;
 use ft_arbiter::{Cell, Standby};
 
 impl Primary {
@@ -107,7 +107,7 @@ impl Primary {
             }
             return Some(Next::Backup(Backup::new("handed the VM over")));
         }
-        self.answer_switchover(core, Err(Refusal::LostArbitration));
+        self.answer_switchover(core, Err(RequestRefusal::LostArbitration));
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
         Some(Next::Ended(Exit::Fenced(format!(
             "lost the arbitration: this node owned generation {}, the cell {says}",

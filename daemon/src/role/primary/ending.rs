@@ -5,7 +5,7 @@ use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
 use crate::role::event::{GuestEnd, Micros};
 use crate::role::primary::switchover::Then;
-use crate::role::request::{Refusal, RequestId};
+use crate::role::request::{RequestId, RequestRefusal};
 
 /// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the
 /// VM's owner keeps everybody from booting it again.
@@ -24,7 +24,7 @@ impl Primary {
     /// The node is to stop and the VM to go on: it moves, or both stay.
     pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId) {
         let refusal = match self.pair {
-            _ if self.ending.is_some() || self.power_off_at.is_some() => Refusal::VmEnding,
+            _ if self.ending.is_some() || self.power_off_at.is_some() => RequestRefusal::VmEnding,
             Pair::Protected { .. } => {
                 core.leave(request);
                 match &mut self.switchover {
@@ -35,10 +35,10 @@ impl Primary {
             }
             // The cell names the peer, which may hold the only copy that can go on: what the cell says next decides.
             Pair::Alone { .. } | Pair::Confirming { .. } => {
-                Refusal::Abandoned(format!("the VM cannot move now: {}", self.detail()))
+                RequestRefusal::Abandoned(format!("the VM cannot move now: {}", self.detail()))
             }
             Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => {
-                Refusal::WouldEnd
+                RequestRefusal::WouldEnd
             }
         };
         core.refuse(request, refusal);
@@ -47,7 +47,7 @@ impl Primary {
     /// The operator ends the VM. The guest does it by itself if it can.
     pub(super) fn on_power_off(&mut self, core: &mut Core, request: RequestId, within_us: Micros) {
         if self.switchover.is_some() {
-            return core.refuse(request, Refusal::UnderWay);
+            return core.refuse(request, RequestRefusal::UnderWay);
         }
         core.leave(request);
         if self.ending.is_none() && within_us > 0 {
@@ -95,13 +95,13 @@ impl Primary {
         None
     }
 
-    /// The host failed the machine, and the guest did nothing wrong: the cell is left as it is. The node that it counts on
-    /// goes on with the VM, and need not wait for silence to hear of it.
+    /// The host failed the machine, and the guest did nothing wrong: the cell is left as it is. The node that it counts
+    /// on goes on with the VM, and need not wait for silence to hear of it.
     pub(super) fn on_machine_failure(&mut self, core: &mut Core, why: String) -> Next {
         core.out.push(Command::StopVm);
         core.out.push(Command::EndPairing);
-        self.answer_switchover(core, Err(Refusal::MachineFailed));
-        core.stay(&Refusal::MachineFailed);
+        self.answer_switchover(core, Err(RequestRefusal::MachineFailed));
+        core.stay(&RequestRefusal::MachineFailed);
         let former = match self.pair {
             Pair::Confirming { former, .. } => former,
             _ => None,
@@ -127,7 +127,7 @@ impl Primary {
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
-        self.answer_switchover(core, Err(Refusal::GuestReboots));
+        self.answer_switchover(core, Err(RequestRefusal::GuestReboots));
         if self.power_off_at.is_some() {
             self.pair = Pair::Solo;
             let why = "powered off; the guest asked for a reset instead".into();

@@ -5,7 +5,7 @@ use super::{Pair, Primary};
 use crate::role::command::Command;
 use crate::role::core::{Core, Next};
 use crate::role::event::Micros;
-use crate::role::request::{Done, Refusal, RequestId};
+use crate::role::request::{Done, RequestId, RequestRefusal};
 use ft_arbiter::Cell;
 
 /// A planned switchover under way.
@@ -44,11 +44,11 @@ impl Primary {
 
     pub(super) fn on_switchover(&mut self, core: &mut Core, request: RequestId, until: Micros) {
         let busy = if self.switchover.is_some() {
-            Some(Refusal::UnderWay)
+            Some(RequestRefusal::UnderWay)
         } else if self.ending.is_some() || self.power_off_at.is_some() {
-            Some(Refusal::VmEnding)
+            Some(RequestRefusal::VmEnding)
         } else if !matches!(self.pair, Pair::Protected { .. }) {
-            Some(Refusal::NotProtected)
+            Some(RequestRefusal::NotProtected)
         } else {
             None
         };
@@ -77,19 +77,19 @@ impl Primary {
             // Nothing has changed yet. A stop that joined in has no hurry.
             (Step::Pausing | Step::Draining(_), Some((request, _))) if switchover.then == Then::Stop => {
                 switchover.asked = None;
-                core.refuse(request, Refusal::TimedOut);
+                core.refuse(request, RequestRefusal::TimedOut);
             }
             (Step::Pausing | Step::Draining(_), Some(_)) => {
-                self.abandon_switchover(core, Refusal::TimedOut);
+                self.abandon_switchover(core, RequestRefusal::TimedOut);
             }
             (Step::Pausing | Step::Draining(_), None) if !patient => {
                 let why = "the last checkpoint was not acked in time".to_string();
-                self.abandon_switchover(core, Refusal::Abandoned(why));
+                self.abandon_switchover(core, RequestRefusal::Abandoned(why));
             }
             // It may have taken over: only the cell can tell.
             (Step::Offered, Some((request, _))) => {
                 switchover.asked = None;
-                core.refuse(request, Refusal::Undecided);
+                core.refuse(request, RequestRefusal::Undecided);
             }
             (Step::Offered, None) if !patient && self.link.is_some() => {
                 return self.drop_peer(core, "it did not take over in time".into());
@@ -113,8 +113,8 @@ impl Primary {
         }
     }
 
-    /// The backup has won the cell, which still names us: it does not run the VM yet, or cannot say so. The VM stands here
-    /// as it was offered, and the same cell lets us go on with it, if the backup is not faster.
+    /// The backup has won the cell, which still names us: it does not run the VM yet, or cannot say so. The VM stands
+    /// here as it was offered, and the same cell lets us go on with it, if the backup is not faster.
     pub(super) fn may_take_back(&mut self, core: &mut Core, cell: Option<&Cell>) -> bool {
         let (true, Some(pairing), Some(cell)) = (self.has_offered(), self.pair.pairing(), cell) else {
             return false;
@@ -129,7 +129,7 @@ impl Primary {
     }
 
     /// Goes on as protected primary after a switchover that came to nothing.
-    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: Refusal) {
+    pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: RequestRefusal) {
         if self.switchover.is_none() {
             return;
         }
@@ -138,12 +138,12 @@ impl Primary {
         core.out.push(Command::Thaw);
     }
 
-    /// The switchover is over, if one is under way. A node that was to stop, and whose VM did not move, stays: nobody says
-    /// that anybody else can go on with it.
+    /// The switchover is over, if one is under way. A node that was to stop, and whose VM did not move, stays: nobody
+    /// says that anybody else can go on with it.
     pub(super) fn answer_switchover(
         &mut self,
         core: &mut Core,
-        outcome: Result<(), Refusal>,
+        outcome: Result<(), RequestRefusal>,
     ) -> Option<Then> {
         let switchover = self.switchover.take()?;
         if let Some((request, _)) = switchover.asked {

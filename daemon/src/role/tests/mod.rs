@@ -43,7 +43,7 @@ fn switchover() -> Event {
 }
 
 /// Why the request was refused, if it was.
-fn refusal(commands: &[Command]) -> Option<&Refusal> {
+fn refusal(commands: &[Command]) -> Option<&RequestRefusal> {
     commands.iter().find_map(|command| match command {
         Command::Answer { request: REQUEST, outcome: Err(why) } => Some(why),
         _ => None,

@@ -110,7 +110,7 @@ fn a_vm_that_was_offered_is_taken_back_while_the_cell_allows_it() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), None)), "{commands:?}");
     let commands = rig.won(cell(4, Some("a"), None));
     assert!(commands.contains(&Command::Thaw), "{commands:?}");
-    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
 }
 
 #[test]

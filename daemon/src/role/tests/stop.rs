@@ -37,14 +37,14 @@ fn a_stop_that_would_end_the_vm_is_refused() {
     for rig in [&mut solo, &mut enlisting] {
         let commands = rig.on(stop());
         assert!(
-            matches!(commands[..], [Command::Answer { outcome: Err(Refusal::WouldEnd), .. }]),
+            matches!(commands[..], [Command::Answer { outcome: Err(RequestRefusal::WouldEnd), .. }]),
             "{commands:?}"
         );
         assert!(!exits(&rig.tick_after(LEASE_US / 2)));
     }
     let mut rig = Rig::alone();
     let commands = rig.on(stop());
-    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
     assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EmitFreely), "it goes on");
 }
 
@@ -57,7 +57,7 @@ fn a_stop_that_began_protected_and_loses_the_peer_goes_on_with_the_vm() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
     let commands = rig.won(cell(3, Some("a"), None));
     assert!(commands.contains(&Command::Thaw) && !commands.contains(&Command::StopVm), "{commands:?}");
-    assert!(matches!(refusal(&commands), Some(Refusal::Abandoned(_))), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
     assert_eq!(rig.core.view().state, State::Solo);
 }
 
@@ -103,11 +103,11 @@ fn a_backup_that_is_to_stop_keeps_its_state_until_the_cell_does_not_name_it() {
     let commands = rig.on(named());
     assert!(commands.contains(&Command::Verify { epoch: 1 }) && !exits(&commands), "{commands:?}");
 
-    assert!(matches!(refusal(&commands), Some(Refusal::Needed(_))), "{commands:?}");
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Needed(_))), "{commands:?}");
 
     // So is the copy of an orphan.
     let mut rig = Rig::orphaned();
-    assert!(matches!(refusal(&rig.on(stop())), Some(Refusal::LastCopy)));
+    assert!(matches!(refusal(&rig.on(stop())), Some(RequestRefusal::LastCopy)));
     assert!(asks(&rig.on(named())).is_some());
 }
 
@@ -155,7 +155,7 @@ fn a_guest_that_resets_while_it_is_to_move_boots_again_here() {
     assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("a"), None)));
     let commands = rig.won(cell(3, Some("a"), None));
     assert!(commands.contains(&Command::Boot), "{commands:?}");
-    assert_eq!(refusal(&commands), Some(&Refusal::GuestReboots));
+    assert_eq!(refusal(&commands), Some(&RequestRefusal::GuestReboots));
 }
 
 #[test]
@@ -177,9 +177,9 @@ fn a_switchover_whose_time_is_over_is_called_off_while_nothing_has_changed() {
     };
     let mut rig = Rig::protected();
     let second = asked(&mut rig);
-    assert_eq!(second, [Command::Answer { request: 2, outcome: Err(Refusal::UnderWay) }]);
+    assert_eq!(second, [Command::Answer { request: 2, outcome: Err(RequestRefusal::UnderWay) }]);
     let commands = rig.tick_after(55_000);
-    assert_eq!(refusal(&commands), Some(&Refusal::TimedOut));
+    assert_eq!(refusal(&commands), Some(&RequestRefusal::TimedOut));
     assert!(commands.contains(&Command::Thaw), "{commands:?}");
 
     let mut rig = Rig::protected();
@@ -187,6 +187,6 @@ fn a_switchover_whose_time_is_over_is_called_off_while_nothing_has_changed() {
     rig.on(Event::FinalCaptured { epoch: 2 });
     rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now });
     let commands = rig.tick_after(55_000);
-    assert_eq!(refusal(&commands), Some(&Refusal::Undecided), "the backup may run it");
+    assert_eq!(refusal(&commands), Some(&RequestRefusal::Undecided), "the backup may run it");
     assert!(!commands.contains(&Command::Thaw), "{commands:?}");
 }
