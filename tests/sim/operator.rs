@@ -61,6 +61,11 @@ impl World {
         }
     }
 
+    /// Whether no living process owes the operator an answer.
+    pub fn all_answered(&self) -> bool {
+        self.nodes.iter().all(|node| !node.up || node.asked.is_empty())
+    }
+
     /// Nothing that was asked is left without an answer.
     pub fn check_answered(&mut self, n: usize) {
         let node = &self.nodes[n];

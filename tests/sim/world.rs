@@ -460,8 +460,8 @@ impl World {
             match (self.in_step(), self.protected_at) {
                 (None, _) => self.protected_at = None,
                 (Some(_), None) => self.protected_at = Some(self.now),
-                // A frame born under protection has left: nothing is stuck.
-                (Some(_), Some(since)) if self.truth.newest_birth > since => {
+                // A frame born under protection has left, and nobody waits for an answer: nothing is stuck.
+                (Some(_), Some(since)) if self.truth.newest_birth > since && self.all_answered() => {
                     if self.calm && self.stats.get(Count::SwitchoversDone) == 0 {
                         self.fail("a planned switchover without any fault did not happen".into());
                     }
