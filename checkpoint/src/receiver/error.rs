@@ -3,6 +3,7 @@
 use crate::page::PageError;
 use crate::wire::{FrameError, FrameType};
 use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +109,21 @@ pub enum ReceiveError {
         /// The epoch.
         epoch: u64,
         /// Over what was decoded.
+        computed: u64,
+        /// The primary's.
+        stated: u64,
+    },
+    /// A page that no checkpoint had to carry is another one here. What is held cannot be trusted any more.
+    #[error(
+        "epoch {epoch}: page {page} (guest address {:#x}) is another one on the primary (hash {stated:#018x}) than here \
+         ({computed:#018x})", u64::from(*page) * PAGE_SIZE as u64
+    )]
+    Scrub {
+        /// The epoch.
+        epoch: u64,
+        /// The page.
+        page: PageIndex,
+        /// The hash of the page here.
         computed: u64,
         /// The primary's.
         stated: u64,

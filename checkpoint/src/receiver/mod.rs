@@ -22,6 +22,7 @@ use crate::digest::Chain;
 use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
+use crate::scrub::SAMPLES_MAX;
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode};
 use crate::wire::{Frame, FrameType, Message};
 use ft_ram::{PageIndex, RamView};
@@ -138,6 +139,7 @@ pub struct Receiver {
     /// The backlog as of the incoming epoch's beginning, newest first.
     bases: Vec<Arc<SealedCheckpoint>>,
     spare_state: Vec<u8>,
+    scrubbed: u64,
 }
 
 impl Receiver {
@@ -161,6 +163,7 @@ impl Receiver {
             incoming_log: None,
             bases: Vec::new(),
             spare_state: Vec::new(),
+            scrubbed: 0,
         }
     }
 
@@ -183,6 +186,11 @@ impl Receiver {
             Holding::Sealed(sealed) => Some(&sealed.state),
             _ => None,
         }
+    }
+
+    /// Pages that were compared with the primary's, and were the same.
+    pub fn scrubbed(&self) -> u64 {
+        self.scrubbed
     }
 
     /// Sealed checkpoints not applied yet, and pages in them.
@@ -404,6 +412,13 @@ impl Receiver {
         if computed != stated {
             return Err(ReceiveError::Digest { epoch, computed, stated });
         }
+        let samples = end.samples.len();
+        if samples > SAMPLES_MAX {
+            let (what, announced, max) = ("samples", samples, SAMPLES_MAX);
+            return Err(ReceiveError::TooMuch { epoch, what, announced, max });
+        }
+        incoming.compare(&end.samples, &self.image, &self.bases)?;
+        self.scrubbed += samples as u64;
         let pairing = incoming.begin.pairing;
         // Verified. From here on nothing can fail.
         if let Some(incoming) = self.incoming.take() {

@@ -2,6 +2,7 @@
 //! of the log are bytes of [`ft_vm::replay::log`]; these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
+use crate::scrub::Sample;
 use serde::{Deserialize, Serialize};
 
 /// Who a node is and what it brings: the content of both hello and welcome.
@@ -140,12 +141,14 @@ pub struct Diverged {
 }
 
 /// An epoch is complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The pairing's digest after this checkpoint (see [`crate::digest`]).
     pub digest: u64,
     /// The primary's clock at its pause; comes back in the ack.
     pub stamp_us: u64,
+    /// Pages to be compared as of this epoch (see [`crate::scrub`]); at most [`crate::scrub::SAMPLES_MAX`].
+    pub samples: Vec<Sample>,
 }
 
 /// The backup has sealed `epoch`, and with it all before it.

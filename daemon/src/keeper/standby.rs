@@ -1,7 +1,7 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints,
 //! and the take-over. In replay mode sealed log goes on to the machine that executes it.
 
-use super::error::{SealedError, StandbyError};
+use super::error::{SealedError, StandbyError, StateLoss};
 use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
@@ -10,7 +10,7 @@ use crate::outlet::Outlet;
 use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
 use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
-use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
+use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::message::{Held, Mode};
 use ft_ram::GuestRam;
@@ -119,6 +119,7 @@ impl Feed {
                     let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
                     let _ = orders.send(Order::Follow(state, applier.clone()));
                 }
+                telemetry.compared(receiver.scrubbed());
                 FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
             Received::SealedLog { pairing, epoch, stamp_us, log } => {
@@ -167,7 +168,14 @@ impl Feed {
                     return None;
                 }
                 let receiver = receiver.as_mut()?;
-                let received = receiver.on_frame(&frame).map_err(|e| LinkEnd::Lost(e.into()));
+                let received = match receiver.on_frame(&frame) {
+                    Err(e @ ReceiveError::Scrub { .. }) => {
+                        // What is held is distrusted before the connection is missed, so that it is not offered again.
+                        news.tell(KeeperNews::StateLost(StateLoss::Scrubbed(e))).ok()?;
+                        return Some(LinkEnd::Lost(LinkError::Distrusted));
+                    }
+                    received => received.map_err(|e| LinkEnd::Lost(e.into())),
+                };
                 // Under the lock: in order, also when another connection goes on where this one ends.
                 received.and_then(|received| self.said(received, receiver, telemetry))
             };
