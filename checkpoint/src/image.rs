@@ -98,12 +98,12 @@ impl Image {
     }
 }
 
-/// Every 50th page that is written has a wrong bit.
+/// Every 500th page that is written has a wrong bit.
 #[cfg(feature = "misapply")]
 fn misapplied(content: &Page) -> Page {
     use std::sync::atomic::{AtomicU32, Ordering};
     static WRITES: AtomicU32 = AtomicU32::new(0);
     let mut content = *content;
-    content[4000] ^= u8::from(WRITES.fetch_add(1, Ordering::Relaxed) % 50 == 49);
+    content[4000] ^= u8::from(WRITES.fetch_add(1, Ordering::Relaxed) % 500 == 499);
     content
 }

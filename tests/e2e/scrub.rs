@@ -59,7 +59,6 @@ fn a_page_that_was_applied_wrongly_is_found_and_its_backup_gets_a_full_copy() {
         alpha.wait_until(Role::Primary, State::Protected);
         let traffic = Traffic::start();
         is_found(&alpha, &beta);
-        alpha.wait_until(Role::Primary, State::Resyncing);
         beta.kill();
         alpha.wait_until(Role::Primary, State::Solo);
         let mut beta = Daemon::start(world, &beta_config);

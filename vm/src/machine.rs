@@ -331,12 +331,16 @@ impl Drop for Machine {
     }
 }
 
-/// Every 20th harvest loses its first page.
+/// A page that is in the 200th harvest is in none any more.
 #[cfg(feature = "lost-dirty-bit")]
 fn lose_a_dirty_bit(dirty: &mut Vec<PageIndex>) {
+    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     static HARVESTS: AtomicU32 = AtomicU32::new(0);
-    if !dirty.is_empty() && HARVESTS.fetch_add(1, Ordering::Relaxed) % 20 == 19 {
-        dirty.remove(0);
+    static LOST: OnceLock<PageIndex> = OnceLock::new();
+    let harvests = HARVESTS.fetch_add(1, Ordering::Relaxed);
+    if let Some(&page) = dirty.last().filter(|_| harvests >= 200) {
+        let lost = *LOST.get_or_init(|| page);
+        dirty.retain(|page| *page != lost);
     }
 }

@@ -140,6 +140,8 @@ pub struct Receiver {
     bases: Vec<Arc<SealedCheckpoint>>,
     spare_state: Vec<u8>,
     scrubbed: u64,
+    /// The epoch whose digest was another one, the last time that one was.
+    disagreed: Option<u64>,
 }
 
 impl Receiver {
@@ -164,6 +166,7 @@ impl Receiver {
             bases: Vec::new(),
             spare_state: Vec::new(),
             scrubbed: 0,
+            disagreed: None,
         }
     }
 
@@ -284,6 +287,7 @@ impl Receiver {
             return Err(ReceiveError::MemorySize { theirs: begin.total_pages, ours });
         }
         let pairing = begin.pairing;
+        self.disagreed = None;
         self.holding = Holding::Copy { pairing, received: 0, chain: Chain::new(pairing) };
         self.backlog.discard();
         self.image.empty();
@@ -410,7 +414,14 @@ impl Receiver {
         incoming.chain.epoch(epoch, &incoming.state);
         let (computed, stated) = (incoming.chain.value(), end.digest);
         if computed != stated {
-            return Err(ReceiveError::Digest { epoch, computed, stated });
+            // Once, the stream may be to blame. It has come again, so it is what its deltas stand on.
+            let again = self.disagreed.replace(epoch) == Some(epoch);
+            let is_base_wrong = again && matches!(self.holding, Holding::Sealed(_));
+            return Err(if is_base_wrong {
+                ReceiveError::Base { epoch, computed, stated }
+            } else {
+                ReceiveError::Digest { epoch, computed, stated }
+            });
         }
         let samples = end.samples.len();
         if samples > SAMPLES_MAX {

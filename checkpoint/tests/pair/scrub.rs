@@ -2,9 +2,11 @@
 //! no page that is the same is ever suspected (`history` scrubs all along).
 
 use crate::support::{Backup, FeedError, Primary, stream};
+use ft_checkpoint::bench_support::structured_page;
 use ft_checkpoint::page::Page;
 use ft_checkpoint::receiver::ReceiveError;
 use ft_checkpoint::scrub::{SAMPLES, SAMPLES_MAX, Sample};
+use ft_checkpoint::wire::frame::NoSink;
 use ft_ram::PageIndex;
 
 const PAGE: PageIndex = 1234;
@@ -65,5 +67,28 @@ fn more_samples_than_any_primary_sends_and_pages_beyond_the_memory_are_refused()
         let (sealed, end) = backup.feed(&stream(|out| primary.checkpoint(out).unwrap()));
         let FeedError::Receive(error) = end else { panic!("{end:?}") };
         assert!(sealed.is_empty() && error.to_string().starts_with(says), "{error}");
+    }
+}
+
+#[test]
+fn a_delta_against_a_wrong_page_is_the_streams_fault_once_and_the_bases_fault_twice() {
+    let (mut primary, mut backup) = pair();
+    let mut content: Page = structured_page(7);
+    primary.write(PAGE, &content);
+    backup.feed_all(&stream(|out| primary.checkpoint(out).unwrap()));
+    while backup.receiver.applier().apply_next().is_some() {}
+    let mut wrong = content;
+    wrong[77] ^= 4;
+    backup.ram.view().unwrap().write_page(PAGE, &wrong);
+    content[200] ^= 1;
+    primary.write(PAGE, &content);
+    primary.checkpoint(&mut NoSink).unwrap();
+    for says in ["the digest is", "a page held here is wrong"] {
+        let held = backup.held_epoch().unwrap();
+        let lacking = primary.owed.resume(held).unwrap();
+        let (sealed, end) = backup.feed(&stream(|out| lacking.iter().for_each(|c| c.send(out).unwrap())));
+        let FeedError::Receive(error) = end else { panic!("{end:?}") };
+        assert!(sealed.is_empty() && error.to_string().contains(says), "{error}");
+        assert_eq!(error.is_distrust(), says.contains("held here"));
     }
 }

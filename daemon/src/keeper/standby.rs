@@ -10,7 +10,7 @@ use crate::outlet::Outlet;
 use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
 use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
-use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver, SealedImage};
+use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::message::{Held, Mode};
 use ft_ram::GuestRam;
@@ -169,7 +169,7 @@ impl Feed {
                 }
                 let receiver = receiver.as_mut()?;
                 let received = match receiver.on_frame(&frame) {
-                    Err(e @ ReceiveError::Scrub { .. }) => {
+                    Err(e) if e.is_distrust() => {
                         // What is held is distrusted before the connection is missed, so that it is not offered again.
                         news.tell(KeeperNews::StateLost(StateLoss::Scrubbed(e))).ok()?;
                         return Some(LinkEnd::Lost(LinkError::Distrusted));
