@@ -14,4 +14,5 @@ mod peer;
 mod recording;
 mod refusal;
 mod replay;
+mod scrub;
 mod switchover;
