@@ -165,6 +165,7 @@ impl Executor {
             Command::TakeOver { epoch, generation, succession } => {
                 self.take_over(epoch, generation, succession, hands)
             }
+            Command::Rehearse { epoch } => hands.rehearse(epoch),
             Command::Discard => {
                 hands.stop_receiving();
                 hands.discard();

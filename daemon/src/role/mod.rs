@@ -37,6 +37,9 @@
 //! primary may go on with the VM that it holds by the same cell, and does when the backup says that it failed, or says
 //! nothing. Only a cell that does not name it any more tells it that the VM went on elsewhere.
 //!
+//! A backup acknowledges the first checkpoint of a pairing only when a scratch machine has shown that the VM can go on
+//! from it (`rehearsal`), and has that shown again from time to time.
+//!
 //! A node gives up a copy of the VM that may be the last one only when the cell shows that the other node went on, or
 //! that the VM is over. It does not when a restore fails or its host fails the machine: the cell is left as it is. A
 //! node that is asked to stop waits for that. A primary moves the VM first, and goes on with it if it cannot be moved.
@@ -66,6 +69,7 @@ mod event;
 mod heir;
 mod policy;
 mod primary;
+mod rehearsal;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -75,5 +79,6 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Policy, StartAs};
+pub use rehearsal::RehearsalView;
 pub use request::{Done, Leave, RequestId, RequestRefusal};
 pub use view::{Role, State, View};

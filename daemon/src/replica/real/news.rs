@@ -123,6 +123,15 @@ impl RealHands {
                 tracing::error!("the VM's state cannot be loaded into the machine here: {why}");
                 Event::LoadFailed(why.to_string())
             }
+            KeeperNews::Rehearsed { pairing } => {
+                self.telemetry.rehearsed();
+                Event::Rehearsed { pairing }
+            }
+            KeeperNews::RehearsalFailed { pairing, why } => {
+                tracing::error!("the VM could not go on from the state held here: {why}");
+                self.telemetry.rehearsal_failed();
+                Event::RehearsalFailed { pairing, why: why.to_string() }
+            }
             KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())
