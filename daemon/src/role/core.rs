@@ -203,6 +203,12 @@ impl Core {
 
     /// Makes the arbiter request that the state calls for, if none is under way.
     fn pursue(&mut self) {
+        if let (Part::Bereft { .. }, Some(Asked::Set { resend_at: Some(_), .. })) =
+            (&self.part, &self.arbiter.asked)
+        {
+            // It was asked by a node that had a machine: whoever has the state must not lose it to one without.
+            self.arbiter.asked = None;
+        }
         if let Some(Asked::Set { expected, new, resend_at, .. }) = &mut self.arbiter.asked
             && resend_at.is_some_and(|at| self.now >= at)
         {

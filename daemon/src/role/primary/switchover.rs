@@ -116,7 +116,8 @@ impl Primary {
     /// The backup has won the cell, which still names us: it does not run the VM yet, or cannot say so. The VM stands
     /// here as it was offered, and the same cell lets us go on with it, if the backup is not faster.
     pub(super) fn may_take_back(&mut self, core: &mut Core, cell: Option<&Cell>) -> bool {
-        let (true, Some(pairing), Some(cell)) = (self.has_offered(), self.pair.pairing(), cell) else {
+        let may = self.has_offered() && self.ending.is_none();
+        let (true, Some(pairing), Some(cell)) = (may, self.pair.pairing(), cell) else {
             return false;
         };
         let names_us = cell.owner.as_deref() == Some(&core.policy.peer)
