@@ -78,6 +78,8 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Guest memory.
     pub memory_mib: u64,
+    /// Whether this host keeps guest memory from being swapped out.
+    pub lock_memory: bool,
     /// What boots.
     pub guest: GuestKind,
     /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
@@ -105,6 +107,7 @@ impl Default for MachineConfig {
             engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
+            lock_memory: false,
             guest: GuestKind::Builtin,
             kernel: None,
             initrd: None,

@@ -138,6 +138,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         epoch: Duration::from_millis(r.epoch_ms),
         replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,
+        lock_memory: config.machine.lock_memory,
         peer_address: config.peer.address.to_string(),
         listener,
         identity,

@@ -15,3 +15,4 @@ mod recording;
 mod refusal;
 mod replay;
 mod switchover;
+mod time;

@@ -141,7 +141,9 @@ fn main() -> Result<(), AnyError> {
                 machine.boot(&boot)?;
                 machine.resume()?;
             }
-            Ok(MachineEvent::Crashed { vcpu, why }) => return Err(format!("vCPU {vcpu}: {why}").into()),
+            Ok(MachineEvent::Crashed { vcpu, why } | MachineEvent::Failed { vcpu, why }) => {
+                return Err(format!("vCPU {vcpu}: {why}").into());
+            }
             Ok(MachineEvent::Diverged { .. }) => return Err("nothing is replayed here".into()),
             Err(RecvTimeoutError::Timeout) if options.epoch_ms.is_some() => {
                 pauses.checkpoint(&mut machine)?

@@ -155,7 +155,8 @@ impl Epochs {
             self.paused = true;
         }
         let stopped = Instant::now();
-        if vm.poll_end(setup) {
+        vm.poll_end(setup)?;
+        if vm.ended {
             return Ok(Ended::WithGuest);
         }
         vm.machine.harvest(&mut capture.pages)?;

@@ -6,6 +6,7 @@ use super::command::{Command, Exit, SwitchoverFailure};
 use super::event::{ConnId, Event, Micros};
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
+use super::resets::Resets;
 use super::view::{Role, State, View};
 use ft_arbiter::Cell;
 
@@ -22,6 +23,7 @@ pub struct Core {
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
+    pub(super) resets: Resets,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,7 @@ impl Core {
             generation: 0,
             suspicions: 0,
             stop_requested: false,
+            resets: Resets::default(),
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);

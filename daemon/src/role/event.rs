@@ -28,7 +28,7 @@ pub enum GuestEnd {
     PoweredOff,
     /// It asked for a reset.
     Reset,
-    /// It cannot go on (triple fault, failed entry): what the machine says of it.
+    /// It crashed its processor (a triple fault), which is a reset as well: what the machine says of it.
     Crashed(String),
 }
 

@@ -51,6 +51,7 @@ mod core;
 mod event;
 mod policy;
 mod primary;
+mod resets;
 #[cfg(test)]
 mod tests;
 mod view;

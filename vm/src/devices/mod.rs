@@ -37,6 +37,7 @@ pub use virtio::{VirtioWindow, windows as virtio_windows};
 use crate::spec::{MachineSpec, SECTOR_BYTES};
 use counters::{Counters, add};
 use ft_ram::GuestRam;
+use ft_ram::layout::platform::POWER_BUTTON;
 use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use idle::Idle;
 use inbox::Inbox;
@@ -132,6 +133,7 @@ impl Devices {
         let quiesced = Arc::new(AtomicBool::new(false));
         let console = Console::new(console);
         let com1 = Com1::new(Arc::clone(&irq), console.clone(), Arc::clone(&counters));
+        let power = Power::new(Arc::clone(&irq));
         let platform = Platform::new(
             spec.vcpus,
             spec.ram_bytes,
@@ -167,7 +169,7 @@ impl Devices {
         }
         Ok(Self {
             com1: Mutex::new(com1),
-            power: Mutex::default(),
+            power: Mutex::new(power),
             platform,
             windows,
             card: net_card,
@@ -216,6 +218,9 @@ impl Devices {
     pub fn mmio_read(&self, addr: u64, data: &mut [u8]) {
         match self.place(addr) {
             Some(Place::Virtio(window, offset)) => window.read(offset, data),
+            Some(Place::Platform(POWER_BUTTON)) if data.len() == 8 => {
+                data.copy_from_slice(&u64::from(self.power.lock().is_pressed()).to_le_bytes());
+            }
             Some(Place::Platform(offset)) if self.platform.read(offset, data) => {}
             _ => {
                 data.fill(0xff);
@@ -278,6 +283,7 @@ impl Devices {
         }
         if self.restored.swap(false, Ordering::Relaxed) {
             // Setting a line to the level that the chips already have for it changes nothing.
+            self.power.lock().drive_line();
             for window in &self.windows {
                 window.drive_line();
             }
@@ -294,6 +300,11 @@ impl Devices {
     /// Puts a frame into the guest's receive queue; for the engine's thread.
     pub(crate) fn receive(&self, frame: &[u8]) -> Put {
         self.card.as_ref().map_or(Put::Lost, |card| card.put(frame))
+    }
+
+    /// Presses the power button. For the machine's owner, and on a deterministic engine for its thread.
+    pub(crate) fn press_power_button(&self) {
+        self.power.lock().press_button();
     }
 
     /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.

@@ -86,6 +86,7 @@ impl RealHands {
             epoch: parts.epoch,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
+            lock_memory: parts.lock_memory,
             wiring,
             attach,
             output: output.clone(),

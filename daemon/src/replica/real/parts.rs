@@ -25,6 +25,8 @@ pub struct Parts {
     pub replay: Replay,
     /// Bytes of last-sent pages to remember.
     pub shadow_bytes: usize,
+    /// Whether guest memory is locked.
+    pub lock_memory: bool,
     /// `ip:port` of the peer.
     pub peer_address: String,
     /// Where we listen.
