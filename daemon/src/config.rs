@@ -6,7 +6,7 @@ mod validate;
 
 use crate::role::StartAs;
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::fs::File;
@@ -181,6 +181,13 @@ pub struct NetConfig {
     /// The guest's addresses, announced at take-over.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// The MTU that the card tells the guest, equal on both nodes.
+    #[serde(default = "mtu_default")]
+    pub mtu: u16,
+}
+
+fn mtu_default() -> u16 {
+    MTU_DEFAULT
 }
 
 /// A disk.

@@ -103,7 +103,7 @@ fn main() -> Result<(), AnyError> {
         engine: options.engine,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
-        net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1] }),
+        net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
         disks: Vec::new(),
         rng: true,
     };

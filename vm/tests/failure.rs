@@ -42,7 +42,9 @@ fn a_panic_in_a_device_is_a_failure_of_the_machine_and_not_a_crash_of_the_guest(
         // SAFETY: the labels enclose this program's assembly above.
         boot_code(&mut machine, &unsafe { between(&raw const prints_start, &raw const prints_end) });
         machine.resume().unwrap();
-        let MachineEvent::Failed { vcpu: 0, why } = event(&machine) else { panic!("it is told as another thing") };
+        let MachineEvent::Failed { vcpu: 0, why } = event(&machine) else {
+            panic!("it is told as another thing")
+        };
         assert!(why.starts_with("internal error: no paper"), "{why}");
         machine.pause().unwrap();
         let refused = machine.capture(&mut Vec::new()).unwrap_err();

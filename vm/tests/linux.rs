@@ -87,7 +87,8 @@ fn a_linux_guest_powers_off_when_its_power_button_is_pressed() {
         eprintln!("SKIPPED a_linux_guest_powers_off: FTD_TEST_GUEST names no guest of scripts/guest/build");
         return;
     };
-    let only_soft = std::env::var("FTD_TEST_ENGINE").is_ok_and(|engine| engine == EngineKind::Soft.to_string());
+    let only_soft =
+        std::env::var("FTD_TEST_ENGINE").is_ok_and(|engine| engine == EngineKind::Soft.to_string());
     for engine in engines("power button of Linux") {
         if only_soft && engine != EngineKind::Soft {
             continue;
@@ -100,7 +101,9 @@ fn a_linux_guest_powers_off_when_its_power_button_is_pressed() {
         // Without a card there is nothing to give the address to.
         let cmdline: Vec<_> = words.split_whitespace().filter(|word| !word.starts_with("ip=")).collect();
         let initrd = Some(guest.join("initramfs.cpio"));
-        machine.boot(&Boot::Linux { kernel: guest.join("kernel"), initrd, cmdline: cmdline.join(" ") }).unwrap();
+        machine
+            .boot(&Boot::Linux { kernel: guest.join("kernel"), initrd, cmdline: cmdline.join(" ") })
+            .unwrap();
         machine.resume().unwrap();
         let begun = Instant::now();
         while !console.text().contains("userland is up") {

@@ -201,7 +201,7 @@ mod tests {
             engine: EngineKind::Kvm,
             vcpus: 2,
             ram_bytes: 64 << 20,
-            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
+            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
             disks: vec![DiskSpec { bytes: 1024, read_only: true }],
             rng: true,
         }

@@ -4,7 +4,7 @@ use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{EngineKind, MTUS};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -105,6 +105,7 @@ impl Config {
                     ),
                 );
             }
+            within("machine.net.mtu", net.mtu.into(), u64::from(*MTUS.start())..=u64::from(*MTUS.end()))?;
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
         }
         within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;

@@ -179,7 +179,7 @@ impl Config {
             engine: self.machine.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
-            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),
+            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0, mtu: net.mtu }),
             disks,
             rng: self.machine.rng,
         })

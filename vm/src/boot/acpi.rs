@@ -215,7 +215,7 @@ mod tests {
             engine: EngineKind::Kvm,
             vcpus,
             ram_bytes: 16 << 20,
-            net: Some(NetSpec { mac: [2; 6] }),
+            net: Some(NetSpec { mac: [2; 6], mtu: 1500 }),
             disks: vec![DiskSpec { bytes: 512, read_only: true }; disks],
             rng: true,
         }

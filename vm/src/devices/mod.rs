@@ -155,13 +155,13 @@ impl Devices {
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
         let mut net_card = None;
         if let Some(card) = &spec.net {
-            let card = Net::new(card.mac, frames, Arc::clone(&counters));
+            let card = Net::new(card, frames, Arc::clone(&counters));
             let card = Shared::new(Virtio::new(card, place()?, around.clone()));
             net_card = Some(Arc::clone(&card));
             windows.push(card);
         }
         for (index, (image, bytes)) in check_disks(spec, disks)?.into_iter().enumerate() {
-            let disk = Block::new(index, image, bytes, Arc::clone(&counters));
+            let disk = Block::new(index, image, bytes, Arc::clone(&counters), Arc::clone(&quiesced));
             windows.push(Shared::new(Virtio::new(disk, place()?, around.clone())));
         }
         if spec.rng {
@@ -295,6 +295,12 @@ impl Devices {
             card.retry_transmit();
             card.changed.notify_all();
         }
+    }
+
+    /// Serves what devices left to be done when the machine was stopped. It can take as long as a slow disk takes, so a
+    /// vCPU thread does it, like the guest's own requests.
+    pub(crate) fn serve_left(&self) {
+        self.windows.iter().for_each(|window| window.serve_left());
     }
 
     /// Puts a frame into the guest's receive queue; for the engine's thread.

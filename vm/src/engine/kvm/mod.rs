@@ -7,6 +7,7 @@ mod dirty;
 pub(crate) mod engine;
 pub(crate) mod error;
 mod exit;
+mod features;
 mod host;
 mod ioctl;
 mod run_page;
