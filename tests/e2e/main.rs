@@ -14,5 +14,6 @@ mod peer;
 mod recording;
 mod refusal;
 mod replay;
+mod scrub;
 mod switchover;
 mod time;

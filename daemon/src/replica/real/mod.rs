@@ -74,7 +74,8 @@ impl RealHands {
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
         let local = Arc::new(Local {
-            identity: parts.identity,
+            lasting: parts.identity,
+            contents: parts.contents,
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
@@ -157,13 +158,21 @@ impl RealHands {
         }
     }
 
-    /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
+    /// What is held here is not the primary's VM any more: the peer shall know of it too.
     pub(super) fn note_loss(&self, why: &StateLoss) {
-        let StateLoss::Diverged { count, what } = why else { return };
-        tracing::error!("this backup cannot take over until the next full copy: it {why}");
-        self.telemetry.diverged(*count, what);
-        for link in self.links.values() {
-            link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+        tracing::error!("this backup cannot take over until the next full copy: {why}");
+        match why {
+            StateLoss::Diverged { count, what } => {
+                self.telemetry.diverged(*count, what);
+                for link in self.links.values() {
+                    link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+                }
+            }
+            StateLoss::Scrubbed(_) => self.telemetry.scrub_mismatch(),
+            StateLoss::NotStarted(_)
+            | StateLoss::LogRefused(_)
+            | StateLoss::MachineFailed(_)
+            | StateLoss::Stuck { .. } => {}
         }
     }
 
