@@ -279,7 +279,11 @@ mod tests {
                     of_mappings("VmFlags:").iter().any(|flags| flags.split(' ').any(|flag| flag == "lo"));
                 assert!(locked);
                 let mut held = 0;
-                ram.view().unwrap().held(|pages| Ok::<_, std::io::Error>(held += pages.len())).unwrap();
+                let count = |pages: std::ops::Range<PageIndex>| {
+                    held += pages.len();
+                    Ok::<_, std::io::Error>(())
+                };
+                ram.view().unwrap().held(count).unwrap();
                 assert!(held < 512, "{held} pages were made resident");
             }
             Err(e) => assert!(e.to_string().contains("LimitMEMLOCK"), "{e}"),
