@@ -175,7 +175,7 @@ pub struct NetConfig {
     pub tap: String,
     /// The guest's MAC address, equal on both nodes.
     pub mac: Mac,
-    /// The guest's addresses, announced at take-over.
+    /// The guest's addresses, announced when it begins to run here.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
 }

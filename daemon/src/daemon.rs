@@ -5,7 +5,7 @@ use crate::config::{Config, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
-use crate::host::{FreshError, HostError, InstanceLock, LockError, Watchdog, prepare_host, take_fresh};
+use crate::host::{FreshError, HostError, InstanceLock, LockError, Log, Watchdog, prepare_host, take_fresh};
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
@@ -69,7 +69,7 @@ impl DaemonError {
 }
 
 /// Runs until the replica ends.
-pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
+pub fn run(config: &Config, fresh: bool, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
     let fresh = take_fresh(config)? || fresh;
@@ -119,6 +119,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
             window: Arc::clone(&window),
             telemetry: Arc::clone(&telemetry),
             output: host.output.clone(),
+            log: Some(log.clone()),
             position: progress.map(|progress| Box::new(move || progress.get()) as _),
         },
     ));
@@ -129,7 +130,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         runtime.spawn(http::serve(listener, desk));
     }
     runtime.spawn(Arc::clone(&publisher).run());
-    runtime.spawn(stop_on_signals(wishes));
+    runtime.spawn(stop_on_signals(wishes, log));
 
     let r = &config.replication;
     let parts = Parts {

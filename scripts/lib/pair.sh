@@ -113,15 +113,19 @@ pair_prepare() {
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"
-    net_forget_vm
 }
+
+# Where a host's daemon writes its messages, if not into the host's log: set by a script before host_start.
+declare -A host_stderr=()
 
 # host_start HOST [ARGUMENT...]: starts its ftd; further arguments go to `ftd run`.
 host_start() {
     local host=$1
     shift
-    spawn "$host/ftd" ip netns exec "$(net_ns "$host")" bash -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' _ \
-        "$run_dir/arbiter" "$run_dir/$host/arbiter" \
+    # shellcheck disable=SC2016 # The inner shell expands its own arguments.
+    spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
+        bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
+        "$run_dir/arbiter" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
         "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 

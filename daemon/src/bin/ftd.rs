@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::{self, init_logging};
+use ftd::host::{self, Log};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
@@ -188,9 +188,15 @@ fn run(path: &Path, fresh: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    init_logging(config.log.format, config.log.level);
+    let (log, _log_end) = match Log::start(config.log.format, config.log.level) {
+        Ok(log) => log,
+        Err(e) => {
+            eprintln!("ftd: cannot start to log: {e}");
+            return DaemonExit::Failure;
+        }
+    };
     tracing::info!(vm = %config.vm, node = %config.node, "ftd {}", env!("CARGO_PKG_VERSION"));
-    match daemon::run(&config, fresh) {
+    match daemon::run(&config, fresh, log) {
         Ok(exit) => {
             let code = daemon::exit_code(&exit);
             match exit {

@@ -2,11 +2,12 @@
 
 use super::wish::Wish;
 use crate::exit::DaemonExit;
+use crate::host::Log;
 use crate::outlet::Outlet;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// SIGTERM and SIGINT ask for an orderly stop; a second one does not wait for it.
-pub async fn stop_on_signals(wishes: Outlet<Wish>) {
+pub async fn stop_on_signals(wishes: Outlet<Wish>, log: Log) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::warn!("cannot handle signals: SIGTERM will end this daemon at once, without moving the VM");
@@ -20,6 +21,7 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>) {
         }
         if std::mem::replace(&mut asked, true) {
             tracing::warn!("asked to stop a second time: ending at once");
+            log.drain();
             std::process::exit(i32::from(DaemonExit::Failure as u8));
         }
         tracing::info!("asked to stop by a signal");

@@ -1,9 +1,11 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the checks
-//! at start (`check`), the service (`service`), and the operator's permission for a fresh boot (`fresh`).
+//! at start (`check`), the service (`service`) and its messages (`log`), and the operator's permission for a fresh boot
+//! (`fresh`).
 
 mod check;
 mod console;
 mod fresh;
+mod log;
 mod pump;
 mod service;
 mod wiring;
@@ -11,6 +13,7 @@ mod wiring;
 pub use check::HostError;
 pub use console::ConsoleHub;
 pub use fresh::{FreshError, allow_fresh, take_fresh};
+pub use log::{LOG_FILTER_VARIABLE, Log, LogEnd};
 pub use pump::{Socket, start as start_pump};
-pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
+pub use service::{InstanceLock, LockError, Notifier, Watchdog};
 pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};

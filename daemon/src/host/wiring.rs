@@ -43,11 +43,11 @@ pub struct Host {
     pub attach: Attach,
     /// Output commit.
     pub output: OutputBuffer,
-    /// Announces the VM on its network after a take-over.
+    /// Announces the VM on its network, when it begins to run here.
     pub announce: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// After a take-over the announcement goes out again after these pauses: each frame may be lost.
+/// The announcement goes out again after these pauses: each frame may be lost.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
 

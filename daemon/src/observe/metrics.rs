@@ -220,6 +220,8 @@ metrics! {
     unknown_instructions: Counter "ftd_unknown_instructions_total"
         "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",
+    log_lines_lost: Counter "ftd_log_lines_lost_total"
+        "Log messages that were dropped because stderr took none for a while",
     suspicions: Counter "ftd_suspicions_total"
         "Times this node lost the peer because it fell silent or its connection broke",
 }

@@ -6,7 +6,7 @@ use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
 use crate::config::Config;
-use crate::host::Notifier;
+use crate::host::{Log, Notifier};
 use crate::role::{Role, State};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
@@ -28,6 +28,8 @@ pub struct Sources {
     pub telemetry: Arc<Telemetry>,
     /// What is held.
     pub output: OutputBuffer,
+    /// The messages; none in tests.
+    pub log: Option<Log>,
     /// Replay mode: how far the backup has come.
     pub position: Option<Box<dyn Fn() -> Position + Send + Sync>>,
 }
@@ -122,7 +124,7 @@ impl Publisher {
     }
 
     fn publish(&self) {
-        let Sources { arbiter_place, window, telemetry, output, position } = &self.sources;
+        let Sources { arbiter_place, window, telemetry, output, log, position } = &self.sources;
         let Some(view) = window.view() else { return };
         let now = Instant::now();
         let metrics = &telemetry.metrics;
@@ -142,6 +144,7 @@ impl Publisher {
         metrics.muted_offers.set_total(held.muted_offers);
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
+        metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
         // Each lock is let go before the next: `parts` takes one of them again.
@@ -236,6 +239,7 @@ mod tests {
             window: Arc::default(),
             telemetry: Arc::default(),
             output: OutputBuffer::new(Box::new(Unplugged), bounds),
+            log: None,
             position: None,
         };
         Publisher::new(&config, sources)
