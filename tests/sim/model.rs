@@ -95,7 +95,7 @@ impl Msg {
 
 /// What travels on a connection.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub(crate) enum Item {
     Msg(Msg),
     /// In-order end of the stream.
     Fin,
@@ -113,7 +113,7 @@ pub struct Vm {
 
 /// A frame of the VM.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub run: u32,
     pub counter: u64,
     /// When the VM sent it.
@@ -162,7 +162,7 @@ pub struct Replication {
 
 /// What a backup has sealed.
 #[derive(Clone, Copy, Debug)]
-pub struct Image {
+pub(crate) struct Image {
     pub pairing: u64,
     pub epoch: u64,
     pub counter: u64,
@@ -200,7 +200,7 @@ pub struct Exec {
 
 /// What waits for the core.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     Event(Event),
     Net(ConnId, Item),
     /// The kernel says that the connection is gone.
