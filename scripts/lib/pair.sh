@@ -8,6 +8,7 @@
 #   FT_GUEST builtin|linux|debian, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
+#   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication])
 [[ -z ${pair_sourced:-} ]] || return 0
@@ -37,6 +38,7 @@ control_socket = "$dir/ctl.sock"
 [peer]
 node = "${pair_node[$peer]}"
 address = "${net_repl_address[$peer]}:${FT_PEER_PORT:-$pair_port}"
+${FT_PEER_PORT:+from = \"${net_repl_address[$host]}\"}
 
 [machine]
 engine = "$(pair_engine)"
@@ -52,7 +54,7 @@ addresses = ["$net_vm_address"]
 
 [replication]
 mode = "${FT_MODE:-checkpoint}"
-listen = "${net_repl_address[$host]}:$pair_port"
+${FT_LISTEN:+listen = \"$FT_LISTEN\"}
 epoch_ms = ${FT_EPOCH_MS:-5}
 ${FT_FAILURE_TIMEOUT_MS:+failure_timeout_ms = $FT_FAILURE_TIMEOUT_MS}
 ${FT_REPLICATION:-}

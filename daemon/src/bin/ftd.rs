@@ -165,9 +165,17 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    if !syntax_only && let Err(e) = config.check_host() {
-        eprintln!("ftd: {e}");
-        return e.exit();
+    if !syntax_only {
+        // Before the check, which makes a TAP that is missing, for a moment.
+        match host::look(&config) {
+            Ok(trouble) if trouble.is_none() => {}
+            Ok(trouble) => eprintln!("ftd: warning: machine.net: {trouble}"),
+            Err(e) => eprintln!("ftd: warning: machine.net: cannot look at the host's interfaces: {e}"),
+        }
+        if let Err(e) = config.check_host() {
+            eprintln!("ftd: {e}");
+            return e.exit();
+        }
     }
     println!("{}: fine", path.display());
     DaemonExit::Ok
@@ -200,7 +208,7 @@ fn run(path: &Path, fresh: bool) -> DaemonExit {
         }
     };
     tracing::info!(vm = %config.vm, node = %config.node, "ftd {}", env!("CARGO_PKG_VERSION"));
-    match daemon::run(&config, fresh, log) {
+    match daemon::run(&config, path, fresh, log) {
         Ok(exit) => {
             let code = daemon::exit_code(&exit);
             match exit {

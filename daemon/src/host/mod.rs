@@ -1,11 +1,12 @@
-//! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the checks
-//! at start (`check`), the service (`service`) and its messages (`log`), and the operator's permission for a fresh boot
-//! (`fresh`).
+//! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
+//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), and
+//! the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;
 mod fresh;
 mod log;
+mod network;
 mod pump;
 mod service;
 mod wiring;
@@ -14,6 +15,7 @@ pub use check::HostError;
 pub use console::ConsoleHub;
 pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogEnd};
+pub use network::{Cable, Fault, LookError, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LockError, Notifier, Watchdog};
 pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};

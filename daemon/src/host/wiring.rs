@@ -2,6 +2,7 @@
 
 use super::check::HostError;
 use super::console::ConsoleHub;
+use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::Config;
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
@@ -45,6 +46,8 @@ pub struct Host {
     pub output: OutputBuffer,
     /// Announces the VM on its network, when it begins to run here.
     pub announce: Arc<dyn Fn() + Send + Sync>,
+    /// The way to its network, to be watched, if it has a card.
+    pub network: Option<(Cable, Arc<Tap>)>,
 }
 
 /// The announcement goes out again after these pauses: each frame may be lost.
@@ -64,12 +67,14 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         frame_bytes: FRAME_BYTES_MAX,
     };
     let socket = Socket::default();
+    let mut network = None;
     let (output, announcement) = match &machine.net {
         Some(net) => {
             let tap = Arc::new(Tap::open(&net.tap)?);
             tap.set_up()?;
             let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
-            let waker = pump::start(tap, socket.clone()).map_err(HostError::Thread)?;
+            let waker = pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
+            network = config.cable().map(|cable| (cable, tap));
             output.on_room(move || waker.wake());
             (output, Announcement::new(net.mac.0, &net.addresses))
         }
@@ -95,7 +100,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         Some(_) => announcer(output.clone(), announcement),
         None => Arc::new(|| {}),
     };
-    Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
+    Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce, network }, console))
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

@@ -3,14 +3,16 @@
 
 use super::error::HandshakeError;
 use super::news::PeerNews;
+use super::port::{PeerPlace, Port};
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
+use crate::limited::{Limited, unsaid};
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Refusal, Side};
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
 use ft_vm::machine::{CpuMismatch, CpuProfile};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ const HANDSHAKES_MAX: usize = 64;
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes of a refused peer that are read, to be thrown away.
 const UNREAD_BYTES_MAX: u64 = 1 << 20;
+/// Lines about refused hellos: some, then one each ten seconds.
+const REFUSAL_LINES: (u32, Duration) = (8, Duration::from_secs(10));
 /// Between two dials.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -82,16 +86,17 @@ impl ConnIds {
 
 /// Takes connections of peers for as long as the process lives.
 pub fn listen(
-    listener: TcpListener,
+    mut port: Port,
     local: Arc<Local>,
     ids: Arc<ConnIds>,
     news: Outlet<PeerNews>,
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
+    let refusals = Arc::new(Limited::new(REFUSAL_LINES.0, REFUSAL_LINES.1));
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
+            let stream = match port.accept() {
+                Ok(stream) => stream,
                 Err(e) => {
                     tracing::warn!("cannot accept a connection from the peer: {e}");
                     std::thread::sleep(DIAL_PAUSE);
@@ -105,6 +110,7 @@ pub fn listen(
             busy.fetch_add(1, Ordering::Relaxed);
             let (local, ids, news, slot) =
                 (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
+            let refusals = Arc::clone(&refusals);
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
@@ -114,7 +120,11 @@ pub fn listen(
                         let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
-                    Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
+                    Err(e) => {
+                        if let Some(more) = refusals.pass(Instant::now()) {
+                            tracing::warn!(peer = ?from, "refused a connection: {e}{}", unsaid(more));
+                        }
+                    }
                 }
             });
             if let Err(e) = spawned {
@@ -183,7 +193,7 @@ pub struct Dialler {
 impl Dialler {
     /// Starts the thread; it does nothing until [`Self::dial`].
     pub fn start(
-        peer: String,
+        peer: Arc<PeerPlace>,
         local: Arc<Local>,
         ids: Arc<ConnIds>,
         news: Outlet<PeerNews>,
@@ -195,7 +205,7 @@ impl Dialler {
                 while !flag.load(Ordering::Acquire) {
                     std::thread::park();
                 }
-                match dial(&peer, &local) {
+                match dial(peer.get().address, &local) {
                     Ok((reader, writer, welcome)) => {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
@@ -228,13 +238,8 @@ impl Dialler {
     }
 }
 
-fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
-    let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
-    let mut last = std::io::Error::other(format!("{peer} has no address"));
-    let connected = addresses
-        .iter()
-        .find_map(|address| TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok());
-    let stream = connected.ok_or(last)?;
+fn dial(peer: SocketAddr, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
+    let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
     Message::Hello(Hello { identity: local.identity(), held: (local.held)() }).send(0, &mut writer)?;
     match Message::decode(&reader.read()?)? {

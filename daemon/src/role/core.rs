@@ -22,6 +22,8 @@ pub struct Core {
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
+    /// The operator's other name for the peer, until nobody counts on the old one.
+    next_peer: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,7 @@ impl Core {
             generation: 0,
             suspicions: 0,
             stop_requested: false,
+            next_peer: None,
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -113,6 +116,7 @@ impl Core {
                     self.on_settled(settled);
                 }
             }
+            Event::PeerReplaced { node } => self.next_peer = Some(node),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
                 self.stop_requested = true
@@ -137,8 +141,21 @@ impl Core {
                 Part::Ended { .. } | Part::Moving => None,
             }),
         }
+        self.rename_peer();
         self.pursue();
         commands.append(&mut self.out);
+    }
+
+    /// The peer has another name once neither the cell nor a pairing under way knows the old one.
+    fn rename_peer(&mut self) {
+        let is_free = match &self.part {
+            Part::Primary(primary) => primary.has_no_backup(),
+            Part::Starting { .. } | Part::Founding { .. } => true,
+            Part::Bereft { .. } | Part::Backup(_) | Part::Ended { .. } | Part::Moving => false,
+        };
+        if is_free && let Some(node) = self.next_peer.take() {
+            self.policy.peer = node;
+        }
     }
 
     fn in_part(&self) -> bool {
@@ -332,7 +349,14 @@ impl Core {
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
-        View { role: self.role(), state, generation: self.generation, suspicions: self.suspicions, detail }
+        View {
+            role: self.role(),
+            state,
+            generation: self.generation,
+            suspicions: self.suspicions,
+            peer: self.policy.peer.clone(),
+            detail,
+        }
     }
 
     fn role(&self) -> Role {

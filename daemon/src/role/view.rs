@@ -40,6 +40,8 @@ pub struct View {
     pub generation: u64,
     /// Times the peer was lost since the process began: it fell silent, or its connection broke.
     pub suspicions: u64,
+    /// The peer's name, as decisions go by it.
+    pub peer: String,
     /// One line for the operator: why it is so, or what it waits for.
     pub detail: String,
 }
