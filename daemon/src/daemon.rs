@@ -5,7 +5,10 @@ use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
-use crate::host::{self, FreshError, HostError, InstanceLock, LockError, Log, Watchdog, prepare_host, take_fresh};
+use crate::host::{
+    self, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Watchdog, facts,
+    prepare_host, take_fresh,
+};
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
@@ -16,8 +19,7 @@ use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
-use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::{EngineKind, MachineSpec};
+use ft_vm::spec::MachineSpec;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -43,18 +45,15 @@ pub enum DaemonError {
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
-    /// No machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
     /// A thread.
     #[error(transparent)]
     Start(#[from] StartError),
     /// The configuration file has gone in the meantime.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The specification cannot be written down.
-    #[error("cannot describe the machine to the peer: {0}")]
-    Describe(String),
+    /// This host cannot be described to the peer.
+    #[error(transparent)]
+    Identity(#[from] DescribeError),
     /// The runtime.
     #[error("cannot start the control plane: {0}")]
     Runtime(std::io::Error),
@@ -67,9 +66,9 @@ impl DaemonError {
             Self::Host(e) => e.exit(),
             Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
-            Self::Lock(_) | Self::Control(_) | Self::Machine(_) => DaemonExit::Host,
+            Self::Lock(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
             Self::Config(_) => DaemonExit::Usage,
-            Self::Start(_) | Self::Describe(_) | Self::Runtime(_) => DaemonExit::Failure,
+            Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
     }
 }
@@ -103,6 +102,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     };
 
     let identity = identity(config, &host.spec)?;
+    let contents = Contents::start(config).map_err(HostError::Thread)?;
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
@@ -133,7 +133,8 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         runtime.spawn(http::serve(listener, desk));
     }
     runtime.spawn(Arc::clone(&publisher).run());
-    let reload = Reload::new(file, Handles { log: log.clone(), peer: Arc::clone(&peer), wishes: wishes.clone() })?;
+    let reload =
+        Reload::new(file, Handles { log: log.clone(), peer: Arc::clone(&peer), wishes: wishes.clone() })?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
     runtime.spawn(stop_on_signals(wishes, log));
     if let Some((cable, tap)) = host.network.take() {
@@ -150,6 +151,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         peer,
         port,
         identity,
+        contents: Box::new(move || contents.facts()),
         host,
         arbiter,
         inputs: (inputs, received),
@@ -164,38 +166,28 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
 }
 
 /// Where the peer is waited for.
-fn open_port(
-    config: &Config,
-    peer: &Arc<PeerPlace>,
-    telemetry: &Arc<Telemetry>,
-) -> Result<Port, HostError> {
+fn open_port(config: &Config, peer: &Arc<PeerPlace>, telemetry: &Arc<Telemetry>) -> Result<Port, HostError> {
     let listen = config.listen();
     let address = config.peer.address;
     let no_way = |source| HostError::NoWay { address, source };
     let address = listen.address(address).map_err(no_way)?;
-    Port::bind(listen, Arc::clone(peer), Arc::clone(telemetry))
-        .map_err(|source| HostError::Listen { key: "replication.listen", address, source })
+    Port::bind(listen, Arc::clone(peer), Arc::clone(telemetry)).map_err(|source| HostError::Listen {
+        key: "replication.listen",
+        address,
+        source,
+    })
 }
 
 /// What this node says of itself in a handshake.
-fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DaemonError> {
-    let describe = |e: &dyn std::fmt::Display| DaemonError::Describe(e.to_string());
+fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeError> {
     Ok(Identity {
         protocol: PROTOCOL,
         vm: config.vm.to_string(),
         node: config.node.to_string(),
+        peer: config.peer.node.to_string(),
+        process: random_nonce(),
         generation: 0,
-        spec: postcard::to_stdvec(spec).map_err(|e| describe(&e))?,
-        boot: config.boot().terms(),
-        mode: config.replication.mode,
-        engine: engine_fingerprint(spec.engine),
-        cpu: match spec.engine {
-            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
-            // The guest sees nothing of the host's.
-            EngineKind::Soft => Vec::new(),
-        },
-        features: 0,
-        lease_us: config.replication.lease_ms * 1000,
+        facts: facts(config, spec)?,
     })
 }
 

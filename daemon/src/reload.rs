@@ -74,12 +74,10 @@ impl Reload {
         if let Err(e) = log.set_level(new.log.level) {
             tracing::warn!("log.level stays as it is: {e}");
         }
-        if peer.get().node != new.peer.node
-            && wishes.tell(Wish::ReplacePeer(new.peer.node.to_string())).is_err()
-        {
+        peer.move_to(new.peer.address, new.peer.from);
+        if wishes.tell(Wish::ReplacePeer(new.peer.node.to_string())).is_err() {
             tracing::debug!("the daemon is ending");
         }
-        peer.set(new.peer.clone());
     }
 }
 

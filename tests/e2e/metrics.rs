@@ -110,7 +110,8 @@ fn the_metrics_of_a_pair_move_with_what_happens_to_it() {
 #[test]
 fn an_executor_that_is_stuck_is_told_by_status_exit_code_and_metric() {
     World::run("an_executor_that_is_stuck_is_told_by_status_exit_code_and_metric", |world| {
-        let pair = Pair::protected_with(world, |config| config.with("replication.failure_timeout_ms", 60_000));
+        let pair =
+            Pair::protected_with(world, |config| config.with("replication.failure_timeout_ms", 60_000));
         let is_well = || (pair.alpha.ctl(&["status"]).code == 0).then_some(());
         eventually("alpha is well", is_well, || pair.alpha.log());
         pair.alpha.with_executor_stopped(|| {

@@ -81,6 +81,9 @@ pub fn block(status: &Status, palette: Palette) -> String {
         (false, _) => "not connected".into(),
     };
     row("peer", format!("{} at {}, {connected} for {}", peer.node, peer.address, duration(peer.for_s)));
+    for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
+        row("", trouble.to_owned());
+    }
     if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
         let shown = match trouble {
             Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
@@ -224,6 +227,20 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn why_there_is_no_peer_is_shown_one_line_for_each_reason() {
+        let mut status = status();
+        status.peer.connected = false;
+        status.peer.trouble = Some("disk 1: differs\nmachine.rng: differs".into());
+        let text = block(&status, Palette::Plain);
+        assert!(
+            text.contains("not connected\n               disk 1: differs\n               machine.rng"),
+            "{text}"
+        );
+        status.peer.connected = true;
+        assert!(!block(&status, Palette::Plain).contains("differs"), "it is past");
     }
 
     #[test]

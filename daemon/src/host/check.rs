@@ -148,10 +148,9 @@ impl Config {
             found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
         }
         let listen = self.listen();
-        let address = listen.address(self.peer.address).map_err(|source| HostError::NoWay {
-            address: self.peer.address,
-            source,
-        })?;
+        let address = listen
+            .address(self.peer.address)
+            .map_err(|source| HostError::NoWay { address: self.peer.address, source })?;
         can_listen("replication.listen", address)?;
         if let Some(address) = self.metrics.listen {
             can_listen("metrics.listen", address)?;

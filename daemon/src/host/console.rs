@@ -148,7 +148,8 @@ mod tests {
         for number in 0..1000 {
             writeln!(file, "line {number}").unwrap();
         }
-        let (now, before) = (fs::read_to_string(&path).unwrap(), fs::read_to_string(path.with_extension("log.1")).unwrap());
+        let (now, before) =
+            (fs::read_to_string(&path).unwrap(), fs::read_to_string(path.with_extension("log.1")).unwrap());
         assert!(now.len() < 1100 && before.len() < 1100, "{} and {}", now.len(), before.len());
         assert!(format!("{before}{now}").ends_with("line 998\nline 999\n"));
         assert!(now.starts_with("line ") && before.starts_with("line "), "no line is cut");

@@ -4,7 +4,9 @@
 
 mod check;
 mod console;
+mod contents;
 mod fresh;
+mod identity;
 mod log;
 mod network;
 mod pump;
@@ -13,7 +15,9 @@ mod wiring;
 
 pub use check::HostError;
 pub use console::ConsoleHub;
+pub use contents::{Contents, Unread};
 pub use fresh::{FreshError, allow_fresh, take_fresh};
+pub use identity::{DescribeError, facts};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogEnd};
 pub use network::{Cable, Fault, LookError, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};

@@ -159,7 +159,9 @@ impl Publisher {
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
         metrics.view_age_ms.set(view_age_ms);
-        metrics.network_troubled.set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
+        metrics
+            .network_troubled
+            .set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
         metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
@@ -284,7 +286,14 @@ mod tests {
     fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
         let publisher = publisher();
         let (role, state, detail) = (Role::Primary, State::Solo, String::new());
-        publisher.sources.window.show(View { role, state, generation: 4, suspicions: 3, peer: "beta".into(), detail });
+        publisher.sources.window.show(View {
+            role,
+            state,
+            generation: 4,
+            suspicions: 3,
+            peer: "beta".into(),
+            detail,
+        });
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {

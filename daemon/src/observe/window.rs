@@ -95,6 +95,14 @@ impl Window {
         *self.network.lock() = Shown::now((!trouble.is_none()).then(|| trouble.to_string()));
     }
 
+    /// A node that asked to pair does not fit. While there is a connection, it disturbs nobody.
+    pub fn show_turned_away(&self, why: String) {
+        let mut peer = self.peer.lock();
+        if !peer.what.connected {
+            peer.what.trouble = Some(why);
+        }
+    }
+
     /// Whether the arbiter answered the last request.
     pub fn is_arbiter_reachable(&self) -> bool {
         !self.arbiter_silent.load(Ordering::Relaxed)

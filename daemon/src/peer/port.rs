@@ -1,7 +1,7 @@
 //! The replication port: where it is, and the gate in front of the handshake. Only the peer's configured address gets
 //! through. Anybody else's connection is closed unread, counted, and told in few lines.
 
-use crate::config::{PeerConfig, REPLICATION_PORT};
+use crate::config::{Name, PeerConfig, REPLICATION_PORT};
 use crate::limited::{Limited, unsaid};
 use crate::observe::Telemetry;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,9 +34,16 @@ impl PeerPlace {
         self.0.lock().clone()
     }
 
-    /// Another configuration. Connections that there are stay.
-    pub fn set(&self, config: PeerConfig) {
-        *self.0.lock() = config;
+    /// It is to be found elsewhere. Connections that there are stay.
+    pub fn move_to(&self, address: SocketAddr, from: Option<IpAddr>) {
+        let mut config = self.0.lock();
+        config.address = address;
+        config.from = from;
+    }
+
+    /// It has another name: that of the next hello.
+    pub fn rename(&self, node: Name) {
+        self.0.lock().node = node;
     }
 
     /// Whether the peer's connections come from there.
@@ -156,7 +163,7 @@ mod tests {
         assert!(place.admits("127.0.0.1".parse().unwrap()));
         assert!(place.admits("::ffff:127.0.0.1".parse().unwrap()));
         assert!(!place.admits("127.0.0.2".parse().unwrap()));
-        place.set(peer("127.0.0.1:7400", Some("127.0.0.2")).get());
+        place.move_to("127.0.0.1:7400".parse().unwrap(), Some("127.0.0.2".parse().unwrap()));
         assert!(place.admits("127.0.0.2".parse().unwrap()));
         assert!(!place.admits("127.0.0.1".parse().unwrap()));
     }

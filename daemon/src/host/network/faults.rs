@@ -103,7 +103,9 @@ impl fmt::Display for Fault {
                 "the TAP {tap} is on no bridge, so nobody beyond this host reaches the VM here (ip link set dev {tap} \
                  master BRIDGE)"
             ),
-            Self::NoUplink { uplink } => write!(f, "there is no interface {uplink}, which machine.net.uplink names"),
+            Self::NoUplink { uplink } => {
+                write!(f, "there is no interface {uplink}, which machine.net.uplink names")
+            }
             Self::NoCarrier { uplinks } => write!(f, "no carrier on {}", uplinks.join(", ")),
             Self::SameMac { interface, mac } => write!(
                 f,
@@ -137,9 +139,8 @@ pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -
     if tap.name != cable.tap {
         found.push(Fault::Renamed { tap: cable.tap.clone(), now: tap.name.clone() });
     }
-    let down = |interface: &Interface| {
-        (!interface.is_up).then(|| Fault::Down { interface: interface.name.clone() })
-    };
+    let down =
+        |interface: &Interface| (!interface.is_up).then(|| Fault::Down { interface: interface.name.clone() });
     found.extend(down(tap));
     let bridge = tap.master.and_then(|index| interfaces.iter().find(|interface| interface.index == index));
     let uplinks: Vec<&Interface> = match (&cable.uplink, bridge) {
@@ -179,7 +180,8 @@ pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -
 /// without either is one that the host itself routes from.
 fn uplinks_of<'a>(bridge: &Interface, interfaces: &'a [Interface]) -> Vec<&'a Interface> {
     let ports = |kind| {
-        let is_port = |interface: &&Interface| interface.master == Some(bridge.index) && interface.kind == kind;
+        let is_port =
+            |interface: &&Interface| interface.master == Some(bridge.index) && interface.kind == kind;
         interfaces.iter().filter(is_port).collect::<Vec<_>>()
     };
     let cards = ports(Kind::Other);
@@ -245,7 +247,9 @@ mod tests {
     fn the_uplink_is_the_one_named_or_the_bridges_cards_or_else_its_cables() {
         let named = Cable { uplink: Some("eth1".into()), ..cable() };
         assert_eq!(found(&named, |_| {}), [Fault::NoUplink { uplink: "eth1".into() }]);
-        let dead = |all: &mut Vec<Interface>| all.push(Interface { has_carrier: false, ..interface(7, "eth1", Kind::Other, None) });
+        let dead = |all: &mut Vec<Interface>| {
+            all.push(Interface { has_carrier: false, ..interface(7, "eth1", Kind::Other, None) })
+        };
         assert_eq!(found(&named, dead), [Fault::NoCarrier { uplinks: vec!["eth1".into()] }]);
         assert_eq!(
             found(&cable(), |all| {
@@ -254,7 +258,8 @@ mod tests {
             }),
             [Fault::NoCarrier { uplinks: vec!["box".into()] }]
         );
-        let alone = |all: &mut Vec<Interface>| all.retain(|one| !["eth0", "box"].contains(&one.name.as_str()));
+        let alone =
+            |all: &mut Vec<Interface>| all.retain(|one| !["eth0", "box"].contains(&one.name.as_str()));
         assert_eq!(found(&cable(), alone), [], "the host itself routes");
     }
 }

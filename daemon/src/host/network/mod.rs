@@ -50,7 +50,9 @@ pub async fn watch(cable: Cable, tap: Arc<Tap>, news: Outlet<NetworkTrouble>) {
     let handle = match connect() {
         Ok(handle) => handle,
         Err(e) => {
-            tracing::warn!("cannot ask the kernel for its interfaces, so nobody watches the VM's network: {e}");
+            tracing::warn!(
+                "cannot ask the kernel for its interfaces, so nobody watches the VM's network: {e}"
+            );
             return;
         }
     };

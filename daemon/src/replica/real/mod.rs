@@ -74,7 +74,9 @@ impl RealHands {
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
         let local = Arc::new(Local {
-            identity: parts.identity,
+            lasting: parts.identity,
+            contents: parts.contents,
+            peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
@@ -102,8 +104,8 @@ impl RealHands {
         let news = Outlet::into_queue(&inputs, Input::Peer);
         peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
-        let dialler = Dialler::start(parts.peer, Arc::clone(&local), ids, news)
-            .map_err(failed("the dialler"))?;
+        let dialler =
+            Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
         let hands = Self {
             inputs,
             orders,
@@ -241,6 +243,9 @@ impl Hands for RealHands {
             && before.peer != view.peer
         {
             tracing::info!("node {} is the peer now, in place of {}", view.peer, before.peer);
+            if let Ok(node) = view.peer.parse() {
+                self.local.peer.rename(node);
+            }
         }
         let told = before.map(|before| (before.role, before.state, before.generation));
         if told.is_some_and(|told| told != (view.role, view.state, view.generation)) {

@@ -3,7 +3,7 @@
 use crate::host::{Host, Watchdog};
 use crate::keeper::Replay;
 use crate::observe::{Telemetry, Window};
-use crate::peer::{PeerPlace, Port};
+use crate::peer::{self, PeerPlace, Port};
 use crate::replica::Input;
 use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::message::Identity;
@@ -31,6 +31,8 @@ pub struct Parts {
     pub port: Port,
     /// What we say of ourselves in a handshake.
     pub identity: Identity,
+    /// What the machine's files hold.
+    pub contents: peer::TellContents,
     /// The arbiter.
     pub arbiter: Box<dyn Arbiter>,
     /// Inputs; the sender's clones are everywhere.

@@ -114,5 +114,8 @@ fn another_peer_counts_once_no_backup_of_the_old_name_does() {
     let pairing = PAIRING_OF_A + 1;
     rig.on(Event::FirstCaptured { pairing });
     let commands = rig.on(Event::Ack { conn: 8, epoch: 1, stamp: rig.now });
-    assert!(asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), Some(("c", pairing)))), "{commands:?}");
+    assert!(
+        asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), Some(("c", pairing)))),
+        "{commands:?}"
+    );
 }
