@@ -1,5 +1,5 @@
-//! SIGHUP: takes from the configuration file that which can change while the VM runs, and says which other keys wait for
-//! a restart. A file that is refused changes nothing.
+//! SIGHUP: takes from the configuration file that which can change while the VM runs, and says which other keys wait
+//! for a restart. A file that is refused changes nothing.
 
 use crate::config::{self, Config, ConfigError};
 use crate::control::Wish;

@@ -200,7 +200,7 @@ fn run(path: &Path, fresh: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    let (log, _log_end) = match Log::start(config.log.format, config.log.level) {
+    let (log, _log_drain) = match Log::start(config.log.format, config.log.level) {
         Ok(log) => log,
         Err(e) => {
             eprintln!("ftd: cannot start to log: {e}");

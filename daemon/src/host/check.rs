@@ -73,8 +73,8 @@ pub enum HostError {
     },
     /// This host has no address from which the peer can be reached.
     #[error(
-        "peer.address = {address}: this host has no way there, so there is no address to wait for the peer at: {source}; \
-         bring the link between the hosts up, or set replication.listen"
+        "peer.address = {address}: this host has no way there, so there is no address to wait for the peer at: \
+         {source}; bring the link between the hosts up, or set replication.listen"
     )]
     NoWay {
         /// The peer's address.

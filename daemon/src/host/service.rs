@@ -1,5 +1,5 @@
-//! The daemon as a service of its host: the lock that keeps it one per VM, and the notices to systemd (readiness, status,
-//! watchdog).
+//! The daemon as a service of its host: the lock that keeps it one per VM, and the notices to systemd (readiness,
+//! status, watchdog).
 
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;

@@ -13,4 +13,4 @@ pub use status::{
     ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
 };
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
-pub use window::{PeerView, Shown, Window};
+pub use window::{Aged, PeerView, Window};

@@ -10,21 +10,21 @@ use std::time::{Duration, Instant};
 /// See the module.
 #[derive(Default)]
 pub struct Window {
-    view: Mutex<Option<Shown<View>>>,
-    peer: Mutex<Shown<PeerView>>,
-    network: Mutex<Shown<Option<String>>>,
+    view: Mutex<Option<Aged<View>>>,
+    peer: Mutex<Aged<PeerView>>,
+    network: Mutex<Aged<Option<String>>>,
     arbiter_silent: AtomicBool,
 }
 
 /// Something, and since when it is so.
 #[derive(Clone, Debug)]
-pub struct Shown<T> {
+pub struct Aged<T> {
     /// It.
     pub what: T,
     since: Instant,
 }
 
-impl<T> Shown<T> {
+impl<T> Aged<T> {
     fn now(what: T) -> Self {
         Self { what, since: Instant::now() }
     }
@@ -35,7 +35,7 @@ impl<T> Shown<T> {
     }
 }
 
-impl<T: Default> Default for Shown<T> {
+impl<T: Default> Default for Aged<T> {
     fn default() -> Self {
         Self::now(T::default())
     }
@@ -54,17 +54,17 @@ pub struct PeerView {
 
 impl Window {
     /// The core's view of itself, and how old it is: the executor renews it many times a second.
-    pub fn view(&self) -> Option<Shown<View>> {
+    pub fn view(&self) -> Option<Aged<View>> {
         self.view.lock().clone()
     }
 
     /// Shows another view; returns the one before.
     pub fn show(&self, view: View) -> Option<View> {
-        self.view.lock().replace(Shown::now(view)).map(|before| before.what)
+        self.view.lock().replace(Aged::now(view)).map(|before| before.what)
     }
 
     /// The connection to the peer, and since when there is, or is not, one.
-    pub fn peer(&self) -> Shown<PeerView> {
+    pub fn peer(&self) -> Aged<PeerView> {
         self.peer.lock().clone()
     }
 
@@ -82,17 +82,17 @@ impl Window {
         let mut peer = self.peer.lock();
         let is_same = peer.what.connected == view.connected && peer.what.from == view.from;
         let since = if is_same { peer.since } else { Instant::now() };
-        *peer = Shown { what: view, since };
+        *peer = Aged { what: view, since };
     }
 
     /// What is wrong with the VM's network on this host, if anything, and since when.
-    pub fn network(&self) -> Shown<Option<String>> {
+    pub fn network(&self) -> Aged<Option<String>> {
         self.network.lock().clone()
     }
 
     /// The VM's network on this host is so now.
     pub fn show_network(&self, trouble: &NetworkTrouble) {
-        *self.network.lock() = Shown::now((!trouble.is_none()).then(|| trouble.to_string()));
+        *self.network.lock() = Aged::now((!trouble.is_none()).then(|| trouble.to_string()));
     }
 
     /// A node that asked to pair does not fit. While there is a connection, it disturbs nobody.

@@ -1,5 +1,5 @@
-//! The daemon's messages: JSON lines, or text, with the journal's priority prefixes instead of a time when stderr is the
-//! journal. Logging blocks nobody: `queue` stands between the threads and stderr.
+//! The daemon's messages: JSON lines, or text, with the journal's priority prefixes instead of a time when stderr is
+//! the journal. Logging blocks nobody: `queue` stands between the threads and stderr.
 
 mod queue;
 
@@ -30,9 +30,9 @@ pub struct Log {
 
 /// Waits, within a bound, until the last messages are written. Dropped at the end of the process.
 #[must_use = "the last messages may be lost without it"]
-pub struct LogEnd(Log);
+pub struct LogDrain(Log);
 
-impl Drop for LogEnd {
+impl Drop for LogDrain {
     fn drop(&mut self) {
         self.0.drain();
     }
@@ -40,7 +40,7 @@ impl Drop for LogEnd {
 
 impl Log {
     /// Starts to log to stderr. Panics are messages from now on.
-    pub fn start(format: LogFormat, level: LogLevel) -> io::Result<(Self, LogEnd)> {
+    pub fn start(format: LogFormat, level: LogLevel) -> io::Result<(Self, LogDrain)> {
         let queue = LineQueue::default();
         queue.start(Stderr::open()?)?;
         let (filter, handle) = reload::Layer::new(filter(level));
@@ -57,7 +57,7 @@ impl Log {
         let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
         std::panic::set_hook(Box::new(log_panic));
         let log = Self { queue, handle };
-        Ok((log.clone(), LogEnd(log)))
+        Ok((log.clone(), LogDrain(log)))
     }
 
     /// Messages dropped because stderr took none.

@@ -17,7 +17,7 @@ pub struct Cable {
 
 /// Something that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum NetworkFault {
     /// There is no TAP.
     Gone {
         /// Its name.
@@ -70,7 +70,7 @@ pub enum Fault {
     },
 }
 
-impl Fault {
+impl NetworkFault {
     /// Whether nobody beyond this host reaches the VM because of it.
     #[must_use]
     pub fn cuts_off(&self) -> bool {
@@ -86,7 +86,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for NetworkFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gone { tap } => write!(
@@ -123,31 +123,32 @@ impl fmt::Display for Fault {
 
 /// Judges. `attached` is the name of the TAP that frames go to, if there is one.
 #[must_use]
-pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -> Vec<Fault> {
+pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -> Vec<NetworkFault> {
     let mut found = Vec::new();
     let named = |name: &str| interfaces.iter().find(|interface| interface.name == name);
     found.extend(
         interfaces
             .iter()
             .filter(|interface| interface.mac == cable.mac.0)
-            .map(|interface| Fault::SameMac { interface: interface.name.clone(), mac: cable.mac }),
+            .map(|interface| NetworkFault::SameMac { interface: interface.name.clone(), mac: cable.mac }),
     );
     let Some(tap) = attached.and_then(named) else {
-        found.push(Fault::Gone { tap: cable.tap.clone() });
+        found.push(NetworkFault::Gone { tap: cable.tap.clone() });
         return found;
     };
     if tap.name != cable.tap {
-        found.push(Fault::Renamed { tap: cable.tap.clone(), now: tap.name.clone() });
+        found.push(NetworkFault::Renamed { tap: cable.tap.clone(), now: tap.name.clone() });
     }
-    let down =
-        |interface: &Interface| (!interface.is_up).then(|| Fault::Down { interface: interface.name.clone() });
+    let down = |interface: &Interface| {
+        (!interface.is_up).then(|| NetworkFault::Down { interface: interface.name.clone() })
+    };
     found.extend(down(tap));
     let bridge = tap.master.and_then(|index| interfaces.iter().find(|interface| interface.index == index));
     let uplinks: Vec<&Interface> = match (&cable.uplink, bridge) {
         (Some(name), _) => match named(name) {
             Some(uplink) => vec![uplink],
             None => {
-                found.push(Fault::NoUplink { uplink: name.clone() });
+                found.push(NetworkFault::NoUplink { uplink: name.clone() });
                 Vec::new()
             }
         },
@@ -159,7 +160,7 @@ pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -
             // Other kinds, Open vSwitch for one, are never up themselves.
             found.extend(down(bridge).filter(|_| bridge.kind == Kind::Bridge));
             if tap.mtu != bridge.mtu {
-                found.push(Fault::Mtu {
+                found.push(NetworkFault::Mtu {
                     tap: tap.name.clone(),
                     tap_mtu: tap.mtu,
                     bridge: bridge.name.clone(),
@@ -167,11 +168,11 @@ pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -
                 });
             }
         }
-        None => found.push(Fault::Unbridged { tap: tap.name.clone() }),
+        None => found.push(NetworkFault::Unbridged { tap: tap.name.clone() }),
     }
     if !uplinks.is_empty() && uplinks.iter().all(|uplink| !uplink.has_carrier) {
         let uplinks = uplinks.iter().map(|uplink| uplink.name.clone()).collect();
-        found.push(Fault::NoCarrier { uplinks });
+        found.push(NetworkFault::NoCarrier { uplinks });
     }
     found
 }
@@ -215,7 +216,7 @@ mod tests {
         ]
     }
 
-    fn found(cable: &Cable, change: impl FnOnce(&mut Vec<Interface>)) -> Vec<Fault> {
+    fn found(cable: &Cable, change: impl FnOnce(&mut Vec<Interface>)) -> Vec<NetworkFault> {
         let mut interfaces = host();
         change(&mut interfaces);
         faults(cable, Some("vm"), &interfaces)
@@ -224,39 +225,49 @@ mod tests {
     #[test]
     fn each_fault_is_found_and_a_host_as_it_should_be_has_none() {
         assert_eq!(found(&cable(), |_| {}), []);
-        assert_eq!(found(&cable(), |all| all[3].master = None), [Fault::Unbridged { tap: "vm".into() }]);
-        assert_eq!(found(&cable(), |all| all[3].is_up = false), [Fault::Down { interface: "vm".into() }]);
-        assert_eq!(found(&cable(), |all| all[2].is_up = false), [Fault::Down { interface: "lan".into() }]);
+        assert_eq!(
+            found(&cable(), |all| all[3].master = None),
+            [NetworkFault::Unbridged { tap: "vm".into() }]
+        );
+        assert_eq!(
+            found(&cable(), |all| all[3].is_up = false),
+            [NetworkFault::Down { interface: "vm".into() }]
+        );
+        assert_eq!(
+            found(&cable(), |all| all[2].is_up = false),
+            [NetworkFault::Down { interface: "lan".into() }]
+        );
         assert_eq!(
             found(&cable(), |all| all[1].has_carrier = false),
-            [Fault::NoCarrier { uplinks: vec!["eth0".into()] }],
+            [NetworkFault::NoCarrier { uplinks: vec!["eth0".into()] }],
             "another VM and a container lead nowhere"
         );
         assert_eq!(
             found(&cable(), |all| all[2].mac = MAC.0.to_vec()),
-            [Fault::SameMac { interface: "lan".into(), mac: MAC }]
+            [NetworkFault::SameMac { interface: "lan".into(), mac: MAC }]
         );
-        let mtu = Fault::Mtu { tap: "vm".into(), tap_mtu: 1500, bridge: "lan".into(), bridge_mtu: 9000 };
+        let mtu =
+            NetworkFault::Mtu { tap: "vm".into(), tap_mtu: 1500, bridge: "lan".into(), bridge_mtu: 9000 };
         assert_eq!(found(&cable(), |all| all[2].mtu = 9000), [mtu]);
-        assert_eq!(faults(&cable(), None, &host()), [Fault::Gone { tap: "vm".into() }]);
-        let renamed = Fault::Renamed { tap: "vm".into(), now: "vm2".into() };
+        assert_eq!(faults(&cable(), None, &host()), [NetworkFault::Gone { tap: "vm".into() }]);
+        let renamed = NetworkFault::Renamed { tap: "vm".into(), now: "vm2".into() };
         assert_eq!(faults(&cable(), Some("vm2"), &host()), [renamed]);
     }
 
     #[test]
     fn the_uplink_is_the_one_named_or_the_bridges_cards_or_else_its_cables() {
         let named = Cable { uplink: Some("eth1".into()), ..cable() };
-        assert_eq!(found(&named, |_| {}), [Fault::NoUplink { uplink: "eth1".into() }]);
+        assert_eq!(found(&named, |_| {}), [NetworkFault::NoUplink { uplink: "eth1".into() }]);
         let dead = |all: &mut Vec<Interface>| {
             all.push(Interface { has_carrier: false, ..interface(7, "eth1", Kind::Other, None) })
         };
-        assert_eq!(found(&named, dead), [Fault::NoCarrier { uplinks: vec!["eth1".into()] }]);
+        assert_eq!(found(&named, dead), [NetworkFault::NoCarrier { uplinks: vec!["eth1".into()] }]);
         assert_eq!(
             found(&cable(), |all| {
                 all[1].master = None;
                 all[5].has_carrier = false;
             }),
-            [Fault::NoCarrier { uplinks: vec!["box".into()] }]
+            [NetworkFault::NoCarrier { uplinks: vec!["box".into()] }]
         );
         let alone =
             |all: &mut Vec<Interface>| all.retain(|one| !["eth0", "box"].contains(&one.name.as_str()));

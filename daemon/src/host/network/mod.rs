@@ -4,7 +4,7 @@
 mod faults;
 mod interfaces;
 
-pub use faults::{Cable, Fault};
+pub use faults::{Cable, NetworkFault};
 
 use crate::config::Config;
 use crate::outlet::Outlet;
@@ -19,7 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// All that is wrong with the VM's way to the network on a host. News of this room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkTrouble(Vec<Fault>);
+pub struct NetworkTrouble(Vec<NetworkFault>);
 
 impl NetworkTrouble {
     /// Whether nothing is wrong.
@@ -31,7 +31,7 @@ impl NetworkTrouble {
     /// Whether nobody beyond this host reaches the VM here.
     #[must_use]
     pub fn cuts_off(&self) -> bool {
-        self.0.iter().any(Fault::cuts_off)
+        self.0.iter().any(NetworkFault::cuts_off)
     }
 }
 
