@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Of a primary that is protected by checkpoints and serves a client.
-const AT_WORK: [&str; 17] = [
+const AT_WORK: [&str; 19] = [
     "ftd_generation",
     "ftd_epoch",
     "ftd_acked_epoch",
@@ -29,6 +29,8 @@ const AT_WORK: [&str; 17] = [
     "ftd_sent_bytes_total",
     "ftd_frames_released_total",
     "ftd_resyncs_total",
+    "ftd_scrubbed_pages_total",
+    "ftd_scrub_pass_ms",
     "ftd_pause_us",
     "ftd_hold_us",
     "ftd_commit_us",
