@@ -14,6 +14,7 @@ mod network;
 mod peer;
 mod recording;
 mod refusal;
+mod rehearsal;
 mod replay;
 mod scrub;
 mod switchover;

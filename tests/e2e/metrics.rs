@@ -78,6 +78,7 @@ fn the_metrics_of_a_pair_move_with_what_happens_to_it() {
         });
         let traffic = Traffic::start();
         must_move(&pair.alpha, &AT_WORK);
+        must_move(&pair.beta, &["ftd_rehearsals_total", "ftd_rehearsal_age_us"]);
 
         pair.beta.signal(Signal::SIGSTOP);
         let attempts = (0..2 * HOLD_FRAMES).map(|_| {

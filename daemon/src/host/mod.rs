@@ -22,4 +22,4 @@ pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};
 pub use network::{Cable, LookError, NetworkFault, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LockError, Notifier, Watchdog};
-pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};
+pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

@@ -233,6 +233,12 @@ metrics! {
         "Milliseconds since the executor last showed its state; more than a few hundred mean that it is stuck",
     log_lines_lost: Counter "ftd_log_lines_lost_total"
         "Log messages that were dropped because stderr took none for a while",
+    rehearsals: Counter "ftd_rehearsals_total"
+        "Backup: times it was shown that the VM could go on from the state held here",
+    rehearsals_failed: Counter "ftd_rehearsals_failed_total"
+        "Backup: times that showing it failed",
+    rehearsal_age_us: Gauge "ftd_rehearsal_age_us"
+        "Backup: microseconds since it was last shown that the VM could go on from the state held here; 0: never",
     suspicions: Counter "ftd_suspicions_total"
         "Times this node lost the peer because it fell silent or its connection broke",
 }

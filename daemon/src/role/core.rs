@@ -281,7 +281,7 @@ impl Core {
         match (cell, owner) {
             (_, None) => match self.policy.start_as {
                 StartAs::Primary => self.part = Part::Founding { expected, trouble: None },
-                StartAs::Backup => self.advance(Next::Backup(Backup::new("waiting for a primary"))),
+                StartAs::Backup => self.advance(Next::Backup(Backup::of_nobody())),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
                 if self.policy.fresh {
@@ -349,14 +349,13 @@ impl Core {
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
-        View {
-            role: self.role(),
-            state,
-            generation: self.generation,
-            suspicions: self.suspicions,
-            peer: self.policy.peer.clone(),
-            detail,
-        }
+        let rehearsal = match &self.part {
+            Part::Backup(backup) => backup.rehearsal(),
+            _ => None,
+        };
+        let (role, generation, suspicions) = (self.role(), self.generation, self.suspicions);
+        let peer = self.policy.peer.clone();
+        View { role, state, generation, suspicions, rehearsal, peer, detail }
     }
 
     fn role(&self) -> Role {

@@ -94,6 +94,7 @@ pub(in super::super) fn status() -> Status {
         view_age_ms: 1,
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
+        rehearsal: None,
         arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
         uptime_s: 60,
     }
