@@ -10,6 +10,7 @@ mod fixture;
 mod guest;
 mod loss;
 mod metrics;
+mod network;
 mod peer;
 mod recording;
 mod refusal;

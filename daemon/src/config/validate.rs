@@ -106,6 +106,11 @@ impl Config {
                 );
             }
             within("machine.net.mtu", net.mtu.into(), u64::from(*MTUS.start())..=u64::from(*MTUS.end()))?;
+            if let Some(uplink) = &net.uplink
+                && !tap::is_interface_name(uplink)
+            {
+                return refuse("machine.net.uplink", uplink, "must be an interface name");
+            }
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
         }
         within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;

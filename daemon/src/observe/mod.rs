@@ -9,6 +9,8 @@ mod window;
 
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
-pub use status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use status::{
+    ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
+};
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
-pub use window::{PeerView, Window};
+pub use window::{Aged, PeerView, Window};

@@ -195,6 +195,11 @@ pub enum Event {
         epoch: u64,
     },
 
+    /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
+    PeerReplaced {
+        /// Its name.
+        node: String,
+    },
     /// The operator asks for a planned switchover.
     SwitchoverRequested,
     /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.

@@ -178,6 +178,11 @@ impl Primary {
         None
     }
 
+    /// Whether neither the cell nor a pairing under way names a backup.
+    pub(super) fn has_no_backup(&self) -> bool {
+        self.pair == Pair::Solo
+    }
+
     fn is_linked(&self, conn: ConnId) -> bool {
         self.link.as_ref().is_some_and(|link| link.conn == conn)
     }
