@@ -16,11 +16,13 @@ use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
+use crate::keeper::{
+    Feed, Keeper, Order, OrderReply, Pairing, Replay, Service, Setup, StateLoss, WarmStandby,
+};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
+use crate::role::{ConnId, Micros, PairingStart, State, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -58,6 +60,7 @@ pub struct RealHands {
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
+    service: Service,
     replay: Replay,
     pub(super) window: Arc<Window>,
     pub(super) telemetry: Arc<Telemetry>,
@@ -84,6 +87,8 @@ impl RealHands {
             spec,
             boot,
             epoch: parts.epoch,
+            service: parts.service,
+            on_overload: parts.on_overload,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
             wiring,
@@ -123,6 +128,7 @@ impl RealHands {
             switchovers: Vec::new(),
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
+            service: parts.service,
             replay: parts.replay,
             window: parts.window,
             telemetry: parts.telemetry,
@@ -134,7 +140,7 @@ impl RealHands {
 
     /// The executor's loop lives.
     pub(super) fn feed_watchdog(&self) {
-        self.watchdog.fed();
+        self.watchdog.fed(|| self.window.view().is_some_and(|view| view.state == State::Protected));
     }
 
     /// A connection has shaken hands.
