@@ -95,7 +95,7 @@ impl Msg {
 
 /// What travels on a connection.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub(crate) enum Item {
     Msg(Msg),
     /// In-order end of the stream.
     Fin,
@@ -113,7 +113,7 @@ pub struct Vm {
 
 /// A frame of the VM.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub run: u32,
     pub counter: u64,
     /// When the VM sent it.
@@ -162,7 +162,7 @@ pub struct Replication {
 
 /// What a backup has sealed.
 #[derive(Clone, Copy, Debug)]
-pub struct Image {
+pub(crate) struct Image {
     pub pairing: u64,
     pub epoch: u64,
     pub counter: u64,
@@ -200,7 +200,7 @@ pub struct Exec {
 
 /// What waits for the core.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     Event(Event),
     Net(ConnId, Item),
     /// The kernel says that the connection is gone.
@@ -272,6 +272,8 @@ pub enum Mutant {
     FollowAnyway,
     /// A node keeps no promise after its answers.
     NoPromise,
+    /// A backup's answer grants a longer lease than it has promised.
+    GrantsMore,
     /// Frames leave when their checkpoint is captured, not when it is acked.
     ReleaseAtCapture,
     /// A lost answer of the arbiter counts as "nothing happened".
@@ -337,15 +339,16 @@ impl Mutant {
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::DoubtIsRefusal => "I1",
             Self::WentBackIsLost => "the last copy",
-            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
+            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
+        Self::GrantsMore,
         Self::ReleaseAtCapture,
         Self::UnknownIsNotAttempted,
         Self::UnknownIsWon,

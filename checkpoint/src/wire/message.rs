@@ -2,34 +2,8 @@
 //! of the log are bytes of [`ft_vm::replay::log`]; these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
+pub use super::identity::Identity;
 use serde::{Deserialize, Serialize};
-
-/// Who a node is and what it brings: the content of both hello and welcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Version of the messages' meaning, above the frame's own version.
-    pub protocol: u16,
-    /// The VM's name.
-    pub vm: String,
-    /// The node's name.
-    pub node: String,
-    /// The newest generation it knows of.
-    pub generation: u64,
-    /// postcard of its `MachineSpec`.
-    pub spec: Vec<u8>,
-    /// What boots in it ([`ft_vm::spec::Boot::terms`]).
-    pub boot: String,
-    /// How it replicates.
-    pub mode: Mode,
-    /// Its engine's fingerprint (see [`ft_vm::machine::engine_fingerprint`]).
-    pub engine: u64,
-    /// Its CPU's profile, opaque here.
-    pub cpu: Vec<u8>,
-    /// Bits of optional abilities; unknown ones are ignored.
-    pub features: u64,
-    /// How long an answer of the backup permits the primary to release, in microseconds: both must mean the same.
-    pub lease_us: u64,
-}
 
 /// How a pair replicates: what its epochs are made of. On the wire it is a number, in a configuration a word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,15 +167,19 @@ pub enum Message<'a> {
     LogEnd(LogEnd, &'a [u8]),
     /// See [`Ack`].
     Ack(Ack),
-    /// I live; the sender's clock.
+    /// I live; the sender's clock, and how long the answer shall permit the sender to release.
     Heartbeat {
         /// Microseconds of the sender's clock.
         stamp_us: u64,
+        /// The lease asked for, in microseconds.
+        lease_us: u64,
     },
     /// Answer to a heartbeat, with its stamp.
     Echo {
         /// From the heartbeat.
         stamp_us: u64,
+        /// The lease granted: for so long and longer, the sender does not contest.
+        lease_us: u64,
     },
     /// The cell names this pairing and its backup since this generation: protected.
     Paired {
@@ -271,8 +249,16 @@ impl<'a> Message<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, FrameError> {
         let kind = frame.kind;
         Ok(match kind {
-            FrameType::Hello => Self::Hello(parse(frame)?),
-            FrameType::Welcome => Self::Welcome(parse(frame)?),
+            FrameType::Hello => {
+                let hello: Hello = parse(frame)?;
+                checked(&hello.identity, kind)?;
+                Self::Hello(hello)
+            }
+            FrameType::Welcome => {
+                let welcome: Welcome = parse(frame)?;
+                checked(&welcome.identity, kind)?;
+                Self::Welcome(welcome)
+            }
             FrameType::Refuse => Self::Refuse(parse(frame)?),
             FrameType::CopyBegin => Self::CopyBegin(parse(frame)?),
             FrameType::CopyPages => Self::CopyPages(frame.payload),
@@ -281,8 +267,14 @@ impl<'a> Message<'a> {
             FrameType::State => Self::State(frame.payload),
             FrameType::EpochEnd => Self::EpochEnd(parse(frame)?),
             FrameType::Ack => Self::Ack(parse(frame)?),
-            FrameType::Heartbeat => Self::Heartbeat { stamp_us: parse(frame)? },
-            FrameType::Echo => Self::Echo { stamp_us: parse(frame)? },
+            FrameType::Heartbeat => {
+                let (stamp_us, lease_us) = parse(frame)?;
+                Self::Heartbeat { stamp_us, lease_us }
+            }
+            FrameType::Echo => {
+                let (stamp_us, lease_us) = parse(frame)?;
+                Self::Echo { stamp_us, lease_us }
+            }
             FrameType::Paired => Self::Paired { generation: parse(frame)? },
             FrameType::Switchover => Self::Switchover { epoch: parse(frame)? },
             FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
@@ -321,9 +313,10 @@ impl<'a> Message<'a> {
             Self::EpochBegin(m) => postcard::to_stdvec(m),
             Self::EpochEnd(m) => postcard::to_stdvec(m),
             Self::Ack(m) => postcard::to_stdvec(m),
-            Self::Heartbeat { stamp_us: n }
-            | Self::Echo { stamp_us: n }
-            | Self::Paired { generation: n }
+            Self::Heartbeat { stamp_us, lease_us } | Self::Echo { stamp_us, lease_us } => {
+                postcard::to_stdvec(&(stamp_us, lease_us))
+            }
+            Self::Paired { generation: n }
             | Self::Switchover { epoch: n }
             | Self::TookOver { generation: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),
@@ -335,6 +328,10 @@ impl<'a> Message<'a> {
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())
     }
+}
+
+fn checked(identity: &Identity, kind: FrameType) -> Result<(), FrameError> {
+    identity.check().map_err(|e| FrameError::Malformed { kind, why: e.to_string() })
 }
 
 fn parse<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<T, FrameError> {

@@ -4,16 +4,25 @@ use super::api::{Role, State, Status};
 use crate::observe::Percentiles;
 use std::fmt::Write;
 
-/// Several aligned lines, coloured if asked.
+/// Whether states stand out by colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Palette {
+    /// Escape sequences of a terminal.
+    Coloured,
+    /// Nothing but text.
+    Plain,
+}
+
+/// Several aligned lines.
 #[must_use]
-pub fn block(status: &Status, colour: bool) -> String {
+pub fn block(status: &Status, palette: Palette) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "{name:>13}  {value}");
     };
     row("vm", format!("{} on {}", status.vm, status.node));
     row("role", status.role.to_string());
-    row("state", painted(status.state, colour));
+    row("state", painted(status.state, palette));
     if !status.detail.is_empty() {
         row("", status.detail.clone());
     }
@@ -56,6 +65,14 @@ pub fn block(status: &Status, colour: bool) -> String {
         row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
         row("checkpoints", format!("{per_s:.1} /s"));
     }
+    if status.role == Role::Primary && status.service.guest_speed_pct < 99.0 && status.replay.is_none() {
+        let percent = status.service.guest_speed_pct;
+        row("slowed", format!("the VM runs at {percent:.0} % of its speed: link and backup carry no more"));
+    }
+    if status.role == Role::Primary && !status.service.hold_kept {
+        let bound = status.service.hold_ms_max;
+        row("late", format!("output was held for longer than {bound} ms (hold_ms_max) in the last minute"));
+    }
     if status.unknown_instructions > 0 {
         let times = status.unknown_instructions;
         row(
@@ -67,6 +84,10 @@ pub fn block(status: &Status, colour: bool) -> String {
     }
     let connected = if status.peer.connected { "connected" } else { "not connected" };
     row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
+    let trouble = status.peer.trouble.iter().filter(|_| !status.peer.connected);
+    for trouble in trouble.flat_map(|trouble| trouble.lines()) {
+        row("", trouble.to_owned());
+    }
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
     row("arbiter", format!("{}, {reachable}", status.arbiter.place));
     row("up", duration(status.uptime_s));
@@ -82,13 +103,16 @@ pub fn line(status: &Status) -> String {
     format!("{vm} on {node} {role} {state} {numbers}{separator}{detail}\n")
 }
 
-fn painted(state: State, colour: bool) -> String {
+fn painted(state: State, palette: Palette) -> String {
     let code = match state {
         State::Protected => 32,
         State::Solo | State::Resyncing => 33,
         State::Waiting | State::Fenced => 31,
     };
-    if colour { format!("\x1b[1;{code}m{state}\x1b[0m") } else { state.to_string() }
+    match palette {
+        Palette::Coloured => format!("\x1b[1;{code}m{state}\x1b[0m"),
+        Palette::Plain => state.to_string(),
+    }
 }
 
 fn times(us: Percentiles) -> String {
@@ -122,13 +146,13 @@ mod tests {
     use super::super::api::{CopyStatus, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::observe::Divergence;
+    use crate::observe::{Divergence, ServiceStatus};
     use ft_vm::spec::EngineKind;
 
     #[test]
     fn a_status_is_shown_aligned() {
         let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20 });
-        let text = block(&Status { copy, ..status() }, false);
+        let text = block(&Status { copy, ..status() }, Palette::Plain);
         let expected = "           vm  web on alpha
          role  primary
         state  resyncing
@@ -158,7 +182,8 @@ mod tests {
             divergences: 1,
             last_divergence,
         };
-        let text = block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, false);
+        let text =
+            block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, Palette::Plain);
         for line in [
             "         mode  replay, engine soft, at instruction 5000000\n",
             "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",
@@ -189,9 +214,21 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_is_slowed_and_output_that_is_late_are_shown() {
+        let service = ServiceStatus { hold_ms_max: 100, hold_kept: false, guest_speed_pct: 12.4 };
+        let text = block(&Status { service, ..status() }, false);
+        for line in [
+            "       slowed  the VM runs at 12 % of its speed: link and backup carry no more\n",
+            "         late  output was held for longer than 100 ms (hold_ms_max) in the last minute\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
     fn unknown_instructions_are_shown_where_there_were_any() {
-        assert!(!block(&status(), false).contains("unsupported"));
-        let text = block(&Status { unknown_instructions: 3, ..status() }, false);
+        assert!(!block(&status(), Palette::Plain).contains("unsupported"));
+        let text = block(&Status { unknown_instructions: 3, ..status() }, Palette::Plain);
         assert!(
             text.contains(
                 "unsupported  the guest executed instructions that the engine does not have, 3 times"
@@ -201,9 +238,23 @@ mod tests {
     }
 
     #[test]
+    fn why_there_is_no_peer_is_shown_one_line_for_each_reason() {
+        let mut status = status();
+        status.peer.connected = false;
+        status.peer.trouble = Some("disk 1: differs\nmachine.rng: differs".into());
+        let text = block(&status, Palette::Plain);
+        assert!(
+            text.contains("not connected\n               disk 1: differs\n               machine.rng"),
+            "{text}"
+        );
+        status.peer.connected = true;
+        assert!(!block(&status, Palette::Plain).contains("differs"), "it is past");
+    }
+
+    #[test]
     fn colour_is_only_where_asked() {
-        assert!(!block(&status(), false).contains('\x1b'));
-        assert!(block(&status(), true).contains("\x1b[1;33mresyncing\x1b[0m"));
+        assert!(!block(&status(), Palette::Plain).contains('\x1b'));
+        assert!(block(&status(), Palette::Coloured).contains("\x1b[1;33mresyncing\x1b[0m"));
     }
 
     #[test]

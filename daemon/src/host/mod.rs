@@ -3,14 +3,18 @@
 
 mod check;
 mod console;
+mod contents;
 mod fresh;
+mod identity;
 mod pump;
 mod service;
 mod wiring;
 
 pub use check::HostError;
 pub use console::ConsoleHub;
+pub use contents::{Contents, Unread};
 pub use fresh::{FreshError, allow_fresh, take_fresh};
+pub use identity::{DescribeError, facts};
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
 pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};

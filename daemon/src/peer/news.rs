@@ -4,6 +4,7 @@ use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
+use ft_checkpoint::wire::handshake::Refusal;
 use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
 
 /// What happens on connections, for the executor.
@@ -24,6 +25,8 @@ pub enum PeerNews {
     },
     /// A dial came to nothing; the dialler goes on.
     DialFailed(HandshakeError),
+    /// A node asked to be our backup and does not fit.
+    TurnedAway(Refusal),
     /// A backup says something.
     FromBackup {
         /// The connection.
@@ -55,6 +58,8 @@ pub enum FromBackup {
     Echo {
         /// Our clock when we sent it.
         stamp: Micros,
+        /// The lease that it grants.
+        lease: Micros,
     },
     /// It runs the VM now.
     TookOver {

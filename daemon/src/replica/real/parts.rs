@@ -4,6 +4,7 @@ use crate::config::OnOverload;
 use crate::host::{Host, Watchdog};
 use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
+use crate::peer;
 use crate::replica::Input;
 use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::message::Identity;
@@ -36,6 +37,8 @@ pub struct Parts {
     pub listener: TcpListener,
     /// What we say of ourselves in a handshake.
     pub identity: Identity,
+    /// What the machine's files hold.
+    pub contents: peer::TellContents,
     /// The arbiter.
     pub arbiter: Box<dyn Arbiter>,
     /// Inputs; the sender's clones are everywhere.
