@@ -185,6 +185,7 @@ fn policy(config: &Config, fresh: bool) -> Policy {
         heartbeat_us: us(r.heartbeat_ms),
         arbiter_retry_us: ARBITER_RETRY.as_micros() as u64,
         patience_us: PATIENCE.as_micros() as u64,
+        rehearsal_us: r.rehearsal_s * 1_000_000,
         nonce: random_nonce(),
     }
 }

@@ -20,6 +20,7 @@
 //!     heartbeat_us: 5_000,
 //!     arbiter_retry_us: 200_000,
 //!     patience_us: 10_000_000,
+//!     rehearsal_us: 60_000_000,
 //!     nonce: 0x17,
 //! };
 //! let (mut core, mut commands) = Core::new(policy, 0);

@@ -94,6 +94,7 @@ impl Fixture {
             },
             parts: ftd::observe::CheckpointParts::default(),
             take_over: None,
+            rehearsal: None,
             arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
             uptime_s: 3,
         };

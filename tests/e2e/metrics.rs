@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Of a primary that is protected by checkpoints and serves a client.
-const AT_WORK: [&str; 17] = [
+const AT_WORK: [&str; 19] = [
     "ftd_generation",
     "ftd_epoch",
     "ftd_acked_epoch",
@@ -29,6 +29,8 @@ const AT_WORK: [&str; 17] = [
     "ftd_sent_bytes_total",
     "ftd_frames_released_total",
     "ftd_resyncs_total",
+    "ftd_scrubbed_pages_total",
+    "ftd_scrub_pass_ms",
     "ftd_pause_us",
     "ftd_hold_us",
     "ftd_commit_us",
@@ -76,6 +78,7 @@ fn the_metrics_of_a_pair_move_with_what_happens_to_it() {
         });
         let traffic = Traffic::start();
         must_move(&pair.alpha, &AT_WORK);
+        must_move(&pair.beta, &["ftd_rehearsals_total", "ftd_rehearsal_age_us"]);
 
         pair.beta.signal(Signal::SIGSTOP);
         let attempts = (0..2 * HOLD_FRAMES).map(|_| {

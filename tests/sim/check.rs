@@ -7,6 +7,7 @@
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
 //! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the
 //!   cell, and none that has diverged.
+//! - I9: "protected" is said only when a machine of the backup has taken over that pairing's state.
 //! - I11: no node sets a generation that it has known before, even if the cell was put back to an older copy.
 //! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
@@ -33,6 +34,8 @@ pub struct Truth {
     pub lost: Option<String>,
     /// The newest birth time of a frame that left.
     pub newest_birth: u64,
+    /// Nodes, and the pairings that a machine of theirs has shown to be good.
+    pub rehearsed: Vec<(usize, u64)>,
     /// Processes that were killed.
     pub killed: Vec<(usize, u32)>,
 }
@@ -204,6 +207,21 @@ impl World {
         if entry.is_none_or(|entry| entry.cell.owner.as_deref() != Some(NAMES[n])) {
             self.fail(format!(
                 "I2: {} announces itself in generation {generation}, which is {entry:?}",
+                NAMES[n]
+            ));
+        }
+    }
+
+    /// Node `n` says that it is protected.
+    pub fn check_proven(&mut self, n: usize) {
+        let standby = self.arbiter.cell.as_ref().and_then(|cell| cell.standby.as_ref());
+        let Some((backup, pairing)) = standby.and_then(|s| Some((index_of(&s.node)?, s.pairing))) else {
+            return;
+        };
+        if !self.truth.rehearsed.contains(&(backup, pairing)) {
+            let backup = NAMES[backup];
+            self.fail(format!(
+                "I9: {} is protected by {backup}, where nobody tried pairing {pairing:x}",
                 NAMES[n]
             ));
         }

@@ -27,6 +27,7 @@ pub struct Knobs {
     pub heartbeat_us: Micros,
     pub arbiter_retry_us: Micros,
     pub patience_us: Micros,
+    pub rehearsal_us: Micros,
     pub tick_us: Micros,
     pub epoch_us: Micros,
     /// Checkpoints captured and not acked at which the VM waits.
@@ -241,6 +242,8 @@ pub struct Node {
     pub fresh: bool,
     pub fail_takeover: bool,
     pub fail_boot: bool,
+    /// No machine on this host takes a state over.
+    pub unfit: bool,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
     /// Frozen between two frames: nothing wakes it before its time.
@@ -304,6 +307,8 @@ pub enum Mutant {
     WentBackIsLost,
     /// Whatever is held is said to be good.
     VerifiesNothing,
+    /// Whatever is held is said to have been tried.
+    RehearsesNothing,
     /// A backup that knows that it has diverged does not say so.
     SilentDivergence,
     /// The news that the host has failed the machine goes lost.
@@ -331,6 +336,7 @@ impl Mutant {
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
+            Self::RehearsesNothing => "I9",
             Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
@@ -364,6 +370,7 @@ impl Mutant {
         Self::DoubtIsRefusal,
         Self::WentBackIsLost,
         Self::VerifiesNothing,
+        Self::RehearsesNothing,
         Self::SilentDivergence,
         Self::IgnoresMachine,
         Self::IgnoresBoot,

@@ -17,4 +17,4 @@ pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use identity::{DescribeError, facts};
 pub use pump::{Socket, start as start_pump};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
-pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};
+pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

@@ -15,6 +15,8 @@ use crate::clock;
 use crate::config::OnOverload;
 use crate::observe::PauseParts;
 use crate::role::Micros;
+use ft_checkpoint::scrub::{Sample, Scrubber};
+use ft_ram::PageIndex;
 use ft_ram::layout::PAGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +37,9 @@ const RESERVE_PAGES_MIN: usize = 1024;
 pub(super) struct Epochs {
     pairing: Arc<Pairing>,
     shipper: Shipper,
+    scrubber: Scrubber,
+    /// Hashed during the epoch under way.
+    samples: Vec<Sample>,
     last: u64,
     /// Dirty pages of the last checkpoint.
     last_pages: usize,
@@ -65,14 +70,16 @@ pub(super) enum Looked {
 
 impl Epochs {
     /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
-    pub(super) fn begin(copying: Copying, pages_max: usize, setup: &Setup) -> Result<Self, KeepError> {
+    pub(super) fn begin(copying: Copying, ram_pages: PageIndex, setup: &Setup) -> Result<Self, KeepError> {
         let Copying { pairing, encoder, stands, .. } = copying;
         let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
-        let shipper = Shipper::start(encoder, Arc::clone(&pairing), pages_max, news, telemetry)
+        let shipper = Shipper::start(encoder, Arc::clone(&pairing), ram_pages as usize, news, telemetry)
             .map_err(KeepError::Shipper)?;
         Ok(Self {
             pairing,
             shipper,
+            scrubber: Scrubber::new(ram_pages),
+            samples: Vec::new(),
             last: 0,
             last_pages: RESERVE_PAGES_MIN,
             began: clock::now_us(),
@@ -248,6 +255,7 @@ impl Epochs {
         let resumed = Instant::now();
         self.last_pause = resumed - started;
         (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
+        std::mem::swap(&mut capture.samples, &mut self.samples);
 
         // Said before the checkpoint is on its way, so that its ack cannot come first.
         if first {
@@ -266,8 +274,18 @@ impl Epochs {
             copy: copied - captured,
             resume: resumed - copied,
         });
+        self.scrub(vm, setup);
         self.give_up_if_overloaded(stamp_us, setup);
         Ok(Looked::Captured)
+    }
+
+    /// Early in an epoch, when nobody waits for its end yet: hashes the pages that its checkpoint lets the backup
+    /// compare. In replay mode the log's digests do that.
+    fn scrub(&mut self, vm: &Vm, setup: &Setup) {
+        if !setup.replay.on {
+            self.scrubber.sample(&vm.view, &mut self.samples);
+            setup.telemetry.scrubbing(self.samples.len(), self.scrubber.pass());
+        }
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Flow {
     /// The shortest latency seen: no slower guest makes it shorter.
     base_us: u64,
     flying: VecDeque<Flying>,
+    /// The first checkpoint is acked. That takes more than its way: the backup tries whether it can go on from it.
+    is_tried: bool,
     captured_at: Option<Micros>,
     acked_at: Micros,
     /// Bytes acked of late, and the time in which they were on their way.
@@ -139,6 +141,7 @@ impl Flow {
             window_max,
             base_us: u64::MAX,
             flying: VecDeque::new(),
+            is_tried: false,
             captured_at: None,
             acked_at: 0,
             carried: (0, 0),
@@ -205,10 +208,14 @@ impl Flow {
         }
         let Some(Flying { began, at, with_it, .. }) = newest else { return };
         let took_us = now.saturating_sub(at);
+        let since = std::mem::replace(&mut self.acked_at, now);
+        if !std::mem::replace(&mut self.is_tried, true) {
+            return;
+        }
+        let base_us = if self.base_us == u64::MAX { 0 } else { self.base_us };
         self.base_us = self.base_us.min(took_us);
-        let alone_us = now.saturating_sub(first_at).saturating_sub(self.base_us);
-        let us = alone_us.min(now.saturating_sub(self.acked_at)).max(1);
-        self.acked_at = now;
+        let alone_us = now.saturating_sub(first_at).saturating_sub(base_us);
+        let us = alone_us.min(now.saturating_sub(since)).max(1);
         self.carried = (self.carried.0 + bytes, self.carried.1 + us);
         if self.carried.1 > CARRIED_SPAN_US {
             self.carried = (self.carried.0 / 2, self.carried.1 / 2);
@@ -280,7 +287,7 @@ impl Flow {
     pub fn is_overloaded(&mut self, now: Micros) -> bool {
         let oldest_us = self.flying.front().map_or(0, |oldest| now.saturating_sub(oldest.began));
         let is_slowest = self.speed_permille() <= self.service.speed_pct_min * 10 * 5 / 4;
-        if oldest_us > self.service.hold_us_max && is_slowest {
+        if oldest_us > self.service.hold_us_max && is_slowest && self.is_tried {
             self.late_since.get_or_insert(now);
         }
         self.late_since.is_some_and(|since| now.saturating_sub(since) > OVERLOAD_US)
@@ -293,7 +300,7 @@ impl Flow {
     }
 
     fn bytes_in_flight(&self) -> u64 {
-        self.flying.iter().map(|flying| flying.bytes).sum()
+        self.flying.iter().skip((!self.is_tried).into()).map(|flying| flying.bytes).sum()
     }
 
     /// Bytes that the open epoch has come to, as far as anybody can tell before it is captured.

@@ -3,7 +3,9 @@
 
 use super::metrics::{Percentiles, Rate};
 use super::service::{HoldWatch, ServiceStatus};
-use super::status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+use super::status::{
+    ArbiterStatus, CopyStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA, Status,
+};
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
 use crate::config::Config;
@@ -70,6 +72,7 @@ fn initial_status(config: &Config) -> Status {
         replay: None,
         copy: None,
         take_over: None,
+        rehearsal: None,
         peer: PeerStatus {
             node: config.peer.node.to_string(),
             address: config.peer.address.to_string(),
@@ -138,6 +141,9 @@ impl Publisher {
         metrics.is_primary.set((view.role == Role::Primary).into());
         metrics.is_protected.set((view.state == State::Protected).into());
         metrics.is_peer_connected.set(peer.connected.into());
+        let rehearsal = view.rehearsal.map(RehearsalStatus::now);
+        let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
+        metrics.rehearsal_age_us.set(age_us.unwrap_or(0));
         metrics.held_frames.set(held.held_frames as u64);
         metrics.held_bytes.set(held.held_bytes as u64);
         metrics.frames_released.set_total(held.released);
@@ -179,6 +185,7 @@ impl Publisher {
             copy: (copy_total > 0)
                 .then(|| CopyStatus { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
             take_over: telemetry.take_over(),
+            rehearsal,
             peer: PeerStatus {
                 node: self.config.peer.node.to_string(),
                 address: self.config.peer.address.to_string(),
@@ -257,7 +264,8 @@ mod tests {
     fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
         let publisher = publisher();
         let (role, state, detail) = (Role::Primary, State::Solo, String::new());
-        publisher.sources.window.show(View { role, state, generation: 4, suspicions: 3, detail });
+        let (generation, suspicions, rehearsal) = (4, 3, None);
+        publisher.sources.window.show(View { role, state, generation, suspicions, rehearsal, detail });
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {

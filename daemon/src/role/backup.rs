@@ -1,12 +1,15 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when it loses the
 //! primary.
 
+mod rehearsing;
+
 use super::arbitration::Settled;
 use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::{StartAs, promise_us};
 use super::primary::Primary;
+use super::rehearsal::{Rehearsals, Unacked};
 use super::view::State;
 use ft_arbiter::Cell;
 
@@ -21,6 +24,11 @@ pub(super) struct Backup {
     /// The generation that the primary named when it welcomed us.
     welcomed_in: u64,
     paired: bool,
+    rehearsals: Rehearsals,
+    /// When to dial, after the primary was left alone for a while.
+    dial_at: Option<Micros>,
+    /// The cell named no owner as this node began, and it is the peer's to found the VM.
+    waits_for_founder: bool,
     /// The peer is nobody's primary either: whether anybody owns the VM is to be read.
     ownerless: bool,
     why: String,
@@ -69,20 +77,23 @@ impl Backup {
             promise_until: 0,
             welcomed_in: 0,
             paired: false,
+            rehearsals: Rehearsals::default(),
+            dial_at: None,
+            waits_for_founder: false,
             ownerless: false,
             why: why.into(),
         }
     }
 
+    /// Holds nothing, dials: the VM is the peer's to found.
+    pub(super) fn of_nobody() -> Self {
+        Self { waits_for_founder: true, ..Self::new("waiting for a primary") }
+    }
+
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
         match event {
-            Event::Tick => self.on_tick(core),
-            Event::PeerHello { conn, .. } => {
-                core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
-                // Two backups: the VM is over, and the operator has started the peer. This node finds out which one
-                // boots it.
-                self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
-            }
+            Event::Tick => return self.on_tick(core),
+            Event::PeerHello { conn, .. } => self.on_hello(core, conn),
             Event::Welcomed { conn, generation, pairing, how } => {
                 return self.on_welcome(core, conn, generation, pairing, how);
             }
@@ -118,8 +129,7 @@ impl Backup {
                 if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
                     self.hold = Hold::Sealed(Held { pairing, epoch });
                     if self.is_linked(conn) && self.may_answer() {
-                        self.promise(core, core.policy.lease_us);
-                        core.out.push(Command::SendAck { conn, epoch, stamp });
+                        self.ack(core, Unacked { conn, epoch, stamp });
                     }
                     if let Stage::Orphaned { verified, .. } = &mut self.stage {
                         *verified = false;
@@ -138,6 +148,10 @@ impl Backup {
                     }
                     _ => {}
                 }
+            }
+            Event::Rehearsed { pairing } if self.pairing() == Some(pairing) => self.on_rehearsed(core),
+            Event::RehearsalFailed { pairing, why } if self.pairing() == Some(pairing) => {
+                return self.on_rehearsal_failed(core, why);
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
@@ -201,6 +215,21 @@ impl Backup {
         self.promise_until = self.promise_until.max(core.now + promise_us(lease));
     }
 
+    /// Two backups.
+    fn on_hello(&mut self, core: &mut Core, conn: ConnId) {
+        if self.waits_for_founder {
+            self.why = format!(
+                "nobody boots the VM: node {} and node {} both have start_as = \"backup\", and the arbiter names no \
+                 owner; set start_as = \"primary\" on one of them, and restart ftd there",
+                core.policy.node, core.policy.peer
+            );
+        }
+        let why = if self.waits_for_founder { &self.why } else { "this node is a backup itself" };
+        core.out.push(Command::Refuse { conn, why: why.into() });
+        // The VM is over, and the operator has started the peer. This node finds out which one boots it.
+        self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
+    }
+
     fn heard(&mut self, core: &Core, conn: ConnId) {
         if let Some(link) = &mut self.link
             && link.conn == conn
@@ -227,6 +256,7 @@ impl Backup {
             return None;
         }
         core.learn_generation(generation);
+        self.waits_for_founder = false;
         self.why = match how {
             PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
             {
@@ -240,9 +270,12 @@ impl Backup {
                 }
                 self.hold = Hold::Partial { pairing };
                 self.paired = false;
+                self.rehearsals.begin_anew();
                 "receiving a full copy".into()
             }
         };
+        self.dial_at = None;
+        self.rehearsals.forget_ack();
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
         self.stage = Stage::Following;
@@ -252,7 +285,14 @@ impl Backup {
         self.stop_if_asked(core)
     }
 
-    fn on_tick(&mut self, core: &mut Core) {
+    fn on_tick(&mut self, core: &mut Core) -> Option<Next> {
+        if self.dial_at.is_some_and(|at| core.now >= at) {
+            self.dial_at = None;
+            core.out.push(Command::Dial);
+        }
+        if let Some(next) = self.rehearse_if_due(core) {
+            return Some(next);
+        }
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
@@ -261,6 +301,7 @@ impl Backup {
                 self.lose_peer(core, format!("silent for {} ms", silence / 1000));
             }
         }
+        None
     }
 
     fn lose_peer(&mut self, core: &mut Core, why: String) {

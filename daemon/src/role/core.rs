@@ -264,7 +264,7 @@ impl Core {
         match (cell, owner) {
             (_, None) => match self.policy.start_as {
                 StartAs::Primary => self.part = Part::Founding { expected, trouble: None },
-                StartAs::Backup => self.advance(Next::Backup(Backup::new("waiting for a primary"))),
+                StartAs::Backup => self.advance(Next::Backup(Backup::of_nobody())),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
                 if self.policy.fresh {
@@ -332,7 +332,12 @@ impl Core {
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
-        View { role: self.role(), state, generation: self.generation, suspicions: self.suspicions, detail }
+        let rehearsal = match &self.part {
+            Part::Backup(backup) => backup.rehearsal(),
+            _ => None,
+        };
+        let (role, generation, suspicions) = (self.role(), self.generation, self.suspicions);
+        View { role, state, generation, suspicions, rehearsal, detail }
     }
 
     fn role(&self) -> Role {

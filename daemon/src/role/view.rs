@@ -1,5 +1,6 @@
 //! The core's view of itself: the two words of every status, and the reason for them.
 
+use super::rehearsal::RehearsalView;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -40,6 +41,8 @@ pub struct View {
     pub generation: u64,
     /// Times the peer was lost since the process began: it fell silent, or its connection broke.
     pub suspicions: u64,
+    /// Whether the VM could go on from what this node holds as the backup.
+    pub rehearsal: Option<RehearsalView>,
     /// One line for the operator: why it is so, or what it waits for.
     pub detail: String,
 }

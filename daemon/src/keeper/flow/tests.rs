@@ -147,7 +147,7 @@ fn a_guest_that_writes_80_mb_a_second_is_slowed_to_what_each_link_carries() {
     for mbit in [1000.0, 200.0, 50.0, 10.0] {
         let site = Site { link: mbit * MBIT, guest: WRITER, base_us: 600 };
         let mut model = Model::new(site, SERVICE);
-        model.run_for(2_000_000);
+        model.run_for(5_000_000);
         let (hold_us, part) = model.measure(5_000_000);
         let carried = (site.link / site.guest).min(1.0);
         assert!(hold_us <= SERVICE.hold_us_max, "{mbit} Mbit/s: held for {hold_us} us");
@@ -177,7 +177,7 @@ fn the_floor_is_kept_and_its_price_is_an_overload() {
     let site = Site { link: 10.0 * MBIT, guest: WRITER, base_us: 600 };
     let mut model = Model::new(site, Service { speed_pct_min: 10, ..SERVICE });
     model.run_for(2_000_000);
-    let (_, part) = model.measure(10_000_000);
+    let (_, part) = model.measure(3_000_000);
     assert!(part > 0.07, "{part}");
     assert!(model.overloaded);
 }
@@ -222,6 +222,6 @@ proptest! {
         let (hold_us, part) = model.measure(3_000_000);
         let floor = speed_pct_min as f64 / 100.0;
         prop_assert!(hold_us <= hold_us_max || part < 1.3 * floor, "held {} us, ran {}", hold_us, part);
-        prop_assert!(part > 0.6 * floor, "ran {}", part);
+        prop_assert!(part > 0.6 * floor || model.overloaded, "ran {}", part);
     }
 }

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Replay, Service, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss, WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
@@ -55,6 +55,9 @@ pub struct RealHands {
     /// The connection that it goes over.
     pairing_over: Option<ConnId>,
     standby: Option<WarmStandby>,
+    rehearser: Arc<Rehearser>,
+    /// The pairing that was rehearsed last.
+    rehearsed: Option<u64>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
     switchovers: Vec<SwitchoverReply>,
@@ -83,7 +86,12 @@ impl RealHands {
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, attach, output, announce } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce } = parts.host;
+        let rehearser = Arc::new(Rehearser {
+            spec: spec.clone(),
+            wiring: scratch_wiring,
+            news: Outlet::into_queue(&inputs, Input::Keeper),
+        });
         let setup = Setup {
             spec,
             boot,
@@ -124,6 +132,8 @@ impl RealHands {
             pairing: None,
             pairing_over: None,
             standby: None,
+            rehearser,
+            rehearsed: None,
             resuming: None,
             settling: None,
             switchovers: Vec::new(),
@@ -163,13 +173,18 @@ impl RealHands {
         }
     }
 
-    /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
+    /// What is held here is not the primary's VM any more: the peer shall know of it too.
     pub(super) fn note_loss(&self, why: &StateLoss) {
-        let StateLoss::Diverged { count, what } = why else { return };
-        tracing::error!("this backup cannot take over until the next full copy: it {why}");
-        self.telemetry.diverged(*count, what);
-        for link in self.links.values() {
-            link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+        tracing::error!("this backup cannot take over until the next full copy: {why}");
+        match why {
+            StateLoss::Diverged { count, what } => {
+                self.telemetry.diverged(*count, what);
+                for link in self.links.values() {
+                    link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+                }
+            }
+            StateLoss::Scrubbed(_) => self.telemetry.scrub_mismatch(),
+            StateLoss::NotStarted(_) | StateLoss::LogRefused(_) | StateLoss::Stuck { .. } => {}
         }
     }
 
@@ -363,6 +378,10 @@ impl Hands for RealHands {
         }
         self.order(Order::Verify { epoch });
         Verification::Follows
+    }
+
+    fn rehearse(&mut self, _epoch: u64) {
+        self.try_out();
     }
 
     fn stop_receiving(&mut self) {

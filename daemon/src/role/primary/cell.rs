@@ -36,6 +36,9 @@ impl Primary {
                     self.go_solo(core);
                 }
                 self.why = format!("the arbiter does not answer: {why}");
+                if core.stop_requested && matches!(self.pair, Pair::Enlisting { .. }) {
+                    self.shut_down(core);
+                }
                 None
             }
         }
@@ -51,6 +54,9 @@ impl Primary {
                     self.pair = Pair::Protected { pairing };
                     self.why = "in step".into();
                     core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
+                    if core.stop_requested {
+                        self.on_switchover(core, Then::Stop);
+                    }
                 }
                 // It was lost while the cell was being asked to name it; now the cell does.
                 _ => self.pair = Pair::Alone { pairing },

@@ -29,6 +29,10 @@ impl Primary {
             },
             // The cell names the backup, which may hold the only copy that can go on: what the cell says next decides.
             Pair::Alone { .. } => self.why = format!("asked to stop; {}", self.why),
+            // It is about to name the backup, or does so already.
+            Pair::Enlisting { .. } if core.arbiter.is_setting() && self.ending.is_none() => {
+                self.why = format!("asked to stop; {}", self.why);
+            }
             _ => self.shut_down(core),
         }
     }

@@ -3,6 +3,7 @@
 mod backup;
 mod cell;
 mod primary;
+mod rehearsal;
 mod stop;
 
 use super::*;
@@ -45,6 +46,7 @@ impl Rig {
             heartbeat_us: 20_000,
             arbiter_retry_us: 10_000,
             patience_us: 500_000,
+            rehearsal_us: 60_000_000,
             nonce: 1_000,
         };
         let (core, commands) = Core::new(policy, 0);
@@ -116,6 +118,8 @@ impl Rig {
         rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
         rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
         let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
+        assert_eq!(commands, [Command::Rehearse { epoch: 1 }]);
+        let commands = rig.on(Event::Rehearsed { pairing: 5 });
         assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 1, stamp: 3 }]);
         rig
     }
