@@ -236,6 +236,12 @@ pub struct ReplicationConfig {
     pub hold_frames: u64,
     /// Their memory, at most.
     pub hold_mib: u64,
+    /// How long output may be held: the VM is slowed to keep to it.
+    pub hold_ms_max: u64,
+    /// The VM is not slowed below this part of its speed, in percent.
+    pub guest_speed_min_pct: u64,
+    /// What happens where both cannot be kept.
+    pub on_overload: OnOverload,
     /// Interval of heartbeats when there is nothing else to say.
     pub heartbeat_ms: u64,
     /// How long a word from the peer permits output.
@@ -259,6 +265,9 @@ impl Default for ReplicationConfig {
             shadow_mib: 256,
             hold_frames: 4096,
             hold_mib: 16,
+            hold_ms_max: 100,
+            guest_speed_min_pct: 10,
+            on_overload: OnOverload::Yield,
             heartbeat_ms: 5,
             lease_ms: 25,
             failure_timeout_ms: 300,
@@ -266,6 +275,16 @@ impl Default for ReplicationConfig {
             takeover_delay_ms: 5,
         }
     }
+}
+
+/// What happens where link or backup carry less than the slowest guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnOverload {
+    /// The VM goes on without a backup, which comes back later.
+    Yield,
+    /// Output is held for longer.
+    Hold,
 }
 
 /// Who decides.

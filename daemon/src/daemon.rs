@@ -9,7 +9,7 @@ use crate::host::{
     self, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Watchdog, facts,
     prepare_host, take_fresh,
 };
-use crate::keeper::{Replay, ReplayProgress};
+use crate::keeper::{Replay, ReplayProgress, Service};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
@@ -145,6 +145,8 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
+        service: Service { hold_us_max: r.hold_ms_max * 1000, speed_pct_min: r.guest_speed_min_pct },
+        on_overload: r.on_overload,
         epoch: Duration::from_millis(r.epoch_ms),
         replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,

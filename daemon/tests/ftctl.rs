@@ -4,7 +4,7 @@ use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
-use ftd::observe::Percentiles;
+use ftd::observe::{Percentiles, ServiceStatus};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -78,6 +78,7 @@ impl Fixture {
             dirty_pages: 0,
             pause_us: Percentiles::default(),
             hold_us: Percentiles::default(),
+            service: ServiceStatus::default(),
             bytes_sent: 0,
             compression_ratio: 0.0,
             mode: Mode::Checkpoint,

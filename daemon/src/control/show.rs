@@ -65,6 +65,14 @@ pub fn block(status: &Status, palette: Palette) -> String {
         row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
         row("checkpoints", format!("{per_s:.1} /s"));
     }
+    if status.role == Role::Primary && status.service.guest_speed_pct < 99.0 && status.replay.is_none() {
+        let percent = status.service.guest_speed_pct;
+        row("slowed", format!("the VM runs at {percent:.0} % of its speed: link and backup carry no more"));
+    }
+    if status.role == Role::Primary && !status.service.hold_kept {
+        let bound = status.service.hold_ms_max;
+        row("late", format!("output was held for longer than {bound} ms (hold_ms_max) in the last minute"));
+    }
     if status.unknown_instructions > 0 {
         let times = status.unknown_instructions;
         row(
@@ -162,7 +170,7 @@ mod tests {
     use super::super::api::{CopyStatus, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::observe::Divergence;
+    use crate::observe::{Divergence, ServiceStatus};
     use ft_vm::spec::EngineKind;
 
     #[test]
@@ -228,6 +236,18 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!((json["count"].as_u64(), json["lag_us"].as_u64()), (Some(1), Some(2)));
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn a_vm_that_is_slowed_and_output_that_is_late_are_shown() {
+        let service = ServiceStatus { hold_ms_max: 100, hold_kept: false, guest_speed_pct: 12.4 };
+        let text = block(&Status { service, ..status() }, Palette::Plain);
+        for line in [
+            "       slowed  the VM runs at 12 % of its speed: link and backup carry no more\n",
+            "         late  output was held for longer than 100 ms (hold_ms_max) in the last minute\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

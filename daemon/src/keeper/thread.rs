@@ -4,7 +4,7 @@
 //! primary and [`Follower`] on the backup; this thread owns the machine there too.
 
 use super::copying::{CopyStep, Copying};
-use super::epochs::{Ended, Epochs};
+use super::epochs::{Epochs, Looked};
 use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
@@ -97,7 +97,7 @@ impl Keeper {
     fn wait_limit(&self) -> Duration {
         match &self.mode {
             _ if self.is_at_rest() => EVENTS_INTERVAL,
-            Work::Copying(_) => Duration::ZERO,
+            Work::Copying(copying) => copying.wait_limit(),
             Work::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
             Work::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
             Work::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
@@ -131,8 +131,11 @@ impl Keeper {
             }
             Order::Freeze => return self.freeze(),
             Order::Thaw => return self.thaw(),
-            Order::Room => match &self.mode {
-                Work::Epochs(epochs) if epochs.is_starved() => return self.work(),
+            Order::Room => match &mut self.mode {
+                Work::Epochs(epochs) => {
+                    epochs.room();
+                    return self.work();
+                }
                 Work::Log(cutter) if cutter.is_starved() => return self.work(),
                 _ => {}
             },
@@ -191,8 +194,8 @@ impl Keeper {
                     Ok(())
                 }
             },
-            Work::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
-                Ended::Captured if self.setup.replay.on => {
+            Work::Epochs(epochs) => match epochs.look(vm, &self.setup)? {
+                Looked::Captured if self.setup.replay.on => {
                     self.begin_log();
                     Ok(())
                 }
@@ -272,7 +275,7 @@ impl Keeper {
                 return Ok(());
             }
             Work::Log(cutter) => return cutter.finish(vm, &self.setup),
-            Work::Copying(_) => {}
+            Work::Copying(mut copying) => copying.let_run(vm)?,
             Work::Epochs(_) if vm.ended => {}
             Work::Epochs(mut epochs) => epochs.let_run(vm)?,
         }

@@ -213,7 +213,7 @@ metrics! {
         "Replay mode: instructions executed up to the last cut of the log (primary) or so far (backup)",
     lag_us: Gauge "ftd_lag_us" "Replay mode: microseconds that the backup is behind",
     throttle_permille: Gauge "ftd_throttle_permille"
-        "Replay mode: thousandths of its time that the VM is stopped to let the backup catch up",
+        "Thousandths of its time that the VM is stopped, so that link and backup keep up with it",
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log written",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events written to the log",
     divergences: Counter "ftd_divergences_total" "Times the backup diverged from the primary's execution",

@@ -2,6 +2,7 @@
 //! systemd.
 
 use super::metrics::{Percentiles, Rate};
+use super::service::{HoldWatch, ServiceStatus};
 use super::status::{
     ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA,
     STUCK_MS, Status,
@@ -47,6 +48,7 @@ pub struct Publisher {
     config: Config,
     sources: Sources,
     log_rate: Mutex<Rate>,
+    hold_watch: Mutex<HoldWatch>,
     started: Instant,
     published: watch::Sender<Arc<Status>>,
     notifier: Notifier,
@@ -68,6 +70,7 @@ fn initial_status(config: &Config) -> Status {
         dirty_pages: 0,
         pause_us: Percentiles::default(),
         hold_us: Percentiles::default(),
+        service: ServiceStatus::default(),
         bytes_sent: 0,
         compression_ratio: 0.0,
         parts: CheckpointParts::default(),
@@ -100,6 +103,7 @@ impl Publisher {
             config: config.clone(),
             sources,
             log_rate: Mutex::default(),
+            hold_watch: Mutex::default(),
             started: Instant::now(),
             published: watch::Sender::new(Arc::new(initial_status(config))),
             notifier: Notifier::default(),
@@ -170,6 +174,9 @@ impl Publisher {
         metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
+        let hold_ms_max = self.config.replication.hold_ms_max;
+        let hold_kept = self.hold_watch.lock().look(&held.hold_us, hold_ms_max * 1000, now);
+
         // Each lock is let go before the next: `parts` takes one of them again.
         let checkpoints_per_s = metrics.commit_us.lock().rate(now);
         let pause_us = metrics.pause_us.lock().percentiles(now);
@@ -192,6 +199,11 @@ impl Publisher {
             dirty_pages: metrics.dirty_pages.get(),
             pause_us,
             hold_us,
+            service: ServiceStatus {
+                hold_ms_max,
+                hold_kept,
+                guest_speed_pct: 100.0 - metrics.throttle_permille.get() as f64 / 10.0,
+            },
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: telemetry.compression_ratio(),
             parts: telemetry.parts(),

@@ -1,6 +1,7 @@
 //! The status of one VM on one node. `ftctl --json status` prints its JSON form.
 
 use super::metrics::Percentiles;
+use super::service::ServiceStatus;
 use super::telemetry::{CheckpointParts, Divergence, TakeOver};
 use crate::clock;
 use crate::role::{RehearsalView, Role, State};
@@ -46,6 +47,9 @@ pub struct Status {
     pub pause_us: Percentiles,
     /// Time that output was held, in microseconds.
     pub hold_us: Percentiles,
+    /// The declared service.
+    #[serde(default)]
+    pub service: ServiceStatus,
     /// Bytes sent to the peer since the start.
     pub bytes_sent: u64,
     /// Bytes captured for each byte sent.

@@ -171,16 +171,16 @@ impl Executor {
             Command::SwitchoverDone(outcome) => hands.switchover_done(outcome),
             Command::Exit(exit) => self.exit = Some(exit),
 
-            Command::SendHeartbeat { conn, stamp } => {
-                hands.send(conn, Message::Heartbeat { stamp_us: stamp })
+            Command::SendHeartbeat { conn, stamp, lease } => {
+                hands.send(conn, Message::Heartbeat { stamp_us: stamp, lease_us: lease })
             }
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
             Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
             Command::SendAck { conn, epoch, stamp } => {
                 hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
             }
-            Command::SendEcho { conn, stamp } => {
-                hands.send(conn, Message::Echo { stamp_us: stamp });
+            Command::SendEcho { conn, stamp, lease } => {
+                hands.send(conn, Message::Echo { stamp_us: stamp, lease_us: lease });
                 if let Some(position) = hands.position() {
                     hands.send(conn, Message::Position(position));
                 }

@@ -110,6 +110,8 @@ pub enum Event {
         conn: ConnId,
         /// Our own clock when we sent it.
         stamp: Micros,
+        /// The lease granted.
+        lease: Micros,
     },
     /// Primary: a release stopped early because its permit had lapsed.
     ReleaseCut,
@@ -127,6 +129,8 @@ pub enum Event {
         conn: ConnId,
         /// The primary's clock, to be sent back.
         stamp: Micros,
+        /// The lease that it asks for.
+        lease: Micros,
     },
     /// Backup: a checkpoint is complete and verified.
     Sealed {

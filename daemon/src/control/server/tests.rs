@@ -4,7 +4,7 @@ use super::super::api::{ArbiterStatus, Goal, NetworkStatus, PeerStatus, Role, ST
 use super::super::client::{self, ClientError};
 use super::super::http;
 use super::*;
-use crate::observe::Percentiles;
+use crate::observe::{Percentiles, ServiceStatus};
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use parking_lot::Mutex;
@@ -75,6 +75,7 @@ pub(in super::super) fn status() -> Status {
         dirty_pages: 150,
         pause_us: Percentiles { p50: 400, p99: 900 },
         hold_us: Percentiles { p50: 6000, p99: 9000 },
+        service: ServiceStatus { hold_ms_max: 100, hold_kept: true, guest_speed_pct: 100.0 },
         bytes_sent: 1 << 30,
         compression_ratio: 9.5,
         mode: Mode::Checkpoint,

@@ -52,7 +52,8 @@ impl RealHands {
         self.telemetry.copy_begun();
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
-        let pairing = Pairing::new(pairing, Arc::clone(&link.outbox), depth, self.inflight_bytes);
+        let outbox = Arc::clone(&link.outbox);
+        let pairing = Pairing::new(pairing, outbox, depth, self.inflight_bytes, self.service);
         self.pairing = Some(Arc::clone(&pairing));
         self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));

@@ -17,12 +17,12 @@ use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, NetworkTrouble, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss, WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Micros, PairingStart, SwitchoverFailure, View};
+use crate::role::{ConnId, Micros, PairingStart, State, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -63,6 +63,7 @@ pub struct RealHands {
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
+    service: Service,
     replay: Replay,
     pub(super) window: Arc<Window>,
     pub(super) telemetry: Arc<Telemetry>,
@@ -96,6 +97,8 @@ impl RealHands {
             spec,
             boot,
             epoch: parts.epoch,
+            service: parts.service,
+            on_overload: parts.on_overload,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
             lock_memory: parts.lock_memory,
@@ -138,6 +141,7 @@ impl RealHands {
             switchovers: Vec::new(),
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
+            service: parts.service,
             replay: parts.replay,
             window: parts.window,
             telemetry: parts.telemetry,
@@ -149,7 +153,7 @@ impl RealHands {
 
     /// The executor's loop lives.
     pub(super) fn feed_watchdog(&self) {
-        self.watchdog.fed();
+        self.watchdog.fed(|| self.window.view().is_some_and(|view| view.what.state == State::Protected));
     }
 
     /// A connection has shaken hands.

@@ -1,7 +1,8 @@
 //! The parts that a replica is made of.
 
+use crate::config::OnOverload;
 use crate::host::{Host, Watchdog};
-use crate::keeper::Replay;
+use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
 use crate::peer::{self, PeerPlace, Port};
 use crate::replica::Input;
@@ -19,6 +20,10 @@ pub struct Parts {
     pub pipeline_depth: u64,
     /// Bytes in flight, about.
     pub inflight_bytes: usize,
+    /// What is declared of output and speed.
+    pub service: Service,
+    /// What happens where that cannot be kept.
+    pub on_overload: OnOverload,
     /// Run interval.
     pub epoch: Duration,
     /// Replay mode.
