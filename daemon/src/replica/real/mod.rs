@@ -17,7 +17,7 @@ use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Setup, StateLoss, WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
@@ -90,6 +90,7 @@ impl RealHands {
             spec: spec.clone(),
             wiring: scratch_wiring,
             news: Outlet::into_queue(&inputs, Input::Keeper),
+            ready: Mutex::new(Ready::default()),
         });
         let setup = Setup {
             spec,
@@ -401,6 +402,7 @@ impl Hands for RealHands {
     }
 
     fn discard(&mut self) {
+        self.rehearser.forget();
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }
