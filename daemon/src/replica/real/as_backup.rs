@@ -33,6 +33,9 @@ impl RealHands {
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
         let ram = self.order_and_wait(Order::Prepare)??;
+        if !self.replay.on {
+            self.rehearser.make_ready(&ram);
+        }
         self.replay.progress.reset();
         let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
         *self.held.lock() = Some(standby.feed());
@@ -54,6 +57,7 @@ impl RealHands {
 
     pub(super) fn seal_standby_off(&mut self, wanted: u64) -> Result<(), HandsError> {
         let began = Instant::now();
+        self.rehearser.forget();
         let standby = self.standby.take().ok_or(HandsError::NothingHeld)?;
         let (held, sealed) = if self.replay.on {
             let held = standby.feed().held().map_or(0, |held| held.epoch);

@@ -17,7 +17,8 @@ use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, NetworkTrouble, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
+    WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
@@ -92,6 +93,7 @@ impl RealHands {
             spec: spec.clone(),
             wiring: scratch_wiring,
             news: Outlet::into_queue(&inputs, Input::Keeper),
+            ready: Mutex::new(Ready::default()),
         });
         let setup = Setup {
             spec,
@@ -427,6 +429,7 @@ impl Hands for RealHands {
     }
 
     fn discard(&mut self) {
+        self.rehearser.forget();
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }
