@@ -13,5 +13,5 @@ mod wish;
 
 pub use asking::Asking;
 pub use desk::Desk;
-pub use signals::stop_on_signals;
+pub use signals::{reload_on_signals, stop_on_signals};
 pub use wish::{Wish, WishError, WishReply};

@@ -1,10 +1,12 @@
-//! Signals as wishes: SIGTERM and SIGINT ask the daemon to stop.
+//! Signals: SIGTERM and SIGINT ask the daemon to stop, SIGHUP to read its configuration again.
 
 use super::wish::Wish;
 use crate::exit::DaemonExit;
+use crate::host::Log;
 use crate::outlet::Outlet;
 use crate::role::Leave;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -17,7 +19,7 @@ const GOING_DOWN: Duration = Duration::from_secs(30);
 
 /// SIGTERM and SIGINT ask for an orderly stop: a VM moves first. A signal cannot be refused, so a stop that is not
 /// possible is tried again until it is, and the log says why not yet. A second SIGINT, from a terminal, ends at once.
-pub async fn stop_on_signals(wishes: Outlet<Wish>) {
+pub async fn stop_on_signals(wishes: Outlet<Wish>, log: Log) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::warn!("cannot handle signals: SIGTERM will end this daemon at once, without moving the VM");
@@ -31,6 +33,7 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>) {
         () = leave(wishes) => {}
         _ = int.recv() => {
             tracing::warn!("asked to stop a second time: ending at once");
+            log.drain();
             std::process::exit(i32::from(DaemonExit::Failure as u8));
         }
     }
@@ -66,4 +69,15 @@ async fn leave(wishes: Outlet<Wish>) {
 fn host_goes_down() -> bool {
     let state = Command::new("systemctl").arg("is-system-running").output();
     state.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+}
+
+/// SIGHUP has `reload` run. Without a handler it would end the daemon, and the VM with it.
+pub async fn reload_on_signals(reload: Arc<dyn Fn() + Send + Sync>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        tracing::warn!("cannot handle SIGHUP: it will end this daemon at once");
+        return;
+    };
+    while hangup.recv().await.is_some() {
+        reload();
+    }
 }

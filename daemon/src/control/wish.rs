@@ -19,6 +19,8 @@ pub enum Wish {
         /// Where its outcome goes.
         reply: WishReply,
     },
+    /// The configuration names another node as the peer.
+    ReplacePeer(String),
 }
 
 /// Where the outcome of a wish goes. Each wish has its own.

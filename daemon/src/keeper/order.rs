@@ -63,6 +63,8 @@ pub enum Order {
     },
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
+    /// The guest's power button is pressed.
+    PressPowerButton,
     /// Stops and drops the machine.
     Stop(OrderReply<()>),
 }
