@@ -275,6 +275,8 @@ pub enum Mutant {
     FollowAnyway,
     /// A node keeps no promise after its answers.
     NoPromise,
+    /// A backup's answer grants a longer lease than it has promised.
+    GrantsMore,
     /// Frames leave when their checkpoint is captured, not when it is acked.
     ReleaseAtCapture,
     /// A lost answer of the arbiter counts as "nothing happened".
@@ -343,15 +345,16 @@ impl Mutant {
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::DoubtIsRefusal => "I1",
             Self::WentBackIsLost => "the last copy",
-            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
+            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
+        Self::GrantsMore,
         Self::ReleaseAtCapture,
         Self::UnknownIsNotAttempted,
         Self::UnknownIsWon,

@@ -5,7 +5,7 @@ use super::identity::{Comparison, Fact, Identity, Versions, Weight};
 use super::message::Refuse;
 
 /// Versions of the messages' meaning that are spoken here.
-pub const PROTOCOL: Versions = Versions::only(3);
+pub const PROTOCOL: Versions = Versions::only(4);
 
 /// Which part of the handshake a node plays. The CPU and the generation are judged differently from the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

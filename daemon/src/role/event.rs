@@ -28,7 +28,7 @@ pub enum GuestEnd {
     PoweredOff,
     /// It asked for a reset.
     Reset,
-    /// It cannot go on (triple fault, failed entry): what the machine says of it.
+    /// It crashed its processor (a triple fault), which is a reset as well: what the machine says of it.
     Crashed(String),
 }
 
@@ -110,6 +110,8 @@ pub enum Event {
         conn: ConnId,
         /// Our own clock when we sent it.
         stamp: Micros,
+        /// The lease granted.
+        lease: Micros,
     },
     /// Primary: a release stopped early because its permit had lapsed.
     ReleaseCut,
@@ -127,6 +129,8 @@ pub enum Event {
         conn: ConnId,
         /// The primary's clock, to be sent back.
         stamp: Micros,
+        /// The lease that it asks for.
+        lease: Micros,
     },
     /// Backup: a checkpoint is complete and verified.
     Sealed {
@@ -195,6 +199,11 @@ pub enum Event {
         epoch: u64,
     },
 
+    /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
+    PeerReplaced {
+        /// Its name.
+        node: String,
+    },
     /// The operator asks for a planned switchover.
     SwitchoverRequested,
     /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.

@@ -18,13 +18,14 @@ impl RealHands {
         feed.connected(fitting.generation);
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
+        let from = fitting.writer.get_ref().peer_addr().ok();
         let link =
             Link::start(fitting, Outlet::into_queue(&self.inputs, Input::Peer), move |reader, intake| {
                 feed.read(conn, reader, intake, &news, &telemetry)
             })
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_connected();
+        self.window.show_connected(from);
         self.peer_lost = None;
         self.links.insert(conn, link);
         Ok(())
