@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn a_vm_that_is_slowed_and_output_that_is_late_are_shown() {
         let service = ServiceStatus { hold_ms_max: 100, hold_kept: false, guest_speed_pct: 12.4 };
-        let text = block(&Status { service, ..status() }, false);
+        let text = block(&Status { service, ..status() }, Palette::Plain);
         for line in [
             "       slowed  the VM runs at 12 % of its speed: link and backup carry no more\n",
             "         late  output was held for longer than 100 ms (hold_ms_max) in the last minute\n",
