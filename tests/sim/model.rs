@@ -350,7 +350,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,

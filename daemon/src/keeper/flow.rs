@@ -173,7 +173,7 @@ impl Flow {
         let bytes = (raw_bytes as f64 * self.ratio) as u64;
         let with_it = self.bytes_in_flight() + bytes;
         let ran_us = std::mem::take(&mut self.gait.ran_us);
-        let began = std::mem::replace(&mut self.captured_at, Some(now)).unwrap_or(now);
+        let began = self.captured_at.replace(now).unwrap_or(now);
         self.flying.push_back(Flying { epoch, began, at: now, bytes, with_it, ran_us });
     }
 
@@ -296,7 +296,7 @@ impl Flow {
     /// The guest's speed of late, in thousandths.
     pub fn speed_permille(&self) -> u64 {
         let Gait { recently_ran_us: ran, recently_stood_us: stood, .. } = self.gait;
-        if ran + stood == 0 { 1000 } else { ran * 1000 / (ran + stood) }
+        (ran * 1000).checked_div(ran + stood).unwrap_or(1000)
     }
 
     fn bytes_in_flight(&self) -> u64 {
