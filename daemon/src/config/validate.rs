@@ -4,7 +4,7 @@ use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{EngineKind, MTUS};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -104,6 +104,12 @@ impl Config {
                         tap::NAME_BYTES_MAX
                     ),
                 );
+            }
+            within("machine.net.mtu", net.mtu.into(), u64::from(*MTUS.start())..=u64::from(*MTUS.end()))?;
+            if let Some(uplink) = &net.uplink
+                && !tap::is_interface_name(uplink)
+            {
+                return refuse("machine.net.uplink", uplink, "must be an interface name");
             }
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
         }

@@ -1,6 +1,6 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
-use super::api::{Role, State, Status};
+use super::api::{NetworkStatus, Role, State, Status};
 use crate::observe::Percentiles;
 use std::fmt::Write;
 
@@ -95,11 +95,22 @@ pub fn block(status: &Status, palette: Palette) -> String {
             },
         );
     }
-    let connected = if status.peer.connected { "connected" } else { "not connected" };
-    row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
-    let trouble = status.peer.trouble.iter().filter(|_| !status.peer.connected);
-    for trouble in trouble.flat_map(|trouble| trouble.lines()) {
+    let peer = &status.peer;
+    let connected = match (peer.connected, peer.from) {
+        (true, Some(from)) => format!("connected with {from}"),
+        (true, None) => "connected".into(),
+        (false, _) => "not connected".into(),
+    };
+    row("peer", format!("{} at {}, {connected} for {}", peer.node, peer.address, duration(peer.for_s)));
+    for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
         row("", trouble.to_owned());
+    }
+    if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
+        let shown = match trouble {
+            Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
+            None => "well".into(),
+        };
+        row("network", format!("{tap}, {shown}"));
     }
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
     row("arbiter", format!("{}, {reachable}", status.arbiter.place));
@@ -177,7 +188,8 @@ mod tests {
         pause  0.40 ms median, 0.90 ms p99
   output held  6.00 ms median, 9.00 ms p99
          sent  1.0 GiB, compressed 9.5 : 1
-         peer  beta at 10.0.0.2:7400, connected
+         peer  beta at 10.0.0.2:7400, connected with 10.0.0.2:40000 for 50 s
+      network  ftd-web, well
       arbiter  file /shared/web.cell, answers
            up  1 min 0 s
 ";

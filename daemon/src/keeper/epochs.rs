@@ -220,7 +220,8 @@ impl Epochs {
         let stamp_us = clock::now_us();
         self.stop(vm)?;
         let stopped = Instant::now();
-        if vm.poll_end(setup) {
+        vm.poll_end(setup)?;
+        if vm.ended {
             // There is no state to go on from.
             return Ok(Looked::Open);
         }

@@ -119,6 +119,9 @@ pub enum StateLoss {
     /// The log does not go on where the machine is.
     #[error("the machine refuses the primary's log: {0}")]
     LogRefused(MachineError),
+    /// The host failed it.
+    #[error(transparent)]
+    MachineFailed(MachineError),
     /// It came no further.
     #[error("the machine does not execute the log beyond instruction {count}")]
     Stuck {

@@ -34,7 +34,7 @@ pub use news::{FromPrimary, KeeperNews};
 pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;
 pub use progress::{Replay, ReplayProgress};
-pub use rehearsal::{RehearsalError, Rehearser, Sealed, Urgency};
+pub use rehearsal::{Ready, RehearsalError, Rehearser, Sealed, Urgency};
 pub use setup::Setup;
 pub use standby::{Feed, WarmStandby};
 pub use thread::Keeper;

@@ -31,6 +31,8 @@ pub struct Setup {
     pub replay: Replay,
     /// Bytes of last-sent pages to remember for deltas.
     pub shadow_bytes: usize,
+    /// Whether guest memory is locked.
+    pub lock_memory: bool,
     /// Makes the host side of the devices.
     pub wiring: MakeWiring,
     /// Told about every machine that comes and goes.

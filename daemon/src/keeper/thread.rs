@@ -15,6 +15,7 @@ use super::setup::Setup;
 use super::vm::Vm;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
+use ft_vm::machine::MachineError;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -66,21 +67,30 @@ impl Keeper {
                 }),
                 limit => self.orders.recv_timeout(limit),
             };
-            if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
-                continue;
+            if let Err(why) = self.poll_guest_end() {
+                self.fail(why);
             }
             let result = match order {
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => self.work(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            let result = match result {
+                // The guest crashed while this was done: that is its own end, and it has said so.
+                Err(KeepError::Machine(MachineError::Crashed { .. })) => self.poll_guest_end(),
+                result => result,
+            };
             if let Err(why) = result {
-                // The machine itself failed. What the backup holds is the VM now.
-                self.setup.tell(KeeperNews::MachineFailed(why));
-                self.mode = Work::Quiet;
-                self.drop_machine();
+                self.fail(why);
             }
         }
+    }
+
+    /// The machine itself failed. What the backup holds is the VM now.
+    fn fail(&mut self, why: KeepError) {
+        self.setup.tell(KeeperNews::MachineFailed(why));
+        self.mode = Work::Quiet;
+        self.drop_machine();
     }
 
     /// How long to wait for an order before there is something to look at.
@@ -161,12 +171,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
-    fn poll_guest_end(&mut self) -> bool {
+    /// Looks whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
+    fn poll_guest_end(&mut self) -> Result<(), KeepError> {
         match (&self.mode, &mut self.vm) {
-            (Work::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
-            (_, Some(vm)) => vm.poll_end(&self.setup),
-            (_, None) => false,
+            (Work::Following(_), _) | (_, None) => Ok(()),
+            (_, Some(vm)) => Ok(vm.poll_end(&self.setup)?),
         }
     }
 

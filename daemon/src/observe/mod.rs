@@ -11,6 +11,8 @@ mod window;
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
 pub use service::ServiceStatus;
-pub use status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use status::{
+    ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
+};
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
-pub use window::{PeerView, Window};
+pub use window::{Aged, PeerView, Window};

@@ -4,12 +4,14 @@
 use super::metrics::{Percentiles, Rate};
 use super::service::{HoldWatch, ServiceStatus};
 use super::status::{
-    ArbiterStatus, CopyStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA, Status,
+    ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA,
+    STUCK_MS, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
 use crate::config::Config;
-use crate::host::Notifier;
+use crate::host::{Log, Notifier};
+use crate::peer::PeerPlace;
 use crate::role::{Role, State};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
@@ -18,6 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// systemd is told that the service is up after this time at the latest: a boot of the host does not wait for a peer.
+const READY_AT_THE_LATEST: Duration = Duration::from_secs(2);
 /// How often the status is published when nothing changes.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -29,8 +33,12 @@ pub struct Sources {
     pub window: Arc<Window>,
     /// The replication threads'.
     pub telemetry: Arc<Telemetry>,
+    /// Who the peer is and where.
+    pub peer: Arc<PeerPlace>,
     /// What is held.
     pub output: OutputBuffer,
+    /// The messages; none in tests.
+    pub log: Option<Log>,
     /// Replay mode: how far the backup has come.
     pub position: Option<Box<dyn Fn() -> Position + Send + Sync>>,
 }
@@ -77,8 +85,12 @@ fn initial_status(config: &Config) -> Status {
             node: config.peer.node.to_string(),
             address: config.peer.address.to_string(),
             connected: false,
+            from: None,
+            for_s: 0,
             trouble: None,
         },
+        network: None,
+        view_age_ms: 0,
         arbiter: ArbiterStatus { place: String::new(), reachable: true },
         uptime_s: 0,
     }
@@ -129,12 +141,15 @@ impl Publisher {
     }
 
     fn publish(&self) {
-        let Sources { arbiter_place, window, telemetry, output, position } = &self.sources;
-        let Some(view) = window.view() else { return };
+        let Sources { arbiter_place, window, telemetry, peer: place, output, log, position } = &self.sources;
+        let Some(shown) = window.view() else { return };
+        let view_age_ms = shown.age().as_millis() as u64;
+        let view = shown.what;
         let now = Instant::now();
         let metrics = &telemetry.metrics;
         let held = output.stats();
-        let peer = window.peer();
+        let (peer, peer_for) = (window.peer().what, window.peer().age());
+        let network = self.network();
         let copy_total = metrics.copy_total_bytes.get();
         metrics.generation.set(view.generation);
         metrics.suspicions.set_total(view.suspicions);
@@ -152,6 +167,11 @@ impl Publisher {
         metrics.muted_offers.set_total(held.muted_offers);
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
+        metrics.view_age_ms.set(view_age_ms);
+        metrics
+            .network_troubled
+            .set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
+        metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
         let hold_ms_max = self.config.replication.hold_ms_max;
@@ -164,7 +184,14 @@ impl Publisher {
         let status = Status {
             role: view.role,
             state: view.state,
-            detail: view.detail,
+            detail: match view_age_ms {
+                STUCK_MS.. => format!(
+                    "the daemon is stuck: it has shown nothing for {} s, and this is what it showed last: {}",
+                    view_age_ms / 1000,
+                    view.detail
+                ),
+                _ => view.detail,
+            },
             generation: view.generation,
             epoch: metrics.epoch.get(),
             acked_epoch: metrics.acked_epoch.get(),
@@ -187,17 +214,27 @@ impl Publisher {
             take_over: telemetry.take_over(),
             rehearsal,
             peer: PeerStatus {
-                node: self.config.peer.node.to_string(),
-                address: self.config.peer.address.to_string(),
+                node: view.peer,
+                address: place.get().address.to_string(),
                 connected: peer.connected,
+                from: peer.from,
+                for_s: peer_for.as_secs(),
                 trouble: peer.trouble,
             },
+            network,
+            view_age_ms,
             arbiter: ArbiterStatus { place: arbiter_place.clone(), reachable: window.is_arbiter_reachable() },
             uptime_s: self.started.elapsed().as_secs(),
             ..initial_status(&self.config)
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    fn network(&self) -> Option<NetworkStatus> {
+        let tap = self.config.machine.net.as_ref()?.tap.clone();
+        let shown = self.sources.window.network();
+        Some(NetworkStatus { tap, for_s: shown.age().as_secs(), trouble: shown.what })
     }
 
     fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {
@@ -217,11 +254,12 @@ impl Publisher {
         }
     }
 
-    /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup.
+    /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup. One that
+    /// waits is up as well, after a moment: the status line says what it waits for.
     fn tell_systemd(&self, status: &Status) {
         let serves = matches!(status.state, State::Protected | State::Solo | State::Resyncing);
         let follows = status.role == Role::Backup && status.generation > 0;
-        if serves || follows {
+        if serves || follows || self.started.elapsed() > READY_AT_THE_LATEST {
             self.notifier.ready_once();
         }
         let line =
@@ -254,7 +292,9 @@ mod tests {
             arbiter_place: "/shared".into(),
             window: Arc::default(),
             telemetry: Arc::default(),
+            peer: Arc::new(PeerPlace::new(config.peer.clone())),
             output: OutputBuffer::new(Box::new(Unplugged), bounds),
+            log: None,
             position: None,
         };
         Publisher::new(&config, sources)
@@ -264,8 +304,8 @@ mod tests {
     fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
         let publisher = publisher();
         let (role, state, detail) = (Role::Primary, State::Solo, String::new());
-        let (generation, suspicions, rehearsal) = (4, 3, None);
-        publisher.sources.window.show(View { role, state, generation, suspicions, rehearsal, detail });
+        let (generation, suspicions, rehearsal, peer) = (4, 3, None, "beta".into());
+        publisher.sources.window.show(View { role, state, generation, suspicions, rehearsal, peer, detail });
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {

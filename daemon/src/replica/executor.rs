@@ -193,9 +193,13 @@ impl Executor {
 
     fn boot(&mut self, hands: &mut impl Hands) {
         let _ = hands.output().pass();
-        if let Err(e) = hands.boot() {
-            hands.output().mute();
-            self.own.push_back(Event::BootFailed(e.to_string()));
+        match hands.boot() {
+            // The network may still look for the VM on the host where it ran before.
+            Ok(()) => hands.announce(self.core.generation()),
+            Err(e) => {
+                hands.output().mute();
+                self.own.push_back(Event::BootFailed(e.to_string()));
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::command::{Command, Exit, SwitchoverFailure};
 use super::event::{ConnId, Event, Micros};
 use super::policy::{Policy, StartAs};
 use super::primary::Primary;
+use super::resets::Resets;
 use super::view::{Role, State, View};
 use ft_arbiter::Cell;
 
@@ -22,6 +23,9 @@ pub struct Core {
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
+    pub(super) resets: Resets,
+    /// The operator's other name for the peer, until nobody counts on the old one.
+    next_peer: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +77,8 @@ impl Core {
             generation: 0,
             suspicions: 0,
             stop_requested: false,
+            resets: Resets::default(),
+            next_peer: None,
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -113,6 +119,7 @@ impl Core {
                     self.on_settled(settled);
                 }
             }
+            Event::PeerReplaced { node } => self.next_peer = Some(node),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
                 self.stop_requested = true
@@ -137,8 +144,21 @@ impl Core {
                 Part::Ended { .. } | Part::Moving => None,
             }),
         }
+        self.rename_peer();
         self.pursue();
         commands.append(&mut self.out);
+    }
+
+    /// The peer has another name once neither the cell nor a pairing under way knows the old one.
+    fn rename_peer(&mut self) {
+        let is_free = match &self.part {
+            Part::Primary(primary) => primary.has_no_backup(),
+            Part::Starting { .. } | Part::Founding { .. } => true,
+            Part::Bereft { .. } | Part::Backup(_) | Part::Ended { .. } | Part::Moving => false,
+        };
+        if is_free && let Some(node) = self.next_peer.take() {
+            self.policy.peer = node;
+        }
     }
 
     fn in_part(&self) -> bool {
@@ -337,7 +357,8 @@ impl Core {
             _ => None,
         };
         let (role, generation, suspicions) = (self.role(), self.generation, self.suspicions);
-        View { role, state, generation, suspicions, rehearsal, detail }
+        let peer = self.policy.peer.clone();
+        View { role, state, generation, suspicions, rehearsal, peer, detail }
     }
 
     fn role(&self) -> Role {

@@ -28,7 +28,7 @@ pub enum GuestEnd {
     PoweredOff,
     /// It asked for a reset.
     Reset,
-    /// It cannot go on (triple fault, failed entry): what the machine says of it.
+    /// It crashed its processor (a triple fault), which is a reset as well: what the machine says of it.
     Crashed(String),
 }
 
@@ -199,6 +199,11 @@ pub enum Event {
         epoch: u64,
     },
 
+    /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
+    PeerReplaced {
+        /// Its name.
+        node: String,
+    },
     /// The operator asks for a planned switchover.
     SwitchoverRequested,
     /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.

@@ -56,6 +56,7 @@ mod event;
 mod policy;
 mod primary;
 mod rehearsal;
+mod resets;
 #[cfg(test)]
 mod tests;
 mod view;

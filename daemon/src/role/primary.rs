@@ -24,6 +24,8 @@ pub(super) struct Primary {
     permit: Permit,
     switchover: Option<Switchover>,
     ending: Option<End>,
+    /// When a guest that has reset is booted again.
+    boot_at: Option<Micros>,
     /// Why the state is what it is, for the operator.
     why: String,
 }
@@ -97,6 +99,7 @@ impl Primary {
             permit: Permit::default(),
             switchover: None,
             ending: None,
+            boot_at: None,
             why: why.into(),
         }
     }
@@ -191,6 +194,11 @@ impl Primary {
         None
     }
 
+    /// Whether neither the cell nor a pairing under way names a backup.
+    pub(super) fn has_no_backup(&self) -> bool {
+        self.pair == Pair::Solo
+    }
+
     fn is_linked(&self, conn: ConnId) -> bool {
         self.link.as_ref().is_some_and(|link| link.conn == conn)
     }
@@ -210,6 +218,12 @@ impl Primary {
     }
 
     fn on_tick(&mut self, core: &mut Core) -> Option<Next> {
+        if self.boot_at.is_some_and(|boot_at| boot_at <= core.now || core.stop_requested) {
+            self.boot_at = None;
+            if self.ending.is_none() {
+                return self.begin_reboot(core);
+            }
+        }
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {

@@ -41,6 +41,8 @@ pub struct View {
     pub generation: u64,
     /// Times the peer was lost since the process began: it fell silent, or its connection broke.
     pub suspicions: u64,
+    /// The peer's name, as decisions go by it.
+    pub peer: String,
     /// Whether the VM could go on from what this node holds as the backup.
     pub rehearsal: Option<RehearsalView>,
     /// One line for the operator: why it is so, or what it waits for.

@@ -1,6 +1,6 @@
 //! The control socket against good, bad, slow and silent clients.
 
-use super::super::api::{ArbiterStatus, Goal, PeerStatus, Role, STATUS_SCHEMA, State};
+use super::super::api::{ArbiterStatus, Goal, NetworkStatus, PeerStatus, Role, STATUS_SCHEMA, State};
 use super::super::client::{self, ClientError};
 use super::super::http;
 use super::*;
@@ -87,8 +87,12 @@ pub(in super::super) fn status() -> Status {
             node: "beta".into(),
             address: "10.0.0.2:7400".into(),
             connected: true,
+            from: Some("10.0.0.2:40000".parse().unwrap()),
+            for_s: 50,
             trouble: None,
         },
+        network: Some(NetworkStatus { tap: "ftd-web".into(), trouble: None, for_s: 60 }),
+        view_age_ms: 1,
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
         rehearsal: None,

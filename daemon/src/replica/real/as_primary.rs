@@ -33,10 +33,11 @@ impl RealHands {
         let mode = if self.replay.on { Mode::Replay } else { Mode::Checkpoint };
         let backup = BackupReader { conn, mode, news: news.clone() };
         Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
+        let from = fitting.writer.get_ref().peer_addr().ok();
         let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_connected();
+        self.window.show_connected(from);
         self.links.insert(conn, link);
         Ok(())
     }

@@ -15,9 +15,10 @@ use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
-use crate::host::{Host, Watchdog};
+use crate::host::{Host, NetworkTrouble, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
+    WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
@@ -82,15 +83,17 @@ impl RealHands {
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
+            peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network: _ } = parts.host;
         let rehearser = Arc::new(Rehearser {
             spec: spec.clone(),
             wiring: scratch_wiring,
             news: Outlet::into_queue(&inputs, Input::Keeper),
+            ready: Mutex::new(Ready::default()),
         });
         let setup = Setup {
             spec,
@@ -100,6 +103,7 @@ impl RealHands {
             on_overload: parts.on_overload,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
+            lock_memory: parts.lock_memory,
             wiring,
             attach,
             output: output.clone(),
@@ -114,10 +118,10 @@ impl RealHands {
         let questions =
             arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
         let news = Outlet::into_queue(&inputs, Input::Peer);
-        peer::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), news.clone())
+        peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
-        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, news)
-            .map_err(failed("the dialler"))?;
+        let dialler =
+            Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
         let hands = Self {
             inputs,
             orders,
@@ -151,7 +155,7 @@ impl RealHands {
 
     /// The executor's loop lives.
     pub(super) fn feed_watchdog(&self) {
-        self.watchdog.fed(|| self.window.view().is_some_and(|view| view.state == State::Protected));
+        self.watchdog.fed(|| self.window.view().is_some_and(|view| view.what.state == State::Protected));
     }
 
     /// A connection has shaken hands.
@@ -159,6 +163,15 @@ impl RealHands {
         let conn = fitting.conn;
         self.arriving.insert(conn, fitting);
         conn
+    }
+
+    /// The VM's way to the network on this host is another.
+    pub(super) fn note_network(&self, trouble: &NetworkTrouble) {
+        match trouble.is_none() {
+            true => tracing::info!("the VM's network is well on this host again"),
+            false => tracing::warn!("the VM's network on this host: {trouble}"),
+        }
+        self.window.show_network(trouble);
     }
 
     /// Somebody asked for a switchover, and waits.
@@ -184,7 +197,10 @@ impl RealHands {
                 }
             }
             StateLoss::Scrubbed(_) => self.telemetry.scrub_mismatch(),
-            StateLoss::NotStarted(_) | StateLoss::LogRefused(_) | StateLoss::Stuck { .. } => {}
+            StateLoss::NotStarted(_)
+            | StateLoss::LogRefused(_)
+            | StateLoss::MachineFailed(_)
+            | StateLoss::Stuck { .. } => {}
         }
     }
 
@@ -250,6 +266,14 @@ impl Hands for RealHands {
     fn show(&mut self, view: View) {
         self.local.generation.store(view.generation, Ordering::Relaxed);
         let before = self.window.show(view.clone());
+        if let Some(before) = &before
+            && before.peer != view.peer
+        {
+            tracing::info!("node {} is the peer now, in place of {}", view.peer, before.peer);
+            if let Ok(node) = view.peer.parse() {
+                self.local.peer.rename(node);
+            }
+        }
         let told = before.map(|before| (before.role, before.state, before.generation));
         if told.is_some_and(|told| told != (view.role, view.state, view.generation)) {
             tracing::info!(generation = view.generation, "{}, {}: {}", view.role, view.state, view.detail);
@@ -405,6 +429,7 @@ impl Hands for RealHands {
     }
 
     fn discard(&mut self) {
+        self.rehearser.forget();
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }

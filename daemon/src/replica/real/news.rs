@@ -27,6 +27,11 @@ impl RealHands {
             Input::Peer(news) => self.take_peer(news),
             Input::Keeper(news) => self.take_keeper(news),
             Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
+            Input::Network(trouble) => {
+                self.note_network(&trouble);
+                (None, None)
+            }
+            Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop) => (Some(Event::StopRequested), None),
             Input::Control(Wish::Switchover(reply)) => {
                 self.expect_switchover(reply);

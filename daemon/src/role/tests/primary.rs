@@ -117,3 +117,27 @@ fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
 }
+
+#[test]
+fn another_peer_counts_once_no_backup_of_the_old_name_does() {
+    let mut rig = Rig::solo();
+    rig.on(Event::PeerReplaced { node: "c".into() });
+    assert_eq!(rig.core.view().peer, "c");
+
+    // The cell names b: it may take over, and is who must be looked for in the cell.
+    let mut rig = Rig::protected();
+    rig.on(Event::PeerReplaced { node: "c".into() });
+    assert_eq!(rig.core.view().peer, "b");
+    rig.lose(7);
+    assert_eq!(rig.core.view().peer, "b");
+    rig.won(cell(3, Some("a"), None));
+    assert_eq!(rig.core.view().peer, "c");
+    rig.on(Event::PeerHello { conn: 8, generation: 0, held: None });
+    let pairing = PAIRING_OF_A + 1;
+    rig.on(Event::FirstCaptured { pairing });
+    let commands = rig.on(Event::Ack { conn: 8, epoch: 1, stamp: rig.now });
+    assert!(
+        asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), Some(("c", pairing)))),
+        "{commands:?}"
+    );
+}
