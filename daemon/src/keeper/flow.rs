@@ -37,7 +37,7 @@ const CARRIED_SPAN_US: u64 = 100_000;
 /// The speed shown is that of about this time.
 const SPEED_SPAN_US: u64 = 500_000;
 /// The hold may grow beyond its bound for so long: links hiccup, and a window takes some acks to be found.
-const OVERLOAD_US: u64 = 3_000_000;
+const OVERLOAD_US: u64 = 10_000_000;
 
 /// What the guest does next. A time says when to ask again, if no ack comes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +226,7 @@ impl Flow {
         if queued_us > wanted_us {
             // What was far from filling the window was late for another reason.
             let small = if with_it < self.window / 4 { with_it * 4 } else { 0 };
-            self.window = carried.max(self.window / 2).max(small).max(WINDOW_MIN);
+            self.window = carried.max(self.window / 4).max(small).max(WINDOW_MIN);
         } else if with_it > self.window / 2 {
             self.window = carried.clamp(self.window, self.window * 2).min(self.window_max);
         }
