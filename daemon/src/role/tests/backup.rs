@@ -105,8 +105,9 @@ fn a_state_that_cannot_be_loaded_is_declined_before_the_cell_is_asked() {
     rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
     let commands = rig.on(Event::LoadFailed("no memory".into()));
     assert!(matches!(commands[..], [Command::SendDecline { conn: 7, .. }]), "{commands:?}");
-    let echo = Command::SendEcho { conn: 7, stamp: 9 };
-    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "it follows on");
+    let echo = Command::SendEcho { conn: 7, stamp: 9, lease: LEASE_US };
+    let heartbeat = Event::Heartbeat { conn: 7, stamp: 9, lease: LEASE_US };
+    assert_eq!(rig.on(heartbeat), [echo], "it follows on");
 }
 
 /// Node b, which was offered the VM and has won the cell.
