@@ -171,11 +171,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     };
     let exit = replica::run(policy(config, fresh), parts)?;
     publisher.stopping();
-    // The answer of a stop comes first.
-    let until = Instant::now() + ANSWERS;
-    while !desk.has_answered() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
 }
@@ -191,6 +187,14 @@ fn open_port(config: &Config, peer: &Arc<PeerPlace>, telemetry: &Arc<Telemetry>)
         address,
         source,
     })
+}
+
+/// The answer of a stop is written before the daemon ends.
+fn await_answers(desk: &Desk) {
+    let until = Instant::now() + ANSWERS;
+    while !desk.has_answered() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// What this node says of itself in a handshake.
