@@ -4,7 +4,7 @@ use super::message::{Identity, Mode, Refuse};
 use ft_vm::spec::MachineSpec;
 
 /// Version of the messages' meaning.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// Which part of the handshake a node plays. The CPU and the generation are judged differently from the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

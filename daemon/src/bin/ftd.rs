@@ -161,7 +161,7 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    if !syntax_only && let Err(e) = config.check_host() {
+    if !syntax_only && let Err(e) = config.check() {
         eprintln!("ftd: {e}");
         return e.exit();
     }

@@ -8,7 +8,9 @@
 //! Each request has one response, but for `watch`, which has a stream of statuses until the client hangs up, and
 //! `console`, after whose response the connection carries raw bytes both ways.
 
-pub use crate::observe::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use crate::observe::{
+    ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status,
+};
 pub use crate::role::{Role, State};
 
 use serde::{Deserialize, Serialize};

@@ -129,6 +129,7 @@ impl Feed {
             }
             Received::Heartbeat { stamp_us } => FromPrimary::Heartbeat { stamp: stamp_us },
             Received::Paired { generation } => FromPrimary::Paired { generation },
+            Received::Standing(standing) => FromPrimary::Standing(standing),
             Received::Switchover { epoch } => FromPrimary::Offered { epoch },
             Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
             Received::CopyProgress { received_pages, total_pages } => {

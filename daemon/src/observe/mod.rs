@@ -9,6 +9,6 @@ mod window;
 
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
-pub use status::{ArbiterStatus, CopyStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use status::{ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
 pub use window::{PeerView, Window};

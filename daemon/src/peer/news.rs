@@ -4,7 +4,7 @@ use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
-use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
+use ft_checkpoint::wire::message::{Diverged, Hello, Position, Standing, Welcome};
 
 /// What happens on connections, for the executor.
 pub enum PeerNews {
@@ -56,6 +56,8 @@ pub enum FromBackup {
         /// Our clock when we sent it.
         stamp: Micros,
     },
+    /// It says what its arbiter says.
+    Standing(Standing),
     /// It runs the VM now.
     TookOver {
         /// Its generation.

@@ -111,6 +111,11 @@ impl Executor {
     fn execute(&mut self, command: Command, hands: &mut impl Hands) {
         match command {
             Command::ReadCell => hands.read_cell(),
+            Command::ProbeCell => hands.probe_cell(),
+            Command::Record(record) => {
+                let outcome = hands.record(record).map_err(|e| e.to_string());
+                self.own.push_back(Event::Recorded(outcome));
+            }
             Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
             Command::Dial => hands.dial(),
             Command::StopDialling => hands.stop_dialling(),
@@ -174,6 +179,7 @@ impl Executor {
                 hands.send(conn, Message::Heartbeat { stamp_us: stamp })
             }
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
+            Command::SendStanding { conn, standing } => hands.send(conn, Message::Standing(standing)),
             Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
             Command::SendAck { conn, epoch, stamp } => {
                 hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));

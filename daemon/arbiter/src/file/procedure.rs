@@ -50,7 +50,7 @@ impl FileCell {
 
     /// Proves that the cell could be read and set: see [`Arbiter::probe`](crate::Arbiter::probe).
     #[must_use]
-    pub fn probe(&self, unique: &str) -> Attempt<Result<(), ArbiterError>> {
+    pub fn probe(&self, unique: &str) -> Attempt<Result<Option<Cell>, ArbiterError>> {
         let temporary = record::temporary_name(unique);
         self.attempt(async move |steps| steps.probe(&temporary).await)
     }
@@ -68,6 +68,20 @@ struct Steps {
 }
 
 type Certain<T> = Result<T, ArbiterError>;
+
+/// What is asked for.
+struct Claim {
+    expected: Option<u64>,
+    new: Cell,
+}
+
+impl Claim {
+    /// Whether it is the next step from this cell.
+    fn follows(&self, current: Option<&Cell>) -> bool {
+        current.map(|cell| cell.generation) == self.expected
+            && current.is_none_or(|cell| cell.id == self.new.id)
+    }
+}
 
 impl Steps {
     fn error(&self, trouble: Trouble) -> ArbiterError {
@@ -134,12 +148,18 @@ impl Steps {
 
     /// What the cell holds now, though perhaps not durably.
     async fn glance(&self) -> Certain<Option<Cell>> {
+        let mut gone = None;
         loop {
             let Some(highest) = self.generations().await?.into_iter().max() else { return Ok(None) };
-            // If the file is gone, the cell was overtaken that far between the two steps.
+            if gone == Some(highest) {
+                let reason = "it is listed, and yet it cannot be found: it may be a dangling link".into();
+                return Err(self.error(Trouble::Damaged { file: file_name(highest), reason }));
+            }
             if let Some(cell) = self.load(highest).await? {
                 return Ok(Some(cell));
             }
+            // The cell was overtaken that far between the two steps. Then another name is the highest now.
+            gone = Some(highest);
         }
     }
 
@@ -159,15 +179,15 @@ impl Steps {
         }
     }
 
-    /// Somebody else has changed the cell from what was expected. Nothing was changed by us.
-    async fn lost(&self, expected: Option<u64>) -> Outcome {
+    /// Somebody else has changed the cell from what was expected, or it is another one. If that cannot be read, `or`
+    /// says what is known of this attempt: before its link that nothing was changed, afterwards nothing.
+    async fn lost(&self, claim: &Claim, or: fn(ArbiterError) -> Outcome) -> Outcome {
         match self.read().await {
-            Ok(cell) if cell.as_ref().map(|cell| cell.generation) == expected => {
-                let generation = expected.unwrap_or(0) + 1;
-                Outcome::NotAttempted(self.error(Trouble::TakenBack { generation }))
+            Ok(cell) if claim.follows(cell.as_ref()) => {
+                or(self.error(Trouble::TakenBack { generation: claim.new.generation }))
             }
             Ok(cell) => Outcome::Lost(cell),
-            Err(error) => Outcome::NotAttempted(error),
+            Err(error) => or(error),
         }
     }
 
@@ -175,9 +195,10 @@ impl Steps {
         if expected.unwrap_or(0).checked_add(1) != Some(new.generation) {
             return Outcome::NotAttempted(self.error(Trouble::Generation { expected, new: new.generation }));
         }
+        let claim = Claim { expected, new };
         match self.glance().await {
-            Ok(current) if current.as_ref().map(|cell| cell.generation) == expected => {}
-            Ok(_) => return self.lost(expected).await,
+            Ok(current) if claim.follows(current.as_ref()) => {}
+            Ok(_) => return self.lost(&claim, Outcome::NotAttempted).await,
             Err(error) => return Outcome::NotAttempted(error),
         }
         if expected.is_none()
@@ -185,7 +206,7 @@ impl Steps {
         {
             return Outcome::NotAttempted(error);
         }
-        self.claim(expected, new, temporary).await
+        self.carry_out(claim, temporary).await
     }
 
     async fn make_directory(&self) -> Certain<()> {
@@ -195,10 +216,10 @@ impl Steps {
         }
     }
 
-    /// Claims `new.generation`, which was found to be the next one.
-    async fn claim(&self, expected: Option<u64>, new: Cell, temporary: &str) -> Outcome {
-        let generation = new.generation;
-        let record = Record { version: FORMAT_VERSION, vm: self.cell.vm.clone(), cell: new.clone() };
+    /// Claims the generation, which was found to be the next one.
+    async fn carry_out(&self, claim: Claim, temporary: &str) -> Outcome {
+        let generation = claim.new.generation;
+        let record = Record { version: FORMAT_VERSION, vm: self.cell.vm.clone(), cell: claim.new.clone() };
         let content = record::encode(&record);
         if let Err(errno) = self.perform(Call::Write(Folder::Cell, temporary.into(), content)).await {
             self.discard(Folder::Cell, temporary).await;
@@ -206,12 +227,12 @@ impl Steps {
         }
         let linked = self.link(generation, temporary).await;
         let settled = match linked {
-            Ok(true) => match self.is_durable(&new).await {
+            Ok(true) => match self.is_durable(&claim.new).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(self.overtaken(generation).await),
                 Err(error) => Err(Outcome::Unknown(error)),
             },
-            Ok(false) => Err(self.lost(expected).await),
+            Ok(false) => Err(self.lost(&claim, Outcome::Unknown).await),
             Err(outcome) => Err(outcome),
         };
         self.discard(Folder::Cell, temporary).await;
@@ -224,10 +245,10 @@ impl Steps {
         };
         let highest = names.iter().filter_map(|name| generation_of(name)).max().unwrap_or(0);
         if highest.saturating_sub(generation) >= GENERATIONS_KEPT / 2 {
-            return self.lost(expected).await;
+            return self.lost(&claim, Outcome::Unknown).await;
         }
         self.tidy(names, highest).await;
-        Outcome::Won(new)
+        Outcome::Won(claim.new)
     }
 
     /// The generation that was linked is not there any more.
@@ -254,7 +275,7 @@ impl Steps {
                 Err(Errno::ENOENT) => Err(self.overtaken(generation).await),
                 Err(errno) => Err(Outcome::Unknown(failed(errno))),
             },
-            Err(errno) if changes_nothing(errno) => Err(Outcome::NotAttempted(failed(errno))),
+            // Whatever it says: a network file system may have carried an earlier try out.
             Err(errno) => Err(Outcome::Unknown(failed(errno))),
         }
     }
@@ -284,8 +305,8 @@ impl Steps {
         }
     }
 
-    async fn probe(&self, temporary: &str) -> Certain<()> {
-        self.read().await?;
+    async fn probe(&self, temporary: &str) -> Certain<Option<Cell>> {
+        let cell = self.read().await?;
         let folder = match self.perform(Call::Look(Folder::Cell)).await {
             Ok(_) => Folder::Cell,
             Err(Errno::ENOENT) => Folder::Parent,
@@ -299,7 +320,8 @@ impl Steps {
         };
         self.discard(folder, temporary).await;
         linked?;
-        self.sync(folder).await
+        self.sync(folder).await?;
+        Ok(cell)
     }
 
     /// Makes and removes a hard link: what a claim needs beyond writing.
@@ -310,10 +332,4 @@ impl Steps {
         let removed = self.perform(Call::Remove(folder, linked)).await;
         removed.map(drop).map_err(self.failed("removing a hard link"))
     }
-}
-
-/// Whether a link that failed so has certainly changed nothing, and never will.
-fn changes_nothing(errno: Errno) -> bool {
-    use Errno::*;
-    matches!(errno, ENOSPC | EDQUOT | EACCES | EPERM | EROFS | ENOENT | EMLINK | EOPNOTSUPP)
 }

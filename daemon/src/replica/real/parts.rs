@@ -1,6 +1,6 @@
 //! The parts that a replica is made of.
 
-use crate::host::{Host, Watchdog};
+use crate::host::{Host, RecordFile, Watchdog};
 use crate::keeper::Replay;
 use crate::observe::{Telemetry, Window};
 use crate::replica::Input;
@@ -33,6 +33,8 @@ pub struct Parts {
     pub identity: Identity,
     /// The arbiter.
     pub arbiter: Box<dyn Arbiter>,
+    /// Where this node's record of its cell is kept.
+    pub record_file: RecordFile,
     /// Inputs; the sender's clones are everywhere.
     pub inputs: (Sender<Input>, Receiver<Input>),
     /// For other threads to look through.
