@@ -25,7 +25,7 @@ const REFUSED: [Errno; 3] = [Errno::ENOSPC, Errno::EROFS, Errno::EACCES];
 
 /// Who set a generation.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     pub cell: Cell,
     pub node: usize,
     pub inc: u32,
@@ -33,7 +33,7 @@ pub struct Entry {
 
 /// The cell, all that it ever was, the directory that it is in, and what is on its way there.
 #[derive(Debug, Default)]
-pub struct Arbiter {
+pub(crate) struct Arbiter {
     /// The truth: the highest generation that was ever linked, and not lost before anybody was told of it.
     pub cell: Option<Cell>,
     pub log: BTreeMap<u64, Entry>,

@@ -25,7 +25,7 @@ pub enum Snag {
 
 /// How the buffer's clock goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pace {
+pub(crate) enum Pace {
     #[default]
     Goes,
     /// A mutant's: not while the process is frozen.
@@ -86,7 +86,7 @@ pub struct Left {
 
 /// See the module.
 #[derive(Clone)]
-pub struct Card {
+pub(crate) struct Card {
     wire: Arc<Mutex<Wire>>,
     pub output: OutputBuffer,
 }

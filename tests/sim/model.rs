@@ -97,7 +97,7 @@ impl Msg {
 
 /// What travels on a connection.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub(crate) enum Item {
     Msg(Msg),
     /// In-order end of the stream.
     Fin,
@@ -115,7 +115,7 @@ pub struct Vm {
 
 /// A frame of the VM.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub run: u32,
     pub counter: u64,
     /// When the VM sent it.
@@ -164,7 +164,7 @@ pub struct Replication {
 
 /// What a backup has sealed.
 #[derive(Clone, Copy, Debug)]
-pub struct Image {
+pub(crate) struct Image {
     pub pairing: u64,
     pub epoch: u64,
     pub counter: u64,
@@ -202,7 +202,7 @@ pub struct Exec {
 
 /// What waits for the core.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(crate) enum Input {
     Event(Event),
     Net(ConnId, Item),
     /// The kernel says that the connection is gone.

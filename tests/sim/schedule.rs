@@ -118,7 +118,7 @@ impl Hook {
     ];
 }
 
-pub struct Entry {
+pub(crate) struct Entry {
     pub at: Micros,
     pub seq: u64,
     pub act: Act,

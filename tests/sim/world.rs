@@ -30,7 +30,7 @@ macro_rules! trace {
 
 /// What a schedule is to be like.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Setup {
+pub(crate) struct Setup {
     pub mutant: Option<Mutant>,
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
@@ -39,7 +39,7 @@ pub struct Setup {
 
 /// How a schedule ended, legitimately.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// The pair is protected again, and frames pass.
     Protected,
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
@@ -53,7 +53,7 @@ pub enum End {
 }
 
 /// One schedule.
-pub struct World {
+pub(crate) struct World {
     pub now: Micros,
     seq: u64,
     queue: BinaryHeap<Reverse<Entry>>,

@@ -5,7 +5,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
 use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, State, Status};
 use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
-use ftd::control::show;
+use ftd::control::show::{self, Palette};
 use ftd::exit::CtlExit;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -195,7 +195,7 @@ fn print_status(status: &Status, json: bool) -> Result<CtlExit, End> {
     if json {
         return print(&format!("{}\n", serde_json::to_string(status).map_err(io::Error::from)?));
     }
-    print(&show::block(status, is_coloured()))
+    print(&show::block(status, palette()))
 }
 
 fn print_done(response: &Response, json: bool) -> Result<CtlExit, End> {
@@ -211,8 +211,9 @@ fn print_done(response: &Response, json: bool) -> Result<CtlExit, End> {
     }
 }
 
-fn is_coloured() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+fn palette() -> Palette {
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if io::stdout().is_terminal() && !is_plain { Palette::Coloured } else { Palette::Plain }
 }
 
 fn watch(mut client: Client, json: bool) -> Result<CtlExit, End> {
@@ -223,7 +224,7 @@ fn watch(mut client: Client, json: bool) -> Result<CtlExit, End> {
             print_status(&status, true)?;
         } else if io::stdout().is_terminal() {
             // Home, the new lines over the old ones, and whatever is left below cleared.
-            let block = show::block(&status, is_coloured()).replace('\n', "\x1b[K\n");
+            let block = show::block(&status, palette()).replace('\n', "\x1b[K\n");
             print(&format!("\x1b[H{block}\x1b[J"))?;
         } else {
             print(&show::line(&status))?;

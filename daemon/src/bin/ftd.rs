@@ -7,7 +7,7 @@ use ftd::daemon;
 use ftd::exit::DaemonExit;
 use ftd::host::{self, init_logging};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
-use ftd::recording::{self, RecordOptions, ReplayOptions};
+use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -112,9 +112,13 @@ fn main() -> ExitCode {
         Cmd::Record { config, out, limit, stdin, quiet } => {
             record(&config, &RecordOptions { out, limit, stdin, quiet })
         }
-        Cmd::Replay { log, until, verify, quiet, disks } => ended(
-            recording::replay(&ReplayOptions { log, until, verify, quiet, disks }).map(|()| DaemonExit::Ok),
-        ),
+        Cmd::Replay { log, until, verify, quiet, disks } => {
+            let proof = if verify { Proof::Demanded } else { Proof::Welcome };
+            ended(
+                recording::replay(&ReplayOptions { log, until, proof, quiet, disks })
+                    .map(|()| DaemonExit::Ok),
+            )
+        }
         Cmd::Lifeline { maker } => match run_lifeline(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,

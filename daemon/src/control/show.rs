@@ -4,16 +4,25 @@ use super::api::{Role, State, Status};
 use crate::observe::Percentiles;
 use std::fmt::Write;
 
-/// Several aligned lines, coloured if asked.
+/// Whether states stand out by colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Palette {
+    /// Escape sequences of a terminal.
+    Coloured,
+    /// Nothing but text.
+    Plain,
+}
+
+/// Several aligned lines.
 #[must_use]
-pub fn block(status: &Status, colour: bool) -> String {
+pub fn block(status: &Status, palette: Palette) -> String {
     let mut text = String::new();
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "{name:>13}  {value}");
     };
     row("vm", format!("{} on {}", status.vm, status.node));
     row("role", status.role.to_string());
-    row("state", painted(status.state, colour));
+    row("state", painted(status.state, palette));
     if !status.detail.is_empty() {
         row("", status.detail.clone());
     }
@@ -89,13 +98,16 @@ pub fn line(status: &Status) -> String {
     format!("{vm} on {node} {role} {state} {numbers}{separator}{detail}\n")
 }
 
-fn painted(state: State, colour: bool) -> String {
+fn painted(state: State, palette: Palette) -> String {
     let code = match state {
         State::Protected => 32,
         State::Degraded | State::Solo | State::Resyncing => 33,
         State::Waiting | State::Fenced => 31,
     };
-    if colour { format!("\x1b[1;{code}m{state}\x1b[0m") } else { state.to_string() }
+    match palette {
+        Palette::Coloured => format!("\x1b[1;{code}m{state}\x1b[0m"),
+        Palette::Plain => state.to_string(),
+    }
 }
 
 fn times(us: Percentiles) -> String {
@@ -135,7 +147,7 @@ mod tests {
     #[test]
     fn a_status_is_shown_aligned() {
         let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20 });
-        let text = block(&Status { copy, ..status() }, false);
+        let text = block(&Status { copy, ..status() }, Palette::Plain);
         let expected = "           vm  web on alpha
          role  primary
         state  resyncing
@@ -165,7 +177,8 @@ mod tests {
             divergences: 1,
             last_divergence,
         };
-        let text = block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, false);
+        let text =
+            block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, Palette::Plain);
         for line in [
             "         mode  replay, engine soft, at instruction 5000000\n",
             "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",
@@ -197,8 +210,8 @@ mod tests {
 
     #[test]
     fn unknown_instructions_are_shown_where_there_were_any() {
-        assert!(!block(&status(), false).contains("unsupported"));
-        let text = block(&Status { unknown_instructions: 3, ..status() }, false);
+        assert!(!block(&status(), Palette::Plain).contains("unsupported"));
+        let text = block(&Status { unknown_instructions: 3, ..status() }, Palette::Plain);
         assert!(
             text.contains(
                 "unsupported  the guest executed instructions that the engine does not have, 3 times"
@@ -209,8 +222,8 @@ mod tests {
 
     #[test]
     fn colour_is_only_where_asked() {
-        assert!(!block(&status(), false).contains('\x1b'));
-        assert!(block(&status(), true).contains("\x1b[1;33mresyncing\x1b[0m"));
+        assert!(!block(&status(), Palette::Plain).contains('\x1b'));
+        assert!(block(&status(), Palette::Coloured).contains("\x1b[1;33mresyncing\x1b[0m"));
     }
 
     #[test]

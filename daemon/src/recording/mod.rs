@@ -8,7 +8,7 @@ mod replay;
 mod tests;
 
 pub use record::{RecordOptions, record};
-pub use replay::{ReplayOptions, replay};
+pub use replay::{Proof, ReplayOptions, replay};
 
 use crate::exit::DaemonExit;
 use crate::host::HostError;

@@ -19,6 +19,15 @@ const AHEAD_BYTES: usize = 8 << 20;
 /// How often a terminal is told how far it has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Whether a recording that cannot be verified up to its end is a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It is.
+    Demanded,
+    /// It is told.
+    Welcome,
+}
+
 /// What to replay.
 #[derive(Clone, Debug)]
 pub struct ReplayOptions {
@@ -26,8 +35,8 @@ pub struct ReplayOptions {
     pub log: PathBuf,
     /// The count at which to stop, if not at the end.
     pub until: Option<u64>,
-    /// A recording that cannot be verified up to its end is a failure.
-    pub verify: bool,
+    /// Whether it must be verified up to its end.
+    pub proof: Proof,
     /// Whether the guest's console is not shown.
     pub quiet: bool,
     /// The disks' images, if they are not where they were.
@@ -69,7 +78,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
         view,
         machine,
     };
-    let verdict = replay.run(&mut reader).and_then(|outcome| outcome.judge(options.verify));
+    let verdict = replay.run(&mut reader).and_then(|outcome| outcome.judge(options.proof));
     if options.until.is_some() || matches!(verdict, Err(RunError::Diverged(_))) {
         match replay.machine.registers() {
             Ok(registers) => eprintln!("ftd: registers at {registers}"),
@@ -196,10 +205,10 @@ impl ReplayRun<'_> {
 
 impl ReplayEnd {
     /// Compares with what the recorder said.
-    fn judge(self, verify: bool) -> Result<(), RunError> {
-        let unverified = |why: String| match verify {
-            true => Err(RunError::Unverified(why)),
-            false => {
+    fn judge(self, proof: Proof) -> Result<(), RunError> {
+        let unverified = |why: String| match proof {
+            Proof::Demanded => Err(RunError::Unverified(why)),
+            Proof::Welcome => {
                 eprintln!("ftd: {why}");
                 Ok(())
             }

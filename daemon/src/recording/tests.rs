@@ -31,7 +31,8 @@ fn refusal(file: &[u8], disks: &[PathBuf]) -> (String, DaemonExit) {
     let directory = TempDir::new().unwrap();
     let log = directory.path().join("run.ftdrec");
     fs::write(&log, file).unwrap();
-    let options = ReplayOptions { log, until: None, verify: true, quiet: true, disks: disks.to_vec() };
+    let options =
+        ReplayOptions { log, until: None, proof: Proof::Demanded, quiet: true, disks: disks.to_vec() };
     let error = replay(&options).expect_err("it is refused");
     let text = error.to_string();
     assert!(!text.contains('\n'), "{text}");

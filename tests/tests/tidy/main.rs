@@ -7,6 +7,7 @@
 mod attributes;
 mod configuration;
 mod errors;
+mod faults;
 mod formats;
 mod graph;
 mod imports;

@@ -32,7 +32,7 @@ impl Op {
 
 /// An operation, when it began and when it was over.
 #[derive(Debug)]
-pub struct Call {
+pub(crate) struct Call {
     pub op: Op,
     pub began: u64,
     pub ended: u64,

@@ -12,6 +12,7 @@ mod soft;
 use anyhow::{Context, bail};
 use marks::{Mark, Marks};
 use serde::Serialize;
+use soft::Keeping;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -120,8 +121,8 @@ trait Run {
 pub fn measure(guest: &Guest, on: Emulator, patience: Duration) -> anyhow::Result<Figures> {
     let (marks, told) = Marks::new();
     match on {
-        Emulator::Soft => watch(on, soft::start(guest, marks, false)?, &told, patience),
-        Emulator::SoftRecord => watch(on, soft::start(guest, marks, true)?, &told, patience),
+        Emulator::Soft => watch(on, soft::start(guest, marks, Keeping::Nothing)?, &told, patience),
+        Emulator::SoftRecord => watch(on, soft::start(guest, marks, Keeping::Log)?, &told, patience),
         Emulator::Qemu => watch(on, qemu::start(guest, marks, false)?, &told, patience),
         Emulator::QemuRecord => watch(on, qemu::start(guest, marks, true)?, &told, patience),
     }

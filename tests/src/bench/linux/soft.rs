@@ -17,10 +17,18 @@ pub(super) struct Soft {
     log: Vec<u8>,
 }
 
+/// What the engine does beside executing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keeping {
+    Nothing,
+    /// A log for replay.
+    Log,
+}
+
 /// Boots it.
-pub(super) fn start(guest: &Guest, marks: Marks, record: bool) -> anyhow::Result<(Reading, Soft)> {
-    let start =
-        Reading { at: Instant::now(), cpu: cpu()?, instructions: Some(0), log_bytes: record.then_some(0) };
+pub(super) fn start(guest: &Guest, marks: Marks, keeping: Keeping) -> anyhow::Result<(Reading, Soft)> {
+    let log_bytes = (keeping == Keeping::Log).then_some(0);
+    let start = Reading { at: Instant::now(), cpu: cpu()?, instructions: Some(0), log_bytes };
     let spec = MachineSpec {
         engine: EngineKind::Soft,
         vcpus: 1,
@@ -37,7 +45,7 @@ pub(super) fn start(guest: &Guest, marks: Marks, record: bool) -> anyhow::Result
         initrd: Some(guest.initrd.clone()),
         cmdline: guest.cmdline.clone(),
     })?;
-    if record {
+    if keeping == Keeping::Log {
         machine.start_recording()?;
     }
     machine.resume()?;
