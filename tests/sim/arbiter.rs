@@ -160,9 +160,7 @@ impl World {
         let mut steps = match &ask {
             Ask::Read => Steps::Read(file.read()),
             Ask::Probe => Steps::Probe(file.probe(&unique)),
-            Ask::Set { expected, new } => {
-                Steps::Set(file.compare_and_set(*expected, new.clone(), &unique))
-            }
+            Ask::Set { expected, new } => Steps::Set(file.compare_and_set(*expected, new.clone(), &unique)),
         };
         let next = steps.advance(None);
         self.proceed(n, ask, steps, next);
@@ -290,7 +288,10 @@ impl World {
         if let Some(elsewhere) = &mut self.arbiter.elsewhere[flight.n] {
             let answer = elsewhere.perform(&flight.call, self.now, self.mutant);
             if is_claim(&flight.call) && answer.is_ok() {
-                self.fail(format!("I11: {} sets a cell that is not its VM's: {:?}", NAMES[flight.n], flight.new));
+                self.fail(format!(
+                    "I11: {} sets a cell that is not its VM's: {:?}",
+                    NAMES[flight.n], flight.new
+                ));
             }
             return answer;
         }
@@ -351,7 +352,9 @@ impl World {
             && self.arbiter.cell.as_ref().is_some_and(|cell| cell.id == id)
         {
             self.arbiter.answered[n] = Some((self.now, generation));
-        } else if let (Event::CellRead(Ok(Some(cell))), Some(Mutant::AnyCellIsOurs)) = (&mut event, self.mutant) {
+        } else if let (Event::CellRead(Ok(Some(cell))), Some(Mutant::AnyCellIsOurs)) =
+            (&mut event, self.mutant)
+        {
             cell.id = self.arbiter.cell.as_ref().map_or(cell.id, |cell| cell.id);
         }
         let event = match (self.mutant, event, ask) {

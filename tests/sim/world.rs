@@ -372,7 +372,11 @@ impl World {
             heartbeat_us: self.knobs.heartbeat_us,
             arbiter_retry_us: self.knobs.arbiter_retry_us,
             probe_us: self.knobs.probe_us,
-            proof_us: if self.mutant == Some(Mutant::ProofNeverAges) { Micros::MAX } else { self.knobs.proof_us },
+            proof_us: if self.mutant == Some(Mutant::ProofNeverAges) {
+                Micros::MAX
+            } else {
+                self.knobs.proof_us
+            },
             patience_us: self.knobs.patience_us,
             nonce: self.rng.random(),
         };

@@ -1,10 +1,11 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the checks
 //! at start (`check`), the service (`service`), this node's record of the cell
-//! (`record`), and the operator's permission for a fresh boot (`fresh`).
+//! (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;
 mod fresh;
+mod init;
 mod pump;
 mod record;
 mod service;
@@ -13,6 +14,7 @@ mod wiring;
 pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
 pub use fresh::{FreshError, allow_fresh, take_fresh};
+pub use init::{Earlier, InitError, initialise};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};

@@ -75,8 +75,7 @@ impl Core {
     pub(super) fn believe(&mut self, cell: Option<Cell>) -> Result<Option<Cell>, String> {
         record::judge(self.record, self.generation(), cell.as_ref())
             .map_err(|distrust| distrust.to_string())?;
-        if let Some(cell) = &cell {
-            self.learn_generation(cell.generation);
+        if let (Some(cell), Some(_)) = (&cell, self.record) {
             self.act_on(cell.id, cell.generation);
         }
         Ok(cell)

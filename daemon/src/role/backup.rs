@@ -366,11 +366,21 @@ impl Backup {
 
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
+            self.adopt(core);
             return self.found_if_ownerless(core, answer);
         }
         match answer {
             Ok(cell) => self.on_found(core, cell),
             Err(why) => self.stay_passive(core, format!("the arbiter does not answer: {why}")),
+        }
+    }
+
+    /// This node's cell is the one in which the primary is: from now on this node acts on no other.
+    fn adopt(&mut self, core: &mut Core) {
+        if let (Some((id, generation)), Some(_)) = (core.words.mine.cell, self.paired)
+            && self.cell == Some(id)
+        {
+            core.act_on(id, generation);
         }
     }
 

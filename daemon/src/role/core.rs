@@ -296,10 +296,16 @@ impl Core {
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
         match (cell, owner) {
             (_, None) => match self.policy.start_as {
-                StartAs::Primary => self.part = Part::Founding { expected, trouble: None },
+                StartAs::Primary => {
+                    if let Some((id, generation)) = expected {
+                        self.act_on(id, generation);
+                    }
+                    self.part = Part::Founding { expected, trouble: None };
+                }
                 StartAs::Backup => self.advance(Next::Backup(Backup::new("waiting for a primary"))),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
+                self.act_on(cell.id, cell.generation);
                 let fresh = std::mem::replace(&mut self.policy.fresh, Fresh::No);
                 if fresh == Fresh::Any || fresh == Fresh::Over(cell.generation) {
                     self.part = Part::Founding { expected, trouble: None };

@@ -1,5 +1,6 @@
-//! A node's own record of the cell: which one it is, and the highest generation that the node has acted on. It outlives
-//! the process, and is made durable before anything is done by it. A cell that does not follow from the record is
+//! A node's own record of the cell: which one it is, and the highest generation that the node has acted on. To read a
+//! cell is not to act on it: a node acts when it founds, owns or wins it, and as a backup when its primary is in the same
+//! one. The record outlives the process, and is made durable before anything is done by it. A cell that does not follow from the record is
 //! trouble with the arbiter: nobody founds, discards or fences because of it.
 
 use ft_arbiter::{Cell, CellId};
@@ -11,6 +12,13 @@ pub struct Record {
     pub cell: CellId,
     /// The highest generation of it that was acted on.
     pub generation: u64,
+}
+
+impl Record {
+    /// Whether this cell follows from the record.
+    pub fn admits(self, cell: Option<&Cell>) -> Result<(), Distrust> {
+        judge(Some(self), 0, cell)
+    }
 }
 
 /// Why a cell that was read is not believed.

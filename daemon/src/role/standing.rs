@@ -101,6 +101,7 @@ impl Core {
 
     /// This node acts on this generation of this cell: it never forgets that.
     pub(super) fn act_on(&mut self, cell: CellId, generation: u64) {
+        self.learn_generation(generation);
         let before = self.record.filter(|record| record.cell == cell).map_or(0, |record| record.generation);
         if generation > before {
             let record = Record { cell, generation };

@@ -92,8 +92,12 @@ impl Rig {
         commands
     }
 
-    /// The peer's word of its arbiter, of this age.
+    /// The peer's word of its arbiter, over connection 7.
     fn hear(&mut self, cell: Option<Cell>) -> Vec<Command> {
+        self.hear_on(7, cell)
+    }
+
+    fn hear_on(&mut self, conn: ConnId, cell: Option<Cell>) -> Vec<Command> {
         let said = Standing {
             place: "file /other/web.cell".into(),
             named: cell.as_ref().and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing),
@@ -102,7 +106,7 @@ impl Rig {
             trouble: None,
             asks: false,
         };
-        self.on(Event::Standing { conn: 7, said })
+        self.on(Event::Standing { conn, said })
     }
 
     fn tick_after(&mut self, us: Micros) -> Vec<Command> {
