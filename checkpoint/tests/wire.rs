@@ -1,9 +1,12 @@
 //! Frames and messages: every message comes out as it went in, and nothing else comes out.
 
 use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
+use ft_checkpoint::wire::handshake::{Side, check};
+use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, TEXT_BYTES_MAX, Versions, Weight};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 fn written(frames: &[(FrameType, u64, Vec<u8>)]) -> Vec<u8> {
@@ -43,28 +46,28 @@ fn any_frames() -> impl Strategy<Value = Vec<(FrameType, u64, Vec<u8>)>> {
     prop::collection::vec(frame, 1..12)
 }
 
+fn any_fact() -> impl Strategy<Value = Fact> {
+    let value = prop::collection::vec(any::<u8>(), 0..50);
+    ("[a-f]{1,2}", 0..5u8, any::<bool>(), value, "[a-z /]{0,40}").prop_map(
+        |(name, rule, required, value, shown)| {
+            let weight = if required { Weight::Required } else { Weight::Optional };
+            Fact { name, rule, weight, value, shown }
+        },
+    )
+}
+
 fn any_identity() -> impl Strategy<Value = Identity> {
-    let bytes = || prop::collection::vec(any::<u8>(), 0..50);
-    let machine = (bytes(), ".{0,40}");
-    let engine = (prop::bool::ANY, any::<u64>());
-    (any::<u16>(), ".{0,20}", ".{0,20}", any::<u64>(), machine, engine, bytes(), any::<u64>(), any::<u64>())
-        .prop_map(
-            |(protocol, vm, node, generation, (spec, boot), (replay, engine), cpu, features, lease_us)| {
-                Identity {
-                    protocol,
-                    vm,
-                    node,
-                    generation,
-                    spec,
-                    boot,
-                    mode: if replay { Mode::Replay } else { Mode::Checkpoint },
-                    engine,
-                    cpu,
-                    features,
-                    lease_us,
-                }
-            },
-        )
+    let names = ("[a-z]{0,20}", "[a-z]{0,20}", "[a-z]{0,20}");
+    let facts = prop::collection::vec(any_fact(), 0..12);
+    (any::<(u16, u16)>(), names, any::<u64>(), any::<u64>(), facts).prop_map(
+        |((oldest, newest), (vm, node, peer), process, generation, facts)| {
+            let protocol = Versions { oldest, newest };
+            let by_name: BTreeMap<String, Fact> =
+                facts.into_iter().map(|fact| (fact.name.clone(), fact)).collect();
+            let facts = by_name.into_values().collect();
+            Identity { protocol, vm, node, peer, process, generation, facts }
+        },
+    )
 }
 
 fn any_message() -> impl Strategy<Value = Message<'static>> {
@@ -206,6 +209,58 @@ fn restamped(at: usize, byte: u8) -> Vec<u8> {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..44]), &bytes[48..]);
     bytes[44..48].copy_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+proptest! {
+    #[test]
+    fn two_identities_are_judged_alike_from_both_sides(ours in any_identity(), theirs in any_identity(), same: bool) {
+        // Mostly they differ in everything; half of the time only in what they bring.
+        let mut theirs = theirs;
+        if same {
+            (theirs.protocol, theirs.vm) = (ours.protocol, ours.vm.clone());
+            (theirs.node, theirs.peer) = (ours.peer.clone(), ours.node.clone());
+            theirs.generation = ours.generation;
+        }
+        let fits = |theirs: &[u8], ours: &[u8]| if theirs == ours { Ok(()) } else { Err("not the same") };
+        let here = check(&theirs, &ours, Side::Primary, fits);
+        let there = check(&ours, &theirs, Side::Backup, fits);
+        prop_assert_eq!(here.as_ref().map_err(|e| e.code()), there.as_ref().map_err(|e| e.code()));
+        if let Err(refusal) = here {
+            prop_assert!(refusal.to_string().lines().count() <= 21);
+        }
+    }
+}
+
+#[test]
+fn an_identity_with_more_than_any_node_has_is_malformed() {
+    let identity = |facts: usize, node: String| Identity {
+        protocol: Versions::only(1),
+        vm: "web".into(),
+        node,
+        peer: "beta".into(),
+        process: 1,
+        generation: 1,
+        facts: (0..facts).map(|n| Fact::equal(n.to_string(), n)).collect(),
+    };
+    let read = |identity: Identity| {
+        let mut writer = FrameWriter::new(Vec::new(), 1, 1);
+        Message::Hello(Hello { identity, held: None }).send(0, &mut writer).unwrap();
+        let bytes = writer.into_inner();
+        let mut reader = FrameReader::new(&bytes[..]);
+        let frame = reader.read().unwrap();
+        Message::decode(&frame).map(drop)
+    };
+    assert!(read(identity(FACTS_MAX, "alpha".into())).is_ok());
+    let refused = [
+        identity(FACTS_MAX + 1, "alpha".into()),
+        identity(1, "a".repeat(TEXT_BYTES_MAX + 1)),
+        identity(1, "alpha\x1b[2J".into()),
+    ];
+    let mut twice = identity(2, "alpha".into());
+    twice.facts[1].name = twice.facts[0].name.clone();
+    for identity in refused.into_iter().chain([twice]) {
+        assert!(matches!(read(identity), Err(FrameError::Malformed { .. })));
+    }
 }
 
 #[test]

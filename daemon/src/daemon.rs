@@ -6,8 +6,8 @@ use crate::control::server::{BindError, Server};
 use crate::control::{Desk, http, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    ArbiterAnswer, FreshError, HostError, InstanceLock, LockError, RecordError, RecordFile, Watchdog,
-    prepare_host, take_fresh,
+    ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, RecordError,
+    RecordFile, Watchdog, facts, prepare_host, take_fresh,
 };
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
@@ -17,8 +17,7 @@ use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Fresh, Policy, Record};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
-use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::{EngineKind, MachineSpec};
+use ft_vm::spec::MachineSpec;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -51,15 +50,12 @@ pub enum DaemonError {
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
-    /// No machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
     /// A thread.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The specification cannot be written down.
-    #[error("cannot describe the machine to the peer: {0}")]
-    Describe(String),
+    /// This host cannot be described to the peer.
+    #[error(transparent)]
+    Identity(#[from] DescribeError),
     /// The runtime.
     #[error("cannot start the control plane: {0}")]
     Runtime(std::io::Error),
@@ -72,8 +68,8 @@ impl DaemonError {
             Self::Host(e) => e.exit(),
             Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
-            Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Machine(_) => DaemonExit::Host,
-            Self::Start(_) | Self::Describe(_) | Self::Runtime(_) => DaemonExit::Failure,
+            Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
+            Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
     }
 }
@@ -119,6 +115,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     };
 
     let identity = identity(config, &host.spec)?;
+    let contents = Contents::start(config).map_err(HostError::Thread)?;
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let telemetry = Arc::new(Telemetry::default());
@@ -160,6 +157,7 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         peer_address: config.peer.address.to_string(),
         listener,
         identity,
+        contents: Box::new(move || contents.facts()),
         host,
         arbiter,
         record_file,
@@ -175,24 +173,15 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
 }
 
 /// What this node says of itself in a handshake.
-fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DaemonError> {
-    let describe = |e: &dyn std::fmt::Display| DaemonError::Describe(e.to_string());
+fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeError> {
     Ok(Identity {
         protocol: PROTOCOL,
         vm: config.vm.to_string(),
         node: config.node.to_string(),
+        peer: config.peer.node.to_string(),
+        process: random_nonce(),
         generation: 0,
-        spec: postcard::to_stdvec(spec).map_err(|e| describe(&e))?,
-        boot: config.boot().terms(),
-        mode: config.replication.mode,
-        engine: engine_fingerprint(spec.engine),
-        cpu: match spec.engine {
-            EngineKind::Kvm => serde_json::to_vec(&host_cpu_profile()?).map_err(|e| describe(&e))?,
-            // The guest sees nothing of the host's.
-            EngineKind::Soft => Vec::new(),
-        },
-        features: 0,
-        lease_us: config.replication.lease_ms * 1000,
+        facts: facts(config, spec)?,
     })
 }
 

@@ -4,7 +4,8 @@
 use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
 use ft_checkpoint::wire::frame::VERSION;
 use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
-use ft_checkpoint::wire::message::{Ack, Hello, Identity, Mode, Refuse, Welcome};
+use ft_checkpoint::wire::identity::{Fact, Versions};
+use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
@@ -57,20 +58,20 @@ impl Fake {
     }
 }
 
-fn identity(vm: &str, node: &str, protocol: u16) -> Identity {
-    Identity {
-        protocol,
-        vm: vm.into(),
-        node: node.into(),
-        generation: 1,
-        spec: Vec::new(),
-        boot: String::new(),
-        mode: Mode::Checkpoint,
-        engine: 0,
-        cpu: Vec::new(),
-        features: 0,
-        lease_us: 25_000,
-    }
+/// Versions that come after those of this build.
+const LATER: Versions = Versions::only(PROTOCOL.newest + 7);
+
+/// A node that brings nothing.
+fn identity(vm: &str, node: &str, protocol: Versions) -> Identity {
+    let (vm, node, peer) = (vm.into(), node.into(), "alpha".into());
+    Identity { protocol, vm, node, peer, process: 1, generation: 1, facts: Vec::new() }
+}
+
+/// A backup's identity as the primary's that it dials, with one fact changed.
+fn as_primary(backup: &Identity, name: &str, change: impl FnOnce(&mut Fact)) -> Identity {
+    let mut identity = Identity { node: backup.peer.clone(), peer: backup.node.clone(), ..backup.clone() };
+    change(identity.facts.iter_mut().find(|fact| fact.name.contains(name)).expect("there is such a fact"));
+    identity
 }
 
 #[test]
@@ -80,18 +81,26 @@ fn a_backup_that_does_not_fit_is_refused_with_the_reason() {
         alpha.wait_until(Role::Primary, State::Solo);
         let traffic = Traffic::start();
         for (identity, says) in [
-            (identity("web", "beta", PROTOCOL + 1), "protocol"),
+            (identity("web", "beta", LATER), "protocol"),
             (identity("db", "beta", PROTOCOL), "VM"),
-            (identity("web", "alpha", PROTOCOL), "calls itself"),
-            (identity("web", "beta", PROTOCOL), "unreadable"),
+            (identity("web", "alpha", PROTOCOL), "two nodes call themselves alpha"),
+            (
+                identity("web", "gamma", PROTOCOL),
+                "node gamma asked to pair with node alpha, whose peer.node is beta",
+            ),
+            (identity("web", "beta", PROTOCOL), "beta has none"),
         ] {
             let mut fake = Fake::dial(0);
             fake.send(&Message::Hello(Hello { identity, held: None }));
             let refusal = fake.refusal();
             assert!(refusal.text.contains(says), "{refusal:?}");
-            alpha.wait_for_log(&refusal.text);
+            for line in refusal.text.lines() {
+                alpha.wait_for_log(line);
+            }
+            alpha.wait_for("telling the operator", |status| {
+                status.peer.trouble.as_ref() == Some(&refusal.text)
+            });
         }
-        alpha.wait_until(Role::Primary, State::Solo);
         traffic.must_have_lost_nothing();
     });
 }
@@ -101,7 +110,7 @@ fn a_backup_whose_memory_has_another_size_ends_and_says_so() {
     World::run("a_backup_whose_memory_has_another_size_ends_and_says_so", |world| {
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         let mut beta = Daemon::start(world, &Config::beta(world).with("machine.memory_mib", 64));
-        beta.must_fail(DaemonExit::Peer, &["guest memory", "33554432", "67108864"]);
+        beta.must_fail(DaemonExit::Peer, &["machine.memory_mib: ", "alpha has 32", "beta has 64"]);
         alpha.wait_until(Role::Primary, State::Solo);
         // Corrected, it is welcome.
         let _beta = Daemon::start(world, &Config::beta(world));
@@ -130,19 +139,25 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let mut fake = Fake::new(listener.accept().unwrap().0);
         let hello = fake.hello();
         assert_eq!((hello.identity.node.as_str(), hello.held), ("beta", None));
-        let text = format!("the peer's protocol is {PROTOCOL}, this node's {}", PROTOCOL + 1);
+        let text = format!("the peer speaks {PROTOCOL} of the protocol, this node {LATER}");
         fake.send(&Message::Refuse(Refuse { code: 1, text: text.clone() }));
         beta.must_fail(DaemonExit::Peer, &[&text]);
         // It refuses of itself.
         let mut beta = Daemon::start(world, &Config::beta(world));
         let mut fake = Fake::new(listener.accept().unwrap().0);
-        let identity =
-            Identity { node: "alpha".into(), protocol: PROTOCOL + 1, ..fake.hello().identity.clone() };
+        let hello = fake.hello();
+        let identity = Identity { node: "alpha".into(), protocol: LATER, ..hello.identity };
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
-        beta.must_fail(
-            DaemonExit::Peer,
-            &[&format!("protocol is {}", PROTOCOL + 1), &format!("this node's {PROTOCOL}")],
-        );
+        beta.must_fail(DaemonExit::Peer, &[&format!("speaks {LATER}"), &format!("this node {PROTOCOL}")]);
+        // So is another format of what it would send.
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        let mut fake = Fake::new(listener.accept().unwrap().0);
+        let identity = as_primary(&fake.hello().identity, "format of the machine's state", |fact| {
+            *fact = Fact::versions(fact.name.clone(), LATER);
+        });
+        fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
+        let says = format!("format of the machine's state: alpha has {LATER}, beta has version ");
+        beta.must_fail(DaemonExit::Peer, &[&says]);
     });
 }
 
@@ -153,9 +168,55 @@ fn a_backup_that_would_boot_another_guest_is_refused() {
         alpha.wait_until(Role::Primary, State::Solo);
         let elsewhere = vec![toml::Value::from("10.77.0.3")];
         let mut beta = Daemon::start(world, &Config::beta(world).with("machine.net.addresses", elsewhere));
-        beta.must_fail(DaemonExit::Peer, &["machine.cmdline) differs", "ip=10.77.0.2/24", "ip=10.77.0.3/24"]);
+        beta.must_fail(DaemonExit::Peer, &["machine.net.addresses (", "ip=10.77.0.2/24", "ip=10.77.0.3/24"]);
         alpha.wait_until(Role::Primary, State::Solo);
     });
+}
+
+#[test]
+fn images_that_differ_in_one_byte_are_told_on_both_hosts_by_file() {
+    World::run("images_that_differ_in_one_byte_are_told_on_both_hosts_by_file", |world| {
+        let image = |name: &str, byte| {
+            let mut bytes = vec![0; 8192];
+            bytes[5000] = byte;
+            world.file(name, bytes).display().to_string()
+        };
+        let (alphas, betas) = (image("alphas.img", 1), image("betas.img", 2));
+        let mut alpha = Daemon::start(world, &disk(Config::alpha(world), &alphas));
+        let mut beta = Daemon::start(world, &disk(Config::beta(world), &betas));
+        beta.must_fail(DaemonExit::Peer, &["disk 1: ", &alphas, &betas, "8192 bytes"]);
+        let status = alpha.wait_until(Role::Primary, State::Solo);
+        let told = status.peer.trouble.expect("the operator is told");
+        assert!(told.starts_with("disk 1: beta has ") && told.contains(&betas), "{told}");
+        assert!(alpha.ctl(&["status"]).stdout.contains(&betas));
+        // With the same content it is welcome, wherever that lies.
+        let _beta = Daemon::start(world, &disk(Config::beta(world), &image("copy.img", 1)));
+        alpha.wait_until(Role::Primary, State::Protected);
+    });
+}
+
+#[test]
+fn a_large_image_does_not_delay_the_boot_and_only_then_is_compared() {
+    World::run("a_large_image_does_not_delay_the_boot_and_only_then_is_compared", |world| {
+        // Sparse: it takes no room here, and still has to be read.
+        let image = world.file("large.img", "");
+        std::fs::File::options().write(true).open(&image).unwrap().set_len(4 << 30).unwrap();
+        let image = image.display().to_string();
+        let mut alpha = Daemon::start(world, &disk(Config::alpha(world), &image));
+        alpha.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("PING"), "PONG");
+        let mut beta = Daemon::start(world, &disk(Config::beta(world), &image));
+        beta.wait_for("reading", |status| {
+            let trouble = status.peer.trouble.as_deref().unwrap_or_default();
+            trouble.contains("cannot compare its files") && trouble.contains(&format!("reading {image}"))
+        });
+        alpha.wait_until(Role::Primary, State::Protected);
+    });
+}
+
+fn disk(config: Config, image: &str) -> Config {
+    let disk = toml::Table::from_iter([("image".into(), image.into()), ("read_only".into(), true.into())]);
+    config.with("machine.disk", vec![toml::Value::Table(disk)])
 }
 
 #[test]
@@ -163,22 +224,22 @@ fn a_build_whose_engine_could_behave_differently_is_refused_from_both_sides() {
     const NAME: &str = "a_build_whose_engine_could_behave_differently_is_refused_from_both_sides";
     World::run_on(Engine::Soft, NAME, |world| {
         let replay = |config: Config| config.with("replication.mode", "replay");
-        let says = ["the engine differs", "install the same build of ftd on both"];
+        let says = ["build of the engine `soft`", "install the same ftd on both"];
         // The other build as the primary.
         let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
         let mut beta = Daemon::start(world, &replay(Config::beta(world)));
         let mut fake = Fake::new(listener.accept().unwrap().0);
         let hello = fake.hello();
-        let other = hello.identity.engine ^ 1;
-        let identity = Identity { node: "alpha".into(), engine: other, ..hello.identity.clone() };
-        fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
-        beta.must_fail(DaemonExit::Peer, &[says[0], says[1], &format!("{other:016x}")]);
+        let other = |fact: &mut Fact| *fact = Fact::equal(fact.name.clone(), "another build");
+        let identity = as_primary(&hello.identity, "engine `soft`", other);
+        fake.send(&Message::Welcome(Welcome { identity: identity.clone(), pairing: 1, resume_from: None }));
+        beta.must_fail(DaemonExit::Peer, &[says[0], says[1], "another build"]);
         drop(listener);
         // And as the backup.
         let mut alpha = Daemon::start(world, &replay(Config::alpha(world)));
         alpha.wait_until(Role::Primary, State::Solo);
         let mut fake = Fake::dial(0);
-        let identity = Identity { engine: other, ..hello.identity };
+        let identity = Identity { node: "beta".into(), peer: "alpha".into(), ..identity };
         fake.send(&Message::Hello(Hello { identity, held: None }));
         let refusal = fake.refusal();
         assert!(is_permanent(refusal.code), "{refusal:?}");

@@ -91,20 +91,6 @@ pub enum Boot {
     },
 }
 
-impl Boot {
-    /// What boots, in words that both hosts must agree on: a guest that resets after a take-over is booted by the other
-    /// one. Paths are each host's own.
-    pub fn terms(&self) -> String {
-        let (guest, cmdline) = match self {
-            Self::Linux { initrd: None, cmdline, .. } => ("linux", cmdline),
-            Self::Linux { initrd: Some(_), cmdline, .. } => ("linux with initrd", cmdline),
-            Self::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => ("builtin", cmdline),
-            Self::Freestanding { image: FreestandingImage::File(_), cmdline } => ("freestanding", cmdline),
-        };
-        format!("{guest}: {cmdline}")
-    }
-}
-
 /// Where a freestanding program comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FreestandingImage {

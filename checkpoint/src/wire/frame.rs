@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
 /// Version of the frame and message formats. Another version is refused, not guessed at. Magic and version stand at the
 /// same place in every version, so that any two see by whom they are refused.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
 /// Most bytes of payload a frame can have.

@@ -1,10 +1,11 @@
-//! Checks whether two nodes fit each other: a pure comparison that names the first mismatch, the most telling first.
+//! Checks whether two nodes fit each other: a pure comparison that names everything that differs, in the operator's
+//! words, so that both hosts can say it.
 
-use super::message::{Identity, Mode, Refuse};
-use ft_vm::spec::MachineSpec;
+use super::identity::{Comparison, Fact, Identity, Versions, Weight};
+use super::message::Refuse;
 
-/// Version of the messages' meaning.
-pub const PROTOCOL: u16 = 3;
+/// Versions of the messages' meaning that are spoken here.
+pub const PROTOCOL: Versions = Versions::only(4);
 
 /// Which part of the handshake a node plays. The CPU and the generation are judged differently from the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +19,25 @@ pub enum Side {
 /// Why two nodes cannot pair.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Message versions differ.
-    #[error("the peer's protocol is {theirs}, this node's {ours}: install the same version on both")]
-    Protocol {
+    /// Frames of another version: nothing in them can be read.
+    #[error(
+        "the peer's frames have version {theirs}, this node's {ours}: install the same version of ftd on both"
+    )]
+    Frames {
         /// The peer's.
         theirs: u16,
         /// Ours.
         ours: u16,
+    },
+    /// No version of the messages in common.
+    #[error(
+        "the peer speaks {theirs} of the protocol, this node {ours}: install versions of ftd that follow each other"
+    )]
+    Protocol {
+        /// The peer's.
+        theirs: Versions,
+        /// Ours.
+        ours: Versions,
     },
     /// The peer protects another VM.
     #[error("the peer protects VM {theirs:?}, this node {ours:?}")]
@@ -34,61 +47,35 @@ pub enum Refusal {
         /// Ours.
         ours: String,
     },
-    /// Both call themselves the same: most likely the address is this node's own.
-    #[error("the peer calls itself {0:?}, as this node does: check that peer.address is not this node's own")]
+    /// It is this very process.
+    #[error("peer.address is this node's own: node {0} reached itself")]
+    Itself(String),
+    /// Two nodes have one name.
+    #[error("two nodes call themselves {0}: `node` must differ on the two hosts")]
     SameNode(String),
-    /// The peer's machine is not described as ours.
-    #[error("{field} differs: the peer has {theirs}, this node {ours}")]
-    Spec {
-        /// What differs.
-        field: &'static str,
-        /// The peer's.
+    /// It is not the node that is expected.
+    #[error("node {theirs} asked to pair with node {ours}, whose peer.node is {expected}")]
+    Stranger {
+        /// The peer.
         theirs: String,
-        /// Ours.
+        /// This node.
+        ours: String,
+        /// The peer that it expects.
+        expected: String,
+    },
+    /// It expects another node than this one.
+    #[error("node {theirs} expects its peer to be node {expected} (its peer.node), but this is node {ours}")]
+    NotExpected {
+        /// The peer.
+        theirs: String,
+        /// The peer that it expects.
+        expected: String,
+        /// This node.
         ours: String,
     },
-    /// The description does not parse.
-    #[error("the {whose} description of the machine is unreadable: {why}")]
-    SpecUnreadable {
-        /// "peer's" or "local".
-        whose: &'static str,
-        /// Why.
-        why: String,
-    },
-    /// A backup promises by its own lease what a primary counts on by its own.
-    #[error(
-        "replication.lease_ms differs: the peer has {} ms, this node {} ms; set both alike",
-        theirs_us / 1000,
-        ours_us / 1000
-    )]
-    Lease {
-        /// The peer's.
-        theirs_us: u64,
-        /// Ours.
-        ours_us: u64,
-    },
-    /// One would ship what the other does not take.
-    #[error("replication.mode differs: the peer has {theirs}, this node {ours}; set both alike")]
-    Mode {
-        /// The peer's.
-        theirs: Mode,
-        /// Ours.
-        ours: Mode,
-    },
-    /// Another build's engine could execute the same and come to something else.
-    #[error(
-        "the engine differs: the peer's build is {theirs:016x}, this node's {ours:016x}; install the \
-         same build of ftd on both"
-    )]
-    Engine {
-        /// The peer's fingerprint.
-        theirs: u64,
-        /// Ours.
-        ours: u64,
-    },
-    /// A machine captured on one CPU could not go on on the other.
-    #[error("CPU: {0}")]
-    Cpu(String),
+    /// What resuming depends on differs.
+    #[error("{}", lines(.0))]
+    Differences(Vec<Difference>),
     /// The primary's ownership is from an older generation than the backup knows of: it has been replaced.
     #[error(
         "the primary's generation is {primary}, but its backup has seen {backup}: another node has replaced it"
@@ -99,22 +86,94 @@ pub enum Refusal {
         /// The backup's.
         backup: u64,
     },
+    /// A node does not know yet what it has.
+    #[error("node {node} cannot compare its files with its peer's yet: {why}")]
+    NotReady {
+        /// Which.
+        node: String,
+        /// What it is doing.
+        why: String,
+    },
+}
+
+/// One thing that differs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// Two values that should be equal, or should overlap.
+    #[error("{name}: {} has {}, {} has {}", .theirs.node, .theirs.value, .ours.node, .ours.value)]
+    Values {
+        /// What differs.
+        name: String,
+        /// The peer's.
+        theirs: Shown,
+        /// Ours.
+        ours: Shown,
+    },
+    /// Only one of the two says something of it.
+    #[error(
+        "{name}: {} has {}, {silent} has none, or runs a version of ftd that does not know it",
+        .said.node, .said.value
+    )]
+    OneSided {
+        /// What it is.
+        name: String,
+        /// Who has it.
+        said: Shown,
+        /// Who does not.
+        silent: String,
+    },
+    /// The backup's processor cannot go on with what ran on the primary's.
+    #[error("processor: node {backup}, as the backup, could not go on with a guest of node {primary}: {why}")]
+    Processor {
+        /// Who would go on.
+        backup: String,
+        /// Who runs the VM.
+        primary: String,
+        /// Why not.
+        why: String,
+    },
+    /// A rule of a later version.
+    #[error(
+        "{name}: node {node} judges it by a rule that its peer's version of ftd does not know: upgrade the other"
+    )]
+    Rule {
+        /// What it is.
+        name: String,
+        /// Whose rule.
+        node: String,
+    },
+}
+
+/// A node's value of a fact, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The node.
+    pub node: String,
+    /// The value.
+    pub value: String,
+}
+
+/// Most differences that are told.
+const TOLD_MAX: usize = 20;
+
+fn lines(differences: &[Difference]) -> String {
+    let mut lines: Vec<String> = differences.iter().take(TOLD_MAX).map(Difference::to_string).collect();
+    if differences.len() > TOLD_MAX {
+        lines.push(format!("and {} more", differences.len() - TOLD_MAX));
+    }
+    lines.join("\n")
 }
 
 impl Refusal {
     /// The number that travels in a [`Refuse`].
     pub fn code(&self) -> u16 {
         match self {
-            Self::Protocol { .. } => 1,
+            Self::Frames { .. } | Self::Protocol { .. } => 1,
             Self::Vm { .. } => 2,
-            Self::SameNode(_) => 3,
-            Self::Spec { .. } => 4,
-            Self::SpecUnreadable { .. } => 5,
-            Self::Cpu(_) => 6,
-            Self::StalePrimary { .. } => 7,
-            Self::Lease { .. } => 8,
-            Self::Mode { .. } => 9,
-            Self::Engine { .. } => 10,
+            Self::Itself(_) | Self::SameNode(_) | Self::Stranger { .. } | Self::NotExpected { .. } => 3,
+            Self::Differences(_) => 4,
+            Self::StalePrimary { .. } => 5,
+            Self::NotReady { .. } => 6,
         }
     }
 
@@ -126,39 +185,54 @@ impl Refusal {
 
 /// Whether the refusal of this number stays until somebody changes a node: versions or configurations do not fit.
 pub fn is_permanent(code: u16) -> bool {
-    matches!(code, 1..=6 | 8..=10)
+    matches!(code, 1..=4)
 }
 
-/// Compares the peer's identity with ours. `cpu_fits(theirs, ours)` says why a machine could not move between the CPUs.
+/// Whether a node with this refusal still reads its files, to compare them.
+pub fn is_reading(code: u16) -> bool {
+    code == 6
+}
+
+/// Compares the peer's identity with ours. `processor_fits(theirs, ours)` says why a machine could not move between the
+/// processors.
 pub fn check<E: std::fmt::Display>(
     theirs: &Identity,
     ours: &Identity,
     our_side: Side,
-    cpu_fits: impl FnOnce(&[u8], &[u8]) -> Result<(), E>,
+    processor_fits: impl Fn(&[u8], &[u8]) -> Result<(), E>,
 ) -> Result<(), Refusal> {
-    if theirs.protocol != ours.protocol {
+    if theirs.protocol.agreed(ours.protocol).is_none() {
         return Err(Refusal::Protocol { theirs: theirs.protocol, ours: ours.protocol });
     }
     if theirs.vm != ours.vm {
         return Err(Refusal::Vm { theirs: theirs.vm.clone(), ours: ours.vm.clone() });
     }
-    if theirs.node == ours.node {
-        return Err(Refusal::SameNode(ours.node.clone()));
+    check_names(theirs, ours)?;
+    let mut differences = one_sided(theirs, ours);
+    for fact in &ours.facts {
+        let Some(their_fact) = theirs.fact(&fact.name) else { continue };
+        let difference = match Comparison::of(fact.rule).filter(|_| fact.rule == their_fact.rule) {
+            Some(Comparison::Equal) if fact.value == their_fact.value => None,
+            Some(Comparison::Overlap) if overlap(their_fact, fact) => None,
+            Some(Comparison::Equal | Comparison::Overlap) => Some(Difference::Values {
+                name: fact.name.clone(),
+                theirs: shown(theirs, their_fact),
+                ours: shown(ours, fact),
+            }),
+            Some(Comparison::Processor) => processor_fits(&their_fact.value, &fact.value).err().map(|why| {
+                let (backup, primary) = match our_side {
+                    Side::Primary => (theirs.node.clone(), ours.node.clone()),
+                    Side::Backup => (ours.node.clone(), theirs.node.clone()),
+                };
+                Difference::Processor { backup, primary, why: why.to_string() }
+            }),
+            None => Some(Difference::Rule { name: fact.name.clone(), node: theirs.node.clone() }),
+        };
+        differences.extend(difference);
     }
-    if theirs.lease_us != ours.lease_us {
-        return Err(Refusal::Lease { theirs_us: theirs.lease_us, ours_us: ours.lease_us });
+    if !differences.is_empty() {
+        return Err(Refusal::Differences(differences));
     }
-    if theirs.spec != ours.spec {
-        check_spec(&read_spec("peer's", &theirs.spec)?, &read_spec("local", &ours.spec)?)?;
-    }
-    same("what boots (machine.guest and machine.cmdline)", &theirs.boot, &ours.boot)?;
-    if theirs.mode != ours.mode {
-        return Err(Refusal::Mode { theirs: theirs.mode, ours: ours.mode });
-    }
-    if theirs.engine != ours.engine {
-        return Err(Refusal::Engine { theirs: theirs.engine, ours: ours.engine });
-    }
-    cpu_fits(&theirs.cpu, &ours.cpu).map_err(|e| Refusal::Cpu(e.to_string()))?;
     let (primary, backup) = match our_side {
         Side::Primary => (ours.generation, theirs.generation),
         Side::Backup => (theirs.generation, ours.generation),
@@ -169,66 +243,86 @@ pub fn check<E: std::fmt::Display>(
     Ok(())
 }
 
-fn read_spec(whose: &'static str, bytes: &[u8]) -> Result<MachineSpec, Refusal> {
-    postcard::from_bytes(bytes).map_err(|e| Refusal::SpecUnreadable { whose, why: e.to_string() })
-}
-
-fn same<T: PartialEq + std::fmt::Debug>(field: &'static str, theirs: &T, ours: &T) -> Result<(), Refusal> {
-    if theirs == ours {
-        return Ok(());
+/// Each is the other's peer, and they are two.
+fn check_names(theirs: &Identity, ours: &Identity) -> Result<(), Refusal> {
+    if theirs.node == ours.node {
+        let node = ours.node.clone();
+        let itself = theirs.process == ours.process;
+        return Err(if itself { Refusal::Itself(node) } else { Refusal::SameNode(node) });
     }
-    Err(Refusal::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
+    if theirs.node != ours.peer {
+        return Err(Refusal::Stranger {
+            theirs: theirs.node.clone(),
+            ours: ours.node.clone(),
+            expected: ours.peer.clone(),
+        });
+    }
+    if theirs.peer != ours.node {
+        return Err(Refusal::NotExpected {
+            theirs: theirs.node.clone(),
+            expected: theirs.peer.clone(),
+            ours: ours.node.clone(),
+        });
+    }
+    Ok(())
 }
 
-fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(), Refusal> {
-    // Every field by name, so that a new one cannot be forgotten here.
-    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = ours;
-    same("engine", &theirs.engine, engine)?;
-    same("guest memory (bytes)", &theirs.ram_bytes, ram_bytes)?;
-    same("number of vCPUs", &theirs.vcpus, vcpus)?;
-    same("network card", &theirs.net, net)?;
-    same("disks", &theirs.disks, disks)?;
-    same("virtio-rng", &theirs.rng, rng)
+/// What only one of the two says, and may not be skipped.
+fn one_sided(theirs: &Identity, ours: &Identity) -> Vec<Difference> {
+    let lacking = |from: &Identity, to: &Identity| {
+        let required = from.facts.iter().filter(|fact| fact.weight == Weight::Required);
+        let missing = required.filter(|fact| to.fact(&fact.name).is_none());
+        missing
+            .map(|fact| Difference::OneSided {
+                name: fact.name.clone(),
+                said: shown(from, fact),
+                silent: to.node.clone(),
+            })
+            .collect::<Vec<_>>()
+    };
+    [lacking(theirs, ours), lacking(ours, theirs)].concat()
+}
+
+fn overlap(theirs: &Fact, ours: &Fact) -> bool {
+    let (theirs, ours) = (theirs.as_versions(), ours.as_versions());
+    theirs.zip(ours).is_some_and(|(theirs, ours)| theirs.agreed(ours).is_some())
+}
+
+fn shown(identity: &Identity, fact: &Fact) -> Shown {
+    Shown { node: identity.node.clone(), value: fact.shown.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ft_vm::spec::{DiskSpec, EngineKind, NetSpec};
 
-    fn spec() -> MachineSpec {
-        MachineSpec {
-            engine: EngineKind::Kvm,
-            vcpus: 2,
-            ram_bytes: 64 << 20,
-            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
-            disks: vec![DiskSpec { bytes: 1024, read_only: true }],
-            rng: true,
-        }
-    }
-
-    fn identity(node: &str, spec: &MachineSpec) -> Identity {
+    fn identity(node: &str, peer: &str) -> Identity {
         Identity {
             protocol: PROTOCOL,
             vm: "web".into(),
             node: node.into(),
+            peer: peer.into(),
+            process: node.len() as u64,
             generation: 5,
-            spec: postcard::to_stdvec(spec).unwrap(),
-            boot: "builtin: ip=10.0.0.5/24 port=7777".into(),
-            mode: Mode::Checkpoint,
-            engine: 77,
-            cpu: vec![1],
-            features: 0,
-            lease_us: 25_000,
+            facts: vec![
+                Fact::equal("machine.memory_mib", 64),
+                Fact::equal_shown("disk 1", "hash of a", "/srv/a.img (64 KiB)"),
+                Fact::versions("machine state", Versions { oldest: 3, newest: 4 }),
+                Fact::processor(vec![1]),
+            ],
         }
     }
 
     fn checked(change: impl FnOnce(&mut Identity), side: Side) -> Result<(), Refusal> {
-        let mut theirs = identity("b", &spec());
+        let mut theirs = identity("beta", "alpha");
         change(&mut theirs);
-        check(&theirs, &identity("a", &spec()), side, |theirs, ours| {
-            if theirs == ours { Ok(()) } else { Err("other family") }
+        check(&theirs, &identity("alpha", "beta"), side, |theirs, ours| {
+            if theirs == ours { Ok(()) } else { Err("another family") }
         })
+    }
+
+    fn refusal(change: impl FnOnce(&mut Identity)) -> Refusal {
+        checked(change, Side::Primary).unwrap_err()
     }
 
     #[test]
@@ -238,34 +332,58 @@ mod tests {
     }
 
     #[test]
-    fn every_mismatch_is_named() {
-        let refusal = |change: fn(&mut Identity)| checked(change, Side::Primary).unwrap_err();
-        assert_eq!(refusal(|i| i.protocol = 9), Refusal::Protocol { theirs: 9, ours: PROTOCOL });
+    fn another_vm_or_protocol_is_refused() {
+        let theirs = Versions::only(PROTOCOL.newest + 1);
+        assert_eq!(refusal(|i| i.protocol = theirs), Refusal::Protocol { theirs, ours: PROTOCOL });
         assert_eq!(refusal(|i| i.vm = "db".into()).code(), 2);
-        assert_eq!(refusal(|i| i.node = "a".into()), Refusal::SameNode("a".into()));
-        let lease = Refusal::Lease { theirs_us: 50_000, ours_us: 25_000 };
-        assert_eq!(refusal(|i| i.lease_us = 50_000), lease, "safety rests on equal leases");
-        let mode = Refusal::Mode { theirs: Mode::Replay, ours: Mode::Checkpoint };
-        assert_eq!(refusal(|i| i.mode = Mode::Replay), mode);
-        assert_eq!(refusal(|i| i.engine = 78), Refusal::Engine { theirs: 78, ours: 77 });
-        assert_eq!(refusal(|i| i.cpu = vec![2]), Refusal::Cpu("other family".into()));
-        assert!(matches!(refusal(|i| i.spec.truncate(1)), Refusal::SpecUnreadable { whose: "peer's", .. }));
-        let with = |change: fn(&mut MachineSpec)| {
-            let mut other = spec();
-            change(&mut other);
-            match checked(|i| i.spec = postcard::to_stdvec(&other).unwrap(), Side::Backup) {
-                Err(Refusal::Spec { field, .. }) => field,
-                other => panic!("{other:?}"),
-            }
+    }
+
+    #[test]
+    fn only_the_two_nodes_that_name_each_other_pair() {
+        assert_eq!(refusal(|i| i.node = "alpha".into()), Refusal::SameNode("alpha".into()));
+        let itself = refusal(|i| (i.node, i.process) = ("alpha".into(), 5));
+        assert_eq!(itself, Refusal::Itself("alpha".into()));
+        let text = refusal(|i| i.node = "gamma".into()).to_string();
+        assert_eq!(text, "node gamma asked to pair with node alpha, whose peer.node is beta");
+        let text = refusal(|i| i.peer = "gamma".into()).to_string();
+        assert!(text.starts_with("node beta expects its peer to be node gamma"), "{text}");
+    }
+
+    #[test]
+    fn everything_that_differs_is_told_one_line_each_and_by_both_alike() {
+        let change = |i: &mut Identity| {
+            i.facts[0] = Fact::equal("machine.memory_mib", 128);
+            i.facts[1] = Fact::equal_shown("disk 1", "hash of b", "/var/a.img (64 KiB)");
+            i.facts[2] = Fact::versions("machine state", Versions::only(5));
+            i.facts[3] = Fact::processor(vec![2]);
         };
-        let boot = refusal(|i| i.boot = "builtin: ip=10.0.0.6/24 port=7777".into());
-        assert!(matches!(boot, Refusal::Spec { field, .. } if field.contains("machine.cmdline")), "{boot:?}");
-        assert_eq!(with(|s| s.engine = EngineKind::Soft), "engine");
-        assert_eq!(with(|s| s.ram_bytes *= 2), "guest memory (bytes)");
-        assert_eq!(with(|s| s.vcpus = 1), "number of vCPUs");
-        assert_eq!(with(|s| s.net = None), "network card");
-        assert_eq!(with(|s| s.disks[0].bytes = 512), "disks");
-        assert_eq!(with(|s| s.rng = false), "virtio-rng");
+        let refusal = refusal(change);
+        assert_eq!(refusal.code(), 4);
+        assert_eq!(
+            refusal.to_string(),
+            "machine.memory_mib: beta has 128, alpha has 64\n\
+             disk 1: beta has /var/a.img (64 KiB), alpha has /srv/a.img (64 KiB)\n\
+             machine state: beta has version 5, alpha has versions 3 to 4\n\
+             processor: node beta, as the backup, could not go on with a guest of node alpha: another family"
+        );
+        let other = checked(change, Side::Backup).unwrap_err().to_string();
+        assert!(
+            other.contains("node alpha, as the backup, could not go on with a guest of node beta"),
+            "{other}"
+        );
+    }
+
+    #[test]
+    fn what_only_one_knows_is_skipped_if_it_may_be_and_named_otherwise() {
+        let optional = |name: &str| Fact { weight: Weight::Optional, rule: 99, ..Fact::equal(name, 1) };
+        assert_eq!(checked(|i| i.facts.push(optional("later")), Side::Primary), Ok(()));
+        let text = refusal(|i| i.facts.push(Fact::equal("later", 1))).to_string();
+        assert!(text.starts_with("later: beta has 1, alpha has none"), "{text}");
+        let text = refusal(|i| drop(i.facts.remove(0))).to_string();
+        assert!(text.starts_with("machine.memory_mib: alpha has 64, beta has none"), "{text}");
+        let text = refusal(|i| i.facts[0].rule = 99).to_string();
+        assert!(text.starts_with("machine.memory_mib: node beta judges it by a rule"), "{text}");
+        assert!(matches!(refusal(|i| i.facts[2].value = vec![1]), Refusal::Differences(_)));
     }
 
     #[test]
@@ -274,5 +392,13 @@ mod tests {
         let stale = |primary, backup| Err(Refusal::StalePrimary { primary, backup });
         assert_eq!(checked(|i| i.generation = 6, Side::Primary), stale(5, 6));
         assert_eq!(checked(|i| i.generation = 4, Side::Backup), stale(4, 5));
+    }
+
+    #[test]
+    fn versions_meet_at_the_newest_that_both_know() {
+        let range = |oldest, newest| Versions { oldest, newest };
+        assert_eq!(range(3, 4).agreed(range(4, 5)), Some(4));
+        assert_eq!(range(3, 4).agreed(Versions::only(3)), Some(3));
+        assert_eq!(range(3, 4).agreed(range(5, 6)), None);
     }
 }

@@ -2,34 +2,8 @@
 //! of the log are bytes of [`ft_vm::replay::log`]; these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
+pub use super::identity::Identity;
 use serde::{Deserialize, Serialize};
-
-/// Who a node is and what it brings: the content of both hello and welcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Version of the messages' meaning, above the frame's own version.
-    pub protocol: u16,
-    /// The VM's name.
-    pub vm: String,
-    /// The node's name.
-    pub node: String,
-    /// The newest generation it knows of.
-    pub generation: u64,
-    /// postcard of its `MachineSpec`.
-    pub spec: Vec<u8>,
-    /// What boots in it ([`ft_vm::spec::Boot::terms`]).
-    pub boot: String,
-    /// How it replicates.
-    pub mode: Mode,
-    /// Its engine's fingerprint (see [`ft_vm::machine::engine_fingerprint`]).
-    pub engine: u64,
-    /// Its CPU's profile, opaque here.
-    pub cpu: Vec<u8>,
-    /// Bits of optional abilities; unknown ones are ignored.
-    pub features: u64,
-    /// How long an answer of the backup permits the primary to release, in microseconds: both must mean the same.
-    pub lease_us: u64,
-}
 
 /// How a pair replicates: what its epochs are made of. On the wire it is a number, in a configuration a word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -292,8 +266,16 @@ impl<'a> Message<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, FrameError> {
         let kind = frame.kind;
         Ok(match kind {
-            FrameType::Hello => Self::Hello(parse(frame)?),
-            FrameType::Welcome => Self::Welcome(parse(frame)?),
+            FrameType::Hello => {
+                let hello: Hello = parse(frame)?;
+                checked(&hello.identity, kind)?;
+                Self::Hello(hello)
+            }
+            FrameType::Welcome => {
+                let welcome: Welcome = parse(frame)?;
+                checked(&welcome.identity, kind)?;
+                Self::Welcome(welcome)
+            }
             FrameType::Refuse => Self::Refuse(parse(frame)?),
             FrameType::CopyBegin => Self::CopyBegin(parse(frame)?),
             FrameType::CopyPages => Self::CopyPages(frame.payload),
@@ -358,6 +340,10 @@ impl<'a> Message<'a> {
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())
     }
+}
+
+fn checked(identity: &Identity, kind: FrameType) -> Result<(), FrameError> {
+    identity.check().map_err(|e| FrameError::Malformed { kind, why: e.to_string() })
 }
 
 fn parse<'a, T: Deserialize<'a>>(frame: &Frame<'a>) -> Result<T, FrameError> {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   backup                                             primary
-//!     Hello{identity, held: pairing and epoch} ------>   checks VM, machine, CPU, version; its role decides
+//!     Hello{identity, held: pairing and epoch} ------>   checks names, versions, facts; its role decides
 //!     <------------------------------------ Refuse{why}   ... or
 //!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows
 //!     <------------------------ or: resume_from = E        the epochs after E follow
@@ -30,6 +30,7 @@
 
 pub mod frame;
 pub mod handshake;
+pub mod identity;
 pub mod message;
 
 pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, SharedPayload, WireSink, vm_id};

@@ -166,9 +166,13 @@ fn what_boots_follows_from_guest_and_kernel() {
         Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline: "ip=10.0.0.5/24 port=7777".into() }
     );
     let here = edited("#cmdline = \"\"", "cmdline = \"gw=10.0.0.1 ip=10.0.0.5/16 port=80\"");
-    assert_eq!(boot(&here).terms(), "builtin: ip=10.0.0.5/16 gw=10.0.0.1 port=80");
+    let cmdline = |boot| match boot {
+        Boot::Freestanding { image: FreestandingImage::BuiltIn, cmdline } => cmdline,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(cmdline(boot(&here)), "ip=10.0.0.5/16 gw=10.0.0.1 port=80");
     let nowhere = edited("addresses = [\"10.0.0.5\"]", "");
-    assert_eq!(boot(&nowhere).terms(), format!("builtin: {}", ft_vm::guest::CMDLINE_DEFAULT));
+    assert_eq!(cmdline(boot(&nowhere)), ft_vm::guest::CMDLINE_DEFAULT);
     let linux = edited("#guest = \"builtin\"", "guest = \"linux\"\nkernel = \"/k\"");
     assert!(matches!(parse(&linux).unwrap().boot(), Boot::Linux { kernel, .. } if kernel == Path::new("/k")));
 }

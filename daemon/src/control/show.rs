@@ -76,6 +76,10 @@ pub fn block(status: &Status, palette: Palette) -> String {
     }
     let connected = if status.peer.connected { "connected" } else { "not connected" };
     row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
+    let trouble = status.peer.trouble.iter().filter(|_| !status.peer.connected);
+    for trouble in trouble.flat_map(|trouble| trouble.lines()) {
+        row("", trouble.to_owned());
+    }
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
     let age = match status.arbiter.age_s {
         Some(age) if age > 0 => format!(", the last time {} ago", duration(age)),
@@ -218,6 +222,20 @@ mod tests {
             ),
             "{text}"
         );
+    }
+
+    #[test]
+    fn why_there_is_no_peer_is_shown_one_line_for_each_reason() {
+        let mut status = status();
+        status.peer.connected = false;
+        status.peer.trouble = Some("disk 1: differs\nmachine.rng: differs".into());
+        let text = block(&status, Palette::Plain);
+        assert!(
+            text.contains("not connected\n               disk 1: differs\n               machine.rng"),
+            "{text}"
+        );
+        status.peer.connected = true;
+        assert!(!block(&status, Palette::Plain).contains("differs"), "it is past");
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 mod check;
 mod console;
+mod contents;
 mod fresh;
+mod identity;
 mod init;
 mod pump;
 mod record;
@@ -13,7 +15,9 @@ mod wiring;
 
 pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
+pub use contents::{Contents, Unread};
 pub use fresh::{FreshError, allow_fresh, take_fresh};
+pub use identity::{DescribeError, facts};
 pub use init::{Earlier, InitError, initialise};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};

@@ -47,6 +47,14 @@ impl Window {
         *self.peer.lock() = PeerView { connected: false, trouble };
     }
 
+    /// A node that asked to pair does not fit. While there is a connection, it disturbs nobody.
+    pub fn show_turned_away(&self, why: String) {
+        let mut peer = self.peer.lock();
+        if !peer.connected {
+            peer.trouble = Some(why);
+        }
+    }
+
     /// Whether the arbiter answered the last request.
     pub fn is_arbiter_reachable(&self) -> bool {
         !self.arbiter_silent.load(Ordering::Relaxed)

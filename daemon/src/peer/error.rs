@@ -26,6 +26,15 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
+    /// Whether one of the two still reads its files, to compare them: a matter of time.
+    pub fn is_reading(&self) -> bool {
+        match self {
+            Self::Misfit(refusal) => handshake::is_reading(refusal.code()),
+            Self::Refused(refuse) => handshake::is_reading(refuse.code),
+            _ => false,
+        }
+    }
+
     /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
     pub fn is_permanent(&self) -> bool {
         let code = match self {

@@ -4,10 +4,12 @@
 use super::error::HandshakeError;
 use super::news::PeerNews;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
+use crate::host::Unread;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Refusal, Side};
-use ft_checkpoint::wire::message::{Held, Hello, Identity, Welcome};
+use ft_checkpoint::wire::identity::Fact;
+use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
 use ft_vm::machine::{CpuMismatch, CpuProfile};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -21,33 +23,48 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 const HANDSHAKES_MAX: usize = 64;
 /// A dial takes no longer.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// Of a refusal that people are shown.
+const REFUSAL_CHARS_MAX: usize = 8192;
 /// Bytes of a refused peer that are read, to be thrown away.
 const UNREAD_BYTES_MAX: u64 = 1 << 20;
 /// Between two dials.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// Between two dials while a node reads its files.
+const READING_PAUSE: Duration = Duration::from_millis(250);
 
 /// What this node says of itself.
 pub struct Local {
-    /// All but the generation, which `generation` holds.
-    pub identity: Identity,
+    /// All but the generation, which `generation` holds, and the facts that `contents` tells.
+    pub lasting: Identity,
+    /// What the machine's files hold; or why that is not known yet.
+    pub contents: TellContents,
     /// The highest generation known.
     pub generation: AtomicU64,
     /// What this node holds, asked at every dial.
     pub held: Box<dyn Fn() -> Option<Held> + Send + Sync>,
 }
 
-impl Local {
-    fn identity(&self) -> Identity {
-        Identity { generation: self.generation.load(Ordering::Relaxed), ..self.identity.clone() }
-    }
+/// Tells what the machine's files hold, or why that is not known yet. Asked at every handshake.
+pub type TellContents = Box<dyn Fn() -> Result<Vec<Fact>, Unread> + Send + Sync>;
 
-    fn check(&self, theirs: &Identity, side: Side) -> Result<(), Refusal> {
-        handshake::check(theirs, &self.identity(), side, |theirs, ours| match side {
-            // The VM runs here and would go on there.
-            Side::Primary => cpu_fits(theirs, ours),
-            Side::Backup => cpu_fits(ours, theirs),
-        })
+impl Local {
+    /// What this node says of itself now.
+    pub fn identity(&self) -> Result<Identity, Refusal> {
+        let mut identity = self.lasting.clone();
+        identity.generation = self.generation.load(Ordering::Relaxed);
+        let not_ready =
+            |unread: Unread| Refusal::NotReady { node: identity.node.clone(), why: unread.to_string() };
+        identity.facts.extend((self.contents)().map_err(not_ready)?);
+        Ok(identity)
     }
+}
+
+fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<(), Refusal> {
+    handshake::check(theirs, ours, side, |theirs, ours| match side {
+        // The VM runs here and would go on there.
+        Side::Primary => cpu_fits(theirs, ours),
+        Side::Backup => cpu_fits(ours, theirs),
+    })
 }
 
 /// Why a machine cannot move between two CPUs.
@@ -59,12 +76,8 @@ enum CpuError {
     Mismatch(#[from] CpuMismatch),
 }
 
-/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is not
-/// described at all, and does not matter.
+/// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is no fact.
 fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), CpuError> {
-    if to.is_empty() && from.is_empty() {
-        return Ok(());
-    }
     let (to, from): (CpuProfile, CpuProfile) = (serde_json::from_slice(to)?, serde_json::from_slice(from)?);
     Ok(to.can_resume_from(&from)?)
 }
@@ -114,7 +127,16 @@ pub fn listen(
                         let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
-                    Err(e) => tracing::warn!(peer = ?from, "refused a connection: {e}"),
+                    Err(e) => {
+                        if !e.is_reading() {
+                            for line in e.to_string().lines() {
+                                tracing::warn!(peer = ?from, "refused a connection: {line}");
+                            }
+                        }
+                        if let HandshakeError::Misfit(refusal) = e {
+                            let _ = news.tell(PeerNews::TurnedAway(refusal));
+                        }
+                    }
                 }
             });
             if let Err(e) = spawned {
@@ -135,7 +157,7 @@ impl Drop for BusySlot {
 
 fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter), HandshakeError> {
     tune(&stream)?;
-    let vm = vm_id(&local.identity.vm);
+    let vm = vm_id(&local.lasting.vm);
     let writer = FrameWriter::new(stream.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
     let reader = FrameReader::new(PeerStream::new(stream, Instant::now() + HANDSHAKE_LIMIT));
     Ok((reader, writer))
@@ -147,7 +169,7 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWrite
         Ok(Some(hello)) => hello,
         Ok(None) => return Err(HandshakeError::Unexpected("a hello")),
         Err(FrameError::Version { theirs, ours }) => {
-            let refusal = Refusal::Protocol { theirs, ours };
+            let refusal = Refusal::Frames { theirs, ours };
             turn_away(&refusal, &mut reader, &mut writer);
             return Err(refusal.into());
         }
@@ -155,11 +177,12 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWrite
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
-    if let Err(refusal) = local.check(&theirs, Side::Primary) {
+    let judged = local.identity().and_then(|ours| check(&theirs, &ours, Side::Primary));
+    if let Err(refusal) = judged {
         Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
         return Err(refusal.into());
     }
-    reader.expect(vm_id(&local.identity.vm), 0);
+    reader.expect(vm_id(&local.lasting.vm), 0);
     Ok((reader, writer, hello))
 }
 
@@ -205,10 +228,11 @@ impl Dialler {
                         }
                     }
                     Err(e) => {
+                        let pause = if e.is_reading() { READING_PAUSE } else { DIAL_PAUSE };
                         if news.tell(PeerNews::DialFailed(e)).is_err() {
                             return;
                         }
-                        std::thread::sleep(DIAL_PAUSE);
+                        std::thread::sleep(pause);
                     }
                 }
             }
@@ -229,6 +253,7 @@ impl Dialler {
 }
 
 fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
+    let ours = local.identity()?;
     let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
     let mut last = std::io::Error::other(format!("{peer} has no address"));
     let connected = addresses
@@ -236,14 +261,18 @@ fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), 
         .find_map(|address| TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok());
     let stream = connected.ok_or(last)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
-    Message::Hello(Hello { identity: local.identity(), held: (local.held)() }).send(0, &mut writer)?;
+    Message::Hello(Hello { identity: ours.clone(), held: (local.held)() }).send(0, &mut writer)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
-            local.check(&welcome.identity, Side::Backup)?;
-            reader.expect(vm_id(&local.identity.vm), welcome.identity.generation);
+            check(&welcome.identity, &ours, Side::Backup)?;
+            reader.expect(vm_id(&local.lasting.vm), welcome.identity.generation);
             Ok((reader, writer, welcome))
         }
-        Message::Refuse(refuse) => Err(HandshakeError::Refused(refuse)),
+        Message::Refuse(Refuse { code, text }) => {
+            let text =
+                text.chars().filter(|c| *c == '\n' || !c.is_control()).take(REFUSAL_CHARS_MAX).collect();
+            Err(HandshakeError::Refused(Refuse { code, text }))
+        }
         _ => Err(HandshakeError::Unexpected("a welcome")),
     }
 }

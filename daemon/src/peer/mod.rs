@@ -13,7 +13,7 @@ mod stream;
 
 pub use backup_reader::BackupReader;
 pub use error::{HandshakeError, LinkEnd, LinkError};
-pub use handshake::{ConnIds, Dialler, Local, listen};
+pub use handshake::{ConnIds, Dialler, Local, TellContents, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};

@@ -25,6 +25,26 @@ pub struct GuestRam {
     file: Arc<File>,
     ram_bytes: u64,
     journal: Arc<Journal>,
+    sharing: Sharing,
+}
+
+/// Who sees what is written to a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Everybody who maps the memory.
+    Shared,
+    /// Nobody else: a page that is written becomes a copy.
+    Private,
+}
+
+impl Sharing {
+    pub(crate) fn flags(self) -> libc::c_int {
+        libc::MAP_NORESERVE
+            | match self {
+                Self::Shared => libc::MAP_SHARED,
+                Self::Private => libc::MAP_PRIVATE,
+            }
+    }
 }
 
 impl GuestRam {
@@ -38,20 +58,29 @@ impl GuestRam {
             .map_err(|e| allocate(e.into()))?;
         let file = File::from(fd);
         file.set_len(ram_bytes).map_err(allocate)?;
-        let file = Arc::new(file);
+        Self::map(Arc::new(file), ram_bytes, Sharing::Shared)
+    }
 
+    /// The same memory for a machine whose writes nobody else sees: a page that it writes becomes a copy. A page that
+    /// it has not written is this memory's, as it is when it is looked at.
+    pub fn private_copy(&self) -> Result<Self, MemoryError> {
+        Self::map(Arc::clone(&self.file), self.ram_bytes, Sharing::Private)
+    }
+
+    fn map(file: Arc<File>, ram_bytes: u64, sharing: Sharing) -> Result<Self, MemoryError> {
         let low = ram_bytes.min(LOW_RAM_END);
         let journal = Arc::new(Journal::default());
-        let mut regions = vec![Self::map_region(&file, 0, 0, low, &journal)?];
+        let mut regions = vec![Self::map_region(&file, sharing, 0, 0, low, &journal)?];
         if ram_bytes > low {
-            regions.push(Self::map_region(&file, low, HIGH_RAM_BASE, ram_bytes - low, &journal)?);
+            regions.push(Self::map_region(&file, sharing, low, HIGH_RAM_BASE, ram_bytes - low, &journal)?);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Map(e.to_string()))?;
-        Ok(Self { memory, file, ram_bytes, journal })
+        Ok(Self { memory, file, ram_bytes, journal, sharing })
     }
 
     fn map_region(
         file: &Arc<File>,
+        sharing: Sharing,
         offset: u64,
         base: u64,
         bytes: u64,
@@ -62,7 +91,7 @@ impl GuestRam {
         let written = WrittenPages::new(bytes, offset, Arc::clone(journal));
         let region = MmapRegionBuilder::new_with_bitmap(bytes, written)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_mmap_flags(sharing.flags())
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
             .build()
             .map_err(|e| map(&e))?;
@@ -135,9 +164,10 @@ impl GuestRam {
     }
 
     /// A second mapping of the same memory, contiguous over all pages. Not tracked and not the one that the guest
-    /// runs on: for applying checkpoints behind the guest's mapping and for reading pages out.
+    /// runs on: for applying checkpoints behind the guest's mapping and for reading pages out. That of a private copy
+    /// is private too, and does not show what the machine has written.
     pub fn view(&self) -> Result<RamView, MemoryError> {
-        RamView::of(&self.file, self.ram_bytes)
+        RamView::of(&self.file, self.ram_bytes, self.sharing)
     }
 }
 
@@ -172,6 +202,22 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         ram.view().unwrap().read_page(5, &mut page);
         assert_eq!(page[..6], [7, 7, 7, 7, 7, 0]);
+    }
+
+    #[test]
+    fn what_is_written_to_a_private_copy_stays_in_it() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        ram.memory().write_slice(&[7; 10], GuestAddress(4096)).unwrap();
+        let copy = ram.private_copy().unwrap();
+        let mut seen = [0; 2];
+        copy.memory().read_slice(&mut seen, GuestAddress(4096)).unwrap();
+        assert_eq!(seen, [7, 7]);
+        copy.memory().write_slice(&[8], GuestAddress(4096)).unwrap();
+        copy.view().unwrap().write_page(2, &[9; PAGE_SIZE]);
+        ram.memory().read_slice(&mut seen, GuestAddress(4096)).unwrap();
+        assert_eq!(seen, [7, 7]);
+        ram.memory().read_slice(&mut seen, GuestAddress(8192)).unwrap();
+        assert_eq!(seen, [0, 0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
+use crate::memory::Sharing;
 use crate::page::PageIndex;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::Whence;
@@ -27,12 +28,12 @@ unsafe impl Sync for RamView {}
 
 impl RamView {
     /// Maps the first `ram_bytes` bytes of a guest's memfd.
-    pub(crate) fn of(file: &Arc<File>, ram_bytes: u64) -> Result<Self, MemoryError> {
+    pub(crate) fn of(file: &Arc<File>, ram_bytes: u64, sharing: Sharing) -> Result<Self, MemoryError> {
         let bytes = usize::try_from(ram_bytes).map_err(|e| MemoryError::Map(e.to_string()))?;
         let length = NonZeroUsize::new(bytes).ok_or(MemoryError::Size(0))?;
         let (protection, flags) =
-            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE);
-        // SAFETY: a fresh shared mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::from_bits_retain(sharing.flags()));
+        // SAFETY: a fresh mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, flags, file.as_fd(), 0) }
             .map_err(|e| MemoryError::Allocate { bytes: ram_bytes, source: e.into() })?;
         Ok(Self { base: base.cast(), bytes, file: Arc::clone(file) })

@@ -8,7 +8,7 @@ use crate::peer::{BackupReader, Link};
 use crate::replica::Input;
 use crate::role::{ConnId, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Identity, Welcome};
+use ft_checkpoint::wire::message::{Identity, Mode, Welcome};
 use std::sync::Arc;
 
 /// Epochs of log in flight at most. They are small: bytes bound them.
@@ -27,10 +27,11 @@ impl RealHands {
             PairingStart::Copy => None,
             PairingStart::ResumeAfter(epoch) => Some(epoch),
         };
-        let identity = Identity { generation, ..self.local.identity.clone() };
+        let identity = Identity { generation, ..self.local.identity()? };
         fitting.writer.set_generation(generation);
         let news = Outlet::into_queue(&self.inputs, Input::Peer);
-        let backup = BackupReader { conn, mode: identity.mode, news: news.clone() };
+        let mode = if self.replay.on { Mode::Replay } else { Mode::Checkpoint };
+        let backup = BackupReader { conn, mode, news: news.clone() };
         Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
         let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
             .map_err(HandsError::Link)?;

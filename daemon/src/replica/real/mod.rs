@@ -75,7 +75,8 @@ impl RealHands {
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
         let local = Arc::new(Local {
-            identity: parts.identity,
+            lasting: parts.identity,
+            contents: parts.contents,
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });

@@ -51,6 +51,10 @@ impl RealHands {
                 self.window.show_disconnected(Some(error.to_string()));
                 Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
             }
+            PeerNews::TurnedAway(refusal) => {
+                self.window.show_turned_away(refusal.to_string());
+                return (None, None);
+            }
             PeerNews::FromBackup { conn, said, ticket } => {
                 return (self.event_of_backup(conn, said), Some(ticket));
             }

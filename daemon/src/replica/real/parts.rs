@@ -3,6 +3,7 @@
 use crate::host::{Host, RecordFile, Watchdog};
 use crate::keeper::Replay;
 use crate::observe::{Telemetry, Window};
+use crate::peer;
 use crate::replica::Input;
 use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::message::Identity;
@@ -31,6 +32,8 @@ pub struct Parts {
     pub listener: TcpListener,
     /// What we say of ourselves in a handshake.
     pub identity: Identity,
+    /// What the machine's files hold.
+    pub contents: peer::TellContents,
     /// The arbiter.
     pub arbiter: Box<dyn Arbiter>,
     /// Where this node's record of its cell is kept.

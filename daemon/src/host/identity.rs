@@ -1,0 +1,64 @@
+//! What this host tells its peer of itself in a handshake: all that resuming depends on, in the operator's words.
+
+use crate::config::{Config, GuestKind};
+use ft_checkpoint::wire::identity::{Fact, Versions};
+use ft_checkpoint::wire::message::Mode;
+use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
+use ft_vm::spec::{EngineKind, MachineSpec};
+use ft_vm::state::STATE_VERSION;
+
+/// Why this host cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub enum DescribeError {
+    /// The processor does not tell.
+    #[error("cannot describe this host's processor to the peer: {0}")]
+    Processor(#[from] MachineError),
+    /// Its description cannot be written.
+    #[error("cannot describe this host's processor to the peer: {0}")]
+    Write(#[from] serde_json::Error),
+}
+
+/// All that is known without reading a file of the machine's.
+pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
+    // Every field by name, so that a new one cannot be forgotten here. Disks are told by content, see `contents`.
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = spec;
+    let (machine, replication) = (&config.machine, &config.replication);
+    let card = match net {
+        Some(net) => net.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        None => "no network card".to_owned(),
+    };
+    let cmdline = match machine.guest {
+        GuestKind::Builtin => "machine.net.addresses (the built-in guest's command line)",
+        GuestKind::Linux | GuestKind::Freestanding => "machine.cmdline",
+    };
+    let yes_or_no = |yes| if yes { "yes" } else { "no" };
+    let mut facts = vec![
+        Fact::versions("format of the machine's state", Versions::only(STATE_VERSION)),
+        Fact::equal("replication.mode", replication.mode),
+        Fact::equal("replication.lease_ms", replication.lease_ms),
+        Fact::equal("machine.engine", engine),
+        Fact::equal("machine.vcpus", vcpus),
+        Fact::equal("machine.memory_mib", ram_bytes >> 20),
+        Fact::equal("machine.net.mac", card),
+        Fact::equal("machine.rng", yes_or_no(*rng)),
+        Fact::equal("number of disks", disks.len()),
+        Fact::equal("machine.on_reset", format!("{:?}", machine.on_reset).to_lowercase()),
+        Fact::equal("machine.guest", format!("{:?}", machine.guest).to_lowercase()),
+        Fact::equal_shown(cmdline, machine.cmdline.as_str(), format!("{:?}", machine.cmdline)),
+    ];
+    match engine {
+        EngineKind::Kvm => facts.push(Fact::processor(serde_json::to_vec(&host_cpu_profile()?)?)),
+        // The guest sees nothing of the host's processor.
+        EngineKind::Soft => {
+            let build = format!("{:016x}", engine_fingerprint(*engine));
+            facts.push(Fact::equal("build of the engine `soft` (install the same ftd on both)", build));
+        }
+    }
+    if replication.mode == Mode::Replay {
+        facts.push(Fact::versions(
+            "format of the event log",
+            Versions::only(ft_vm::replay::log::LOG_VERSION.into()),
+        ));
+    }
+    Ok(facts)
+}
