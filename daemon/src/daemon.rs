@@ -14,7 +14,7 @@ use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, Fresh, Policy, Record};
+use crate::role::{Exit, Fresh, NodeRecord, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -185,7 +185,7 @@ fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeErr
     })
 }
 
-fn policy(config: &Config, fresh: Fresh, record: Option<Record>) -> Policy {
+fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
     Policy {

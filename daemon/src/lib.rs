@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, Fresh, Policy, Record, StartAs, State};
+//! use ftd::role::{Command, Core, Event, Fresh, Policy, NodeRecord, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
@@ -37,7 +37,7 @@
 //!
 //! commands.clear();
 //! core.handle(2_000, Event::CellSet(Outcome::Won(founded)), &mut commands);
-//! assert_eq!(commands, [Command::Record(Record { cell: id, generation: 1 }), Command::Boot]);
+//! assert_eq!(commands, [Command::Record(NodeRecord { cell: id, generation: 1 }), Command::Boot]);
 //! assert_eq!(core.view().state, State::Solo);
 //! ```
 

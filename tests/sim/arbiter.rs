@@ -329,7 +329,7 @@ impl World {
         };
         let generation = cell.map_or(0, |cell| cell.generation);
         let found = cell.map(|cell| cell.id);
-        if self.arbiter.elsewhere[n].is_none() {
+        if found.is_some() && found == self.arbiter.cell.as_ref().map(|cell| cell.id) {
             self.arbiter.told = self.arbiter.told.max(generation);
         }
         match &event {

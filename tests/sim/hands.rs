@@ -5,7 +5,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Event, Micros, PairingStart, Record, SwitchoverFailure, View};
+use ftd::role::{ConnId, Event, Micros, NodeRecord, PairingStart, SwitchoverFailure, View};
 use rand::Rng;
 
 use crate::model::{Ask, Input, Msg, Mutant, NAMES};
@@ -64,7 +64,7 @@ impl Hands for SimHands<'_> {
         self.world.ask(self.n, Ask::Probe);
     }
 
-    fn record(&mut self, record: Record) -> Result<(), Self::Error> {
+    fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
         self.say(&format!("records {record:?}"));
         if self.world.mutant != Some(Mutant::RecordsNothing) {
             self.world.nodes[self.n].record = Some(record);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, PairingStart, Record};
+use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart};
 
 use crate::card::Card;
 
@@ -227,7 +227,7 @@ pub struct Node {
     /// The real one. It is out of here while it takes a step.
     pub executor: Option<Executor>,
     /// What the node has recorded of the cell. The file outlives its processes.
-    pub record: Option<Record>,
+    pub record: Option<NodeRecord>,
     /// The highest generation that it was to record.
     pub acted: u64,
     /// The host's disk was lost, and with it the record: the operator lets this node found nothing.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use thiserror::Error;
 
 /// Which cell it is: drawn when the cell is founded, and the same for as long as it lives. Two directories are two
 /// cells, whatever their names.
@@ -21,15 +22,18 @@ impl From<CellId> for String {
     }
 }
 
-impl TryFrom<String> for CellId {
-    type Error = String;
+/// A text that is no cell's identity.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("'{0}' is not a cell's identity: 16 hexadecimal digits")]
+pub struct NotAnIdentity(String);
 
-    fn try_from(text: String) -> Result<Self, String> {
+impl TryFrom<String> for CellId {
+    type Error = NotAnIdentity;
+
+    fn try_from(text: String) -> Result<Self, NotAnIdentity> {
         let id = u64::from_str_radix(&text, 16).map(Self);
         // One form only: what is read is what would be written.
-        id.ok()
-            .filter(|id| id.to_string() == text)
-            .ok_or_else(|| format!("'{text}' is not a cell's identity: 16 hexadecimal digits"))
+        id.ok().filter(|id| id.to_string() == text).ok_or(NotAnIdentity(text))
     }
 }
 

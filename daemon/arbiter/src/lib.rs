@@ -30,7 +30,7 @@ mod cell;
 mod error;
 pub mod file;
 
-pub use cell::{Cell, CellId, Standby};
+pub use cell::{Cell, CellId, NotAnIdentity, Standby};
 pub use error::{ArbiterError, Place, Trouble};
 pub use file::FileArbiter;
 
@@ -40,8 +40,8 @@ pub use file::FileArbiter;
 pub enum Outcome {
     /// The cell is, or was at one moment, as asked for.
     Won(Cell),
-    /// The cell has another generation than expected, or is another cell: this is what it holds. If that equals what was
-    /// asked for, an earlier attempt of this node, whose answer was lost, has won.
+    /// The cell has another generation than expected, or is another cell: this is what it holds. If that equals what
+    /// was asked for, an earlier attempt of this node, whose answer was lost, has won.
     Lost(Option<Cell>),
     /// Certain: nothing was changed and nothing is under way. It may be tried again.
     NotAttempted(ArbiterError),
@@ -59,8 +59,8 @@ pub trait Arbiter: Send {
     /// `new.generation` must be the next one.
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) -> Outcome;
 
-    /// Proves that the arbiter would answer now, and returns what the cell holds: reads it and durably writes beside it,
-    /// with everything that a compare-and-set needs, but leaves the cell as it is. Cheap enough for once every few
+    /// Proves that the arbiter would answer now, and returns what the cell holds: reads it and durably writes beside
+    /// it, with everything that a compare-and-set needs, but leaves the cell as it is. Cheap enough for once every few
     /// seconds.
     fn probe(&mut self) -> Result<Option<Cell>, ArbiterError>;
 

@@ -39,8 +39,8 @@ enum Cmd {
     /// Say which cell of the arbiter this node's VM is in: found it if there is none, else take the one there
     ///
     /// Not needed where start_as = "primary" boots the VM for the first time. A node records the cell that it acts on,
-    /// and refuses another one, an older one, or none. When the cell is gone for good, stop both nodes, and run this with
-    /// --forget on each: the VM then boots anew.
+    /// and refuses another one, an older one, or none. When the cell is gone for good, stop both nodes, and run this
+    /// with --forget on each: the VM then boots anew.
     Init {
         /// The configuration
         #[arg(long, value_name = "FILE")]

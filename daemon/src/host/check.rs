@@ -151,8 +151,8 @@ impl Config {
         }
     }
 
-    /// Checks everything that this host must offer itself. Nothing is left changed but directories of the daemon's own that it
-    /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
+    /// Checks everything that this host must offer itself. Nothing is left changed but directories of the daemon's own
+    /// that it made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
     pub fn check_host(&self) -> Result<(), HostError> {
         if self.machine.engine == EngineKind::Kvm {
             OpenOptions::new()

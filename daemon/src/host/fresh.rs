@@ -5,7 +5,7 @@
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
 use crate::exit::DaemonExit;
-use crate::role::Record;
+use crate::role::NodeRecord;
 use ft_arbiter::ArbiterError;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -73,7 +73,7 @@ pub fn allow_fresh(config: &Config) -> Result<u64, FreshError> {
 
 /// The generation that a permission names, if there is one that may still hold: the boot that it allows, or any other
 /// change of the cell, leaves that generation behind and so voids it. A void one is removed.
-pub fn take_fresh(config: &Config, record: Option<Record>) -> Result<Option<u64>, FreshError> {
+pub fn take_fresh(config: &Config, record: Option<NodeRecord>) -> Result<Option<u64>, FreshError> {
     let path = leave(config);
     let failed = |source| FreshError::Io { path: path.clone(), source };
     let text = match fs::read_to_string(&path) {
@@ -137,7 +137,7 @@ mod tests {
     fn a_leave_is_for_one_boot_of_what_it_names() {
         let node = Node::new();
         node.set(1, Some("alpha"));
-        let acted_on = |generation| Some(Record { cell: CellId(1), generation });
+        let acted_on = |generation| Some(NodeRecord { cell: CellId(1), generation });
         assert_eq!(take_fresh(&node.config, acted_on(1)).unwrap(), None, "nobody gave any");
         assert_eq!(allow_fresh(&node.config).unwrap(), 1);
         assert_eq!(take_fresh(&node.config, acted_on(1)).unwrap(), Some(1));

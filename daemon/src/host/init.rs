@@ -6,7 +6,7 @@ use super::service::{InstanceLock, LockError};
 use crate::config::Config;
 use crate::exit::DaemonExit;
 use crate::nonce::random_nonce;
-use crate::role::{Distrust, Record};
+use crate::role::{Distrust, NodeRecord};
 use ft_arbiter::{ArbiterError, Cell, CellId, Outcome};
 
 /// What becomes of an earlier record.
@@ -75,7 +75,7 @@ pub fn initialise(config: &Config, earlier: Earlier) -> Result<Cell, InitError> 
             }
         }
     };
-    file.save(Record { cell: cell.id, generation: cell.generation })?;
+    file.save(NodeRecord { cell: cell.id, generation: cell.generation })?;
     Ok(cell)
 }
 

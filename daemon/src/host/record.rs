@@ -1,7 +1,7 @@
 //! The file of this node's record of the cell, in the state directory: which cell, and the highest generation that this
 //! node has acted on. It is written aside, flushed and renamed, so that a crash leaves the old one or the new one.
 
-use crate::role::Record;
+use crate::role::NodeRecord;
 use ft_arbiter::CellId;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -55,7 +55,7 @@ pub struct RecordFile {
     vm: String,
 }
 
-impl RecordFile {
+impl NodeRecordFile {
     /// The record of `vm` in its state directory.
     #[must_use]
     pub fn new(state_dir: &Path, vm: &str) -> Self {
@@ -71,7 +71,7 @@ impl RecordFile {
     }
 
     /// What is recorded; none if nothing ever was.
-    pub fn load(&self) -> Result<Option<Record>, RecordError> {
+    pub fn load(&self) -> Result<Option<NodeRecord>, RecordError> {
         let bytes = match fs::read(self.path()) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -82,12 +82,12 @@ impl RecordFile {
         if content.vm != self.vm {
             return Err(damaged(format!("it is of VM '{}', not of '{}'", content.vm, self.vm)));
         }
-        Ok(Some(Record { cell: content.cell, generation: content.generation }))
+        Ok(Some(NodeRecord { cell: content.cell, generation: content.generation }))
     }
 
     /// Makes this the record, durably.
-    pub fn save(&self, record: Record) -> Result<(), RecordError> {
-        let Record { cell, generation } = record;
+    pub fn save(&self, record: NodeRecord) -> Result<(), RecordError> {
+        let NodeRecord { cell, generation } = record;
         let content = Content { version: FORMAT_VERSION, vm: self.vm.clone(), cell, generation };
         let aside = self.directory.join(format!("{NAME}.new"));
         File::create(&aside)
@@ -152,7 +152,7 @@ mod tests {
         let file = RecordFile::new(directory.path(), "web");
         assert_eq!(file.load().unwrap(), None);
         for generation in [3, 4] {
-            let record = Record { cell: CellId(7), generation };
+            let record = NodeRecord { cell: CellId(7), generation };
             file.save(record).unwrap();
             assert_eq!(file.load().unwrap(), Some(record));
         }

@@ -113,8 +113,11 @@ impl Executor {
             Command::ReadCell => hands.read_cell(),
             Command::ProbeCell => hands.probe_cell(),
             Command::Record(record) => {
-                let outcome = hands.record(record).map_err(|e| e.to_string());
-                self.own.push_back(Event::Recorded(outcome));
+                let recorded = hands.record(record);
+                self.own.push_back(match recorded {
+                    Ok(()) => Event::Recorded,
+                    Err(e) => Event::Unrecorded(e.to_string()),
+                });
             }
             Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
             Command::Dial => hands.dial(),

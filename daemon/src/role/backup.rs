@@ -53,8 +53,8 @@ enum Stage {
     /// With the primary, or dialling it.
     Following,
     /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the cell and the
-    /// generation in which it was seen to name us with our state. `verified`: the VM can go on from our state, as far as
-    /// anybody can tell.
+    /// generation in which it was seen to name us with our state. `verified`: the VM can go on from our state, as far
+    /// as anybody can tell.
     Orphaned { since: Micros, named_in: Option<(CellId, u64)>, verified: bool },
     /// The primary has stopped the VM at this epoch and offers it: our state is being verified.
     Offered { epoch: u64 },
@@ -125,33 +125,9 @@ impl Backup {
                 self.cell = core.their_cell().or(self.cell);
             }
             Event::Sealed { conn, pairing, epoch, stamp } => {
-                self.heard(core, conn);
-                // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
-                // still under way as we gave the connection up.
-                if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
-                    self.hold = Hold::Sealed(Held { pairing, epoch });
-                    if self.is_linked(conn) && self.may_answer() {
-                        self.promise(core);
-                        core.out.push(Command::SendAck { conn, epoch, stamp });
-                    }
-                    if let Stage::Orphaned { verified, .. } = &mut self.stage {
-                        *verified = false;
-                        core.out.push(Command::Verify { epoch });
-                    }
-                }
+                self.on_sealed(core, conn, pairing, epoch, stamp)
             }
-            Event::Verified { epoch } => {
-                let held = self.sealed_epoch();
-                match &mut self.stage {
-                    Stage::Orphaned { verified, .. } => *verified |= epoch == held,
-                    // The primary emits nothing more by its own word: no promise binds us.
-                    Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
-                        self.stage = Stage::Contesting;
-                        core.arbiter.hurry();
-                    }
-                    _ => {}
-                }
-            }
+            Event::Verified { epoch } => self.on_verified(core, epoch),
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
                 self.paired = Some(generation);
@@ -186,6 +162,36 @@ impl Backup {
             _ => {}
         }
         None
+    }
+
+    fn on_sealed(&mut self, core: &mut Core, conn: ConnId, pairing: u64, epoch: u64, stamp: Micros) {
+        self.heard(core, conn);
+        // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
+        // still under way as we gave the connection up.
+        if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
+            self.hold = Hold::Sealed(Held { pairing, epoch });
+            if self.is_linked(conn) && self.may_answer() {
+                self.promise(core);
+                core.out.push(Command::SendAck { conn, epoch, stamp });
+            }
+            if let Stage::Orphaned { verified, .. } = &mut self.stage {
+                *verified = false;
+                core.out.push(Command::Verify { epoch });
+            }
+        }
+    }
+
+    fn on_verified(&mut self, core: &mut Core, epoch: u64) {
+        let held = self.sealed_epoch();
+        match &mut self.stage {
+            Stage::Orphaned { verified, .. } => *verified |= epoch == held,
+            // The primary emits nothing more by its own word: no promise binds us.
+            Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
+                self.stage = Stage::Contesting;
+                core.arbiter.hurry();
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn conn(&self) -> Option<ConnId> {

@@ -1,7 +1,7 @@
 //! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
-use super::record::Record;
+use super::record::NodeRecord;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::message::Standing;
 
@@ -82,7 +82,7 @@ pub enum Command {
     /// As `ReadCell`, and prove by writing beside it that it could be set.
     ProbeCell,
     /// Make this durable on this host before anything else is done; answer with `Recorded`.
-    Record(Record),
+    Record(NodeRecord),
     /// Compare-and-set the whole cell; answer with `CellSet`.
     CompareAndSet {
         /// Generation that the cell must have (none: the cell is empty).

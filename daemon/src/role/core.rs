@@ -7,7 +7,7 @@ use super::event::{ConnId, Event, Micros};
 use super::policy::{Fresh, Policy, StartAs};
 use super::primary::Primary;
 use super::proof::Lapsed;
-use super::record::Record;
+use super::record::NodeRecord;
 use super::standing::Words;
 use super::view::{Role, State, View};
 use ft_arbiter::{Cell, CellId};
@@ -22,7 +22,7 @@ pub struct Core {
     pub(super) out: Vec<Command>,
     pairings: u64,
     generation: u64,
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<NodeRecord>,
     pub(super) words: Words,
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
@@ -126,7 +126,8 @@ impl Core {
                 }
                 self.tell_peer();
             }
-            Event::Recorded(outcome) => self.on_recorded(outcome),
+            Event::Recorded => self.on_recorded(None),
+            Event::Unrecorded(why) => self.on_recorded(Some(why)),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
                 self.stop_requested = true
@@ -282,7 +283,7 @@ impl Core {
                 }
             }
             Part::Primary(_) | Part::Backup(_) => self.with_part(|core, part| match part {
-                Part::Primary(primary) => primary.on_cell(core, answer),
+                Part::Primary(primary) => primary.on_cell(core, answer.ok().flatten()),
                 Part::Backup(backup) => backup.on_cell(core, answer),
                 _ => None,
             }),

@@ -44,8 +44,10 @@ pub enum Event {
     CellRead(Result<Option<Cell>, ArbiterError>),
     /// The answer to [`super::Command::CompareAndSet`].
     CellSet(Outcome),
-    /// The answer to [`super::Command::Record`].
-    Recorded(Result<(), String>),
+    /// The answer to [`super::Command::Record`]: it is durable.
+    Recorded,
+    /// The answer to [`super::Command::Record`]: it could not be made durable.
+    Unrecorded(String),
 
     /// A peer that may be our backup asks to be: its identity was checked, this is what it holds.
     PeerHello {

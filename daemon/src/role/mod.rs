@@ -65,5 +65,5 @@ pub use command::{Command, Exit, PairingStart, SwitchoverFailure};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Fresh, Policy, StartAs};
 pub use proof::{Lapse, Lapsed};
-pub use record::{Distrust, Record};
+pub use record::{Distrust, NodeRecord};
 pub use view::{Role, State, View};

@@ -1,7 +1,7 @@
 //! The configuration that the core's decisions depend on.
 
 use super::event::Micros;
-use super::record::Record;
+use super::record::NodeRecord;
 use serde::{Deserialize, Serialize};
 
 /// Who boots the VM while the arbiter's cell names nobody.
@@ -35,7 +35,7 @@ pub struct Policy {
     /// What to do with an empty cell.
     pub start_as: StartAs,
     /// What this node has recorded of the cell; none: it has never acted on any.
-    pub record: Option<Record>,
+    pub record: Option<NodeRecord>,
     /// Where this node's arbiter is, for people.
     pub place: String,
     /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.

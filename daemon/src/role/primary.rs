@@ -53,7 +53,7 @@ enum Pair {
     /// The cell names the standby, but the peer is lost: asking the cell to be alone. Output is held.
     Alone { pairing: u64 },
     /// The peer has come back and is in step, but the request to be alone is still unanswered, and may be carried out.
-    /// Counts as protected. If the cell comes to name nobody, it is asked to name the standby again.
+    /// Counts as protected. If the cell comes to name nobody, the backup is a stranger and begins anew.
     Rejoined { pairing: u64 },
 }
 
@@ -290,8 +290,8 @@ impl Primary {
                 core.forget_their_word();
                 core.tell_standing(conn, false);
             }
-            // The peer is back, and holds what the cell says: the pair goes on. What may still become of a request to be
-            // alone does not change that; its answer is dealt with when it comes.
+            // The peer is back, and holds what the cell says: the pair goes on. What may still become of a request to
+            // be alone does not change that; its answer is dealt with when it comes.
             Pair::Alone { pairing } => match held {
                 Some(held) if !self.broken && held.pairing == pairing && held.epoch >= self.permit.acked => {
                     self.pair = match core.arbiter.is_setting() {

@@ -1,5 +1,5 @@
-//! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, and the verdict on them. One
-//! function of the facts decides, on both nodes alike: proven, or a list of lapses, each with since when.
+//! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, and the verdict on them.
+//! One function of the facts decides, on both nodes alike: proven, or a list of lapses, each with since when.
 //!
 //! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
 //! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old.

@@ -1,20 +1,20 @@
 //! A node's own record of the cell: which one it is, and the highest generation that the node has acted on. To read a
-//! cell is not to act on it: a node acts when it founds, owns or wins it, and as a backup when its primary is in the same
-//! one. The record outlives the process, and is made durable before anything is done by it. A cell that does not follow from the record is
-//! trouble with the arbiter: nobody founds, discards or fences because of it.
+//! cell is not to act on it: a node acts when it founds, owns or wins it, and as a backup when its primary is in the
+//! same one. The record outlives the process, and is made durable before anything is done by it. A cell that does not
+//! follow from the record is trouble with the arbiter: nobody founds, discards or fences because of it.
 
 use ft_arbiter::{Cell, CellId};
 
 /// What is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct NodeRecord {
     /// The cell.
     pub cell: CellId,
     /// The highest generation of it that was acted on.
     pub generation: u64,
 }
 
-impl Record {
+impl NodeRecord {
     /// Whether this cell follows from the record.
     pub fn admits(self, cell: Option<&Cell>) -> Result<(), Distrust> {
         judge(Some(self), 0, cell)
@@ -53,7 +53,11 @@ const REMEDY: &str = "nothing follows from it: bring the right storage back; if 
                       nodes and found it anew with ftd init --forget";
 
 /// Judges what was read, by the record and by the highest generation that this process has heard of.
-pub(super) fn judge(record: Option<Record>, generation: u64, cell: Option<&Cell>) -> Result<(), Distrust> {
+pub(super) fn judge(
+    record: Option<NodeRecord>,
+    generation: u64,
+    cell: Option<&Cell>,
+) -> Result<(), Distrust> {
     let generation = record.map_or(0, |record| record.generation).max(generation);
     match (cell, record) {
         (None, _) if generation == 0 => Ok(()),
@@ -78,7 +82,7 @@ mod tests {
 
     #[test]
     fn only_what_follows_from_the_record_is_believed() {
-        let record = Some(Record { cell: CellId(1), generation: 5 });
+        let record = Some(NodeRecord { cell: CellId(1), generation: 5 });
         let judged = |record, heard, cell: Option<Cell>| judge(record, heard, cell.as_ref()).err();
         assert_eq!(judged(None, 0, None), None);
         assert_eq!(judged(None, 0, Some(cell(9, 3))), None);

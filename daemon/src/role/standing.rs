@@ -1,12 +1,12 @@
-//! How the two nodes keep each other's word about their arbiters: when this node asks its own, and what it tells the peer.
-//! The verdict on the words is `proof`'s.
+//! How the two nodes keep each other's word about their arbiters: when this node asks its own, and what it tells the
+//! peer. The verdict on the words is `proof`'s.
 
 use super::arbitration::Asked;
 use super::command::Command;
 use super::core::Core;
 use super::event::{ConnId, Micros};
 use super::proof::{Case, Lapse, Lapsed, Verdict, Witness, silence};
-use super::record::Record;
+use super::record::NodeRecord;
 use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 
@@ -104,16 +104,16 @@ impl Core {
         self.learn_generation(generation);
         let before = self.record.filter(|record| record.cell == cell).map_or(0, |record| record.generation);
         if generation > before {
-            let record = Record { cell, generation };
+            let record = NodeRecord { cell, generation };
             self.record = Some(record);
             self.out.push(Command::Record(record));
         }
     }
 
-    /// The record could not be made durable, or was.
-    pub(super) fn on_recorded(&mut self, outcome: Result<(), String>) {
+    /// The record was made durable, or could not be.
+    pub(super) fn on_recorded(&mut self, trouble: Option<String>) {
         let since = self.words.unrecorded.take().map_or(self.now, |(_, since)| since);
-        self.words.unrecorded = outcome.err().map(|why| (why, since));
+        self.words.unrecorded = trouble.map(|why| (why, since));
     }
 
     /// The verdict on a pair that is in step, as the primary of `pairing` sees it.

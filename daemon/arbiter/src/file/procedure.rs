@@ -76,6 +76,12 @@ struct Claim {
 }
 
 impl Claim {
+    /// Whether this cell shows that the claim came too late, also when its link may have been carried out: it is the
+    /// same cell, and as far. Who founds has no cell yet.
+    fn is_overtaken_by(&self, found: &Cell) -> bool {
+        found.generation >= self.new.generation && (self.expected.is_none() || found.id == self.new.id)
+    }
+
     /// Whether it is the next step from this cell.
     fn follows(&self, current: Option<&Cell>) -> bool {
         current.map(|cell| cell.generation) == self.expected
@@ -179,15 +185,24 @@ impl Steps {
         }
     }
 
-    /// Somebody else has changed the cell from what was expected, or it is another one. If that cannot be read, `or`
-    /// says what is known of this attempt: before its link that nothing was changed, afterwards nothing.
-    async fn lost(&self, claim: &Claim, or: fn(ArbiterError) -> Outcome) -> Outcome {
+    /// Before the link: the cell is not as expected. Nothing was changed.
+    async fn lost(&self, claim: &Claim) -> Outcome {
         match self.read().await {
             Ok(cell) if claim.follows(cell.as_ref()) => {
-                or(self.error(Trouble::TakenBack { generation: claim.new.generation }))
+                Outcome::NotAttempted(self.error(Trouble::TakenBack { generation: claim.new.generation }))
             }
             Ok(cell) => Outcome::Lost(cell),
-            Err(error) => or(error),
+            Err(error) => Outcome::NotAttempted(error),
+        }
+    }
+
+    /// After the link: the generation is somebody else's, or not there any more. Only the same cell, as far or further,
+    /// makes that certain.
+    async fn overtaken(&self, claim: &Claim) -> Outcome {
+        match self.read().await {
+            Ok(Some(cell)) if claim.is_overtaken_by(&cell) => Outcome::Lost(Some(cell)),
+            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation: claim.new.generation })),
+            Err(error) => Outcome::Unknown(error),
         }
     }
 
@@ -198,7 +213,7 @@ impl Steps {
         let claim = Claim { expected, new };
         match self.glance().await {
             Ok(current) if claim.follows(current.as_ref()) => {}
-            Ok(_) => return self.lost(&claim, Outcome::NotAttempted).await,
+            Ok(_) => return self.lost(&claim).await,
             Err(error) => return Outcome::NotAttempted(error),
         }
         if expected.is_none()
@@ -225,14 +240,14 @@ impl Steps {
             self.discard(Folder::Cell, temporary).await;
             return Outcome::NotAttempted(self.failed("writing")(errno));
         }
-        let linked = self.link(generation, temporary).await;
+        let linked = self.link(&claim, temporary).await;
         let settled = match linked {
             Ok(true) => match self.is_durable(&claim.new).await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(self.overtaken(generation).await),
+                Ok(false) => Err(self.overtaken(&claim).await),
                 Err(error) => Err(Outcome::Unknown(error)),
             },
-            Ok(false) => Err(self.lost(&claim, Outcome::Unknown).await),
+            Ok(false) => Err(self.overtaken(&claim).await),
             Err(outcome) => Err(outcome),
         };
         self.discard(Folder::Cell, temporary).await;
@@ -245,25 +260,15 @@ impl Steps {
         };
         let highest = names.iter().filter_map(|name| generation_of(name)).max().unwrap_or(0);
         if highest.saturating_sub(generation) >= GENERATIONS_KEPT / 2 {
-            return self.lost(&claim, Outcome::Unknown).await;
+            return self.overtaken(&claim).await;
         }
         self.tidy(names, highest).await;
         Outcome::Won(claim.new)
     }
 
-    /// The generation that was linked is not there any more.
-    async fn overtaken(&self, generation: u64) -> Outcome {
-        match self.read().await {
-            // It is history that is removed already, or somebody else's: a crash had made the number free again.
-            Ok(Some(cell)) if cell.generation >= generation => Outcome::Lost(Some(cell)),
-            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation })),
-            Err(error) => Outcome::Unknown(error),
-        }
-    }
-
     /// Gives the temporary file the generation's name. False: somebody else has it.
-    async fn link(&self, generation: u64, temporary: &str) -> Result<bool, Outcome> {
-        let (from, to) = (temporary.to_owned(), file_name(generation));
+    async fn link(&self, claim: &Claim, temporary: &str) -> Result<bool, Outcome> {
+        let (from, to) = (temporary.to_owned(), file_name(claim.new.generation));
         let failed = self.failed("linking the new generation");
         match self.perform(Call::Link { folder: Folder::Cell, from: from.clone(), to: to.clone() }).await {
             Ok(_) => Ok(true),
@@ -272,7 +277,7 @@ impl Steps {
                 Ok(Reply::Same(same)) => Ok(same),
                 Ok(other) => panic!("{other:?} answers no comparison"),
                 // One of the two is gone: the cell has moved on so far that the generation is history.
-                Err(Errno::ENOENT) => Err(self.overtaken(generation).await),
+                Err(Errno::ENOENT) => Err(self.overtaken(claim).await),
                 Err(errno) => Err(Outcome::Unknown(failed(errno))),
             },
             // Whatever it says: a network file system may have carried an earlier try out.

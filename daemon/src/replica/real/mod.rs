@@ -20,7 +20,7 @@ use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, Sta
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Lapsed, Micros, PairingStart, Record, SwitchoverFailure, View};
+use crate::role::{ConnId, Lapsed, Micros, NodeRecord, PairingStart, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -260,7 +260,7 @@ impl Hands for RealHands {
         let _ = self.questions.send(Question::Probe);
     }
 
-    fn record(&mut self, record: Record) -> Result<(), Self::Error> {
+    fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
         self.record_file.save(record).inspect_err(|e| tracing::error!("cannot record the cell: {e}"))?;
         Ok(())
     }

@@ -27,14 +27,10 @@ impl Primary {
     }
 
     /// What the cell says, though nothing was asked of it: it is looked at every few seconds.
-    pub(in crate::role) fn on_cell(
-        &mut self,
-        core: &mut Core,
-        answer: Result<Option<Cell>, String>,
-    ) -> Option<Next> {
-        match answer {
+    pub(in crate::role) fn on_cell(&mut self, core: &mut Core, found: Option<Cell>) -> Option<Next> {
+        match found {
             // Nobody but this node sets a cell that it owns, as long as it has the VM.
-            Ok(Some(cell)) if cell.generation > self.cell.generation => self.on_lost(core, Some(cell)),
+            Some(cell) if cell.generation > self.cell.generation => self.on_lost(core, Some(cell)),
             _ => {
                 self.freeze_if_proven(core);
                 None
@@ -93,12 +89,6 @@ impl Primary {
         if self.ending == Some(End::Reboot) {
             self.ending = None;
             return self.reboot(core);
-        }
-        if let Pair::Rejoined { pairing } = self.pair {
-            // It is in step all the same: the cell is to name it again.
-            self.pair = Pair::Enlisting { pairing };
-            core.arbiter.hurry();
-            return None;
         }
         // We are alone, by the cell. A peer that is still connected is a stranger now.
         if let Some(link) = self.link.take() {

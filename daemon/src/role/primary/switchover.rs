@@ -1,5 +1,5 @@
-//! A planned switchover: both arbiters are asked whether they answer; then the primary pauses the VM, waits for the ack of its last checkpoint, and offers the VM to the
-//! backup.
+//! A planned switchover: both arbiters are asked whether they answer; then the primary pauses the VM, waits for the ack
+//! of its last checkpoint, and offers the VM to the backup.
 
 use super::{Pair, Primary};
 use crate::role::command::{Command, SwitchoverFailure};

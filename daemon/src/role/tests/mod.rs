@@ -47,10 +47,10 @@ impl Rig {
 
     /// Node a, started again: it has acted on this generation.
     fn recorded(generation: u64) -> Self {
-        Self::with_record("a", "b", StartAs::Primary, Some(Record { cell: CELL, generation }))
+        Self::with_record("a", "b", StartAs::Primary, Some(NodeRecord { cell: CELL, generation }))
     }
 
-    fn with_record(node: &str, peer: &str, start_as: StartAs, record: Option<Record>) -> Self {
+    fn with_record(node: &str, peer: &str, start_as: StartAs, record: Option<NodeRecord>) -> Self {
         let policy = Policy {
             node: node.into(),
             peer: peer.into(),
