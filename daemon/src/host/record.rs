@@ -55,7 +55,7 @@ pub struct RecordFile {
     vm: String,
 }
 
-impl NodeRecordFile {
+impl RecordFile {
     /// The record of `vm` in its state directory.
     #[must_use]
     pub fn new(state_dir: &Path, vm: &str) -> Self {

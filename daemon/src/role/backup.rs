@@ -1,15 +1,14 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when it loses the
 //! primary.
 
+mod view;
+
 use super::arbitration::Settled;
 use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
 use super::primary::Primary;
-use super::proof::{Lapsed, Verdict};
-use super::standing::in_words;
-use super::view::State;
 use ft_arbiter::{Cell, CellId};
 
 /// A node that follows.
@@ -535,70 +534,6 @@ impl Backup {
         if let Some(link) = self.link.take() {
             core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
             core.drop_link(link.conn);
-        }
-    }
-
-    pub(super) fn state(&self, core: &Core) -> State {
-        match (self.hold, self.stage) {
-            (_, Stage::Orphaned { .. } | Stage::Contesting | Stage::Leaving { .. }) => State::Waiting,
-            (Hold::Sealed(_), _) => match self.verdict(core) {
-                Some(Verdict::Proven) => State::Protected,
-                Some(Verdict::Lapsed(_)) => State::Degraded,
-                Some(Verdict::Pending) | None => State::Resyncing,
-            },
-            (Hold::Nothing, _) => State::Waiting,
-            _ => State::Resyncing,
-        }
-    }
-
-    /// None: the pair is not in step.
-    fn verdict(&self, core: &Core) -> Option<Verdict> {
-        match (self.hold, self.stage, self.paired) {
-            (Hold::Sealed(held), Stage::Following | Stage::Offered { .. }, Some(generation)) => {
-                Some(core.verdict_of_backup(held.pairing, generation))
-            }
-            _ => None,
-        }
-    }
-
-    pub(super) fn lapses(&self, core: &Core) -> Vec<Lapsed> {
-        match self.verdict(core) {
-            Some(Verdict::Lapsed(lapses)) => lapses,
-            Some(Verdict::Proven | Verdict::Pending) => Vec::new(),
-            None => core.own_lapses(),
-        }
-    }
-
-    pub(super) fn detail(&self, core: &Core) -> String {
-        match self.stage {
-            Stage::Following => match self.verdict(core) {
-                Some(Verdict::Lapsed(lapses)) => {
-                    format!("in step, but this node could not take over now: {}", in_words(&lapses))
-                }
-                _ => self.why.clone(),
-            },
-            Stage::Offered { .. } => {
-                "switchover: checking whether the VM can go on from the state held here".into()
-            }
-            Stage::Leaving { .. } => {
-                format!(
-                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { verified: false, .. } => {
-                format!(
-                    "without the primary; checking whether the VM can go on from the state held here ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { .. } => {
-                format!(
-                    "without the primary; this node holds a sealed checkpoint and asks the arbiter ({})",
-                    self.why
-                )
-            }
-            Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
         }
     }
 }
