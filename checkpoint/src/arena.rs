@@ -2,6 +2,7 @@
 //! a copy in the pause costs no page fault. A [`Capture`] is the result of a pause; the encoder takes it.
 
 use crate::page::Page;
+use crate::scrub::Sample;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -184,12 +185,21 @@ pub struct Capture {
     pub arena: PageArena,
     /// The machine's state, encoded by the machine.
     pub state: Vec<u8>,
+    /// Pages to be compared, hashed during the epoch.
+    pub samples: Vec<Sample>,
 }
 
 impl Capture {
     /// An empty capture for at most `max_pages` dirty pages.
     pub fn new(max_pages: usize) -> Self {
-        Self { epoch: 0, stamp_us: 0, pages: Vec::new(), arena: PageArena::new(max_pages), state: Vec::new() }
+        Self {
+            epoch: 0,
+            stamp_us: 0,
+            pages: Vec::new(),
+            arena: PageArena::new(max_pages),
+            state: Vec::new(),
+            samples: Vec::new(),
+        }
     }
 
     /// Empties it for another epoch. Its memory is kept, so that only a pause with more pages than any before it waits
@@ -198,6 +208,14 @@ impl Capture {
         self.pages.clear();
         self.state.clear();
         self.arena.clear();
+        self.samples.clear();
+    }
+
+    /// The copy of a page, if it is dirty.
+    #[must_use]
+    pub fn content(&self, page: PageIndex) -> Option<&Page> {
+        let slot = self.pages.binary_search(&page).ok()?;
+        Some(self.arena.page(slot))
     }
 
     /// Copies the contents of [`Self::pages`] out of the paused guest.

@@ -32,6 +32,19 @@ pub(crate) struct Pages {
     pub(crate) arena: PageArena,
 }
 
+impl Pages {
+    /// A page's content, if it is in here; none means zero.
+    pub(crate) fn find(&self, page: PageIndex) -> Option<Option<&Page>> {
+        self.index.binary_search(&page).ok().map(|at| self.content(at))
+    }
+
+    /// Content of the page at a place in `index`; none means zero.
+    fn content(&self, at: usize) -> Option<&Page> {
+        let slot = self.slot[at];
+        (slot != ZERO_SLOT).then(|| self.arena.page(slot as usize))
+    }
+}
+
 impl SealedCheckpoint {
     pub(crate) fn new(epoch: u64, pages: Pages, pool: Arc<Pool>) -> Self {
         Self { epoch, pages, pool }
@@ -59,7 +72,7 @@ impl SealedCheckpoint {
 
     /// A page's content, if it is in here.
     pub fn find(&self, page: PageIndex) -> Option<Option<&Page>> {
-        self.pages.index.binary_search(&page).ok().map(|at| self.content(at))
+        self.pages.find(page)
     }
 
     /// The pages, ascending.
@@ -69,8 +82,7 @@ impl SealedCheckpoint {
 
     /// Content of the page at a place in [`Self::indices`]; none means zero.
     pub(crate) fn content(&self, at: usize) -> Option<&Page> {
-        let slot = self.pages.slot[at];
-        (slot != ZERO_SLOT).then(|| self.pages.arena.page(slot as usize))
+        self.pages.content(at)
     }
 }
 

@@ -8,6 +8,7 @@
 use crate::arena::Capture;
 use crate::digest::Chain;
 use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
+use crate::scrub::Sample;
 use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
 use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
@@ -252,7 +253,9 @@ impl Encoder {
             pairing.chain.epoch(capture.epoch, &capture.state);
             pairing.chain.value()
         });
-        pieces.message(&Message::EpochEnd(EpochEnd { digest, stamp_us: capture.stamp_us }));
+        let sample = |sample: &Sample| sample.as_captured(|page| capture.content(page));
+        let samples = capture.samples.iter().map(sample).collect();
+        pieces.message(&Message::EpochEnd(EpochEnd { digest, stamp_us: capture.stamp_us, samples }));
         let (checkpoint, sent) = pieces.finish();
         stats.bytes_out = checkpoint.bytes as u64;
         stats.elapsed = started.elapsed();

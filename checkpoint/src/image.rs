@@ -83,6 +83,8 @@ impl Image {
         match content {
             Some(content) => {
                 self.written.insert(page);
+                #[cfg(feature = "misapply")]
+                let content = &misapplied(content);
                 self.view.write_page(page, content);
             }
             None if self.written.contains(page) => self.view.write_page(page, &crate::page::ZERO_PAGE),
@@ -94,4 +96,14 @@ impl Image {
     pub(crate) fn write_any(&self, page: PageIndex, content: &Page) {
         self.write(page, (!is_zero(content)).then_some(content));
     }
+}
+
+/// Every 500th page that is written has a wrong bit.
+#[cfg(feature = "misapply")]
+fn misapplied(content: &Page) -> Page {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static WRITES: AtomicU32 = AtomicU32::new(0);
+    let mut content = *content;
+    content[4000] ^= u8::from(WRITES.fetch_add(1, Ordering::Relaxed) % 500 == 499);
+    content
 }

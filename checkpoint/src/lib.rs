@@ -81,5 +81,6 @@ pub mod owed;
 pub mod page;
 pub mod receiver;
 pub mod recording;
+pub mod scrub;
 pub mod shadow;
 pub mod wire;

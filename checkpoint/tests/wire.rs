@@ -1,5 +1,6 @@
 //! Frames and messages: every message comes out as it went in, and nothing else comes out.
 
+use ft_checkpoint::scrub::Sample;
 use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
 use ft_checkpoint::wire::handshake::{Side, check};
 use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, TEXT_BYTES_MAX, Versions, Weight};
@@ -85,7 +86,12 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         (n(), any::<u32>(), any::<u32>()).prop_map(|(pairing, pages, state_bytes)| {
             Message::EpochBegin(EpochBegin { pairing, pages, state_bytes })
         }),
-        (n(), n()).prop_map(|(digest, stamp_us)| Message::EpochEnd(EpochEnd { digest, stamp_us })),
+        (n(), n(), prop::collection::vec((any::<u32>(), n()), 0..9)).prop_map(
+            |(digest, stamp_us, samples)| {
+                let samples = samples.into_iter().map(|(page, hash)| Sample { page, hash }).collect();
+                Message::EpochEnd(EpochEnd { digest, stamp_us, samples })
+            }
+        ),
         (n(), n()).prop_map(|(epoch, stamp_us)| Message::Ack(Ack { epoch, stamp_us })),
         n().prop_map(|stamp_us| Message::Heartbeat { stamp_us }),
         n().prop_map(|stamp_us| Message::Echo { stamp_us }),

@@ -15,4 +15,5 @@ mod peer;
 mod recording;
 mod refusal;
 mod replay;
+mod scrub;
 mod switchover;

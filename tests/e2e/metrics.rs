@@ -31,6 +31,8 @@ const AT_WORK: [&str; 19] = [
     "ftd_sent_bytes_total",
     "ftd_frames_released_total",
     "ftd_resyncs_total",
+    "ftd_scrubbed_pages_total",
+    "ftd_scrub_pass_ms",
     "ftd_pause_us",
     "ftd_hold_us",
     "ftd_commit_us",

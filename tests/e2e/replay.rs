@@ -100,14 +100,14 @@ fn the_status_of_replay_mode_says_how_far_the_backup_is() {
 #[test]
 fn a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy() {
     const NAME: &str = "a_backup_that_diverges_is_found_out_and_replaced_by_a_full_copy";
-    if std::env::var_os("FTD_MISREPLAY").is_none() {
-        eprintln!("SKIPPED {NAME}: FTD_MISREPLAY names no ftd built with --features misreplay");
+    if std::env::var_os("FTD_WRONG").is_none() {
+        eprintln!("SKIPPED {NAME}: FTD_WRONG names no ftd built with --features misreplay");
         return;
     }
     World::run_on(Engine::Soft, NAME, |world| {
         let (alpha_config, beta_config) = (replay(Config::alpha(world)), replay(Config::beta(world)));
         let mut alpha = Daemon::start(world, &alpha_config);
-        let misreplaying = ["sh", "-c", "shift; exec \"$FTD_MISREPLAY\" \"$@\"", "-"];
+        let misreplaying = ["sh", "-c", "shift; exec \"$FTD_WRONG\" \"$@\"", "-"];
         let mut beta = Daemon::start_with(world, &beta_config, &misreplaying, &[]);
         alpha.wait_until(Role::Primary, State::Protected);
         // Its 20th frame is executed wrongly.

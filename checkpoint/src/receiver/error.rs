@@ -3,6 +3,7 @@
 use crate::page::PageError;
 use crate::wire::{FrameError, FrameType};
 use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 
 /// Why a frame is refused.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +113,44 @@ pub enum ReceiveError {
         /// The primary's.
         stated: u64,
     },
+    /// The same epoch came once more over a stream without damage, and is another one again: the pages that its deltas
+    /// are made from are wrong here. What is held cannot be trusted any more.
+    #[error(
+        "epoch {epoch}: the digest is {computed:#018x}, but the primary's is {stated:#018x}, the second time: a page \
+         held here is wrong"
+    )]
+    Base {
+        /// The epoch.
+        epoch: u64,
+        /// Over what was decoded.
+        computed: u64,
+        /// The primary's.
+        stated: u64,
+    },
+    /// A page that no checkpoint had to carry is another one here. What is held cannot be trusted any more.
+    #[error(
+        "epoch {epoch}: page {page} (guest address {:#x}) has hash {computed:#018x} here, but {stated:#018x} on the \
+         primary", u64::from(*page) * PAGE_SIZE as u64
+    )]
+    Scrub {
+        /// The epoch.
+        epoch: u64,
+        /// The page.
+        page: PageIndex,
+        /// The hash of the page here.
+        computed: u64,
+        /// The primary's.
+        stated: u64,
+    },
     /// No memory for the checkpoint.
     #[error(transparent)]
     Memory(#[from] crate::arena::ArenaError),
+}
+
+impl ReceiveError {
+    /// Whether it shows that what is held is not the primary's memory.
+    #[must_use]
+    pub fn is_distrust(&self) -> bool {
+        matches!(self, Self::Base { .. } | Self::Scrub { .. })
+    }
 }

@@ -5,6 +5,7 @@ use crate::backlog::{Pages, SealedCheckpoint, ZERO_SLOT};
 use crate::digest::Chain;
 use crate::image::Image;
 use crate::page::{Encoding, Page, PageError, Record, ZERO_PAGE};
+use crate::scrub::Sample;
 use crate::wire::message::EpochBegin;
 use ft_ram::PageIndex;
 use ft_ram::layout::PAGE_SIZE;
@@ -29,6 +30,15 @@ pub(super) fn no_base(epoch: u64, record: &Record<'_>) -> ReceiveError {
     ReceiveError::Page { epoch, source }
 }
 
+/// Reads a page as of the last sealed checkpoint.
+fn read_sealed(page: PageIndex, image: &Image, bases: &[Arc<SealedCheckpoint>], into: &mut Page) {
+    match bases.iter().find_map(|checkpoint| checkpoint.find(page)) {
+        Some(Some(base)) => into.copy_from_slice(base),
+        Some(None) => into.fill(0),
+        None => image.read(page, into),
+    }
+}
+
 impl Incoming {
     pub(super) fn page(
         &mut self,
@@ -46,11 +56,7 @@ impl Incoming {
         let slot = self.pages.arena.len() as u32;
         let content = self.pages.arena.push()?;
         if record.needs_base() {
-            match bases.iter().find_map(|checkpoint| checkpoint.find(index)) {
-                Some(Some(base)) => content.copy_from_slice(base),
-                Some(None) => content.fill(0),
-                None => image.read(index, content),
-            }
+            read_sealed(index, image, bases, content);
         }
         record.decode(content).map_err(|source| ReceiveError::Page { epoch: self.epoch, source })?;
         self.chain.page(index, content);
@@ -59,6 +65,33 @@ impl Incoming {
         } else {
             self.pages.index.push(index);
             self.pages.slot.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Compares pages as of this epoch, which is decoded whole, with the primary's.
+    pub(super) fn compare(
+        &self,
+        samples: &[Sample],
+        image: &Image,
+        bases: &[Arc<SealedCheckpoint>],
+    ) -> Result<(), ReceiveError> {
+        let epoch = self.epoch;
+        let pages = image.view().pages();
+        let mut content = ZERO_PAGE;
+        for &Sample { page, hash: stated } in samples {
+            if page >= pages {
+                return Err(ReceiveError::PageIndex { epoch, page, pages });
+            }
+            match self.pages.find(page) {
+                Some(Some(decoded)) => content.copy_from_slice(decoded),
+                Some(None) => content.fill(0),
+                None => read_sealed(page, image, bases, &mut content),
+            }
+            let computed = Sample::of(page, &content).hash;
+            if computed != stated {
+                return Err(ReceiveError::Scrub { epoch, page, computed, stated });
+            }
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use crate::digest::Chain;
 use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
+use crate::scrub::SAMPLES_MAX;
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Standing};
 use crate::wire::{Frame, FrameType, Message};
 use ft_ram::{PageIndex, RamView};
@@ -140,6 +141,9 @@ pub struct Receiver {
     /// The backlog as of the incoming epoch's beginning, newest first.
     bases: Vec<Arc<SealedCheckpoint>>,
     spare_state: Vec<u8>,
+    scrubbed: u64,
+    /// The epoch whose digest was another one, the last time that one was.
+    disagreed: Option<u64>,
 }
 
 impl Receiver {
@@ -163,6 +167,8 @@ impl Receiver {
             incoming_log: None,
             bases: Vec::new(),
             spare_state: Vec::new(),
+            scrubbed: 0,
+            disagreed: None,
         }
     }
 
@@ -185,6 +191,11 @@ impl Receiver {
             Holding::Sealed(sealed) => Some(&sealed.state),
             _ => None,
         }
+    }
+
+    /// Pages that were compared with the primary's, and were the same.
+    pub fn scrubbed(&self) -> u64 {
+        self.scrubbed
     }
 
     /// Sealed checkpoints not applied yet, and pages in them.
@@ -279,6 +290,7 @@ impl Receiver {
             return Err(ReceiveError::MemorySize { theirs: begin.total_pages, ours });
         }
         let pairing = begin.pairing;
+        self.disagreed = None;
         self.holding = Holding::Copy { pairing, received: 0, chain: Chain::new(pairing) };
         self.backlog.discard();
         self.image.empty();
@@ -405,8 +417,22 @@ impl Receiver {
         incoming.chain.epoch(epoch, &incoming.state);
         let (computed, stated) = (incoming.chain.value(), end.digest);
         if computed != stated {
-            return Err(ReceiveError::Digest { epoch, computed, stated });
+            // Once, the stream may be to blame. It has come again, so it is what its deltas stand on.
+            let again = self.disagreed.replace(epoch) == Some(epoch);
+            let is_base_wrong = again && matches!(self.holding, Holding::Sealed(_));
+            return Err(if is_base_wrong {
+                ReceiveError::Base { epoch, computed, stated }
+            } else {
+                ReceiveError::Digest { epoch, computed, stated }
+            });
         }
+        let samples = end.samples.len();
+        if samples > SAMPLES_MAX {
+            let (what, announced, max) = ("samples", samples, SAMPLES_MAX);
+            return Err(ReceiveError::TooMuch { epoch, what, announced, max });
+        }
+        incoming.compare(&end.samples, &self.image, &self.bases)?;
+        self.scrubbed += samples as u64;
         let pairing = incoming.begin.pairing;
         // Verified. From here on nothing can fail.
         if let Some(incoming) = self.incoming.take() {

@@ -3,6 +3,7 @@
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 pub use super::identity::Identity;
+use crate::scrub::Sample;
 use serde::{Deserialize, Serialize};
 
 /// How a pair replicates: what its epochs are made of. On the wire it is a number, in a configuration a word.
@@ -132,12 +133,14 @@ pub struct Standing {
 }
 
 /// An epoch is complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
     /// The pairing's digest after this checkpoint (see [`crate::digest`]).
     pub digest: u64,
     /// The primary's clock at its pause; comes back in the ack.
     pub stamp_us: u64,
+    /// Pages to be compared as of this epoch (see [`crate::scrub`]); at most [`crate::scrub::SAMPLES_MAX`].
+    pub samples: Vec<Sample>,
 }
 
 /// The backup has sealed `epoch`, and with it all before it.

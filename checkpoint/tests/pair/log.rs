@@ -87,7 +87,7 @@ fn what_is_out_of_place_is_named() {
         refused(backup, &bytes).to_string()
     };
     let end = Message::LogEnd(LogEnd { digest: 0, stamp_us: 0 }, b"c");
-    let page_end = Message::EpochEnd(EpochEnd { digest: 0, stamp_us: 0 });
+    let page_end = Message::EpochEnd(EpochEnd { digest: 0, stamp_us: 0, samples: Vec::new() });
     let part = vec![0; PAYLOAD_BYTES_MAX];
     for (epoch, messages, what) in [
         (3, vec![end.clone()], "epoch 3 where 2 was due"),

@@ -5,4 +5,5 @@ mod damage;
 mod history;
 mod lazy;
 mod log;
+mod scrub;
 mod support;

@@ -7,6 +7,7 @@ use ft_checkpoint::encoder::Encoder;
 use ft_checkpoint::owed::Owed;
 use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
+use ft_checkpoint::scrub::{Sample, Scrubber};
 use ft_checkpoint::wire::message::Mode;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, WireSink};
 use ft_ram::{GuestRam, PageIndex, RamView};
@@ -25,6 +26,8 @@ pub struct Primary {
     pub dirty: BTreeSet<PageIndex>,
     pub state: Vec<u8>,
     pub noise: Noise,
+    pub scrubber: Scrubber,
+    pub samples: Vec<Sample>,
 }
 
 impl Primary {
@@ -38,6 +41,8 @@ impl Primary {
             dirty: BTreeSet::new(),
             state: vec![1; 9000],
             noise: Noise::new(seed),
+            scrubber: Scrubber::new(view.pages()),
+            samples: Vec::new(),
             view,
         }
     }
@@ -49,6 +54,8 @@ impl Primary {
 
     /// The guest does something: pages of every kind, out of a working set.
     pub fn run(&mut self, writes: usize, working_set: usize) {
+        // As the daemon does: early in an epoch, so that the guest may write the page afterwards.
+        self.scrubber.sample(&self.view, &mut self.samples);
         for _ in 0..writes {
             let page = (self.noise.below(working_set) * 7 % 4096) as PageIndex;
             let mut content = ZERO_PAGE;
@@ -93,6 +100,8 @@ impl Primary {
         self.run(20, 4096);
         let dirty: Vec<_> = std::mem::take(&mut self.dirty).into_iter().collect();
         copy.resend(&mut self.encoder, &self.view, &dirty, out).unwrap();
+        // What was dirty is not dirty any more: only an epoch's own samples count.
+        self.samples.clear();
     }
 
     /// Pauses, captures, encodes, keeps.
@@ -104,6 +113,7 @@ impl Primary {
         self.capture.pages.extend(std::mem::take(&mut self.dirty));
         self.capture.state.extend(&self.state);
         self.capture.copy_pages(&self.view).unwrap();
+        std::mem::swap(&mut self.capture.samples, &mut self.samples);
         self.owed.begin(self.epoch).unwrap();
         let spare = self.owed.spare();
         let encoded = self.encoder.encode(&self.capture, spare, out).unwrap();

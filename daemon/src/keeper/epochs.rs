@@ -12,6 +12,8 @@ use super::shipper::Shipper;
 use super::vm::Vm;
 use crate::clock;
 use crate::observe::{PauseParts, Telemetry};
+use ft_checkpoint::scrub::{Sample, Scrubber};
+use ft_ram::PageIndex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,9 @@ const RESERVE_PAGES_MIN: usize = 1024;
 pub(super) struct Epochs {
     pairing: Arc<Pairing>,
     shipper: Shipper,
+    scrubber: Scrubber,
+    /// Hashed during the epoch under way.
+    samples: Vec<Sample>,
     last: u64,
     /// Dirty pages of the last checkpoint.
     last_pages: usize,
@@ -56,14 +61,16 @@ pub(super) enum Ended {
 
 impl Epochs {
     /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
-    pub(super) fn begin(copying: Copying, pages_max: usize, setup: &Setup) -> Result<Self, KeepError> {
+    pub(super) fn begin(copying: Copying, ram_pages: PageIndex, setup: &Setup) -> Result<Self, KeepError> {
         let Copying { pairing, encoder, .. } = copying;
         let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
-        let shipper = Shipper::start(encoder, Arc::clone(&pairing), pages_max, news, telemetry)
+        let shipper = Shipper::start(encoder, Arc::clone(&pairing), ram_pages as usize, news, telemetry)
             .map_err(KeepError::Shipper)?;
         Ok(Self {
             pairing,
             shipper,
+            scrubber: Scrubber::new(ram_pages),
+            samples: Vec::new(),
             last: 0,
             last_pages: PRECOPY_PAGES_LEFT,
             began: Instant::now(),
@@ -183,6 +190,7 @@ impl Epochs {
         self.last_pause = resumed - started;
         (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
         let pages = capture.pages.len();
+        std::mem::swap(&mut capture.samples, &mut self.samples);
 
         (self.last, self.last_pages) = (epoch, pages);
         // Said before the checkpoint is on its way, so that its ack cannot come first.
@@ -202,7 +210,17 @@ impl Epochs {
             copy: copied - captured,
             resume: resumed - copied,
         });
+        self.scrub(vm, setup);
         Ok(Ended::Captured)
+    }
+
+    /// Early in an epoch, when nobody waits for its end yet: hashes the pages that its checkpoint lets the backup
+    /// compare. In replay mode the log's digests do that.
+    fn scrub(&mut self, vm: &Vm, setup: &Setup) {
+        if !setup.replay.on {
+            self.scrubber.sample(&vm.view, &mut self.samples);
+            setup.telemetry.scrubbing(self.samples.len(), self.scrubber.pass());
+        }
     }
 }
 

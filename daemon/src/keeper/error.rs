@@ -4,6 +4,7 @@ use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
 use ft_checkpoint::encoder::EncodeError;
 use ft_checkpoint::owed::OwedError;
+use ft_checkpoint::receiver::ReceiveError;
 use ft_ram::MemoryError;
 use ft_vm::boot::BootError;
 use ft_vm::machine::MachineError;
@@ -101,7 +102,7 @@ pub enum ShipError {
     Encode(#[from] EncodeError),
 }
 
-/// Why a backup's machine is not the VM any more.
+/// Why a backup's machine, or the memory that it holds, is not the VM any more.
 #[derive(Debug, Error)]
 pub enum StateLoss {
     /// It did not take the checkpoint that the log goes on from.
@@ -116,6 +117,9 @@ pub enum StateLoss {
         /// Where it stopped.
         count: u64,
     },
+    /// Its memory is not the primary's.
+    #[error("the memory held here is not the primary's: {0}")]
+    Scrubbed(ReceiveError),
     /// It executed something else.
     #[error("diverged at instruction {count}: {what}")]
     Diverged {

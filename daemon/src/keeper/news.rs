@@ -43,7 +43,7 @@ pub enum KeeperNews {
         /// The epoch that was asked about.
         epoch: u64,
     },
-    /// Backup in replay mode: what is held is not the VM's state any more.
+    /// Backup: what is held is not the VM's state any more.
     StateLost(StateLoss),
 }
 

@@ -1,7 +1,7 @@
 //! The backup's side of replication: the receiver that connections feed, the thread that applies sealed checkpoints,
 //! and the take-over. In replay mode sealed log goes on to the machine that executes it.
 
-use super::error::{SealedError, StandbyError};
+use super::error::{SealedError, StandbyError, StateLoss};
 use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
@@ -119,6 +119,7 @@ impl Feed {
                     let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
                     let _ = orders.send(Order::Follow(state, applier.clone()));
                 }
+                telemetry.compared(receiver.scrubbed());
                 FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
             Received::SealedLog { pairing, epoch, stamp_us, log } => {
@@ -168,7 +169,14 @@ impl Feed {
                     return None;
                 }
                 let receiver = receiver.as_mut()?;
-                let received = receiver.on_frame(&frame).map_err(|e| LinkEnd::Lost(e.into()));
+                let received = match receiver.on_frame(&frame) {
+                    Err(e) if e.is_distrust() => {
+                        // What is held is distrusted before the connection is missed, so that it is not offered again.
+                        news.tell(KeeperNews::StateLost(StateLoss::Scrubbed(e))).ok()?;
+                        return Some(LinkEnd::Lost(LinkError::Distrusted));
+                    }
+                    received => received.map_err(|e| LinkEnd::Lost(e.into())),
+                };
                 // Under the lock: in order, also when another connection goes on where this one ends.
                 received.and_then(|received| self.said(received, receiver, telemetry))
             };

@@ -234,8 +234,8 @@ impl Keeper {
     /// The copy has converged: the rest goes with the first checkpoint, and from its capture on output is held.
     fn begin_epochs(&mut self) -> Result<(), KeepError> {
         if let Work::Copying(copying) = std::mem::replace(&mut self.mode, Work::Quiet) {
-            let pages_max = self.vm.as_ref().map_or(0, |vm| vm.ram.pages()) as usize;
-            self.mode = Work::Epochs(Box::new(Epochs::begin(*copying, pages_max, &self.setup)?));
+            let ram_pages = self.vm.as_ref().map_or(0, |vm| vm.ram.pages());
+            self.mode = Work::Epochs(Box::new(Epochs::begin(*copying, ram_pages, &self.setup)?));
         }
         self.work()
     }

@@ -220,6 +220,12 @@ metrics! {
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log written",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events written to the log",
     divergences: Counter "ftd_divergences_total" "Times the backup diverged from the primary's execution",
+    scrubbed_pages: Counter "ftd_scrubbed_pages_total"
+        "Guest pages compared between the two nodes: hashed for it (primary), or found the same (backup)",
+    scrub_pass_ms: Gauge "ftd_scrub_pass_ms"
+        "Milliseconds that the last comparison of every guest page took; 0 before the first is over",
+    scrub_mismatches: Counter "ftd_scrub_mismatches_total"
+        "Guest pages that were not the primary's; after each a full copy follows",
     unknown_instructions: Counter "ftd_unknown_instructions_total"
         "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",

@@ -150,6 +150,24 @@ impl Telemetry {
         self.metrics.copy_total_bytes.set(0);
     }
 
+    /// Primary: this many pages were hashed for the backup to compare; the last pass over all of them took this long.
+    pub fn scrubbing(&self, pages: usize, pass: Option<Duration>) {
+        self.metrics.scrubbed_pages.add(pages as u64);
+        if let Some(pass) = pass {
+            self.metrics.scrub_pass_ms.set(pass.as_millis() as u64);
+        }
+    }
+
+    /// Backup: this many pages in all were compared under this copy, and were the same.
+    pub fn compared(&self, pages: u64) {
+        self.metrics.scrubbed_pages.set_total(pages);
+    }
+
+    /// Backup: a page is not the primary's.
+    pub fn scrub_mismatch(&self) {
+        self.metrics.scrub_mismatches.add(1);
+    }
+
     /// What a machine counts by itself.
     pub fn looked_at(&self, machine: &Machine) {
         self.metrics.unknown_instructions.set_total(machine.unknown_instructions());

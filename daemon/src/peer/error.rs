@@ -74,6 +74,9 @@ pub enum LinkError {
     /// What the primary sent is complete, and cannot be gone on from.
     #[error("what it sent is complete, but {0}")]
     Unusable(&'static str),
+    /// A page here is not the primary's.
+    #[error("the memory held here is not the primary's")]
+    Distrusted,
     /// The log that the primary sends cannot be kept.
     #[error("it sends log without end, and more of it cannot be kept")]
     TooMuchLog,

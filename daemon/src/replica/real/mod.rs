@@ -159,13 +159,18 @@ impl RealHands {
         }
     }
 
-    /// The machine that executes the log here is not the primary's any more: the peer shall know of it too.
+    /// What is held here is not the primary's VM any more: the peer shall know of it too.
     pub(super) fn note_loss(&self, why: &StateLoss) {
-        let StateLoss::Diverged { count, what } = why else { return };
-        tracing::error!("this backup cannot take over until the next full copy: it {why}");
-        self.telemetry.diverged(*count, what);
-        for link in self.links.values() {
-            link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+        tracing::error!("this backup cannot take over until the next full copy: {why}");
+        match why {
+            StateLoss::Diverged { count, what } => {
+                self.telemetry.diverged(*count, what);
+                for link in self.links.values() {
+                    link.send(Message::Diverged(Diverged { count: *count, what: what.clone() }));
+                }
+            }
+            StateLoss::Scrubbed(_) => self.telemetry.scrub_mismatch(),
+            StateLoss::NotStarted(_) | StateLoss::LogRefused(_) | StateLoss::Stuck { .. } => {}
         }
     }
 

@@ -1,0 +1,72 @@
+//! Pages that are not the same on both nodes are found while the pair is protected, in builds that make them so.
+
+use crate::fixture::{Config, Daemon, Traffic, World, eventually};
+use ftd::control::api::{Role, State};
+
+/// Stands in for `ftd`, in front of its arguments.
+const WRONG: [&str; 4] = ["sh", "-c", "shift; exec \"$FTD_WRONG\" \"$@\"", "-"];
+const MISMATCHES: &str = "ftd_scrub_mismatches_total{vm=\"web\",node=\"beta\"}";
+
+fn has_wrong_build(test: &str) -> bool {
+    let has = std::env::var_os("FTD_WRONG").is_some();
+    if !has {
+        eprintln!("SKIPPED {test}: FTD_WRONG names no ftd built with --features lost-dirty-bit,misapply");
+    }
+    has
+}
+
+fn mismatches(beta: &Daemon) -> u64 {
+    let metrics = beta.ctl(&["metrics"]).stdout;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(MISMATCHES));
+    value.map_or(0, |value| value.trim().parse().expect("a counter is a number"))
+}
+
+/// Both nodes are told which page it is.
+fn is_found(alpha: &Daemon, beta: &Daemon) {
+    eventually("a page that differs", || (mismatches(beta) > 0).then_some(()), || beta.log());
+    for daemon in [beta, alpha] {
+        daemon.wait_for_log("the memory held here is not the primary's: epoch ");
+    }
+}
+
+#[test]
+fn a_page_whose_dirty_bit_was_lost_is_found() {
+    const NAME: &str = "a_page_whose_dirty_bit_was_lost_is_found";
+    if !has_wrong_build(NAME) {
+        return;
+    }
+    World::run(NAME, |world| {
+        let checkpoints = |config: Config| config.with("replication.mode", "checkpoint");
+        let mut alpha = Daemon::start_with(world, &checkpoints(Config::alpha(world)), &WRONG, &[]);
+        let beta = Daemon::start(world, &checkpoints(Config::beta(world)));
+        alpha.wait_until(Role::Primary, State::Protected);
+        let _traffic = Traffic::start();
+        is_found(&alpha, &beta);
+    });
+}
+
+#[test]
+fn a_page_that_was_applied_wrongly_is_found_and_its_backup_gets_a_full_copy() {
+    const NAME: &str = "a_page_that_was_applied_wrongly_is_found_and_its_backup_gets_a_full_copy";
+    if !has_wrong_build(NAME) {
+        return;
+    }
+    World::run(NAME, |world| {
+        let checkpoints = |config: Config| config.with("replication.mode", "checkpoint");
+        let beta_config = checkpoints(Config::beta(world));
+        let mut alpha = Daemon::start(world, &checkpoints(Config::alpha(world)));
+        let mut beta = Daemon::start_with(world, &beta_config, &WRONG, &[]);
+        alpha.wait_until(Role::Primary, State::Protected);
+        let traffic = Traffic::start();
+        is_found(&alpha, &beta);
+        beta.kill();
+        alpha.wait_until(Role::Primary, State::Solo);
+        let mut beta = Daemon::start(world, &beta_config);
+        alpha.wait_until(Role::Primary, State::Protected);
+        assert_eq!(mismatches(&beta), 0);
+        alpha.kill();
+        beta.wait_until(Role::Primary, State::Solo);
+        traffic.goes_on();
+        traffic.must_have_lost_nothing();
+    });
+}
