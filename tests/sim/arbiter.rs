@@ -402,12 +402,15 @@ impl World {
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
-        let cause = match (dead, self.nodes[node].fresh) {
-            (true, _) => "a dead process's request was carried out",
-            (false, true) => "given up by the operator (--fresh)",
-            (false, false) => "cell set",
+        // The host failed its machine while the request was on its way.
+        let failed = self.nodes[node].exec.vm.is_none() && before.is_some_and(|cell| cell.owner == new.owner);
+        let cause = match (dead, failed, self.nodes[node].fresh) {
+            (true, ..) => "a dead process's request was carried out",
+            (_, true, _) => "the request of a process whose machine had failed was carried out",
+            (_, _, true) => "given up by the operator (--fresh)",
+            (false, false, false) => "cell set",
         };
-        self.check_copies(cause, dead || self.nodes[node].fresh);
+        self.check_copies(cause, dead || failed || self.nodes[node].fresh);
         self.hook(Hook::CellSet);
     }
 

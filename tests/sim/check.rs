@@ -9,8 +9,8 @@
 //!   cell, and none that has diverged.
 //! - I9: a node that says protected has lately been answered by its arbiter, and a primary does so only when the
 //!   backup's arbiter has shown the backup the generation that names it.
-//! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor any
-//!   generation of another cell.
+//! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
+//!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 

@@ -45,7 +45,7 @@ pub(crate) enum End {
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
     /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the
-    /// cell: only the operator can say that nothing is lost.
+    /// cell, or the node that would boot it has lost its disk: only the operator can say that nothing is lost.
     NeverBooted,
     /// A double fault: a copy of the cell was put in its place that is older than the cell, but not older than what a
     /// node knows that was away meanwhile, or has lost its disk too.
@@ -460,6 +460,9 @@ impl World {
             }
         } else if let Some(cause) = &self.truth.lost {
             self.end = Some(End::StateLost(cause.clone()));
+        } else if self.now > self.knobs.heal_at + 1_500_000 && self.nodes.iter().any(|node| node.lost_disk) {
+            // The VM is over, and a host that lost its disk founds nothing unasked.
+            self.end = Some(End::NeverBooted);
         } else if self.now > self.knobs.heal_at + 1_500_000
             && let Some(cell) = &self.arbiter.cell
             && cell.owner.is_some()
