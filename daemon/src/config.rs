@@ -216,6 +216,8 @@ pub struct ReplicationConfig {
     pub lease_ms: u64,
     /// Silence after which the peer is suspected.
     pub failure_timeout_ms: u64,
+    /// How often the backup tries whether the VM could go on from what it holds, in seconds.
+    pub rehearsal_s: u64,
     /// Head start that the backup gives to the primary in the arbitration.
     pub takeover_delay_ms: u64,
 }
@@ -234,6 +236,7 @@ impl Default for ReplicationConfig {
             heartbeat_ms: 5,
             lease_ms: 25,
             failure_timeout_ms: 300,
+            rehearsal_s: 60,
             takeover_delay_ms: 5,
         }
     }

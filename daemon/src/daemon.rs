@@ -204,6 +204,7 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         probe_us: ARBITER_PROBE.as_micros() as u64,
         proof_us: PROOF_LIMIT.as_micros() as u64,
         patience_us: PATIENCE.as_micros() as u64,
+        rehearsal_us: r.rehearsal_s * 1_000_000,
         nonce: random_nonce(),
     }
 }

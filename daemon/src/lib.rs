@@ -24,6 +24,7 @@
 //!     probe_us: 3_000_000,
 //!     proof_us: 10_000_000,
 //!     patience_us: 10_000_000,
+//!     rehearsal_us: 60_000_000,
 //!     nonce: 0x17,
 //! };
 //! let (mut core, mut commands) = Core::new(policy, 0);

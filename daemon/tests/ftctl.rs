@@ -93,6 +93,7 @@ impl Fixture {
             },
             parts: ftd::observe::CheckpointParts::default(),
             take_over: None,
+            rehearsal: None,
             arbiter: ArbiterStatus {
                 place: "file /shared/web.cell".into(),
                 reachable: true,

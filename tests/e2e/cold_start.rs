@@ -6,6 +6,23 @@ use ftd::exit::DaemonExit;
 use std::process::Command;
 
 #[test]
+fn two_hosts_that_would_both_be_the_backup_say_so_and_what_to_do() {
+    World::run("two_hosts_that_would_both_be_the_backup_say_so_and_what_to_do", |world| {
+        let mut alpha = Daemon::start(world, &Config::alpha(world).with("start_as", "backup"));
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        for daemon in [&mut alpha, &mut beta] {
+            daemon.wait_for("telling what to do", |status| {
+                let told = |text: &str| status.detail.contains(text);
+                told("both have start_as = \"backup\"") && told("set start_as = \"primary\" on one of them")
+            });
+        }
+        drop(alpha);
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Protected);
+    });
+}
+
+#[test]
 fn after_both_crashed_they_wait_and_only_fresh_boots() {
     World::run("after_both_crashed_they_wait_and_only_fresh_boots", |world| {
         let mut pair = Pair::protected(world);

@@ -14,6 +14,7 @@ mod metrics;
 mod peer;
 mod recording;
 mod refusal;
+mod rehearsal;
 mod replay;
 mod scrub;
 mod switchover;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Of a primary that is protected by checkpoints and serves a client.
-const AT_WORK: [&str; 19] = [
+const AT_WORK: [&str; 21] = [
     "ftd_generation",
     "ftd_epoch",
     "ftd_acked_epoch",
@@ -80,6 +80,7 @@ fn the_metrics_of_a_pair_move_with_what_happens_to_it() {
         });
         let traffic = Traffic::start();
         must_move(&pair.alpha, &AT_WORK);
+        must_move(&pair.beta, &["ftd_rehearsals_total", "ftd_rehearsal_age_us"]);
 
         pair.beta.signal(Signal::SIGSTOP);
         let attempts = (0..2 * HOLD_FRAMES).map(|_| {

@@ -9,6 +9,7 @@
 //!   cell, and none that has diverged.
 //! - I9: a node that says protected has lately been answered by its arbiter, and a primary does so only when the
 //!   backup's arbiter has shown the backup the generation that names it.
+//!   It is said only when a machine of the backup has taken over that pairing's state.
 //! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
 //!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
@@ -37,6 +38,8 @@ pub struct Truth {
     pub lost: Option<String>,
     /// The newest birth time of a frame that left.
     pub newest_birth: u64,
+    /// Nodes, and the pairings that a machine of theirs has shown to be good.
+    pub rehearsed: Vec<(usize, u64)>,
     /// Processes that were killed.
     pub killed: Vec<(usize, u32)>,
 }
@@ -208,6 +211,21 @@ impl World {
         if entry.is_none_or(|entry| entry.cell.owner.as_deref() != Some(NAMES[n])) {
             self.fail(format!(
                 "I2: {} announces itself in generation {generation}, which is {entry:?}",
+                NAMES[n]
+            ));
+        }
+    }
+
+    /// Node `n` says that it is protected.
+    pub fn check_proven(&mut self, n: usize) {
+        let standby = self.arbiter.cell.as_ref().and_then(|cell| cell.standby.as_ref());
+        let Some((backup, pairing)) = standby.and_then(|s| Some((index_of(&s.node)?, s.pairing))) else {
+            return;
+        };
+        if !self.truth.rehearsed.contains(&(backup, pairing)) {
+            let backup = NAMES[backup];
+            self.fail(format!(
+                "I9: {} is protected by {backup}, where nobody tried pairing {pairing:x}",
                 NAMES[n]
             ));
         }

@@ -106,6 +106,11 @@ pub enum Fault {
     FailBoot {
         whom: Whom,
     },
+    /// No machine on this node's host takes a state over.
+    Unfit {
+        whom: Whom,
+        us: Micros,
+    },
     /// The nodes do not fit each other.
     Misfit {
         us: Micros,
@@ -130,6 +135,7 @@ pub enum Undo {
     Cut(usize),
     Lag,
     Misfit,
+    Unfit(usize),
     Narrow,
     ArbiterDown(usize),
     ArbiterFlaky,
@@ -182,8 +188,9 @@ pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..10) {
+            let fault = match rng.random_range(0..12) {
                 0 | 1 => Fault::BreakPairing,
+                10 | 11 => Fault::Unfit { whom: whom(&mut rng), us: span(&mut rng) },
                 kind @ 2..4 => Fault::Diverge { at_once: kind == 2 },
                 4 => Fault::FailMachine,
                 5 => Fault::FailBoot { whom: whom(&mut rng) },
@@ -375,6 +382,12 @@ impl World {
                 let n = self.pick(whom);
                 self.nodes[n].fail_boot = true;
             }
+            Fault::Unfit { whom, us } => {
+                let n = self.pick(whom);
+                self.stats.add(Count::FaultUnfit);
+                self.nodes[n].unfit = true;
+                self.later(us, Act::Undo(Undo::Unfit(n)));
+            }
             Fault::Misfit { us } => {
                 self.stats.add(Count::FaultMisfit);
                 self.net.misfit = true;
@@ -491,6 +504,7 @@ impl World {
             Undo::Cut(n) => self.heal_cut(n),
             Undo::Lag => self.net.lag_us = 0,
             Undo::Misfit => self.net.misfit = false,
+            Undo::Unfit(n) => self.nodes[n].unfit = false,
             Undo::Narrow => self.net.us_per_kib = 0,
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
@@ -536,6 +550,7 @@ impl World {
             node.slow_us = 0;
             node.fail_takeover = false;
             node.fail_boot = false;
+            node.unfit = false;
             node.must_end = false;
             if node.frozen_until.is_some() && !node.frozen_in_release {
                 let inc = node.inc;

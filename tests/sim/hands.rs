@@ -139,7 +139,10 @@ impl Hands for SimHands<'_> {
 
     fn send(&mut self, conn: ConnId, message: Message<'static>) {
         match message {
-            Message::Paired { .. } => self.world.stats.add(Count::Protected),
+            Message::Paired { .. } => {
+                self.world.stats.add(Count::Protected);
+                self.world.check_proven(self.n);
+            }
             Message::Switchover { .. } => self.world.hook(Hook::HandOver),
             Message::TookOver { .. } => self.world.stats.add(Count::HandedOver),
             _ => {}
@@ -242,6 +245,13 @@ impl Hands for SimHands<'_> {
         let delay = self.world.rng.random_range(0..30_000);
         self.world.later(delay, Act::Verified { n, inc, epoch });
         Verification::Follows
+    }
+
+    fn rehearse(&mut self, _: u64) {
+        let (n, inc) = (self.n, self.inc());
+        let Some(image) = self.world.nodes[n].exec.image else { return };
+        let delay = self.world.rng.random_range(0..30_000);
+        self.world.later(delay, Act::Rehearsed { n, inc, pairing: image.pairing });
     }
 
     fn stop_receiving(&mut self) {

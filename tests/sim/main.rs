@@ -27,7 +27,7 @@ use model::Mutant;
 use stats::{Count, Stats};
 use world::{Setup, World};
 
-const MUTANT_SCHEDULES: u64 = 40_000;
+const MUTANT_SCHEDULES: u64 = 100_000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -117,6 +117,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::HandedOver, 50),
         (Count::Fences, 10),
         (Count::SoloGrants, 100),
+        (Count::Rehearsals, 1_000),
+        (Count::RehearsalsFailed, 10),
         (Count::Resumed, 10),
         (Count::FrozenInRelease, 5),
         (Count::FramesRefused, 2),
@@ -156,6 +158,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultPairing, 20),
         (Count::FaultDiverge, 10),
         (Count::FaultMachine, 10),
+        (Count::FaultUnfit, 10),
         (Count::FaultBoot, 1),
         (Count::FaultMisfit, 10),
         (Count::Misfits, 1),

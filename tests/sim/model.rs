@@ -29,6 +29,7 @@ pub struct Knobs {
     pub probe_us: Micros,
     pub proof_us: Micros,
     pub patience_us: Micros,
+    pub rehearsal_us: Micros,
     pub tick_us: Micros,
     pub epoch_us: Micros,
     /// Checkpoints captured and not acked at which the VM waits.
@@ -249,6 +250,8 @@ pub struct Node {
     pub fresh: bool,
     pub fail_takeover: bool,
     pub fail_boot: bool,
+    /// No machine on this host takes a state over.
+    pub unfit: bool,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
     /// Frozen between two frames: nothing wakes it before its time.
@@ -319,6 +322,8 @@ pub enum Mutant {
     WentBackIsLost,
     /// Whatever is held is said to be good.
     VerifiesNothing,
+    /// Whatever is held is said to have been tried.
+    RehearsesNothing,
     /// A backup that knows that it has diverged does not say so.
     SilentDivergence,
     /// The news that the host has failed the machine goes lost.
@@ -346,6 +351,7 @@ impl Mutant {
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
+            Self::RehearsesNothing => "I9",
             Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
@@ -361,7 +367,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -384,6 +390,7 @@ impl Mutant {
         Self::ProofNeverAges,
         Self::WentBackIsLost,
         Self::VerifiesNothing,
+        Self::RehearsesNothing,
         Self::SilentDivergence,
         Self::IgnoresMachine,
         Self::IgnoresBoot,

@@ -283,6 +283,22 @@ impl World {
         self.tell(n, answer);
     }
 
+    /// A scratch machine has tried what is held.
+    pub fn rehearsed(&mut self, n: usize, pairing: u64) {
+        let unfit = self.nodes[n].unfit;
+        if !unfit {
+            self.truth.rehearsed.push((n, pairing));
+        }
+        let answer = if unfit && self.mutant != Some(Mutant::RehearsesNothing) {
+            self.stats.add(Count::RehearsalsFailed);
+            Event::RehearsalFailed { pairing, why: "no machine takes it".into() }
+        } else {
+            self.stats.add(Count::Rehearsals);
+            Event::Rehearsed { pairing }
+        };
+        self.tell(n, answer);
+    }
+
     /// This end of a connection is closed: nothing is sent on it or taken from it any more.
     pub fn forget_conn(&mut self, n: usize, conn: ConnId) {
         let exec = &mut self.nodes[n].exec;

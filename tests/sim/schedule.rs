@@ -66,6 +66,11 @@ pub enum Act {
         inc: u32,
         epoch: u64,
     },
+    Rehearsed {
+        n: usize,
+        inc: u32,
+        pairing: u64,
+    },
     /// A frame leaves a process that stood still in the middle of a release.
     Emitted {
         n: usize,

@@ -100,6 +100,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         probe_us: 100_000,
         proof_us: 400_000,
         patience_us: rng.random_range(300_000..700_000),
+        rehearsal_us: rng.random_range(50_000..500_000),
         tick_us: rng.random_range(5_000..12_000),
         epoch_us: rng.random_range(10_000..25_000),
         depth: rng.random_range(1..4),
@@ -145,7 +146,7 @@ impl World {
         for n in 0..2 {
             let node = &mut world.nodes[n];
             node.offset_us = world.rng.random_range(10_000_000..10_000_000_000);
-            let most = if wild { 300_000 } else { 20_000 };
+            let most = if wild { 400_000 } else { 20_000 };
             node.drift_ppm = world.rng.random_range(-most..=most);
             let delay = world.rng.random_range(0..50_000);
             world.later(delay, Act::Start { n, fresh: false });
@@ -297,6 +298,11 @@ impl World {
                     self.verified(n, epoch);
                 }
             }
+            Act::Rehearsed { n, inc, pairing } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.rehearsed(n, pairing);
+                }
+            }
             Act::Emitted { n, frame } => self.emit(n, frame),
             Act::Inject(fault) => {
                 if !self.healed {
@@ -378,6 +384,7 @@ impl World {
                 self.knobs.proof_us
             },
             patience_us: self.knobs.patience_us,
+            rehearsal_us: self.knobs.rehearsal_us,
             nonce: self.rng.random(),
         };
         let node = &mut self.nodes[n];

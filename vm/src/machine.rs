@@ -174,6 +174,21 @@ impl Machine {
         self.apply(&engine, &devices)
     }
 
+    /// Shows whether this machine could go on from a captured state: takes it over, goes up to the guest's next
+    /// instruction, and compares what it reads back with what it was given. Nothing is executed. The machine is a
+    /// scratch one, over a [private copy](GuestRam::private_copy) of the memory.
+    pub fn rehearse(&mut self, state: &[u8]) -> Result<(), StateError> {
+        self.restore(state)?;
+        let entry = |e| StateError::Entry(Box::new(e));
+        self.executor.engine().enter_once().map_err(entry)?;
+        let engine = self.executor.engine().capture().map_err(entry)?;
+        let read = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
+        match state::compare::difference(&state::decode(state)?, &read) {
+            Some(what) => Err(StateError::Different(what)),
+            None => Ok(()),
+        }
+    }
+
     /// The engine, then the devices: these may drive lines of the interrupt chips, which the engine has.
     fn apply(&mut self, engine: &EngineState, devices: &DevicesState) -> Result<(), StateError> {
         self.complete = false;

@@ -125,6 +125,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ),
         ("#lag_ms_max = 100", "lag_ms_max = 0", "replay.lag_ms_max = 0: must be 10 to 60000"),
         ("#kind = \"file\"", "kind = \"etcd\"", "kind 'etcd' is not available yet; use \"file\""),
+        ("#rehearsal_s = 60", "rehearsal_s = 0", "replication.rehearsal_s = 0"),
         ("#lease_ms = 25", "lease_ms = 300", "must be below failure_timeout_ms (300)"),
         ("#heartbeat_ms = 5", "heartbeat_ms = 20", "must be at least twice heartbeat_ms (20)"),
         (

@@ -74,6 +74,19 @@ pub fn block(status: &Status, palette: Palette) -> String {
             ),
         );
     }
+    if let Some(rehearsal) = &status.rehearsal {
+        row(
+            "rehearsed",
+            match (rehearsal.age_us, &rehearsal.trouble) {
+                (Some(age), None) => format!("{} ago: the VM could go on here", duration(age / 1_000_000)),
+                (None, None) => "not yet".into(),
+                (Some(age), Some(why)) => {
+                    format!("failed, went well {} ago: {why}", duration(age / 1_000_000))
+                }
+                (None, Some(why)) => format!("failed: {why}"),
+            },
+        );
+    }
     let connected = if status.peer.connected { "connected" } else { "not connected" };
     row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
     let trouble = status.peer.trouble.iter().filter(|_| !status.peer.connected);

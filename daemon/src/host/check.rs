@@ -237,7 +237,7 @@ impl Config {
 }
 
 /// The console of a machine that says nothing.
-struct NoConsole;
+pub(super) struct NoConsole;
 
 impl ConsoleSink for NoConsole {
     fn write(&mut self, _: &[u8]) {}

@@ -22,4 +22,4 @@ pub use init::{Earlier, InitError, initialise};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};
 pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
-pub use wiring::{Attach, Host, MakeWiring, WiringError, prepare_host};
+pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

@@ -1,6 +1,6 @@
 //! The host's side of the machine, made from the configuration: TAP, output buffer, console, disk images.
 
-use super::check::HostError;
+use super::check::{HostError, NoConsole};
 use super::console::ConsoleHub;
 use super::pump::{self, Socket};
 use crate::config::Config;
@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Makes the host side of a machine's devices.
 pub type MakeWiring = Box<dyn Fn() -> Result<Wiring, WiringError> + Send>;
+/// The same for a machine that nobody hears.
+pub type ScratchWiring = Box<dyn Fn() -> Result<Wiring, WiringError> + Send + Sync>;
 /// Is told about every new machine, so that its network port and console can be reached; and when it is gone.
 pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
 
@@ -39,6 +41,8 @@ pub struct Host {
     pub boot: Boot,
     /// Makes the host side of its devices.
     pub wiring: MakeWiring,
+    /// The same for a machine that nobody hears: its disks are those images, its frames and its console go nowhere.
+    pub scratch_wiring: ScratchWiring,
     /// Told about every machine that comes and goes.
     pub attach: Attach,
     /// Output commit.
@@ -79,12 +83,13 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
 
     let frames = machine.net.as_ref().map(|_| Arc::new(HoldingSink(output.clone())) as Arc<dyn FrameSink>);
     let hub = console.clone();
+    let scratch_images = images.clone();
     let wiring = Box::new(move || {
-        let disks = images
-            .iter()
-            .map(|path| File::open(path).map_err(|source| WiringError::Image { path: path.clone(), source }))
-            .collect::<Result<_, _>>()?;
+        let disks = open(&images)?;
         Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
+    });
+    let scratch_wiring = Box::new(move || {
+        Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: open(&scratch_images)? })
     });
     let hub = console.clone();
     let attach = Box::new(move |machine: Option<&Machine>| {
@@ -95,7 +100,14 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         Some(_) => announcer(output.clone(), announcement),
         None => Arc::new(|| {}),
     };
-    Ok((Host { spec, boot: config.boot(), wiring, attach, output, announce }, console))
+    let boot = config.boot();
+    Ok((Host { spec, boot, wiring, scratch_wiring, attach, output, announce }, console))
+}
+
+fn open(images: &[PathBuf]) -> Result<Vec<File>, WiringError> {
+    let open =
+        |path: &PathBuf| File::open(path).map_err(|source| WiringError::Image { path: path.clone(), source });
+    images.iter().map(open).collect()
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

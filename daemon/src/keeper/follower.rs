@@ -29,6 +29,8 @@ pub(super) struct Follower {
     pending_bytes: u64,
     /// What is to be verified: all of it is to be executed.
     verifying: Option<Verifying>,
+    /// A rehearsal that was asked for: its pairing, and the instruction that shows it.
+    rehearsing: Option<(u64, u64)>,
     /// Epochs of log that were still to be executed when that was asked.
     pending: u64,
     /// The guest came to its end as the log says.
@@ -69,7 +71,8 @@ impl Follower {
 
     /// When there is something to look at.
     pub(super) fn wait_limit(&self, calm: Duration) -> Duration {
-        if self.fed.is_empty() && self.verifying.is_none() { calm } else { LOOK_INTERVAL }
+        let waits = !self.fed.is_empty() || self.verifying.is_some() || self.rehearsing.is_some();
+        if waits { LOOK_INTERVAL } else { calm }
     }
 
     /// The log of one more epoch.
@@ -94,6 +97,13 @@ impl Follower {
         self.look(vm, setup);
     }
 
+    /// Says so when the machine has executed all that is fed to it by now. It took the checkpoint, it runs, and every
+    /// digest on the way agreed: no scratch machine could show more.
+    pub(super) fn rehearse(&mut self, vm: &mut Vm, setup: &Setup, pairing: u64) {
+        self.rehearsing = Some((pairing, self.fed.back().map_or(0, |fed| fed.cut)));
+        self.look(vm, setup);
+    }
+
     /// Looks how far the machine has come, and what it says.
     pub(super) fn look(&mut self, vm: &mut Vm, setup: &Setup) {
         self.listen(vm, setup);
@@ -103,6 +113,10 @@ impl Follower {
         {
             self.pending_bytes -= fed.bytes;
             self.fed.pop_front();
+        }
+        if let Some((pairing, _)) = self.rehearsing.take_if(|(_, shown_at)| *shown_at <= count && !self.lost)
+        {
+            setup.tell(KeeperNews::Rehearsed { pairing });
         }
         let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });

@@ -1,6 +1,7 @@
 //! The keeper's news: events of the machine, and of its replication.
 
 use super::error::{KeepError, ShipError, StateLoss};
+use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
 use ft_checkpoint::wire::message::Standing;
@@ -42,6 +43,18 @@ pub enum KeeperNews {
     Verified {
         /// The epoch that was asked about.
         epoch: u64,
+    },
+    /// Backup: the VM could go on from what is held of this pairing.
+    Rehearsed {
+        /// The pairing.
+        pairing: u64,
+    },
+    /// Backup: it could not.
+    RehearsalFailed {
+        /// The pairing.
+        pairing: u64,
+        /// Why.
+        why: RehearsalError,
     },
     /// Backup: what is held is not the VM's state any more.
     StateLost(StateLoss),

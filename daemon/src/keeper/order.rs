@@ -38,6 +38,11 @@ pub enum Order {
         /// The epoch that is held.
         epoch: u64,
     },
+    /// Backup in replay mode: say so when the machine has executed what is fed to it by now, as the primary did.
+    Rehearse {
+        /// The pairing that is held.
+        pairing: u64,
+    },
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// Stops and drops the machine.

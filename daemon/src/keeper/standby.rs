@@ -5,6 +5,7 @@ use super::error::{SealedError, StandbyError, StateLoss};
 use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
+use super::rehearsal::Sealed;
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
@@ -73,6 +74,17 @@ impl WarmStandby {
     /// The receiver, for a connection.
     pub fn feed(&self) -> Feed {
         self.feed.clone()
+    }
+
+    /// What a rehearsal tries: the last sealed checkpoint.
+    pub fn sealed(&self) -> Option<Sealed> {
+        let receiver = self.feed.receiver.lock();
+        let receiver = receiver.as_ref()?;
+        Some(Sealed {
+            ram: self.ram.clone(),
+            held: receiver.held()?,
+            state: receiver.sealed_state()?.to_vec(),
+        })
     }
 
     /// Stops receiving and applying, and hands out the last sealed checkpoint. The connection's reader has stopped.

@@ -143,6 +143,11 @@ impl Keeper {
                     follower.verify(vm, &self.setup, epoch);
                 }
             }
+            Order::Rehearse { pairing } => {
+                if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
+                    follower.rehearse(vm, &self.setup, pairing);
+                }
+            }
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
                 self.mode = Work::Quiet;

@@ -229,6 +229,12 @@ metrics! {
     unknown_instructions: Counter "ftd_unknown_instructions_total"
         "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",
+    rehearsals: Counter "ftd_rehearsals_total"
+        "Backup: times it was shown that the VM could go on from the state held here",
+    rehearsals_failed: Counter "ftd_rehearsals_failed_total"
+        "Backup: times that showing it failed",
+    rehearsal_age_us: Gauge "ftd_rehearsal_age_us"
+        "Backup: microseconds since it was last shown that the VM could go on from the state held here; 0: never",
     suspicions: Counter "ftd_suspicions_total"
         "Times this node lost the peer because it fell silent or its connection broke",
 }

@@ -3,7 +3,7 @@
 
 use super::metrics::{Percentiles, Rate};
 use super::status::{
-    ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status,
+    ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
@@ -70,6 +70,7 @@ fn initial_status(config: &Config) -> Status {
         replay: None,
         copy: None,
         take_over: None,
+        rehearsal: None,
         peer: PeerStatus {
             node: config.peer.node.to_string(),
             address: config.peer.address.to_string(),
@@ -154,6 +155,9 @@ impl Publisher {
         metrics.arbiter_age_us.set(view.arbiter_at.map_or(0, age_us));
         metrics.peer_arbiter_age_us.set(view.peer_arbiter_at.map_or(0, age_us));
         metrics.is_peer_connected.set(peer.connected.into());
+        let rehearsal = view.rehearsal.map(RehearsalStatus::now);
+        let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
+        metrics.rehearsal_age_us.set(age_us.unwrap_or(0));
         metrics.held_frames.set(held.held_frames as u64);
         metrics.held_bytes.set(held.held_bytes as u64);
         metrics.frames_released.set_total(held.released);
@@ -187,6 +191,7 @@ impl Publisher {
             copy: (copy_total > 0)
                 .then(|| CopyStatus { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
             take_over: telemetry.take_over(),
+            rehearsal,
             peer: PeerStatus {
                 node: self.config.peer.node.to_string(),
                 address: self.config.peer.address.to_string(),
@@ -284,6 +289,7 @@ mod tests {
             state,
             generation: 4,
             suspicions: 3,
+            rehearsal: None,
             lapses: Vec::new(),
             arbiter_at: None,
             peer_arbiter_at: None,

@@ -2,7 +2,8 @@
 
 use super::metrics::Percentiles;
 use super::telemetry::{CheckpointParts, Divergence, TakeOver};
-use crate::role::{Role, State};
+use crate::clock;
+use crate::role::{RehearsalView, Role, State};
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct Status {
     pub copy: Option<CopyStatus>,
     /// The last take-over by this daemon.
     pub take_over: Option<TakeOver>,
+    /// Whether the VM could go on from what this node holds as the backup.
+    #[serde(default)]
+    pub rehearsal: Option<RehearsalStatus>,
     /// The other node.
     pub peer: PeerStatus,
     /// The arbiter.
@@ -98,6 +102,22 @@ pub struct CopyStatus {
     pub done_bytes: u64,
     /// Guest memory to cover.
     pub total_bytes: u64,
+}
+
+/// Whether the VM could go on from what a backup holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RehearsalStatus {
+    /// How long ago that was last shown, in microseconds; null: never of this state.
+    pub age_us: Option<u64>,
+    /// Why the last attempt failed, if it did.
+    pub trouble: Option<String>,
+}
+
+impl RehearsalStatus {
+    pub(super) fn now(view: RehearsalView) -> Self {
+        let age_us = view.proven_at.map(|at| clock::now_us().saturating_sub(at));
+        Self { age_us, trouble: view.trouble }
+    }
 }
 
 /// The other node.

@@ -200,6 +200,16 @@ impl Telemetry {
         self.metrics.copy_total_bytes.set(0);
     }
 
+    /// Backup: the VM could go on from what is held.
+    pub fn rehearsed(&self) {
+        self.metrics.rehearsals.add(1);
+    }
+
+    /// Backup: it could not.
+    pub fn rehearsal_failed(&self) {
+        self.metrics.rehearsals_failed.add(1);
+    }
+
     /// Primary in replay mode: an epoch of the log was cut.
     pub fn logged(&self, epoch: u64, cut: &LogCut) {
         self.metrics.epoch.set(epoch);

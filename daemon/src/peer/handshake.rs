@@ -1,6 +1,7 @@
 //! Both ends of a new connection, up to the point where two nodes know that they fit each other. The listener takes
 //! hellos; the dialler sends them. Every step has a deadline, every refusal a reason.
 
+use super::complaints::{Complaints, Voice};
 use super::error::HandshakeError;
 use super::news::PeerNews;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
@@ -48,8 +49,7 @@ pub struct Local {
 pub type TellContents = Box<dyn Fn() -> Result<Vec<Fact>, Unread> + Send + Sync>;
 
 impl Local {
-    /// What this node says of itself now.
-    pub fn identity(&self) -> Result<Identity, Refusal> {
+    fn identity(&self) -> Result<Identity, Refusal> {
         let mut identity = self.lasting.clone();
         identity.generation = self.generation.load(Ordering::Relaxed);
         let not_ready =
@@ -101,6 +101,7 @@ pub fn listen(
     news: Outlet<PeerNews>,
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
+    let complaints = Arc::new(Complaints::default());
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
             let stream = match listener.accept() {
@@ -118,20 +119,20 @@ pub fn listen(
             busy.fetch_add(1, Ordering::Relaxed);
             let (local, ids, news, slot) =
                 (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
+            let complaints = Arc::clone(&complaints);
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
                 match take_hello(stream, &local) {
-                    Ok((reader, writer, hello)) => {
+                    Ok((Shaken { ours, reader, writer }, hello)) => {
                         let generation = hello.identity.generation;
-                        let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
+                        let fitting =
+                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
                     Err(e) => {
                         if !e.is_reading() {
-                            for line in e.to_string().lines() {
-                                tracing::warn!(peer = ?from, "refused a connection: {line}");
-                            }
+                            complain(&complaints, from, &e);
                         }
                         if let HandshakeError::Misfit(refusal) = e {
                             let _ = news.tell(PeerNews::TurnedAway(refusal));
@@ -145,6 +146,15 @@ pub fn listen(
         }
     })?;
     Ok(())
+}
+
+fn complain(complaints: &Complaints, from: Option<SocketAddr>, error: &HandshakeError) {
+    let text = error.to_string();
+    if let Voice::Aloud { unsaid } = complaints.voice(&text, Instant::now()) {
+        for line in text.lines() {
+            tracing::warn!(peer = ?from, unsaid, "refused a connection: {line}");
+        }
+    }
 }
 
 struct BusySlot(Arc<AtomicUsize>);
@@ -163,7 +173,14 @@ fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter),
     Ok((reader, writer))
 }
 
-fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter, Hello), HandshakeError> {
+/// Both directions of a connection, and what this node said on it of itself.
+struct Shaken {
+    ours: Identity,
+    reader: PeerReader,
+    writer: PeerWriter,
+}
+
+fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), HandshakeError> {
     let (mut reader, mut writer) = prepare(stream, local)?;
     let hello = match reader.read().and_then(|frame| Message::decode(&frame).map(Message::into_hello)) {
         Ok(Some(hello)) => hello,
@@ -177,13 +194,17 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWrite
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
-    let judged = local.identity().and_then(|ours| check(&theirs, &ours, Side::Primary));
-    if let Err(refusal) = judged {
-        Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
-        return Err(refusal.into());
+    let judged = local.identity().and_then(|ours| check(&theirs, &ours, Side::Primary).map(|()| ours));
+    match judged {
+        Ok(ours) => {
+            reader.expect(vm_id(&ours.vm), 0);
+            Ok((Shaken { ours, reader, writer }, hello))
+        }
+        Err(refusal) => {
+            Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
+            Err(refusal.into())
+        }
     }
-    reader.expect(vm_id(&local.lasting.vm), 0);
-    Ok((reader, writer, hello))
 }
 
 /// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it
@@ -219,10 +240,11 @@ impl Dialler {
                     std::thread::park();
                 }
                 match dial(&peer, &local) {
-                    Ok((reader, writer, welcome)) => {
+                    Ok((Shaken { ours, reader, writer }, welcome)) => {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
-                        let fitting = Box::new(Fitting { conn: ids.next(), generation, reader, writer });
+                        let fitting =
+                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
                         if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
@@ -252,7 +274,7 @@ impl Dialler {
     }
 }
 
-fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), HandshakeError> {
+fn dial(peer: &str, local: &Local) -> Result<(Shaken, Welcome), HandshakeError> {
     let ours = local.identity()?;
     let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
     let mut last = std::io::Error::other(format!("{peer} has no address"));
@@ -265,8 +287,8 @@ fn dial(peer: &str, local: &Local) -> Result<(PeerReader, PeerWriter, Welcome), 
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
             check(&welcome.identity, &ours, Side::Backup)?;
-            reader.expect(vm_id(&local.lasting.vm), welcome.identity.generation);
-            Ok((reader, writer, welcome))
+            reader.expect(vm_id(&ours.vm), welcome.identity.generation);
+            Ok((Shaken { ours, reader, writer }, welcome))
         }
         Message::Refuse(Refuse { code, text }) => {
             let text =

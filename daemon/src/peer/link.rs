@@ -51,7 +51,7 @@ impl Link {
         news: Outlet<PeerNews>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<LinkEnd> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let Fitting { conn, generation: _, reader, writer } = fitting;
+        let Fitting { conn, generation: _, ours: _, reader, writer } = fitting;
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
         let lifeline = Lifeline::lay(&stream)

@@ -2,6 +2,7 @@
 //! (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
+mod complaints;
 mod error;
 mod handshake;
 mod intake;

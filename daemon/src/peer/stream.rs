@@ -1,6 +1,7 @@
 //! The two directions of a connection's socket, and the connection as the handshake leaves it.
 
 use crate::role::ConnId;
+use ft_checkpoint::wire::message::Identity;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
 use std::cell::Cell;
 use std::io::Read;
@@ -18,6 +19,8 @@ pub struct Fitting {
     pub conn: ConnId,
     /// The peer's generation, as it said.
     pub generation: u64,
+    /// What this node said of itself, or is about to: it was judged so.
+    pub ours: Identity,
     /// Reading side.
     pub reader: PeerReader,
     /// Writing side.

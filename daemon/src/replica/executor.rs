@@ -166,6 +166,7 @@ impl Executor {
                 Verification::Done => self.own.push_back(Event::Verified { epoch }),
                 Verification::Follows => {}
             },
+            Command::Rehearse { epoch } => hands.rehearse(epoch),
             Command::TakeOver { epoch, generation } => self.take_over(epoch, generation, hands),
             Command::Discard => {
                 hands.stop_receiving();

@@ -96,6 +96,8 @@ pub trait Hands {
     fn position(&self) -> Option<Position>;
     /// Backup: looks whether the VM can go on from what is held at this epoch.
     fn verify(&mut self, epoch: u64) -> Verification;
+    /// Backup: tries whether the VM could go on from what is held; `Rehearsed` or `RehearsalFailed` follows.
+    fn rehearse(&mut self, epoch: u64);
     /// Backup: no connection reaches what is held any more; sending goes on.
     fn stop_receiving(&mut self);
     /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it.

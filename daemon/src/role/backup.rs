@@ -1,6 +1,7 @@
 //! The backup: it follows the primary, holds its last sealed checkpoint, and contests the cell when it loses the
 //! primary.
 
+mod rehearsing;
 mod view;
 
 use super::arbitration::Settled;
@@ -9,6 +10,7 @@ use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::StartAs;
 use super::primary::Primary;
+use super::rehearsal::{Rehearsals, Unacked};
 use ft_arbiter::{Cell, CellId};
 
 /// A node that follows.
@@ -25,6 +27,11 @@ pub(super) struct Backup {
     paired: Option<u64>,
     /// The primary's cell, as it said. Only this one can say that the primary went on without us.
     cell: Option<CellId>,
+    rehearsals: Rehearsals,
+    /// When to dial, after the primary was left alone for a while.
+    dial_at: Option<Micros>,
+    /// The cell named no owner as this node began, and it is the peer's to found the VM.
+    waits_for_founder: bool,
     /// The peer is nobody's primary either: whether anybody owns the VM is to be read.
     ownerless: bool,
     why: String,
@@ -74,20 +81,23 @@ impl Backup {
             welcomed_in: 0,
             paired: None,
             cell: None,
+            rehearsals: Rehearsals::default(),
+            dial_at: None,
+            waits_for_founder: false,
             ownerless: false,
             why: why.into(),
         }
     }
 
+    /// Holds nothing, dials: the VM is the peer's to found.
+    pub(super) fn of_nobody() -> Self {
+        Self { waits_for_founder: true, ..Self::new("waiting for a primary") }
+    }
+
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
         match event {
-            Event::Tick => self.on_tick(core),
-            Event::PeerHello { conn, .. } => {
-                core.out.push(Command::Refuse { conn, why: "this node is a backup itself".into() });
-                // Two backups: the VM is over, and the operator has started the peer. This node finds out which one
-                // boots it.
-                self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
-            }
+            Event::Tick => return self.on_tick(core),
+            Event::PeerHello { conn, .. } => self.on_hello(core, conn),
             Event::Welcomed { conn, generation, pairing, how } => {
                 return self.on_welcome(core, conn, generation, pairing, how);
             }
@@ -127,6 +137,10 @@ impl Backup {
                 self.on_sealed(core, conn, pairing, epoch, stamp)
             }
             Event::Verified { epoch } => self.on_verified(core, epoch),
+            Event::Rehearsed { pairing } if self.pairing() == Some(pairing) => self.on_rehearsed(core),
+            Event::RehearsalFailed { pairing, why } if self.pairing() == Some(pairing) => {
+                return self.on_rehearsal_failed(core, why);
+            }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
                 self.paired = Some(generation);
@@ -170,8 +184,7 @@ impl Backup {
         if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
             self.hold = Hold::Sealed(Held { pairing, epoch });
             if self.is_linked(conn) && self.may_answer() {
-                self.promise(core);
-                core.out.push(Command::SendAck { conn, epoch, stamp });
+                self.ack(core, Unacked { conn, epoch, stamp });
             }
             if let Stage::Orphaned { verified, .. } = &mut self.stage {
                 *verified = false;
@@ -224,6 +237,21 @@ impl Backup {
         self.promise_until = self.promise_until.max(core.now + core.policy.promise_us());
     }
 
+    /// Two backups.
+    fn on_hello(&mut self, core: &mut Core, conn: ConnId) {
+        if self.waits_for_founder {
+            self.why = format!(
+                "nobody boots the VM: node {} and node {} both have start_as = \"backup\", and the arbiter names no \
+                 owner; set start_as = \"primary\" on one of them, and restart ftd there",
+                core.policy.node, core.policy.peer
+            );
+        }
+        let why = if self.waits_for_founder { &self.why } else { "this node is a backup itself" };
+        core.out.push(Command::Refuse { conn, why: why.into() });
+        // The VM is over, and the operator has started the peer. This node finds out which one boots it.
+        self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
+    }
+
     fn heard(&mut self, core: &Core, conn: ConnId) {
         if let Some(link) = &mut self.link
             && link.conn == conn
@@ -250,6 +278,7 @@ impl Backup {
             return None;
         }
         core.learn_generation(generation);
+        self.waits_for_founder = false;
         self.why = match how {
             PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
             {
@@ -264,9 +293,12 @@ impl Backup {
                 self.hold = Hold::Partial { pairing };
                 self.paired = None;
                 self.cell = None;
+                self.rehearsals.begin_anew();
                 "receiving a full copy".into()
             }
         };
+        self.dial_at = None;
+        self.rehearsals.forget_ack();
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
         core.forget_their_word();
@@ -277,7 +309,14 @@ impl Backup {
         self.stop_if_asked(core)
     }
 
-    fn on_tick(&mut self, core: &mut Core) {
+    fn on_tick(&mut self, core: &mut Core) -> Option<Next> {
+        if self.dial_at.is_some_and(|at| core.now >= at) {
+            self.dial_at = None;
+            core.out.push(Command::Dial);
+        }
+        if let Some(next) = self.rehearse_if_due(core) {
+            return Some(next);
+        }
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
@@ -286,6 +325,7 @@ impl Backup {
                 self.lose_peer(core, format!("silent for {} ms", silence / 1000));
             }
         }
+        None
     }
 
     fn lose_peer(&mut self, core: &mut Core, why: String) {

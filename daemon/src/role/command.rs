@@ -183,6 +183,12 @@ pub enum Command {
         /// The primary's stamp.
         stamp: Micros,
     },
+    /// Backup: try whether the VM could go on from what is held, at this epoch or a later one, beside all else; answer
+    /// with `Rehearsed` or `RehearsalFailed`.
+    Rehearse {
+        /// The epoch that is held.
+        epoch: u64,
+    },
     /// Backup: answer with `Verified` when what was received up to this epoch has shown, as far as it can, that the VM
     /// can go on from it, or with `StateLost`.
     Verify {

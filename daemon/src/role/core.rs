@@ -303,7 +303,7 @@ impl Core {
                     }
                     self.part = Part::Founding { expected, trouble: None };
                 }
-                StartAs::Backup => self.advance(Next::Backup(Backup::new("waiting for a primary"))),
+                StartAs::Backup => self.advance(Next::Backup(Backup::of_nobody())),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
                 self.act_on(cell.id, cell.generation);
@@ -376,11 +376,16 @@ impl Core {
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
+        let rehearsal = match &self.part {
+            Part::Backup(backup) => backup.rehearsal(),
+            _ => None,
+        };
         View {
             role: self.role(),
             state,
             generation: self.generation,
             suspicions: self.suspicions,
+            rehearsal,
             lapses: self.lapses(),
             arbiter_at: self.words.mine.at,
             peer_arbiter_at: self.words.theirs.as_ref().and_then(|theirs| theirs.at),

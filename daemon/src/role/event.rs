@@ -165,6 +165,18 @@ pub enum Event {
         /// The epoch that was asked about.
         epoch: u64,
     },
+    /// Backup: the answer to [`super::Command::Rehearse`]: the VM could go on from what is held of this pairing.
+    Rehearsed {
+        /// The pairing.
+        pairing: u64,
+    },
+    /// Backup: the answer to [`super::Command::Rehearse`]: it could not.
+    RehearsalFailed {
+        /// The pairing.
+        pairing: u64,
+        /// Why.
+        why: String,
+    },
     /// Backup: what is held is not the VM's state any more. Nothing may be gone on from it.
     StateLost(String),
     /// Primary that has just won: restoring the sealed state failed. The VM cannot be saved.

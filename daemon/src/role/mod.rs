@@ -24,6 +24,9 @@
 //!                                                                         lost: discards, follows again
 //! ```
 //!
+//! A backup acknowledges the first checkpoint of a pairing only when a scratch machine has shown that the VM can go on
+//! from it (`rehearsal`), and has that shown again from time to time.
+//!
 //! A node gives up a copy of the VM that may be the last one only when the cell shows that the other node went on, or
 //! that the VM is over. A node that is asked to stop waits for that. A primary moves the VM first, and goes on with it
 //! if it cannot be moved. A backup says good-bye and keeps its state until the cell does not count on it any more.
@@ -55,6 +58,7 @@ mod policy;
 mod primary;
 mod proof;
 mod record;
+mod rehearsal;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -66,4 +70,5 @@ pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use policy::{Fresh, Policy, StartAs};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
+pub use rehearsal::RehearsalView;
 pub use view::{Role, State, View};

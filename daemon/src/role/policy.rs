@@ -58,6 +58,8 @@ pub struct Policy {
     pub proof_us: Micros,
     /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
     pub patience_us: Micros,
+    /// How often a backup has it shown that the VM could go on from what it holds.
+    pub rehearsal_us: Micros,
     /// Random, drawn anew by every process: names of pairings start here.
     pub nonce: u64,
 }

@@ -18,6 +18,10 @@ pub(crate) trait Engine: Send {
     /// Stops the guest: when it returns, each vCPU has completed what was pending and none touches memory or a device.
     fn stop(&mut self) -> Result<(), MachineError>;
 
+    /// Goes up to the guest's next instruction and no further: completes what is pending and reads the state out. The
+    /// guest is stopped, and stays so.
+    fn enter_once(&mut self) -> Result<(), MachineError>;
+
     /// The state. The guest is stopped.
     fn capture(&mut self) -> Result<EngineState, MachineError>;
 

@@ -110,6 +110,12 @@ pub enum StateError {
     /// The deterministic processor's state is not one that it can be in.
     #[error("captured processor state refused: {0}")]
     Soft(String),
+    /// A rehearsal's machine is not in the state that it was given.
+    #[error("the machine took the state and reads {0} back otherwise")]
+    Different(String),
+    /// A rehearsal's machine cannot enter the guest.
+    #[error("the machine took the state and cannot go on from it: {0}")]
+    Entry(Box<crate::error::MachineError>),
     /// A vCPU thread is gone.
     #[error("vCPU {vcpu} does not run any more")]
     Gone {

@@ -6,6 +6,7 @@
 //! host is checked where they are applied. A field that is forgotten where state is collected or applied does not
 //! compile: both places name every field.
 
+pub(crate) mod compare;
 pub(crate) mod error;
 
 pub use error::StateError;

@@ -90,6 +90,7 @@ pub(in super::super) fn status() -> Status {
         },
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
+        rehearsal: None,
         arbiter: ArbiterStatus {
             place: "file /shared/web.cell".into(),
             reachable: true,

@@ -2,7 +2,7 @@
 
 use super::resuming::{Resuming, Settling};
 use super::{HandsError, RealHands};
-use crate::keeper::{Order, WarmStandby};
+use crate::keeper::{Order, Urgency, WarmStandby};
 use crate::outlet::Outlet;
 use crate::peer::Link;
 use crate::replica::Input;
@@ -37,6 +37,18 @@ impl RealHands {
         *self.held.lock() = Some(standby.feed());
         self.standby = Some(standby);
         Ok(())
+    }
+
+    /// Has it shown that the VM could go on from what is held. The first time the primary waits for it.
+    pub(super) fn try_out(&mut self) {
+        let Some(sealed) = self.standby.as_ref().and_then(WarmStandby::sealed) else { return };
+        let pairing = sealed.held.pairing;
+        let again = self.rehearsed.replace(pairing) == Some(pairing);
+        if self.replay.on {
+            self.order(Order::Rehearse { pairing });
+        } else {
+            self.rehearser.rehearse(sealed, if again { Urgency::Again } else { Urgency::First });
+        }
     }
 
     pub(super) fn seal_standby_off(&mut self, wanted: u64) -> Result<(), HandsError> {

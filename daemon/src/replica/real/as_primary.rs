@@ -27,7 +27,7 @@ impl RealHands {
             PairingStart::Copy => None,
             PairingStart::ResumeAfter(epoch) => Some(epoch),
         };
-        let identity = Identity { generation, ..self.local.identity()? };
+        let identity = Identity { generation, ..fitting.ours.clone() };
         fitting.writer.set_generation(generation);
         let news = Outlet::into_queue(&self.inputs, Input::Peer);
         let mode = if self.replay.on { Mode::Replay } else { Mode::Checkpoint };

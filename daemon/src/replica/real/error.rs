@@ -4,7 +4,6 @@ use crate::host::RecordError;
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;
 use ft_checkpoint::wire::FrameError;
-use ft_checkpoint::wire::handshake::Refusal;
 
 /// See the module.
 #[derive(Debug, thiserror::Error)]
@@ -12,9 +11,6 @@ pub enum HandsError {
     /// The connection is gone already.
     #[error("the connection is gone")]
     NotArriving,
-    /// A file has changed since the hello, and is read again.
-    #[error(transparent)]
-    NotReady(#[from] Refusal),
     /// The welcome could not be sent.
     #[error(transparent)]
     Frame(#[from] FrameError),

@@ -16,7 +16,9 @@ use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
 use crate::host::{Host, RecordFile, Watchdog};
-use crate::keeper::{Feed, Keeper, Order, OrderReply, Pairing, Replay, Setup, StateLoss, WarmStandby};
+use crate::keeper::{
+    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Setup, StateLoss, WarmStandby,
+};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
@@ -54,6 +56,9 @@ pub struct RealHands {
     /// The connection that it goes over.
     pairing_over: Option<ConnId>,
     standby: Option<WarmStandby>,
+    rehearser: Arc<Rehearser>,
+    /// The pairing that was rehearsed last.
+    rehearsed: Option<u64>,
     resuming: Option<Resuming>,
     settling: Option<Settling>,
     switchovers: Vec<SwitchoverReply>,
@@ -81,7 +86,12 @@ impl RealHands {
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, attach, output, announce } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce } = parts.host;
+        let rehearser = Arc::new(Rehearser {
+            spec: spec.clone(),
+            wiring: scratch_wiring,
+            news: Outlet::into_queue(&inputs, Input::Keeper),
+        });
         let setup = Setup {
             spec,
             boot,
@@ -121,6 +131,8 @@ impl RealHands {
             pairing: None,
             pairing_over: None,
             standby: None,
+            rehearser,
+            rehearsed: None,
             resuming: None,
             settling: None,
             switchovers: Vec::new(),
@@ -387,6 +399,10 @@ impl Hands for RealHands {
         }
         self.order(Order::Verify { epoch });
         Verification::Follows
+    }
+
+    fn rehearse(&mut self, _epoch: u64) {
+        self.try_out();
     }
 
     fn stop_receiving(&mut self) {

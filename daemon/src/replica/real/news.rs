@@ -112,6 +112,15 @@ impl RealHands {
                 return (Some(self.event_of_primary(conn, said)), Some(ticket));
             }
             KeeperNews::Verified { epoch } => Event::Verified { epoch },
+            KeeperNews::Rehearsed { pairing } => {
+                self.telemetry.rehearsed();
+                Event::Rehearsed { pairing }
+            }
+            KeeperNews::RehearsalFailed { pairing, why } => {
+                tracing::error!("the VM could not go on from the state held here: {why}");
+                self.telemetry.rehearsal_failed();
+                Event::RehearsalFailed { pairing, why: why.to_string() }
+            }
             KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())

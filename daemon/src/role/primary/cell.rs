@@ -53,6 +53,9 @@ impl Primary {
                     _ => {}
                 }
                 self.why = format!("the arbiter does not answer: {why}");
+                if core.stop_requested && matches!(self.pair, Pair::Enlisting { .. }) {
+                    self.shut_down(core);
+                }
                 None
             }
         }

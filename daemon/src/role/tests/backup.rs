@@ -63,6 +63,25 @@ fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
 }
 
 #[test]
+fn two_backups_of_a_vm_that_nobody_owns_tell_each_other_what_to_do() {
+    let hello = || Event::PeerHello { conn: 3, generation: 0, held: None };
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(None)));
+    let commands = rig.on(hello());
+    let [Command::Refuse { why, .. }] = &commands[..] else { panic!("{commands:?}") };
+    assert!(why.contains("node b and node a both have start_as = \"backup\""), "{why}");
+    assert_eq!(rig.core.view().detail, *why);
+    // A backup that knows of an owner is none of these.
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    let commands = rig.on(hello());
+    assert!(
+        matches!(&commands[..], [Command::Refuse { why, .. }] if !why.contains("start_as")),
+        "{commands:?}"
+    );
+}
+
+#[test]
 fn a_failed_take_over_ends_the_process() {
     let mut rig = Rig::orphaned();
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));

@@ -4,6 +4,7 @@ mod backup;
 mod cell;
 mod primary;
 mod proof;
+mod rehearsal;
 mod stop;
 
 use super::*;
@@ -67,6 +68,7 @@ impl Rig {
             probe_us: 200_000,
             proof_us: 1_000_000,
             patience_us: 500_000,
+            rehearsal_us: 60_000_000,
             nonce: 1_000,
         };
         let (core, commands) = Core::new(policy, 0);
@@ -172,6 +174,8 @@ impl Rig {
         rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
         rig.hear(Some(cell(1, Some("a"), None)));
         let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
+        assert_eq!(commands, [Command::Rehearse { epoch: 1 }]);
+        let commands = rig.on(Event::Rehearsed { pairing: 5 });
         assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 1, stamp: 3 }]);
         rig
     }

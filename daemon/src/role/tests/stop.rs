@@ -3,6 +3,25 @@
 use super::*;
 
 #[test]
+fn a_stop_while_the_cell_may_come_to_name_the_backup_waits_for_its_answer() {
+    let stops = |commands: &[Command]| commands.contains(&Command::StopVm);
+    // The backup was lost meanwhile: nobody but us has the VM, whatever the cell says.
+    let mut rig = Rig::enlisting();
+    rig.lose(7);
+    assert!(!stops(&rig.on(Event::StopRequested)));
+    assert!(!stops(&rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))))));
+    // It is there: the VM moves.
+    let mut rig = Rig::enlisting();
+    assert!(!stops(&rig.on(Event::StopRequested)));
+    let commands = rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))));
+    assert!(commands.contains(&Command::FinalCheckpoint), "{commands:?}");
+    // The cell was never asked.
+    let mut rig = Rig::enlisting();
+    rig.on(Event::StopRequested);
+    assert!(stops(&rig.not_attempted()));
+}
+
+#[test]
 fn a_vm_that_is_shut_down_stands_still_before_the_cell_is_given_up() {
     let mut rig = Rig::solo();
     let commands = rig.on(Event::StopRequested);

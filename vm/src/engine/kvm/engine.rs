@@ -87,6 +87,14 @@ impl Engine for KvmEngine {
         Ok(())
     }
 
+    fn enter_once(&mut self) -> Result<(), MachineError> {
+        self.vcpus.iter().for_each(Vcpu::enter_once);
+        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
+            vcpu.parked(state, || ())?;
+        }
+        Ok(())
+    }
+
     fn capture(&mut self) -> Result<EngineState, MachineError> {
         if let Some((vcpu, why)) =
             self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))

@@ -57,6 +57,14 @@ enum Order {
     Quit,
 }
 
+/// How long a vCPU is in the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    UntilStopped,
+    /// It comes back ahead of the next instruction.
+    ForNothing,
+}
+
 struct Control {
     phase: Phase,
     order: Option<Order>,
@@ -153,11 +161,21 @@ impl Vcpu {
 
     /// Lets it run. It is parked.
     pub(crate) fn run(&self) {
+        self.go(Stay::UntilStopped);
+    }
+
+    /// Lets it go into KVM_RUN and out again, ahead of the guest's next instruction. It is parked.
+    pub(crate) fn enter_once(&self) {
+        self.go(Stay::ForNothing);
+    }
+
+    fn go(&self, stay: Stay) {
+        let only_once = stay == Stay::ForNothing;
         let mut control = self.shared.control.lock();
         if control.phase == Phase::Parked {
-            self.shared.stop.store(false, Ordering::SeqCst);
+            self.shared.stop.store(only_once, Ordering::SeqCst);
             if let Some(page) = self.shared.page.get() {
-                page.set_immediate_exit(false);
+                page.set_immediate_exit(only_once);
             }
             control.phase = Phase::Running;
             control.order = Some(Order::Run);

@@ -208,6 +208,11 @@ impl Engine for SoftEngine {
         self.call(Worker::stop)
     }
 
+    /// Nothing is pending between two instructions, and the processor is what it was loaded with.
+    fn enter_once(&mut self) -> Result<(), MachineError> {
+        self.call(|_| ())
+    }
+
     fn capture(&mut self) -> Result<EngineState, MachineError> {
         Ok(EngineState::Soft(Box::new(self.call(Worker::capture)??)))
     }

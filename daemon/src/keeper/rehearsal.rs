@@ -1,0 +1,109 @@
+//! Rehearsals: a scratch machine over a private copy of a backup's memory takes the sealed state, and shows that the VM
+//! could go on from it. Each has a thread of low priority, so that receiving never waits for it. In replay mode the
+//! machine that executes the log is the proof itself (see [`Follower`](super::follower::Follower)).
+
+use super::news::KeeperNews;
+use crate::host::{ScratchWiring, WiringError};
+use crate::outlet::Outlet;
+use ft_checkpoint::wire::message::Held;
+use ft_ram::{GuestRam, MemoryError};
+use ft_vm::machine::{Machine, MachineError};
+use ft_vm::spec::MachineSpec;
+use ft_vm::state::StateError;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Of the thread that rehearses, but for the first time: the first ack waits for that.
+const NICE: libc::c_int = 10;
+
+/// Why the VM could not go on from what is sealed here.
+#[derive(Debug, thiserror::Error)]
+pub enum RehearsalError {
+    /// The memory cannot be mapped once more.
+    #[error("guest memory: {0}")]
+    Memory(#[from] MemoryError),
+    /// The host side of the devices is missing.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
+    /// There is no such machine here.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// It does not take the state, or is not in it then.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No thread for it.
+    #[error("cannot start a thread to rehearse: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What is tried.
+pub struct Sealed {
+    /// The backup's memory.
+    pub ram: GuestRam,
+    /// Pairing and epoch.
+    pub held: Held,
+    /// The machine's state as of that epoch.
+    pub state: Vec<u8>,
+}
+
+/// How hard a rehearsal presses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits for it.
+    First,
+    /// Nobody does.
+    Again,
+}
+
+/// Makes scratch machines.
+pub struct Rehearser {
+    /// The machine.
+    pub spec: MachineSpec,
+    /// Makes the host side of devices that reach nothing.
+    pub wiring: ScratchWiring,
+    /// Where the outcome goes.
+    pub news: Outlet<KeeperNews>,
+}
+
+impl Rehearser {
+    /// Tries a sealed state. `Rehearsed` or `RehearsalFailed` follows.
+    pub fn rehearse(self: &Arc<Self>, sealed: Sealed, urgency: Urgency) {
+        let pairing = sealed.held.pairing;
+        let rehearser = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("ftd-rehearse".into()).spawn(move || {
+            if urgency == Urgency::Again {
+                // SAFETY: changes a number of the calling thread's in the kernel; without it, it presses harder.
+                let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+            }
+            let began = Instant::now();
+            let outcome = rehearser.try_out(&sealed);
+            let (epoch, took) = (sealed.held.epoch, began.elapsed());
+            match (&outcome, urgency) {
+                (Ok(()), Urgency::First) => tracing::info!(epoch, ?took, "tried: the VM could go on here"),
+                (Ok(()), Urgency::Again) => {
+                    tracing::debug!(epoch, ?took, "tried again: the VM could go on here")
+                }
+                (Err(_), _) => {}
+            }
+            rehearser.tell(pairing, outcome);
+        });
+        if let Err(e) = spawned {
+            self.tell(pairing, Err(RehearsalError::Thread(e)));
+        }
+    }
+
+    fn try_out(&self, sealed: &Sealed) -> Result<(), RehearsalError> {
+        let ram = sealed.ram.private_copy()?;
+        let mut machine = Machine::new(&self.spec, &ram, (self.wiring)()?)?;
+        Ok(machine.rehearse(&sealed.state)?)
+    }
+
+    fn tell(&self, pairing: u64, outcome: Result<(), RehearsalError>) {
+        let news = match outcome {
+            Ok(()) => KeeperNews::Rehearsed { pairing },
+            Err(why) => KeeperNews::RehearsalFailed { pairing, why },
+        };
+        // Nobody listens any more: the daemon is ending.
+        let _ = self.news.tell(news);
+    }
+}
