@@ -340,11 +340,7 @@ impl World {
             Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
             Fault::CellGoesBack { by, us } => self.put_cell_back(by, us),
             Fault::Elsewhere { whom, generations, us } => {
-                let n = self.pick(whom);
-                if self.lead_elsewhere(n, generations) {
-                    self.stats.add(Count::FaultElsewhere);
-                    self.later(us, Act::Undo(Undo::Elsewhere(n)));
-                }
+                self.mount_other(self.pick(whom), generations, us);
             }
             Fault::LoseDisk { whom, down_us } => self.lose_disk(self.pick(whom), down_us),
             Fault::Trip { whom, steps, trip } => {
@@ -388,11 +384,7 @@ impl World {
                 self.nodes[n].unfit = true;
                 self.later(us, Act::Undo(Undo::Unfit(n)));
             }
-            Fault::Misfit { us } => {
-                self.stats.add(Count::FaultMisfit);
-                self.net.misfit = true;
-                self.later(us, Act::Undo(Undo::Misfit));
-            }
+            Fault::Misfit { us } => self.misfit(us),
             Fault::WildAck => self.ack_wildly(owner),
             Fault::Narrow { us, us_per_kib } => {
                 self.stats.add(Count::FaultNarrow);
@@ -408,6 +400,19 @@ impl World {
             let count = if by.is_some() { Count::FaultCellOlder } else { Count::FaultCellVanished };
             self.stats.add(count);
             self.later(us, Act::Undo(Undo::CellGoesBack));
+        }
+    }
+
+    fn misfit(&mut self, us: Micros) {
+        self.stats.add(Count::FaultMisfit);
+        self.net.misfit = true;
+        self.later(us, Act::Undo(Undo::Misfit));
+    }
+
+    fn mount_other(&mut self, n: usize, generations: u64, us: Micros) {
+        if self.lead_elsewhere(n, generations) {
+            self.stats.add(Count::FaultElsewhere);
+            self.later(us, Act::Undo(Undo::Elsewhere(n)));
         }
     }
 

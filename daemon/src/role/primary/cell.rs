@@ -45,7 +45,6 @@ impl Primary {
             Settled::NotAttempted(why) => {
                 match (self.pair, &self.link) {
                     (Pair::Enlisting { .. }, None) => self.go_solo(core),
-                    (Pair::Enlisting { .. }, Some(_)) if core.stop_requested => self.shut_down(core),
                     (Pair::Rejoined { pairing }, _) => {
                         self.pair = Pair::Protected { pairing };
                         self.move_if_asked(core);
