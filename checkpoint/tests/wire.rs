@@ -93,8 +93,8 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             }
         ),
         (n(), n()).prop_map(|(epoch, stamp_us)| Message::Ack(Ack { epoch, stamp_us })),
-        n().prop_map(|stamp_us| Message::Heartbeat { stamp_us }),
-        n().prop_map(|stamp_us| Message::Echo { stamp_us }),
+        (n(), n()).prop_map(|(stamp_us, lease_us)| Message::Heartbeat { stamp_us, lease_us }),
+        (n(), n()).prop_map(|(stamp_us, lease_us)| Message::Echo { stamp_us, lease_us }),
         n().prop_map(|generation| Message::Paired { generation }),
         n().prop_map(|epoch| Message::Switchover { epoch }),
         n().prop_map(|generation| Message::TookOver { generation }),
@@ -198,7 +198,7 @@ proptest! {
 
 fn one(vm: u64, generation: u64) -> Vec<u8> {
     let mut writer = FrameWriter::new(Vec::new(), vm, generation);
-    Message::Echo { stamp_us: 1 }.send(0, &mut writer).unwrap();
+    Message::Echo { stamp_us: 1, lease_us: 2 }.send(0, &mut writer).unwrap();
     writer.into_inner()
 }
 
@@ -287,9 +287,9 @@ fn strangers_are_refused_by_name() {
 #[test]
 fn a_connections_generation_never_goes_back() {
     let mut writer = FrameWriter::new(Vec::new(), 1, 7);
-    Message::Echo { stamp_us: 1 }.write(0, &mut writer).unwrap();
+    Message::Echo { stamp_us: 1, lease_us: 2 }.write(0, &mut writer).unwrap();
     writer.set_generation(6);
-    Message::Echo { stamp_us: 1 }.send(0, &mut writer).unwrap();
+    Message::Echo { stamp_us: 1, lease_us: 2 }.send(0, &mut writer).unwrap();
     let bytes = writer.into_inner();
     let mut reader = FrameReader::new(&bytes[..]);
     reader.read().unwrap();
@@ -323,6 +323,12 @@ fn after_a_failed_write_nothing_more_is_written() {
         }
     }
     let mut writer = FrameWriter::new(Full(10), 1, 1);
-    assert!(matches!(Message::Echo { stamp_us: 1 }.send(0, &mut writer), Err(FrameError::Io(_))));
-    assert!(matches!(Message::Echo { stamp_us: 1 }.send(0, &mut writer), Err(FrameError::Broken)));
+    assert!(matches!(
+        Message::Echo { stamp_us: 1, lease_us: 2 }.send(0, &mut writer),
+        Err(FrameError::Io(_))
+    ));
+    assert!(matches!(
+        Message::Echo { stamp_us: 1, lease_us: 2 }.send(0, &mut writer),
+        Err(FrameError::Broken)
+    ));
 }

@@ -6,8 +6,9 @@ mod validate;
 
 use crate::role::StartAs;
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::{Boot, EngineKind, FreestandingImage};
+use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,7 +16,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
+use toml::{Table, Value};
 
+/// Where a node waits for its peer, unless told otherwise.
+pub const REPLICATION_PORT: u16 = 7400;
 /// Longest configuration file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -66,6 +70,16 @@ pub struct PeerConfig {
     pub node: Name,
     /// Its `replication.listen`, as seen from here.
     pub address: SocketAddr,
+    /// Where its connections come from, if not from the IP address of `address`.
+    pub from: Option<IpAddr>,
+}
+
+impl PeerConfig {
+    /// Where its connections come from.
+    #[must_use]
+    pub fn connects_from(&self) -> IpAddr {
+        self.from.unwrap_or(self.address.ip())
+    }
 }
 
 /// The VM.
@@ -78,6 +92,8 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Guest memory.
     pub memory_mib: u64,
+    /// Whether this host keeps guest memory from being swapped out.
+    pub lock_memory: bool,
     /// What boots.
     pub guest: GuestKind,
     /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
@@ -105,6 +121,7 @@ impl Default for MachineConfig {
             engine: EngineKind::Kvm,
             vcpus: 1,
             memory_mib: 256,
+            lock_memory: false,
             guest: GuestKind::Builtin,
             kernel: None,
             initrd: None,
@@ -175,9 +192,18 @@ pub struct NetConfig {
     pub tap: String,
     /// The guest's MAC address, equal on both nodes.
     pub mac: Mac,
-    /// The guest's addresses, announced at take-over.
+    /// The guest's addresses, announced when it begins to run here.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// The MTU that the card tells the guest, equal on both nodes.
+    #[serde(default = "mtu_default")]
+    pub mtu: u16,
+    /// The interface that leads to the network, if it is not to be told from the TAP's bridge.
+    pub uplink: Option<String>,
+}
+
+fn mtu_default() -> u16 {
+    MTU_DEFAULT
 }
 
 /// A disk.
@@ -194,8 +220,8 @@ pub struct DiskConfig {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicationConfig {
-    /// Where this node waits for its peer.
-    pub listen: SocketAddr,
+    /// Where this node waits for its peer: unless given, the default port of its address on the way to the peer.
+    pub listen: Option<SocketAddr>,
     /// How.
     pub mode: Mode,
     /// Length of an epoch, at most.
@@ -210,6 +236,12 @@ pub struct ReplicationConfig {
     pub hold_frames: u64,
     /// Their memory, at most.
     pub hold_mib: u64,
+    /// How long output may be held: the VM is slowed to keep to it.
+    pub hold_ms_max: u64,
+    /// The VM is not slowed below this part of its speed, in percent.
+    pub guest_speed_min_pct: u64,
+    /// What happens where both cannot be kept.
+    pub on_overload: OnOverload,
     /// Interval of heartbeats when there is nothing else to say.
     pub heartbeat_ms: u64,
     /// How long a word from the peer permits output.
@@ -225,7 +257,7 @@ pub struct ReplicationConfig {
 impl Default for ReplicationConfig {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
+            listen: None,
             mode: Mode::Checkpoint,
             epoch_ms: 5,
             pipeline_depth: 4,
@@ -233,6 +265,9 @@ impl Default for ReplicationConfig {
             shadow_mib: 256,
             hold_frames: 4096,
             hold_mib: 16,
+            hold_ms_max: 100,
+            guest_speed_min_pct: 10,
+            on_overload: OnOverload::Yield,
             heartbeat_ms: 5,
             lease_ms: 25,
             failure_timeout_ms: 300,
@@ -240,6 +275,16 @@ impl Default for ReplicationConfig {
             takeover_delay_ms: 5,
         }
     }
+}
+
+/// What happens where link or backup carry less than the slowest guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnOverload {
+    /// The VM goes on without a backup, which comes back later.
+    Yield,
+    /// Output is held for longer.
+    Hold,
 }
 
 /// Who decides.
@@ -413,6 +458,13 @@ impl TryFrom<String> for Mac {
     }
 }
 
+impl Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
 /// Why a text is not the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
@@ -492,20 +544,41 @@ pub enum ConfigError {
     },
 }
 
+/// Every value of a configuration file under its whole name, `section.key`, for those who compare two.
+pub fn keys(path: &Path) -> Result<BTreeMap<String, Value>, ConfigError> {
+    let table: Table = toml::from_str(&read(path)?)
+        .map_err(|source| ConfigError::Parse { file: path.to_owned(), source: Box::new(source) })?;
+    let mut keys = BTreeMap::new();
+    let mut waiting = vec![(String::new(), table)];
+    while let Some((prefix, table)) = waiting.pop() {
+        for (key, value) in table {
+            match value {
+                Value::Table(inner) => waiting.push((format!("{prefix}{key}."), inner)),
+                other => drop(keys.insert(format!("{prefix}{key}"), other)),
+            }
+        }
+    }
+    Ok(keys)
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let read_error = |source| ConfigError::Read { file: path.to_owned(), source };
+    let mut text = String::new();
+    File::open(path)
+        .map_err(read_error)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(read_error)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLong { file: path.to_owned() });
+    }
+    Ok(text)
+}
+
 impl Config {
     /// Reads and judges a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read_error = |source| ConfigError::Read { file: path.to_owned(), source };
-        let mut text = String::new();
-        File::open(path)
-            .map_err(read_error)?
-            .take(FILE_BYTES_MAX + 1)
-            .read_to_string(&mut text)
-            .map_err(read_error)?;
-        if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(ConfigError::TooLong { file: path.to_owned() });
-        }
-        Self::parse(&text, path)
+        Self::parse(&read(path)?, path)
     }
 
     /// Judges a text; `file` is for the messages.

@@ -1,24 +1,26 @@
 //! The daemon put together. It first checks everything that can be refused. Then the replica runs on its own threads,
 //! beside the control socket, metrics, signals and the talk with systemd.
 
-use crate::config::{Config, OnReset};
+use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
-use crate::control::{Desk, http, stop_on_signals};
+use crate::control::{Desk, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, RecordError,
-    RecordFile, Watchdog, facts, prepare_host, take_fresh,
+    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log,
+    RecordError, RecordFile, Watchdog, facts, prepare_host, take_fresh,
 };
-use crate::keeper::{Replay, ReplayProgress};
+use crate::keeper::{Replay, ReplayProgress, Service};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
+use crate::peer::{PeerPlace, Port};
+use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
 use crate::role::{Exit, Fresh, NodeRecord, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
-use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
@@ -53,6 +55,9 @@ pub enum DaemonError {
     /// A thread.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// The configuration file has gone in the meantime.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// This host cannot be described to the peer.
     #[error(transparent)]
     Identity(#[from] DescribeError),
@@ -69,13 +74,14 @@ impl DaemonError {
             Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
             Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
+            Self::Config(_) => DaemonExit::Usage,
             Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
     }
 }
 
-/// Runs until the replica ends.
-pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
+/// Runs until the replica ends. `file` is where `config` comes from.
+pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
     if config.ask_arbiter()? == ArbiterAnswer::Late {
@@ -94,13 +100,10 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         .enable_all()
         .build()
         .map_err(DaemonError::Runtime)?;
-    let (host, console) = prepare_host(config)?;
-    let listen = config.replication.listen;
-    let listener = TcpListener::bind(listen).map_err(|source| HostError::Listen {
-        key: "replication.listen",
-        address: listen,
-        source,
-    })?;
+    let (mut host, console) = prepare_host(config)?;
+    let telemetry = Arc::new(Telemetry::default());
+    let peer = Arc::new(PeerPlace::new(config.peer.clone()));
+    let port = open_port(config, &peer, &telemetry)?;
     let control = {
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
@@ -118,7 +121,6 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     let contents = Contents::start(config).map_err(HostError::Thread)?;
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
-    let telemetry = Arc::new(Telemetry::default());
     let watchdog = Arc::new(Watchdog::from_environment());
     let arbiter = config.arbiter();
     let replay = Replay {
@@ -134,7 +136,9 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
             arbiter_place: arbiter.place().to_string(),
             window: Arc::clone(&window),
             telemetry: Arc::clone(&telemetry),
+            peer: Arc::clone(&peer),
             output: host.output.clone(),
+            log: Some(log.clone()),
             position: progress.map(|progress| Box::new(move || progress.get()) as _),
         },
     ));
@@ -145,17 +149,26 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
         runtime.spawn(http::serve(listener, desk));
     }
     runtime.spawn(Arc::clone(&publisher).run());
-    runtime.spawn(stop_on_signals(wishes));
+    let reload =
+        Reload::new(file, Handles { log: log.clone(), peer: Arc::clone(&peer), wishes: wishes.clone() })?;
+    runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
+    runtime.spawn(stop_on_signals(wishes, log));
+    if let Some((cable, tap)) = host.network.take() {
+        runtime.spawn(host::watch(cable, tap, Outlet::into_queue(&inputs, Input::Network)));
+    }
 
     let r = &config.replication;
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
+        service: Service { hold_us_max: r.hold_ms_max * 1000, speed_pct_min: r.guest_speed_min_pct },
+        on_overload: r.on_overload,
         epoch: Duration::from_millis(r.epoch_ms),
         replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,
-        peer_address: config.peer.address.to_string(),
-        listener,
+        lock_memory: config.machine.lock_memory,
+        peer,
+        port,
         identity,
         contents: Box::new(move || contents.facts()),
         host,
@@ -170,6 +183,19 @@ pub fn run(config: &Config, fresh: bool) -> Result<Exit, DaemonError> {
     publisher.stopping();
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+/// Where the peer is waited for.
+fn open_port(config: &Config, peer: &Arc<PeerPlace>, telemetry: &Arc<Telemetry>) -> Result<Port, HostError> {
+    let listen = config.listen();
+    let address = config.peer.address;
+    let no_way = |source| HostError::NoWay { address, source };
+    let address = listen.address(address).map_err(no_way)?;
+    Port::bind(listen, Arc::clone(peer), Arc::clone(telemetry)).map_err(|source| HostError::Listen {
+        key: "replication.listen",
+        address,
+        source,
+    })
 }
 
 /// What this node says of itself in a handshake.

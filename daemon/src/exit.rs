@@ -54,13 +54,13 @@ exit_codes! {
 exit_codes! {
     /// How `ftctl` ends.
     CtlExit {
-        /// done; for status: the VM is protected
+        /// done; for status: the VM is protected, and its network is well
         Ok = 0,
         /// failed; the message says why
         Failure = 1,
         /// wrong usage
         Usage = 2,
-        /// status only: the VM is not protected at the moment
+        /// status only: the VM is not protected at the moment, its network has trouble on this host, or ftd is stuck
         Degraded = 3,
         /// the daemon cannot be reached
         Unreachable = 4,

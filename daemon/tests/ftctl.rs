@@ -4,7 +4,7 @@ use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
-use ftd::observe::Percentiles;
+use ftd::observe::{Percentiles, ServiceStatus};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -78,6 +78,7 @@ impl Fixture {
             dirty_pages: 0,
             pause_us: Percentiles::default(),
             hold_us: Percentiles::default(),
+            service: ServiceStatus::default(),
             bytes_sent: 0,
             compression_ratio: 0.0,
             mode: Mode::Checkpoint,
@@ -85,10 +86,14 @@ impl Fixture {
             unknown_instructions: 0,
             replay: None,
             copy: None,
+            network: None,
+            view_age_ms: 0,
             peer: PeerStatus {
                 node: "beta".into(),
                 address: "10.0.0.2:7400".into(),
                 connected: false,
+                from: None,
+                for_s: 0,
                 trouble: None,
             },
             parts: ftd::observe::CheckpointParts::default(),

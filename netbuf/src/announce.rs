@@ -1,5 +1,5 @@
-//! Tells the network where the VM lives now: after a take-over, switches must learn another port for its MAC address,
-//! and neighbours must not wait for their caches to expire.
+//! Tells the network where the VM lives now: when it begins to run on a host, by a boot or a take-over, switches must
+//! learn another port for its MAC address, and neighbours must not wait for their caches to expire.
 //!
 //! RARP for the MAC alone (as hypervisors send after a migration: no address is needed), gratuitous ARP as request
 //! and as reply for each IPv4 address (RFC 5227 §3; some stacks listen to one form only), and an unsolicited neighbour
@@ -18,7 +18,7 @@ const ARP_REPLY: u16 = 2;
 const RARP_REQUEST: u16 = 3;
 const ICMPV6: u8 = 58;
 
-/// The frames that announce one VM. Send them at once after the take-over, and a few times more some hundred
+/// The frames that announce one VM. Send them at once when it runs, and a few times more some hundred
 /// milliseconds apart, since each may be lost; through the VM's output buffer, not the TAP, so that a replica that may
 /// not speak does not announce itself either.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,12 +1,15 @@
 //! A TAP interface: the VM's cable on this host. Frames only (no packet information, no offloads), non-blocking.
 //!
-//! An existing interface is used as it is: an administrator may have created it for the daemon's user and put it on a
-//! bridge. Otherwise the interface is created, which needs CAP_NET_ADMIN, and lives as long as the `Tap`.
+//! An existing interface is used as it is, but for offloads that an earlier user left behind: an administrator may have
+//! created it for the daemon's user and put it on a bridge. Otherwise the interface is created, which needs
+//! CAP_NET_ADMIN, and lives as long as the `Tap`. One that is deleted meanwhile can be attached to again when there is
+//! another of its name.
 
 use crate::buffer::Emit;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::RwLock;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -45,6 +48,12 @@ pub enum TapError {
         /// Which step was refused.
         at: &'static str,
     },
+    /// There is none of that name any more.
+    #[error("there is no TAP interface '{name}'")]
+    Gone {
+        /// The interface.
+        name: String,
+    },
     /// Another process is attached to it.
     #[error("TAP interface '{name}' is in use by another process")]
     InUse {
@@ -82,7 +91,8 @@ pub fn is_interface_name(name: &str) -> bool {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
-    file: File,
+    /// Another one after each [`Tap::reattach`].
+    file: RwLock<Arc<File>>,
     wake: Arc<EventFd>,
 }
 
@@ -104,32 +114,36 @@ impl Tap {
         if !is_interface_name(name) {
             return Err(TapError::Name { name: name.to_owned() });
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open(CLONE_DEVICE)
-            .map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver,
-                Some(libc::EACCES | libc::EPERM) => {
-                    TapError::NoRights { name: name.to_owned(), at: "opening /dev/net/tun" }
-                }
-                _ => TapError::Io { name: name.to_owned(), at: "opening /dev/net/tun", source },
-            })?;
-        let mut request = interface_request(name);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and keeps no pointer to it.
-        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
-        Errno::result(result).map_err(|errno| match errno {
-            Errno::EPERM | Errno::EACCES => TapError::NoRights { name: name.to_owned(), at: "TUNSETIFF" },
-            Errno::EBUSY => TapError::InUse { name: name.to_owned() },
-            Errno::EINVAL => TapError::NotATap { name: name.to_owned() },
-            errno => TapError::Io { name: name.to_owned(), at: "TUNSETIFF", source: errno.into() },
-        })?;
+        let file = RwLock::new(Arc::new(attach(name)?));
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(|errno| {
             TapError::Io { name: name.to_owned(), at: "creating an eventfd", source: errno.into() }
         })?;
         Ok(Self { name: name.to_owned(), file, wake: Arc::new(wake) })
+    }
+
+    /// Attaches anew, after the interface was deleted, to another one of its name; creates none.
+    pub fn reattach(&self) -> Result<(), TapError> {
+        nix::net::if_::if_nametoindex(self.name.as_str())
+            .map_err(|_| TapError::Gone { name: self.name.clone() })?;
+        let file = attach(&self.name)?;
+        *self.file.write() = Arc::new(file);
+        self.set_up()
+    }
+
+    /// The name that the interface has now, if there still is one: it may have been renamed, or deleted.
+    #[must_use]
+    pub fn attached_to(&self) -> Option<String> {
+        let mut request = interface_request("");
+        // SAFETY: TUNGETIFF fills in the ifreq that `request` is, and keeps no pointer to it.
+        let result = unsafe { libc::ioctl(self.file().as_raw_fd(), libc::TUNGETIFF, &mut request) };
+        Errno::result(result).ok()?;
+        let name: Vec<u8> =
+            request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+        Some(String::from_utf8_lossy(&name).into_owned())
+    }
+
+    fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file.read())
     }
 
     /// The interface's name.
@@ -175,17 +189,18 @@ impl Tap {
     }
 
     /// Waits for one frame and reads it into `buffer` (longer ones are cut); `None` when woken by a [`Waker`].
-    /// An error is final: the interface is gone.
+    /// After an error the interface may be gone: see [`Tap::reattach`].
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let file = self.file();
         loop {
-            match (&self.file).read(buffer) {
+            match (&*file).read(buffer) {
                 Ok(len) => return Ok(Some(len)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
             let mut ready = [
-                PollFd::new(self.file.as_fd(), PollFlags::POLLIN),
+                PollFd::new(file.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut ready, PollTimeout::NONE) {
@@ -204,14 +219,47 @@ impl Tap {
 impl Emit for Tap {
     fn emit(&self, frame: &[u8]) -> io::Result<()> {
         // The kernel takes a frame whole or not at all.
-        (&self.file).write(frame).map(drop)
+        (&*self.file()).write(frame).map(drop)
     }
 
     fn wait_room(&self, timeout: Duration) {
-        let mut ready = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        let file = self.file();
+        let mut ready = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
         // The outcome does not matter: the caller tries again in any case.
         let _ = poll(&mut ready, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO));
     }
+}
+
+/// Attaches to the TAP interface `name`, or creates it, and turns off offloads that were left on: the daemon would take
+/// a frame of 64 KiB that somebody else was to cut.
+fn attach(name: &str) -> Result<File, TapError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(CLONE_DEVICE)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver,
+            Some(libc::EACCES | libc::EPERM) => {
+                TapError::NoRights { name: name.to_owned(), at: "opening /dev/net/tun" }
+            }
+            _ => TapError::Io { name: name.to_owned(), at: "opening /dev/net/tun", source },
+        })?;
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and keeps no pointer to it.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+    Errno::result(result).map_err(|errno| match errno {
+        Errno::EPERM | Errno::EACCES => TapError::NoRights { name: name.to_owned(), at: "TUNSETIFF" },
+        Errno::EBUSY => TapError::InUse { name: name.to_owned() },
+        Errno::EINVAL => TapError::NotATap { name: name.to_owned() },
+        errno => TapError::Io { name: name.to_owned(), at: "TUNSETIFF", source: errno.into() },
+    })?;
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0) }).map_err(|errno| {
+        TapError::Io { name: name.to_owned(), at: "turning offloads off", source: errno.into() }
+    })?;
+    Ok(file)
 }
 
 /// An interface request that names `name`, which is at most [`NAME_BYTES_MAX`] long, and is zero otherwise.

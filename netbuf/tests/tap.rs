@@ -3,6 +3,7 @@
 use ft_netbuf::{Announcement, Emit, Tap, TapError};
 use nix::sched::{CloneFlags, unshare};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -88,6 +89,71 @@ fn an_interface_made_beforehand_is_attached_to() {
         ip("tuntap add name ft0 mode tap");
         drop(Tap::open("ft0").unwrap());
         Tap::open("ft0").unwrap().set_up().unwrap();
+    });
+}
+
+#[test]
+fn a_deleted_interface_is_attached_to_again_when_there_is_another_of_its_name() {
+    in_own_network("a_deleted_interface_is_attached_to_again_when_there_is_another_of_its_name", || {
+        ip("tuntap add name ft0 mode tap");
+        let tap = Tap::open("ft0").unwrap();
+        assert_eq!(tap.attached_to().as_deref(), Some("ft0"));
+        ip("link set dev ft0 name ft1");
+        assert_eq!(tap.attached_to().as_deref(), Some("ft1"), "a renamed one is still the VM's cable");
+        ip("link delete dev ft1");
+        // The kernel tells who waits for frames.
+        tap.receive(&mut [0; 2048]).unwrap_err();
+        assert_eq!(tap.attached_to(), None);
+        assert!(tap.emit(&[0; 60]).is_err());
+        assert!(matches!(tap.reattach(), Err(TapError::Gone { name }) if name == "ft0"));
+        ip("tuntap add name ft0 mode tap");
+        tap.reattach().unwrap();
+        assert_eq!(tap.attached_to().as_deref(), Some("ft0"));
+        tap.emit(&Announcement::new(GUEST_MAC, &[]).frames()[0]).unwrap();
+    });
+}
+
+/// ETHTOOL_GTSO of linux/ethtool.h: whether the interface is given segments that are still to be cut into frames.
+fn is_given_segments(name: &str) -> bool {
+    #[repr(C)]
+    struct EthtoolValue {
+        command: u32,
+        data: u32,
+    }
+    let mut value = EthtoolValue { command: 0x1e, data: 0 };
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: ifreq is plain data for which all zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: SIOCETHTOOL reads and writes the ethtool_value that the ifreq points to; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &mut request) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    value.data != 0
+}
+
+#[test]
+fn offloads_that_an_earlier_user_left_on_are_turned_off() {
+    in_own_network("offloads_that_an_earlier_user_left_on_are_turned_off", || {
+        ip("tuntap add name ft0 mode tap");
+        let earlier = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: ifreq is plain data for which all zeroes are valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(b"ft0") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes the ifreq, which outlives the call.
+        assert_eq!(unsafe { libc::ioctl(earlier.as_raw_fd(), libc::TUNSETIFF, &mut request) }, 0);
+        let segments = libc::TUN_F_CSUM | libc::TUN_F_TSO4;
+        // SAFETY: TUNSETOFFLOAD takes a number.
+        assert_eq!(unsafe { libc::ioctl(earlier.as_raw_fd(), libc::TUNSETOFFLOAD, segments) }, 0);
+        drop(earlier);
+        assert!(is_given_segments("ft0"), "they survive who set them");
+        let _tap = Tap::open("ft0").unwrap();
+        assert!(!is_given_segments("ft0"));
     });
 }
 

@@ -107,9 +107,6 @@ heal_replication() {
     ip -n "$(net_ns a)" link set dev repl up
 }
 
-# The client forgets where the VM was: a new one may begin on the other host, and says nothing before it is asked.
-net_forget_vm() { ip -n "$(net_ns c)" neigh flush dev eth0; }
-
 cut_client() { net_drop c eth0; }
 heal_client() { net_undrop c eth0; }
 

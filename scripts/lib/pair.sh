@@ -8,6 +8,7 @@
 #   FT_GUEST builtin|linux|debian, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
+#   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication])
 [[ -z ${pair_sourced:-} ]] || return 0
@@ -39,6 +40,7 @@ control_socket = "$dir/ctl.sock"
 [peer]
 node = "${pair_node[$peer]}"
 address = "${net_repl_address[$peer]}:${FT_PEER_PORT:-$pair_port}"
+${FT_PEER_PORT:+from = \"${net_repl_address[$host]}\"}
 
 [machine]
 engine = "$(pair_engine)"
@@ -54,7 +56,7 @@ addresses = ["$net_vm_address"]
 
 [replication]
 mode = "${FT_MODE:-checkpoint}"
-listen = "${net_repl_address[$host]}:$pair_port"
+${FT_LISTEN:+listen = \"$FT_LISTEN\"}
 epoch_ms = ${FT_EPOCH_MS:-5}
 ${FT_FAILURE_TIMEOUT_MS:+failure_timeout_ms = $FT_FAILURE_TIMEOUT_MS}
 ${FT_REPLICATION:-}
@@ -115,15 +117,19 @@ pair_prepare() {
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"
-    net_forget_vm
 }
+
+# Where a host's daemon writes its messages, if not into the host's log: set by a script before host_start.
+declare -A host_stderr=()
 
 # host_start HOST [ARGUMENT...]: starts its ftd; further arguments go to `ftd run`.
 host_start() {
     local host=$1
     shift
-    spawn "$host/ftd" ip netns exec "$(net_ns "$host")" bash -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' _ \
-        "${pair_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" \
+    # shellcheck disable=SC2016 # The inner shell expands its own arguments.
+    spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
+        bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
+        "${pair_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
         "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 

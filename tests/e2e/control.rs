@@ -3,6 +3,7 @@
 use crate::fixture::{Config, Daemon, PATIENCE, Pair, Traffic, World, eventually};
 use ftd::control::api::{Role, State};
 use ftd::control::server::CLIENTS_MAX;
+use nix::sys::signal::Signal;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -123,4 +124,55 @@ fn a_client_that_takes_nothing_is_not_waited_for() {
         traffic.goes_on();
         traffic.must_have_lost_nothing();
     });
+}
+
+#[test]
+fn sighup_reloads_what_it_can_and_names_what_it_cannot_and_a_broken_file_changes_nothing() {
+    World::run(
+        "sighup_reloads_what_it_can_and_names_what_it_cannot_and_a_broken_file_changes_nothing",
+        |world| {
+            let config = Config::alpha(world);
+            let mut alpha = Daemon::start(world, &config);
+            alpha.wait_until(Role::Primary, State::Solo);
+            let traffic = Traffic::start();
+            world.file("alpha.toml", "vm = [");
+            alpha.signal(Signal::SIGHUP);
+            alpha.wait_for_log("nothing is changed");
+            let changed = config.clone().with("log.level", "debug").with("machine.memory_mib", 64);
+            world.file("alpha.toml", changed.text());
+            alpha.signal(Signal::SIGHUP);
+            alpha.wait_for_log("these keys count after a restart only: machine.memory_mib");
+            let debugs = || {
+                let _ = alpha.ctl(&["status"]);
+                alpha.log().contains("control request").then_some(())
+            };
+            eventually("it logs at level debug", debugs, || alpha.log());
+            traffic.must_have_lost_nothing();
+        },
+    );
+}
+
+#[test]
+fn a_replacement_host_under_another_name_joins_after_a_reload_without_stopping_the_vm() {
+    World::run(
+        "a_replacement_host_under_another_name_joins_after_a_reload_without_stopping_the_vm",
+        |world| {
+            let mut pair = Pair::protected(world);
+            let traffic = Traffic::start();
+            pair.beta.kill();
+            pair.alpha.wait_until(Role::Primary, State::Solo);
+            world.file("alpha.toml", pair.alpha_config.clone().with("peer.node", "gamma").text());
+            pair.alpha.signal(Signal::SIGHUP);
+            pair.alpha.wait_for_log("node gamma is the peer now, in place of beta");
+            let state = world.path("gamma-state");
+            let gamma =
+                pair.beta_config.clone().with("node", "gamma").with("state_dir", state.to_str().unwrap());
+            pair.beta = Daemon::start(world, &gamma);
+            pair.wait_protected();
+            // It is the backup in the cell's eyes too.
+            pair.alpha.kill();
+            pair.beta.wait_until(Role::Primary, State::Solo);
+            traffic.must_have_lost_nothing();
+        },
+    );
 }

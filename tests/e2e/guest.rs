@@ -12,9 +12,25 @@ fn waits_for_a_primary(status: &Status) -> bool {
 }
 
 #[test]
-fn a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots() {
-    World::run("a_guest_that_crashes_ends_the_vm_on_both_nodes_and_the_next_start_boots", |world| {
+fn a_guest_that_crashes_is_booted_again_as_one_that_resets() {
+    World::run("a_guest_that_crashes_is_booted_again_as_one_that_resets", |world| {
         let mut pair = Pair::protected(world);
+        assert_eq!(call("SET before crash"), "OK");
+        let before = pair.alpha.status().expect("it answers").generation;
+        let _connection = tell("CRASH");
+        pair.alpha.wait_for("of a later generation", |status| {
+            status.state == State::Protected && status.generation > before
+        });
+        assert!(pair.alpha.log().contains("the guest crashed: vCPU 0: triple fault"), "{}", pair.alpha.log());
+        pair.wait_protected();
+        assert_eq!(call("GET before"), "NONE");
+    });
+}
+
+#[test]
+fn a_guest_that_crashes_ends_the_vm_on_both_nodes_where_a_reset_does() {
+    World::run("a_guest_that_crashes_ends_the_vm_on_both_nodes_where_a_reset_does", |world| {
+        let mut pair = Pair::protected_with(world, |config| config.with("machine.on_reset", "stop"));
         let _connection = tell("CRASH");
         pair.alpha.must_fail(DaemonExit::GuestCrashed, &["the guest crashed"]);
         // What crashed here would crash there.

@@ -1,15 +1,15 @@
 //! Every exported metric moves when the event that it counts happens. The tidy test demands each name here, or beside
 //! the test of the counter that it shows.
 
-use crate::fixture::{Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, eventually};
+use crate::fixture::{Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, connect_from, eventually};
 use ft_tests::proxy::mangle::MangleMode;
 use ft_tests::proxy::relay::{self, Direction, ProxyOptions};
 use ftd::control::api::{Role, State};
 use nix::sys::signal::Signal;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -106,8 +106,48 @@ fn the_metrics_of_a_pair_move_with_what_happens_to_it() {
 
         pair.alpha.wait_until(Role::Primary, State::Solo);
         world.set_tap("vm-alpha", "down");
-        must_move(&pair.alpha, &["ftd_emit_errors_total"]);
+        must_move(&pair.alpha, &["ftd_emit_errors_total", "ftd_network_troubled"]);
         world.set_tap("vm-alpha", "up");
+        traffic.must_have_lost_nothing();
+    });
+}
+
+#[test]
+fn an_executor_that_is_stuck_is_told_by_status_exit_code_and_metric() {
+    World::run("an_executor_that_is_stuck_is_told_by_status_exit_code_and_metric", |world| {
+        let pair =
+            Pair::protected_with(world, |config| config.with("replication.failure_timeout_ms", 60_000));
+        let is_well = || (pair.alpha.ctl(&["status"]).code == 0).then_some(());
+        eventually("alpha is well", is_well, || pair.alpha.log());
+        pair.alpha.with_executor_stopped(|| {
+            let told = eventually(
+                "the status says so",
+                || Some(pair.alpha.ctl(&["status"])).filter(|output| output.code == 3),
+                || pair.alpha.log(),
+            );
+            assert!(told.stdout.contains("the daemon is stuck"), "{told:?}");
+            must_move(&pair.alpha, &["ftd_view_age_ms"]);
+        });
+        eventually("alpha is well again", is_well, || pair.alpha.log());
+    });
+}
+
+#[test]
+fn strangers_are_turned_away_and_counted_and_the_peers_real_address_is_shown() {
+    World::run("strangers_are_turned_away_and_counted_and_the_peers_real_address_is_shown", |world| {
+        let mut pair = Pair::protected(world);
+        let traffic = Traffic::start();
+        let port = SocketAddrV4::new(Ipv4Addr::LOCALHOST, Config::port(0));
+        let strangers: Vec<TcpStream> =
+            (0..100).map(|_| connect_from(Ipv4Addr::new(127, 0, 0, 2), port)).collect();
+        for mut stranger in strangers {
+            assert_eq!(stranger.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed, and nothing is said");
+        }
+        must_move(&pair.alpha, &["ftd_turned_away_total"]);
+        let lines = pair.alpha.log().matches("closed a connection from 127.0.0.2").count();
+        assert!((1..=5).contains(&lines), "{lines} lines about 100 strangers");
+        let status = pair.alpha.wait_until(Role::Primary, State::Protected);
+        assert_eq!(status.peer.from.map(|from| from.ip()), Some(Ipv4Addr::LOCALHOST.into()), "{status:?}");
         traffic.must_have_lost_nothing();
     });
 }

@@ -137,8 +137,17 @@ impl Hands for SimHands<'_> {
         Ok(())
     }
 
-    fn send(&mut self, conn: ConnId, message: Message<'static>) {
-        match message {
+    fn send(&mut self, conn: ConnId, mut message: Message<'static>) {
+        match &mut message {
+            // More than it has promised.
+            Message::Echo { lease_us, .. }
+                if matches!(self.world.mutant, Some(Mutant::NoPromise | Mutant::GrantsMore)) =>
+            {
+                *lease_us = Micros::MAX;
+            }
+            Message::Echo { lease_us, .. } if *lease_us > self.world.knobs.lease_us => {
+                self.world.stats.add(Count::LongLeases);
+            }
             Message::Paired { .. } => {
                 self.world.stats.add(Count::Protected);
                 self.world.check_proven(self.n);
@@ -309,8 +318,10 @@ impl Hands for SimHands<'_> {
 pub fn event_of(conn: ConnId, message: Message<'static>) -> Option<Event> {
     Some(match message {
         Message::Ack(ack) => Event::Ack { conn, epoch: ack.epoch, stamp: ack.stamp_us },
-        Message::Heartbeat { stamp_us } => Event::Heartbeat { conn, stamp: stamp_us },
-        Message::Echo { stamp_us } => Event::Echo { conn, stamp: stamp_us },
+        Message::Heartbeat { stamp_us, lease_us } => {
+            Event::Heartbeat { conn, stamp: stamp_us, lease: lease_us }
+        }
+        Message::Echo { stamp_us, lease_us } => Event::Echo { conn, stamp: stamp_us, lease: lease_us },
         Message::Standing(said) => Event::Standing { conn, said },
         Message::Paired { generation } => Event::Paired { conn, generation },
         Message::Switchover { epoch } => Event::SwitchoverOffered { conn, epoch },

@@ -121,6 +121,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::RehearsalsFailed, 10),
         (Count::Resumed, 10),
         (Count::FrozenInRelease, 5),
+        (Count::LongLeases, 5),
         (Count::FramesRefused, 2),
         (Count::SwitchoversDone, 50),
         (Count::SwitchoversFailed, 10),

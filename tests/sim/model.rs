@@ -284,6 +284,8 @@ pub enum Mutant {
     FollowAnyway,
     /// A node keeps no promise after its answers.
     NoPromise,
+    /// A backup's answer grants a longer lease than it has promised.
+    GrantsMore,
     /// Frames leave when their checkpoint is captured, not when it is acked.
     ReleaseAtCapture,
     /// A lost answer of the arbiter counts as "nothing happened".
@@ -362,15 +364,16 @@ impl Mutant {
             Self::AnyCellIsOurs => "the last copy",
             Self::StandsUnread | Self::ProofNeverAges => "I9",
             Self::WentBackIsLost => "the last copy",
-            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise => "I2",
+            Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
+        Self::GrantsMore,
         Self::ReleaseAtCapture,
         Self::UnknownIsNotAttempted,
         Self::UnknownIsWon,

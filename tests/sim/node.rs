@@ -382,7 +382,9 @@ impl World {
 /// What a node answers that follows whatever the core says.
 fn answer_to(event: &Event) -> Option<(ConnId, Message<'static>)> {
     match event {
-        Event::Heartbeat { conn, stamp } => Some((*conn, Message::Echo { stamp_us: *stamp })),
+        Event::Heartbeat { conn, stamp, lease } => {
+            Some((*conn, Message::Echo { stamp_us: *stamp, lease_us: *lease }))
+        }
         Event::Sealed { conn, epoch, stamp, .. } => {
             Some((*conn, Message::Ack(Ack { epoch: *epoch, stamp_us: *stamp })))
         }

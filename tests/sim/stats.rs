@@ -26,6 +26,7 @@ counts! {
     HandedOver: "of them by hand-over",
     Fences: "fenced",
     SoloGrants: "solo grants (protected to alone)",
+    LongLeases: "leases longer than the least, over a slow link",
     FrozenInRelease: "frozen between two frames of a release",
     RefusedForGood: "hellos refused for good",
     Misfits: "exits of nodes that never fit",

@@ -103,7 +103,7 @@ fn main() -> Result<(), AnyError> {
         engine: options.engine,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
-        net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1] }),
+        net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
         disks: Vec::new(),
         rng: true,
     };
@@ -141,7 +141,9 @@ fn main() -> Result<(), AnyError> {
                 machine.boot(&boot)?;
                 machine.resume()?;
             }
-            Ok(MachineEvent::Crashed { vcpu, why }) => return Err(format!("vCPU {vcpu}: {why}").into()),
+            Ok(MachineEvent::Crashed { vcpu, why } | MachineEvent::Failed { vcpu, why }) => {
+                return Err(format!("vCPU {vcpu}: {why}").into());
+            }
             Ok(MachineEvent::Diverged { .. }) => return Err("nothing is replayed here".into()),
             Err(RecvTimeoutError::Timeout) if options.epoch_ms.is_some() => {
                 pauses.checkpoint(&mut machine)?

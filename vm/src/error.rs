@@ -81,9 +81,17 @@ pub enum MachineError {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// The state is not one to go on from.
+    /// The guest's state is not one to go on from.
     #[error("vCPU {vcpu} has crashed, its state is not captured: {why}")]
     Crashed {
+        /// Which.
+        vcpu: usize,
+        /// What happened.
+        why: String,
+    },
+    /// The host failed the guest.
+    #[error("the host failed vCPU {vcpu}: {why}")]
+    Failed {
         /// Which.
         vcpu: usize,
         /// What happened.
@@ -152,8 +160,17 @@ pub enum MachineEvent {
     /// The guest asked for a reset. As above; [`Machine::boot`](crate::machine::Machine::boot) on the paused machine
     /// performs it.
     Reset,
-    /// A vCPU cannot go on.
+    /// The guest crashed a processor of its own (a triple fault), which a real machine takes for a reset. What goes on
+    /// with the VM elsewhere comes to the same.
     Crashed {
+        /// Which.
+        vcpu: usize,
+        /// What happened, with the registers that tell where.
+        why: String,
+    },
+    /// The host failed the guest: a vCPU cannot go on here, through no doing of the guest's. Another host can go on from
+    /// the last state that was captured before.
+    Failed {
         /// Which.
         vcpu: usize,
         /// What happened, with the registers that tell where.

@@ -17,7 +17,7 @@
 //!
 //! let wiring = || Wiring { frames: None, console: Box::new(Quiet), disks: Vec::new() };
 //! let (engine, ram_bytes) = (EngineKind::Soft, 32 << 20);
-//! let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] });
+//! let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
 //! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net, disks: Vec::new(), rng: false };
 //!
 //! let ram = GuestRam::new(ram_bytes)?;

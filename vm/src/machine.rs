@@ -311,6 +311,19 @@ impl Machine {
         }
     }
 
+    /// Presses the guest's power button, as an operator does who wants it to shut down: an ACPI fixed button. What the
+    /// guest makes of it is its own affair. The machine may run or be paused; the press is a part of its state. On one
+    /// that replays it has no effect.
+    pub fn press_power_button(&self) -> Result<(), MachineError> {
+        match &self.executor {
+            Executor::Soft(engine) => engine.press_power_button(),
+            Executor::Kvm(_) => {
+                self.devices.press_power_button();
+                Ok(())
+            }
+        }
+    }
+
     /// What the machine says of its own accord.
     pub fn events(&self) -> &Receiver<MachineEvent> {
         &self.events

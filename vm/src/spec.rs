@@ -54,11 +54,18 @@ impl MachineSpec {
     }
 }
 
+/// Payload of an Ethernet frame where nothing else is agreed on.
+pub const MTU_DEFAULT: u16 = 1500;
+/// What a card can be given as its MTU: from what IPv4 needs to the largest frame.
+pub const MTUS: std::ops::RangeInclusive<u16> = 68..=9198;
+
 /// A virtio network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetSpec {
     /// The card's address.
     pub mac: [u8; 6],
+    /// The largest payload of a frame that the guest is to send, in bytes, as the card tells its driver.
+    pub mtu: u16,
 }
 
 /// A virtio disk.

@@ -4,7 +4,7 @@
 
 use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, MachineSpec};
+use ft_vm::spec::{Boot, EngineKind, MachineSpec};
 use ft_vm::testing::{Remember, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
@@ -76,5 +76,44 @@ fn a_linux_kernel_boots_while_it_is_moved_from_machine_to_machine() {
     for engine in engines("Linux boots while moved") {
         let spec = MachineSpec { rng: true, ..spec(engine, 1, RAM_BYTES) };
         boot(&format!("Linux boots while moved, {engine}"), &spec, true);
+    }
+}
+
+/// A guest that minds its power button, as the guest builder makes it: FTD_TEST_GUEST is its directory. With
+/// FTD_TEST_ENGINE=soft on that engine only: a stock kernel does not boot on a KVM that emulates.
+#[test]
+fn a_linux_guest_powers_off_when_its_power_button_is_pressed() {
+    let Some(guest) = std::env::var_os("FTD_TEST_GUEST").map(std::path::PathBuf::from) else {
+        eprintln!("SKIPPED a_linux_guest_powers_off: FTD_TEST_GUEST names no guest of scripts/guest/build");
+        return;
+    };
+    let only_soft =
+        std::env::var("FTD_TEST_ENGINE").is_ok_and(|engine| engine == EngineKind::Soft.to_string());
+    for engine in engines("power button of Linux") {
+        if only_soft && engine != EngineKind::Soft {
+            continue;
+        }
+        let spec = MachineSpec { rng: true, ..spec(engine, 1, 2 * RAM_BYTES) };
+        let ram = GuestRam::new(spec.ram_bytes).unwrap();
+        let console = Remember::default();
+        let mut machine = Machine::new(&spec, &ram, wiring(&console)).unwrap();
+        let words = std::fs::read_to_string(guest.join("cmdline")).unwrap();
+        // Without a card there is nothing to give the address to.
+        let cmdline: Vec<_> = words.split_whitespace().filter(|word| !word.starts_with("ip=")).collect();
+        let initrd = Some(guest.join("initramfs.cpio"));
+        machine
+            .boot(&Boot::Linux { kernel: guest.join("kernel"), initrd, cmdline: cmdline.join(" ") })
+            .unwrap();
+        machine.resume().unwrap();
+        let begun = Instant::now();
+        while !console.text().contains("userland is up") {
+            assert!(begun.elapsed() < PATIENCE, "{}", console.text());
+            assert!(machine.events().try_recv().is_err(), "{}", console.text());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        machine.press_power_button().unwrap();
+        let said = machine.events().recv_timeout(PATIENCE);
+        eprintln!("{engine}: {said:?} {:?} after its boot began", begun.elapsed());
+        assert_eq!(said, Ok(MachineEvent::PoweredOff), "{}", console.text());
     }
 }

@@ -11,7 +11,7 @@ const RAM_BYTES: u64 = 32 << 20;
 
 /// A machine with every device, paused in the middle of its work.
 fn paused(engine: EngineKind, vcpus: u8) -> (Machine, GuestRam) {
-    let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] });
+    let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
     let spec = MachineSpec { engine, vcpus, ram_bytes: RAM_BYTES, net, disks: Vec::new(), rng: true };
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     let mut machine = Machine::new(&spec, &ram, wiring(&Remember::default())).unwrap();

@@ -51,7 +51,11 @@ struct Rig {
 }
 
 fn guest_spec() -> MachineSpec {
-    MachineSpec { net: Some(NetSpec { mac: GUEST_MAC }), rng: true, ..spec(EngineKind::Soft, 1, RAM_BYTES) }
+    MachineSpec {
+        net: Some(NetSpec { mac: GUEST_MAC, mtu: 1500 }),
+        rng: true,
+        ..spec(EngineKind::Soft, 1, RAM_BYTES)
+    }
 }
 
 fn rig(refuses: bool) -> Rig {

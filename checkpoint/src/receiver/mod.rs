@@ -87,6 +87,8 @@ pub enum Received {
     Heartbeat {
         /// To be sent back.
         stamp_us: u64,
+        /// The lease that the primary asks for.
+        lease_us: u64,
     },
     /// The pair is protected since this generation.
     Paired {
@@ -260,7 +262,7 @@ impl Receiver {
                 self.log_end(frame.epoch, end)
             }
             Message::EpochEnd(end) => self.epoch_end(frame.epoch, end),
-            Message::Heartbeat { stamp_us } => Ok(Received::Heartbeat { stamp_us }),
+            Message::Heartbeat { stamp_us, lease_us } => Ok(Received::Heartbeat { stamp_us, lease_us }),
             Message::Paired { generation } => {
                 if generation != frame.generation || generation < self.generation {
                     let ours = self.generation;

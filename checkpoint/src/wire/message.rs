@@ -188,15 +188,19 @@ pub enum Message<'a> {
     LogEnd(LogEnd, &'a [u8]),
     /// See [`Ack`].
     Ack(Ack),
-    /// I live; the sender's clock.
+    /// I live; the sender's clock, and how long the answer shall permit the sender to release.
     Heartbeat {
         /// Microseconds of the sender's clock.
         stamp_us: u64,
+        /// The lease asked for, in microseconds.
+        lease_us: u64,
     },
     /// Answer to a heartbeat, with its stamp.
     Echo {
         /// From the heartbeat.
         stamp_us: u64,
+        /// The lease granted: for so long and longer, the sender does not contest.
+        lease_us: u64,
     },
     /// The cell names this pairing and its backup since this generation: protected.
     Paired {
@@ -287,8 +291,14 @@ impl<'a> Message<'a> {
             FrameType::State => Self::State(frame.payload),
             FrameType::EpochEnd => Self::EpochEnd(parse(frame)?),
             FrameType::Ack => Self::Ack(parse(frame)?),
-            FrameType::Heartbeat => Self::Heartbeat { stamp_us: parse(frame)? },
-            FrameType::Echo => Self::Echo { stamp_us: parse(frame)? },
+            FrameType::Heartbeat => {
+                let (stamp_us, lease_us) = parse(frame)?;
+                Self::Heartbeat { stamp_us, lease_us }
+            }
+            FrameType::Echo => {
+                let (stamp_us, lease_us) = parse(frame)?;
+                Self::Echo { stamp_us, lease_us }
+            }
             FrameType::Paired => Self::Paired { generation: parse(frame)? },
             FrameType::Switchover => Self::Switchover { epoch: parse(frame)? },
             FrameType::TookOver => Self::TookOver { generation: parse(frame)? },
@@ -328,9 +338,10 @@ impl<'a> Message<'a> {
             Self::EpochBegin(m) => postcard::to_stdvec(m),
             Self::EpochEnd(m) => postcard::to_stdvec(m),
             Self::Ack(m) => postcard::to_stdvec(m),
-            Self::Heartbeat { stamp_us: n }
-            | Self::Echo { stamp_us: n }
-            | Self::Paired { generation: n }
+            Self::Heartbeat { stamp_us, lease_us } | Self::Echo { stamp_us, lease_us } => {
+                postcard::to_stdvec(&(stamp_us, lease_us))
+            }
+            Self::Paired { generation: n }
             | Self::Switchover { epoch: n }
             | Self::TookOver { generation: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),

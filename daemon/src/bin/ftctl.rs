@@ -3,7 +3,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
-use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, State, Status};
+use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, Status};
 use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
 use ftd::control::show::{self, Palette};
 use ftd::exit::CtlExit;
@@ -46,7 +46,7 @@ struct Target {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Show the VM's status; the exit code is 0 if the VM is protected and 3 if not
+    /// Show the VM's status; the exit code is 0 if the VM is protected and its network is well, and 3 if not
     Status {
         /// Keep showing it, at every change and every second
         #[arg(long)]
@@ -181,7 +181,7 @@ impl Target {
 }
 
 fn exit_for(status: &Status) -> CtlExit {
-    if status.state == State::Protected { CtlExit::Ok } else { CtlExit::Degraded }
+    if status.is_well_protected() { CtlExit::Ok } else { CtlExit::Degraded }
 }
 
 fn print(text: &str) -> Result<CtlExit, End> {

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::{self, Earlier, init_logging};
+use ftd::host::{self, Earlier, Log};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
@@ -196,9 +196,17 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    if !syntax_only && let Err(e) = config.check() {
-        eprintln!("ftd: {e}");
-        return e.exit();
+    if !syntax_only {
+        // Before the check, which makes a TAP that is missing, for a moment.
+        match host::look(&config) {
+            Ok(trouble) if trouble.is_none() => {}
+            Ok(trouble) => eprintln!("ftd: warning: machine.net: {trouble}"),
+            Err(e) => eprintln!("ftd: warning: machine.net: cannot look at the host's interfaces: {e}"),
+        }
+        if let Err(e) = config.check() {
+            eprintln!("ftd: {e}");
+            return e.exit();
+        }
     }
     println!("{}: fine", path.display());
     DaemonExit::Ok
@@ -223,9 +231,15 @@ fn run(path: &Path, fresh: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    init_logging(config.log.format, config.log.level);
+    let (log, _log_drain) = match Log::start(config.log.format, config.log.level) {
+        Ok(log) => log,
+        Err(e) => {
+            eprintln!("ftd: cannot start to log: {e}");
+            return DaemonExit::Failure;
+        }
+    };
     tracing::info!(vm = %config.vm, node = %config.node, "ftd {}", env!("CARGO_PKG_VERSION"));
-    match daemon::run(&config, fresh) {
+    match daemon::run(&config, path, fresh, log) {
         Ok(exit) => {
             let code = daemon::exit_code(&exit);
             match exit {

@@ -4,7 +4,7 @@ use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{EngineKind, MTUS};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -105,6 +105,12 @@ impl Config {
                     ),
                 );
             }
+            within("machine.net.mtu", net.mtu.into(), u64::from(*MTUS.start())..=u64::from(*MTUS.end()))?;
+            if let Some(uplink) = &net.uplink
+                && !tap::is_interface_name(uplink)
+            {
+                return refuse("machine.net.uplink", uplink, "must be an interface name");
+            }
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
         }
         within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;
@@ -131,11 +137,20 @@ impl Config {
         within("replication.shadow_mib", r.shadow_mib, 0..=1 << 20)?;
         within("replication.hold_frames", r.hold_frames, 16..=1 << 20)?;
         within("replication.hold_mib", r.hold_mib, 1..=1 << 12)?;
+        within("replication.hold_ms_max", r.hold_ms_max, 10..=60_000)?;
+        within("replication.guest_speed_min_pct", r.guest_speed_min_pct, 1..=100)?;
         within("replication.heartbeat_ms", r.heartbeat_ms, 1..=10_000)?;
         within("replication.lease_ms", r.lease_ms, 2..=60_000)?;
         within("replication.failure_timeout_ms", r.failure_timeout_ms, 10..=600_000)?;
         within("replication.rehearsal_s", r.rehearsal_s, 1..=86_400)?;
         within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
+        if r.hold_ms_max < 2 * r.epoch_ms {
+            let allowed = format!(
+                "must be at least twice epoch_ms ({}): a frame waits for its epoch's end first",
+                r.epoch_ms
+            );
+            return refuse("replication.hold_ms_max", r.hold_ms_max, allowed);
+        }
         if r.lease_ms < 2 * r.heartbeat_ms {
             let allowed = format!(
                 "must be at least twice heartbeat_ms ({}), or output would stop between two heartbeats",

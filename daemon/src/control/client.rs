@@ -134,14 +134,19 @@ pub fn unexpected(response: &Response) -> ClientError {
     ClientError::Nonsense(format!("unexpected kind of response: {response:?}"))
 }
 
-/// The only socket in a directory.
+/// Whether somebody may listen there: only a refusal proves that nobody does.
+fn is_live(path: &Path) -> bool {
+    !UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// The only socket in a directory that a daemon listens on: one that was killed leaves its socket behind.
 pub fn only_socket(directory: &Path) -> Result<PathBuf, ClientError> {
     let none = || ClientError::NoSocket { directory: directory.to_owned() };
     let mut sockets: Vec<PathBuf> = fs::read_dir(directory)
         .map_err(|_| none())?
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sock") && is_live(path))
         .collect();
     sockets.sort();
     match sockets.len() {
@@ -151,5 +156,24 @@ pub fn only_socket(directory: &Path) -> Result<PathBuf, ClientError> {
             let stem = |path: &PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
             Err(ClientError::Several { vms: sockets.iter().filter_map(stem).collect() })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_socket_that_a_killed_daemon_left_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let bind = |vm: &str| UnixListener::bind(directory.path().join(format!("{vm}.sock"))).unwrap();
+        drop(bind("dead"));
+        assert!(matches!(only_socket(directory.path()), Err(ClientError::NoSocket { .. })));
+        let _web = bind("web");
+        assert_eq!(only_socket(directory.path()).unwrap(), directory.path().join("web.sock"));
+        let _db = bind("db");
+        let several = only_socket(directory.path()).unwrap_err();
+        assert!(matches!(&several, ClientError::Several { vms } if vms == &["db", "web"]), "{several}");
     }
 }

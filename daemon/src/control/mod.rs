@@ -11,5 +11,5 @@ mod signals;
 mod wish;
 
 pub use desk::Desk;
-pub use signals::stop_on_signals;
+pub use signals::{reload_on_signals, stop_on_signals};
 pub use wish::{SwitchoverError, SwitchoverReply, Wish};

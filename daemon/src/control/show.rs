@@ -1,6 +1,6 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
-use super::api::{Role, State, Status};
+use super::api::{NetworkStatus, Role, State, Status};
 use crate::observe::Percentiles;
 use std::fmt::Write;
 
@@ -65,6 +65,14 @@ pub fn block(status: &Status, palette: Palette) -> String {
         row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
         row("checkpoints", format!("{per_s:.1} /s"));
     }
+    if status.role == Role::Primary && status.service.guest_speed_pct < 99.0 && status.replay.is_none() {
+        let percent = status.service.guest_speed_pct;
+        row("slowed", format!("the VM runs at {percent:.0} % of its speed: link and backup carry no more"));
+    }
+    if status.role == Role::Primary && !status.service.hold_kept {
+        let bound = status.service.hold_ms_max;
+        row("late", format!("output was held for longer than {bound} ms (hold_ms_max) in the last minute"));
+    }
     if status.unknown_instructions > 0 {
         let times = status.unknown_instructions;
         row(
@@ -87,11 +95,22 @@ pub fn block(status: &Status, palette: Palette) -> String {
             },
         );
     }
-    let connected = if status.peer.connected { "connected" } else { "not connected" };
-    row("peer", format!("{} at {}, {connected}", status.peer.node, status.peer.address));
-    let trouble = status.peer.trouble.iter().filter(|_| !status.peer.connected);
-    for trouble in trouble.flat_map(|trouble| trouble.lines()) {
+    let peer = &status.peer;
+    let connected = match (peer.connected, peer.from) {
+        (true, Some(from)) => format!("connected with {from}"),
+        (true, None) => "connected".into(),
+        (false, _) => "not connected".into(),
+    };
+    row("peer", format!("{} at {}, {connected} for {}", peer.node, peer.address, duration(peer.for_s)));
+    for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
         row("", trouble.to_owned());
+    }
+    if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
+        let shown = match trouble {
+            Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
+            None => "well".into(),
+        };
+        row("network", format!("{tap}, {shown}"));
     }
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
     let age = match status.arbiter.age_s {
@@ -158,7 +177,7 @@ mod tests {
     use super::super::api::{CopyStatus, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::observe::Divergence;
+    use crate::observe::{Divergence, ServiceStatus};
     use ft_vm::spec::EngineKind;
 
     #[test]
@@ -176,7 +195,8 @@ mod tests {
         pause  0.40 ms median, 0.90 ms p99
   output held  6.00 ms median, 9.00 ms p99
          sent  1.0 GiB, compressed 9.5 : 1
-         peer  beta at 10.0.0.2:7400, connected
+         peer  beta at 10.0.0.2:7400, connected with 10.0.0.2:40000 for 50 s
+      network  ftd-web, well
       arbiter  file /shared/web.cell, answers
            up  1 min 0 s
 ";
@@ -223,6 +243,18 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!((json["count"].as_u64(), json["lag_us"].as_u64()), (Some(1), Some(2)));
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn a_vm_that_is_slowed_and_output_that_is_late_are_shown() {
+        let service = ServiceStatus { hold_ms_max: 100, hold_kept: false, guest_speed_pct: 12.4 };
+        let text = block(&Status { service, ..status() }, Palette::Plain);
+        for line in [
+            "       slowed  the VM runs at 12 % of its speed: link and backup carry no more\n",
+            "         late  output was held for longer than 100 ms (hold_ms_max) in the last minute\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

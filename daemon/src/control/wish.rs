@@ -8,6 +8,8 @@ pub enum Wish {
     Switchover(SwitchoverReply),
     /// An orderly stop.
     Stop,
+    /// The configuration names another node as the peer.
+    ReplacePeer(String),
 }
 
 /// Where the outcome of a switchover goes.

@@ -3,6 +3,7 @@
 
 use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;
+use crate::peer::Listen;
 use ft_arbiter::{Arbiter, ArbiterError, FileArbiter, Place};
 use ft_netbuf::{Tap, TapError};
 use ft_ram::{GuestRam, MemoryError};
@@ -68,6 +69,17 @@ pub enum HostError {
         /// The configuration key.
         key: &'static str,
         /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// This host has no address from which the peer can be reached.
+    #[error(
+        "peer.address = {address}: this host has no way there, so there is no address to wait for the peer at: \
+         {source}; bring the link between the hosts up, or set replication.listen"
+    )]
+    NoWay {
+        /// The peer's address.
         address: SocketAddr,
         /// Why.
         source: io::Error,
@@ -177,7 +189,11 @@ impl Config {
             let found = nix::unistd::Group::from_name(group).ok().flatten();
             found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
         }
-        can_listen("replication.listen", self.replication.listen)?;
+        let listen = self.listen();
+        let address = listen
+            .address(self.peer.address)
+            .map_err(|source| HostError::NoWay { address: self.peer.address, source })?;
+        can_listen("replication.listen", address)?;
         if let Some(address) = self.metrics.listen {
             can_listen("metrics.listen", address)?;
         }
@@ -221,10 +237,16 @@ impl Config {
             engine: self.machine.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
-            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0 }),
+            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0, mtu: net.mtu }),
             disks,
             rng: self.machine.rng,
         })
+    }
+
+    /// Where the peer is waited for.
+    #[must_use]
+    pub fn listen(&self) -> Listen {
+        self.replication.listen.map_or(Listen::TowardsPeer, Listen::At)
     }
 
     /// The arbiter's cell.

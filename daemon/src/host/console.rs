@@ -6,8 +6,9 @@ use ft_vm::devices::ConsoleSink;
 use ft_vm::machine::ConsoleHandle;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use tokio::sync::broadcast;
@@ -25,6 +26,8 @@ struct HubInner {
 
 /// What a newly attached console sees of the past.
 const RECENT_BYTES: usize = 16 << 10;
+/// A console's file begins anew beyond this; the one before is kept as FILE.1.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Pieces of output that may wait for a slow reader.
 const BACKLOG: usize = 1024;
 
@@ -36,7 +39,7 @@ impl ConsoleHub {
             ConsoleTarget::File(path) => {
                 let failed =
                     |source| HostError::Unreadable { key: "machine.console", path: path.clone(), source };
-                Some(Box::new(File::options().create(true).append(true).open(path).map_err(failed)?))
+                Some(Box::new(BoundedFile::open(path, FILE_BYTES_MAX).map_err(failed)?))
             }
         };
         let file = sink.map(|mut sink| {
@@ -74,6 +77,47 @@ impl ConsoleHub {
     }
 }
 
+/// A file that is appended to, and begins anew when it is long: a guest that talks without end fills no disk. A pipe or
+/// a terminal stays as it is.
+struct BoundedFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl BoundedFile {
+    fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
+        let file = File::options().create(true).append(true).open(path)?;
+        let metadata = file.metadata()?;
+        let bytes_max = if metadata.is_file() { bytes_max } else { u64::MAX };
+        Ok(Self { path: path.to_owned(), file, bytes: metadata.len(), bytes_max })
+    }
+
+    fn begin_anew(&mut self) -> io::Result<()> {
+        let mut before = self.path.clone().into_os_string();
+        before.push(".1");
+        fs::rename(&self.path, before)?;
+        *self = Self::open(&self.path, self.bytes_max)?;
+        Ok(())
+    }
+}
+
+impl Write for BoundedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes >= self.bytes_max {
+            self.begin_anew()?;
+        }
+        let written = self.file.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 impl ConsoleSink for ConsoleHub {
     fn write(&mut self, bytes: &[u8]) {
         let mut recent = self.0.recent.lock();
@@ -88,5 +132,26 @@ impl ConsoleSink for ConsoleHub {
                 Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_file_is_bounded_and_keeps_the_latest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
+        fs::write(&path, "of an earlier run\n").unwrap();
+        let mut file = BoundedFile::open(&path, 1000).unwrap();
+        for number in 0..1000 {
+            writeln!(file, "line {number}").unwrap();
+        }
+        let (now, before) =
+            (fs::read_to_string(&path).unwrap(), fs::read_to_string(path.with_extension("log.1")).unwrap());
+        assert!(now.len() < 1100 && before.len() < 1100, "{} and {}", now.len(), before.len());
+        assert!(format!("{before}{now}").ends_with("line 998\nline 999\n"));
+        assert!(now.starts_with("line ") && before.starts_with("line "), "no line is cut");
     }
 }

@@ -27,6 +27,7 @@ pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeE
         Some(net) => net.mac.map(|byte| format!("{byte:02x}")).join(":"),
         None => "no network card".to_owned(),
     };
+    let mtu = net.as_ref().map_or_else(|| "no network card".to_owned(), |net| net.mtu.to_string());
     let cmdline = match machine.guest {
         GuestKind::Builtin => "machine.net.addresses (the built-in guest's command line)",
         GuestKind::Linux | GuestKind::Freestanding => "machine.cmdline",
@@ -40,6 +41,7 @@ pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeE
         Fact::equal("machine.vcpus", vcpus),
         Fact::equal("machine.memory_mib", ram_bytes >> 20),
         Fact::equal("machine.net.mac", card),
+        Fact::equal("machine.net.mtu", mtu),
         Fact::equal("machine.rng", yes_or_no(*rng)),
         Fact::equal("number of disks", disks.len()),
         Fact::equal("machine.on_reset", format!("{:?}", machine.on_reset).to_lowercase()),

@@ -1,6 +1,6 @@
-//! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the checks
-//! at start (`check`), the service (`service`), this node's record of the cell
-//! (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
+//! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
+//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), this
+//! node's record of the cell (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;
@@ -8,6 +8,8 @@ mod contents;
 mod fresh;
 mod identity;
 mod init;
+mod log;
+mod network;
 mod pump;
 mod record;
 mod service;
@@ -19,7 +21,9 @@ pub use contents::{Contents, Unread};
 pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use identity::{DescribeError, facts};
 pub use init::{Earlier, InitError, initialise};
+pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};
+pub use network::{Cable, LookError, NetworkFault, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};
-pub use service::{InstanceLock, LOG_FILTER_VARIABLE, LockError, Notifier, Watchdog, init_logging};
+pub use service::{InstanceLock, LockError, Notifier, Watchdog};
 pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

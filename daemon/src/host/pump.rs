@@ -1,5 +1,6 @@
 //! Moves frames from the TAP into the guest, and tries frames of the guest again that found no room. One thread serves
-//! each machine in turn. While there is no machine, incoming frames are lost, as on a cable without a computer.
+//! each machine in turn. While there is no machine, incoming frames are lost, as on a cable without a computer. A TAP
+//! that is deleted is attached to again when it is back.
 
 use ft_netbuf::{Tap, Waker};
 use ft_vm::devices::{Delivered, FRAME_BYTES_MAX, NetPort};
@@ -9,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// Time that a frame waits for a guest without buffers or in a pause. After it the frame is lost, as with any card.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Between two attempts to attach to a TAP that was deleted.
+const REATTACH_PAUSE: Duration = Duration::from_millis(100);
 
 /// The port of the machine that runs now.
 #[derive(Clone, Default)]
@@ -31,9 +35,11 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
     std::thread::Builder::new().name("ftd-tap".into()).spawn(move || {
         // A byte more than a frame has: one that is too long is seen to be, and lost, rather than cut.
         let mut buffer = vec![0; FRAME_BYTES_MAX + 1];
+        let mut is_lost = false;
         loop {
             match tap.receive(&mut buffer) {
                 Ok(Some(length)) => {
+                    is_lost = false;
                     if let Some(port) = socket.port() {
                         deliver(&port, &buffer[..length], &socket);
                     }
@@ -44,8 +50,15 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
                     }
                 }
                 Err(e) => {
-                    tracing::warn!(tap = tap.name(), "cannot read frames from the TAP: {e}");
-                    std::thread::sleep(PATIENCE);
+                    if !std::mem::replace(&mut is_lost, true) {
+                        tracing::warn!(tap = tap.name(), "cannot read frames from the TAP: {e}; trying on");
+                    }
+                    std::thread::sleep(REATTACH_PAUSE);
+                    // As long as this fails nothing is better than before.
+                    if tap.reattach().is_ok() {
+                        is_lost = false;
+                        tracing::info!(tap = tap.name(), "attached to the TAP again");
+                    }
                 }
             }
         }

@@ -1,7 +1,6 @@
-//! The daemon as a service of its host: the lock that keeps it one per VM, the notices to systemd (readiness, status,
-//! watchdog), and its messages on stderr in the form that the journal reads.
+//! The daemon as a service of its host: the lock that keeps it one per VM, and the notices to systemd (readiness,
+//! status, watchdog).
 
-use crate::config::{LogFormat, LogLevel};
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 use sd_notify::NotifyState;
@@ -11,14 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{self, FmtContext};
-use tracing_subscriber::registry::LookupSpan;
-
-/// Environment variable that overrides `log.level`, in the syntax of tracing's filters (`debug,ftd::control=trace`).
-pub const LOG_FILTER_VARIABLE: &str = "FTD_LOG";
 
 /// Why a second daemon does not start.
 #[derive(Debug, Error)]
@@ -153,13 +144,18 @@ impl Watchdog {
         *self.round.lock() = Instant::now();
     }
 
-    /// The executor has gone round. systemd hears of it as long as the checkpoint loop goes round as well. Cheap: most
+    /// The executor has gone round. systemd hears of it; but where another host can go on with the VM, only as long as
+    /// the checkpoint loop goes round as well. The death of this process would be the end of an only copy. Cheap: most
     /// calls only look at the clock.
-    pub fn fed(&self) {
+    pub fn fed(&self, has_heir: impl FnOnce() -> bool) {
         let now = Instant::now();
-        if now.saturating_duration_since(*self.round.lock()) < ROUND_LIMIT && self.due(now) {
+        if self.due(now) && (self.is_going_round(now) || !has_heir()) {
             notify(&[NotifyState::Watchdog]);
         }
+    }
+
+    fn is_going_round(&self, now: Instant) -> bool {
+        now.saturating_duration_since(*self.round.lock()) < ROUND_LIMIT
     }
 
     fn due(&self, now: Instant) -> bool {
@@ -176,58 +172,6 @@ impl Watchdog {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "cannot tell systemd {state:?}");
-    }
-}
-
-/// Starts writing messages to stderr: JSON lines; or text, with the journal's priority prefixes instead of a time when
-/// stderr is the journal. A second call does nothing.
-pub fn init_logging(format: LogFormat, level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    };
-    let filter = EnvFilter::try_from_env(LOG_FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Fails only if messages go somewhere already.
-    let _ = match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => builder
-            .with_ansi(false)
-            .event_format(JournalLine(fmt::format().with_target(false).with_level(false).without_time()))
-            .try_init(),
-        LogFormat::Text => {
-            let colour = io::IsTerminal::is_terminal(&io::stderr());
-            builder.with_ansi(colour).with_target(false).try_init()
-        }
-    };
-}
-
-/// A line that starts with its syslog priority in angle brackets, which the journal takes off (sd-daemon(3)).
-struct JournalLine<F>(F);
-
-impl<S, N, F> FormatEvent<S, N> for JournalLine<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> std::fmt::Result {
-        let priority = match *event.metadata().level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        write!(writer, "<{priority}>")?;
-        self.0.format_event(context, writer, event)
     }
 }
 

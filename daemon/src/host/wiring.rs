@@ -2,6 +2,7 @@
 
 use super::check::{HostError, NoConsole};
 use super::console::ConsoleHub;
+use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::Config;
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
@@ -47,11 +48,13 @@ pub struct Host {
     pub attach: Attach,
     /// Output commit.
     pub output: OutputBuffer,
-    /// Announces the VM on its network after a take-over.
+    /// Announces the VM on its network, when it begins to run here.
     pub announce: Arc<dyn Fn() + Send + Sync>,
+    /// The way to its network, to be watched, if it has a card.
+    pub network: Option<(Cable, Arc<Tap>)>,
 }
 
-/// After a take-over the announcement goes out again after these pauses: each frame may be lost.
+/// The announcement goes out again after these pauses: each frame may be lost.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
 
@@ -68,12 +71,14 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         frame_bytes: FRAME_BYTES_MAX,
     };
     let socket = Socket::default();
+    let mut network = None;
     let (output, announcement) = match &machine.net {
         Some(net) => {
             let tap = Arc::new(Tap::open(&net.tap)?);
             tap.set_up()?;
             let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
-            let waker = pump::start(tap, socket.clone()).map_err(HostError::Thread)?;
+            let waker = pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
+            network = config.cable().map(|cable| (cable, tap));
             output.on_room(move || waker.wake());
             (output, Announcement::new(net.mac.0, &net.addresses))
         }
@@ -101,7 +106,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         None => Arc::new(|| {}),
     };
     let boot = config.boot();
-    Ok((Host { spec, boot, wiring, scratch_wiring, attach, output, announce }, console))
+    Ok((Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network }, console))
 }
 
 fn open(images: &[PathBuf]) -> Result<Vec<File>, WiringError> {

@@ -1,29 +1,43 @@
 //! The full copy of a running guest: all of its memory once, then the pages that it dirtied meanwhile, until few are
-//! left.
+//! left. It goes in steps that never wait for the link, so that orders are heard, and the guest is slowed where it writes
+//! faster than it is copied.
 
-use super::error::KeepError;
+use super::copy_pace::{CopyPace, Round};
+use super::error::{KeepError, ShipError};
+use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::Setup;
 use super::vm::Vm;
-use ft_checkpoint::copy::FullCopy;
-use ft_checkpoint::encoder::Encoder;
+use crate::clock;
+use crate::config::OnOverload;
+use ft_checkpoint::copy::{CopyProgress, FullCopy};
+use ft_checkpoint::encoder::{CopyError, Encoder};
 use ft_ram::PageIndex;
 use std::sync::Arc;
+use std::time::Duration;
 
-/// A pre-copy round that leaves at most this many pages is the last: they make a first pause of a few milliseconds.
-pub(super) const PRECOPY_PAGES_LEFT: usize = 2048;
-/// A guest that dirties faster than it is copied gets a longer first pause rather than an endless copy.
-const PRECOPY_ROUNDS_MAX: u32 = 8;
 /// Pages of the full copy between two looks at the orders.
-const COPY_STEP_PAGES: u32 = 256;
+const STEP_PAGES: usize = 64;
+/// Bytes of the copy that may wait in front of the connection.
+const QUEUE_BYTES_MAX: usize = 1 << 20;
+/// Until the link is looked at again.
+const LINK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A copy under way.
 pub(super) struct Copying {
     pub(super) pairing: Arc<Pairing>,
     pub(super) encoder: Encoder,
     copy: FullCopy,
-    round: u32,
+    pace: CopyPace,
+    /// The pages that this round sends, and how many of them are sent. The first round sends all of memory.
     dirty: Vec<PageIndex>,
+    sent: usize,
+    round_pages: u64,
+    is_last: bool,
+    /// The guest stands still, to be slow.
+    pub(super) stands: bool,
+    /// What waits in front of the connection is to go first.
+    waits: bool,
 }
 
 /// How a copy stands after a step.
@@ -32,7 +46,7 @@ pub(super) enum CopyStep {
     Going,
     /// What is left makes a short pause.
     Converged,
-    /// The connection is gone; the core hears of it from the reader and ends the pairing.
+    /// Nothing more is to be done: the connection is gone, or the copy will not end, and the core hears of it.
     Broken,
 }
 
@@ -46,37 +60,111 @@ impl Copying {
         // Before the first page is read: what changes while it is copied is dirty afterwards.
         vm.machine.start_dirty_log()?;
         let mut encoder = Encoder::new(vm.ram.pages(), setup.shadow_bytes);
-        Ok(FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink())
-            .inspect_err(|e| tracing::debug!("full copy not begun: {e}"))
-            .ok()
-            .map(|copy| Self { pairing, encoder, copy, round: 0, dirty: Vec::new() }))
+        let pace = CopyPace::begin(clock::now_us(), setup.service.speed_pct_min);
+        let begun = FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink());
+        Ok(begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok().map(|copy| Self {
+            pairing,
+            encoder,
+            copy,
+            pace,
+            dirty: Vec::new(),
+            sent: 0,
+            round_pages: vm.ram.pages().into(),
+            is_last: false,
+            stands: false,
+            waits: false,
+        }))
+    }
+
+    /// How long until there is something to do.
+    pub(super) fn wait_limit(&self) -> Duration {
+        if self.waits { LINK_INTERVAL } else { Duration::ZERO }
     }
 
     /// Copies some pages, or begins another round over what the guest dirtied meanwhile.
     pub(super) fn step(&mut self, vm: &mut Vm, setup: &Setup) -> Result<CopyStep, KeepError> {
-        let Self { pairing, encoder, copy, round, dirty } = self;
-        let mut sink = pairing.copy_sink();
-        let progress = if copy.progress().is_complete() {
-            dirty.clear();
-            vm.machine.harvest(dirty)?;
-            *round += 1;
-            copy.resend(encoder, &vm.view, dirty, &mut sink)
-        } else {
-            copy.step(encoder, &vm.view, COPY_STEP_PAGES, &mut sink)
-        };
-        let progress = match progress {
-            Ok(progress) => progress,
+        self.keep_pace(vm)?;
+        self.waits = !self.pairing.has_copy_room(QUEUE_BYTES_MAX);
+        if self.waits {
+            return Ok(CopyStep::Going);
+        }
+        match self.send(vm) {
+            Ok(Some(progress)) => {
+                setup.telemetry.copying(progress);
+                Ok(CopyStep::Going)
+            }
+            Ok(None) => self.next_round(vm, setup),
             Err(e) => {
                 tracing::debug!("full copy stopped: {e}");
-                return Ok(CopyStep::Broken);
+                self.let_run(vm)?;
+                Ok(CopyStep::Broken)
             }
-        };
-        setup.telemetry.copying(progress);
-        let is_little = dirty.len() <= PRECOPY_PAGES_LEFT || *round >= PRECOPY_ROUNDS_MAX;
-        Ok(if progress.is_complete() && *round > 0 && is_little {
-            CopyStep::Converged
-        } else {
-            CopyStep::Going
-        })
+        }
+    }
+
+    /// Sends the next pages of this round; none if it is over.
+    fn send(&mut self, vm: &Vm) -> Result<Option<CopyProgress>, CopyError> {
+        let Self { pairing, encoder, copy, dirty, sent, .. } = self;
+        let mut sink = pairing.copy_sink();
+        if !copy.progress().is_complete() {
+            return copy.step(encoder, &vm.view, STEP_PAGES as u32, &mut sink).map(Some);
+        }
+        let pages = dirty.len().min(*sent + STEP_PAGES);
+        if pages == *sent {
+            return Ok(None);
+        }
+        let progress = copy.resend(encoder, &vm.view, &dirty[*sent..pages], &mut sink)?;
+        *sent = pages;
+        Ok(Some(progress))
+    }
+
+    /// Every page of this round is sent.
+    fn next_round(&mut self, vm: &mut Vm, setup: &Setup) -> Result<CopyStep, KeepError> {
+        if self.is_last {
+            return Ok(CopyStep::Converged);
+        }
+        (self.sent, self.is_last) = (0, false);
+        self.dirty.clear();
+        vm.machine.harvest(&mut self.dirty)?;
+        let sent = std::mem::replace(&mut self.round_pages, self.dirty.len() as u64);
+        let round = self.pace.round(clock::now_us(), sent, self.round_pages);
+        let speed = self.pace.speed_permille();
+        setup.telemetry.slowed((1000 - speed) as u16);
+        tracing::debug!(sent, dirty = self.round_pages, speed, ?round, "a round of the full copy is over");
+        match round {
+            Round::Next => Ok(CopyStep::Going),
+            Round::Hopeless if setup.on_overload == OnOverload::Yield => {
+                self.let_run(vm)?;
+                let why = ShipError::Overloaded(setup.service);
+                setup.tell(KeeperNews::PairingBroken { pairing: self.pairing.nonce, why });
+                Ok(CopyStep::Broken)
+            }
+            // What is dirtied while this is sent goes with the first checkpoint.
+            Round::Last | Round::Hopeless => {
+                self.is_last = true;
+                Ok(CopyStep::Going)
+            }
+        }
+    }
+
+    /// Lets the guest run, or stand still, as its pace says.
+    fn keep_pace(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
+        match self.pace.runs(clock::now_us()) {
+            true => self.let_run(vm),
+            false if self.stands => Ok(()),
+            false => {
+                vm.machine.pause()?;
+                self.stands = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// The guest runs, unless it has come to its end.
+    pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
+        if std::mem::take(&mut self.stands) && !vm.ended {
+            vm.machine.resume()?;
+        }
+        Ok(())
     }
 }

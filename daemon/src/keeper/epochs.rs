@@ -1,9 +1,10 @@
 //! Epochs: the guest runs, is paused, its changes are captured and copied aside, and it runs on. Output ends an epoch
 //! early, so that it is not held for the rest of the epoch. Pauses limit how early: they may take only a fixed share of
-//! the time.
+//! the time. Where the flow has no room, the guest stands still between, or within, its epochs.
 
-use super::copying::{Copying, PRECOPY_PAGES_LEFT};
-use super::error::KeepError;
+use super::copying::Copying;
+use super::error::{KeepError, ShipError};
+use super::flow::Turn;
 use super::log_cutter::LogCutter;
 use super::news::KeeperNews;
 use super::pairing::Pairing;
@@ -11,17 +12,23 @@ use super::setup::{GROUP, Setup};
 use super::shipper::Shipper;
 use super::vm::Vm;
 use crate::clock;
-use crate::observe::{PauseParts, Telemetry};
+use crate::config::OnOverload;
+use crate::observe::PauseParts;
+use crate::role::Micros;
 use ft_checkpoint::scrub::{Sample, Scrubber};
 use ft_ram::PageIndex;
+use ft_ram::layout::PAGE_SIZE;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Without room for a checkpoint, the epoch grows to this many times its length; then the guest is paused.
+/// Without a connection, the epoch grows to this many times its length; then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
 /// Output ends an epoch early, but not before the epoch has lasted this many times the pause before it.
 const EARLY_PAUSES: u32 = 10;
+
+/// A guest that stands still is asked about again after so long, whatever happens.
+const STAND_STILL_MAX: Duration = Duration::from_millis(20);
 
 /// Memory for this many pages at least is ready before a pause.
 const RESERVE_PAGES_MIN: usize = 1024;
@@ -36,33 +43,35 @@ pub(super) struct Epochs {
     last: u64,
     /// Dirty pages of the last checkpoint.
     last_pages: usize,
-    began: Instant,
+    began: Micros,
     /// How long the pause before the epoch was.
     last_pause: Duration,
     /// Since when a frame waits for the epoch's end.
-    output_since: Option<Instant>,
+    output_since: Option<Micros>,
     /// The guest stands still.
     paused: bool,
     /// The epoch is over, but there is no room for its checkpoint.
     starved: bool,
     /// The next checkpoint is the last one, or was.
     freezing: bool,
+    /// It is captured.
+    frozen: bool,
+    /// The core has been told that the pairing cannot be kept up.
+    given_up: bool,
 }
 
-/// What the end of an epoch came to.
-pub(super) enum Ended {
-    /// Its checkpoint is captured and on its way.
+/// What came of a look at the epoch.
+pub(super) enum Looked {
+    /// It is over, its checkpoint is captured and on its way.
     Captured,
-    /// There is no room for its checkpoint yet.
-    Starved,
-    /// The guest came to its own end in it: there is no state to go on from.
-    WithGuest,
+    /// It goes on.
+    Open,
 }
 
 impl Epochs {
     /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
     pub(super) fn begin(copying: Copying, ram_pages: PageIndex, setup: &Setup) -> Result<Self, KeepError> {
-        let Copying { pairing, encoder, .. } = copying;
+        let Copying { pairing, encoder, stands, .. } = copying;
         let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
         let shipper = Shipper::start(encoder, Arc::clone(&pairing), ram_pages as usize, news, telemetry)
             .map_err(KeepError::Shipper)?;
@@ -72,13 +81,15 @@ impl Epochs {
             scrubber: Scrubber::new(ram_pages),
             samples: Vec::new(),
             last: 0,
-            last_pages: PRECOPY_PAGES_LEFT,
-            began: Instant::now(),
+            last_pages: RESERVE_PAGES_MIN,
+            began: clock::now_us(),
             last_pause: Duration::ZERO,
             output_since: None,
-            paused: false,
+            paused: stands,
             starved: false,
             freezing: false,
+            frozen: false,
+            given_up: false,
         })
     }
 
@@ -94,61 +105,111 @@ impl Epochs {
 
     /// The guest goes on after all.
     pub(super) fn thaw(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
-        self.freezing = false;
+        (self.freezing, self.frozen) = (false, false);
+        self.began = clock::now_us();
         self.let_run(vm)
     }
 
     /// Whether the last checkpoint was captured and the guest stands still behind it.
     pub(super) fn is_frozen(&self) -> bool {
-        self.freezing && self.paused && !self.starved
+        self.frozen
     }
 
-    /// Whether it waits for room.
-    pub(super) fn is_starved(&self) -> bool {
-        self.starved
+    /// There may be room again.
+    pub(super) fn room(&mut self) {
+        self.starved = false;
     }
 
-    /// How long until the epoch is over, if it lasts no longer than `epoch`.
+    /// How long until there is something to do, if an epoch lasts no longer than `epoch`.
     pub(super) fn wait_limit(&self, epoch: Duration) -> Duration {
-        if self.starved {
-            // Order::Room comes when an ack has made room; this is only for one that came just before.
-            return Duration::from_millis(1);
-        }
-        let due = due(self.began, epoch, self.last_pause, self.output_since);
-        due.saturating_duration_since(Instant::now())
+        let now = clock::now_us();
+        let at = match self.turn(now, epoch) {
+            Turn::Run(until) if !self.paused => until,
+            // Order::Room comes when an ack has made room.
+            Turn::Stand(until) if self.paused => until.min(now + STAND_STILL_MAX.as_micros() as u64),
+            _ => now,
+        };
+        Duration::from_micros(at.saturating_sub(now))
     }
 
     /// A frame waits for the epoch's end.
     pub(super) fn output_waits(&mut self) {
-        self.output_since.get_or_insert_with(Instant::now);
+        self.output_since.get_or_insert_with(clock::now_us);
     }
 
-    /// Begins the next epoch.
+    /// What the guest is to do next.
+    fn turn(&self, now: Micros, epoch: Duration) -> Turn {
+        if self.starved && (self.freezing || !self.pairing.is_linked() && self.is_stretched(now, epoch)) {
+            return Turn::Stand(Micros::MAX);
+        }
+        let due = if self.last == 0 || self.freezing {
+            now
+        } else {
+            due(self.began, epoch, self.last_pause, self.output_since)
+        };
+        self.pairing.with_flow(|flow| flow.turn(now, due, !self.starved))
+    }
+
+    fn is_stretched(&self, now: Micros, epoch: Duration) -> bool {
+        now.saturating_sub(self.began) >= (epoch * EPOCH_STRETCH).as_micros() as u64
+    }
+
+    /// The guest runs on.
     pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if std::mem::take(&mut self.paused) {
             vm.machine.resume()?;
         }
-        self.began = Instant::now();
+        self.pairing.with_flow(|flow| flow.runs(clock::now_us()));
         Ok(())
     }
 
-    /// No room for a checkpoint: the epoch grows longer, and when it has grown enough the guest stands still.
-    fn starve(&mut self, vm: &mut Vm, epoch: Duration, telemetry: &Telemetry) -> Result<(), KeepError> {
-        self.starved = true;
-        if !self.paused && (self.freezing || self.began.elapsed() >= epoch * EPOCH_STRETCH) {
+    fn stop(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
+        if !self.paused {
             vm.machine.pause()?;
             self.paused = true;
-            telemetry.stalled();
+            self.pairing.with_flow(|flow| flow.stops(clock::now_us()));
         }
         Ok(())
     }
 
-    /// The epoch is over, if there is room for its checkpoint: captures it and lets the guest go on.
-    pub(super) fn end(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Ended, KeepError> {
-        if !self.pairing.reserve() {
-            self.starve(vm, setup.epoch, &setup.telemetry)?;
-            return Ok(Ended::Starved);
+    /// There is no room for what the guest writes: it stands still.
+    fn stand_still(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), KeepError> {
+        if !self.paused && self.starved {
+            setup.telemetry.stalled();
         }
+        self.stop(vm)?;
+        self.pairing.with_flow(|flow| flow.stands(clock::now_us()));
+        self.pairing.want_ack();
+        Ok(())
+    }
+
+    /// Looks whether the epoch is over, and whether the guest is to run or to stand still.
+    pub(super) fn look(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Looked, KeepError> {
+        let now = clock::now_us();
+        match self.turn(now, setup.epoch) {
+            Turn::End if self.pairing.reserve() => return self.end(vm, setup),
+            Turn::End => self.starved = true,
+            Turn::Run(_) => self.let_run(vm)?,
+            Turn::Stand(_) => self.stand_still(vm, setup)?,
+        }
+        self.give_up_if_overloaded(now, setup);
+        Ok(Looked::Open)
+    }
+
+    /// What the operator declared cannot be kept up: protection yields, if that is what is to happen.
+    fn give_up_if_overloaded(&mut self, now: Micros, setup: &Setup) {
+        let (overloaded, speed) =
+            self.pairing.with_flow(|flow| (flow.is_overloaded(now), flow.speed_permille()));
+        setup.telemetry.slowed(1000 - speed as u16);
+        if overloaded && !self.given_up && setup.on_overload == OnOverload::Yield && !self.freezing {
+            self.given_up = true;
+            let why = ShipError::Overloaded(setup.service);
+            setup.tell(KeeperNews::PairingBroken { pairing: self.pairing.nonce, why });
+        }
+    }
+
+    /// The epoch is over, and there is a place for its checkpoint: captures it and lets the guest go on.
+    fn end(&mut self, vm: &mut Vm, setup: &Setup) -> Result<Looked, KeepError> {
         let first = self.last == 0;
         let epoch = self.last + 1;
         let mut capture = self.shipper.empty_capture();
@@ -157,13 +218,12 @@ impl Epochs {
             capture.arena.reserve((2 * self.last_pages).clamp(RESERVE_PAGES_MIN, vm.ram.pages() as usize));
         let started = Instant::now();
         let stamp_us = clock::now_us();
-        if !self.paused {
-            vm.machine.pause()?;
-            self.paused = true;
-        }
+        self.stop(vm)?;
         let stopped = Instant::now();
-        if vm.poll_end(setup) {
-            return Ok(Ended::WithGuest);
+        vm.poll_end(setup)?;
+        if vm.ended {
+            // There is no state to go on from.
+            return Ok(Looked::Open);
         }
         vm.machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
@@ -180,19 +240,24 @@ impl Epochs {
         } else {
             setup.output.close_epoch(epoch);
         }
-        self.starved = false;
         // What the guest sends from now on is told anew.
         self.output_since = None;
+        let pages = capture.pages.len();
+        let raw_bytes = (pages * PAGE_SIZE + capture.state.len()) as u64;
+        (self.last, self.last_pages, self.began) = (epoch, pages, clock::now_us());
+        self.pairing.with_flow(|flow| flow.captured(stamp_us, epoch, raw_bytes));
+        self.frozen = self.freezing;
         if !self.freezing {
-            self.let_run(vm)?;
+            match self.turn(self.began, setup.epoch) {
+                Turn::Stand(_) => self.stand_still(vm, setup)?,
+                Turn::Run(_) | Turn::End => self.let_run(vm)?,
+            }
         }
         let resumed = Instant::now();
         self.last_pause = resumed - started;
         (capture.epoch, capture.stamp_us) = (epoch, stamp_us);
-        let pages = capture.pages.len();
         std::mem::swap(&mut capture.samples, &mut self.samples);
 
-        (self.last, self.last_pages) = (epoch, pages);
         // Said before the checkpoint is on its way, so that its ack cannot come first.
         if first {
             setup.tell(KeeperNews::FirstCaptured { pairing: self.pairing.nonce });
@@ -211,7 +276,8 @@ impl Epochs {
             resume: resumed - copied,
         });
         self.scrub(vm, setup);
-        Ok(Ended::Captured)
+        self.give_up_if_overloaded(stamp_us, setup);
+        Ok(Looked::Captured)
     }
 
     /// Early in an epoch, when nobody waits for its end yet: hashes the pages that its checkpoint lets the backup
@@ -225,10 +291,11 @@ impl Epochs {
 }
 
 /// The end of an epoch that began after `last_pause`; a frame waits in it since `output_since`.
-fn due(began: Instant, epoch: Duration, last_pause: Duration, output_since: Option<Instant>) -> Instant {
-    let regular = began + epoch;
+fn due(began: Micros, epoch: Duration, last_pause: Duration, output_since: Option<Micros>) -> Micros {
+    let us = |duration: Duration| duration.as_micros() as u64;
+    let regular = began + us(epoch);
     output_since.map_or(regular, |since| {
-        let early = (since + GROUP).max(began + last_pause * EARLY_PAUSES);
+        let early = (since + us(GROUP)).max(began + us(last_pause * EARLY_PAUSES));
         regular.min(early)
     })
 }
@@ -239,15 +306,15 @@ mod tests {
 
     #[test]
     fn output_ends_an_epoch_early_but_no_sooner_than_pauses_allow_and_never_late() {
-        let (began, epoch) = (Instant::now(), Duration::from_millis(5));
-        let us = Duration::from_micros;
+        let (began, group) = (1_000_000, GROUP.as_micros() as u64);
         let after = |pause, output: Option<u64>| {
-            due(began, epoch, us(pause), output.map(|at| began + us(at))).duration_since(began)
+            let pause = Duration::from_micros(pause);
+            due(began, Duration::from_millis(5), pause, output.map(|at| began + at)) - began
         };
-        assert_eq!(after(200, None), epoch, "nobody waits");
-        assert_eq!(after(200, Some(100)), us(2000), "the pause was 200 us: a tenth of 2 ms");
-        assert_eq!(after(200, Some(3000)), us(3000) + GROUP, "others may share the epoch");
-        assert_eq!(after(200, Some(4990)), epoch, "it is over anyway");
-        assert_eq!(after(700, Some(100)), epoch, "expensive pauses keep their epochs");
+        assert_eq!(after(200, None), 5000, "nobody waits");
+        assert_eq!(after(200, Some(100)), 2000, "the pause was 200 us: a tenth of 2 ms");
+        assert_eq!(after(200, Some(3000)), 3000 + group, "others may share the epoch");
+        assert_eq!(after(200, Some(4990)), 5000, "it is over anyway");
+        assert_eq!(after(700, Some(100)), 5000, "expensive pauses keep their epochs");
     }
 }

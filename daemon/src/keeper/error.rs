@@ -1,5 +1,6 @@
 //! Errors of the machine and of its replication, one enum per operation.
 
+use super::flow::Service;
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
 use ft_checkpoint::encoder::EncodeError;
@@ -100,6 +101,13 @@ pub enum ShipError {
     /// It cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// What the operator declared cannot be kept.
+    #[error(
+        "what the VM writes takes link and backup longer than hold_ms_max ({} ms) even at guest_speed_min_pct ({} %)",
+        .0.hold_us_max / 1000,
+        .0.speed_pct_min
+    )]
+    Overloaded(Service),
 }
 
 /// Why a backup's machine, or the memory that it holds, is not the VM any more.
@@ -111,6 +119,9 @@ pub enum StateLoss {
     /// The log does not go on where the machine is.
     #[error("the machine refuses the primary's log: {0}")]
     LogRefused(MachineError),
+    /// The host failed it.
+    #[error(transparent)]
+    MachineFailed(MachineError),
     /// It came no further.
     #[error("the machine does not execute the log beyond instruction {count}")]
     Stuck {

@@ -8,11 +8,11 @@ use super::error::{GoLiveError, RestoreError, StateLoss};
 use super::news::KeeperNews;
 use super::order::GoneLive;
 use super::setup::Setup;
-use super::vm::Vm;
+use super::vm::{Vm, end_of};
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::wire::message::Position;
-use ft_vm::machine::MachineEvent;
+use ft_vm::machine::MachineError;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -152,15 +152,12 @@ impl Follower {
 
     fn listen(&mut self, vm: &mut Vm, setup: &Setup) {
         while let Ok(event) = vm.machine.events().try_recv() {
-            match event {
-                MachineEvent::Diverged { count, what } => {
+            match end_of(event) {
+                Ok(end) => self.ended = Some(end),
+                Err(MachineError::Diverged { count, what }) => {
                     self.lose(setup, StateLoss::Diverged { count, what });
                 }
-                MachineEvent::PoweredOff => self.ended = Some(GuestEnd::PoweredOff),
-                MachineEvent::Reset => self.ended = Some(GuestEnd::Reset),
-                MachineEvent::Crashed { vcpu, why } => {
-                    self.ended = Some(GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")));
-                }
+                Err(why) => self.lose(setup, StateLoss::MachineFailed(why)),
             }
         }
     }

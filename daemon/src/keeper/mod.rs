@@ -7,9 +7,11 @@
 //!
 //! It takes [`Order`]s and tells [`KeeperNews`].
 
+mod copy_pace;
 mod copying;
 mod epochs;
 mod error;
+mod flow;
 mod follower;
 mod log_cutter;
 mod news;
@@ -27,11 +29,12 @@ pub use error::{
     GoLiveError, KeepError, PrepareError, RestoreError, SealedError, ShipError, StandbyError,
     StartGuestError, StateLoss,
 };
+pub use flow::Service;
 pub use news::{FromPrimary, KeeperNews};
 pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;
 pub use progress::{Replay, ReplayProgress};
-pub use rehearsal::{RehearsalError, Rehearser, Sealed, Urgency};
+pub use rehearsal::{Ready, RehearsalError, Rehearser, Sealed, Urgency};
 pub use setup::Setup;
 pub use standby::{Feed, WarmStandby};
 pub use thread::Keeper;

@@ -69,6 +69,8 @@ pub enum FromPrimary {
     Heartbeat {
         /// Its clock, to be sent back.
         stamp: Micros,
+        /// The lease that it asks for.
+        lease: Micros,
     },
     /// A checkpoint, or an epoch of the log, is complete and verified.
     Sealed {

@@ -4,7 +4,11 @@
 //! The keeper reserves a place before it captures. The shipper keeps the encoded checkpoints here. The executor removes
 //! the acked ones and, when the backup is back over a new connection, sends the rest again. A dirty page is owed from
 //! its capture until the ack (I4): first in the shipper's queue, then here. Nothing else forgets it.
+//!
+//! What each of them does to the checkpoints in flight, the flow learns here: it says how fast the guest may run.
 
+use super::flow::{Flow, Service};
+use crate::clock;
 use crate::peer::{Bulk, Closed, PeerOutbox};
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::owed::{Owed, OwedError};
@@ -27,19 +31,28 @@ struct Inner {
     unencoded: u64,
     /// The epoch that is being encoded and streamed, if its frames went to the current outbox from the first on.
     streaming: Option<u64>,
-    /// Somebody was refused a place.
+    /// Somebody was refused a place, or waits for acks.
     wanting: bool,
+    flow: Flow,
 }
 
 impl Pairing {
-    /// A new pairing over a connection: at most `depth_max` checkpoints and about `bytes_max` bytes in flight.
-    pub fn new(nonce: u64, outbox: Arc<PeerOutbox>, depth_max: u64, bytes_max: usize) -> Arc<Self> {
+    /// A new pairing over a connection: at most `depth_max` checkpoints and about `bytes_max` bytes in flight, and less
+    /// where the service asks for it.
+    pub fn new(
+        nonce: u64,
+        outbox: Arc<PeerOutbox>,
+        depth_max: u64,
+        bytes_max: usize,
+        service: Service,
+    ) -> Arc<Self> {
         let inner = Inner {
             owed: Owed::new(bytes_max),
             outbox: Some(outbox),
             unencoded: 0,
             streaming: None,
             wanting: false,
+            flow: Flow::new(service, bytes_max as u64),
         };
         Arc::new(Self { nonce, inner: Mutex::new(inner), depth_max })
     }
@@ -53,7 +66,22 @@ impl Pairing {
         room
     }
 
-    /// Whether somebody was refused a place since this was last asked.
+    /// Looks at the flow, or tells it something. Who finds that the guest is to stand still waits for acks.
+    pub fn with_flow<T>(&self, run: impl FnOnce(&mut Flow) -> T) -> T {
+        run(&mut self.inner.lock().flow)
+    }
+
+    /// The next ack is waited for.
+    pub fn want_ack(&self) {
+        self.inner.lock().wanting = true;
+    }
+
+    /// Whether a connection carries it.
+    pub fn is_linked(&self) -> bool {
+        self.inner.lock().outbox.is_some()
+    }
+
+    /// Whether somebody waits for acks since this was last asked.
     pub fn was_wanting(&self) -> bool {
         std::mem::take(&mut self.inner.lock().wanting)
     }
@@ -76,10 +104,12 @@ impl Pairing {
         Ok(inner.owed.spare())
     }
 
-    /// A begun epoch is encoded: it is kept until its ack. If the connection changed meanwhile, it goes out whole.
-    pub fn keep(&self, checkpoint: EncodedCheckpoint) -> Result<(), OwedError> {
+    /// A begun epoch of `raw_bytes` is encoded: it is kept until its ack. If the connection changed meanwhile, it goes
+    /// out whole.
+    pub fn keep(&self, checkpoint: EncodedCheckpoint, raw_bytes: u64) -> Result<(), OwedError> {
         let mut inner = self.inner.lock();
         let epoch = checkpoint.epoch();
+        inner.flow.encoded(epoch, raw_bytes, checkpoint.bytes() as u64);
         inner.owed.keep(checkpoint)?;
         if inner.streaming.take() != Some(epoch) {
             let inner = &*inner;
@@ -90,13 +120,17 @@ impl Pairing {
 
     /// The backup has sealed `epoch`. Returns how many checkpoints that commits.
     pub fn ack(&self, epoch: u64) -> Result<u64, OwedError> {
-        self.inner.lock().owed.ack(epoch)
+        let mut inner = self.inner.lock();
+        let committed = inner.owed.ack(epoch)?;
+        inner.flow.acked(clock::now_us(), epoch);
+        Ok(committed)
     }
 
     /// The backup is back over another connection and holds `held`: what it lacks is sent again.
     pub fn resume(&self, held: u64, outbox: Arc<PeerOutbox>) -> Result<(), OwedError> {
         let mut inner = self.inner.lock();
         let lacking = inner.owed.resume(held)?;
+        inner.flow.acked(clock::now_us(), held);
         inner.streaming = None;
         inner.outbox = Some(outbox);
         send_again(inner.outbox.as_ref(), lacking);
@@ -117,6 +151,11 @@ impl Pairing {
         if let Some(outbox) = inner.outbox.take() {
             outbox.finish();
         }
+    }
+
+    /// Whether less than so much waits in front of the connection; a copy without one has failed, and need not wait.
+    pub fn has_copy_room(&self, bytes_max: usize) -> bool {
+        self.inner.lock().outbox.as_ref().is_none_or(|outbox| outbox.bulk_bytes() < bytes_max)
     }
 
     /// A sink for what is not kept: the full copy, which begins anew when it fails.

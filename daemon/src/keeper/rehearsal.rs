@@ -1,6 +1,7 @@
 //! Rehearsals: a scratch machine over a private copy of a backup's memory takes the sealed state, and shows that the VM
-//! could go on from it. Each has a thread of low priority, so that receiving never waits for it. In replay mode the
-//! machine that executes the log is the proof itself (see [`Follower`](super::follower::Follower)).
+//! could go on from it. Each has a thread of low priority, so that receiving never waits for it. The first ack of a
+//! pairing does wait: its machine is made while the full copy is still coming in. In replay mode the machine that
+//! executes the log is the proof itself (see [`Follower`](super::follower::Follower)).
 
 use super::news::KeeperNews;
 use crate::host::{ScratchWiring, WiringError};
@@ -10,6 +11,7 @@ use ft_ram::{GuestRam, MemoryError};
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::spec::MachineSpec;
 use ft_vm::state::StateError;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,9 +65,43 @@ pub struct Rehearser {
     pub wiring: ScratchWiring,
     /// Where the outcome goes.
     pub news: Outlet<KeeperNews>,
+    /// A machine for the first rehearsal in the present memory.
+    pub ready: Mutex<Ready>,
+}
+
+/// A scratch machine that was made ahead. It keeps the memory that it is over.
+#[derive(Default)]
+pub struct Ready {
+    /// Counts the memories, so that a machine that comes late is not taken for one over the present one.
+    memory: u64,
+    machine: Option<Machine>,
 }
 
 impl Rehearser {
+    /// Makes a machine over this memory ahead of its first rehearsal, on a thread of its own.
+    pub fn make_ready(self: &Arc<Self>, ram: &GuestRam) {
+        let memory = self.forget();
+        let (rehearser, ram) = (Arc::clone(self), ram.clone());
+        let spawned = std::thread::Builder::new().name("ftd-rehearse".into()).spawn(move || {
+            // Why there is none is told when it is missed.
+            let Ok(machine) = rehearser.make(&ram) else { return };
+            let mut ready = rehearser.ready.lock();
+            if ready.memory == memory {
+                ready.machine = Some(machine);
+            }
+        });
+        if let Err(e) = spawned {
+            tracing::debug!("cannot start a thread to make a scratch machine: {e}");
+        }
+    }
+
+    /// The memory is given up, or its VM goes on: nothing here keeps it. The number of the next one.
+    pub fn forget(&self) -> u64 {
+        let mut ready = self.ready.lock();
+        *ready = Ready { memory: ready.memory + 1, machine: None };
+        ready.memory
+    }
+
     /// Tries a sealed state. `Rehearsed` or `RehearsalFailed` follows.
     pub fn rehearse(self: &Arc<Self>, sealed: Sealed, urgency: Urgency) {
         let pairing = sealed.held.pairing;
@@ -93,9 +129,14 @@ impl Rehearser {
     }
 
     fn try_out(&self, sealed: &Sealed) -> Result<(), RehearsalError> {
-        let ram = sealed.ram.private_copy()?;
-        let mut machine = Machine::new(&self.spec, &ram, (self.wiring)()?)?;
+        let ready = self.ready.lock().machine.take();
+        let mut machine = ready.map_or_else(|| self.make(&sealed.ram), Ok)?;
         Ok(machine.rehearse(&sealed.state)?)
+    }
+
+    fn make(&self, ram: &GuestRam) -> Result<Machine, RehearsalError> {
+        let ram = ram.private_copy()?;
+        Ok(Machine::new(&self.spec, &ram, (self.wiring)()?)?)
     }
 
     fn tell(&self, pairing: u64, outcome: Result<(), RehearsalError>) {

@@ -1,7 +1,9 @@
 //! The keeper's surroundings, which do not change while the daemon runs.
 
+use super::flow::Service;
 use super::news::KeeperNews;
 use super::progress::Replay;
+use crate::config::OnOverload;
 use crate::host::{Attach, MakeWiring, Watchdog};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
@@ -21,10 +23,16 @@ pub struct Setup {
     pub boot: Boot,
     /// Run interval.
     pub epoch: Duration,
+    /// What is declared of output and speed.
+    pub service: Service,
+    /// What happens where that cannot be kept.
+    pub on_overload: OnOverload,
     /// Replay mode.
     pub replay: Replay,
     /// Bytes of last-sent pages to remember for deltas.
     pub shadow_bytes: usize,
+    /// Whether guest memory is locked.
+    pub lock_memory: bool,
     /// Makes the host side of the devices.
     pub wiring: MakeWiring,
     /// Told about every machine that comes and goes.

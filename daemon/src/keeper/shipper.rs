@@ -115,12 +115,12 @@ fn ship(
     let encoded = encoder.encode(capture, reuse, &mut sink)?;
     telemetry.encoded(&encoded.stats);
     // A failure to send is the connection's, and known there; the checkpoint is owed all the same.
-    Ok(pairing.keep(encoded.checkpoint)?)
+    Ok(pairing.keep(encoded.checkpoint, encoded.stats.bytes_in)?)
 }
 
 /// It goes out as one piece: there is nothing to overlap with.
 fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), ShipError> {
     let reuse = pairing.begin_whole(log.epoch)?;
     let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse)?;
-    Ok(pairing.keep(encoded)?)
+    Ok(pairing.keep(encoded, log.log.len() as u64)?)
 }

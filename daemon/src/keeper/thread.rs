@@ -4,7 +4,7 @@
 //! primary and [`Follower`] on the backup; this thread owns the machine there too.
 
 use super::copying::{CopyStep, Copying};
-use super::epochs::{Ended, Epochs};
+use super::epochs::{Epochs, Looked};
 use super::error::{GoLiveError, KeepError, PrepareError, RestoreError, StartGuestError, StateLoss};
 use super::follower::Follower;
 use super::log_cutter::LogCutter;
@@ -15,6 +15,7 @@ use super::setup::Setup;
 use super::vm::Vm;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
+use ft_vm::machine::MachineError;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -66,28 +67,37 @@ impl Keeper {
                 }),
                 limit => self.orders.recv_timeout(limit),
             };
-            if self.poll_guest_end() && matches!(order, Err(RecvTimeoutError::Timeout)) {
-                continue;
+            if let Err(why) = self.poll_guest_end() {
+                self.fail(why);
             }
             let result = match order {
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => self.work(),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            let result = match result {
+                // The guest crashed while this was done: that is its own end, and it has said so.
+                Err(KeepError::Machine(MachineError::Crashed { .. })) => self.poll_guest_end(),
+                result => result,
+            };
             if let Err(why) = result {
-                // The machine itself failed. What the backup holds is the VM now.
-                self.setup.tell(KeeperNews::MachineFailed(why));
-                self.mode = Work::Quiet;
-                self.drop_machine();
+                self.fail(why);
             }
         }
+    }
+
+    /// The machine itself failed. What the backup holds is the VM now.
+    fn fail(&mut self, why: KeepError) {
+        self.setup.tell(KeeperNews::MachineFailed(why));
+        self.mode = Work::Quiet;
+        self.drop_machine();
     }
 
     /// How long to wait for an order before there is something to look at.
     fn wait_limit(&self) -> Duration {
         match &self.mode {
             _ if self.is_at_rest() => EVENTS_INTERVAL,
-            Work::Copying(_) => Duration::ZERO,
+            Work::Copying(copying) => copying.wait_limit(),
             Work::Epochs(epochs) => epochs.wait_limit(self.setup.epoch),
             Work::Log(cutter) => cutter.wait_limit(self.setup.replay.batch),
             Work::Following(follower) => follower.wait_limit(EVENTS_INTERVAL),
@@ -121,8 +131,11 @@ impl Keeper {
             }
             Order::Freeze => return self.freeze(),
             Order::Thaw => return self.thaw(),
-            Order::Room => match &self.mode {
-                Work::Epochs(epochs) if epochs.is_starved() => return self.work(),
+            Order::Room => match &mut self.mode {
+                Work::Epochs(epochs) => {
+                    epochs.room();
+                    return self.work();
+                }
                 Work::Log(cutter) if cutter.is_starved() => return self.work(),
                 _ => {}
             },
@@ -158,12 +171,11 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
-    fn poll_guest_end(&mut self) -> bool {
+    /// Looks whether the guest has come to an end by itself. What a follower's guest does is the follower's to judge.
+    fn poll_guest_end(&mut self) -> Result<(), KeepError> {
         match (&self.mode, &mut self.vm) {
-            (Work::Following(_), vm) => vm.as_ref().is_some_and(|vm| vm.ended),
-            (_, Some(vm)) => vm.poll_end(&self.setup),
-            (_, None) => false,
+            (Work::Following(_), _) | (_, None) => Ok(()),
+            (_, Some(vm)) => Ok(vm.poll_end(&self.setup)?),
         }
     }
 
@@ -182,8 +194,8 @@ impl Keeper {
                     Ok(())
                 }
             },
-            Work::Epochs(epochs) => match epochs.end(vm, &self.setup)? {
-                Ended::Captured if self.setup.replay.on => {
+            Work::Epochs(epochs) => match epochs.look(vm, &self.setup)? {
+                Looked::Captured if self.setup.replay.on => {
                     self.begin_log();
                     Ok(())
                 }
@@ -263,7 +275,7 @@ impl Keeper {
                 return Ok(());
             }
             Work::Log(cutter) => return cutter.finish(vm, &self.setup),
-            Work::Copying(_) => {}
+            Work::Copying(mut copying) => copying.let_run(vm)?,
             Work::Epochs(_) if vm.ended => {}
             Work::Epochs(mut epochs) => epochs.let_run(vm)?,
         }

@@ -216,7 +216,7 @@ metrics! {
         "Replay mode: instructions executed up to the last cut of the log (primary) or so far (backup)",
     lag_us: Gauge "ftd_lag_us" "Replay mode: microseconds that the backup is behind",
     throttle_permille: Gauge "ftd_throttle_permille"
-        "Replay mode: thousandths of its time that the VM is stopped to let the backup catch up",
+        "Thousandths of its time that the VM is stopped, so that link and backup keep up with it",
     log_bytes: Counter "ftd_log_bytes_total" "Replay mode: bytes of log written",
     log_entries: Counter "ftd_log_entries_total" "Replay mode: events written to the log",
     divergences: Counter "ftd_divergences_total" "Times the backup diverged from the primary's execution",
@@ -229,6 +229,13 @@ metrics! {
     unknown_instructions: Counter "ftd_unknown_instructions_total"
         "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",
+    network_troubled: Gauge "ftd_network_troubled" "1 while the VM's network is not as it should be on this host",
+    turned_away: Counter "ftd_turned_away_total"
+        "Connections to the replication port that were closed because they came from elsewhere than the peer",
+    view_age_ms: Gauge "ftd_view_age_ms"
+        "Milliseconds since the executor last showed its state; more than a few hundred mean that it is stuck",
+    log_lines_lost: Counter "ftd_log_lines_lost_total"
+        "Log messages that were dropped because stderr took none for a while",
     rehearsals: Counter "ftd_rehearsals_total"
         "Backup: times it was shown that the VM could go on from the state held here",
     rehearsals_failed: Counter "ftd_rehearsals_failed_total"

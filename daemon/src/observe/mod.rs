@@ -1,14 +1,19 @@
-//! The daemon as seen from outside: its counts and times (`metrics`, `telemetry`), the executor's view (`window`), and
-//! the status made of them (`status`, `publish`).
+//! The daemon as seen from outside: its counts and times (`metrics`, `telemetry`), the executor's view (`window`), the
+//! declared service (`service`), and the status made of them (`status`, `publish`).
 
 mod metrics;
 mod publish;
+mod service;
 mod status;
 mod telemetry;
 mod window;
 
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
-pub use status::{ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, Status};
+pub use service::ServiceStatus;
+pub use status::{
+    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS,
+    Status,
+};
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
-pub use window::{PeerView, Window};
+pub use window::{Aged, PeerView, Window};

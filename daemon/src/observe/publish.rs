@@ -2,14 +2,17 @@
 //! systemd.
 
 use super::metrics::{Percentiles, Rate};
+use super::service::{HoldWatch, ServiceStatus};
 use super::status::{
-    ArbiterStatus, CopyStatus, LapseStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA, Status,
+    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus,
+    STATUS_SCHEMA, STUCK_MS, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
 use crate::clock;
 use crate::config::Config;
-use crate::host::Notifier;
+use crate::host::{Log, Notifier};
+use crate::peer::PeerPlace;
 use crate::role::{Lapse, Lapsed, Micros, Role, State};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
@@ -18,6 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// systemd is told that the service is up after this time at the latest: a boot of the host does not wait for a peer.
+const READY_AT_THE_LATEST: Duration = Duration::from_secs(2);
 /// How often the status is published when nothing changes.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -29,8 +34,12 @@ pub struct Sources {
     pub window: Arc<Window>,
     /// The replication threads'.
     pub telemetry: Arc<Telemetry>,
+    /// Who the peer is and where.
+    pub peer: Arc<PeerPlace>,
     /// What is held.
     pub output: OutputBuffer,
+    /// The messages; none in tests.
+    pub log: Option<Log>,
     /// Replay mode: how far the backup has come.
     pub position: Option<Box<dyn Fn() -> Position + Send + Sync>>,
 }
@@ -40,6 +49,7 @@ pub struct Publisher {
     config: Config,
     sources: Sources,
     log_rate: Mutex<Rate>,
+    hold_watch: Mutex<HoldWatch>,
     started: Instant,
     published: watch::Sender<Arc<Status>>,
     notifier: Notifier,
@@ -61,6 +71,7 @@ fn initial_status(config: &Config) -> Status {
         dirty_pages: 0,
         pause_us: Percentiles::default(),
         hold_us: Percentiles::default(),
+        service: ServiceStatus::default(),
         bytes_sent: 0,
         compression_ratio: 0.0,
         parts: CheckpointParts::default(),
@@ -75,8 +86,12 @@ fn initial_status(config: &Config) -> Status {
             node: config.peer.node.to_string(),
             address: config.peer.address.to_string(),
             connected: false,
+            from: None,
+            for_s: 0,
             trouble: None,
         },
+        network: None,
+        view_age_ms: 0,
         arbiter: ArbiterStatus { place: String::new(), reachable: true, age_s: None, peer_age_s: None },
         lapses: Vec::new(),
         uptime_s: 0,
@@ -103,6 +118,7 @@ impl Publisher {
             config: config.clone(),
             sources,
             log_rate: Mutex::default(),
+            hold_watch: Mutex::default(),
             started: Instant::now(),
             published: watch::Sender::new(Arc::new(initial_status(config))),
             notifier: Notifier::default(),
@@ -140,12 +156,15 @@ impl Publisher {
     }
 
     fn publish(&self) {
-        let Sources { arbiter_place, window, telemetry, output, position } = &self.sources;
-        let Some(view) = window.view() else { return };
+        let Sources { arbiter_place, window, telemetry, peer: place, output, log, position } = &self.sources;
+        let Some(shown) = window.view() else { return };
+        let view_age_ms = shown.age().as_millis() as u64;
+        let view = shown.what;
         let now = Instant::now();
         let metrics = &telemetry.metrics;
         let held = output.stats();
-        let peer = window.peer();
+        let (peer, peer_for) = (window.peer().what, window.peer().age());
+        let network = self.network();
         let copy_total = metrics.copy_total_bytes.get();
         metrics.generation.set(view.generation);
         metrics.suspicions.set_total(view.suspicions);
@@ -166,7 +185,15 @@ impl Publisher {
         metrics.muted_offers.set_total(held.muted_offers);
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
+        metrics.view_age_ms.set(view_age_ms);
+        metrics
+            .network_troubled
+            .set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
+        metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
+
+        let hold_ms_max = self.config.replication.hold_ms_max;
+        let hold_kept = self.hold_watch.lock().look(&held.hold_us, hold_ms_max * 1000, now);
 
         // Each lock is let go before the next: `parts` takes one of them again.
         let checkpoints_per_s = metrics.commit_us.lock().rate(now);
@@ -175,7 +202,14 @@ impl Publisher {
         let status = Status {
             role: view.role,
             state: view.state,
-            detail: view.detail,
+            detail: match view_age_ms {
+                STUCK_MS.. => format!(
+                    "the daemon is stuck: it has shown nothing for {} s, and this is what it showed last: {}",
+                    view_age_ms / 1000,
+                    view.detail
+                ),
+                _ => view.detail,
+            },
             generation: view.generation,
             epoch: metrics.epoch.get(),
             acked_epoch: metrics.acked_epoch.get(),
@@ -183,6 +217,11 @@ impl Publisher {
             dirty_pages: metrics.dirty_pages.get(),
             pause_us,
             hold_us,
+            service: ServiceStatus {
+                hold_ms_max,
+                hold_kept,
+                guest_speed_pct: 100.0 - metrics.throttle_permille.get() as f64 / 10.0,
+            },
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: telemetry.compression_ratio(),
             parts: telemetry.parts(),
@@ -193,11 +232,15 @@ impl Publisher {
             take_over: telemetry.take_over(),
             rehearsal,
             peer: PeerStatus {
-                node: self.config.peer.node.to_string(),
-                address: self.config.peer.address.to_string(),
+                node: view.peer,
+                address: place.get().address.to_string(),
                 connected: peer.connected,
+                from: peer.from,
+                for_s: peer_for.as_secs(),
                 trouble: peer.trouble,
             },
+            network,
+            view_age_ms,
             arbiter: ArbiterStatus {
                 place: arbiter_place.clone(),
                 reachable: window.is_arbiter_reachable() && !self.is_arbiter_silent(&view.lapses),
@@ -219,6 +262,12 @@ impl Publisher {
         })
     }
 
+    fn network(&self) -> Option<NetworkStatus> {
+        let tap = self.config.machine.net.as_ref()?.tap.clone();
+        let shown = self.sources.window.network();
+        Some(NetworkStatus { tap, for_s: shown.age().as_secs(), trouble: shown.what })
+    }
+
     fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {
         let telemetry = &self.sources.telemetry;
         let metrics = &telemetry.metrics;
@@ -236,12 +285,13 @@ impl Publisher {
         }
     }
 
-    /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup.
+    /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup. One that
+    /// waits is up as well, after a moment: the status line says what it waits for.
     fn tell_systemd(&self, status: &Status) {
         let serves =
             matches!(status.state, State::Protected | State::Degraded | State::Solo | State::Resyncing);
         let follows = status.role == Role::Backup && status.generation > 0;
-        if serves || follows {
+        if serves || follows || self.started.elapsed() > READY_AT_THE_LATEST {
             self.notifier.ready_once();
         }
         let line =
@@ -274,7 +324,9 @@ mod tests {
             arbiter_place: "/shared".into(),
             window: Arc::default(),
             telemetry: Arc::default(),
+            peer: Arc::new(PeerPlace::new(config.peer.clone())),
             output: OutputBuffer::new(Box::new(Unplugged), bounds),
+            log: None,
             position: None,
         };
         Publisher::new(&config, sources)
@@ -290,6 +342,7 @@ mod tests {
             generation: 4,
             suspicions: 3,
             rehearsal: None,
+            peer: "beta".into(),
             lapses: Vec::new(),
             arbiter_at: None,
             peer_arbiter_at: None,

@@ -1,15 +1,20 @@
 //! The status of one VM on one node. `ftctl --json status` prints its JSON form.
 
 use super::metrics::Percentiles;
+use super::service::ServiceStatus;
 use super::telemetry::{CheckpointParts, Divergence, TakeOver};
 use crate::clock;
 use crate::role::{RehearsalView, Role, State};
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// Version of [`Status`]: raised when a field changes its meaning or goes; new fields do not raise it.
 pub const STATUS_SCHEMA: u32 = 1;
+
+/// An executor that has not shown its state for so long is stuck.
+pub const STUCK_MS: u64 = 2000;
 
 /// Everything about one VM on one node. Rates and percentiles are those of the last seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,9 @@ pub struct Status {
     pub pause_us: Percentiles,
     /// Time that output was held, in microseconds.
     pub hold_us: Percentiles,
+    /// The declared service.
+    #[serde(default)]
+    pub service: ServiceStatus,
     /// Bytes sent to the peer since the start.
     pub bytes_sent: u64,
     /// Bytes captured for each byte sent.
@@ -64,6 +72,12 @@ pub struct Status {
     pub copy: Option<CopyStatus>,
     /// The last take-over by this daemon.
     pub take_over: Option<TakeOver>,
+    /// The VM's network on this host, if it has a card.
+    #[serde(default)]
+    pub network: Option<NetworkStatus>,
+    /// Milliseconds since the executor last showed its state. An executor that lives does so many times a second.
+    #[serde(default)]
+    pub view_age_ms: u64,
     /// Whether the VM could go on from what this node holds as the backup.
     #[serde(default)]
     pub rehearsal: Option<RehearsalStatus>,
@@ -95,6 +109,21 @@ pub struct ReplayStatus {
     pub last_divergence: Option<Divergence>,
 }
 
+impl Status {
+    /// Whether what it says of role and state is old news: the executor is stuck.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.view_age_ms >= STUCK_MS
+    }
+
+    /// Whether a backup can take over, and the VM would be reached there, as far as this node knows.
+    #[must_use]
+    pub fn is_well_protected(&self) -> bool {
+        let is_cut = self.network.as_ref().is_some_and(|network| network.trouble.is_some());
+        self.state == State::Protected && !is_cut && !self.is_stale()
+    }
+}
+
 /// A full copy under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyStatus {
@@ -102,6 +131,17 @@ pub struct CopyStatus {
     pub done_bytes: u64,
     /// Guest memory to cover.
     pub total_bytes: u64,
+}
+
+/// The VM's network on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// The TAP.
+    pub tap: String,
+    /// What is wrong with the way from there to the network.
+    pub trouble: Option<String>,
+    /// Seconds for which it has been so.
+    pub for_s: u64,
 }
 
 /// Whether the VM could go on from what a backup holds.
@@ -129,6 +169,12 @@ pub struct PeerStatus {
     pub address: String,
     /// Whether it is connected.
     pub connected: bool,
+    /// Where the other end of the connection really is.
+    #[serde(default)]
+    pub from: Option<SocketAddr>,
+    /// Seconds for which it has been connected, or not.
+    #[serde(default)]
+    pub for_s: u64,
     /// The error of the last attempt to connect, or the end of the last connection.
     pub trouble: Option<String>,
 }

@@ -255,6 +255,11 @@ impl Telemetry {
         self.metrics.resyncs.add(1);
     }
 
+    /// A connection to the replication port came from elsewhere than the peer.
+    pub fn turned_away(&self) {
+        self.metrics.turned_away.add(1);
+    }
+
     /// A connection began; `written` counts what is written to it.
     pub fn connected(&self, written: Arc<AtomicU64>) {
         let before = std::mem::replace(&mut *self.written.lock(), written);

@@ -1,15 +1,44 @@
-//! The window through which other threads see the executor.
+//! The window through which other threads see the executor. Each view has an age: what nobody renews is old news.
 
+use crate::host::NetworkTrouble;
 use crate::role::View;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// See the module.
 #[derive(Default)]
 pub struct Window {
-    view: Mutex<Option<View>>,
-    peer: Mutex<PeerView>,
+    view: Mutex<Option<Aged<View>>>,
+    peer: Mutex<Aged<PeerView>>,
+    network: Mutex<Aged<Option<String>>>,
     arbiter_silent: AtomicBool,
+}
+
+/// Something, and since when it is so.
+#[derive(Clone, Debug)]
+pub struct Aged<T> {
+    /// It.
+    pub what: T,
+    since: Instant,
+}
+
+impl<T> Aged<T> {
+    fn now(what: T) -> Self {
+        Self { what, since: Instant::now() }
+    }
+
+    /// How long it has been so.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+}
+
+impl<T: Default> Default for Aged<T> {
+    fn default() -> Self {
+        Self::now(T::default())
+    }
 }
 
 /// The connection to the peer as `status` shows it.
@@ -17,41 +46,60 @@ pub struct Window {
 pub struct PeerView {
     /// Whether there is a connection.
     pub connected: bool,
+    /// Where its other end really is.
+    pub from: Option<SocketAddr>,
     /// What the last attempt came to, when there is none.
     pub trouble: Option<String>,
 }
 
 impl Window {
-    /// The core's view of itself.
-    pub fn view(&self) -> Option<View> {
+    /// The core's view of itself, and how old it is: the executor renews it many times a second.
+    pub fn view(&self) -> Option<Aged<View>> {
         self.view.lock().clone()
     }
 
     /// Shows another view; returns the one before.
     pub fn show(&self, view: View) -> Option<View> {
-        self.view.lock().replace(view)
+        self.view.lock().replace(Aged::now(view)).map(|before| before.what)
     }
 
-    /// The connection to the peer.
-    pub fn peer(&self) -> PeerView {
+    /// The connection to the peer, and since when there is, or is not, one.
+    pub fn peer(&self) -> Aged<PeerView> {
         self.peer.lock().clone()
     }
 
     /// There is a connection to the peer.
-    pub fn show_connected(&self) {
-        *self.peer.lock() = PeerView { connected: true, trouble: None };
+    pub fn show_connected(&self, from: Option<SocketAddr>) {
+        self.show_peer(PeerView { connected: true, from, trouble: None });
     }
 
     /// There is none, and this is what became of the last one, or of the last attempt.
     pub fn show_disconnected(&self, trouble: Option<String>) {
-        *self.peer.lock() = PeerView { connected: false, trouble };
+        self.show_peer(PeerView { connected: false, from: None, trouble });
+    }
+
+    fn show_peer(&self, view: PeerView) {
+        let mut peer = self.peer.lock();
+        let is_same = peer.what.connected == view.connected && peer.what.from == view.from;
+        let since = if is_same { peer.since } else { Instant::now() };
+        *peer = Aged { what: view, since };
+    }
+
+    /// What is wrong with the VM's network on this host, if anything, and since when.
+    pub fn network(&self) -> Aged<Option<String>> {
+        self.network.lock().clone()
+    }
+
+    /// The VM's network on this host is so now.
+    pub fn show_network(&self, trouble: &NetworkTrouble) {
+        *self.network.lock() = Aged::now((!trouble.is_none()).then(|| trouble.to_string()));
     }
 
     /// A node that asked to pair does not fit. While there is a connection, it disturbs nobody.
     pub fn show_turned_away(&self, why: String) {
         let mut peer = self.peer.lock();
-        if !peer.connected {
-            peer.trouble = Some(why);
+        if !peer.what.connected {
+            peer.what.trouble = Some(why);
         }
     }
 

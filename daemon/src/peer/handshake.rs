@@ -4,6 +4,7 @@
 use super::complaints::{Complaints, Voice};
 use super::error::HandshakeError;
 use super::news::PeerNews;
+use super::port::{PeerPlace, Port};
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
 use crate::host::Unread;
 use crate::outlet::Outlet;
@@ -12,8 +13,8 @@ use ft_checkpoint::wire::handshake::{self, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
-use ft_vm::machine::{CpuMismatch, CpuProfile};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use ft_vm::machine::CpuProfile;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub struct Local {
     pub lasting: Identity,
     /// What the machine's files hold; or why that is not known yet.
     pub contents: TellContents,
+    /// Who the peer is: its name counts, not the one in `lasting`.
+    pub peer: Arc<PeerPlace>,
     /// The highest generation known.
     pub generation: AtomicU64,
     /// What this node holds, asked at every dial.
@@ -51,6 +54,7 @@ pub type TellContents = Box<dyn Fn() -> Result<Vec<Fact>, Unread> + Send + Sync>
 impl Local {
     fn identity(&self) -> Result<Identity, Refusal> {
         let mut identity = self.lasting.clone();
+        identity.peer = self.peer.get().node.to_string();
         identity.generation = self.generation.load(Ordering::Relaxed);
         let not_ready =
             |unread: Unread| Refusal::NotReady { node: identity.node.clone(), why: unread.to_string() };
@@ -72,14 +76,17 @@ fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<(), Refusal> 
 enum CpuError {
     #[error("unreadable description: {0}")]
     Unreadable(#[from] serde_json::Error),
-    #[error(transparent)]
-    Mismatch(#[from] CpuMismatch),
+    #[error("{0}")]
+    Mismatch(String),
 }
 
 /// Whether a machine that runs on CPU `from` can go on on CPU `to`. Where the engine is software the CPU is no fact.
 fn cpu_fits(to: &[u8], from: &[u8]) -> Result<(), CpuError> {
     let (to, from): (CpuProfile, CpuProfile) = (serde_json::from_slice(to)?, serde_json::from_slice(from)?);
-    Ok(to.can_resume_from(&from)?)
+    let differences = to.differences(&from);
+    let fatal: Vec<_> =
+        differences.iter().filter(|difference| difference.is_fatal()).map(ToString::to_string).collect();
+    if fatal.is_empty() { Ok(()) } else { Err(CpuError::Mismatch(fatal.join("; "))) }
 }
 
 /// Numbers for connections.
@@ -95,7 +102,7 @@ impl ConnIds {
 
 /// Takes connections of peers for as long as the process lives.
 pub fn listen(
-    listener: TcpListener,
+    mut port: Port,
     local: Arc<Local>,
     ids: Arc<ConnIds>,
     news: Outlet<PeerNews>,
@@ -104,8 +111,8 @@ pub fn listen(
     let complaints = Arc::new(Complaints::default());
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
+            let stream = match port.accept() {
+                Ok(stream) => stream,
                 Err(e) => {
                     tracing::warn!("cannot accept a connection from the peer: {e}");
                     std::thread::sleep(DIAL_PAUSE);
@@ -227,7 +234,7 @@ pub struct Dialler {
 impl Dialler {
     /// Starts the thread; it does nothing until [`Self::dial`].
     pub fn start(
-        peer: String,
+        peer: Arc<PeerPlace>,
         local: Arc<Local>,
         ids: Arc<ConnIds>,
         news: Outlet<PeerNews>,
@@ -239,7 +246,7 @@ impl Dialler {
                 while !flag.load(Ordering::Acquire) {
                     std::thread::park();
                 }
-                match dial(&peer, &local) {
+                match dial(peer.get().address, &local) {
                     Ok((Shaken { ours, reader, writer }, welcome)) => {
                         flag.store(false, Ordering::Release);
                         let generation = welcome.identity.generation;
@@ -274,14 +281,9 @@ impl Dialler {
     }
 }
 
-fn dial(peer: &str, local: &Local) -> Result<(Shaken, Welcome), HandshakeError> {
+fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeError> {
     let ours = local.identity()?;
-    let addresses: Vec<SocketAddr> = peer.to_socket_addrs()?.collect();
-    let mut last = std::io::Error::other(format!("{peer} has no address"));
-    let connected = addresses
-        .iter()
-        .find_map(|address| TcpStream::connect_timeout(address, DIAL_LIMIT).map_err(|e| last = e).ok());
-    let stream = connected.ok_or(last)?;
+    let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
     Message::Hello(Hello { identity: ours.clone(), held: (local.held)() }).send(0, &mut writer)?;
     match Message::decode(&reader.read()?)? {

@@ -1,5 +1,5 @@
-//! Connections to the peer: which peer may connect (`handshake`), how messages are written (`link`, `outbox`) and read
-//! (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
+//! Connections to the peer: who may knock (`port`) and who may connect (`handshake`), how messages are written (`link`,
+//! `outbox`) and read (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
 mod complaints;
@@ -10,6 +10,7 @@ mod lifeline;
 mod link;
 mod news;
 mod outbox;
+mod port;
 mod stream;
 
 pub use backup_reader::BackupReader;
@@ -20,4 +21,5 @@ pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};
 pub use news::{FromBackup, PeerNews};
 pub use outbox::Closed;
+pub use port::{Listen, PeerPlace, Port};
 pub use stream::{Fitting, PeerReader};

@@ -58,6 +58,8 @@ pub enum FromBackup {
     Echo {
         /// Our clock when we sent it.
         stamp: Micros,
+        /// The lease that it grants.
+        lease: Micros,
     },
     /// It says what its arbiter says.
     Standing(Standing),

@@ -117,6 +117,11 @@ impl<U, B> Outbox<U, B> {
         }
     }
 
+    /// Bytes of bulk that wait.
+    pub fn bulk_bytes(&self) -> usize {
+        self.queues.lock().bulk_bytes
+    }
+
     /// Whether nothing waits.
     pub fn is_idle(&self) -> bool {
         let queues = self.queues.lock();

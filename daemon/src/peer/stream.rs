@@ -6,10 +6,13 @@ use ft_checkpoint::wire::{FrameReader, FrameWriter};
 use std::cell::Cell;
 use std::io::Read;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// The kernel's buffer: small, so that a heartbeat that overtakes the bulk in the outbox is not stuck behind it there.
 const SOCKET_BUFFER_BYTES: usize = 512 << 10;
+/// Bytes in that buffer which TCP has yet to send: on a slow link the buffer is more than a heartbeat may wait for.
+static UNSENT_BYTES_MAX: u32 = 128 << 10;
 /// A write that makes no progress for this long is a peer that reads nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -71,5 +74,20 @@ pub fn tune(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     let size = SOCKET_BUFFER_BYTES;
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBuf, &size)?;
-    Ok(())
+    limit_unsent(stream)
+}
+
+/// Bytes wait here rather than in the kernel, on a link of any rate.
+fn limit_unsent(stream: &TcpStream) -> std::io::Result<()> {
+    // SAFETY: the descriptor is open as long as the stream is borrowed; the option is a u32, and its length says so.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            (&raw const UNSENT_BYTES_MAX).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

@@ -158,6 +158,9 @@ fn end_of(event: &MachineEvent) -> Result<EndReason, RunError> {
             eprintln!("ftd: the guest crashed: {why}");
             Ok(EndReason::Crashed)
         }
+        MachineEvent::Failed { vcpu, why } => {
+            Err(MachineError::Failed { vcpu: *vcpu, why: why.clone() }.into())
+        }
         MachineEvent::Diverged { count, what } => {
             Err(RunError::Diverged(format!("at count {count}: {what}")))
         }

@@ -179,8 +179,8 @@ impl Executor {
             Command::SwitchoverDone(outcome) => hands.switchover_done(outcome),
             Command::Exit(exit) => self.exit = Some(exit),
 
-            Command::SendHeartbeat { conn, stamp } => {
-                hands.send(conn, Message::Heartbeat { stamp_us: stamp })
+            Command::SendHeartbeat { conn, stamp, lease } => {
+                hands.send(conn, Message::Heartbeat { stamp_us: stamp, lease_us: lease })
             }
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
             Command::SendStanding { conn, standing } => hands.send(conn, Message::Standing(standing)),
@@ -188,8 +188,8 @@ impl Executor {
             Command::SendAck { conn, epoch, stamp } => {
                 hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
             }
-            Command::SendEcho { conn, stamp } => {
-                hands.send(conn, Message::Echo { stamp_us: stamp });
+            Command::SendEcho { conn, stamp, lease } => {
+                hands.send(conn, Message::Echo { stamp_us: stamp, lease_us: lease });
                 if let Some(position) = hands.position() {
                     hands.send(conn, Message::Position(position));
                 }
@@ -202,9 +202,13 @@ impl Executor {
 
     fn boot(&mut self, hands: &mut impl Hands) {
         let _ = hands.output().pass();
-        if let Err(e) = hands.boot() {
-            hands.output().mute();
-            self.own.push_back(Event::BootFailed(e.to_string()));
+        match hands.boot() {
+            // The network may still look for the VM on the host where it ran before.
+            Ok(()) => hands.announce(self.core.generation()),
+            Err(e) => {
+                hands.output().mute();
+                self.own.push_back(Event::BootFailed(e.to_string()));
+            }
         }
     }
 

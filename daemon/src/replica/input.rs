@@ -2,6 +2,7 @@
 
 use super::arbiter_thread::CellNews;
 use crate::control::Wish;
+use crate::host::NetworkTrouble;
 use crate::keeper::KeeperNews;
 use crate::peer::PeerNews;
 
@@ -13,6 +14,8 @@ pub enum Input {
     Keeper(KeeperNews),
     /// Of the arbiter.
     Arbiter(CellNews),
+    /// Of the VM's way to the network.
+    Network(NetworkTrouble),
     /// Of the operator.
     Control(Wish),
 }

@@ -8,7 +8,7 @@ use super::arbitration::Settled;
 use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
-use super::policy::StartAs;
+use super::policy::{StartAs, promise_us};
 use super::primary::Primary;
 use super::rehearsal::{Rehearsals, Unacked};
 use ft_arbiter::{Cell, CellId};
@@ -118,11 +118,12 @@ impl Backup {
                 }
             },
             Event::Heard { conn } => self.heard(core, conn),
-            Event::Heartbeat { conn, stamp } if self.is_linked(conn) => {
+            Event::Heartbeat { conn, stamp, lease } if self.is_linked(conn) => {
                 self.heard(core, conn);
                 if self.may_answer() {
-                    self.promise(core);
-                    core.out.push(Command::SendEcho { conn, stamp });
+                    let lease = lease.min(core.policy.lease_us_max());
+                    self.promise(core, lease);
+                    core.out.push(Command::SendEcho { conn, stamp, lease });
                 } else {
                     // Nothing is permitted or promised any more, but we live.
                     core.tell_standing(conn, false);
@@ -233,8 +234,9 @@ impl Backup {
         matches!(self.stage, Stage::Following | Stage::Offered { .. })
     }
 
-    fn promise(&mut self, core: &Core) {
-        self.promise_until = self.promise_until.max(core.now + core.policy.promise_us());
+    /// Not to contest for as long as this lease may be alive.
+    fn promise(&mut self, core: &Core, lease: Micros) {
+        self.promise_until = self.promise_until.max(core.now + promise_us(lease));
     }
 
     /// Two backups.

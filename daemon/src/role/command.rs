@@ -147,6 +147,8 @@ pub enum Command {
         conn: ConnId,
         /// Our clock.
         stamp: Micros,
+        /// How long the answer shall permit us to release, counted from the stamp.
+        lease: Micros,
     },
     /// Tell the backup that the cell names it.
     SendPaired {
@@ -201,6 +203,8 @@ pub enum Command {
         conn: ConnId,
         /// The primary's stamp.
         stamp: Micros,
+        /// The lease granted, which is promised already.
+        lease: Micros,
     },
     /// Backup: we will not take over; nothing has changed.
     SendDecline {

@@ -8,6 +8,7 @@ use super::policy::{Fresh, Policy, StartAs};
 use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
+use super::resets::Resets;
 use super::standing::Words;
 use super::view::{Role, State, View};
 use ft_arbiter::{Cell, CellId};
@@ -27,6 +28,9 @@ pub struct Core {
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
+    pub(super) resets: Resets,
+    /// The operator's other name for the peer, until nobody counts on the old one.
+    next_peer: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -83,6 +87,8 @@ impl Core {
             generation: record.map_or(0, |record| record.generation),
             suspicions: 0,
             stop_requested: false,
+            resets: Resets::default(),
+            next_peer: None,
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -128,6 +134,7 @@ impl Core {
             }
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
+            Event::PeerReplaced { node } => self.next_peer = Some(node),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested if !self.in_part() && self.arbiter.is_setting() => {
                 self.stop_requested = true
@@ -152,8 +159,21 @@ impl Core {
                 Part::Ended { .. } | Part::Moving => None,
             }),
         }
+        self.rename_peer();
         self.pursue();
         commands.append(&mut self.out);
+    }
+
+    /// The peer has another name once neither the cell nor a pairing under way knows the old one.
+    fn rename_peer(&mut self) {
+        let is_free = match &self.part {
+            Part::Primary(primary) => primary.has_no_backup(),
+            Part::Starting { .. } | Part::Founding { .. } => true,
+            Part::Bereft { .. } | Part::Backup(_) | Part::Ended { .. } | Part::Moving => false,
+        };
+        if is_free && let Some(node) = self.next_peer.take() {
+            self.policy.peer = node;
+        }
     }
 
     fn in_part(&self) -> bool {
@@ -386,6 +406,7 @@ impl Core {
             generation: self.generation,
             suspicions: self.suspicions,
             rehearsal,
+            peer: self.policy.peer.clone(),
             lapses: self.lapses(),
             arbiter_at: self.words.mine.at,
             peer_arbiter_at: self.words.theirs.as_ref().and_then(|theirs| theirs.at),

@@ -29,7 +29,7 @@ pub enum GuestEnd {
     PoweredOff,
     /// It asked for a reset.
     Reset,
-    /// It cannot go on (triple fault, failed entry): what the machine says of it.
+    /// It crashed its processor (a triple fault), which is a reset as well: what the machine says of it.
     Crashed(String),
 }
 
@@ -124,6 +124,8 @@ pub enum Event {
         conn: ConnId,
         /// Our own clock when we sent it.
         stamp: Micros,
+        /// The lease granted.
+        lease: Micros,
     },
     /// Primary: a release stopped early because its permit had lapsed.
     ReleaseCut,
@@ -141,6 +143,8 @@ pub enum Event {
         conn: ConnId,
         /// The primary's clock, to be sent back.
         stamp: Micros,
+        /// The lease that it asks for.
+        lease: Micros,
     },
     /// Backup: a checkpoint is complete and verified.
     Sealed {
@@ -209,6 +213,11 @@ pub enum Event {
         epoch: u64,
     },
 
+    /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
+    PeerReplaced {
+        /// Its name.
+        node: String,
+    },
     /// The operator asks for a planned switchover.
     SwitchoverRequested,
     /// The operator asks this node to stop. A protected VM moves to the peer first; another is ended.

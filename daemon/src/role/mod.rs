@@ -37,7 +37,8 @@
 //!   pairing that it holds sealed. From the moment it may have asked, it acknowledges nothing until the answer is
 //!   certain.
 //! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
-//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. A backup that
+//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. The primary asks for a
+//!   lease that outlives the round trip, the backup grants it within its bound, and says so in the answer. A backup that
 //!   answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp is older
 //!   than the answer, so the permission is over before the promise is, however long a message or a process was held
 //!   up. A primary whose permission has lapsed asks again before it lets anything out.
@@ -59,6 +60,7 @@ mod primary;
 mod proof;
 mod record;
 mod rehearsal;
+mod resets;
 mod standing;
 #[cfg(test)]
 mod tests;

@@ -42,7 +42,7 @@ pub struct Policy {
     pub fresh: Fresh,
     /// Whether a guest that resets is booted again, or ends.
     pub restart_on_reset: bool,
-    /// How long an answer of the backup permits the primary to release.
+    /// How long an answer of the backup permits the primary to release, at least.
     pub lease_us: Micros,
     /// Silence after which the peer counts as lost.
     pub failure_timeout_us: Micros,
@@ -65,8 +65,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// How long a backup stays quiet after an answer: the lease and an eighth for the drift between two clocks.
-    pub(in crate::role) fn promise_us(&self) -> Micros {
-        self.lease_us + self.lease_us / 8 + 1_000
+    /// The longest lease: the promise that it rests on is over when a silent peer counts as lost.
+    pub(in crate::role) fn lease_us_max(&self) -> Micros {
+        self.lease_us.max(self.failure_timeout_us * 3 / 4)
     }
+}
+
+/// How long a backup stays quiet that has granted this lease: an eighth more, for the drift between two clocks.
+pub(in crate::role) fn promise_us(lease: Micros) -> Micros {
+    lease + lease / 8 + 1_000
 }

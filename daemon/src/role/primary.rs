@@ -26,6 +26,8 @@ pub(super) struct Primary {
     permit: Permit,
     switchover: Option<Switchover>,
     ending: Option<End>,
+    /// When a guest that has reset is booted again.
+    boot_at: Option<Micros>,
     /// Why the state is what it is, for the operator.
     why: String,
 }
@@ -76,8 +78,20 @@ impl Pair {
 struct Permit {
     acked: u64,
     until: Micros,
+    /// A round trip to the backup, of late: the longest, which fades.
+    round_trip: Micros,
+    /// No lease outlives such a round trip.
+    out_of_reach: bool,
     /// Something acked is still held, because the permission had lapsed.
     wanting: bool,
+}
+
+impl Permit {
+    /// The lease to ask for: an answer that comes after a round trip is to permit something still, until the next one.
+    fn lease(&self, core: &Core) -> Micros {
+        let policy = &core.policy;
+        (3 * self.round_trip + policy.heartbeat_us).clamp(policy.lease_us, policy.lease_us_max())
+    }
 }
 
 impl Primary {
@@ -91,6 +105,7 @@ impl Primary {
             permit: Permit::default(),
             switchover: None,
             ending: None,
+            boot_at: None,
             why: why.into(),
         }
     }
@@ -124,11 +139,15 @@ impl Primary {
                 return self.on_ack(core, conn, epoch, stamp);
             }
             Event::AckRefused { conn, why } if self.is_linked(conn) => return self.drop_peer(core, why),
-            Event::Echo { conn, stamp } if self.is_linked(conn) => {
+            Event::Echo { conn, stamp, lease } if self.is_linked(conn) => {
                 self.heard(core, conn);
-                if let Err(why) = self.extend_permit(core, stamp) {
+                let lease = lease.min(core.policy.lease_us_max());
+                if let Err(why) = self.extend_permit(core, stamp, lease) {
                     return self.drop_peer(core, why);
                 }
+                let fading = self.permit.round_trip - self.permit.round_trip / 8;
+                self.permit.round_trip = fading.max(core.now - stamp);
+                self.permit.out_of_reach = self.permit.round_trip >= core.policy.lease_us_max();
                 if self.permit.wanting {
                     self.release(core);
                     self.offer_if_drained(core);
@@ -190,6 +209,11 @@ impl Primary {
         self.link.as_ref().map(|link| link.conn)
     }
 
+    /// Whether neither the cell nor a pairing under way names a backup.
+    pub(super) fn has_no_backup(&self) -> bool {
+        self.pair == Pair::Solo
+    }
+
     fn is_linked(&self, conn: ConnId) -> bool {
         self.link.as_ref().is_some_and(|link| link.conn == conn)
     }
@@ -209,6 +233,12 @@ impl Primary {
     }
 
     fn on_tick(&mut self, core: &mut Core) -> Option<Next> {
+        if self.boot_at.is_some_and(|boot_at| boot_at <= core.now || core.stop_requested) {
+            self.boot_at = None;
+            if self.ending.is_none() {
+                return self.begin_reboot(core);
+            }
+        }
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
@@ -243,7 +273,8 @@ impl Primary {
     fn beat(&mut self, core: &mut Core) {
         if let Some(link) = &mut self.link {
             link.last_beat = core.now;
-            core.out.push(Command::SendHeartbeat { conn: link.conn, stamp: core.now });
+            let lease = self.permit.lease(core);
+            core.out.push(Command::SendHeartbeat { conn: link.conn, stamp: core.now, lease });
         }
     }
 
@@ -299,7 +330,7 @@ impl Primary {
                         false => Pair::Protected { pairing },
                     };
                     self.link = Some(link);
-                    self.permit = Permit { acked: held.epoch, until: 0, wanting: true };
+                    self.permit = Permit { acked: held.epoch, wanting: true, ..Permit::default() };
                     let generation = self.cell.generation;
                     let how = PairingStart::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
@@ -330,7 +361,7 @@ impl Primary {
             return self
                 .drop_peer(core, format!("it acked epoch {epoch} before the first epoch of its pairing"));
         }
-        if let Err(why) = self.extend_permit(core, stamp) {
+        if let Err(why) = self.extend_permit(core, stamp, core.policy.lease_us) {
             return self.drop_peer(core, why);
         }
         self.permit.acked = self.permit.acked.max(epoch);
@@ -343,11 +374,11 @@ impl Primary {
         None
     }
 
-    fn extend_permit(&mut self, core: &Core, stamp: Micros) -> Result<(), String> {
+    fn extend_permit(&mut self, core: &Core, stamp: Micros, lease: Micros) -> Result<(), String> {
         if stamp > core.now {
             return Err(format!("it answered a stamp from the future ({stamp} us, now {} us)", core.now));
         }
-        self.permit.until = self.permit.until.max(stamp + core.policy.lease_us);
+        self.permit.until = self.permit.until.max(stamp + lease);
         Ok(())
     }
 
@@ -461,6 +492,11 @@ impl Primary {
             Pair::Copying { .. } => "sending the backup a full copy".into(),
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),
             Pair::Enlisting { .. } => "asking the arbiter to name the standby".into(),
+            Pair::Protected { .. } if self.permit.out_of_reach => format!(
+                "in step, but the VM's output is held: a round trip to the backup takes {} ms, longer than any lease; \
+                 raise failure_timeout_ms on both nodes to twice that",
+                self.permit.round_trip / 1000
+            ),
             Pair::Protected { pairing } => match self.verdict(core, pairing) {
                 Verdict::Proven => "in step".into(),
                 Verdict::Pending => "in step; waiting for the backup's word that it has read the cell".into(),

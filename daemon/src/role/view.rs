@@ -51,6 +51,8 @@ pub struct View {
     pub arbiter_at: Option<Micros>,
     /// When the peer's did, as the peer said.
     pub peer_arbiter_at: Option<Micros>,
+    /// The peer's name, as decisions go by it.
+    pub peer: String,
     /// Whether the VM could go on from what this node holds as the backup.
     pub rehearsal: Option<RehearsalView>,
     /// One line for the operator: why it is so, or what it waits for.

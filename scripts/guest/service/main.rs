@@ -14,6 +14,10 @@ use protocol::Power;
 use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+/// How often the power button is looked at.
+const BUTTON_INTERVAL: Duration = Duration::from_millis(250);
 
 fn main() {
     if std::env::args().nth(1).as_deref() == Some("bench") {
@@ -28,6 +32,7 @@ fn main() {
         }
     };
     println!("ft-service: port {}", protocol::PORT);
+    std::thread::spawn(watch_power_button);
     // A quarter for the store, half for the load: what is left is the kernel's.
     serve::serve(&listener, memory_bytes / 4, (memory_bytes / 2 / protocol::PAGE) as u64, stop);
 }
@@ -39,8 +44,8 @@ fn memory_bytes() -> Option<usize> {
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Ends the machine's run. The guest's kernel knows no ACPI and so no way to power off or to reset: the platform
-/// device has one. A crash is the kernel's own.
+/// Ends the machine's run. The small kernel knows no ACPI and so no way to power off or to reset: the platform device
+/// has one. A crash is the kernel's own.
 fn stop(power: Power) {
     let result = match power {
         Power::Off => write_platform_register(layout::platform::POWER_OFF),
@@ -52,11 +57,29 @@ fn stop(power: Power) {
     }
 }
 
+/// Minds the power button in the place of a kernel that knows no ACPI.
+fn watch_power_button() {
+    if std::path::Path::new("/sys/firmware/acpi").exists() {
+        return;
+    }
+    let window = match platform_window() {
+        Ok(window) => window,
+        Err(error) => return eprintln!("ft-service: no power button: {error}"),
+    };
+    // SAFETY: a register inside the window that was just mapped.
+    while unsafe { window.add(layout::platform::POWER_BUTTON as usize).cast::<u64>().read_volatile() } == 0 {
+        std::thread::sleep(BUTTON_INTERVAL);
+    }
+    println!("ft-service: the power button was pressed");
+    stop(Power::Off);
+}
+
 unsafe extern "C" {
     fn mmap(at: *mut u8, bytes: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
 }
 
-fn write_platform_register(register: u64) -> std::io::Result<()> {
+/// The platform device's registers.
+fn platform_window() -> std::io::Result<*mut u8> {
     const PROT_READ_WRITE: i32 = 3;
     const MAP_SHARED: i32 = 1;
     let memory = OpenOptions::new().read(true).write(true).open("/dev/mem")?;
@@ -74,6 +97,11 @@ fn write_platform_register(register: u64) -> std::io::Result<()> {
     if window as isize == -1 {
         return Err(std::io::Error::last_os_error());
     }
+    Ok(window)
+}
+
+fn write_platform_register(register: u64) -> std::io::Result<()> {
+    let window = platform_window()?;
     // SAFETY: a register inside the window that was just mapped.
     unsafe { window.add(register as usize).cast::<u64>().write_volatile(1) }
     Ok(())

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const CONNECTIONS_MAX: usize = 64;
 /// Longest sleep of the load's thread, and so the longest that a change of load waits.
 const LOAD_SLEEP_MAX: Duration = Duration::from_millis(20);
+/// Length of the sleeps that are counted.
+const SLEEP: Duration = Duration::from_millis(100);
 /// Pages that the load writes between two looks at the clock.
 const BATCH: u64 = 16;
 
@@ -81,6 +83,7 @@ struct Host {
     arena: Arc<Mutex<Vec<[u64; PAGE / 8]>>>,
     written: Arc<AtomicU64>,
     running: Option<RunningLoad>,
+    sleeps: Arc<AtomicU64>,
 }
 
 struct RunningLoad {
@@ -97,8 +100,23 @@ impl Host {
             arena: Arc::default(),
             written: Arc::default(),
             running: None,
+            sleeps: count_sleeps(),
         }
     }
+}
+
+/// Counts sleeps, one after the other: by them others see how time goes by for a guest at rest.
+fn count_sleeps() -> Arc<AtomicU64> {
+    let sleeps = Arc::new(AtomicU64::new(0));
+    let counted = Arc::downgrade(&sleeps);
+    std::thread::spawn(move || {
+        while let Some(sleeps) = counted.upgrade() {
+            sleeps.fetch_add(1, Ordering::Relaxed);
+            drop(sleeps);
+            std::thread::sleep(SLEEP);
+        }
+    });
+    sleeps
 }
 
 impl Machine for Host {
@@ -139,8 +157,9 @@ impl Machine for Host {
     }
 
     fn stats(&mut self, out: &mut dyn std::fmt::Write) {
-        let _ =
-            write!(out, " requests={} load_pages={}", self.requests, self.written.load(Ordering::Relaxed));
+        let load_pages = self.written.load(Ordering::Relaxed);
+        let sleeps = self.sleeps.load(Ordering::Relaxed);
+        let _ = write!(out, " requests={} load_pages={load_pages} sleeps={sleeps}", self.requests);
     }
 }
 

@@ -23,6 +23,11 @@ pub fn idle(microseconds: u64) {
     write(register::IDLE_US, microseconds);
 }
 
+/// Whether somebody has pressed the power button.
+pub fn power_button() -> bool {
+    read(register::POWER_BUTTON) != 0
+}
+
 /// Powers off.
 pub fn power_off() -> ! {
     loop {

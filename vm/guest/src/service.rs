@@ -21,6 +21,8 @@ const TRANSMIT_BYTES: usize = 16 * 1024;
 const FRAMES_PER_TURN: usize = 64;
 /// Longest idling.
 const IDLE_US_MAX: u64 = 50_000;
+/// Sleeps of this length, one after the other, are counted: by them others see how time goes by for a guest at rest.
+const SLEEP_NS: u64 = 100_000_000;
 /// A peer is asked for a sign of life after this time, and given up after [`DEAD_S`].
 const KEEP_ALIVE_S: u64 = 15;
 const DEAD_S: u64 = 120;
@@ -37,6 +39,7 @@ pub struct Server {
     port: u16,
     worker: Option<Worker>,
     stop: Option<Stop>,
+    sleeps_until_ns: u64,
 }
 
 /// A stop that was asked for, by whom, and the time after which it is not put off any longer.
@@ -65,6 +68,7 @@ struct Machine {
     requests: u64,
     connections: usize,
     card: Counters,
+    sleeps: u64,
 }
 
 impl kv::Machine for Machine {
@@ -85,11 +89,12 @@ impl kv::Machine for Machine {
         let _ = write!(
             out,
             " requests={} connections={} load_pages={} frames_in={frames_in} frames_out={frames_out} \
-             transmit_full={transmit_full} vcpus={}",
+             transmit_full={transmit_full} vcpus={} sleeps={}",
             self.requests,
             self.connections,
             load::written(),
             platform::vcpus(),
+            self.sleeps,
         );
     }
 }
@@ -135,6 +140,7 @@ impl Server {
             port: settings.port,
             worker,
             stop: None,
+            sleeps_until_ns: platform::clock_ns() + SLEEP_NS,
         }
     }
 
@@ -167,7 +173,15 @@ impl Server {
 
     /// Gives the processor up until the network, a timer or the load needs it.
     fn idle(&mut self, time: Instant, load_idle_ns: Option<u64>) {
-        let mut idle_us = IDLE_US_MAX;
+        let now_ns = platform::clock_ns();
+        if now_ns >= self.sleeps_until_ns {
+            self.service.machine.sleeps += 1;
+            self.sleeps_until_ns = now_ns + SLEEP_NS;
+            if platform::power_button() {
+                platform::power_off();
+            }
+        }
+        let mut idle_us = IDLE_US_MAX.min((self.sleeps_until_ns - now_ns) / 1000 + 1);
         if let Some(ns) = load_idle_ns {
             idle_us = idle_us.min(ns / 1000);
         }

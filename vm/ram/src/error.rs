@@ -14,6 +14,18 @@ pub enum MemoryError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// The kernel does not lock the memory.
+    #[error(
+        "cannot lock {bytes} bytes of guest memory: {source}; the limit is RLIMIT_MEMLOCK: raise it \
+         (LimitMEMLOCK=infinity in the systemd unit, ulimit -l unlimited in a shell), or set \
+         machine.lock_memory = false"
+    )]
+    Lock {
+        /// Bytes to be locked.
+        bytes: u64,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// vm-memory refused the layout.
     #[error("cannot map guest memory: {0}")]
     Map(String),

@@ -92,4 +92,6 @@ pub mod platform {
     pub const VCPUS: u64 = 0x28;
     /// Read: bytes of RAM.
     pub const RAM_BYTES: u64 = 0x30;
+    /// Read: 1 when the power button was pressed and no driver of the ACPI registers has taken notice, else 0.
+    pub const POWER_BUTTON: u64 = 0x38;
 }

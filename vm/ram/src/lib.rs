@@ -25,6 +25,7 @@ mod error;
 pub mod layout;
 mod memory;
 mod page;
+mod resident;
 mod view;
 mod written;
 

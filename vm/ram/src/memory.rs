@@ -8,9 +8,11 @@
 use crate::error::MemoryError;
 use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
 use crate::page::PageIndex;
+use crate::resident;
 use crate::view::RamView;
 use crate::written::{Journal, WrittenPages};
 use std::fs::File;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
@@ -95,7 +97,14 @@ impl GuestRam {
             .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset))
             .build()
             .map_err(|e| map(&e))?;
+        let start = NonNull::new(region.as_ptr()).ok_or_else(|| map(&"mapped at zero"))?;
+        resident::keep_out_of_dumps(start, bytes)?;
         GuestRegionMmap::new(region, GuestAddress(base)).ok_or_else(|| map(&"guest address overflow"))
+    }
+
+    /// Keeps the memory from being swapped out: each page from the time on at which it is first touched.
+    pub fn lock(&self) -> Result<(), MemoryError> {
+        self.memory.iter().try_for_each(|region| resident::lock(region.as_ptr(), region.len()))
     }
 
     /// vm-memory's view, for devices and loaders. Writes through it are tracked.
@@ -237,6 +246,47 @@ mod tests {
             assert!(written.iter().all(|page| held.contains(page)) && held.is_sorted(), "{held:?}");
             // The kernel may hold huge pages.
             assert!(held.len() <= 1024, "{}", held.len());
+        }
+    }
+
+    /// The fields of this process's mappings of guest memory that begin with `field`.
+    fn of_mappings(field: &str) -> Vec<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut ours = false;
+        let mut found = Vec::new();
+        for line in smaps.lines() {
+            if line.split(' ').next().is_some_and(|range| range.contains('-')) {
+                ours = line.contains("ftd-guest-ram");
+            } else if ours && line.starts_with(field) {
+                found.push(line[field.len()..].trim().to_owned());
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn guest_memory_is_in_no_core_dump_and_is_locked_on_request_without_becoming_resident() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        let _view = ram.view().unwrap();
+        let flags = of_mappings("VmFlags:");
+        assert!(
+            flags.len() >= 2 && flags.iter().all(|flags| flags.split(' ').any(|flag| flag == "dd")),
+            "{flags:?}"
+        );
+        match ram.lock() {
+            Ok(()) => {
+                let locked =
+                    of_mappings("VmFlags:").iter().any(|flags| flags.split(' ').any(|flag| flag == "lo"));
+                assert!(locked);
+                let mut held = 0;
+                let count = |pages: std::ops::Range<PageIndex>| {
+                    held += pages.len();
+                    Ok::<_, std::io::Error>(())
+                };
+                ram.view().unwrap().held(count).unwrap();
+                assert!(held < 512, "{held} pages were made resident");
+            }
+            Err(e) => assert!(e.to_string().contains("LimitMEMLOCK"), "{e}"),
         }
     }
 

@@ -4,6 +4,7 @@ use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
 use crate::memory::Sharing;
 use crate::page::PageIndex;
+use crate::resident::keep_out_of_dumps;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::Whence;
 use std::fs::File;
@@ -36,7 +37,9 @@ impl RamView {
         // SAFETY: a fresh mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, flags, file.as_fd(), 0) }
             .map_err(|e| MemoryError::Allocate { bytes: ram_bytes, source: e.into() })?;
-        Ok(Self { base: base.cast(), bytes, file: Arc::clone(file) })
+        let view = Self { base: base.cast(), bytes, file: Arc::clone(file) };
+        keep_out_of_dumps(view.base, bytes)?;
+        Ok(view)
     }
 
     /// Number of pages.

@@ -153,11 +153,10 @@ fn dsdt(spec: &MachineSpec) -> Sdt {
 
 fn fadt(facs: u64, dsdt: u64, engine: EngineKind) -> acpi_tables::fadt::FADT {
     let io = |bits, access, port: u16| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
-    // WBINVD works; power and sleep buttons are not fixed ones (there are none).
+    // WBINVD works; the power button is a fixed one (its flag is clear), and there is no sleep button.
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
         .flag(Flags::Wbinvd)
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
     // Both the 32-bit and the 64-bit fields, as long-lived kernels differ in which they look at first. Without an SMI
@@ -216,7 +215,7 @@ mod tests {
             engine: EngineKind::Kvm,
             vcpus,
             ram_bytes: 16 << 20,
-            net: Some(NetSpec { mac: [2; 6] }),
+            net: Some(NetSpec { mac: [2; 6], mtu: 1500 }),
             disks: vec![DiskSpec { bytes: 512, read_only: true }; disks],
             rng: true,
         }

@@ -122,7 +122,7 @@ mod tests {
     use ft_ram::GuestRam;
 
     fn spec(vcpus: u8) -> MachineSpec {
-        let net = Some(NetSpec { mac: [2; 6] });
+        let net = Some(NetSpec { mac: [2; 6], mtu: 1500 });
         MachineSpec { engine: EngineKind::Kvm, vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true }
     }
 

@@ -35,6 +35,8 @@ counters! {
     bytes_in,
     /// Frames for the guest that were lost: no driver, or no buffer of the guest is as large.
     rx_dropped,
+    /// Frames of the guest's that were dropped: longer than any card takes, or shorter than an Ethernet header.
+    tx_dropped,
     /// Times that the sink was full and the guest's queue was left standing.
     tx_stalls,
     /// Rings, descriptor chains or requests that break the virtio rules; each stops its device until the driver

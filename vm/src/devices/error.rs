@@ -78,9 +78,11 @@ pub enum DeviceStateError {
         /// In the state.
         bytes: usize,
     },
-    /// Power-management control with a write-only bit set.
-    #[error("power management control register {control:#x}")]
+    /// Power-management registers with bits set that never are.
+    #[error("power management status register {status:#x}, control register {control:#x}")]
     Power {
+        /// In the state.
+        status: u16,
         /// In the state.
         control: u16,
     },

@@ -37,6 +37,7 @@ pub use virtio::{VirtioWindow, windows as virtio_windows};
 use crate::spec::{MachineSpec, SECTOR_BYTES};
 use counters::{Counters, add};
 use ft_ram::GuestRam;
+use ft_ram::layout::platform::POWER_BUTTON;
 use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use idle::Idle;
 use inbox::Inbox;
@@ -132,6 +133,7 @@ impl Devices {
         let quiesced = Arc::new(AtomicBool::new(false));
         let console = Console::new(console);
         let com1 = Com1::new(Arc::clone(&irq), console.clone(), Arc::clone(&counters));
+        let power = Power::new(Arc::clone(&irq));
         let platform = Platform::new(
             spec.vcpus,
             spec.ram_bytes,
@@ -153,13 +155,13 @@ impl Devices {
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
         let mut net_card = None;
         if let Some(card) = &spec.net {
-            let card = Net::new(card.mac, frames, Arc::clone(&counters));
+            let card = Net::new(card, frames, Arc::clone(&counters));
             let card = Shared::new(Virtio::new(card, place()?, around.clone()));
             net_card = Some(Arc::clone(&card));
             windows.push(card);
         }
         for (index, (image, bytes)) in check_disks(spec, disks)?.into_iter().enumerate() {
-            let disk = Block::new(index, image, bytes, Arc::clone(&counters));
+            let disk = Block::new(index, image, bytes, Arc::clone(&counters), Arc::clone(&quiesced));
             windows.push(Shared::new(Virtio::new(disk, place()?, around.clone())));
         }
         if spec.rng {
@@ -167,7 +169,7 @@ impl Devices {
         }
         Ok(Self {
             com1: Mutex::new(com1),
-            power: Mutex::default(),
+            power: Mutex::new(power),
             platform,
             windows,
             card: net_card,
@@ -216,6 +218,9 @@ impl Devices {
     pub fn mmio_read(&self, addr: u64, data: &mut [u8]) {
         match self.place(addr) {
             Some(Place::Virtio(window, offset)) => window.read(offset, data),
+            Some(Place::Platform(POWER_BUTTON)) if data.len() == 8 => {
+                data.copy_from_slice(&u64::from(self.power.lock().is_pressed()).to_le_bytes());
+            }
             Some(Place::Platform(offset)) if self.platform.read(offset, data) => {}
             _ => {
                 data.fill(0xff);
@@ -278,6 +283,7 @@ impl Devices {
         }
         if self.restored.swap(false, Ordering::Relaxed) {
             // Setting a line to the level that the chips already have for it changes nothing.
+            self.power.lock().drive_line();
             for window in &self.windows {
                 window.drive_line();
             }
@@ -291,9 +297,20 @@ impl Devices {
         }
     }
 
+    /// Serves what devices left to be done when the machine was stopped. It can take as long as a slow disk takes, so a
+    /// vCPU thread does it, like the guest's own requests.
+    pub(crate) fn serve_left(&self) {
+        self.windows.iter().for_each(|window| window.serve_left());
+    }
+
     /// Puts a frame into the guest's receive queue; for the engine's thread.
     pub(crate) fn receive(&self, frame: &[u8]) -> Put {
         self.card.as_ref().map_or(Put::Lost, |card| card.put(frame))
+    }
+
+    /// Presses the power button. For the machine's owner, and on a deterministic engine for its thread.
+    pub(crate) fn press_power_button(&self) {
+        self.power.lock().press_button();
     }
 
     /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 3;
+pub const STATE_VERSION: u16 = 4;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.

@@ -10,7 +10,7 @@ fn spec() -> MachineSpec {
         engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: 64 << 20,
-        net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
+        net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
         disks: Vec::new(),
         rng: true,
     }

@@ -1,10 +1,10 @@
 //! The control socket against good, bad, slow and silent clients.
 
-use super::super::api::{ArbiterStatus, Goal, PeerStatus, Role, STATUS_SCHEMA, State};
+use super::super::api::{ArbiterStatus, Goal, NetworkStatus, PeerStatus, Role, STATUS_SCHEMA, State};
 use super::super::client::{self, ClientError};
 use super::super::http;
 use super::*;
-use crate::observe::Percentiles;
+use crate::observe::{Percentiles, ServiceStatus};
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use parking_lot::Mutex;
@@ -75,6 +75,7 @@ pub(in super::super) fn status() -> Status {
         dirty_pages: 150,
         pause_us: Percentiles { p50: 400, p99: 900 },
         hold_us: Percentiles { p50: 6000, p99: 9000 },
+        service: ServiceStatus { hold_ms_max: 100, hold_kept: true, guest_speed_pct: 100.0 },
         bytes_sent: 1 << 30,
         compression_ratio: 9.5,
         mode: Mode::Checkpoint,
@@ -86,8 +87,12 @@ pub(in super::super) fn status() -> Status {
             node: "beta".into(),
             address: "10.0.0.2:7400".into(),
             connected: true,
+            from: Some("10.0.0.2:40000".parse().unwrap()),
+            for_s: 50,
             trouble: None,
         },
+        network: Some(NetworkStatus { tap: "ftd-web".into(), trouble: None, for_s: 60 }),
+        view_age_ms: 1,
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
         rehearsal: None,

@@ -18,13 +18,14 @@ impl RealHands {
         feed.connected(fitting.generation);
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
+        let from = fitting.writer.get_ref().peer_addr().ok();
         let link =
             Link::start(fitting, Outlet::into_queue(&self.inputs, Input::Peer), move |reader, intake| {
                 feed.read(conn, reader, intake, &news, &telemetry)
             })
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_connected();
+        self.window.show_connected(from);
         self.peer_lost = None;
         self.links.insert(conn, link);
         Ok(())
@@ -32,6 +33,9 @@ impl RealHands {
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
         let ram = self.order_and_wait(Order::Prepare)??;
+        if !self.replay.on {
+            self.rehearser.make_ready(&ram);
+        }
         self.replay.progress.reset();
         let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
         *self.held.lock() = Some(standby.feed());
@@ -53,6 +57,7 @@ impl RealHands {
 
     pub(super) fn seal_standby_off(&mut self, wanted: u64) -> Result<(), HandsError> {
         let began = Instant::now();
+        self.rehearser.forget();
         let standby = self.standby.take().ok_or(HandsError::NothingHeld)?;
         let (held, sealed) = if self.replay.on {
             let held = standby.feed().held().map_or(0, |held| held.epoch);

@@ -33,10 +33,11 @@ impl RealHands {
         let mode = if self.replay.on { Mode::Replay } else { Mode::Checkpoint };
         let backup = BackupReader { conn, mode, news: news.clone() };
         Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
+        let from = fitting.writer.get_ref().peer_addr().ok();
         let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
-        self.window.show_connected();
+        self.window.show_connected(from);
         self.links.insert(conn, link);
         Ok(())
     }
@@ -51,7 +52,8 @@ impl RealHands {
         self.telemetry.copy_begun();
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
-        let pairing = Pairing::new(pairing, Arc::clone(&link.outbox), depth, self.inflight_bytes);
+        let outbox = Arc::clone(&link.outbox);
+        let pairing = Pairing::new(pairing, outbox, depth, self.inflight_bytes, self.service);
         self.pairing = Some(Arc::clone(&pairing));
         self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));

@@ -15,14 +15,15 @@ use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
 use crate::control::{SwitchoverError, SwitchoverReply};
-use crate::host::{Host, RecordFile, Watchdog};
+use crate::host::{Host, NetworkTrouble, RecordFile, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Setup, StateLoss, WarmStandby,
+    Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
+    WarmStandby,
 };
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Lapsed, Micros, NodeRecord, PairingStart, SwitchoverFailure, View};
+use crate::role::{ConnId, Lapsed, Micros, NodeRecord, PairingStart, State, SwitchoverFailure, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -64,6 +65,7 @@ pub struct RealHands {
     switchovers: Vec<SwitchoverReply>,
     pipeline_depth: u64,
     inflight_bytes: usize,
+    service: Service,
     replay: Replay,
     pub(super) window: Arc<Window>,
     pub(super) telemetry: Arc<Telemetry>,
@@ -82,22 +84,27 @@ impl RealHands {
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
+            peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network: _ } = parts.host;
         let rehearser = Arc::new(Rehearser {
             spec: spec.clone(),
             wiring: scratch_wiring,
             news: Outlet::into_queue(&inputs, Input::Keeper),
+            ready: Mutex::new(Ready::default()),
         });
         let setup = Setup {
             spec,
             boot,
             epoch: parts.epoch,
+            service: parts.service,
+            on_overload: parts.on_overload,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
+            lock_memory: parts.lock_memory,
             wiring,
             attach,
             output: output.clone(),
@@ -112,10 +119,10 @@ impl RealHands {
         let questions =
             arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
         let news = Outlet::into_queue(&inputs, Input::Peer);
-        peer::listen(parts.listener, Arc::clone(&local), Arc::clone(&ids), news.clone())
+        peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
-        let dialler = Dialler::start(parts.peer_address, Arc::clone(&local), ids, news)
-            .map_err(failed("the dialler"))?;
+        let dialler =
+            Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
         let hands = Self {
             inputs,
             orders,
@@ -138,6 +145,7 @@ impl RealHands {
             switchovers: Vec::new(),
             pipeline_depth: parts.pipeline_depth,
             inflight_bytes: parts.inflight_bytes,
+            service: parts.service,
             replay: parts.replay,
             window: parts.window,
             telemetry: parts.telemetry,
@@ -149,7 +157,7 @@ impl RealHands {
 
     /// The executor's loop lives.
     pub(super) fn feed_watchdog(&self) {
-        self.watchdog.fed();
+        self.watchdog.fed(|| self.window.view().is_some_and(|view| view.what.state == State::Protected));
     }
 
     /// A connection has shaken hands.
@@ -157,6 +165,15 @@ impl RealHands {
         let conn = fitting.conn;
         self.arriving.insert(conn, fitting);
         conn
+    }
+
+    /// The VM's way to the network on this host is another.
+    pub(super) fn note_network(&self, trouble: &NetworkTrouble) {
+        match trouble.is_none() {
+            true => tracing::info!("the VM's network is well on this host again"),
+            false => tracing::warn!("the VM's network on this host: {trouble}"),
+        }
+        self.window.show_network(trouble);
     }
 
     /// Somebody asked for a switchover, and waits.
@@ -182,7 +199,10 @@ impl RealHands {
                 }
             }
             StateLoss::Scrubbed(_) => self.telemetry.scrub_mismatch(),
-            StateLoss::NotStarted(_) | StateLoss::LogRefused(_) | StateLoss::Stuck { .. } => {}
+            StateLoss::NotStarted(_)
+            | StateLoss::LogRefused(_)
+            | StateLoss::MachineFailed(_)
+            | StateLoss::Stuck { .. } => {}
         }
     }
 
@@ -262,6 +282,12 @@ impl Hands for RealHands {
         self.local.generation.store(view.generation, Ordering::Relaxed);
         let before = self.window.show(view.clone());
         let Some(before) = before else { return };
+        if before.peer != view.peer {
+            tracing::info!("node {} is the peer now, in place of {}", view.peer, before.peer);
+            if let Ok(node) = view.peer.parse() {
+                self.local.peer.rename(node);
+            }
+        }
         if (before.role, before.state, before.generation) != (view.role, view.state, view.generation) {
             tracing::info!(generation = view.generation, "{}, {}: {}", view.role, view.state, view.detail);
         }
@@ -426,6 +452,7 @@ impl Hands for RealHands {
     }
 
     fn discard(&mut self) {
+        self.rehearser.forget();
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }

@@ -27,6 +27,11 @@ impl RealHands {
             Input::Peer(news) => self.take_peer(news),
             Input::Keeper(news) => self.take_keeper(news),
             Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
+            Input::Network(trouble) => {
+                self.note_network(&trouble);
+                (None, None)
+            }
+            Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop) => (Some(Event::StopRequested), None),
             Input::Control(Wish::Switchover(reply)) => {
                 self.expect_switchover(reply);
@@ -78,7 +83,7 @@ impl RealHands {
                 return None;
             }
             FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
-            FromBackup::Echo { stamp } => Event::Echo { conn, stamp },
+            FromBackup::Echo { stamp, lease } => Event::Echo { conn, stamp, lease },
             FromBackup::Standing(said) => Event::Standing { conn, said },
             FromBackup::TookOver { generation } => Event::PeerTookOver { conn, generation },
             FromBackup::Declined { why } => Event::SwitchoverDeclined { conn, why },
@@ -88,7 +93,7 @@ impl RealHands {
     fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Event {
         match said {
             FromPrimary::Alive => Event::Heard { conn },
-            FromPrimary::Heartbeat { stamp } => Event::Heartbeat { conn, stamp },
+            FromPrimary::Heartbeat { stamp, lease } => Event::Heartbeat { conn, stamp, lease },
             FromPrimary::Sealed { pairing, epoch, stamp } => {
                 self.telemetry.sealed(epoch);
                 Event::Sealed { conn, pairing, epoch, stamp }

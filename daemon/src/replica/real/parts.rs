@@ -1,13 +1,13 @@
 //! The parts that a replica is made of.
 
+use crate::config::OnOverload;
 use crate::host::{Host, RecordFile, Watchdog};
-use crate::keeper::Replay;
+use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
-use crate::peer;
+use crate::peer::{self, PeerPlace, Port};
 use crate::replica::Input;
 use ft_arbiter::Arbiter;
 use ft_checkpoint::wire::message::Identity;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
@@ -20,16 +20,22 @@ pub struct Parts {
     pub pipeline_depth: u64,
     /// Bytes in flight, about.
     pub inflight_bytes: usize,
+    /// What is declared of output and speed.
+    pub service: Service,
+    /// What happens where that cannot be kept.
+    pub on_overload: OnOverload,
     /// Run interval.
     pub epoch: Duration,
     /// Replay mode.
     pub replay: Replay,
     /// Bytes of last-sent pages to remember.
     pub shadow_bytes: usize,
-    /// `ip:port` of the peer.
-    pub peer_address: String,
-    /// Where we listen.
-    pub listener: TcpListener,
+    /// Whether guest memory is locked.
+    pub lock_memory: bool,
+    /// Who the peer is and where.
+    pub peer: Arc<PeerPlace>,
+    /// Where we wait for it.
+    pub port: Port,
     /// What we say of ourselves in a handshake.
     pub identity: Identity,
     /// What the machine's files hold.

@@ -10,7 +10,7 @@ impl Backup {
     pub(super) fn ack(&mut self, core: &mut Core, unacked: Unacked) {
         if self.rehearsals.is_proven() {
             let Unacked { conn, epoch, stamp } = unacked;
-            self.promise(core);
+            self.promise(core, core.policy.lease_us);
             core.out.push(Command::SendAck { conn, epoch, stamp });
         } else if self.rehearsals.hold_back(unacked, core.now) {
             self.why = "trying whether the VM can go on from the first checkpoint".into();

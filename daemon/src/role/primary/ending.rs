@@ -58,26 +58,42 @@ impl Primary {
             GuestEnd::PoweredOff => {
                 self.end_vm(core, End::Exit(Exit::Stopped("the guest powered off".into())));
             }
-            GuestEnd::Crashed(why) => self.end_vm(core, End::Exit(Exit::GuestCrashed(why))),
             GuestEnd::Reset if !core.policy.restart_on_reset => {
-                self.end_vm(
-                    core,
-                    End::Exit(Exit::Stopped("the guest asked for a reset; on_reset = \"stop\"".into())),
-                );
+                let why = "the guest asked for a reset; on_reset = \"stop\"";
+                self.end_vm(core, End::Exit(Exit::Stopped(why.into())));
             }
-            GuestEnd::Reset => {
-                // Alone in the cell, a reboot concerns nobody else.
-                let alone_in_cell = match self.pair {
-                    Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
-                    Pair::Enlisting { .. } => !core.arbiter.is_setting(),
-                    Pair::Protected { .. } | Pair::Alone { .. } | Pair::Rejoined { .. } => false,
-                };
-                if alone_in_cell {
-                    return self.reboot(core);
+            GuestEnd::Crashed(why) if !core.policy.restart_on_reset => {
+                self.end_vm(core, End::Exit(Exit::GuestCrashed(format!("{why}; on_reset = \"stop\""))));
+            }
+            // A processor that shuts down is a reset line that is pulled.
+            GuestEnd::Reset | GuestEnd::Crashed(_) => {
+                let boot_at = core.resets.boot_at(core.now);
+                if boot_at <= core.now || core.stop_requested {
+                    return self.begin_reboot(core);
                 }
-                self.end_vm(core, End::Reboot);
+                let (streak, wait_s) = (core.resets.streak, (boot_at - core.now) / 1_000_000);
+                self.why = format!(
+                    "the guest has reset {streak} times, each time within a minute of its boot: \
+                     it is booted again {wait_s} s after the last"
+                );
+                self.boot_at = Some(boot_at);
             }
         }
+        None
+    }
+
+    /// The guest has reset, and is to be booted again.
+    pub(super) fn begin_reboot(&mut self, core: &mut Core) -> Option<Next> {
+        // Alone in the cell, a reboot concerns nobody else.
+        let alone_in_cell = match self.pair {
+            Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
+            Pair::Enlisting { .. } => !core.arbiter.is_setting(),
+            Pair::Protected { .. } | Pair::Alone { .. } | Pair::Rejoined { .. } => false,
+        };
+        if alone_in_cell {
+            return self.reboot(core);
+        }
+        self.end_vm(core, End::Reboot);
         None
     }
 

@@ -6,7 +6,7 @@ use super::*;
 fn a_cell_read_before_the_peer_came_back_is_not_acted_on_after_it_is_lost_again() {
     let mut rig = Rig::orphaned();
     rig.on(Event::Welcomed { conn: 8, generation: 2, pairing: 5, how: PairingStart::ResumeAfter(1) });
-    rig.on(Event::Heartbeat { conn: 8, stamp: 9 });
+    rig.on(Event::Heartbeat { conn: 8, stamp: 9, lease: LEASE_US });
     rig.lose(8);
     // The promise that went with the echo is fresh: the late answer must not lead to a take-over.
     let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
@@ -41,10 +41,11 @@ fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
     let mut rig = Rig::sealed();
     let commands = rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
     assert_eq!(commands, [Command::Verify { epoch: 1 }]);
-    let echo = Command::SendEcho { conn: 7, stamp: 9 };
-    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [echo], "the primary hears that it lives");
+    let echo = Command::SendEcho { conn: 7, stamp: 9, lease: LEASE_US };
+    let heartbeat = |stamp| Event::Heartbeat { conn: 7, stamp, lease: LEASE_US };
+    assert_eq!(rig.on(heartbeat(9)), [echo], "the primary hears that it lives");
     assert_eq!(rig.on(Event::Verified { epoch: 1 }), [Command::ReadCell]);
-    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 10 }), [], "it may have asked for the cell");
+    assert_eq!(rig.on(heartbeat(10)), [], "it may have asked for the cell");
 
     let mut rig = Rig::sealed();
     rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });

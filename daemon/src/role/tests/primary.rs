@@ -16,7 +16,7 @@ fn nothing_is_released_while_the_cell_is_being_given_up() {
     assert!(!releases(&sealing.lose(7)));
     // Once it is certain that the cell was not given up, the permission counts again.
     rig.not_attempted();
-    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })));
+    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now, lease: LEASE_US })));
 }
 
 #[test]
@@ -53,8 +53,30 @@ fn a_switchover_goes_on_when_a_lapsed_permit_is_renewed() {
     rig.tick_after(LEASE_US / 2 + 1);
     // The ack answers an old stamp: its permission is over.
     rig.on(Event::Ack { conn: 7, epoch: 2, stamp: 0 });
-    let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now });
+    let commands = rig.on(Event::Echo { conn: 7, stamp: rig.now, lease: LEASE_US });
     assert!(commands.contains(&Command::SendOffer { conn: 7, epoch: 2 }), "{commands:?}");
+}
+
+#[test]
+fn the_lease_follows_the_round_trip_within_its_bound() {
+    let mut rig = Rig::protected();
+    rig.core.policy.failure_timeout_us = 10 * LEASE_US;
+    let mut asked = |round_trip: Micros| {
+        let sent = rig.now;
+        rig.on(Event::Heard { conn: 7 });
+        rig.tick_after(round_trip);
+        rig.on(Event::Echo { conn: 7, stamp: sent, lease: LEASE_US });
+        rig.on(Event::ReleaseCut).into_iter().find_map(|command| match command {
+            Command::SendHeartbeat { lease, .. } => Some(lease),
+            _ => None,
+        })
+    };
+    assert_eq!(asked(LEASE_US / 20), Some(LEASE_US), "never below the configured one");
+    let longer = asked(LEASE_US / 2).unwrap();
+    assert!(longer > LEASE_US, "{longer}");
+    let bound = asked(9 * LEASE_US).unwrap();
+    assert!(bound > longer && bound < 8 * LEASE_US, "{bound}: the promise is over when silence is a loss");
+    assert!(rig.core.view().detail.contains("longer than any lease"), "{}", rig.core.view().detail);
 }
 
 #[test]
@@ -94,4 +116,28 @@ fn a_pairing_that_breaks_while_the_peer_is_away_is_not_resumed_either() {
     let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
     let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
     assert!(matches!(commands[..], [Command::Refuse { conn: 8, .. }]), "{commands:?}");
+}
+
+#[test]
+fn another_peer_counts_once_no_backup_of_the_old_name_does() {
+    let mut rig = Rig::solo();
+    rig.on(Event::PeerReplaced { node: "c".into() });
+    assert_eq!(rig.core.view().peer, "c");
+
+    // The cell names b: it may take over, and is who must be looked for in the cell.
+    let mut rig = Rig::protected();
+    rig.on(Event::PeerReplaced { node: "c".into() });
+    assert_eq!(rig.core.view().peer, "b");
+    rig.lose(7);
+    assert_eq!(rig.core.view().peer, "b");
+    rig.won(cell(3, Some("a"), None));
+    assert_eq!(rig.core.view().peer, "c");
+    rig.on(Event::PeerHello { conn: 8, generation: 0, held: None });
+    let pairing = PAIRING_OF_A + 1;
+    rig.on(Event::FirstCaptured { pairing });
+    let commands = rig.on(Event::Ack { conn: 8, epoch: 1, stamp: rig.now });
+    assert!(
+        asks(&commands).is_some_and(|new| *new == cell(4, Some("a"), Some(("c", pairing)))),
+        "{commands:?}"
+    );
 }

@@ -112,7 +112,10 @@ fn a_request_in_doubt_does_not_keep_the_peer_away() {
         "{commands:?}"
     );
     assert_eq!(rig.core.view().state, State::Degraded);
-    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now })), "what the backup acks may leave");
+    assert!(
+        releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now, lease: LEASE_US })),
+        "what the backup acks may leave"
+    );
     // It was not carried out: all is as before.
     rig.hear(Some(named(2)));
     let mut settled = rig.core.clone();

@@ -36,7 +36,9 @@ fn nothing_is_acknowledged_before_it_was_tried_and_then_the_newest() {
     let mut rig = following();
     assert_eq!(rig.on(sealed(1)), [Command::Rehearse { epoch: 1 }]);
     assert_eq!(rig.on(sealed(2)), [], "one is under way");
-    assert_eq!(rig.on(Event::Heartbeat { conn: 7, stamp: 9 }), [Command::SendEcho { conn: 7, stamp: 9 }]);
+    let lease = LEASE_US;
+    let heartbeat = Event::Heartbeat { conn: 7, stamp: 9, lease };
+    assert_eq!(rig.on(heartbeat), [Command::SendEcho { conn: 7, stamp: 9, lease }]);
     assert_eq!(rig.on(Event::Rehearsed { pairing: 4 }), [], "of a pairing that is past");
     let ack = |epoch| Command::SendAck { conn: 7, epoch, stamp: epoch };
     assert_eq!(rig.on(Event::Rehearsed { pairing: 5 }), [ack(2)]);

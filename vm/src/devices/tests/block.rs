@@ -76,6 +76,27 @@ fn a_host_read_error_is_an_io_error_to_the_guest_and_counted() {
 }
 
 #[test]
+fn once_a_stop_is_asked_for_one_request_is_the_last_and_the_others_are_served_when_the_machine_goes_on() {
+    let rig = Rig::new();
+    let ring = &mut rig.start(DISK, 1)[0];
+    rig.poke(HEADER, &[0; 16]);
+    for place in [0, 1] {
+        let data = DATA + 0x1000 * place;
+        ring.offer(&rig, &[(HEADER, 16, 0), (data, 512, WRITE), (STATUS + place, 1, WRITE)]);
+    }
+    rig.devices.quiesce();
+    ring.notify(&rig);
+    assert_eq!(ring.take_used(&rig).len(), 1, "the machine is to stop");
+    let state = rig.devices.capture();
+    rig.devices.restore(&state).unwrap();
+    rig.devices.resume();
+    rig.devices.serve_left();
+    assert_eq!(ring.take_used(&rig).len(), 1, "nothing is forgotten");
+    rig.devices.serve_left();
+    assert_eq!((rig.devices.counters().block_requests, rig.malformed()), (2, 0));
+}
+
+#[test]
 fn random_bytes_fill_the_buffers_up_to_the_bound() {
     let rig = Rig::new();
     let ring = &mut rig.start(RNG, 1)[0];

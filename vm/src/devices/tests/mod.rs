@@ -89,7 +89,7 @@ fn spec() -> MachineSpec {
         engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: RAM_BYTES,
-        net: Some(NetSpec { mac: MAC }),
+        net: Some(NetSpec { mac: MAC, mtu: 1500 }),
         disks: vec![DiskSpec { bytes: DISK_BYTES as u64, read_only: true }],
         rng: true,
     }

@@ -1,4 +1,8 @@
 //! virtio-block on a raw image, read-only. Requests are bounded in size and served at once from the host's file.
+//!
+//! A host's disk can be slow, and a notification bring many requests. Once a stop of the machine is asked for, the one
+//! under way is the last: the others stay in the guest's ring, which is a part of the machine's state, and are served
+//! when the machine goes on, here or elsewhere.
 
 use super::Malformed;
 use super::queue::{Chain, Ring};
@@ -9,7 +13,7 @@ use ft_ram::GuestMemory;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -32,6 +36,8 @@ pub(crate) struct Block {
     id: [u8; VIRTIO_BLK_ID_BYTES as usize],
     config: [u8; 16],
     counters: Arc<Counters>,
+    /// A stop of the machine is asked for.
+    stopping: Arc<AtomicBool>,
     /// Reads of this image that the host refused.
     host_errors: AtomicU64,
     chain: Chain,
@@ -41,7 +47,13 @@ pub(crate) struct Block {
 
 impl Block {
     /// Disk `index`, whose image has `bytes` bytes.
-    pub(crate) fn new(index: usize, image: File, bytes: u64, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        index: usize,
+        image: File,
+        bytes: u64,
+        counters: Arc<Counters>,
+        stopping: Arc<AtomicBool>,
+    ) -> Self {
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
         let name = format!("ftd-disk-{index}");
         id[..name.len()].copy_from_slice(name.as_bytes());
@@ -51,7 +63,7 @@ impl Block {
         config[8..12].copy_from_slice(&SEGMENT_BYTES_MAX.to_le_bytes());
         config[12..].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
         let (host_errors, chain, header, data) = Default::default();
-        Self { index, image, bytes, id, config, counters, host_errors, chain, header, data }
+        Self { index, image, bytes, id, config, counters, stopping, host_errors, chain, header, data }
     }
 
     /// Serves the request in `self.chain`; says how many bytes were written into it.
@@ -137,7 +149,10 @@ impl Backend for Block {
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
         let ring = &mut rings[queue];
         let requests = ring.available(memory)?;
-        for _ in 0..requests {
+        for served in 0..requests {
+            if served > 0 && self.stopping.load(Ordering::Relaxed) {
+                break;
+            }
             if !ring.pop(memory, &mut self.chain)? {
                 break;
             }
@@ -145,5 +160,9 @@ impl Backend for Block {
             ring.complete(memory, &self.chain, written)?;
         }
         Ok(requests != 0 && ring.wants_interrupt(memory)?)
+    }
+
+    fn serve_left(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
+        if rings[0].ready() { self.notify(0, rings, memory) } else { Ok(false) }
     }
 }

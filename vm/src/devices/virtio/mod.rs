@@ -44,7 +44,7 @@ pub(crate) enum Malformed {
     Ring,
     #[error("chain {head}: descriptors that loop, lead nowhere, or number more than the queue's size")]
     Chain { head: u16 },
-    #[error("chain {head}: buffer of {bytes} bytes at {address:#x}: empty or not in RAM")]
+    #[error("chain {head}: buffer of {bytes} bytes at {address:#x}: not in RAM")]
     Buffer { head: u16, address: u64, bytes: u32 },
     #[error("chain {head}: a buffer to read after one to write")]
     Order { head: u16 },

@@ -1,4 +1,5 @@
-//! virtio-net: one receive and one transmit queue, no offloads. Frames out go to the [`FrameSink`]; frames in come
+//! virtio-net: one receive and one transmit queue, no offloads. The card tells its driver the MTU; a frame that is longer
+//! than any card takes, or shorter than an Ethernet header, is dropped and counted, as on a real wire. Frames out go to the [`FrameSink`]; frames in come
 //! from a pump outside through [`NetPort`].
 //!
 //! A frame that the sink has no room for stays in the guest's queue, which is part of the machine's state, so it is
@@ -10,12 +11,13 @@ use super::transport::{Backend, Shared};
 use crate::devices::counters::{Counters, add};
 use crate::devices::host::{Delivered, FRAME_BYTES_MAX, FrameSink, Transmit};
 use crate::devices::inbox::Inbox;
+use crate::spec::NetSpec;
 use ft_ram::GuestMemory;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_MAC, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
 };
 
 /// virtio_net_hdr with num_buffers, always there with VERSION_1 (virtio 1.2 §5.1.6).
@@ -25,8 +27,11 @@ const FRAME_BYTES_MIN: usize = 14;
 const RX: usize = 0;
 const TX: usize = 1;
 
+/// mac, status, max_virtqueue_pairs, mtu (virtio 1.2 §5.1.4).
+const CONFIG_BYTES: usize = 12;
+
 pub(crate) struct Net {
-    mac: [u8; 6],
+    config: [u8; CONFIG_BYTES],
     sink: Option<Arc<dyn FrameSink>>,
     counters: Arc<Counters>,
     chain: Chain,
@@ -34,14 +39,17 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// A card with this address. Without a sink its cable is unplugged: frames are taken and lost.
-    pub(crate) fn new(mac: [u8; 6], sink: Option<Arc<dyn FrameSink>>, counters: Arc<Counters>) -> Self {
+    /// A card as specified. Without a sink its cable is unplugged: frames are taken and lost.
+    pub(crate) fn new(spec: &NetSpec, sink: Option<Arc<dyn FrameSink>>, counters: Arc<Counters>) -> Self {
         let frame = Vec::with_capacity(HEADER_BYTES + FRAME_BYTES_MAX);
-        Self { mac, sink, counters, chain: Chain::default(), frame }
+        let mut config = [0; CONFIG_BYTES];
+        config[..6].copy_from_slice(&spec.mac);
+        config[10..].copy_from_slice(&spec.mtu.to_le_bytes());
+        Self { config, sink, counters, chain: Chain::default(), frame }
     }
 
     fn transmit(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
-        let Self { mac: _, sink, counters, chain, frame } = self;
+        let Self { config: _, sink, counters, chain, frame } = self;
         let ring = &mut rings[TX];
         let mut sent = false;
         for _ in 0..ring.available(memory)? {
@@ -50,8 +58,14 @@ impl Net {
             }
             let bytes = chain.readable_bytes();
             let fits = (HEADER_BYTES + FRAME_BYTES_MIN) as u64..=(HEADER_BYTES + FRAME_BYTES_MAX) as u64;
-            if !chain.writable.is_empty() || !fits.contains(&bytes) {
+            if !chain.writable.is_empty() || bytes < HEADER_BYTES as u64 {
                 return Err(Malformed::Shape { head: chain.head });
+            }
+            if !fits.contains(&bytes) {
+                add(&counters.tx_dropped, 1);
+                ring.complete(memory, chain, 0)?;
+                sent = true;
+                continue;
             }
             frame.clear();
             chain.read_all(memory, frame)?;
@@ -84,7 +98,7 @@ impl Net {
         rings: &mut [Ring],
         memory: &GuestMemory,
     ) -> Result<(Delivered, bool), Malformed> {
-        let Self { mac: _, sink: _, counters, chain, frame: _ } = self;
+        let Self { config: _, sink: _, counters, chain, frame: _ } = self;
         let ring = &mut rings[RX];
         if !ring.pop(memory, chain)? {
             return Ok((Delivered::NoBuffers, false));
@@ -116,11 +130,11 @@ impl Backend for Net {
     const NAME: &'static str = "net";
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU
     }
 
     fn config(&self) -> &[u8] {
-        &self.mac
+        &self.config
     }
 
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {

@@ -70,7 +70,7 @@ impl Chain {
 
     /// Appends the readable bytes to `out`.
     pub(crate) fn read_all(&self, memory: &GuestMemory, out: &mut Vec<u8>) -> Result<(), Malformed> {
-        for buffer in &self.readable {
+        for buffer in self.readable.iter().filter(|buffer| buffer.bytes != 0) {
             let start = out.len();
             out.resize(start + buffer.bytes, 0);
             memory.read_slice(&mut out[start..], buffer.address).map_err(|_| Malformed::Ring)?;
@@ -194,12 +194,13 @@ impl Ring {
         let mut complete = false;
         for descriptor in descriptors.by_ref().take(entries) {
             let (address, bytes) = (descriptor.addr(), descriptor.len());
-            let in_ram = bytes != 0
-                && address.0.checked_add(u64::from(bytes)).is_some()
-                && memory.check_range(address, bytes as usize);
+            let in_ram = bytes == 0
+                || address.0.checked_add(u64::from(bytes)).is_some()
+                    && memory.check_range(address, bytes as usize);
             if !in_ram {
                 return Err(Malformed::Buffer { head, address: address.0, bytes });
             }
+            // The order of the buffers is a rule for empty ones as well (virtio 1.2 §2.7.4.2); they hold nothing.
             let buffer = Buffer { address, bytes: bytes as usize };
             if descriptor.is_write_only() {
                 chain.writable.push(buffer);

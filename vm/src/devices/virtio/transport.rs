@@ -53,6 +53,11 @@ pub(crate) trait Backend: Send {
 
     /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt.
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
+
+    /// Serves what [`Self::notify`] has left because the machine was to stop. Says whether to interrupt.
+    fn serve_left(&mut self, _: &mut [Ring], _: &GuestMemory) -> Result<bool, Malformed> {
+        Ok(false)
+    }
 }
 
 /// Registers and queues of a virtio device.
@@ -437,6 +442,8 @@ pub(crate) trait Window: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     fn write(&self, offset: u64, data: &[u8]);
     fn reset(&self);
+    /// Serves what was left when the machine stopped.
+    fn serve_left(&self);
     /// Returns when nobody is working on the device.
     fn settle(&self);
     fn capture(&self) -> VirtioState;
@@ -461,6 +468,13 @@ impl<B: Backend> Window for Shared<B> {
     fn reset(&self) {
         self.device.lock().reset();
         self.changed.notify_all();
+    }
+
+    fn serve_left(&self) {
+        let mut device = self.device.lock();
+        if device.running() {
+            device.serve(|backend, rings, memory| backend.serve_left(rings, memory));
+        }
     }
 
     fn settle(&self) {

@@ -1,21 +1,20 @@
 //! The processor that the guest sees, and the check whether another host can continue it.
 
 use super::error::KvmError;
+use super::features::{Register, WORDS, restrict};
 use super::host::Host;
 use super::state::tsc_close;
 use crate::error::MachineError;
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
-const VMX: u32 = 1 << 5;
-const PDCM: u32 = 1 << 15;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
-const SVM: u32 = 1 << 2;
+/// MAXPHYADDR is the low byte of EAX there.
+const LEAF_ADDRESS_WIDTHS: u32 = 0x8000_0008;
 
 /// The CPUID of vCPU `index` of `count`: what KVM supports, with this vCPU's place in the topology (one package, one
-/// thread a core), and without what has state that is not captured: nested virtualisation and the performance
-/// counters.
+/// thread a core), and without what is not offered ([`features`](super::features)).
 pub(super) fn guest_cpuid(
     supported: &[kvm_cpuid_entry2],
     index: usize,
@@ -26,11 +25,13 @@ pub(super) fn guest_cpuid(
     // Bits of an APIC ID that number the cores.
     let core_bits = count.next_power_of_two().trailing_zeros();
     let mut entries = supported.to_vec();
+    restrict(&mut entries);
+    add_topology_levels(&mut entries);
     for entry in &mut entries {
         match (entry.function, entry.index) {
             (1, _) => {
                 entry.ebx = (entry.ebx & 0xffff) | (count.min(255) << 16) | (apic_id << 24);
-                entry.ecx = (entry.ecx & !(VMX | PDCM)) | TSC_DEADLINE | HYPERVISOR;
+                entry.ecx |= TSC_DEADLINE | HYPERVISOR;
                 entry.edx = (entry.edx & !(1 << 28)) | (u32::from(count > 1) << 28);
             }
             // Intel's caches: cores in the package, threads that share the cache (levels 1 and 2: one).
@@ -40,8 +41,6 @@ pub(super) fn guest_cpuid(
                 let cores = (count.next_power_of_two() - 1).min(63);
                 entry.eax = (entry.eax & 0x3fff) | (sharing.min(4095) << 14) | (cores << 26);
             }
-            // Performance counters.
-            (0xa, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             // Topology: a level of threads (one in a core), a level of cores.
             (0xb | 0x1f, level) => {
                 (entry.eax, entry.ebx, entry.ecx) = match level {
@@ -51,11 +50,8 @@ pub(super) fn guest_cpuid(
                 };
                 entry.edx = apic_id;
             }
-            (0x8000_0001, _) => entry.ecx &= !SVM,
             // AMD: cores in the package, and the width of their number.
             (0x8000_0008, _) => entry.ecx = (entry.ecx & !0xf0ff) | (core_bits << 12) | (count - 1),
-            // AMD's nested virtualisation.
-            (0x8000_000a, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             // AMD's caches: as above.
             (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
                 let level = (entry.eax >> 5) & 7;
@@ -70,35 +66,17 @@ pub(super) fn guest_cpuid(
     entries
 }
 
-/// A register of CPUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
+/// Where KVM tells of topology leaves it may leave out the level of cores, which a guest with several vCPUs needs.
+fn add_topology_levels(entries: &mut Vec<kvm_cpuid_entry2>) {
+    for function in [0xb, 0x1f] {
+        let of_leaf = |entry: &kvm_cpuid_entry2| entry.function == function;
+        let Some(last) = entries.iter().rposition(of_leaf) else { continue };
+        if !entries.iter().any(|entry| of_leaf(entry) && entry.index == 1) {
+            let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+            entries.insert(last + 1, kvm_cpuid_entry2 { function, index: 1, flags, ..Default::default() });
+        }
+    }
 }
-
-/// The registers that are sets of features: a guest that saw a bit may use it ever after.
-const FEATURE_WORDS: [(u32, u32, Register); 17] = [
-    (1, 0, Register::Ecx),
-    (1, 0, Register::Edx),
-    (7, 0, Register::Ebx),
-    (7, 0, Register::Ecx),
-    (7, 0, Register::Edx),
-    (7, 1, Register::Eax),
-    (7, 1, Register::Edx),
-    (7, 2, Register::Edx),
-    (0xd, 0, Register::Eax),
-    (0xd, 0, Register::Edx),
-    (0xd, 1, Register::Eax),
-    (0x4000_0001, 0, Register::Eax),
-    (0x8000_0001, 0, Register::Ecx),
-    (0x8000_0001, 0, Register::Edx),
-    (0x8000_0007, 0, Register::Edx),
-    (0x8000_0008, 0, Register::Ebx),
-    (0x8000_0021, 0, Register::Eax),
-];
 
 /// Names for the bits that an operator is most likely to meet.
 #[rustfmt::skip]
@@ -135,6 +113,10 @@ pub struct CpuProfile {
     /// Display model.
     pub model: u32,
     features: Vec<FeatureWord>,
+    /// MAXPHYADDR: bits of a physical address.
+    pub physical_bits: u8,
+    /// Numbers of the model-specific registers that captured state has, in order.
+    msrs: Vec<u32>,
     /// Bytes of the extended state.
     pub xsave_bytes: u64,
     /// Frequency of the time stamp counter.
@@ -163,6 +145,20 @@ pub enum CpuMismatch {
     /// The guest may use features that are not here.
     #[error("this host's processor (or its KVM) lacks what the guest may use: {}", .0.join(", "))]
     Features(Vec<String>),
+    /// The guest may use addresses that are none here.
+    #[error("the guest's physical addresses have {theirs} bits (MAXPHYADDR), this host's {ours}")]
+    PhysicalBits {
+        /// Where the guest comes from.
+        theirs: u8,
+        /// Here.
+        ours: u8,
+    },
+    /// Registers that the guest may have written and this host does not know. Where the guest has not, nothing is lost.
+    #[error(
+        "this host's KVM lacks model-specific registers: {}; a guest that uses one cannot go on here",
+        .0.iter().map(|index| format!("{index:#x}")).collect::<Vec<_>>().join(", ")
+    )]
+    Msrs(Vec<u32>),
     /// The guest's registers do not fit.
     #[error("the guest's extended state has {theirs} bytes, this host takes {ours}")]
     Xsave {
@@ -202,20 +198,20 @@ fn profile(host: &Host, cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> CpuProfile 
     });
     let version = leaf(1, 0).map_or(0, |e| e.eax);
     let (family, model) = ((version >> 8) & 0xf, (version >> 4) & 0xf);
-    let features = FEATURE_WORDS.iter().map(|&(function, subleaf, register)| {
-        let bits = leaf(function, subleaf).map_or(0, |e| match register {
-            Register::Eax => e.eax,
-            Register::Ebx => e.ebx,
-            Register::Ecx => e.ecx,
-            Register::Edx => e.edx,
-        });
-        FeatureWord { leaf: function, subleaf, register, bits }
+    let features = WORDS.iter().map(|word| FeatureWord {
+        leaf: word.leaf,
+        subleaf: word.subleaf,
+        register: word.register,
+        bits: leaf(word.leaf, word.subleaf).map_or(0, |entry| word.register.of(entry)),
     });
     CpuProfile {
         vendor,
         family: family + if family == 0xf { (version >> 20) & 0xff } else { 0 },
         model: model + if matches!(family, 6 | 0xf) { ((version >> 16) & 0xf) << 4 } else { 0 },
         features: features.collect(),
+        // Processors that do not tell have 36.
+        physical_bits: leaf(LEAF_ADDRESS_WIDTHS, 0).map_or(36, |entry| entry.eax as u8),
+        msrs: host.msr_indices.clone(),
         xsave_bytes: host.xsave_bytes as u64,
         tsc_khz,
         tsc_scaling: host.tsc_control,
@@ -229,11 +225,21 @@ impl CpuProfile {
     /// Whether this host can go on with a guest that was captured on `other`. Another family or model of the same
     /// maker will do, as long as it has the features: the guest keeps the CPUID that it was started with.
     pub fn can_resume_from(&self, other: &CpuProfile) -> Result<(), CpuMismatch> {
+        match self.differences(other).into_iter().find(CpuMismatch::is_fatal) {
+            Some(mismatch) => Err(mismatch),
+            None => Ok(()),
+        }
+    }
+
+    /// All that this host lacks of what a guest that was captured on `other` may rely on.
+    pub fn differences(&self, other: &CpuProfile) -> Vec<CpuMismatch> {
         let CpuProfile {
             vendor,
             family: _,
             model: _,
             features,
+            physical_bits,
+            msrs,
             xsave_bytes,
             tsc_khz,
             tsc_scaling: _,
@@ -241,19 +247,23 @@ impl CpuProfile {
             exception_payload,
             triple_fault_event,
         } = other;
+        let mut found = Vec::new();
         if *vendor != self.vendor {
-            return Err(CpuMismatch::Vendor { theirs: vendor.clone(), ours: self.vendor.clone() });
+            found.push(CpuMismatch::Vendor { theirs: vendor.clone(), ours: self.vendor.clone() });
         }
         let missing: Vec<String> =
             features.iter().flat_map(|word| word.missing_from(&self.features)).collect();
         if !missing.is_empty() {
-            return Err(CpuMismatch::Features(missing));
+            found.push(CpuMismatch::Features(missing));
+        }
+        if *physical_bits > self.physical_bits {
+            found.push(CpuMismatch::PhysicalBits { theirs: *physical_bits, ours: self.physical_bits });
         }
         if *xsave_bytes > self.xsave_bytes {
-            return Err(CpuMismatch::Xsave { theirs: *xsave_bytes, ours: self.xsave_bytes });
+            found.push(CpuMismatch::Xsave { theirs: *xsave_bytes, ours: self.xsave_bytes });
         }
         if !self.tsc_scaling && !tsc_close(*tsc_khz, self.tsc_khz) {
-            return Err(CpuMismatch::Tsc { theirs: *tsc_khz, ours: self.tsc_khz });
+            found.push(CpuMismatch::Tsc { theirs: *tsc_khz, ours: self.tsc_khz });
         }
         for (theirs, ours, name) in [
             (*sregs2, self.sregs2, "KVM_CAP_SREGS2"),
@@ -261,10 +271,22 @@ impl CpuProfile {
             (*triple_fault_event, self.triple_fault_event, "KVM_CAP_X86_TRIPLE_FAULT_EVENT"),
         ] {
             if theirs && !ours {
-                return Err(CpuMismatch::Capability(name));
+                found.push(CpuMismatch::Capability(name));
             }
         }
-        Ok(())
+        let unknown: Vec<u32> =
+            msrs.iter().copied().filter(|index| self.msrs.binary_search(index).is_err()).collect();
+        if !unknown.is_empty() {
+            found.push(CpuMismatch::Msrs(unknown));
+        }
+        found
+    }
+}
+
+impl CpuMismatch {
+    /// Whether a guest cannot go on whatever it has done so far.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Msrs(_))
     }
 }
 
@@ -300,6 +322,8 @@ mod tests {
             family: 25,
             model: 17,
             features: vec![word],
+            physical_bits: 48,
+            msrs: vec![0x10, 0x174],
             xsave_bytes: 4096,
             tsc_khz: 2_600_000,
             tsc_scaling: false,
@@ -334,8 +358,27 @@ mod tests {
         assert_eq!(ours.can_resume_from(&slewed), Ok(()));
         let large = CpuProfile { xsave_bytes: 11_008, ..ours.clone() };
         assert!(matches!(ours.can_resume_from(&large), Err(CpuMismatch::Xsave { .. })));
+        let wide = CpuProfile { physical_bits: 52, ..ours.clone() };
+        assert!(matches!(
+            ours.can_resume_from(&wide),
+            Err(CpuMismatch::PhysicalBits { theirs: 52, ours: 48 })
+        ));
+        assert_eq!(wide.can_resume_from(&ours), Ok(()));
         let newer = CpuProfile { exception_payload: true, ..ours.clone() };
         assert!(matches!(ours.can_resume_from(&newer), Err(CpuMismatch::Capability(_))));
+    }
+
+    #[test]
+    fn registers_that_only_the_other_host_has_are_told_and_refuse_nothing_by_themselves() {
+        let ours = some_profile();
+        let more = CpuProfile { msrs: vec![0x10, 0x174, 0xda0], physical_bits: 52, ..ours.clone() };
+        let told: Vec<_> = ours.differences(&more).iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("52 bits (MAXPHYADDR), this host's 48"), "{told:?}");
+        assert!(told[1].contains("lacks model-specific registers: 0xda0;"), "{told:?}");
+        let only_msrs = CpuProfile { msrs: more.msrs, ..ours.clone() };
+        assert_eq!(ours.can_resume_from(&only_msrs), Ok(()));
+        assert_eq!(only_msrs.differences(&ours), []);
     }
 
     #[test]
@@ -344,9 +387,22 @@ mod tests {
         let supported = [entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x8000_0001, 0)];
         let cpuid = guest_cpuid(&supported, 5, 6);
         assert_eq!(cpuid[0].ebx, (5 << 24) | (6 << 16));
-        assert_eq!(cpuid[0].ecx & (VMX | PDCM), 0);
+        assert_eq!(cpuid[0].ecx & (1 << 5 | 1 << 15), 0, "no VMX, no performance counters");
         assert_eq!((cpuid[1].edx, cpuid[2].edx), (5, 5));
         assert_eq!((cpuid[2].eax, cpuid[2].ebx), (3, 6));
-        assert_eq!(cpuid[3].ecx & SVM, 0);
+        assert_eq!(cpuid[3].ecx & 1 << 2, 0, "no SVM");
+    }
+
+    #[test]
+    fn a_topology_leaf_without_its_level_of_cores_gets_one_and_a_processor_without_the_leaf_does_not() {
+        let entry = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
+        let cpuid = guest_cpuid(&[entry(1, 0), entry(0xb, 0), entry(0x1f, 0), entry(0x8000_0000, 0)], 2, 3);
+        let cores = |function| cpuid.iter().find(|e| (e.function, e.index) == (function, 1));
+        for leaf in [0xb, 0x1f] {
+            let cores = cores(leaf).expect("a level of cores");
+            let found = (cores.eax, cores.ebx, cores.ecx, cores.edx, cores.flags);
+            assert_eq!(found, (2, 3, 0x201, 2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX), "{leaf:#x}");
+        }
+        assert_eq!(guest_cpuid(&[entry(1, 0)], 2, 3).len(), 1);
     }
 }

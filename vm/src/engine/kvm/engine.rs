@@ -96,10 +96,9 @@ impl Engine for KvmEngine {
     }
 
     fn capture(&mut self) -> Result<EngineState, MachineError> {
-        if let Some((vcpu, why)) =
-            self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)))
-        {
-            return Err(MachineError::Crashed { vcpu, why });
+        let trouble = self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)));
+        if let Some((vcpu, trouble)) = trouble {
+            return Err(trouble.error(vcpu));
         }
         self.state.vm = collect_vm(&self.vm)?;
         Ok(EngineState::Kvm(self.state.clone()))

@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, Kvm};
 use std::os::raw::c_ulong;
 
 /// Without these there is no machine.
-const NEEDED: [(Cap, &str); 18] = [
+const NEEDED: [(Cap, &str); 19] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -20,6 +20,7 @@ const NEEDED: [(Cap, &str); 18] = [
     (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
     (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
+    (Cap::ReinjectControl, "KVM_CAP_REINJECT_CONTROL"),
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
     (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),

@@ -2,13 +2,14 @@
 
 use kvm_bindings::{
     KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_sregs2, kvm_xsave,
+    kvm_dirty_log__bindgen_ty_1, kvm_reinject_control, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::io;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
-use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
+ioctl_io_nr!(KVM_REINJECT_CONTROL, KVMIO, 0x71);
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, [u8; 4096]);
@@ -22,6 +23,13 @@ const _: () = assert!(size_of::<kvm_xsave>() == 4096);
 
 fn check(returned: i32) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has the timer chip drop ticks that the guest did not take in time, and not give them again later.
+pub(super) fn drop_missed_ticks(vm: &VmFd) -> io::Result<()> {
+    let control = kvm_reinject_control { pit_reinject: 0, ..Default::default() };
+    // SAFETY: the kernel reads one structure of exactly this layout.
+    check(unsafe { ioctl_with_ref(vm, KVM_REINJECT_CONTROL(), &control) })
 }
 
 /// Reads a slot's dirty bitmap into `bitmap`, one bit a page. Without manual protection it is cleared by this.

@@ -1,11 +1,13 @@
 //! The guest on KVM: the host's abilities ([`host`]), the virtual machine and its slots ([`vm`]), its processors as
-//! threads ([`vcpu`]), their state ([`state`]), the pages that were written ([`dirty`]), and all of it as the machine
+//! threads ([`vcpu`]), whose doing their exits are ([`exit`]), their state ([`state`]), the pages that were written ([`dirty`]), and all of it as the machine
 //! commands it ([`engine`]).
 
 pub(crate) mod cpuid;
 mod dirty;
 pub(crate) mod engine;
 pub(crate) mod error;
+mod exit;
+mod features;
 mod host;
 mod ioctl;
 mod run_page;

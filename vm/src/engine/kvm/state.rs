@@ -256,8 +256,8 @@ pub(super) fn apply(
     vcpu.set_vcpu_events(events).map_err(refused("KVM_SET_VCPU_EVENTS"))
 }
 
-/// Sets the MSRs in their order. One that KVM will not set is skipped when it already has the value, and is an error
-/// otherwise: some registers that can be read are constant on a host.
+/// Sets the MSRs in their order. One that KVM will not set is skipped where nothing is lost by it ([`may_skip`]), and is
+/// an error otherwise, which names it.
 fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     let mut rest = msrs;
     while !rest.is_empty() {
@@ -269,7 +269,7 @@ fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), S
         if set < chunk.len() {
             let refused = &chunk[set];
             let here = read_msr(vcpu, refused.index);
-            if here != Some(refused.data) {
+            if !may_skip(refused.data, here) {
                 return Err(StateError::Msr {
                     vcpu: index,
                     index: refused.index,
@@ -281,6 +281,12 @@ fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), S
         }
     }
     Ok(())
+}
+
+/// Whether a register that cannot be set may be left out: it has the value already (some that can be read are constant
+/// on a host), or it does not exist here and held nothing there, as one of a feature that the guest is not offered.
+fn may_skip(captured: u64, here: Option<u64>) -> bool {
+    here.map_or(captured == 0, |here| here == captured)
 }
 
 /// Puts vCPUs that are as after power-on at a guest's entry.
@@ -380,4 +386,17 @@ pub(crate) fn apply_vm(vm: &VmFd, state: &VmState) -> Result<(), StateError> {
 fn set_clock(vm: &VmFd, clock: &kvm_clock_data) -> Result<(), StateError> {
     let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
     vm.set_clock(&clock).map_err(|source| StateError::Vm { call: "KVM_SET_CLOCK", source: source.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_skip;
+
+    #[test]
+    fn a_register_that_cannot_be_set_is_left_out_only_where_nothing_is_lost() {
+        assert!(may_skip(7, Some(7)), "constant on both hosts");
+        assert!(may_skip(0, None), "it does not exist here and held nothing");
+        assert!(!may_skip(7, None), "it held something that is lost here");
+        assert!(!may_skip(0, Some(7)) && !may_skip(7, Some(0)), "the guest would see another value");
+    }
 }

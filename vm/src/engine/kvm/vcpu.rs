@@ -17,13 +17,14 @@
 
 use super::cpuid;
 use super::error::KvmError;
+use super::exit::{self, Doing};
 use super::host::Host;
 use super::run_page::RunPage;
 use super::state::{Collector, apply};
 use crate::devices::{DeviceEvent, Devices};
 use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
-use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -75,7 +76,30 @@ struct Control {
     /// As of the last time it was parked.
     state: Option<VcpuState>,
     /// Why its state is not one to go on from.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+}
+
+/// Why a vCPU cannot go on, whoever's doing it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Trouble {
+    Crashed(String),
+    Failed(String),
+}
+
+impl Trouble {
+    pub(crate) fn error(self, vcpu: usize) -> MachineError {
+        match self {
+            Self::Crashed(why) => MachineError::Crashed { vcpu, why },
+            Self::Failed(why) => MachineError::Failed { vcpu, why },
+        }
+    }
+
+    fn event(self, vcpu: usize) -> MachineEvent {
+        match self {
+            Self::Crashed(why) => MachineEvent::Crashed { vcpu, why },
+            Self::Failed(why) => MachineEvent::Failed { vcpu, why },
+        }
+    }
 }
 
 /// What the thread shares with those who command it.
@@ -225,7 +249,7 @@ impl Vcpu {
     }
 
     /// Why the state that was collected last is not one to go on from, if it is not.
-    pub(crate) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.shared.control.lock().trouble.clone()
     }
 
@@ -296,7 +320,7 @@ enum Ended {
     /// The guest (or a device on its behalf) said so; the access it said so with is still to be completed.
     Event(MachineEvent),
     /// It cannot go on.
-    Crashed(String),
+    Trouble(Trouble),
 }
 
 struct Runner<'a> {
@@ -358,14 +382,14 @@ impl<'a> Runner<'a> {
         let ended = catch_unwind(AssertUnwindSafe(|| self.run())).unwrap_or_else(|panic| {
             let why = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
             let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            Some(Ended::Crashed(format!("internal error: {why}")))
+            Some(Ended::Trouble(Trouble::Failed(format!("internal error: {why}"))))
         });
         if let Some(ended) = ended {
             let event = match ended {
                 Ended::Event(event) => event,
-                Ended::Crashed(why) => {
+                Ended::Trouble(why) => {
                     trouble = Some(why.clone());
-                    MachineEvent::Crashed { vcpu: self.index, why }
+                    why.event(self.index)
                 }
             };
             // Nobody listens any more when the machine is being dropped.
@@ -376,7 +400,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Waits for the other vCPUs to stop, and reads out this one's state, unless that is none to go on from.
-    fn park(&mut self, mut trouble: Option<String>) {
+    fn park(&mut self, mut trouble: Option<Trouble>) {
         self.around.stopped.wait();
         let mut control = self.shared.control.lock();
         let Control { state, .. } = &mut *control;
@@ -384,7 +408,7 @@ impl<'a> Runner<'a> {
             && let Some(state) = state
             && let Err(e) = self.collector.collect(&self.fd, state)
         {
-            trouble = Some(format!("its state cannot be read: {e}"));
+            trouble = Some(Trouble::Failed(format!("its state cannot be read: {e}")));
         }
         control.trouble = trouble;
         control.phase = Phase::Parked;
@@ -401,6 +425,9 @@ impl<'a> Runner<'a> {
     /// Runs the guest until somebody asks for a stop (none) or it has ended.
     fn run(&mut self) -> Option<Ended> {
         let mut event = None;
+        if self.index == 0 {
+            self.around.devices.serve_left();
+        }
         loop {
             let devices = &self.around.devices;
             let said = match self.fd.run() {
@@ -417,24 +444,17 @@ impl<'a> Runner<'a> {
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
                 Ok(VcpuExit::Intr) => None,
-                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(DeviceEvent::PoweredOff),
-                Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Some(DeviceEvent::Reset),
-                Ok(VcpuExit::Shutdown) => return Some(self.crashed("triple fault".into())),
-                Ok(VcpuExit::InternalError) => {
-                    // SAFETY: the exit reason says which member of the union the kernel has filled.
-                    let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-                    let what = if suberror == 1 { " (an instruction that KVM cannot emulate)" } else { "" };
-                    return Some(self.crashed(format!("KVM internal error {suberror}{what}")));
-                }
-                Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                    return Some(
-                        self.crashed(format!("failed entry into the guest, reason {reason:#x}, CPU {cpu}")),
-                    );
-                }
-                Ok(exit) => {
-                    let what = format!("unexpected exit {exit:?}");
-                    return Some(self.crashed(what));
-                }
+                Ok(exit) => match exit::whose(&exit) {
+                    Doing::PoweredOff => Some(DeviceEvent::PoweredOff),
+                    Doing::Reset => Some(DeviceEvent::Reset),
+                    Doing::TripleFault => return Some(self.crashed()),
+                    Doing::InternalError => {
+                        // SAFETY: the exit reason says which member of the union the kernel has filled.
+                        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+                        return Some(self.failed(exit::internal_error(suberror)));
+                    }
+                    Doing::Host(why) => return Some(self.failed(why)),
+                },
                 Err(e) if e.errno() == libc::EINTR => {
                     if let Some(event) = event {
                         return Some(Ended::Event(event));
@@ -446,7 +466,7 @@ impl<'a> Runner<'a> {
                 }
                 // An AP that was woken from waiting for its start.
                 Err(e) if e.errno() == libc::EAGAIN => continue,
-                Err(e) => return Some(self.crashed(format!("KVM_RUN failed: {e}"))),
+                Err(e) => return Some(self.failed(format!("KVM_RUN failed: {e}"))),
             };
             if let Some(said) = said {
                 // The access that said so is completed by one more KVM_RUN, which must not enter the guest.
@@ -461,11 +481,19 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn crashed(&self, what: String) -> Ended {
-        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
-            return Ended::Crashed(what);
-        };
-        Ended::Crashed(format!("{what}; {}", crash_registers(&regs, &sregs)))
+    fn crashed(&self) -> Ended {
+        Ended::Trouble(Trouble::Crashed(self.with_registers("triple fault".into())))
+    }
+
+    fn failed(&self, what: String) -> Ended {
+        Ended::Trouble(Trouble::Failed(self.with_registers(what)))
+    }
+
+    fn with_registers(&self, what: String) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!("{what}; {}", crash_registers(&regs, &sregs)),
+            _ => what,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::error::KvmError;
 use super::host::Host;
+use super::ioctl;
 use crate::devices::IrqChip;
 use ft_ram::GuestRam;
 use ft_ram::layout::{KVM_IDENTITY_MAP_BASE, KVM_TSS_BASE};
@@ -32,6 +33,8 @@ pub(crate) fn create(host: &Host, ram: &GuestRam) -> Result<VmFd, KvmError> {
     // The speaker's port is answered in the kernel, next to the timer it belongs to.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(KvmError::of("KVM_CREATE_PIT2"))?;
+    // Ticks owed to the guest are no part of the state that KVM tells: there must be none.
+    ioctl::drop_missed_ticks(&vm).map_err(KvmError::io("KVM_REINJECT_CONTROL"))?;
     set_slots(&vm, ram, 0)?;
     Ok(vm)
 }

@@ -64,7 +64,7 @@ impl SoftEngine {
         answer.recv_timeout(ANSWER_WITHIN).map_err(|e| match e {
             RecvTimeoutError::Timeout => MachineError::Unresponsive { vcpu: 0, waited: ANSWER_WITHIN },
             RecvTimeoutError::Disconnected => {
-                MachineError::Crashed { vcpu: 0, why: "internal error on its thread".into() }
+                MachineError::Failed { vcpu: 0, why: "internal error on its thread".into() }
             }
         })
     }
@@ -141,6 +141,10 @@ impl SoftEngine {
 
     pub(crate) fn registers(&self) -> Result<Registers, MachineError> {
         self.call(Worker::registers)
+    }
+
+    pub(crate) fn press_power_button(&self) -> Result<(), MachineError> {
+        self.call(Worker::press_power_button)
     }
 
     pub(crate) fn throttle(&self, permille: u16) {

@@ -1,5 +1,6 @@
-//! Host time for a guest whose time is virtual: how far virtual time should have come by now. It counts only while the
-//! machine runs, so that a guest goes on after a pause at the time at which it was paused.
+//! Host time for a guest whose time is virtual: how far virtual time should have come by now. It goes on while the guest
+//! stands still (a pause for a checkpoint, a throttle, a full sink), as it does for a guest on KVM: the guest is moved
+//! forward by that time when it goes on. Only a state that is taken over begins at its own time.
 
 use ft_cpu::{PACES, Pace};
 use std::time::{Duration, Instant};
@@ -19,13 +20,37 @@ pub(super) struct HostTime {
     busy_since: Instant,
     /// ...and its count then.
     busy_count: u64,
+    /// Since when the guest stands still, by no doing of its own.
+    still_since: Option<Instant>,
 }
 
 impl HostTime {
     /// Of a machine that is let run now, at this virtual time and count.
     pub(super) fn start(virtual_ns: u64, count: u64) -> Self {
         let start = Instant::now();
-        Self { start, start_ns: virtual_ns, busy_since: start, busy_count: count }
+        Self { start, start_ns: virtual_ns, busy_since: start, busy_count: count, still_since: None }
+    }
+
+    /// The guest stands still from now on, if it does not already.
+    pub(super) fn stand_still(&mut self) {
+        self.still_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether the guest was stopped here, so that its time has gone on.
+    pub(super) fn stands_still(&self) -> bool {
+        self.still_since.is_some()
+    }
+
+    /// The guest, whose time is `virtual_ns`, goes on: how far its time is moved forward. Not beyond the host's, and
+    /// not by more than it stood still: what it lags besides is made good by its pace.
+    pub(super) fn go_on(&mut self, virtual_ns: u64) -> u64 {
+        let Some(since) = self.still_since.take() else { return 0 };
+        let now = Instant::now();
+        let still = now.saturating_duration_since(since);
+        // The guest's speed is that of the time in which it ran.
+        self.busy_since = (self.busy_since + still).min(now);
+        let still_ns = u64::try_from(still.as_nanos()).unwrap_or(u64::MAX);
+        self.due_ns().saturating_sub(virtual_ns).min(still_ns)
     }
 
     /// The guest has done nothing for a while, and computes from now on.

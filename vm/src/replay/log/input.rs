@@ -33,11 +33,13 @@ pub enum LogInput {
 pub enum ControlAction {
     /// Cached address translations are dropped, as at a capture, after which a restored machine has none.
     FlushTranslations = 1,
+    /// The power button is pressed.
+    PressPowerButton = 2,
 }
 
 impl ControlAction {
     pub(super) fn from_wire(byte: u8) -> Option<Self> {
-        (byte == Self::FlushTranslations as u8).then_some(Self::FlushTranslations)
+        [Self::FlushTranslations, Self::PressPowerButton].into_iter().find(|action| *action as u8 == byte)
     }
 }
 

@@ -23,6 +23,7 @@ fn input() -> impl Strategy<Value = LogInput> {
         1 => any::<u32>().prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
         1 => bytes().prop_map(LogInput::Random),
         1 => Just(LogInput::Control(ControlAction::FlushTranslations)),
+        1 => Just(LogInput::Control(ControlAction::PressPowerButton)),
         1 => digest().prop_map(|digest| LogInput::Digest(Box::new(digest))),
     ]
 }

@@ -64,6 +64,7 @@ impl Worker {
                 self.cpu.clock.set_pace(self.cpu.count, *ns_per_256);
             }
             LogInput::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
+            LogInput::Control(ControlAction::PressPowerButton) => self.reach.devices.press_power_button(),
             // Read by a device, or compared.
             LogInput::Random(_) | LogInput::Digest(_) => return Applied::Nothing,
         }
@@ -76,7 +77,7 @@ impl Worker {
         self.take_journal();
         self.settle_idle();
         match self.run(self.cpu.count) {
-            CpuExit::TripleFault => self.crash("triple fault".into()),
+            CpuExit::TripleFault => self.crash(),
             CpuExit::Event(event) => self.event(event),
             CpuExit::Limit | CpuExit::Attention | CpuExit::Halted => {}
         }

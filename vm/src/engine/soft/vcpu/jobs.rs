@@ -22,12 +22,21 @@ impl Worker {
 
     pub(crate) fn resume(&mut self) {
         (self.running, self.ended) = (true, false);
-        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+        if !self.host_time.stands_still() {
+            self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+        }
         self.throttled_until = None;
         self.reach.inbox.open(!matches!(self.mode, Mode::Replaying(_)));
     }
 
     pub(crate) fn stop(&mut self) {
+        if self.running && !self.ended && self.stuck.is_none() && !matches!(self.mode, Mode::Replaying(_)) {
+            if self.waits() {
+                // What is captured now is a guest that has waited until now.
+                self.advance_to(self.host_time.due_ns());
+            }
+            self.host_time.stand_still();
+        }
         self.running = false;
         self.reach.inbox.open(false);
         self.take_journal();
@@ -76,9 +85,17 @@ impl Worker {
         self.reach.devices.set_signal(idle.signalled);
         self.outbox.set_waiting(outbox);
         self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
+        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
         (self.stuck, self.ended) = (None, false);
         self.publish();
         Ok(())
+    }
+
+    /// A replay presses it where the log says so.
+    pub(crate) fn press_power_button(&mut self) {
+        if self.stuck.is_none() && !matches!(self.mode, Mode::Replaying(_)) {
+            self.input(&LogInput::Control(ControlAction::PressPowerButton));
+        }
     }
 
     pub(crate) fn start_dirty_log(&mut self) {
@@ -187,6 +204,7 @@ impl Worker {
             return refuse("the machine runs: pause it");
         }
         self.go_live();
+        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
         Ok(())
     }
 

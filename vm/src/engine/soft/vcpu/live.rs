@@ -18,26 +18,29 @@ const THROTTLE_MAX: u16 = 950;
 
 impl Worker {
     pub(super) fn live(&mut self) {
-        if !self.outbox.flush() {
-            return self.reach.bell.wait(None);
-        }
-        if let Mode::Recording(recorder) = &self.mode
-            && recorder.is_full()
-        {
+        let full = matches!(&self.mode, Mode::Recording(recorder) if recorder.is_full());
+        if full || !self.outbox.flush() {
+            self.host_time.stand_still();
             return self.reach.bell.wait(None);
         }
         self.take_inputs();
         if self.stuck.is_some() {
             return;
         }
-        if let Some(until_ns) = self.idle_until_ns {
-            return self.wait_until(Some(until_ns));
-        }
         if let Some(until) = self.throttled_until {
             if until > Instant::now() {
+                self.host_time.stand_still();
                 return self.reach.bell.wait(Some(until));
             }
             self.throttled_until = None;
+        }
+        let missed_ns = self.host_time.go_on(self.virtual_ns());
+        self.advance_to(self.virtual_ns().saturating_add(missed_ns));
+        if self.stuck.is_some() {
+            return;
+        }
+        if let Some(until_ns) = self.idle_until_ns {
+            return self.wait_until(Some(until_ns));
         }
         let (begun, count) = (Instant::now(), self.cpu.count);
         let mut limit = count + self.slice;
@@ -53,7 +56,7 @@ impl Worker {
                 self.event(event);
                 false
             }
-            CpuExit::TripleFault => return self.crash("triple fault".into()),
+            CpuExit::TripleFault => return self.crash(),
         };
         if let Mode::Recording(recorder) = &self.mode
             && recorder.wants_digest(self.cpu.count)
@@ -88,6 +91,7 @@ impl Worker {
             self.input(&LogInput::Pace { ns_per_256 });
         }
         if now_ns > due_ns + AHEAD_NS {
+            self.host_time.stand_still();
             self.reach.bell.wait(self.host_time.instant_of(now_ns));
         }
     }
@@ -104,8 +108,13 @@ impl Worker {
         self.host_time.begin_again(self.cpu.count);
     }
 
+    /// Whether the guest does nothing before an input or a timer.
+    pub(super) fn waits(&self) -> bool {
+        self.cpu.halted || self.idle_until_ns.is_some()
+    }
+
     /// Moves virtual time forward.
-    fn advance_to(&mut self, ns: u64) {
+    pub(super) fn advance_to(&mut self, ns: u64) {
         let ns = ns.saturating_sub(self.virtual_ns());
         if ns != 0 {
             self.input(&LogInput::Advance { ns });
@@ -117,7 +126,7 @@ impl Worker {
         if !self.reach.inbox.is_waiting() {
             return;
         }
-        if self.cpu.halted || self.idle_until_ns.is_some() {
+        if self.waits() {
             // It comes at the time at which it comes, to a guest that has let time go by.
             self.advance_to(self.host_time.due_ns());
         }

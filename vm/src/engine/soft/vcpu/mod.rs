@@ -72,6 +72,7 @@ pub(super) struct Progress {
 #[derive(Clone, Debug)]
 pub(super) enum Stuck {
     Crashed(String),
+    Failed(String),
     Diverged { count: u64, what: String },
 }
 
@@ -79,6 +80,7 @@ impl Stuck {
     pub(super) fn error(&self) -> MachineError {
         match self.clone() {
             Self::Crashed(why) => MachineError::Crashed { vcpu: 0, why },
+            Self::Failed(why) => MachineError::Failed { vcpu: 0, why },
             Self::Diverged { count, what } => MachineError::Diverged { count, what },
         }
     }
@@ -190,7 +192,8 @@ impl Worker {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             let why = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
             let why = why.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            self.crash(format!("internal error: {why}"));
+            let why = self.with_registers(&format!("internal error: {why}"));
+            self.stick(Stuck::Failed(why.clone()), MachineEvent::Failed { vcpu: 0, why });
         }
     }
 
@@ -232,9 +235,27 @@ impl Worker {
         }
     }
 
-    fn crash(&mut self, what: String) {
+    fn crash(&mut self) {
+        let why = self.with_registers("triple fault");
+        self.stick(Stuck::Crashed(why.clone()), MachineEvent::Crashed { vcpu: 0, why });
+    }
+
+    fn diverge(&mut self, what: String) {
+        let count = self.cpu.count;
+        self.stick(Stuck::Diverged { count, what: what.clone() }, MachineEvent::Diverged { count, what });
+    }
+
+    /// It goes no further.
+    fn stick(&mut self, why: Stuck, event: MachineEvent) {
+        self.stuck = Some(why);
+        // First, so that whoever sees the progress finds the event. Nobody listens when the machine is being dropped.
+        let _ = self.events.send(event);
+        self.publish();
+    }
+
+    fn with_registers(&self, what: &str) -> String {
         let (cpu, system) = (&self.cpu, &self.cpu.sys);
-        let why = format!(
+        format!(
             "{what}; rip {:#x} rsp {:#x} rflags {:#x} cs {:#x} cpl {} \
              cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x} count {}",
             cpu.rip,
@@ -248,18 +269,7 @@ impl Worker {
             system.cr4,
             system.efer,
             cpu.count,
-        );
-        self.stuck = Some(Stuck::Crashed(why.clone()));
-        // First, so that whoever sees the progress finds the event. Nobody listens when the machine is being dropped.
-        let _ = self.events.send(MachineEvent::Crashed { vcpu: 0, why });
-        self.publish();
-    }
-
-    fn diverge(&mut self, what: String) {
-        let count = self.cpu.count;
-        self.stuck = Some(Stuck::Diverged { count, what: what.clone() });
-        let _ = self.events.send(MachineEvent::Diverged { count, what });
-        self.publish();
+        )
     }
 
     fn publish(&self) {

@@ -40,7 +40,7 @@ impl Worker {
             CpuExit::TripleFault => {
                 // Where the log ends, it is the crash that ended the recording.
                 let recorded = matches!(&self.mode, Mode::Replaying(log) if log.is_done(self.cpu.count));
-                if recorded { self.crash("triple fault".into()) } else { self.diverge("triple fault".into()) }
+                if recorded { self.crash() } else { self.diverge("triple fault".into()) }
             }
         }
     }

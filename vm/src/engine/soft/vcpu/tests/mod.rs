@@ -74,7 +74,7 @@ impl Rig {
             engine: EngineKind::Soft,
             vcpus: 1,
             ram_bytes: RAM_BYTES,
-            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1] }),
+            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
             disks: Vec::new(),
             rng: false,
         };

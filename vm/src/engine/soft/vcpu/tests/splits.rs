@@ -175,6 +175,8 @@ fn play(mut rig: Rig, script: &Script, cuts: &[(u64, Cut)]) -> Rig {
             match cut {
                 Cut::Run => {}
                 Cut::Stop => {
+                    // Host time, by which a stopped guest is moved forward, is no part of this.
+                    rig.worker.running = false;
                     rig.worker.stop();
                     rig.worker.resume();
                 }
