@@ -168,8 +168,8 @@ pub enum MachineEvent {
         /// What happened, with the registers that tell where.
         why: String,
     },
-    /// The host failed the guest: a vCPU cannot go on here, through no doing of the guest's. Another host can go on from
-    /// the last state that was captured before.
+    /// The host failed the guest: a vCPU cannot go on here, through no doing of the guest's. Another host can go on
+    /// from the last state that was captured before.
     Failed {
         /// Which.
         vcpu: usize,

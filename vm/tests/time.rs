@@ -7,8 +7,8 @@ use ft_vm::spec::EngineKind;
 use ft_vm::testing::{Remember, between, boot_code, content, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
-// The page at 0x700000 says how long to idle in each turn, in microseconds; zero not at all. The clock, and the number of
-// turns, go to 0x701000.
+// The page at 0x700000 says how long to idle in each turn, in microseconds; zero not at all. The clock, and the number
+// of turns, go to 0x701000.
 std::arch::global_asm!(
     ".globl turns_start",
     "turns_start:",

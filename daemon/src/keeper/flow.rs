@@ -37,7 +37,7 @@ const CARRIED_SPAN_US: u64 = 100_000;
 /// The speed shown is that of about this time.
 const SPEED_SPAN_US: u64 = 500_000;
 /// The hold may grow beyond its bound for so long: links hiccup, and a window takes some acks to be found.
-const OVERLOAD_US: u64 = 3_000_000;
+const OVERLOAD_US: u64 = 10_000_000;
 
 /// What the guest does next. A time says when to ask again, if no ack comes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Flow {
         let bytes = (raw_bytes as f64 * self.ratio) as u64;
         let with_it = self.bytes_in_flight() + bytes;
         let ran_us = std::mem::take(&mut self.gait.ran_us);
-        let began = std::mem::replace(&mut self.captured_at, Some(now)).unwrap_or(now);
+        let began = self.captured_at.replace(now).unwrap_or(now);
         self.flying.push_back(Flying { epoch, began, at: now, bytes, with_it, ran_us });
     }
 
@@ -226,7 +226,7 @@ impl Flow {
         if queued_us > wanted_us {
             // What was far from filling the window was late for another reason.
             let small = if with_it < self.window / 4 { with_it * 4 } else { 0 };
-            self.window = carried.max(self.window / 2).max(small).max(WINDOW_MIN);
+            self.window = carried.max(self.window / 4).max(small).max(WINDOW_MIN);
         } else if with_it > self.window / 2 {
             self.window = carried.clamp(self.window, self.window * 2).min(self.window_max);
         }
@@ -296,7 +296,7 @@ impl Flow {
     /// The guest's speed of late, in thousandths.
     pub fn speed_permille(&self) -> u64 {
         let Gait { recently_ran_us: ran, recently_stood_us: stood, .. } = self.gait;
-        if ran + stood == 0 { 1000 } else { ran * 1000 / (ran + stood) }
+        (ran * 1000).checked_div(ran + stood).unwrap_or(1000)
     }
 
     fn bytes_in_flight(&self) -> u64 {

@@ -13,10 +13,14 @@ use ft_vm::spec::MachineSpec;
 use ft_vm::state::StateError;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Of the thread that rehearses, but for the first time: the first ack waits for that.
 const NICE: libc::c_int = 10;
+
+/// Rehearsals under way at most: one that is stuck (in an image on storage that hangs) is not joined by ever more.
+const UNDER_WAY_MAX: usize = 4;
 
 /// Why the VM could not go on from what is sealed here.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +37,9 @@ pub enum RehearsalError {
     /// It does not take the state, or is not in it then.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Those before came to no end.
+    #[error("{0} rehearsals before this one have come to no end")]
+    Stuck(usize),
     /// No thread for it.
     #[error("cannot start a thread to rehearse: {0}")]
     Thread(std::io::Error),
@@ -67,6 +74,8 @@ pub struct Rehearser {
     pub news: Outlet<KeeperNews>,
     /// A machine for the first rehearsal in the present memory.
     pub ready: Mutex<Ready>,
+    /// Rehearsals that have not come to an end.
+    pub under_way: AtomicUsize,
 }
 
 /// A scratch machine that was made ahead. It keeps the memory that it is over.
@@ -105,6 +114,10 @@ impl Rehearser {
     /// Tries a sealed state. `Rehearsed` or `RehearsalFailed` follows.
     pub fn rehearse(self: &Arc<Self>, sealed: Sealed, urgency: Urgency) {
         let pairing = sealed.held.pairing;
+        let stuck = self.under_way.fetch_add(1, Ordering::Relaxed);
+        if stuck >= UNDER_WAY_MAX {
+            return self.tell(pairing, Err(RehearsalError::Stuck(stuck)));
+        }
         let rehearser = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("ftd-rehearse".into()).spawn(move || {
             if urgency == Urgency::Again {
@@ -140,6 +153,7 @@ impl Rehearser {
     }
 
     fn tell(&self, pairing: u64, outcome: Result<(), RehearsalError>) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         let news = match outcome {
             Ok(()) => KeeperNews::Rehearsed { pairing },
             Err(why) => KeeperNews::RehearsalFailed { pairing, why },

@@ -1,6 +1,6 @@
-//! How soon a guest that resets is booted again: at once, as a real machine does, unless it resets again and again right
-//! after its boots. Then each boot waits longer than the one before, so that a boot loop, which may end by itself (a
-//! service elsewhere that is away), costs neither processor nor log.
+//! How soon a guest that resets is booted again: at once, as a real machine does, unless it resets again and again
+//! right after its boots. Then each boot waits longer than the one before, so that a boot loop, which may end by itself
+//! (a service elsewhere that is away), costs neither processor nor log.
 
 use super::event::Micros;
 

@@ -14,8 +14,8 @@ pub(crate) fn keep_out_of_dumps(base: NonNull<u8>, bytes: usize) -> Result<(), M
         .map_err(|e| MemoryError::Map(format!("leaving guest memory out of core dumps: {e}")))
 }
 
-/// Locks a mapping's pages: those that are there now, and every other as soon as it is touched. So a guest's memory does
-/// not become resident before the guest uses it. The limit on locked memory counts all of it at once.
+/// Locks a mapping's pages: those that are there now, and every other as soon as it is touched. So a guest's memory
+/// does not become resident before the guest uses it. The limit on locked memory counts all of it at once.
 pub(crate) fn lock(base: *const u8, bytes: u64) -> Result<(), MemoryError> {
     let length = usize::try_from(bytes).map_err(|e| MemoryError::Map(e.to_string()))?;
     // SAFETY: locking changes no content; the range is a mapping of the caller's.

@@ -95,6 +95,7 @@ impl RealHands {
             wiring: scratch_wiring,
             news: Outlet::into_queue(&inputs, Input::Keeper),
             ready: Mutex::new(Ready::default()),
+            under_way: 0.into(),
         });
         let setup = Setup {
             spec,

@@ -1,6 +1,6 @@
-//! virtio-net: one receive and one transmit queue, no offloads. The card tells its driver the MTU; a frame that is longer
-//! than any card takes, or shorter than an Ethernet header, is dropped and counted, as on a real wire. Frames out go to the [`FrameSink`]; frames in come
-//! from a pump outside through [`NetPort`].
+//! virtio-net: one receive and one transmit queue, no offloads. The card tells its driver the MTU; a frame that is
+//! longer than any card takes, or shorter than an Ethernet header, is dropped and counted, as on a real wire. Frames
+//! out go to the [`FrameSink`]; frames in come from a pump outside through [`NetPort`].
 //!
 //! A frame that the sink has no room for stays in the guest's queue, which is part of the machine's state, so it is
 //! never lost: it is offered again by [`NetPort::resume_transmit`], and by `Devices::resume`.

@@ -10,8 +10,8 @@
 //! | any other that no device answers | host: nothing that would lead there was switched on | |
 //! | any errno of KVM_RUN but EINTR and EAGAIN | host | the same, §4.10 |
 //!
-//! An internal error with suberror 1 says that KVM's emulator lacks an instruction of the guest. Whether it is needed at
-//! all depends on the processor and the kernel: another host may execute what this one cannot. So the other host is
+//! An internal error with suberror 1 says that KVM's emulator lacks an instruction of the guest. Whether it is needed
+//! at all depends on the processor and the kernel: another host may execute what this one cannot. So the other host is
 //! tried, from its own copy. A guest that provokes it loses nothing but its own VM's protection.
 
 use kvm_bindings::{

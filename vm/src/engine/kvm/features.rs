@@ -1,10 +1,10 @@
-//! The features of a processor that a guest is offered, by name of leaf, register and bit. A bit that is not here is off,
-//! so that a newer kernel or processor offers nothing that this program does not capture and restore.
+//! The features of a processor that a guest is offered, by name of leaf, register and bit. A bit that is not here is
+//! off, so that a newer kernel or processor offers nothing that this program does not capture and restore.
 //!
 //! Left out for their state, which is not captured: nested virtualisation (VMX, SVM), performance counters (PDCM, AMD's
 //! extended counters, IBS), CET (shadow stacks and IBT, with supervisor state in XSS), processor trace, SGX, RDT, AMX,
-//! MPX, user interrupts, PASID, key locker, XFD. Names and places: Intel SDM vol. 2A (CPUID), AMD APM vol. 3 appendix E,
-//! the kernel's Documentation/virt/kvm/x86/cpuid.rst.
+//! MPX, user interrupts, PASID, key locker, XFD. Names and places: Intel SDM vol. 2A (CPUID), AMD APM vol. 3 appendix
+//! E, the kernel's Documentation/virt/kvm/x86/cpuid.rst.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,9 @@ pub(super) const WORDS: [Word; 20] = [
     word(6, 0, Eax, bits([2])),
     // fsgsbase tsc_adjust bmi1 hle avx2 fdp_excptn_only smep bmi2 erms invpcid rtm zero_fcs_fds avx512f avx512dq rdseed
     // adx smap avx512ifma clflushopt clwb avx512pf avx512er avx512cd sha_ni avx512bw avx512vl
-    word(7, 0, Ebx, bits([0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 17, 18, 19, 20, 21, 23, 24, 26, 27, 28, 29, 30, 31])),
+    word(7, 0, Ebx, bits([
+        0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 17, 18, 19, 20, 21, 23, 24, 26, 27, 28, 29, 30, 31,
+    ])),
     // avx512vbmi umip pku ospke waitpkg avx512_vbmi2 gfni vaes vpclmulqdq avx512_vnni avx512_bitalg avx512_vpopcntdq
     // la57 rdpid cldemote movdiri movdir64b
     word(7, 0, Ecx, bits([1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 14, 16, 22, 25, 27, 28])),

@@ -1,6 +1,6 @@
 //! The guest on KVM: the host's abilities ([`host`]), the virtual machine and its slots ([`vm`]), its processors as
-//! threads ([`vcpu`]), whose doing their exits are ([`exit`]), their state ([`state`]), the pages that were written ([`dirty`]), and all of it as the machine
-//! commands it ([`engine`]).
+//! threads ([`vcpu`]), whose doing their exits are ([`exit`]), their state ([`state`]), the pages that were written
+//! ([`dirty`]), and all of it as the machine commands it ([`engine`]).
 
 pub(crate) mod cpuid;
 mod dirty;

@@ -256,8 +256,8 @@ pub(super) fn apply(
     vcpu.set_vcpu_events(events).map_err(refused("KVM_SET_VCPU_EVENTS"))
 }
 
-/// Sets the MSRs in their order. One that KVM will not set is skipped where nothing is lost by it ([`may_skip`]), and is
-/// an error otherwise, which names it.
+/// Sets the MSRs in their order. One that KVM will not set is skipped where nothing is lost by it ([`may_skip`]), and
+/// is an error otherwise, which names it.
 fn set_msrs(vcpu: &VcpuFd, index: usize, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     let mut rest = msrs;
     while !rest.is_empty() {

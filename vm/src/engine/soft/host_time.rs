@@ -1,6 +1,6 @@
-//! Host time for a guest whose time is virtual: how far virtual time should have come by now. It goes on while the guest
-//! stands still (a pause for a checkpoint, a throttle, a full sink), as it does for a guest on KVM: the guest is moved
-//! forward by that time when it goes on. Only a state that is taken over begins at its own time.
+//! Host time for a guest whose time is virtual: how far virtual time should have come by now. It goes on while the
+//! guest stands still (a pause for a checkpoint, a throttle, a full sink), as it does for a guest on KVM: the guest is
+//! moved forward by that time when it goes on. Only a state that is taken over begins at its own time.
 
 use ft_cpu::{PACES, Pace};
 use std::time::{Duration, Instant};
