@@ -113,7 +113,14 @@ pub fn block(status: &Status, palette: Palette) -> String {
         row("network", format!("{tap}, {shown}"));
     }
     let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
-    row("arbiter", format!("{}, {reachable}", status.arbiter.place));
+    let age = match status.arbiter.age_s {
+        Some(age) if age > 0 => format!(", the last time {} ago", duration(age)),
+        _ => String::new(),
+    };
+    row("arbiter", format!("{}, {reachable}{age}", status.arbiter.place));
+    for lapse in &status.lapses {
+        row("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));
+    }
     row("up", duration(status.uptime_s));
     text
 }
@@ -130,7 +137,7 @@ pub fn line(status: &Status) -> String {
 fn painted(state: State, palette: Palette) -> String {
     let code = match state {
         State::Protected => 32,
-        State::Solo | State::Resyncing => 33,
+        State::Degraded | State::Solo | State::Resyncing => 33,
         State::Waiting | State::Fenced => 31,
     };
     match palette {

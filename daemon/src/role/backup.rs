@@ -2,6 +2,7 @@
 //! primary.
 
 mod rehearsing;
+mod view;
 
 use super::arbitration::Settled;
 use super::command::{Command, Exit, PairingStart, SwitchoverFailure};
@@ -10,8 +11,7 @@ use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::policy::{StartAs, promise_us};
 use super::primary::Primary;
 use super::rehearsal::{Rehearsals, Unacked};
-use super::view::State;
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -23,7 +23,10 @@ pub(super) struct Backup {
     promise_until: Micros,
     /// The generation that the primary named when it welcomed us.
     welcomed_in: u64,
-    paired: bool,
+    /// The generation in which the cell names us, as the primary said.
+    paired: Option<u64>,
+    /// The primary's cell, as it said. Only this one can say that the primary went on without us.
+    cell: Option<CellId>,
     rehearsals: Rehearsals,
     /// When to dial, after the primary was left alone for a while.
     dial_at: Option<Micros>,
@@ -55,10 +58,10 @@ enum Hold {
 enum Stage {
     /// With the primary, or dialling it.
     Following,
-    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the generation in
-    /// which the cell was seen to name us with our state. `verified`: the VM can go on from our state, as far as
-    /// anybody can tell.
-    Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
+    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the cell and the
+    /// generation in which it was seen to name us with our state. `verified`: the VM can go on from our state, as far
+    /// as anybody can tell.
+    Orphaned { since: Micros, named_in: Option<(CellId, u64)>, verified: bool },
     /// The primary has stopped the VM at this epoch and offers it: our state is being verified.
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
@@ -76,7 +79,8 @@ impl Backup {
             stage: Stage::Following,
             promise_until: 0,
             welcomed_in: 0,
-            paired: false,
+            paired: None,
+            cell: None,
             rehearsals: Rehearsals::default(),
             dial_at: None,
             waits_for_founder: false,
@@ -120,43 +124,30 @@ impl Backup {
                     let lease = lease.min(core.policy.lease_us_max());
                     self.promise(core, lease);
                     core.out.push(Command::SendEcho { conn, stamp, lease });
+                } else {
+                    // Nothing is permitted or promised any more, but we live.
+                    core.tell_standing(conn, false);
                 }
+            }
+            Event::Standing { conn, said } if self.is_linked(conn) => {
+                self.heard(core, conn);
+                core.on_standing(said);
+                self.cell = core.their_cell().or(self.cell);
             }
             Event::Sealed { conn, pairing, epoch, stamp } => {
-                self.heard(core, conn);
-                // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
-                // still under way as we gave the connection up.
-                if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
-                    self.hold = Hold::Sealed(Held { pairing, epoch });
-                    if self.is_linked(conn) && self.may_answer() {
-                        self.ack(core, Unacked { conn, epoch, stamp });
-                    }
-                    if let Stage::Orphaned { verified, .. } = &mut self.stage {
-                        *verified = false;
-                        core.out.push(Command::Verify { epoch });
-                    }
-                }
+                self.on_sealed(core, conn, pairing, epoch, stamp)
             }
-            Event::Verified { epoch } => {
-                let held = self.sealed_epoch();
-                match &mut self.stage {
-                    Stage::Orphaned { verified, .. } => *verified |= epoch == held,
-                    // The primary emits nothing more by its own word: no promise binds us.
-                    Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
-                        self.stage = Stage::Contesting;
-                        core.arbiter.hurry();
-                    }
-                    _ => {}
-                }
-            }
+            Event::Verified { epoch } => self.on_verified(core, epoch),
             Event::Rehearsed { pairing } if self.pairing() == Some(pairing) => self.on_rehearsed(core),
             Event::RehearsalFailed { pairing, why } if self.pairing() == Some(pairing) => {
                 return self.on_rehearsal_failed(core, why);
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
-                self.paired = true;
+                self.paired = Some(generation);
                 self.why = "in step".into();
+                core.begin_proof();
+                core.probe_soon();
             }
             Event::SwitchoverOffered { conn, epoch } if self.is_linked(conn) => {
                 self.on_offer(core, conn, epoch)
@@ -185,6 +176,39 @@ impl Backup {
             _ => {}
         }
         None
+    }
+
+    fn on_sealed(&mut self, core: &mut Core, conn: ConnId, pairing: u64, epoch: u64, stamp: Micros) {
+        self.heard(core, conn);
+        // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
+        // still under way as we gave the connection up.
+        if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
+            self.hold = Hold::Sealed(Held { pairing, epoch });
+            if self.is_linked(conn) && self.may_answer() {
+                self.ack(core, Unacked { conn, epoch, stamp });
+            }
+            if let Stage::Orphaned { verified, .. } = &mut self.stage {
+                *verified = false;
+                core.out.push(Command::Verify { epoch });
+            }
+        }
+    }
+
+    fn on_verified(&mut self, core: &mut Core, epoch: u64) {
+        let held = self.sealed_epoch();
+        match &mut self.stage {
+            Stage::Orphaned { verified, .. } => *verified |= epoch == held,
+            // The primary emits nothing more by its own word: no promise binds us.
+            Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
+                self.stage = Stage::Contesting;
+                core.arbiter.hurry();
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn conn(&self) -> Option<ConnId> {
+        self.link.as_ref().map(|link| link.conn)
     }
 
     fn is_linked(&self, conn: ConnId) -> bool {
@@ -269,7 +293,8 @@ impl Backup {
                     core.out.push(Command::Discard);
                 }
                 self.hold = Hold::Partial { pairing };
-                self.paired = false;
+                self.paired = None;
+                self.cell = None;
                 self.rehearsals.begin_anew();
                 "receiving a full copy".into()
             }
@@ -278,6 +303,7 @@ impl Backup {
         self.rehearsals.forget_ack();
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
+        core.forget_their_word();
         self.stage = Stage::Following;
         self.welcomed_in = generation;
         self.link = Some(Link { conn, last_heard: core.now });
@@ -307,6 +333,7 @@ impl Backup {
     fn lose_peer(&mut self, core: &mut Core, why: String) {
         self.link = None;
         self.why = format!("lost the primary: {why}");
+        core.forget_their_word();
         match (self.hold, self.stage) {
             (_, Stage::Contesting) => {}
             (Hold::Sealed(held), _) => {
@@ -320,6 +347,8 @@ impl Backup {
     /// Without a primary from now on. Whatever else has to be waited for, what is held is verified meanwhile.
     fn orphan(&mut self, core: &mut Core, held: Held) {
         self.stage = Stage::Orphaned { since: core.now, named_in: None, verified: false };
+        // What is being read may be older than our loss.
+        core.arbiter.void_read();
         core.out.push(Command::Verify { epoch: held.epoch });
         core.out.push(Command::Dial);
     }
@@ -334,7 +363,7 @@ impl Backup {
         }
         self.hold = Hold::Nothing;
         self.stage = Stage::Following;
-        self.paired = false;
+        self.paired = None;
         self.why = why;
         core.out.push(Command::Dial);
     }
@@ -365,9 +394,9 @@ impl Backup {
             // The cell is read at once. It is asked for when our state is verified, and the promise and the primary's
             // head start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
-            Stage::Orphaned { since, named_in: Some(generation), verified } => {
+            Stage::Orphaned { since, named_in: Some(named), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
-                    self.contest(core, generation);
+                    self.contest(core, named);
                 }
             }
             Stage::Contesting | Stage::Leaving { .. } => core.ask_read(),
@@ -375,22 +404,37 @@ impl Backup {
     }
 
     /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses.
-    fn contest(&mut self, core: &mut Core, generation: u64) {
+    fn contest(&mut self, core: &mut Core, (id, generation): (CellId, u64)) {
         self.stage = Stage::Contesting;
         core.out.push(Command::StopDialling);
         let owner = Some(core.policy.node.clone());
-        core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby: None });
+        core.ask_set(Some(generation), Cell { id, generation: generation + 1, owner, standby: None });
     }
 
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
+            self.adopt(core);
             return self.found_if_ownerless(core, answer);
         }
-        let cell = match answer {
-            Ok(cell) => cell,
-            Err(why) => return self.stay_passive(core, format!("the arbiter does not answer: {why}")),
-        };
+        match answer {
+            Ok(cell) => self.on_found(core, cell),
+            Err(why) => self.stay_passive(core, format!("the arbiter does not answer: {why}")),
+        }
+    }
+
+    /// This node's cell is the one in which the primary is: from now on this node acts on no other.
+    fn adopt(&mut self, core: &mut Core) {
+        if let (Some((id, generation)), Some(_)) = (core.words.mine.cell, self.paired)
+            && self.cell == Some(id)
+        {
+            core.act_on(id, generation);
+        }
+    }
+
+    /// What the cell says while the primary is lost, or while we have asked for the cell.
+    fn on_found(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
         let Hold::Sealed(held) = self.hold else { return None };
+        let verified = !matches!(self.stage, Stage::Orphaned { verified: false, .. });
         let names_us = |cell: &Cell| {
             cell.owner.as_deref() == Some(&core.policy.peer)
                 && cell.standby.as_ref().is_some_and(|standby| {
@@ -401,10 +445,10 @@ impl Backup {
             Some(cell) if names_us(&cell) => {
                 match &mut self.stage {
                     Stage::Orphaned { named_in, .. } => {
-                        *named_in = Some(cell.generation);
+                        *named_in = Some((cell.id, cell.generation));
                         core.arbiter.hurry();
                     }
-                    Stage::Contesting => self.contest(core, cell.generation),
+                    Stage::Contesting => self.contest(core, (cell.id, cell.generation)),
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
                         self.why = "asked to stop, but the primary did not go on without this node".into();
                         self.orphan(core, held);
@@ -412,6 +456,10 @@ impl Backup {
                     _ => core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us),
                 }
                 None
+            }
+            // It is ours: by a request whose answer was lost, or by the operator's word.
+            Some(cell) if cell.owner.as_deref() == Some(&core.policy.node) && verified => {
+                self.on_settled(core, Settled::Won(cell))
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
@@ -423,13 +471,25 @@ impl Backup {
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
-            _ => {
+            // The primary's own cell has moved on from naming us: somebody else has the VM, or it is over.
+            Some(cell) if self.cell == Some(cell.id) && cell.owner.as_deref() != Some(&core.policy.node) => {
                 self.discard(
                     core,
-                    "the cell does not name the state held here: the primary goes on without this backup"
-                        .into(),
+                    format!(
+                        "the cell does not name the state held here: it says {cell}; this node follows anew"
+                    ),
                 );
                 self.stop_if_asked(core)
+            }
+            cell => {
+                core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
+                let says = cell.map_or("there is none".into(), |cell| format!("it says {cell}"));
+                let why = format!(
+                    "the cell at {} does not show that anybody else went on with the VM: {says}; what is held \
+                     here is kept",
+                    core.policy.place
+                );
+                self.stay_passive(core, why)
             }
         }
     }
@@ -483,10 +543,7 @@ impl Backup {
                 }
                 Some(Next::Primary(Primary::solo(cell, "took over")))
             }
-            Settled::Lost(_) => {
-                self.discard(core, "lost the arbitration: the primary goes on".into());
-                self.stop_if_asked(core)
-            }
+            Settled::Lost(cell) => self.on_found(core, cell),
             Settled::NotAttempted(why) => {
                 self.stay_passive(core, format!("the arbiter does not answer: {why}"))
             }
@@ -519,43 +576,6 @@ impl Backup {
         if let Some(link) = self.link.take() {
             core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
             core.drop_link(link.conn);
-        }
-    }
-
-    pub(super) fn state(&self) -> State {
-        match (self.hold, self.stage) {
-            (_, Stage::Orphaned { .. } | Stage::Contesting | Stage::Leaving { .. }) => State::Waiting,
-            (Hold::Sealed(_), _) if self.paired => State::Protected,
-            (Hold::Nothing, _) => State::Waiting,
-            _ => State::Resyncing,
-        }
-    }
-
-    pub(super) fn detail(&self) -> String {
-        match self.stage {
-            Stage::Following => self.why.clone(),
-            Stage::Offered { .. } => {
-                "switchover: checking whether the VM can go on from the state held here".into()
-            }
-            Stage::Leaving { .. } => {
-                format!(
-                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { verified: false, .. } => {
-                format!(
-                    "without the primary; checking whether the VM can go on from the state held here ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { .. } => {
-                format!(
-                    "without the primary; this node holds a sealed checkpoint and asks the arbiter ({})",
-                    self.why
-                )
-            }
-            Stage::Contesting => format!("asking the arbiter for the VM ({})", self.why),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
+use super::record::NodeRecord;
 use ft_arbiter::Cell;
+use ft_checkpoint::wire::message::Standing;
 
 /// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,9 @@ pub enum SwitchoverFailure {
     /// Nobody could go on.
     #[error("the VM is not protected: there is no backup that could take over")]
     NotProtected,
+    /// The backup could not go on, or could not be made to: this is missing.
+    #[error("the VM stays where it is: {0}")]
+    Unproven(String),
     /// Asked on the wrong side.
     #[error("this node is the backup; ask the primary")]
     IsBackup,
@@ -74,6 +79,10 @@ impl Exit {
 pub enum Command {
     /// Read the arbiter's cell; answer with `CellRead`. At most one arbiter request is under way.
     ReadCell,
+    /// As `ReadCell`, and prove by writing beside it that it could be set.
+    ProbeCell,
+    /// Make this durable on this host before anything else is done; answer with `Recorded`.
+    Record(NodeRecord),
     /// Compare-and-set the whole cell; answer with `CellSet`.
     CompareAndSet {
         /// Generation that the cell must have (none: the cell is empty).
@@ -147,6 +156,13 @@ pub enum Command {
         conn: ConnId,
         /// The pair's generation.
         generation: u64,
+    },
+    /// Tell the peer what this node's arbiter says.
+    SendStanding {
+        /// Connection.
+        conn: ConnId,
+        /// What it says.
+        standing: Standing,
     },
     /// Pause the VM, capture a last checkpoint, keep the VM paused; answer with `FinalCaptured`.
     FinalCheckpoint,

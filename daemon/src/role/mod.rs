@@ -44,9 +44,11 @@
 //!   up. A primary whose permission has lapsed asks again before it lets anything out.
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
-//! - A cell never goes back. A cell that is missing, or older than this process has seen, is trouble with the arbiter:
-//!   no node founds, discards or fences because of it, and the request is repeated. A process that has just started has
-//!   seen no cell yet.
+//! - A cell never goes back. Each node durably records which cell it acts on, and the highest generation of it, before
+//!   it acts (`record`). A cell that is missing, older, or another one is trouble with the arbiter: no node founds,
+//!   discards or fences because of it, and the request is repeated.
+//! - "Protected" is said only while both nodes have lately read the cell, each through its own arbiter, and the backup
+//!   has found itself there with what it holds (`proof`, `standing`). Nothing above rests on that word.
 
 mod arbitration;
 mod backup;
@@ -55,8 +57,11 @@ mod core;
 mod event;
 mod policy;
 mod primary;
+mod proof;
+mod record;
 mod rehearsal;
 mod resets;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -64,6 +69,8 @@ mod view;
 pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, SwitchoverFailure};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
-pub use policy::{Policy, StartAs};
+pub use policy::{Fresh, Policy, StartAs};
+pub use proof::{Lapse, Lapsed};
+pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;
 pub use view::{Role, State, View};

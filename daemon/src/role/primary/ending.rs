@@ -28,12 +28,19 @@ impl Primary {
                 None => self.on_switchover(core, Then::Stop),
             },
             // The cell names the backup, which may hold the only copy that can go on: what the cell says next decides.
-            Pair::Alone { .. } => self.why = format!("asked to stop; {}", self.why),
+            Pair::Alone { .. } | Pair::Rejoined { .. } => self.why = format!("asked to stop; {}", self.why),
             // It is about to name the backup, or does so already.
             Pair::Enlisting { .. } if core.arbiter.is_setting() && self.ending.is_none() => {
                 self.why = format!("asked to stop; {}", self.why);
             }
             _ => self.shut_down(core),
+        }
+    }
+
+    /// A stop that had to wait for the cell moves the VM now.
+    pub(super) fn move_if_asked(&mut self, core: &mut Core) {
+        if core.stop_requested && self.ending.is_none() && self.switchover.is_none() {
+            self.on_switchover(core, Then::Stop);
         }
     }
 
@@ -81,7 +88,7 @@ impl Primary {
         let alone_in_cell = match self.pair {
             Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
             Pair::Enlisting { .. } => !core.arbiter.is_setting(),
-            Pair::Protected { .. } | Pair::Alone { .. } => false,
+            Pair::Protected { .. } | Pair::Alone { .. } | Pair::Rejoined { .. } => false,
         };
         if alone_in_cell {
             return self.reboot(core);

@@ -1,10 +1,12 @@
-//! A planned switchover: the primary pauses the VM, waits for the ack of its last checkpoint, and offers the VM to the
-//! backup.
+//! A planned switchover: both arbiters are asked whether they answer; then the primary pauses the VM, waits for the ack
+//! of its last checkpoint, and offers the VM to the backup.
 
 use super::{Pair, Primary};
 use crate::role::command::{Command, SwitchoverFailure};
 use crate::role::core::Core;
 use crate::role::event::Micros;
+use crate::role::proof::Verdict;
+use crate::role::standing::in_words;
 
 /// A planned switchover under way.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub(super) enum Then {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Both nodes' arbiters are asked: the VM is not paused for a hand-over that would have to wait.
+    Asking,
     /// The VM is being paused for its last checkpoint.
     Pausing,
     /// The last checkpoint is on its way.
@@ -48,13 +52,55 @@ impl Primary {
         } else {
             None
         };
-        match busy {
-            Some(why) => core.out.push(Command::SwitchoverDone(Err(why))),
-            None => {
-                self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then });
-                core.out.push(Command::FinalCheckpoint);
+        match (busy, &self.link) {
+            (None, Some(link)) => {
+                self.switchover = Some(Switchover { step: Step::Asking, since: core.now, then });
+                core.tell_standing(link.conn, true);
+                core.probe_soon();
+            }
+            (why, _) => {
+                let why = why.unwrap_or(SwitchoverFailure::NotProtected);
+                core.out.push(Command::SwitchoverDone(Err(why)));
             }
         }
+    }
+
+    /// Pauses the VM as soon as both arbiters have answered, and what they say is as it should be.
+    pub(super) fn freeze_if_proven(&mut self, core: &mut Core) {
+        let (Some(switchover), Pair::Protected { pairing }) = (&self.switchover, self.pair) else { return };
+        if switchover.step != Step::Asking || !core.words.both_since(switchover.since) {
+            return;
+        }
+        match self.verdict(core, pairing) {
+            Verdict::Proven => {
+                if let Some(switchover) = &mut self.switchover {
+                    switchover.step = Step::Pausing;
+                    switchover.since = core.now;
+                }
+                core.out.push(Command::FinalCheckpoint);
+            }
+            Verdict::Pending => {}
+            Verdict::Lapsed(lapses) => self.refuse_switchover(core, in_words(&lapses)),
+        }
+    }
+
+    /// A switchover that never paused the VM is off.
+    pub(super) fn refuse_switchover(&mut self, core: &mut Core, why: String) {
+        self.switchover = None;
+        // A node that was to stop goes on with the VM: nobody says that anybody else can.
+        core.stop_requested = false;
+        core.out.push(Command::SwitchoverDone(Err(SwitchoverFailure::Unproven(why))));
+    }
+
+    /// Who has not answered.
+    pub(super) fn unanswered(&self, core: &Core, since: Micros) -> String {
+        let silent = |node: &str, at: Option<Micros>| {
+            let answered = at.is_some_and(|at| at >= since);
+            (!answered).then(|| format!("the arbiter of {node} does not answer"))
+        };
+        let theirs = core.words.theirs.as_ref().and_then(|theirs| theirs.at);
+        let silent = [silent(&core.policy.node, core.words.mine.at), silent(&core.policy.peer, theirs)];
+        silent.into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 
     /// Once the last checkpoint is acked and its output is out, the backup may have the VM.

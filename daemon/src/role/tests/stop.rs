@@ -55,10 +55,11 @@ fn a_stop_waits_for_the_cell_that_may_name_this_node_alone() {
     // It still names the backup. Nobody knows whether that one can go on: this copy is kept.
     assert!(!exits(&rig.not_attempted()));
     assert!(!exits(&rig.tick_after(10 * LEASE_US)));
-    // The backup is back: the VM moves.
+    // The backup is back: the VM moves, as soon as the backup has read the cell.
     let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
     rig.not_attempted();
-    let commands = rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    rig.on(Event::PeerHello { conn: 8, generation: 2, held });
+    let commands = rig.hear_on(8, Some(cell(2, Some("a"), Some(("b", PAIRING_OF_A)))));
     assert!(commands.contains(&Command::FinalCheckpoint), "{commands:?}");
 }
 
