@@ -108,14 +108,10 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
     };
-    let metrics = match config.metrics.listen {
-        Some(address) => Some(runtime.block_on(http::bind(address)).map_err(|source| HostError::Listen {
-            key: "metrics.listen",
-            address,
-            source,
-        })?),
-        None => None,
-    };
+    let bind = |address| runtime.block_on(http::bind(address)).map_err(|source| (address, source));
+    let metrics = config.metrics.listen.map(bind).transpose();
+    let metrics =
+        metrics.map_err(|(address, source)| HostError::Listen { key: "metrics.listen", address, source })?;
 
     let identity = identity(config, &host.spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
@@ -123,12 +119,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
     let arbiter = config.arbiter();
-    let replay = Replay {
-        on: config.replication.mode == Mode::Replay,
-        batch: Duration::from_micros(config.replay.batch_us),
-        lag_max: Duration::from_millis(config.replay.lag_ms_max),
-        progress: Arc::new(ReplayProgress::default()),
-    };
+    let replay = replay(config);
     let progress = replay.on.then(|| Arc::clone(&replay.progress));
     let publisher = Arc::new(Publisher::new(
         config,
@@ -183,6 +174,15 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     publisher.stopping();
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+fn replay(config: &Config) -> Replay {
+    Replay {
+        on: config.replication.mode == Mode::Replay,
+        batch: Duration::from_micros(config.replay.batch_us),
+        lag_max: Duration::from_millis(config.replay.lag_ms_max),
+        progress: Arc::new(ReplayProgress::default()),
+    }
 }
 
 /// Where the peer is waited for.

@@ -1,6 +1,6 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
-//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), this
-//! node's record of the cell (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
+//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`),
+//! this node's record of the cell (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;

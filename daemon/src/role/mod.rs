@@ -37,11 +37,11 @@
 //!   pairing that it holds sealed. From the moment it may have asked, it acknowledges nothing until the answer is
 //!   certain.
 //! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
-//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. The primary asks for a
-//!   lease that outlives the round trip, the backup grants it within its bound, and says so in the answer. A backup that
-//!   answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp is older
-//!   than the answer, so the permission is over before the promise is, however long a message or a process was held
-//!   up. A primary whose permission has lapsed asks again before it lets anything out.
+//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. The primary
+//!   asks for a lease that outlives the round trip, the backup grants it within its bound, and says so in the answer.
+//!   A backup that answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp
+//!   is older than the answer, so the permission is over before the promise is, however long a message or a process
+//!   was held up. A primary whose permission has lapsed asks again before it lets anything out.
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
 //! - A cell never goes back. Each node durably records which cell it acts on, and the highest generation of it, before
