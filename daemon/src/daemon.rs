@@ -89,10 +89,10 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     }
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
-    let fresh = match (fresh, take_fresh(config, record)?) {
-        (true, _) => Fresh::Any,
-        (false, Some(generation)) => Fresh::Over(generation),
-        (false, None) => Fresh::No,
+    let fresh = match take_fresh(config, record)? {
+        _ if fresh => Fresh::Any,
+        Some(generation) => Fresh::Over(generation),
+        None => Fresh::No,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
