@@ -106,6 +106,17 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             Message::Position(Position { count, lag_us, pending_bytes })
         }),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
+        (
+            ".{0,90}",
+            prop::option::of((n(), n())),
+            prop::option::of(n()),
+            prop::option::of(n()),
+            prop::option::of(".{0,90}"),
+            any::<bool>(),
+        )
+            .prop_map(|(place, cell, named, age_us, trouble, asks)| {
+                Message::Standing(Standing { place, cell, named, age_us, trouble, asks })
+            }),
     ]
 }
 

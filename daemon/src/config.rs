@@ -2,26 +2,25 @@
 //! value and the allowed values. [`Config::load`] checks everything that the file alone can show; the room `host`
 //! checks the rest against this host when the daemon starts.
 
+mod file;
 mod validate;
 
+pub use file::keys;
+
 use crate::role::StartAs;
+use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use thiserror::Error;
-use toml::{Table, Value};
 
 /// Where a node waits for its peer, unless told otherwise.
 pub const REPLICATION_PORT: u16 = 7400;
-/// Longest configuration file.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// One protected VM, as one node sees it. The comments of `scripts/systemd/ftd.example.toml` are the user's manual.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -544,41 +543,10 @@ pub enum ConfigError {
     },
 }
 
-/// Every value of a configuration file under its whole name, `section.key`, for those who compare two.
-pub fn keys(path: &Path) -> Result<BTreeMap<String, Value>, ConfigError> {
-    let table: Table = toml::from_str(&read(path)?)
-        .map_err(|source| ConfigError::Parse { file: path.to_owned(), source: Box::new(source) })?;
-    let mut keys = BTreeMap::new();
-    let mut waiting = vec![(String::new(), table)];
-    while let Some((prefix, table)) = waiting.pop() {
-        for (key, value) in table {
-            match value {
-                Value::Table(inner) => waiting.push((format!("{prefix}{key}."), inner)),
-                other => drop(keys.insert(format!("{prefix}{key}"), other)),
-            }
-        }
-    }
-    Ok(keys)
-}
-
-fn read(path: &Path) -> Result<String, ConfigError> {
-    let read_error = |source| ConfigError::Read { file: path.to_owned(), source };
-    let mut text = String::new();
-    File::open(path)
-        .map_err(read_error)?
-        .take(FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(read_error)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(ConfigError::TooLong { file: path.to_owned() });
-    }
-    Ok(text)
-}
-
 impl Config {
     /// Reads and judges a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::parse(&read(path)?, path)
+        Self::parse(&file::read(path)?, path)
     }
 
     /// Judges a text; `file` is for the messages.

@@ -6,8 +6,8 @@ use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Watchdog, facts,
-    prepare_host, take_fresh,
+    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log,
+    RecordError, RecordFile, Watchdog, facts, prepare_host, take_fresh,
 };
 use crate::keeper::{Replay, ReplayProgress, Service};
 use crate::nonce::random_nonce;
@@ -16,7 +16,7 @@ use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, Policy};
+use crate::role::{Exit, Fresh, NodeRecord, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -29,6 +29,10 @@ use std::time::{Duration, Instant};
 const ARBITER_RETRY: Duration = Duration::from_millis(200);
 /// What an ending daemon gives its answers to be written.
 const ANSWERS: Duration = Duration::from_secs(2);
+/// Between two questions to an arbiter that answers, while nothing is to be asked of it.
+const ARBITER_PROBE: Duration = Duration::from_secs(3);
+/// How long an arbiter's answer counts for the proof that the VM is protected.
+const PROOF_LIMIT: Duration = Duration::from_secs(10);
 /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,6 +45,9 @@ pub enum DaemonError {
     /// Another daemon for this VM runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// This node's record of the cell cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// The permission for a fresh boot cannot be taken.
     #[error(transparent)]
     Fresh(#[from] FreshError),
@@ -68,7 +75,7 @@ impl DaemonError {
             Self::Host(e) => e.exit(),
             Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
-            Self::Lock(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
+            Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
             Self::Config(_) => DaemonExit::Usage,
             Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
@@ -79,7 +86,16 @@ impl DaemonError {
 pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
-    let fresh = take_fresh(config)? || fresh;
+    if config.ask_arbiter()? == ArbiterAnswer::Late {
+        tracing::warn!("the arbiter at {} does not answer yet; waiting for it", config.arbiter().place());
+    }
+    let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
+    let record = record_file.load()?;
+    let fresh = match take_fresh(config, record)? {
+        _ if fresh => Fresh::Any,
+        Some(generation) => Fresh::Over(generation),
+        None => Fresh::No,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("ftd-control")
@@ -94,14 +110,10 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
     };
-    let metrics = match config.metrics.listen {
-        Some(address) => Some(runtime.block_on(http::bind(address)).map_err(|source| HostError::Listen {
-            key: "metrics.listen",
-            address,
-            source,
-        })?),
-        None => None,
-    };
+    let bind = |address| runtime.block_on(http::bind(address)).map_err(|source| (address, source));
+    let metrics = config.metrics.listen.map(bind).transpose();
+    let metrics =
+        metrics.map_err(|(address, source)| HostError::Listen { key: "metrics.listen", address, source })?;
 
     let identity = identity(config, &host.spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
@@ -109,12 +121,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
     let arbiter = config.arbiter();
-    let replay = Replay {
-        on: config.replication.mode == Mode::Replay,
-        batch: Duration::from_micros(config.replay.batch_us),
-        lag_max: Duration::from_millis(config.replay.lag_ms_max),
-        progress: Arc::new(ReplayProgress::default()),
-    };
+    let replay = replay(config);
     let progress = replay.on.then(|| Arc::clone(&replay.progress));
     let publisher = Arc::new(Publisher::new(
         config,
@@ -164,16 +171,26 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         contents: Box::new(move || contents.facts()),
         host,
         arbiter,
+        record_file,
         inputs: (inputs, received),
         window,
         telemetry,
         watchdog,
     };
-    let exit = replica::run(policy(config, fresh), parts)?;
+    let exit = replica::run(policy(config, fresh, record), parts)?;
     publisher.stopping();
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+fn replay(config: &Config) -> Replay {
+    Replay {
+        on: config.replication.mode == Mode::Replay,
+        batch: Duration::from_micros(config.replay.batch_us),
+        lag_max: Duration::from_millis(config.replay.lag_ms_max),
+        progress: Arc::new(ReplayProgress::default()),
+    }
 }
 
 /// Where the peer is waited for.
@@ -210,13 +227,15 @@ fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeErr
     })
 }
 
-fn policy(config: &Config, fresh: bool) -> Policy {
+fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
     Policy {
         node: config.node.to_string(),
         peer: config.peer.node.to_string(),
         start_as: config.start_as,
+        record,
+        place: config.arbiter().place().to_string(),
         fresh,
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         lease_us: us(r.lease_ms),
@@ -224,6 +243,8 @@ fn policy(config: &Config, fresh: bool) -> Policy {
         takeover_delay_us: us(r.takeover_delay_ms),
         heartbeat_us: us(r.heartbeat_ms),
         arbiter_retry_us: ARBITER_RETRY.as_micros() as u64,
+        probe_us: ARBITER_PROBE.as_micros() as u64,
+        proof_us: PROOF_LIMIT.as_micros() as u64,
         patience_us: PATIENCE.as_micros() as u64,
         rehearsal_us: r.rehearsal_s * 1_000_000,
         nonce: random_nonce(),

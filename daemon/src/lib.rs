@@ -5,20 +5,24 @@
 //! The core alone, as the executor and the simulator drive it. A node starts, finds an empty cell, and founds the VM:
 //!
 //! ```
-//! use ft_arbiter::{Cell, Outcome};
-//! use ftd::role::{Command, Core, Event, Policy, StartAs, State};
+//! use ft_arbiter::{Cell, CellId, Outcome};
+//! use ftd::role::{Command, Core, Event, Fresh, Policy, NodeRecord, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
 //!     peer: "beta".into(),
 //!     start_as: StartAs::Primary,
-//!     fresh: false,
+//!     record: None,
+//!     place: "file /shared/web.cell".into(),
+//!     fresh: Fresh::No,
 //!     restart_on_reset: true,
 //!     lease_us: 25_000,
 //!     failure_timeout_us: 300_000,
 //!     takeover_delay_us: 5_000,
 //!     heartbeat_us: 5_000,
 //!     arbiter_retry_us: 200_000,
+//!     probe_us: 3_000_000,
+//!     proof_us: 10_000_000,
 //!     patience_us: 10_000_000,
 //!     rehearsal_us: 60_000_000,
 //!     nonce: 0x17,
@@ -28,12 +32,13 @@
 //!
 //! commands.clear();
 //! core.handle(1_000, Event::CellRead(Ok(None)), &mut commands);
-//! let founded = Cell { generation: 1, owner: Some("alpha".into()), standby: None };
+//! let id = CellId(0x17);
+//! let founded = Cell { id, generation: 1, owner: Some("alpha".into()), standby: None };
 //! assert_eq!(commands, [Command::CompareAndSet { expected: None, new: founded.clone() }]);
 //!
 //! commands.clear();
 //! core.handle(2_000, Event::CellSet(Outcome::Won(founded)), &mut commands);
-//! assert_eq!(commands, [Command::Boot]);
+//! assert_eq!(commands, [Command::Record(NodeRecord { cell: id, generation: 1 }), Command::Boot]);
 //! assert_eq!(core.view().state, State::Solo);
 //! ```
 

@@ -99,7 +99,13 @@ impl Fixture {
             parts: ftd::observe::CheckpointParts::default(),
             take_over: None,
             rehearsal: None,
-            arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
+            arbiter: ArbiterStatus {
+                place: "file /shared/web.cell".into(),
+                reachable: true,
+                age_s: Some(0),
+                peer_age_s: None,
+            },
+            lapses: Vec::new(),
             uptime_s: 3,
         };
         let daemon =

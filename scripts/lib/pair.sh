@@ -21,6 +21,8 @@ pair_vm=web
 pair_mac=52:54:00:77:00:02
 declare -A pair_node=([a]=alpha [b]=beta)
 declare -A pair_peer=([a]=b [b]=a)
+# What a host mounts as the shared storage, if another directory than its peer does.
+declare -A pair_storage=()
 pair_port=7400
 pair_client_port=7777
 # Exit codes of ftd (its --help): lost the arbitration.
@@ -133,7 +135,7 @@ host_start() {
     # shellcheck disable=SC2016 # The inner shell expands its own arguments.
     spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
         bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
-        "$run_dir/arbiter" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
+        "${pair_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
         "${with[@]}" "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
@@ -188,7 +190,7 @@ host_is() {
 pair_primary() {
     local host found=''
     for host in a b; do
-        if host_is "$host" primary protected solo resyncing; then
+        if host_is "$host" primary protected degraded solo resyncing; then
             [[ -z $found ]] || return 1
             found=$host
         fi
@@ -257,6 +259,20 @@ pair_explain() {
         fi
         tail -n 3 "$run_dir/$host/ftd.log" 2>/dev/null | sed 's/^/    /' >&2
     done
+}
+
+# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that nobody
+# fills. arbiter_unhang lets them go, and leaves the cell as it was.
+arbiter_hang() {
+    arbiter_pipe=$pair_cell/00000000000099999999
+    mkfifo "$arbiter_pipe"
+    exec {arbiter_fd}<>"$arbiter_pipe"
+}
+arbiter_unhang() {
+    [[ -n ${arbiter_pipe:-} ]] || return 0
+    rm -f -- "$arbiter_pipe"
+    exec {arbiter_fd}>&-
+    arbiter_pipe=
 }
 
 # arbiter_lose HOST: the shared storage goes away for this host; its path ends in an empty read-only directory, as when

@@ -4,6 +4,7 @@
 //! FTD_TEST_ENGINE=soft the VMs run on the software engine, which needs no /dev/kvm, and with FTD_TEST_MODE=replay on
 //! that engine in replay mode. The programs lie next to the test, or in FTD_BIN_DIR.
 
+mod arbiter;
 mod cold_start;
 mod control;
 mod fixture;

@@ -14,13 +14,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Of a primary that is protected by checkpoints and serves a client.
-const AT_WORK: [&str; 19] = [
+const AT_WORK: [&str; 21] = [
     "ftd_generation",
     "ftd_epoch",
     "ftd_acked_epoch",
     "ftd_primary",
     "ftd_protected",
     "ftd_peer_connected",
+    "ftd_arbiter_age_us",
+    "ftd_peer_arbiter_age_us",
     "ftd_dirty_pages",
     "ftd_checkpoints_total",
     "ftd_pages_total",

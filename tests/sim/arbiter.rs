@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 use ft_arbiter::file::{Answer, Attempt, Call, FileCell, Next, generation_of};
-use ft_arbiter::{ArbiterError, Cell, Outcome};
+use ft_arbiter::{ArbiterError, Cell, CellId, Outcome};
 use ftd::role::{Event, Micros};
 use nix::errno::Errno;
 use rand::Rng;
@@ -38,13 +38,15 @@ pub(crate) struct Arbiter {
     pub cell: Option<Cell>,
     pub log: BTreeMap<u64, Entry>,
     directory: SharedDirectory,
+    /// A node's path leads to another directory.
+    elsewhere: [Option<SharedDirectory>; 2],
     threads: [Thread; 2],
     flights: BTreeMap<u64, Flight>,
     calls: u64,
     /// The highest generation that any process was told of.
     told: u64,
-    /// The highest generation that each node has known, in whatever life: its processes forget it.
-    known: [u64; 2],
+    /// When a node's arbiter last told it the cell as it is, by the world's clock, and which generation.
+    answered: [Option<(Micros, u64)>; 2],
     pub down: [u32; 2],
     /// This node's next link fails, and is carried out later.
     pub jam: [bool; 2],
@@ -71,6 +73,7 @@ struct Work {
 #[derive(Debug)]
 enum Steps {
     Read(Attempt<Result<Option<Cell>, ArbiterError>>),
+    Probe(Attempt<Result<Option<Cell>, ArbiterError>>),
     Set(Attempt<Outcome>),
 }
 
@@ -87,7 +90,7 @@ impl Steps {
             }
         }
         match self {
-            Self::Read(attempt) => one(attempt, answer, Event::CellRead),
+            Self::Read(attempt) | Self::Probe(attempt) => one(attempt, answer, Event::CellRead),
             Self::Set(attempt) => one(attempt, answer, Event::CellSet),
         }
     }
@@ -116,7 +119,7 @@ impl Arbiter {
         let asked = self.threads.iter().enumerate().filter(move |(n, thread)| lives(*n, thread.inc));
         let asked = asked.filter_map(|(_, thread)| match &thread.work.as_ref()?.ask {
             Ask::Set { new, .. } => Some(new),
-            Ask::Read => None,
+            Ask::Read | Ask::Probe => None,
         });
         let linked = self.flights.values().filter(|flight| matches!(flight.call, Call::Link { .. }));
         asked.chain(linked.filter_map(|flight| flight.new.as_ref()))
@@ -131,7 +134,11 @@ impl Arbiter {
 impl World {
     /// A node asks the arbiter.
     pub fn ask(&mut self, n: usize, ask: Ask) {
-        self.hook(if matches!(ask, Ask::Read) { Hook::ReadSent } else { Hook::SetSent });
+        match ask {
+            Ask::Read => self.hook(Hook::ReadSent),
+            Ask::Probe => {}
+            Ask::Set { .. } => self.hook(Hook::SetSent),
+        }
         let inc = self.nodes[n].inc;
         let thread = &mut self.arbiter.threads[n];
         if thread.inc != inc {
@@ -149,12 +156,11 @@ impl World {
     fn next_question(&mut self, n: usize) {
         let Some(ask) = self.arbiter.threads[n].questions.pop_front() else { return };
         let file = FileCell::new(Path::new("/shared/vm.cell"), "vm");
+        let unique = format!("{}-{}", NAMES[n], self.arbiter.calls);
         let mut steps = match &ask {
             Ask::Read => Steps::Read(file.read()),
-            Ask::Set { expected, new } => {
-                let unique = format!("{}-{}", NAMES[n], self.arbiter.calls);
-                Steps::Set(file.compare_and_set(*expected, new.clone(), &unique))
-            }
+            Ask::Probe => Steps::Probe(file.probe(&unique)),
+            Ask::Set { expected, new } => Steps::Set(file.compare_and_set(*expected, new.clone(), &unique)),
         };
         let next = steps.advance(None);
         self.proceed(n, ask, steps, next);
@@ -165,9 +171,9 @@ impl World {
             Next::Call(call) => {
                 let new = match &ask {
                     Ask::Set { new, .. } => Some(new.clone()),
-                    Ask::Read => None,
+                    Ask::Read | Ask::Probe => None,
                 };
-                if matches!(call, Call::Link { .. }) {
+                if is_claim(&call) {
                     self.hook(Hook::LinkSent);
                 }
                 let flight = Flight { n, inc: self.nodes[n].inc, call, new, late: false, jams: false };
@@ -209,9 +215,9 @@ impl World {
         }
         self.arbiter.flights.remove(&id);
         // A claim has one link among many calls: that is where a failure hurts.
-        let likely = if matches!(flight.call, Call::Link { .. }) { 0.5 } else { 0.2 };
+        let likely = if is_claim(&flight.call) { 0.5 } else { 0.2 };
         let flaky = self.arbiter.flaky > 0 && self.rng.random_bool(likely);
-        if matches!(flight.call, Call::Link { .. }) && std::mem::take(&mut self.arbiter.jam[flight.n]) {
+        if is_claim(&flight.call) && std::mem::take(&mut self.arbiter.jam[flight.n]) {
             self.stats.add(Count::FaultLinkJams);
             return self.jam(id, flight);
         }
@@ -229,7 +235,9 @@ impl World {
             3..5 => {
                 let _unanswered = self.carry_out(&flight);
                 self.stats.add(Count::CallUnanswered);
-                self.fail_call(id, &flight, DOUBTFUL);
+                // A call that was sent twice may have been carried out by its first try, and refused at its second.
+                let refused = is_claim(&flight.call) && self.rng.random_bool(0.5);
+                self.fail_call(id, &flight, if refused { REFUSED } else { DOUBTFUL });
             }
             5..7 => self.jam(id, flight),
             7..9 if !down => {
@@ -257,10 +265,7 @@ impl World {
     fn fail_call(&mut self, id: u64, flight: &Flight, errno: [Errno; 3]) {
         self.stats.add(Count::CallFailed);
         let wait = self.rng.random_range(500..=self.knobs.failure_timeout_us);
-        let mut errno = errno[self.rng.random_range(0..3)];
-        if self.mutant == Some(Mutant::DoubtIsRefusal) {
-            errno = Errno::ENOSPC;
-        }
+        let errno = errno[self.rng.random_range(0..3)];
         let Flight { n, inc, .. } = *flight;
         self.later(wait, Act::CallAnswered { n, inc, id, answer: Err(errno) });
     }
@@ -280,6 +285,16 @@ impl World {
     }
 
     fn carry_out(&mut self, flight: &Flight) -> Answer {
+        if let Some(elsewhere) = &mut self.arbiter.elsewhere[flight.n] {
+            let answer = elsewhere.perform(&flight.call, self.now, self.mutant);
+            if is_claim(&flight.call) && answer.is_ok() {
+                self.fail(format!(
+                    "I11: {} sets a cell that is not its VM's: {:?}",
+                    NAMES[flight.n], flight.new
+                ));
+            }
+            return answer;
+        }
         let answer = self.arbiter.directory.perform(&flight.call, self.now, self.mutant);
         trace!(self, "storage: {} {:?}: {:?}", NAMES[flight.n], Brief(&flight.call), answer.as_ref().err());
         if let (Call::Link { to, .. }, Ok(_), Some(new)) = (&flight.call, &answer, &flight.new)
@@ -313,8 +328,10 @@ impl World {
             _ => None,
         };
         let generation = cell.map_or(0, |cell| cell.generation);
-        self.arbiter.told = self.arbiter.told.max(generation);
-        self.arbiter.known[n] = self.arbiter.known[n].max(self.knows(n)).max(generation);
+        let found = cell.map(|cell| cell.id);
+        if found.is_some() && found == self.arbiter.cell.as_ref().map(|cell| cell.id) {
+            self.arbiter.told = self.arbiter.told.max(generation);
+        }
         match &event {
             Event::CellRead(Err(_)) => self.stats.add(Count::ReadFailed),
             Event::CellSet(Outcome::Lost(_)) => self.stats.add(Count::CasLost),
@@ -328,8 +345,17 @@ impl World {
             self.stats.add(Count::WentBack);
             if self.mutant == Some(Mutant::WentBackIsLost) {
                 let owner = Some(NAMES[1 - n].into());
-                *cell = Some(Cell { generation: self.knows(n) + 1, owner, standby: None });
+                let id = self.arbiter.cell.as_ref().map_or(CellId(0), |cell| cell.id);
+                *cell = Some(Cell { id, generation: self.knows(n) + 1, owner, standby: None });
             }
+        } else if let Some(id) = found
+            && self.arbiter.cell.as_ref().is_some_and(|cell| cell.id == id)
+        {
+            self.arbiter.answered[n] = Some((self.now, generation));
+        } else if let (Event::CellRead(Ok(Some(cell))), Some(Mutant::AnyCellIsOurs)) =
+            (&mut event, self.mutant)
+        {
+            cell.id = self.arbiter.cell.as_ref().map_or(cell.id, |cell| cell.id);
         }
         let event = match (self.mutant, event, ask) {
             (Some(Mutant::UnknownIsNotAttempted), Event::CellSet(Outcome::Unknown(why)), _) => {
@@ -354,10 +380,10 @@ impl World {
         let generation = new.generation;
         let newest = self.arbiter.cell.as_ref().map_or(0, |cell| cell.generation);
         if self.arbiter.is_hidden() && generation <= newest {
-            if self.arbiter.known[node] >= generation {
+            if self.nodes[node].acted >= generation && !self.nodes[node].lost_disk {
                 return self.fail(format!("I11: {} acts on a cell that went back: {new:?}", NAMES[node]));
             }
-            // It never saw the newer one: nothing that it has could tell it.
+            // It was away while the cell moved on, or has lost its record: nothing that it has could tell it.
             return self.finish(End::Forked);
         }
         let before = self.arbiter.cell.replace(new.clone());
@@ -380,14 +406,17 @@ impl World {
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
-        let cause = match (dead, self.nodes[node].fresh) {
-            (true, _) => "a dead process's request was carried out",
-            (false, true) => "given up by the operator (--fresh)",
-            (false, false) => "cell set",
+        // The host failed its machine while the request was on its way.
+        let failed = self.nodes[node].exec.vm.is_none() && before.is_some_and(|cell| cell.owner == new.owner);
+        let cause = match (dead, failed, self.nodes[node].fresh) {
+            (true, ..) => "a dead process's request was carried out",
+            (_, true, _) => "the request of a process whose machine had failed was carried out",
+            (_, _, true) => "given up by the operator (--fresh)",
+            (false, false, false) => "cell set",
         };
         let by = &self.nodes[node];
         let excused = by.fresh || by.failed_in_race || by.powered_off;
-        self.check_copies(cause, dead || excused);
+        self.check_copies(cause, dead || failed || excused);
         self.hook(Hook::CellSet);
     }
 
@@ -414,13 +443,11 @@ impl World {
         }
     }
 
-    /// Somebody puts an older copy in the place of the cell, or nothing. Not while a process that has not heard of any
-    /// generation would take it for the truth: it has no record of what it saw in another life.
+    /// Somebody puts an older copy in the place of the cell, or nothing.
     pub fn hide_cell(&mut self, back: Option<u64>) -> bool {
-        let ignorant = (0..2).any(|n| self.nodes[n].up && self.knows(n) == 0);
         let newest = self.arbiter.cell.as_ref().map_or(0, |cell| cell.generation);
         let last = back.map(|back| newest.saturating_sub(back));
-        if self.arbiter.is_hidden() || newest == 0 || last == Some(0) || ignorant && !self.amnesia {
+        if self.arbiter.is_hidden() || newest == 0 || last == Some(0) {
             return false;
         }
         self.arbiter.directory.hide(last);
@@ -431,10 +458,34 @@ impl World {
         self.arbiter.directory.unhide();
     }
 
+    /// A node's path leads to another directory: a mount has failed, or is another one. A node that has never acted on
+    /// its cell would take that one for it.
+    pub fn lead_elsewhere(&mut self, n: usize, generations: u64) -> bool {
+        if self.nodes[n].acted == 0 || self.nodes[n].lost_disk || self.arbiter.elsewhere[n].is_some() {
+            return false;
+        }
+        self.arbiter.elsewhere[n] = Some(SharedDirectory::of_somebody_else(generations));
+        true
+    }
+
+    pub fn lead_back(&mut self, n: usize) {
+        self.arbiter.elsewhere[n] = None;
+    }
+
+    /// The generation that a node's arbiter told it last, and when.
+    pub fn arbiter_answered(&self, n: usize) -> Option<(Micros, u64)> {
+        self.arbiter.answered[n]
+    }
+
     /// The node that the cell names as owner.
     pub fn owner(&self) -> Option<usize> {
         self.arbiter.cell.as_ref().and_then(|cell| cell.owner.as_deref()).and_then(index_of)
     }
+}
+
+/// Whether a call gives a generation its file.
+fn is_claim(call: &Call) -> bool {
+    matches!(call, Call::Link { to, .. } if generation_of(to).is_some())
 }
 
 /// A call without its content.

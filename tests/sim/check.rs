@@ -7,12 +7,16 @@
 //!   owner at that instant. Since generations only grow, emitters are totally ordered by them.
 //! - I3: a take-over resumes a complete checkpoint of the pairing that the cell named, by the process that won the
 //!   cell, and none that has diverged.
-//! - I9: "protected" is said only when a machine of the backup has taken over that pairing's state.
-//! - I11: no node sets a generation that it has known before, even if the cell was put back to an older copy.
+//! - I9: a node that says protected has lately been answered by its arbiter, and a primary does so only when the
+//!   backup's arbiter has shown the backup the generation that names it.
+//!   It is said only when a machine of the backup has taken over that pairing's state.
+//! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
+//!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use ft_netbuf::Gate;
+use ftd::role::{Role, State};
 
 use crate::arbiter::Entry;
 use crate::model::{Frame, NAMES, Replication, index_of};
@@ -272,6 +276,31 @@ impl World {
             self.fail(format!("misfit: {} goes on dialling a peer that it never fits", NAMES[n]));
         }
         self.nodes[n].must_end = false;
+    }
+
+    /// A node that says protected can have shown that.
+    pub fn check_proof(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let Some(executor) = &node.executor else { return };
+        let idle = node.up && executor.is_at_rest() && node.inbox.is_empty() && node.frozen_until.is_none();
+        let view = executor.view();
+        if !idle || node.slow_us > 0 || view.state != State::Protected {
+            return;
+        }
+        // By how much clocks drift, and what a tick takes.
+        let limit = self.knobs.proof_us + self.knobs.proof_us / 20 + 100_000;
+        let lately = self.arbiter_answered(n).is_some_and(|(at, _)| self.now <= at + limit);
+        if !lately {
+            let answered = self.arbiter_answered(n);
+            self.fail(format!("I9: {} says protected, its arbiter answered at {answered:?}", NAMES[n]));
+        }
+        let shown = self.arbiter_answered(1 - n).map_or(0, |(_, generation)| generation);
+        if view.role == Role::Primary && shown < view.generation {
+            self.fail(format!(
+                "I9: {} says protected in generation {}, the backup has read {shown}",
+                NAMES[n], view.generation
+            ));
+        }
     }
 
     /// The pair says that it is protected.

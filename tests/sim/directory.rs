@@ -2,9 +2,11 @@
 //! storage, and an operator's actions on it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use ft_arbiter::file::{Answer, Call, Folder, Reply, generation_of};
+use ft_arbiter::file::{Answer, Call, FileCell, Folder, Next, Reply, generation_of};
+use ft_arbiter::{Cell, CellId};
 use ftd::role::Micros;
 use nix::errno::Errno;
 
@@ -127,6 +129,22 @@ impl SharedDirectory {
             Some((generation, file)) => (Some(generation), self.files[*file].flushed),
             None => (None, true),
         }
+    }
+
+    /// Another directory, with another VM's history of so many generations, or with none.
+    pub fn of_somebody_else(generations: u64) -> Self {
+        let mut directory = Self::default();
+        for generation in 1..=generations {
+            let cell = Cell { id: CellId(0xbad), generation, owner: None, standby: None };
+            let before = generation.checked_sub(1).filter(|before| *before > 0);
+            let file = FileCell::new(Path::new("/elsewhere/vm.cell"), "vm");
+            let mut attempt = file.compare_and_set(before, cell, &generation.to_string());
+            let mut next = attempt.begin();
+            while let Next::Call(call) = next {
+                next = attempt.resume(directory.perform(&call, 0, None));
+            }
+        }
+        directory
     }
 
     /// Whether something else is in the place of the true directory.

@@ -59,6 +59,17 @@ pub enum Fault {
         by: Option<u64>,
         us: Micros,
     },
+    /// For a while a node's path to the cell leads to another cell, of so many generations, or to none.
+    Elsewhere {
+        whom: Whom,
+        generations: u64,
+        us: Micros,
+    },
+    /// A host dies and comes back with an empty disk: the node's record is gone.
+    LoseDisk {
+        whom: Whom,
+        down_us: Micros,
+    },
     /// The process comes to this after some more steps.
     Trip {
         whom: Whom,
@@ -137,6 +148,7 @@ pub enum Undo {
     ArbiterFlaky,
     ArbiterSlow,
     CellGoesBack,
+    Elsewhere(usize),
     Slow(usize),
 }
 
@@ -204,7 +216,12 @@ pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.3) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..6) {
+            let fault = match rng.random_range(0..9) {
+                6 => Fault::LoseDisk { whom: whom(&mut rng), down_us: span(&mut rng) },
+                7 | 8 => {
+                    let generations = [0, 20][rng.random_range(0..2)];
+                    Fault::Elsewhere { whom: whom(&mut rng), generations, us: span(&mut rng) }
+                }
                 0 | 1 => Fault::StorageCrash,
                 4 | 5 => Fault::LinkJams { whom: whom(&mut rng) },
                 2 => Fault::CellGoesBack { by: None, us: span(&mut rng) },
@@ -348,6 +365,10 @@ impl World {
             Fault::StorageCrash => self.crash_storage(),
             Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
             Fault::CellGoesBack { by, us } => self.put_cell_back(by, us),
+            Fault::Elsewhere { whom, generations, us } => {
+                self.mount_other(self.pick(whom), generations, us);
+            }
+            Fault::LoseDisk { whom, down_us } => self.lose_disk(self.pick(whom), down_us),
             Fault::Trip { whom, steps, trip } => {
                 let n = self.pick(whom);
                 self.nodes[n].trip = Some((steps, trip));
@@ -384,11 +405,7 @@ impl World {
                 self.nodes[n].unfit = true;
                 self.later(us, Act::Undo(Undo::Unfit(n)));
             }
-            Fault::Misfit { us } => {
-                self.stats.add(Count::FaultMisfit);
-                self.net.misfit = true;
-                self.later(us, Act::Undo(Undo::Misfit));
-            }
+            Fault::Misfit { us } => self.misfit(us),
             Fault::WildAck => self.ack_wildly(owner),
             Fault::Narrow { us, us_per_kib } => {
                 self.stats.add(Count::FaultNarrow);
@@ -405,6 +422,30 @@ impl World {
             self.stats.add(count);
             self.later(us, Act::Undo(Undo::CellGoesBack));
         }
+    }
+
+    fn misfit(&mut self, us: Micros) {
+        self.stats.add(Count::FaultMisfit);
+        self.net.misfit = true;
+        self.later(us, Act::Undo(Undo::Misfit));
+    }
+
+    fn mount_other(&mut self, n: usize, generations: u64, us: Micros) {
+        if self.lead_elsewhere(n, generations) {
+            self.stats.add(Count::FaultElsewhere);
+            self.later(us, Act::Undo(Undo::Elsewhere(n)));
+        }
+    }
+
+    fn lose_disk(&mut self, n: usize, down_us: Micros) {
+        let node = &mut self.nodes[n];
+        if !node.up || node.acted == 0 {
+            return;
+        }
+        self.stats.add(Count::FaultLoseDisk);
+        node.record = None;
+        node.lost_disk = true;
+        self.trip(n, Trip::Kill { silent: true, down_us, fresh: false });
     }
 
     fn flap(&mut self, apart_us: Micros, together_us: Micros) {
@@ -509,6 +550,7 @@ impl World {
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
             Undo::CellGoesBack => self.unhide_cell(),
+            Undo::Elsewhere(n) => self.lead_back(n),
             Undo::Slow(n) => self.nodes[n].slow_us = 0,
         }
     }
@@ -562,6 +604,7 @@ impl World {
         self.net.us_per_kib = 0;
         self.net.misfit = false;
         self.unhide_cell();
+        (0..2).for_each(|n| self.lead_back(n));
         self.arbiter.jam = [false; 2];
         self.arbiter.flaky = 0;
         self.arbiter.slow_us = 0;

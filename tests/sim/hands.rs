@@ -5,7 +5,7 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Done, Event, Micros, PairingStart, RequestId, RequestRefusal, View};
+use ftd::role::{ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, View};
 use rand::Rng;
 
 use crate::faults::Fault;
@@ -59,6 +59,19 @@ impl Hands for SimHands<'_> {
 
     fn read_cell(&mut self) {
         self.world.ask(self.n, Ask::Read);
+    }
+
+    fn probe_cell(&mut self) {
+        self.world.ask(self.n, Ask::Probe);
+    }
+
+    fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
+        self.say(&format!("records {record:?}"));
+        if self.world.mutant != Some(Mutant::RecordsNothing) {
+            self.world.nodes[self.n].record = Some(record);
+        }
+        self.world.nodes[self.n].acted = self.world.nodes[self.n].acted.max(record.generation);
+        Ok(())
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
@@ -347,6 +360,7 @@ pub fn event_of(conn: ConnId, message: Message<'static>) -> Option<Event> {
             Event::Heartbeat { conn, stamp: stamp_us, lease: lease_us }
         }
         Message::Echo { stamp_us, lease_us } => Event::Echo { conn, stamp: stamp_us, lease: lease_us },
+        Message::Standing(said) => Event::Standing { conn, said },
         Message::Paired { generation } => Event::Paired { conn, generation },
         Message::Switchover { epoch } => Event::SwitchoverOffered { conn, epoch },
         Message::TookOver { generation } => Event::PeerTookOver { conn, generation },

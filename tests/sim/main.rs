@@ -39,11 +39,9 @@ fn number(name: &str) -> Option<u64> {
     Some(parsed.unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-/// The setup that a seed stands for: one in 16 is calm. `FTD_SIM_AMNESIA=1` lets processes also start while the cell is
-/// not what it was: a process that has no record of what it saw in another life founds the VM a second time.
+/// The setup that a seed stands for: one in 16 is calm.
 fn setup_of(seed: u64) -> Setup {
-    let amnesia = number("FTD_SIM_AMNESIA").is_some();
-    Setup { calm: seed.is_multiple_of(16), amnesia, ..Setup::default() }
+    Setup { calm: seed.is_multiple_of(16), ..Setup::default() }
 }
 
 /// Runs seeds on every core; the first failures (lowest seeds first), and what happened in all.
@@ -151,6 +149,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultLinkJams, 20),
         (Count::FaultCellVanished, 20),
         (Count::FaultCellOlder, 10),
+        (Count::FaultElsewhere, 10),
+        (Count::FaultLoseDisk, 5),
         (Count::FaultKill, 50),
         (Count::FaultCrash, 50),
         (Count::FaultFreeze, 100),

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, PairingStart, RequestId};
+use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, RequestId};
 
 use crate::card::Card;
 
@@ -26,6 +26,8 @@ pub struct Knobs {
     pub takeover_delay_us: Micros,
     pub heartbeat_us: Micros,
     pub arbiter_retry_us: Micros,
+    pub probe_us: Micros,
+    pub proof_us: Micros,
     pub patience_us: Micros,
     pub rehearsal_us: Micros,
     pub tick_us: Micros,
@@ -228,6 +230,12 @@ pub struct Node {
     pub silent: bool,
     /// The real one. It is out of here while it takes a step.
     pub executor: Option<Executor>,
+    /// What the node has recorded of the cell. The file outlives its processes.
+    pub record: Option<NodeRecord>,
+    /// The highest generation that it was to record.
+    pub acted: u64,
+    /// The host's disk was lost, and with it the record: the operator lets this node found nothing.
+    pub lost_disk: bool,
     pub offset_us: u64,
     pub drift_ppm: i64,
     pub frozen_until: Option<Micros>,
@@ -276,6 +284,7 @@ impl Node {
 #[derive(Clone, Debug)]
 pub enum Ask {
     Read,
+    Probe,
     Set { expected: Option<u64>, new: Cell },
 }
 
@@ -315,8 +324,16 @@ pub enum Mutant {
     SyncSkipped,
     /// A file's content is not flushed.
     WriteUnflushed,
-    /// The storage says that it has refused a call which it has, or may have, carried out.
-    DoubtIsRefusal,
+    /// A node's record of the cell is not there when its next process starts.
+    ForgetsRecord,
+    /// What is recorded never reaches the disk.
+    RecordsNothing,
+    /// Whatever cell is found is the VM's.
+    AnyCellIsOurs,
+    /// A backup says that it has read the cell when it has only been told of it.
+    StandsUnread,
+    /// What an arbiter once said counts for ever.
+    ProofNeverAges,
     /// A cell that went back counts as one that somebody else has taken.
     WentBackIsLost,
     /// Whatever is held is said to be good.
@@ -377,14 +394,16 @@ impl Mutant {
             Self::ForgetsTheLate => "unanswered",
             Self::AnyHelloEvicts => "evicted",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
-            Self::DoubtIsRefusal => "I1",
+            Self::ForgetsRecord | Self::RecordsNothing => "I11",
+            Self::AnyCellIsOurs => "the last copy",
+            Self::StandsUnread | Self::ProofNeverAges => "I9",
             Self::WentBackIsLost => "the last copy",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 39] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -401,7 +420,11 @@ impl Mutant {
         Self::LinkOverwrites,
         Self::SyncSkipped,
         Self::WriteUnflushed,
-        Self::DoubtIsRefusal,
+        Self::ForgetsRecord,
+        Self::RecordsNothing,
+        Self::AnyCellIsOurs,
+        Self::StandsUnread,
+        Self::ProofNeverAges,
         Self::WentBackIsLost,
         Self::VerifiesNothing,
         Self::RehearsesNothing,

@@ -2,7 +2,7 @@
 //! any two of them; and the events that the executor's threads make of incoming bytes.
 
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::Ack;
+use ft_checkpoint::wire::message::{Ack, Standing};
 use ftd::replica::Hands;
 use ftd::role::{ConnId, Event, Exit, Gone, Held};
 use rand::Rng;
@@ -93,8 +93,11 @@ impl World {
         let output = self.nodes[n].exec.card.output.clone();
         if executor.is_at_rest() {
             if let Some(event) = self.next_event(n) {
-                let follows = self.mutant == Some(Mutant::FollowAnyway);
-                let answer = follows.then(|| answer_to(&event)).flatten();
+                let answer = match self.mutant {
+                    Some(Mutant::FollowAnyway) => answer_to(&event),
+                    Some(Mutant::StandsUnread) => self.standing_unread(&event),
+                    _ => None,
+                };
                 let mut hands = SimHands { world: self, n, output };
                 executor.begin(event, &mut hands);
                 if let Some((conn, message)) = answer {
@@ -120,6 +123,21 @@ impl World {
         if let Some(exit) = exit {
             self.exits(n, exit);
         }
+    }
+
+    /// What a backup says that has been told that the cell names it, and takes it for read.
+    fn standing_unread(&self, event: &Event) -> Option<(ConnId, Message<'static>)> {
+        let Event::Paired { conn, generation } = *event else { return None };
+        let cell = self.arbiter.cell.as_ref()?;
+        let standing = Standing {
+            place: "unread".into(),
+            cell: Some((cell.id.0, generation)),
+            named: cell.standby.as_ref().map(|standby| standby.pairing),
+            age_us: Some(0),
+            trouble: None,
+            asks: false,
+        };
+        Some((conn, Message::Standing(standing)))
     }
 
     /// The next thing that has happened, as the executor's threads tell it.

@@ -57,6 +57,8 @@ counts! {
     FaultLinkJams: "fault: a link is carried out late",
     FaultCellVanished: "fault: the cell vanishes",
     FaultCellOlder: "fault: the cell is an older copy",
+    FaultElsewhere: "fault: a node's path leads to another cell",
+    FaultLoseDisk: "fault: a host loses its disk",
     FaultKill: "fault: process killed",
     FaultCrash: "fault: host dead",
     FaultFreeze: "fault: process frozen",

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Micros, Policy, RequestId, Role, StartAs, State};
+use ftd::role::{ConnId, Event, Fresh, Micros, Policy, RequestId, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -35,8 +35,6 @@ pub(crate) struct Setup {
     pub tracing: bool,
     /// No faults but a planned switchover, which must succeed and lose nothing.
     pub calm: bool,
-    /// Processes also start while the cell is not what it was: nothing tells them what they knew in another life.
-    pub amnesia: bool,
 }
 
 /// How a schedule ended, legitimately.
@@ -47,9 +45,10 @@ pub(crate) enum End {
     /// No copy of the state is left: the owner's memory is gone and no standby that the cell names holds a sealed one.
     StateLost(String),
     /// The process that owns the cell was killed before it booted the VM, or when it had ended it and not told the
-    /// cell: only the operator can say that nothing is lost.
+    /// cell, or the node that would boot it has lost its disk: only the operator can say that nothing is lost.
     NeverBooted,
-    /// An older copy of the cell was put in its place, and believed by a node that had never seen the newer one.
+    /// A double fault: a copy of the cell was put in its place that is older than the cell, but not older than what a
+    /// node knows that was away meanwhile, or has lost its disk too.
     Forked,
 }
 
@@ -71,7 +70,6 @@ pub(crate) struct World {
     pub hooks: Vec<(Hook, u32, Fault)>,
     pub healed: bool,
     pub repls: u32,
-    pub amnesia: bool,
     /// The last number given to a request of the operator.
     pub requests: RequestId,
     /// Connections of a second self of the backup, made while the first was linked.
@@ -103,6 +101,8 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         takeover_delay_us: [0, 5_000, 30_000][rng.random_range(0..3)],
         heartbeat_us: (lease_us.min(failure_timeout_us)) / rng.random_range(4..8),
         arbiter_retry_us: rng.random_range(10_000..60_000),
+        probe_us: 100_000,
+        proof_us: 400_000,
         patience_us: rng.random_range(300_000..700_000),
         rehearsal_us: rng.random_range(50_000..500_000),
         tick_us: rng.random_range(5_000..12_000),
@@ -140,7 +140,6 @@ impl World {
             hooks: Vec::new(),
             healed: false,
             repls: 0,
-            amnesia: setup.amnesia,
             requests: 0,
             strangers: Vec::new(),
             calm: setup.calm,
@@ -256,6 +255,7 @@ impl World {
                         return self.at(until + 1, Act::Tick { n, inc });
                     }
                     self.incoming(n, Input::Event(Event::Tick));
+                    self.check_proof(n);
                     let tick = self.knobs.tick_us;
                     self.later(tick, Act::Tick { n, inc });
                     self.look();
@@ -371,23 +371,31 @@ impl World {
         if self.nodes[n].up {
             return;
         }
-        if self.arbiter.is_hidden() && !self.amnesia {
-            return self.later(20_000, Act::Start { n, fresh });
-        }
         let both_primary = self.knobs.both_primary;
+        let forgets = self.mutant == Some(Mutant::ForgetsRecord);
+        let record = self.nodes[n].record.filter(|_| !forgets);
+        let founds = (n == 0 || both_primary) && !self.nodes[n].lost_disk;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
         let nonce = self.rng.random();
         let policy = Policy {
             node: NAMES[n].into(),
             peer: NAMES[1 - n].into(),
-            start_as: if n == 0 || both_primary { StartAs::Primary } else { StartAs::Backup },
-            fresh,
+            start_as: if founds { StartAs::Primary } else { StartAs::Backup },
+            record,
+            place: "file /shared/vm.cell".into(),
+            fresh: if fresh { Fresh::Any } else { Fresh::No },
             restart_on_reset: self.knobs.restart_on_reset,
             lease_us: if promise_less { 0 } else { self.knobs.lease_us },
             failure_timeout_us: self.knobs.failure_timeout_us,
             takeover_delay_us: self.knobs.takeover_delay_us,
             heartbeat_us: self.knobs.heartbeat_us,
             arbiter_retry_us: self.knobs.arbiter_retry_us,
+            probe_us: self.knobs.probe_us,
+            proof_us: if self.mutant == Some(Mutant::ProofNeverAges) {
+                Micros::MAX
+            } else {
+                self.knobs.proof_us
+            },
             patience_us: self.knobs.patience_us,
             rehearsal_us: self.knobs.rehearsal_us,
             nonce,
@@ -479,6 +487,9 @@ impl World {
             }
         } else if let Some(cause) = &self.truth.lost {
             self.end = Some(End::StateLost(cause.clone()));
+        } else if self.now > self.knobs.heal_at + 1_500_000 && self.nodes.iter().any(|node| node.lost_disk) {
+            // The VM is over, and a host that lost its disk founds nothing unasked.
+            self.end = Some(End::NeverBooted);
         } else if self.now > self.knobs.heal_at + 1_500_000
             && let Some(cell) = &self.arbiter.cell
             && cell.owner.is_some()

@@ -23,7 +23,7 @@ use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::scrub::SAMPLES_MAX;
-use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode};
+use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Standing};
 use crate::wire::{Frame, FrameType, Message};
 use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
@@ -105,6 +105,8 @@ pub enum Received {
         /// The generation.
         generation: u64,
     },
+    /// What the peer's arbiter says.
+    Standing(Standing),
     /// Nothing follows.
     Bye(Bye),
 }
@@ -242,7 +244,7 @@ impl Receiver {
             FrameType::Log | FrameType::LogEnd => self.incoming_log.is_some(),
             FrameType::EpochEnd => self.incoming.is_some(),
             // The sender lets these overtake the pages.
-            FrameType::Heartbeat | FrameType::Paired | FrameType::Bye => true,
+            FrameType::Heartbeat | FrameType::Paired | FrameType::Standing | FrameType::Bye => true,
             _ => false,
         };
         if (self.incoming.is_some() || self.incoming_log.is_some()) && !in_epoch {
@@ -269,6 +271,7 @@ impl Receiver {
                 self.generation = generation;
                 Ok(Received::Paired { generation })
             }
+            Message::Standing(standing) => Ok(Received::Standing(standing)),
             Message::Switchover { epoch } => Ok(Received::Switchover { epoch }),
             Message::TookOver { generation } => Ok(Received::TookOver { generation }),
             Message::Bye(bye) => Ok(Received::Bye(bye)),

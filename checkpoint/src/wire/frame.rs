@@ -57,11 +57,12 @@ pub enum FrameType {
     LogEnd = 19,
     Position = 20,
     Diverged = 21,
+    Standing = 22,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -83,6 +84,7 @@ impl FrameType {
         Self::LogEnd,
         Self::Position,
         Self::Diverged,
+        Self::Standing,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {

@@ -114,6 +114,24 @@ pub struct Diverged {
     pub what: String,
 }
 
+/// What a node can say of its arbiter, and with it of a take-over: the backup's word is what "protected" rests on, the
+/// primary's tells the backup the same. Said whenever the arbiter has answered, or has failed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Where its cell is, for people.
+    pub place: String,
+    /// Identity and generation of the cell that it found there last, if there was one.
+    pub cell: Option<(u64, u64)>,
+    /// The pairing with which that cell names the backup.
+    pub named: Option<u64>,
+    /// How long ago the arbiter answered last, in microseconds; none: it never did.
+    pub age_us: Option<u64>,
+    /// Why the last request had no answer, for people.
+    pub trouble: Option<String>,
+    /// The receiver shall ask its own arbiter now, and say the same of it.
+    pub asks: bool,
+}
+
 /// An epoch is complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -210,6 +228,8 @@ pub enum Message<'a> {
     Position(Position),
     /// See [`Diverged`].
     Diverged(Diverged),
+    /// See [`Standing`].
+    Standing(Standing),
 }
 
 impl<'a> Message<'a> {
@@ -237,6 +257,7 @@ impl<'a> Message<'a> {
             Self::LogEnd(..) => FrameType::LogEnd,
             Self::Position(_) => FrameType::Position,
             Self::Diverged(_) => FrameType::Diverged,
+            Self::Standing(_) => FrameType::Standing,
         }
     }
 
@@ -290,6 +311,7 @@ impl<'a> Message<'a> {
             }
             FrameType::Position => Self::Position(parse(frame)?),
             FrameType::Diverged => Self::Diverged(parse(frame)?),
+            FrameType::Standing => Self::Standing(parse(frame)?),
         })
     }
 
@@ -327,6 +349,7 @@ impl<'a> Message<'a> {
             Self::LogEnd(m, part) => postcard::to_stdvec(m).map(|head| [&head, *part].concat()),
             Self::Position(m) => postcard::to_stdvec(m),
             Self::Diverged(m) => postcard::to_stdvec(m),
+            Self::Standing(m) => postcard::to_stdvec(m),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())

@@ -8,18 +8,19 @@
 //! Two nodes have lost each other, and both ask to go on alone. One wins; the other learns the cell as it is:
 //!
 //! ```
-//! use ft_arbiter::{Arbiter, Cell, FileArbiter, Outcome, Standby};
+//! use ft_arbiter::{Arbiter, Cell, CellId, FileArbiter, Outcome, Standby};
 //!
 //! let shared = tempfile::tempdir()?;
 //! let path = shared.path().join("web.cell");
 //! let (mut alpha, mut beta) = (FileArbiter::new(&path, "web"), FileArbiter::new(&path, "web"));
 //!
+//! let id = CellId(0xce11);
 //! let standby = Some(Standby { node: "beta".into(), pairing: 0x17 });
-//! let founded = Cell { generation: 1, owner: Some("alpha".into()), standby };
+//! let founded = Cell { id, generation: 1, owner: Some("alpha".into()), standby };
 //! assert_eq!(alpha.compare_and_set(None, founded.clone()), Outcome::Won(founded.clone()));
 //! assert_eq!(beta.read()?, Some(founded));
 //!
-//! let alone = |node: &str| Cell { generation: 2, owner: Some(node.into()), standby: None };
+//! let alone = |node: &str| Cell { id, generation: 2, owner: Some(node.into()), standby: None };
 //! assert_eq!(beta.compare_and_set(Some(1), alone("beta")), Outcome::Won(alone("beta")));
 //! assert_eq!(alpha.compare_and_set(Some(1), alone("alpha")), Outcome::Lost(Some(alone("beta"))));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -29,7 +30,7 @@ mod cell;
 mod error;
 pub mod file;
 
-pub use cell::{Cell, Standby};
+pub use cell::{Cell, CellId, NotAnIdentity, Standby};
 pub use error::{ArbiterError, Place, Trouble};
 pub use file::FileArbiter;
 
@@ -39,8 +40,8 @@ pub use file::FileArbiter;
 pub enum Outcome {
     /// The cell is, or was at one moment, as asked for.
     Won(Cell),
-    /// The cell has another generation than expected: this is what it holds. If that equals what was asked for, an
-    /// earlier attempt of this node, whose answer was lost, has won.
+    /// The cell has another generation than expected, or is another cell: this is what it holds. If that equals what
+    /// was asked for, an earlier attempt of this node, whose answer was lost, has won.
     Lost(Option<Cell>),
     /// Certain: nothing was changed and nothing is under way. It may be tried again.
     NotAttempted(ArbiterError),
@@ -54,13 +55,14 @@ pub trait Arbiter: Send {
     /// Returns what the cell holds; `None` if it was never set.
     fn read(&mut self) -> Result<Option<Cell>, ArbiterError>;
 
-    /// Sets the cell to `new` if its generation is `expected` (`None`: if it was never set). `new.generation` must be
-    /// the next one.
+    /// Sets the cell to `new` if it has `new.id` and the generation `expected` (`None`: if it was never set).
+    /// `new.generation` must be the next one.
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) -> Outcome;
 
-    /// Proves that the arbiter would answer now: reads the cell and durably writes beside it, with everything that a
-    /// compare-and-set needs, but leaves the cell as it is. Cheap enough for once every few seconds.
-    fn probe(&mut self) -> Result<(), ArbiterError>;
+    /// Proves that the arbiter would answer now, and returns what the cell holds: reads it and durably writes beside
+    /// it, with everything that a compare-and-set needs, but leaves the cell as it is. Cheap enough for once every few
+    /// seconds.
+    fn probe(&mut self) -> Result<Option<Cell>, ArbiterError>;
 
     /// Where the cell is.
     fn place(&self) -> Place;

@@ -1,6 +1,6 @@
 //! The file arbiter under processes that race for it and are killed at any point.
 
-use ft_arbiter::{Arbiter, Cell, FileArbiter, Outcome};
+use ft_arbiter::{Arbiter, Cell, CellId, FileArbiter, Outcome};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 fn cell(generation: u64, owner: &str) -> Cell {
-    Cell { generation, owner: Some(owner.to_owned()), standby: None }
+    Cell { id: CellId(0xce11), generation, owner: Some(owner.to_owned()), standby: None }
 }
 
 const RACE_DIRECTORY: &str = "FTD_TEST_RACE_DIRECTORY";

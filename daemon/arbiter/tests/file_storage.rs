@@ -1,6 +1,6 @@
 //! The file arbiter on storage that is full, or cannot be written.
 
-use ft_arbiter::{Arbiter, Cell, FileArbiter, Outcome, Trouble};
+use ft_arbiter::{Arbiter, Cell, CellId, FileArbiter, Outcome, Trouble};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 fn cell(generation: u64, owner: &str) -> Cell {
-    Cell { generation, owner: Some(owner.to_owned()), standby: None }
+    Cell { id: CellId(0xce11), generation, owner: Some(owner.to_owned()), standby: None }
 }
 
 fn win(arbiter: &mut FileArbiter, expected: Option<u64>, new: Cell) {

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::{self, Log};
+use ftd::host::{self, Earlier, Log};
 use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
@@ -35,6 +35,19 @@ enum Cmd {
         /// Only on the node that owns the VM
         #[arg(long)]
         fresh: bool,
+    },
+    /// Say which cell of the arbiter this node's VM is in: found it if there is none, else take the one there
+    ///
+    /// Not needed where start_as = "primary" boots the VM for the first time. A node records the cell that it acts on,
+    /// and refuses another one, an older one, or none. When the cell is gone for good, stop both nodes, and run this
+    /// with --forget on each: the VM then boots anew.
+    Init {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Forget the cell that this node has recorded
+        #[arg(long)]
+        forget: bool,
     },
     /// Allow the service's next start to boot the VM anew, when both hosts have lost its state or you give it up
     ///
@@ -107,6 +120,7 @@ enum Cmd {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Cmd::Run { config, fresh } => run(&config, fresh),
+        Cmd::Init { config, forget } => init(&config, if forget { Earlier::Forget } else { Earlier::Keep }),
         Cmd::AllowFresh { config } => allow_fresh(&config),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
         Cmd::Record { config, out, limit, stdin, quiet } => {
@@ -138,6 +152,23 @@ fn load(path: &Path) -> Result<Config, DaemonExit> {
         eprintln!("ftd: {e}");
         DaemonExit::Usage
     })
+}
+
+fn init(path: &Path, earlier: Earlier) -> DaemonExit {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    match host::initialise(&config, earlier) {
+        Ok(cell) => {
+            println!("{}: cell {} at {}: {cell}", config.vm, cell.id, config.arbiter().place());
+            DaemonExit::Ok
+        }
+        Err(e) => {
+            eprintln!("ftd: {e}");
+            e.exit()
+        }
+    }
 }
 
 fn allow_fresh(path: &Path) -> DaemonExit {
@@ -172,7 +203,7 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
             Ok(trouble) => eprintln!("ftd: warning: machine.net: {trouble}"),
             Err(e) => eprintln!("ftd: warning: machine.net: cannot look at the host's interfaces: {e}"),
         }
-        if let Err(e) = config.check_host() {
+        if let Err(e) = config.check() {
             eprintln!("ftd: {e}");
             return e.exit();
         }

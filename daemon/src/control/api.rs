@@ -9,7 +9,8 @@
 //! `console`, after whose response the connection carries raw bytes both ways.
 
 pub use crate::observe::{
-    ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
+    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS,
+    Status,
 };
 pub use crate::role::{Role, State};
 

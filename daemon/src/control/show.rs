@@ -1,7 +1,7 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
-use super::api::{NetworkStatus, Role, State, Status};
-use crate::observe::Percentiles;
+use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
+use crate::observe::{Percentiles, ServiceStatus};
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -16,106 +16,141 @@ pub enum Palette {
 /// Several aligned lines.
 #[must_use]
 pub fn block(status: &Status, palette: Palette) -> String {
-    let mut text = String::new();
-    let mut row = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:>13}  {value}");
-    };
-    row("vm", format!("{} on {}", status.vm, status.node));
-    row("role", status.role.to_string());
-    row("state", painted(status.state, palette));
+    let mut rows = Rows::default();
+    rows.add("vm", format!("{} on {}", status.vm, status.node));
+    rows.add("role", status.role.to_string());
+    rows.add("state", painted(status.state, palette));
     if !status.detail.is_empty() {
-        row("", status.detail.clone());
+        rows.add("", status.detail.clone());
     }
     if let Some(copy) = status.copy {
         let percent = 100.0 * copy.done_bytes as f64 / copy.total_bytes.max(1) as f64;
-        row("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
+        rows.add("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
     }
-    row("generation", status.generation.to_string());
-    let per_s = status.checkpoints_per_s;
-    if let Some(replay) = &status.replay {
-        row("mode", format!("replay, engine {}, at instruction {}", status.engine, replay.count));
-        row("log", format!("batch {}, {} acked, {per_s:.0} /s", status.epoch, status.acked_epoch));
+    rows.add("generation", status.generation.to_string());
+    match &status.replay {
+        Some(replay) => rows.replay(status, replay),
+        None => rows.checkpoints(status),
+    }
+    rows.service(status);
+    rows.proof(status);
+    rows.surroundings(status);
+    rows.add("up", duration(status.uptime_s));
+    rows.0
+}
+
+/// Lines with a name each.
+#[derive(Default)]
+struct Rows(String);
+
+impl Rows {
+    fn add(&mut self, name: &str, value: String) {
+        let _ = writeln!(self.0, "{name:>13}  {value}");
+    }
+
+    /// How far the log is, on either side.
+    fn replay(&mut self, status: &Status, replay: &ReplayStatus) {
+        self.add("mode", format!("replay, engine {}, at instruction {}", status.engine, replay.count));
+        let per_s = status.checkpoints_per_s;
+        self.add("log", format!("batch {}, {} acked, {per_s:.0} /s", status.epoch, status.acked_epoch));
         if status.role == Role::Primary {
             let mbit_per_s = replay.log_bytes_per_s * 8.0 / 1e6;
-            row("", format!("{mbit_per_s:.2} Mbit/s, {} sent in all", bytes(status.bytes_sent)));
+            self.add("", format!("{mbit_per_s:.2} Mbit/s, {} sent in all", bytes(status.bytes_sent)));
         }
         let lag = replay.lag_us as f64 / 1000.0;
         let slowed = match replay.throttle_pct {
             0.0 => String::new(),
             percent => format!(", the VM is slowed by {percent:.0} %"),
         };
-        row("backup's lag", format!("{lag:.1} ms{slowed}"));
+        self.add("backup's lag", format!("{lag:.1} ms{slowed}"));
         if let Some(last) = &replay.last_divergence {
-            row(
-                "diverged",
-                format!("{} times, last at instruction {}: {}", replay.divergences, last.count, last.what),
-            );
+            let (times, count, what) = (replay.divergences, last.count, &last.what);
+            self.add("diverged", format!("{times} times, last at instruction {count}: {what}"));
         }
         if status.role == Role::Primary {
-            row("output held", times(status.hold_us));
+            self.add("output held", times(status.hold_us));
         }
-    } else if status.role == Role::Primary {
-        row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
+    }
+
+    /// How the checkpoints go, on either side.
+    fn checkpoints(&mut self, status: &Status) {
+        self.add("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
+        let per_s = status.checkpoints_per_s;
+        if status.role == Role::Backup {
+            self.add("checkpoints", format!("{per_s:.1} /s"));
+            return;
+        }
         let dirty = format!("{} dirty pages in the last one", status.dirty_pages);
-        row("checkpoints", format!("{per_s:.1} /s, {dirty}"));
-        row("pause", times(status.pause_us));
-        row("output held", times(status.hold_us));
-        row("sent", format!("{}, compressed {:.1} : 1", bytes(status.bytes_sent), status.compression_ratio));
-    } else {
-        row("epoch", format!("{}, {} acked", status.epoch, status.acked_epoch));
-        row("checkpoints", format!("{per_s:.1} /s"));
+        self.add("checkpoints", format!("{per_s:.1} /s, {dirty}"));
+        self.add("pause", times(status.pause_us));
+        self.add("output held", times(status.hold_us));
+        let sent = bytes(status.bytes_sent);
+        self.add("sent", format!("{sent}, compressed {:.1} : 1", status.compression_ratio));
     }
-    if status.role == Role::Primary && status.service.guest_speed_pct < 99.0 && status.replay.is_none() {
-        let percent = status.service.guest_speed_pct;
-        row("slowed", format!("the VM runs at {percent:.0} % of its speed: link and backup carry no more"));
+
+    /// What the guest and its clients do not get.
+    fn service(&mut self, status: &Status) {
+        let ServiceStatus { guest_speed_pct, hold_kept, hold_ms_max } = status.service;
+        if status.role == Role::Primary && guest_speed_pct < 99.0 && status.replay.is_none() {
+            let speed = format!("the VM runs at {guest_speed_pct:.0} % of its speed");
+            self.add("slowed", format!("{speed}: link and backup carry no more"));
+        }
+        if status.role == Role::Primary && !hold_kept {
+            let bound = format!("{hold_ms_max} ms (hold_ms_max)");
+            self.add("late", format!("output was held for longer than {bound} in the last minute"));
+        }
+        if status.unknown_instructions > 0 {
+            let executed = "the guest executed instructions that the engine does not have";
+            self.add(
+                "unsupported",
+                format!("{executed}, {} times: see the log", status.unknown_instructions),
+            );
+        }
     }
-    if status.role == Role::Primary && !status.service.hold_kept {
-        let bound = status.service.hold_ms_max;
-        row("late", format!("output was held for longer than {bound} ms (hold_ms_max) in the last minute"));
-    }
-    if status.unknown_instructions > 0 {
-        let times = status.unknown_instructions;
-        row(
-            "unsupported",
-            format!(
-                "the guest executed instructions that the engine does not have, {times} times: see the log"
-            ),
-        );
-    }
-    if let Some(rehearsal) = &status.rehearsal {
-        row(
-            "rehearsed",
-            match (rehearsal.age_us, &rehearsal.trouble) {
-                (Some(age), None) => format!("{} ago: the VM could go on here", duration(age / 1_000_000)),
-                (None, None) => "not yet".into(),
-                (Some(age), Some(why)) => {
-                    format!("failed, went well {} ago: {why}", duration(age / 1_000_000))
-                }
-                (None, Some(why)) => format!("failed: {why}"),
-            },
-        );
-    }
-    let peer = &status.peer;
-    let connected = match (peer.connected, peer.from) {
-        (true, Some(from)) => format!("connected with {from}"),
-        (true, None) => "connected".into(),
-        (false, _) => "not connected".into(),
-    };
-    row("peer", format!("{} at {}, {connected} for {}", peer.node, peer.address, duration(peer.for_s)));
-    for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
-        row("", trouble.to_owned());
-    }
-    if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
-        let shown = match trouble {
-            Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
-            None => "well".into(),
+
+    /// What is known of a take-over that has not happened.
+    fn proof(&mut self, status: &Status) {
+        let Some(rehearsal) = &status.rehearsal else { return };
+        let ago = rehearsal.age_us.map(|age| duration(age / 1_000_000));
+        let shown = match (ago, &rehearsal.trouble) {
+            (Some(ago), None) => format!("{ago} ago: the VM could go on here"),
+            (None, None) => "not yet".into(),
+            (Some(ago), Some(why)) => format!("failed, went well {ago} ago: {why}"),
+            (None, Some(why)) => format!("failed: {why}"),
         };
-        row("network", format!("{tap}, {shown}"));
+        self.add("rehearsed", shown);
     }
-    let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
-    row("arbiter", format!("{}, {reachable}", status.arbiter.place));
-    row("up", duration(status.uptime_s));
-    text
+
+    /// Peer, network and arbiter.
+    fn surroundings(&mut self, status: &Status) {
+        let peer = &status.peer;
+        let connected = match (peer.connected, peer.from) {
+            (true, Some(from)) => format!("connected with {from}"),
+            (true, None) => "connected".into(),
+            (false, _) => "not connected".into(),
+        };
+        let since = duration(peer.for_s);
+        self.add("peer", format!("{} at {}, {connected} for {since}", peer.node, peer.address));
+        for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
+            self.add("", trouble.to_owned());
+        }
+        if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
+            let shown = match trouble {
+                Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
+                None => "well".into(),
+            };
+            self.add("network", format!("{tap}, {shown}"));
+        }
+        let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
+        let age = match status.arbiter.age_s {
+            Some(age) if age > 0 => format!(", the last time {} ago", duration(age)),
+            _ => String::new(),
+        };
+        self.add("arbiter", format!("{}, {reachable}{age}", status.arbiter.place));
+        for lapse in &status.lapses {
+            self.add("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));
+        }
+    }
 }
 
 /// One line, for a log of statuses.
@@ -130,7 +165,7 @@ pub fn line(status: &Status) -> String {
 fn painted(state: State, palette: Palette) -> String {
     let code = match state {
         State::Protected => 32,
-        State::Solo | State::Resyncing => 33,
+        State::Degraded | State::Solo | State::Resyncing => 33,
         State::Waiting | State::Fenced => 31,
     };
     match palette {
@@ -170,7 +205,7 @@ mod tests {
     use super::super::api::{CopyStatus, ReplayStatus};
     use super::super::server::tests::status;
     use super::*;
-    use crate::observe::{Divergence, ServiceStatus};
+    use crate::observe::Divergence;
     use ft_vm::spec::EngineKind;
 
     #[test]

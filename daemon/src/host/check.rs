@@ -4,7 +4,7 @@
 use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
-use ft_arbiter::{Arbiter, ArbiterError, FileArbiter};
+use ft_arbiter::{Arbiter, ArbiterError, FileArbiter, Place};
 use ft_netbuf::{Tap, TapError};
 use ft_ram::{GuestRam, MemoryError};
 use ft_vm::boot::BootError;
@@ -15,6 +15,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why this host cannot run the configuration.
@@ -104,6 +106,24 @@ pub enum HostError {
     /// The arbiter's cell cannot be used.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
+    /// The arbiter does not answer at all.
+    #[error("{place}: no answer within {} s: its storage hangs", ARBITER_LIMIT.as_secs())]
+    ArbiterHangs {
+        /// Which arbiter.
+        place: Place,
+    },
+}
+
+/// How long a check waits for the arbiter. A daemon that starts goes on without its answer, and says so.
+const ARBITER_LIMIT: Duration = Duration::from_secs(3);
+
+/// What became of a question to the arbiter that was not to be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArbiterAnswer {
+    /// It could be read and set.
+    Given,
+    /// None in time.
+    Late,
 }
 
 impl HostError {
@@ -111,7 +131,7 @@ impl HostError {
     #[must_use]
     pub fn exit(&self) -> DaemonExit {
         match self {
-            Self::Arbiter(_) => DaemonExit::Arbiter,
+            Self::Arbiter(_) | Self::ArbiterHangs { .. } => DaemonExit::Arbiter,
             Self::Tap(TapError::InUse { .. }) => DaemonExit::InUse,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => DaemonExit::InUse,
             _ => DaemonExit::Host,
@@ -120,8 +140,31 @@ impl HostError {
 }
 
 impl Config {
-    /// Checks everything that this host must offer. Nothing is left changed but directories of the daemon's own that it
-    /// made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
+    /// Checks everything that this host must offer, and that the arbiter answers.
+    pub fn check(&self) -> Result<(), HostError> {
+        self.check_host()?;
+        match self.ask_arbiter()? {
+            ArbiterAnswer::Given => Ok(()),
+            ArbiterAnswer::Late => Err(HostError::ArbiterHangs { place: self.arbiter().place() }),
+        }
+    }
+
+    /// Whether the arbiter could be read and set now. Storage that hangs keeps a thread, and nobody else.
+    pub fn ask_arbiter(&self) -> Result<ArbiterAnswer, HostError> {
+        let (answer, answered) = sync_channel(1);
+        let mut arbiter = self.arbiter();
+        std::thread::Builder::new()
+            .name("ftd-check".into())
+            .spawn(move || drop(answer.send(arbiter.probe())))
+            .map_err(HostError::Thread)?;
+        match answered.recv_timeout(ARBITER_LIMIT) {
+            Ok(outcome) => Ok(outcome.map(|_| ArbiterAnswer::Given)?),
+            Err(_) => Ok(ArbiterAnswer::Late),
+        }
+    }
+
+    /// Checks everything that this host must offer itself. Nothing is left changed but directories of the daemon's own
+    /// that it made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
     pub fn check_host(&self) -> Result<(), HostError> {
         if self.machine.engine == EngineKind::Kvm {
             OpenOptions::new()
@@ -138,7 +181,6 @@ impl Config {
             }
         }
         self.try_boot(&self.machine_spec()?)?;
-        self.arbiter().probe()?;
         writable_directory("state_dir", &self.state_dir)?;
         if let Some(directory) = self.control_socket.parent() {
             writable_directory("control_socket", directory)?;
@@ -289,7 +331,7 @@ mod tests {
         }
 
         fn check(&self) -> Result<(), HostError> {
-            Config::parse(&self.text, Path::new("test.toml")).unwrap().check_host()
+            Config::parse(&self.text, Path::new("test.toml")).unwrap().check()
         }
 
         fn refused(&self, exit: DaemonExit, message: &str) {

@@ -5,6 +5,7 @@
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
 use crate::exit::DaemonExit;
+use crate::role::NodeRecord;
 use ft_arbiter::ArbiterError;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -70,28 +71,29 @@ pub fn allow_fresh(config: &Config) -> Result<u64, FreshError> {
     Ok(generation)
 }
 
-/// Takes the permission, if there is one: true if it names the generation that the cell still has. The file is removed
-/// before anything is done with it: a crash in between costs the operator another command, not the VM another state.
-pub fn take_fresh(config: &Config) -> Result<bool, FreshError> {
+/// The generation that a permission names, if there is one that may still hold: the boot that it allows, or any other
+/// change of the cell, leaves that generation behind and so voids it. A void one is removed.
+pub fn take_fresh(config: &Config, record: Option<NodeRecord>) -> Result<Option<u64>, FreshError> {
     let path = leave(config);
     let failed = |source| FreshError::Io { path: path.clone(), source };
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    let cell = config.arbiter().read()?;
-    fs::remove_file(&path).and_then(|()| sync_directory(&config.state_dir)).map_err(failed)?;
-    let still = cell.is_some_and(|cell| {
-        cell.owner.as_deref() == Some(config.node.as_str()) && text == format!("{}\n", cell.generation)
-    });
-    match still {
-        true => tracing::warn!("booting the VM anew, as the operator allowed: its old state is given up"),
-        false => tracing::warn!(
-            "not booting the VM anew: the permission for that is void, the VM has gone on since it was given"
-        ),
+    let named = text.trim().parse().ok();
+    if let (Some(named), true) = (named, record.is_none_or(|record| Some(record.generation) <= named)) {
+        tracing::warn!(
+            generation = named,
+            "the operator allows to boot the VM anew over its state of this generation"
+        );
+        return Ok(Some(named));
     }
-    Ok(still)
+    fs::remove_file(&path).and_then(|()| sync_directory(&config.state_dir)).map_err(failed)?;
+    tracing::warn!(
+        "not booting the VM anew: the permission for that is void, the VM has gone on since it was given"
+    );
+    Ok(None)
 }
 
 fn leave(config: &Config) -> PathBuf {
@@ -105,7 +107,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ft_arbiter::{Cell, Outcome};
+    use ft_arbiter::{Cell, CellId, Outcome};
 
     struct Node {
         _directory: tempfile::TempDir,
@@ -125,7 +127,7 @@ mod tests {
         }
 
         fn set(&self, generation: u64, owner: Option<&str>) {
-            let cell = Cell { generation, owner: owner.map(Into::into), standby: None };
+            let cell = Cell { id: CellId(1), generation, owner: owner.map(Into::into), standby: None };
             let expected = (generation > 1).then(|| generation - 1);
             assert!(matches!(self.config.arbiter().compare_and_set(expected, cell), Outcome::Won(_)));
         }
@@ -135,17 +137,13 @@ mod tests {
     fn a_leave_is_for_one_boot_of_what_it_names() {
         let node = Node::new();
         node.set(1, Some("alpha"));
-        assert!(!take_fresh(&node.config).unwrap(), "nobody gave any");
+        let acted_on = |generation| Some(NodeRecord { cell: CellId(1), generation });
+        assert_eq!(take_fresh(&node.config, acted_on(1)).unwrap(), None, "nobody gave any");
         assert_eq!(allow_fresh(&node.config).unwrap(), 1);
-        assert!(take_fresh(&node.config).unwrap());
-        assert!(!take_fresh(&node.config).unwrap(), "it is spent");
-        allow_fresh(&node.config).unwrap();
-        node.set(2, Some("beta"));
-        assert!(!take_fresh(&node.config).unwrap(), "the other node went on");
-        node.set(3, Some("alpha"));
-        allow_fresh(&node.config).unwrap();
-        node.set(4, Some("alpha"));
-        assert!(!take_fresh(&node.config).unwrap(), "that is another state");
+        assert_eq!(take_fresh(&node.config, acted_on(1)).unwrap(), Some(1));
+        assert_eq!(take_fresh(&node.config, None).unwrap(), Some(1), "it is for a state, not for a start");
+        assert_eq!(take_fresh(&node.config, acted_on(2)).unwrap(), None, "it is spent");
+        assert_eq!(take_fresh(&node.config, acted_on(1)).unwrap(), None, "and gone");
     }
 
     #[test]

@@ -1,25 +1,29 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
-//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), and
-//! the operator's permission for a fresh boot (`fresh`).
+//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`),
+//! this node's record of the cell (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
 
 mod check;
 mod console;
 mod contents;
 mod fresh;
 mod identity;
+mod init;
 mod log;
 mod network;
 mod pump;
+mod record;
 mod service;
 mod wiring;
 
-pub use check::HostError;
+pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
 pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use identity::{DescribeError, facts};
+pub use init::{Earlier, InitError, initialise};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};
 pub use network::{Cable, LookError, NetworkFault, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
+pub use record::{RecordError, RecordFile};
 pub use service::{InstanceLock, LockError, Notifier, Watchdog};
 pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

@@ -1,6 +1,6 @@
 //! The full copy of a running guest: all of its memory once, then the pages that it dirtied meanwhile, until few are
-//! left. It goes in steps that never wait for the link, so that orders are heard, and the guest is slowed where it writes
-//! faster than it is copied.
+//! left. It goes in steps that never wait for the link, so that orders are heard, and the guest is slowed where it
+//! writes faster than it is copied.
 
 use super::copy_pace::{CopyPace, Round};
 use super::error::{KeepError, ShipError};

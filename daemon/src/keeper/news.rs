@@ -4,6 +4,7 @@ use super::error::{KeepError, RestoreError, ShipError, StateLoss};
 use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
+use ft_checkpoint::wire::message::Standing;
 
 /// What happens to the machine, for the executor.
 pub enum KeeperNews {
@@ -63,7 +64,7 @@ pub enum KeeperNews {
 }
 
 /// What came in from the primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromPrimary {
     /// It sends: a part of a long checkpoint or copy is a sign of life too.
     Alive,
@@ -88,6 +89,8 @@ pub enum FromPrimary {
         /// The pair's generation.
         generation: u64,
     },
+    /// It says what its arbiter says.
+    Standing(Standing),
     /// It has stopped its VM at `epoch` for good and offers it to us.
     Offered {
         /// The final epoch.

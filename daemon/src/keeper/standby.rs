@@ -153,6 +153,7 @@ impl Feed {
                 FromPrimary::Heartbeat { stamp: stamp_us, lease: lease_us }
             }
             Received::Paired { generation } => FromPrimary::Paired { generation },
+            Received::Standing(standing) => FromPrimary::Standing(standing),
             Received::Switchover { epoch } => FromPrimary::Offered { epoch },
             Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
             Received::CopyProgress { received_pages, total_pages } => {

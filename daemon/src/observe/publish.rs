@@ -4,15 +4,16 @@
 use super::metrics::{Percentiles, Rate};
 use super::service::{HoldWatch, ServiceStatus};
 use super::status::{
-    ArbiterStatus, CopyStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus, STATUS_SCHEMA,
-    STUCK_MS, Status,
+    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus,
+    STATUS_SCHEMA, STUCK_MS, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
+use crate::clock;
 use crate::config::Config;
 use crate::host::{Log, Notifier};
 use crate::peer::PeerPlace;
-use crate::role::{Role, State};
+use crate::role::{Lapse, Lapsed, Micros, Role, State};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
@@ -91,9 +92,23 @@ fn initial_status(config: &Config) -> Status {
         },
         network: None,
         view_age_ms: 0,
-        arbiter: ArbiterStatus { place: String::new(), reachable: true },
+        arbiter: ArbiterStatus { place: String::new(), reachable: true, age_s: None, peer_age_s: None },
+        lapses: Vec::new(),
         uptime_s: 0,
     }
+}
+
+fn age_us(at: Micros) -> u64 {
+    clock::now_us().saturating_sub(at)
+}
+
+fn age_s(at: Micros) -> u64 {
+    age_us(at) / 1_000_000
+}
+
+fn lapse_status(lapsed: &Lapsed) -> LapseStatus {
+    let Lapsed { lapse, since } = lapsed;
+    LapseStatus { kind: lapse.kind().into(), what: lapse.to_string(), since_s: age_s(*since) }
 }
 
 impl Publisher {
@@ -155,6 +170,9 @@ impl Publisher {
         metrics.suspicions.set_total(view.suspicions);
         metrics.is_primary.set((view.role == Role::Primary).into());
         metrics.is_protected.set((view.state == State::Protected).into());
+        metrics.is_degraded.set((view.state == State::Degraded).into());
+        metrics.arbiter_age_us.set(view.arbiter_at.map_or(0, age_us));
+        metrics.peer_arbiter_age_us.set(view.peer_arbiter_at.map_or(0, age_us));
         metrics.is_peer_connected.set(peer.connected.into());
         let rehearsal = view.rehearsal.map(RehearsalStatus::now);
         let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
@@ -223,12 +241,25 @@ impl Publisher {
             },
             network,
             view_age_ms,
-            arbiter: ArbiterStatus { place: arbiter_place.clone(), reachable: window.is_arbiter_reachable() },
+            arbiter: ArbiterStatus {
+                place: arbiter_place.clone(),
+                reachable: window.is_arbiter_reachable() && !self.is_arbiter_silent(&view.lapses),
+                age_s: view.arbiter_at.map(age_s),
+                peer_age_s: view.peer_arbiter_at.map(age_s),
+            },
+            lapses: view.lapses.iter().map(lapse_status).collect(),
             uptime_s: self.started.elapsed().as_secs(),
             ..initial_status(&self.config)
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    fn is_arbiter_silent(&self, lapses: &[Lapsed]) -> bool {
+        lapses.iter().any(|lapsed| match &lapsed.lapse {
+            Lapse::Silent { node, .. } => node == self.config.node.as_str(),
+            _ => false,
+        })
     }
 
     fn network(&self) -> Option<NetworkStatus> {
@@ -257,7 +288,8 @@ impl Publisher {
     /// Up as soon as the node does what it is there for: it runs the VM, or it stands ready to be the backup. One that
     /// waits is up as well, after a moment: the status line says what it waits for.
     fn tell_systemd(&self, status: &Status) {
-        let serves = matches!(status.state, State::Protected | State::Solo | State::Resyncing);
+        let serves =
+            matches!(status.state, State::Protected | State::Degraded | State::Solo | State::Resyncing);
         let follows = status.role == Role::Backup && status.generation > 0;
         if serves || follows || self.started.elapsed() > READY_AT_THE_LATEST {
             self.notifier.ready_once();
@@ -304,8 +336,18 @@ mod tests {
     fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
         let publisher = publisher();
         let (role, state, detail) = (Role::Primary, State::Solo, String::new());
-        let (generation, suspicions, rehearsal, peer) = (4, 3, None, "beta".into());
-        publisher.sources.window.show(View { role, state, generation, suspicions, rehearsal, peer, detail });
+        publisher.sources.window.show(View {
+            role,
+            state,
+            generation: 4,
+            suspicions: 3,
+            rehearsal: None,
+            peer: "beta".into(),
+            lapses: Vec::new(),
+            arbiter_at: None,
+            peer_arbiter_at: None,
+            detail,
+        });
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {

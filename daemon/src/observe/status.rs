@@ -85,6 +85,9 @@ pub struct Status {
     pub peer: PeerStatus,
     /// The arbiter.
     pub arbiter: ArbiterStatus,
+    /// What is amiss with the proof of protection, or with this node's arbiter.
+    #[serde(default)]
+    pub lapses: Vec<LapseStatus>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
 }
@@ -181,6 +184,23 @@ pub struct PeerStatus {
 pub struct ArbiterStatus {
     /// Its kind and place.
     pub place: String,
-    /// Whether the last request was answered.
+    /// Whether the last request was answered, and that not long ago.
     pub reachable: bool,
+    /// Seconds since this node's arbiter answered last.
+    #[serde(default)]
+    pub age_s: Option<u64>,
+    /// Seconds since the peer's did.
+    #[serde(default)]
+    pub peer_age_s: Option<u64>,
+}
+
+/// A condition of "protected" that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LapseStatus {
+    /// One word: which condition.
+    pub kind: String,
+    /// What is amiss, for people.
+    pub what: String,
+    /// Seconds since it does not hold any more.
+    pub since_s: u64,
 }

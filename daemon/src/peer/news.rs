@@ -5,7 +5,7 @@ use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::handshake::Refusal;
-use ft_checkpoint::wire::message::{Diverged, Hello, Position, Welcome};
+use ft_checkpoint::wire::message::{Diverged, Hello, Position, Standing, Welcome};
 
 /// What happens on connections, for the executor.
 pub enum PeerNews {
@@ -61,6 +61,8 @@ pub enum FromBackup {
         /// The lease that it grants.
         lease: Micros,
     },
+    /// It says what its arbiter says.
+    Standing(Standing),
     /// It runs the VM now.
     TookOver {
         /// Its generation.

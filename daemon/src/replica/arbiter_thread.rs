@@ -9,6 +9,8 @@ use std::sync::mpsc::{Sender, channel};
 pub enum Question {
     /// What does the cell say?
     Read,
+    /// What does it say, and could it be set?
+    Probe,
     /// Compare and set.
     Set {
         /// Generation that the cell must have.
@@ -33,6 +35,7 @@ pub fn start(mut arbiter: Box<dyn Arbiter>, answers: Outlet<CellNews>) -> std::i
         while let Ok(question) = questions.recv() {
             let answer = match question {
                 Question::Read => CellNews::Read(arbiter.read()),
+                Question::Probe => CellNews::Read(arbiter.probe()),
                 Question::Set { expected, new } => CellNews::Set(arbiter.compare_and_set(expected, new)),
             };
             if answers.tell(answer).is_err() {

@@ -111,6 +111,14 @@ impl Executor {
     fn execute(&mut self, command: Command, hands: &mut impl Hands) {
         match command {
             Command::ReadCell => hands.read_cell(),
+            Command::ProbeCell => hands.probe_cell(),
+            Command::Record(record) => {
+                let recorded = hands.record(record);
+                self.own.push_back(match recorded {
+                    Ok(()) => Event::Recorded,
+                    Err(e) => Event::Unrecorded(e.to_string()),
+                });
+            }
             Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
             Command::Dial => hands.dial(),
             Command::StopDialling => hands.stop_dialling(),
@@ -182,6 +190,7 @@ impl Executor {
                 hands.send(conn, Message::Heartbeat { stamp_us: stamp, lease_us: lease })
             }
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
+            Command::SendStanding { conn, standing } => hands.send(conn, Message::Standing(standing)),
             Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
             Command::SendAck { conn, epoch, stamp } => {
                 hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));

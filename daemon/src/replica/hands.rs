@@ -3,7 +3,7 @@
 //!
 //! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
-use crate::role::{ConnId, Done, Micros, PairingStart, RequestId, RequestRefusal, View};
+use crate::role::{ConnId, Done, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -41,6 +41,10 @@ pub trait Hands {
 
     /// Reads the cell; `CellRead` follows.
     fn read_cell(&mut self);
+    /// Reads the cell and proves that it could be set; `CellRead` follows.
+    fn probe_cell(&mut self);
+    /// Makes this durable on this host, in the place of what was recorded before.
+    fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error>;
     /// Sets the cell if it has this generation; `CellSet` follows.
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell);
 

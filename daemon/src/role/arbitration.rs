@@ -3,6 +3,7 @@
 use super::command::Command;
 use super::core::Core;
 use super::event::Micros;
+use super::record;
 use ft_arbiter::{Cell, Outcome};
 
 /// The one arbiter request that may be under way, and when the next may be.
@@ -69,16 +70,14 @@ impl Core {
         self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
-    /// A cell never goes back. One that is missing, or older than what this node has seen, is trouble with the arbiter:
-    /// nothing follows from it.
+    /// A cell never goes back. One that does not follow from what this node knows is trouble with the arbiter: nothing
+    /// follows from it.
     pub(super) fn believe(&mut self, cell: Option<Cell>) -> Result<Option<Cell>, String> {
-        let generation = cell.as_ref().map_or(0, |cell| cell.generation);
-        let seen = self.generation();
-        if generation < seen {
-            let found = cell.map_or("is empty".into(), |cell| format!("says {cell}"));
-            return Err(format!("the cell went back: it {found}, but this node has seen generation {seen}"));
+        record::judge(self.record, self.generation(), cell.as_ref())
+            .map_err(|distrust| distrust.to_string())?;
+        if let (Some(cell), Some(_)) = (&cell, self.record) {
+            self.act_on(cell.id, cell.generation);
         }
-        self.learn_generation(generation);
         Ok(cell)
     }
 
@@ -86,18 +85,23 @@ impl Core {
     pub(super) fn settle(&mut self, outcome: Outcome) -> Option<Settled> {
         let retry_at = self.now + self.policy.arbiter_retry_us;
         let answer = match outcome {
-            Outcome::Won(cell) => Some(Settled::Won(cell)),
-            Outcome::Lost(cell) => Some(self.believe(cell).map_or_else(Settled::NotAttempted, Settled::Lost)),
-            Outcome::NotAttempted(error) => Some(Settled::NotAttempted(error.to_string())),
-            Outcome::Unknown(_) => None,
+            Outcome::Won(cell) => Ok(Settled::Won(cell)),
+            Outcome::Lost(cell) => Ok(self.believe(cell).map_or_else(Settled::NotAttempted, Settled::Lost)),
+            Outcome::NotAttempted(error) => Ok(Settled::NotAttempted(error.to_string())),
+            Outcome::Unknown(error) => Err(error.to_string()),
         };
+        match &answer {
+            Ok(Settled::Won(cell)) => self.note_answer(Ok(Some(cell))),
+            Ok(Settled::Lost(cell)) => self.note_answer(Ok(cell.as_ref())),
+            Ok(Settled::NotAttempted(why)) | Err(why) => self.note_answer(Err(why)),
+        }
         let Some(Asked::Set { new, in_doubt, resend_at, .. }) = &mut self.arbiter.asked else {
             return None;
         };
         let settled = match answer {
             // Nobody else writes a cell that is equal to what we asked for: an earlier attempt was carried out.
-            Some(Settled::Lost(Some(cell))) if cell == *new => Settled::Won(cell),
-            Some(settled) if !*in_doubt || !matches!(settled, Settled::NotAttempted(_)) => settled,
+            Ok(Settled::Lost(Some(cell))) if cell == *new => Settled::Won(cell),
+            Ok(settled) if !*in_doubt || !matches!(settled, Settled::NotAttempted(_)) => settled,
             _ => {
                 *in_doubt = true;
                 *resend_at = Some(retry_at);
@@ -108,8 +112,9 @@ impl Core {
         if matches!(settled, Settled::NotAttempted(_)) {
             self.arbiter.retry_at = retry_at;
         }
-        if let Settled::Won(cell) | Settled::Lost(Some(cell)) = &settled {
+        if let Settled::Won(cell) = &settled {
             self.learn_generation(cell.generation);
+            self.act_on(cell.id, cell.generation);
         }
         Some(settled)
     }

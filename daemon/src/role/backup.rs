@@ -3,6 +3,7 @@
 
 mod leaving;
 mod rehearsing;
+mod view;
 
 use super::arbitration::Settled;
 use super::command::{Command, Exit, PairingStart, Succession};
@@ -12,8 +13,7 @@ use super::heir::Heir;
 use super::policy::{StartAs, promise_us};
 use super::rehearsal::{Rehearsals, Unacked};
 use super::request::RequestRefusal;
-use super::view::State;
-use ft_arbiter::{Cell, Standby};
+use ft_arbiter::{Cell, CellId, Standby};
 
 /// A node that follows.
 #[derive(Clone, Debug)]
@@ -25,7 +25,10 @@ pub(super) struct Backup {
     promise_until: Micros,
     /// The generation that the primary named when it welcomed us.
     welcomed_in: u64,
-    paired: bool,
+    /// The generation in which the cell names us, as the primary said.
+    paired: Option<u64>,
+    /// The primary's cell, as it said. Only this one can say that the primary went on without us.
+    cell: Option<CellId>,
     rehearsals: Rehearsals,
     /// When to dial, after the primary was left alone for a while.
     dial_at: Option<Micros>,
@@ -57,10 +60,10 @@ enum Hold {
 enum Stage {
     /// With the primary, or dialling it.
     Following,
-    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the generation in
-    /// which the cell was seen to name us with our state. `verified`: the VM can go on from our state, as far as
-    /// anybody can tell.
-    Orphaned { since: Micros, named_in: Option<u64>, verified: bool },
+    /// The primary is lost and we hold a sealed state: after a while the cell is asked. `named_in`: the cell and the
+    /// generation in which it was seen to name us with our state. `verified`: the VM can go on from our state, as far
+    /// as anybody can tell.
+    Orphaned { since: Micros, named_in: Option<(CellId, u64)>, verified: bool },
     /// The primary has stopped the VM at this epoch and offers it: the machine here is taking our state.
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
@@ -78,7 +81,8 @@ impl Backup {
             stage: Stage::Following,
             promise_until: 0,
             welcomed_in: 0,
-            paired: false,
+            paired: None,
+            cell: None,
             rehearsals: Rehearsals::default(),
             dial_at: None,
             waits_for_founder: false,
@@ -122,51 +126,31 @@ impl Backup {
                     let lease = lease.min(core.policy.lease_us_max());
                     self.promise(core, lease);
                     core.out.push(Command::SendEcho { conn, stamp, lease });
+                } else {
+                    // Nothing is permitted or promised any more, but we live.
+                    core.tell_standing(conn, false);
                 }
+            }
+            Event::Standing { conn, said } if self.is_linked(conn) => {
+                self.heard(core, conn);
+                core.on_standing(said);
+                self.cell = core.their_cell().or(self.cell);
             }
             Event::Sealed { conn, pairing, epoch, stamp } => {
-                self.heard(core, conn);
-                // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
-                // still under way as we gave the connection up.
-                if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
-                    self.hold = Hold::Sealed(Held { pairing, epoch });
-                    if self.is_linked(conn) && self.may_answer() {
-                        self.ack(core, Unacked { conn, epoch, stamp });
-                    }
-                    if let Stage::Orphaned { verified, .. } = &mut self.stage {
-                        *verified = false;
-                        core.out.push(Command::Verify { epoch });
-                    }
-                }
+                self.on_sealed(core, conn, pairing, epoch, stamp)
             }
-            Event::Verified { epoch } => {
-                let held = self.sealed_epoch();
-                match &mut self.stage {
-                    Stage::Orphaned { verified, .. } => *verified |= epoch == held,
-                    // The primary emits nothing more by its own word: no promise binds us.
-                    Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
-                        self.stage = Stage::Contesting(Succession::Switchover);
-                        core.arbiter.hurry();
-                    }
-                    _ => {}
-                }
-            }
-            Event::LoadFailed(why) => {
-                if let (Stage::Offered { .. }, Some(link)) = (self.stage, &self.link) {
-                    let why = format!("the VM cannot be resumed there: {why}");
-                    core.out.push(Command::SendDecline { conn: link.conn, why });
-                    self.stage = Stage::Following;
-                    return self.stop_if_asked(core);
-                }
-            }
+            Event::Verified { epoch } => self.on_verified(core, epoch),
+            Event::LoadFailed(why) => return self.on_load_failed(core, &why),
             Event::Rehearsed { pairing } if self.pairing() == Some(pairing) => self.on_rehearsed(core),
             Event::RehearsalFailed { pairing, why } if self.pairing() == Some(pairing) => {
                 return self.on_rehearsal_failed(core, why);
             }
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
-                self.paired = true;
+                self.paired = Some(generation);
                 self.why = "in step".into();
+                core.begin_proof();
+                core.probe_soon();
             }
             Event::SwitchoverOffered { conn, epoch } if self.is_linked(conn) => {
                 self.on_offer(core, conn, epoch)
@@ -194,6 +178,48 @@ impl Backup {
 
     fn is_contesting(&self) -> bool {
         matches!(self.stage, Stage::Contesting(_))
+    }
+
+    fn on_sealed(&mut self, core: &mut Core, conn: ConnId, pairing: u64, epoch: u64, stamp: Micros) {
+        self.heard(core, conn);
+        // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
+        // still under way as we gave the connection up.
+        if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
+            self.hold = Hold::Sealed(Held { pairing, epoch });
+            if self.is_linked(conn) && self.may_answer() {
+                self.ack(core, Unacked { conn, epoch, stamp });
+            }
+            if let Stage::Orphaned { verified, .. } = &mut self.stage {
+                *verified = false;
+                core.out.push(Command::Verify { epoch });
+            }
+        }
+    }
+
+    fn on_verified(&mut self, core: &mut Core, epoch: u64) {
+        let held = self.sealed_epoch();
+        match &mut self.stage {
+            Stage::Orphaned { verified, .. } => *verified |= epoch == held,
+            // The primary emits nothing more by its own word: no promise binds us.
+            Stage::Offered { epoch: offered } if *offered == epoch && epoch == held => {
+                self.stage = Stage::Contesting(Succession::Switchover);
+                core.arbiter.hurry();
+            }
+            _ => {}
+        }
+    }
+
+    /// The machine here does not take our state: the primary goes on with the VM.
+    fn on_load_failed(&mut self, core: &mut Core, why: &str) -> Option<Next> {
+        let (Stage::Offered { .. }, Some(link)) = (self.stage, &self.link) else { return None };
+        let why = format!("the VM cannot be resumed there: {why}");
+        core.out.push(Command::SendDecline { conn: link.conn, why });
+        self.stage = Stage::Following;
+        self.stop_if_asked(core)
+    }
+
+    pub(super) fn conn(&self) -> Option<ConnId> {
+        self.link.as_ref().map(|link| link.conn)
     }
 
     fn is_linked(&self, conn: ConnId) -> bool {
@@ -278,7 +304,8 @@ impl Backup {
                     core.out.push(Command::Discard);
                 }
                 self.hold = Hold::Partial { pairing };
-                self.paired = false;
+                self.paired = None;
+                self.cell = None;
                 self.rehearsals.begin_anew();
                 "receiving a full copy".into()
             }
@@ -287,6 +314,7 @@ impl Backup {
         self.rehearsals.forget_ack();
         // What was read while we were without the primary is old, and we are about to promise anew.
         core.arbiter.void_read();
+        core.forget_their_word();
         self.stage = Stage::Following;
         self.welcomed_in = generation;
         self.link = Some(Link { conn, last_heard: core.now });
@@ -316,6 +344,7 @@ impl Backup {
     fn lose_peer(&mut self, core: &mut Core, why: String) {
         self.link = None;
         self.why = format!("lost the primary: {why}");
+        core.forget_their_word();
         match (self.hold, self.stage) {
             (_, Stage::Contesting(_)) => {}
             (Hold::Sealed(held), _) => {
@@ -329,6 +358,8 @@ impl Backup {
     /// Without a primary from now on. Whatever else has to be waited for, what is held is verified meanwhile.
     fn orphan(&mut self, core: &mut Core, held: Held) {
         self.stage = Stage::Orphaned { since: core.now, named_in: None, verified: false };
+        // What is being read may be older than our loss.
+        core.arbiter.void_read();
         core.out.push(Command::Verify { epoch: held.epoch });
         core.out.push(Command::Dial);
     }
@@ -343,7 +374,7 @@ impl Backup {
         }
         self.hold = Hold::Nothing;
         self.stage = Stage::Following;
-        self.paired = false;
+        self.paired = None;
         self.why = why;
         core.out.push(Command::Dial);
     }
@@ -374,9 +405,9 @@ impl Backup {
             // The cell is read at once. It is asked for when our state is verified, and the promise and the primary's
             // head start are over.
             Stage::Orphaned { named_in: None, .. } => core.ask_read(),
-            Stage::Orphaned { since, named_in: Some(generation), verified } => {
+            Stage::Orphaned { since, named_in: Some(named), verified } => {
                 if verified && core.now >= self.promise_until.max(since + core.policy.takeover_delay_us) {
-                    self.contest(core, generation, Succession::Failover);
+                    self.contest(core, named, Succession::Failover);
                 }
             }
             Stage::Contesting(_) | Stage::Leaving { .. } => core.ask_read(),
@@ -385,7 +416,7 @@ impl Backup {
 
     /// Asks the cell, which named us in `generation`, to make us the owner. If it has changed since, it refuses. In a
     /// switchover the primary, which still holds the VM, is the standby until the VM runs here.
-    fn contest(&mut self, core: &mut Core, generation: u64, succession: Succession) {
+    fn contest(&mut self, core: &mut Core, (id, generation): (CellId, u64), succession: Succession) {
         self.stage = Stage::Contesting(succession);
         core.out.push(Command::StopDialling);
         let owner = Some(core.policy.node.clone());
@@ -395,26 +426,39 @@ impl Backup {
             }
             _ => None,
         };
-        core.ask_set(Some(generation), Cell { generation: generation + 1, owner, standby });
+        core.ask_set(Some(generation), Cell { id, generation: generation + 1, owner, standby });
     }
 
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
+            self.adopt(core);
             return self.found_if_ownerless(core, answer);
         }
-        let cell = match answer {
-            Ok(cell) => cell,
-            Err(why) => {
-                let why = format!("the arbiter does not answer: {why}");
-                if let (true, Hold::Sealed(held)) = (self.has_left(core), self.hold) {
-                    core.stay(&RequestRefusal::Needed(why));
-                    self.orphan(core, held);
-                    return None;
-                }
-                return self.stay_passive(core, why);
-            }
+        let why = match answer {
+            Ok(cell) => return self.on_found(core, cell),
+            Err(why) => format!("the arbiter does not answer: {why}"),
         };
+        if let (true, Hold::Sealed(held)) = (self.has_left(core), self.hold) {
+            core.stay(&RequestRefusal::Needed(why));
+            self.orphan(core, held);
+            return None;
+        }
+        self.stay_passive(core, why)
+    }
+
+    /// This node's cell is the one in which the primary is: from now on this node acts on no other.
+    fn adopt(&mut self, core: &mut Core) {
+        if let (Some((id, generation)), Some(_)) = (core.words.mine.cell, self.paired)
+            && self.cell == Some(id)
+        {
+            core.act_on(id, generation);
+        }
+    }
+
+    /// What the cell says while the primary is lost, or while we have asked for the cell.
+    fn on_found(&mut self, core: &mut Core, cell: Option<Cell>) -> Option<Next> {
         let Hold::Sealed(held) = self.hold else { return None };
+        let verified = !matches!(self.stage, Stage::Orphaned { verified: false, .. });
         let names_us = |cell: &Cell| {
             cell.owner.as_deref() == Some(&core.policy.peer)
                 && cell.standby.as_ref().is_some_and(|standby| {
@@ -425,12 +469,12 @@ impl Backup {
             Some(cell) if names_us(&cell) => {
                 match &mut self.stage {
                     Stage::Orphaned { named_in, .. } => {
-                        *named_in = Some(cell.generation);
+                        *named_in = Some((cell.id, cell.generation));
                         core.arbiter.hurry();
                     }
                     Stage::Contesting(succession) => {
                         let succession = *succession;
-                        self.contest(core, cell.generation, succession);
+                        self.contest(core, (cell.id, cell.generation), succession);
                     }
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
                         core.stay(&RequestRefusal::Needed("it has not asked the arbiter for that".into()));
@@ -440,6 +484,10 @@ impl Backup {
                     _ => core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us),
                 }
                 None
+            }
+            // It is ours: by a request whose answer was lost, or by the operator's word.
+            Some(cell) if cell.owner.as_deref() == Some(&core.policy.node) && verified => {
+                self.on_settled(core, Settled::Won(cell))
             }
             // The cell is as it was when we were welcomed: the primary may be asking it to name us right now, and once
             // it has asked, it counts on us.
@@ -451,13 +499,25 @@ impl Backup {
                 core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
                 self.stay_passive(core, "the cell does not name this node yet".into())
             }
-            _ => {
+            // The primary's own cell has moved on from naming us: somebody else has the VM, or it is over.
+            Some(cell) if self.cell == Some(cell.id) && cell.owner.as_deref() != Some(&core.policy.node) => {
                 self.discard(
                     core,
-                    "the cell does not name the state held here: the primary goes on without this backup"
-                        .into(),
+                    format!(
+                        "the cell does not name the state held here: it says {cell}; this node follows anew"
+                    ),
                 );
                 self.stop_if_asked(core)
+            }
+            cell => {
+                core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us);
+                let says = cell.map_or("there is none".into(), |cell| format!("it says {cell}"));
+                let why = format!(
+                    "the cell at {} does not show that anybody else went on with the VM: {says}; what is held \
+                     here is kept",
+                    core.policy.place
+                );
+                self.stay_passive(core, why)
             }
         }
     }
@@ -511,10 +571,7 @@ impl Backup {
                 let former = self.link.take().map(|link| link.conn);
                 Some(Next::Heir(Heir::new(core, cell, held, succession, former)))
             }
-            Settled::Lost(_) => {
-                self.discard(core, "lost the arbitration: the primary goes on".into());
-                self.stop_if_asked(core)
-            }
+            Settled::Lost(cell) => self.on_found(core, cell),
             Settled::NotAttempted(why) => {
                 self.stay_passive(core, format!("the arbiter does not answer: {why}"))
             }
@@ -525,43 +582,6 @@ impl Backup {
         if let Some(link) = self.link.take() {
             core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
             core.drop_link(link.conn);
-        }
-    }
-
-    pub(super) fn state(&self) -> State {
-        match (self.hold, self.stage) {
-            (_, Stage::Orphaned { .. } | Stage::Contesting(_) | Stage::Leaving { .. }) => State::Waiting,
-            (Hold::Sealed(_), _) if self.paired => State::Protected,
-            (Hold::Nothing, _) => State::Waiting,
-            _ => State::Resyncing,
-        }
-    }
-
-    pub(super) fn detail(&self) -> String {
-        match self.stage {
-            Stage::Following => self.why.clone(),
-            Stage::Offered { .. } => {
-                "switchover: checking whether the VM can go on from the state held here".into()
-            }
-            Stage::Leaving { .. } => {
-                format!(
-                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { verified: false, .. } => {
-                format!(
-                    "without the primary; checking whether the VM can go on from the state held here ({})",
-                    self.why
-                )
-            }
-            Stage::Orphaned { .. } => {
-                format!(
-                    "without the primary; this node holds a sealed checkpoint and asks the arbiter ({})",
-                    self.why
-                )
-            }
-            Stage::Contesting(_) => format!("asking the arbiter for the VM ({})", self.why),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Commands of the core to its executor. They are executed in order, each to its end, before the next event.
 
 use super::event::{ConnId, Micros};
+use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
 use ft_arbiter::Cell;
+use ft_checkpoint::wire::message::Standing;
 
 /// How a backup is welcomed, and what it receives then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,10 @@ impl Exit {
 pub enum Command {
     /// Read the arbiter's cell; answer with `CellRead`. At most one arbiter request is under way.
     ReadCell,
+    /// As `ReadCell`, and prove by writing beside it that it could be set.
+    ProbeCell,
+    /// Make this durable on this host before anything else is done; answer with `Recorded`.
+    Record(NodeRecord),
     /// Compare-and-set the whole cell; answer with `CellSet`.
     CompareAndSet {
         /// Generation that the cell must have (none: the cell is empty).
@@ -128,6 +134,13 @@ pub enum Command {
         conn: ConnId,
         /// The pair's generation.
         generation: u64,
+    },
+    /// Tell the peer what this node's arbiter says.
+    SendStanding {
+        /// Connection.
+        conn: ConnId,
+        /// What it says.
+        standing: Standing,
     },
     /// Pause the VM, capture a last checkpoint, keep the VM paused; answer with `FinalCaptured`.
     FinalCheckpoint,

@@ -5,12 +5,15 @@ use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::heir::Heir;
-use super::policy::{Policy, StartAs};
+use super::policy::{Fresh, Policy, StartAs};
 use super::primary::Primary;
+use super::proof::Lapsed;
+use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
 use super::resets::Resets;
+use super::standing::Words;
 use super::view::{Role, State, View};
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 
 /// The protocol core of one node (see the module's documentation).
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct Core {
     pub(super) out: Vec<Command>,
     pairings: u64,
     generation: u64,
+    pub(super) record: Option<NodeRecord>,
+    pub(super) words: Words,
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
     pub(super) stop_requested: bool,
@@ -41,7 +46,8 @@ enum Part {
     },
     /// Asking for a cell that nobody owns.
     Founding {
-        expected: Option<u64>,
+        /// The cell as it was read; none: it is to be founded too.
+        expected: Option<(CellId, u64)>,
         trouble: Option<String>,
     },
     /// The cell says that we own a VM whose memory we have not.
@@ -81,14 +87,18 @@ pub(super) enum Next {
 impl Core {
     /// A node that has just started. Its first command reads the cell.
     pub fn new(policy: Policy, now: Micros) -> (Self, Vec<Command>) {
+        let record = policy.record;
+        let words = Words::new(policy.place.clone(), now);
         let mut core = Self {
             policy,
             now,
+            record,
+            words,
             part: Part::Starting { trouble: None },
             arbiter: Arbitration::default(),
             out: Vec::new(),
             pairings: 0,
-            generation: 0,
+            generation: record.map_or(0, |record| record.generation),
             suspicions: 0,
             stop_requested: false,
             leaving: Vec::new(),
@@ -121,19 +131,24 @@ impl Core {
                     self.arbiter.asked = None;
                     let answer = answer.map_err(|error| error.to_string());
                     let answer = answer.and_then(|cell| self.believe(cell));
+                    self.note_answer(answer.as_ref().map(Option::as_ref).map_err(String::as_str));
                     if answer.is_err() {
                         self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                     }
                     if !void {
                         self.on_cell(answer);
                     }
+                    self.tell_peer();
                 }
             }
             Event::CellSet(outcome) => {
                 if let Some(settled) = self.settle(outcome) {
                     self.on_settled(settled);
                 }
+                self.tell_peer();
             }
+            Event::Recorded => self.on_recorded(None),
+            Event::Unrecorded(why) => self.on_recorded(Some(why)),
             Event::PeerReplaced { node } => self.next_peer = Some(node),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested { request, .. } if !self.in_part() && self.arbiter.is_setting() => {
@@ -194,6 +209,18 @@ impl Core {
         }
     }
 
+    /// The peer, where there is one, learns what the arbiter has just answered.
+    fn tell_peer(&mut self) {
+        let conn = match &self.part {
+            Part::Primary(primary) => primary.conn(),
+            Part::Backup(backup) => backup.conn(),
+            _ => None,
+        };
+        if let Some(conn) = conn {
+            self.tell_standing(conn, false);
+        }
+    }
+
     fn advance(&mut self, next: Next) {
         match next {
             Next::Primary(primary) => self.part = Part::Primary(primary),
@@ -248,17 +275,27 @@ impl Core {
                 self.ask_read();
             }
             Part::Founding { expected, .. } => {
-                let expected = *expected;
+                let (id, before) = match *expected {
+                    Some((id, generation)) => (id, Some(generation)),
+                    // A new cell, unlike any other.
+                    None => (CellId(self.policy.nonce), None),
+                };
                 let owner = Some(self.policy.node.clone());
-                self.ask_set(expected, Cell { generation: expected.unwrap_or(0) + 1, owner, standby: None });
+                let generation = before.unwrap_or(0) + 1;
+                self.ask_set(before, Cell { id, generation, owner, standby: None });
             }
             Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| {
                 match part {
                     Part::Primary(primary) => primary.pursue(core),
                     Part::Backup(backup) => backup.pursue(core),
-                    Part::Heir(heir) => heir.pursue(core),
+                    // It reads the cell by itself, and what it asks for next is not to wait for a probe.
+                    Part::Heir(heir) => {
+                        heir.pursue(core);
+                        return None;
+                    }
                     _ => {}
                 }
+                core.probe_if_due();
                 None
             }),
             Part::Ended { .. } | Part::Moving => {}
@@ -307,6 +344,7 @@ impl Core {
                 }
             }
             Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| match part {
+                Part::Primary(primary) => primary.on_cell(core, answer.ok().flatten()),
                 Part::Backup(backup) => backup.on_cell(core, answer),
                 Part::Heir(heir) => heir.on_cell(core, answer),
                 _ => None,
@@ -317,23 +355,29 @@ impl Core {
 
     /// What this node is, by the cell.
     fn begin(&mut self, cell: Option<Cell>) {
-        let expected = cell.as_ref().map(|cell| cell.generation);
+        let expected = cell.as_ref().map(|cell| (cell.id, cell.generation));
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
         match (cell, owner) {
             (_, None) => match self.policy.start_as {
-                StartAs::Primary => self.part = Part::Founding { expected, trouble: None },
+                StartAs::Primary => {
+                    if let Some((id, generation)) = expected {
+                        self.act_on(id, generation);
+                    }
+                    self.part = Part::Founding { expected, trouble: None };
+                }
                 StartAs::Backup => self.advance(Next::Backup(Backup::of_nobody())),
             },
             (Some(cell), Some(owner)) if owner == self.policy.node => {
-                if self.policy.fresh {
-                    self.policy.fresh = false;
-                    self.part = Part::Founding { expected: Some(cell.generation), trouble: None };
+                self.act_on(cell.id, cell.generation);
+                let fresh = std::mem::replace(&mut self.policy.fresh, Fresh::No);
+                if fresh == Fresh::Any || fresh == Fresh::Over(cell.generation) {
+                    self.part = Part::Founding { expected, trouble: None };
                 } else {
                     let why = "this process has not run it".into();
                     self.part = Part::Bereft { cell, why };
                 }
             }
-            (_, Some(owner)) if owner == self.policy.peer && self.policy.fresh => {
+            (_, Some(owner)) if owner == self.policy.peer && self.policy.fresh == Fresh::Any => {
                 self.end(Exit::Failed(format!(
                     "refusing a fresh boot: node {owner} owns the VM; stop it there first, or start without --fresh"
                 )));
@@ -370,10 +414,14 @@ impl Core {
     /// What `status` shows.
     pub fn view(&self) -> View {
         let (state, detail) = match &self.part {
-            Part::Starting { trouble } => (State::Waiting, asking("reading the arbiter's cell", trouble)),
-            Part::Founding { trouble, .. } => {
-                (State::Waiting, asking("asking the arbiter for the VM", trouble))
-            }
+            Part::Starting { trouble } => (
+                State::Waiting,
+                asking(&format!("reading the arbiter's cell at {}", self.policy.place), trouble),
+            ),
+            Part::Founding { trouble, .. } => (
+                State::Waiting,
+                asking(&format!("asking the arbiter at {} for the VM", self.policy.place), trouble),
+            ),
             Part::Bereft { cell, why } => {
                 let held = match &cell.standby {
                     Some(standby) => format!("node {} may still hold the state and take over", standby.node),
@@ -386,8 +434,8 @@ impl Core {
                 );
                 (State::Waiting, detail)
             }
-            Part::Primary(primary) => (primary.state(), primary.detail()),
-            Part::Backup(backup) => (backup.state(), backup.detail()),
+            Part::Primary(primary) => (primary.state(self), primary.detail(self)),
+            Part::Backup(backup) => (backup.state(self), backup.detail(self)),
             Part::Heir(heir) => (State::Waiting, heir.detail()),
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
@@ -396,9 +444,26 @@ impl Core {
             Part::Backup(backup) => backup.rehearsal(),
             _ => None,
         };
-        let (role, generation, suspicions) = (self.role(), self.generation, self.suspicions);
-        let peer = self.policy.peer.clone();
-        View { role, state, generation, suspicions, rehearsal, peer, detail }
+        View {
+            role: self.role(),
+            state,
+            generation: self.generation,
+            suspicions: self.suspicions,
+            rehearsal,
+            peer: self.policy.peer.clone(),
+            lapses: self.lapses(),
+            arbiter_at: self.words.mine.at,
+            peer_arbiter_at: self.words.theirs.as_ref().and_then(|theirs| theirs.at),
+            detail,
+        }
+    }
+
+    fn lapses(&self) -> Vec<Lapsed> {
+        match &self.part {
+            Part::Primary(primary) => primary.lapses(self),
+            Part::Backup(backup) => backup.lapses(self),
+            _ => self.own_lapses(),
+        }
     }
 
     fn role(&self) -> Role {

@@ -4,6 +4,7 @@ use super::command::PairingStart;
 use super::request::{Leave, RequestId};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
+use ft_checkpoint::wire::message::Standing;
 
 /// Microseconds on this node's monotonic clock. It must go on while the host is suspended (CLOCK_BOOTTIME, not
 /// CLOCK_MONOTONIC): a clock that stands still lets a permission outlive the promise that it rests on.
@@ -39,10 +40,15 @@ pub enum Event {
     /// Time has passed. Comes at least every few milliseconds.
     Tick,
 
-    /// The answer to [`super::Command::ReadCell`]: the cell, or why it could not be read.
+    /// The answer to [`super::Command::ReadCell`] or [`super::Command::ProbeCell`]: the cell, or why it could not be
+    /// read.
     CellRead(Result<Option<Cell>, ArbiterError>),
     /// The answer to [`super::Command::CompareAndSet`].
     CellSet(Outcome),
+    /// The answer to [`super::Command::Record`]: it is durable.
+    Recorded,
+    /// The answer to [`super::Command::Record`]: it could not be made durable.
+    Unrecorded(String),
 
     /// A peer that may be our backup asks to be: its identity was checked, this is what it holds.
     PeerHello {
@@ -84,6 +90,14 @@ pub enum Event {
     Heard {
         /// Connection.
         conn: ConnId,
+    },
+
+    /// The peer says what its own arbiter says.
+    Standing {
+        /// Connection.
+        conn: ConnId,
+        /// What it says.
+        said: Standing,
     },
 
     /// Primary: the first checkpoint of the pairing is captured; from this capture on output is held.

@@ -47,6 +47,8 @@ impl Heir {
         succession: Succession,
         former: Option<ConnId>,
     ) -> Self {
+        // It may have been read as ours, rather than won: that is recorded before anything is done by it.
+        core.act_on(cell.id, cell.generation);
         let mut heir =
             Self { cell, held, succession, former, step: Step::Resuming, failures: 0, why: String::new() };
         heir.resume(core);

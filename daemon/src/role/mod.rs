@@ -51,16 +51,18 @@
 //!   pairing that it holds sealed. From the moment it may have asked, it acknowledges nothing until the answer is
 //!   certain.
 //! - An ack is a permission with a term, the *lease*. Every message that asks for an answer carries the primary's own
-//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. The primary asks for a
-//!   lease that outlives the round trip, the backup grants it within its bound, and says so in the answer. A backup that
-//!   answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp is older
-//!   than the answer, so the permission is over before the promise is, however long a message or a process was held
-//!   up. A primary whose permission has lapsed asks again before it lets anything out.
+//!   clock (its stamp), the answer carries it back, and the primary may release until `stamp + lease`. The primary
+//!   asks for a lease that outlives the round trip, the backup grants it within its bound, and says so in the answer.
+//!   A backup that answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp
+//!   is older than the answer, so the permission is over before the promise is, however long a message or a process
+//!   was held up. A primary whose permission has lapsed asks again before it lets anything out.
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
-//! - A cell never goes back. A cell that is missing, or older than this process has seen, is trouble with the arbiter:
-//!   no node founds, discards or fences because of it, and the request is repeated. A process that has just started has
-//!   seen no cell yet.
+//! - A cell never goes back. Each node durably records which cell it acts on, and the highest generation of it, before
+//!   it acts (`record`). A cell that is missing, older, or another one is trouble with the arbiter: no node founds,
+//!   discards or fences because of it, and the request is repeated.
+//! - "Protected" is said only while both nodes have lately read the cell, each through its own arbiter, and the backup
+//!   has found itself there with what it holds (`proof`, `standing`). Nothing above rests on that word.
 
 mod arbitration;
 mod backup;
@@ -70,9 +72,12 @@ mod event;
 mod heir;
 mod policy;
 mod primary;
+mod proof;
+mod record;
 mod rehearsal;
 mod request;
 mod resets;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -80,7 +85,9 @@ mod view;
 pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
-pub use policy::{Policy, StartAs};
+pub use policy::{Fresh, Policy, StartAs};
+pub use proof::{Lapse, Lapsed};
+pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;
 pub use request::{Done, Leave, RequestId, RequestRefusal};
 pub use view::{Role, State, View};

@@ -1,6 +1,7 @@
 //! The configuration that the core's decisions depend on.
 
 use super::event::Micros;
+use super::record::NodeRecord;
 use serde::{Deserialize, Serialize};
 
 /// Who boots the VM while the arbiter's cell names nobody.
@@ -13,6 +14,17 @@ pub enum StartAs {
     Backup,
 }
 
+/// The operator's leave to boot anew over a state that is lost, or given up by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    /// None.
+    No,
+    /// Over the state of this generation, and no other.
+    Over(u64),
+    /// Over whatever state this node owns.
+    Any,
+}
+
 /// The configuration that decisions depend on.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -22,8 +34,12 @@ pub struct Policy {
     pub peer: String,
     /// What to do with an empty cell.
     pub start_as: StartAs,
+    /// What this node has recorded of the cell; none: it has never acted on any.
+    pub record: Option<NodeRecord>,
+    /// Where this node's arbiter is, for people.
+    pub place: String,
     /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.
-    pub fresh: bool,
+    pub fresh: Fresh,
     /// Whether a guest that resets is booted again, or ends.
     pub restart_on_reset: bool,
     /// How long an answer of the backup permits the primary to release, at least.
@@ -36,6 +52,10 @@ pub struct Policy {
     pub heartbeat_us: Micros,
     /// Interval between attempts at an arbiter that does not answer.
     pub arbiter_retry_us: Micros,
+    /// Interval between questions to the arbiter while there is nothing to be asked of it.
+    pub probe_us: Micros,
+    /// How long an arbiter's answer counts for the proof that the pair is protected.
+    pub proof_us: Micros,
     /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
     pub patience_us: Micros,
     /// How often a backup has it shown that the VM could go on from what it holds.

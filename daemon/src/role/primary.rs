@@ -9,7 +9,9 @@ use self::switchover::{Step, Switchover};
 use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::proof::{Lapsed, Verdict};
 use super::request::{Leave, RequestRefusal};
+use super::standing::in_words;
 use super::view::State;
 use ft_arbiter::Cell;
 
@@ -65,6 +67,9 @@ enum Pair {
     Protected { pairing: u64 },
     /// The cell names the standby, but the peer is lost: asking the cell to be alone. Output is held.
     Alone { pairing: u64 },
+    /// The peer has come back and is in step, but the request to be alone is still unanswered, and may be carried out.
+    /// Counts as protected. If the cell comes to name nobody, the backup is a stranger and begins anew.
+    Rejoined { pairing: u64 },
     /// The VM has moved here and runs, its output held. The cell names the former primary, which still holds it, until
     /// it says that we are alone.
     Confirming { pairing: u64, former: Option<ConnId> },
@@ -79,6 +84,7 @@ impl Pair {
             | Self::Enlisting { pairing }
             | Self::Protected { pairing }
             | Self::Alone { pairing }
+            | Self::Rejoined { pairing }
             | Self::Confirming { pairing, .. } => Some(pairing),
         }
     }
@@ -144,6 +150,11 @@ impl Primary {
                 return self.lose_peer(core, why);
             }
             Event::Heard { conn } => self.heard(core, conn),
+            Event::Standing { conn, said } if self.is_linked(conn) => {
+                self.heard(core, conn);
+                core.on_standing(said);
+                self.freeze_if_proven(core);
+            }
             Event::FirstCaptured { pairing } if self.pair == (Pair::Copying { pairing }) => {
                 self.pair = Pair::Sealing { pairing };
             }
@@ -213,6 +224,10 @@ impl Primary {
             _ => {}
         }
         None
+    }
+
+    pub(super) fn conn(&self) -> Option<ConnId> {
+        self.link.as_ref().map(|link| link.conn)
     }
 
     /// Whether neither the cell nor a pairing under way names a backup.
@@ -306,12 +321,17 @@ impl Primary {
                 self.permit = Permit::default();
                 let generation = self.cell.generation;
                 core.out.push(Command::Welcome { conn, pairing, generation, how: PairingStart::Copy });
+                core.forget_their_word();
+                core.tell_standing(conn, false);
             }
-            // The peer is back, and holds what the cell says. As long as nothing is being asked of the cell, the pair
-            // can simply go on.
-            Pair::Alone { pairing } if !core.arbiter.is_setting() => match held {
+            // The peer is back, and holds what the cell says: the pair goes on. What may still become of a request to
+            // be alone does not change that; its answer is dealt with when it comes.
+            Pair::Alone { pairing } => match held {
                 Some(held) if !self.broken && held.pairing == pairing && held.epoch >= self.permit.acked => {
-                    self.pair = Pair::Protected { pairing };
+                    self.pair = match core.arbiter.is_setting() {
+                        true => Pair::Rejoined { pairing },
+                        false => Pair::Protected { pairing },
+                    };
                     self.link = Some(link);
                     self.permit = Permit { acked: held.epoch, wanting: true, ..Permit::default() };
                     let generation = self.cell.generation;
@@ -319,6 +339,9 @@ impl Primary {
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
                     // It may have been lost before it was ever told.
                     core.out.push(Command::SendPaired { conn, generation });
+                    core.forget_their_word();
+                    core.begin_proof();
+                    core.tell_standing(conn, false);
                     self.why = "in step".into();
                     self.beat(core);
                 }
@@ -389,6 +412,10 @@ impl Primary {
     fn lose_peer(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.link = None;
         self.why = why;
+        core.forget_their_word();
+        if self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Asking) {
+            self.abandon_switchover(core, RequestRefusal::Abandoned(self.why.clone()));
+        }
         match self.pair {
             Pair::Solo | Pair::Alone { .. } | Pair::Confirming { .. } => {}
             Pair::Copying { .. } | Pair::Sealing { .. } => self.go_solo(core),
@@ -399,6 +426,7 @@ impl Primary {
                 self.pair = Pair::Alone { pairing };
                 core.arbiter.hurry();
             }
+            Pair::Rejoined { pairing } => self.pair = Pair::Alone { pairing },
         }
         None
     }
@@ -412,25 +440,42 @@ impl Primary {
         if !self.is_giving_up(core) {
             core.out.push(Command::EmitFreely);
         }
-        if self.switchover.is_some() {
-            core.out.push(Command::Thaw);
-            self.answer_switchover(core, Err(RequestRefusal::Abandoned(self.why.clone())));
-        }
+        self.abandon_switchover(core, RequestRefusal::Abandoned(self.why.clone()));
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self, core: &Core) -> State {
         match self.pair {
             _ if self.ending.is_some() => State::Waiting,
             Pair::Solo => State::Solo,
             Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => State::Resyncing,
-            Pair::Protected { .. } => State::Protected,
+            Pair::Protected { pairing } => match self.verdict(core, pairing) {
+                Verdict::Proven => State::Protected,
+                Verdict::Pending => State::Resyncing,
+                Verdict::Lapsed(_) => State::Degraded,
+            },
+            Pair::Rejoined { .. } => State::Degraded,
             Pair::Alone { .. } | Pair::Confirming { .. } => State::Waiting,
         }
     }
 
-    pub(super) fn detail(&self) -> String {
+    fn verdict(&self, core: &Core, pairing: u64) -> Verdict {
+        core.verdict_of_primary(pairing, self.cell.generation)
+    }
+
+    pub(super) fn lapses(&self, core: &Core) -> Vec<Lapsed> {
+        match self.pair {
+            Pair::Protected { pairing } => match self.verdict(core, pairing) {
+                Verdict::Lapsed(lapses) => lapses,
+                Verdict::Proven | Verdict::Pending => Vec::new(),
+            },
+            _ => core.own_lapses(),
+        }
+    }
+
+    pub(super) fn detail(&self, core: &Core) -> String {
         if let Some(switchover) = &self.switchover {
             return match switchover.step {
+                Step::Asking => "switchover: asking both arbiters".into(),
                 Step::Pausing | Step::Draining(_) => "switchover: sending the last checkpoint".into(),
                 Step::Offered => "switchover: waiting for the backup to take over".into(),
             };
@@ -438,7 +483,10 @@ impl Primary {
         match self.pair {
             _ if self.ending.is_some() => format!("the VM has ended; telling the arbiter ({})", self.why),
             _ if self.power_off_at.is_some() => "waiting for the guest to power off, as asked".into(),
-            Pair::Solo => format!("running without a backup ({})", self.why),
+            Pair::Solo => match core.own_lapses() {
+                lapses if lapses.is_empty() => format!("running without a backup ({})", self.why),
+                lapses => format!("running without a backup ({}); {}", self.why, in_words(&lapses)),
+            },
             Pair::Copying { .. } => "sending the backup a full copy".into(),
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),
             Pair::Enlisting { .. } => "asking the arbiter to name the standby".into(),
@@ -447,7 +495,18 @@ impl Primary {
                  raise failure_timeout_ms on both nodes to twice that",
                 self.permit.round_trip / 1000
             ),
-            Pair::Protected { .. } => "in step".into(),
+            Pair::Protected { pairing } => match self.verdict(core, pairing) {
+                Verdict::Proven => "in step".into(),
+                Verdict::Pending => "in step; waiting for the backup's word that it has read the cell".into(),
+                Verdict::Lapsed(lapses) => {
+                    format!("in step, but a take-over would have to wait: {}", in_words(&lapses))
+                }
+            },
+            Pair::Rejoined { .. } => {
+                "in step again, but a take-over would have to wait: the arbiter has not answered yet whether the cell \
+                 still names the backup"
+                    .into()
+            }
             Pair::Alone { .. } => {
                 format!("output is held until the arbiter or the peer answers ({})", self.why)
             }

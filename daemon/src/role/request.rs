@@ -41,6 +41,9 @@ pub enum RequestRefusal {
     /// Nobody could go on.
     #[error("the VM is not protected: there is no backup that could take over")]
     NotProtected,
+    /// The backup could not go on, or could not be made to: this is missing.
+    #[error("the VM stays where it is: {0}")]
+    Unproven(String),
     /// Asked on the wrong side.
     #[error("this node is the backup; ask the primary")]
     IsBackup,

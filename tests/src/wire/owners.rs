@@ -147,7 +147,11 @@ impl Watcher {
         };
         let mut generations = Vec::new();
         for entry in entries {
-            let generation = generation_of(&entry.with_context(failed)?.file_name());
+            let entry = entry.with_context(failed)?;
+            if !entry.file_type().with_context(failed)?.is_file() {
+                continue;
+            }
+            let generation = generation_of(&entry.file_name());
             generations
                 .extend(generation.filter(|&generation| self.last.is_none_or(|last| generation > last)));
         }

@@ -75,7 +75,7 @@ impl<D: Directory + Send> Arbiter for FileArbiter<D> {
 
     /// Writes, flushes, links and removes a file of this node's own: in the cell's directory, or beside it while there
     /// is none.
-    fn probe(&mut self) -> Result<(), ArbiterError> {
+    fn probe(&mut self) -> Result<Option<Cell>, ArbiterError> {
         self.drive(self.cell.probe(&unique_name()))
     }
 

@@ -50,7 +50,7 @@ impl FileCell {
 
     /// Proves that the cell could be read and set: see [`Arbiter::probe`](crate::Arbiter::probe).
     #[must_use]
-    pub fn probe(&self, unique: &str) -> Attempt<Result<(), ArbiterError>> {
+    pub fn probe(&self, unique: &str) -> Attempt<Result<Option<Cell>, ArbiterError>> {
         let temporary = record::temporary_name(unique);
         self.attempt(async move |steps| steps.probe(&temporary).await)
     }
@@ -68,6 +68,26 @@ struct Steps {
 }
 
 type Certain<T> = Result<T, ArbiterError>;
+
+/// What is asked for.
+struct Claim {
+    expected: Option<u64>,
+    new: Cell,
+}
+
+impl Claim {
+    /// Whether this cell shows that the claim came too late, also when its link may have been carried out: it is the
+    /// same cell, and as far. Who founds has no cell yet.
+    fn is_overtaken_by(&self, found: &Cell) -> bool {
+        found.generation >= self.new.generation && (self.expected.is_none() || found.id == self.new.id)
+    }
+
+    /// Whether it is the next step from this cell.
+    fn follows(&self, current: Option<&Cell>) -> bool {
+        current.map(|cell| cell.generation) == self.expected
+            && current.is_none_or(|cell| cell.id == self.new.id)
+    }
+}
 
 impl Steps {
     fn error(&self, trouble: Trouble) -> ArbiterError {
@@ -134,12 +154,18 @@ impl Steps {
 
     /// What the cell holds now, though perhaps not durably.
     async fn glance(&self) -> Certain<Option<Cell>> {
+        let mut gone = None;
         loop {
             let Some(highest) = self.generations().await?.into_iter().max() else { return Ok(None) };
-            // If the file is gone, the cell was overtaken that far between the two steps.
+            if gone == Some(highest) {
+                let reason = "it is listed, and yet it cannot be found: it may be a dangling link".into();
+                return Err(self.error(Trouble::Damaged { file: file_name(highest), reason }));
+            }
             if let Some(cell) = self.load(highest).await? {
                 return Ok(Some(cell));
             }
+            // The cell was overtaken that far between the two steps. Then another name is the highest now.
+            gone = Some(highest);
         }
     }
 
@@ -159,15 +185,24 @@ impl Steps {
         }
     }
 
-    /// Somebody else has changed the cell from what was expected. Nothing was changed by us.
-    async fn lost(&self, expected: Option<u64>) -> Outcome {
+    /// Before the link: the cell is not as expected. Nothing was changed.
+    async fn lost(&self, claim: &Claim) -> Outcome {
         match self.read().await {
-            Ok(cell) if cell.as_ref().map(|cell| cell.generation) == expected => {
-                let generation = expected.unwrap_or(0) + 1;
-                Outcome::NotAttempted(self.error(Trouble::TakenBack { generation }))
+            Ok(cell) if claim.follows(cell.as_ref()) => {
+                Outcome::NotAttempted(self.error(Trouble::TakenBack { generation: claim.new.generation }))
             }
             Ok(cell) => Outcome::Lost(cell),
             Err(error) => Outcome::NotAttempted(error),
+        }
+    }
+
+    /// After the link: the generation is somebody else's, or not there any more. Only the same cell, as far or further,
+    /// makes that certain.
+    async fn overtaken(&self, claim: &Claim) -> Outcome {
+        match self.read().await {
+            Ok(Some(cell)) if claim.is_overtaken_by(&cell) => Outcome::Lost(Some(cell)),
+            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation: claim.new.generation })),
+            Err(error) => Outcome::Unknown(error),
         }
     }
 
@@ -175,9 +210,10 @@ impl Steps {
         if expected.unwrap_or(0).checked_add(1) != Some(new.generation) {
             return Outcome::NotAttempted(self.error(Trouble::Generation { expected, new: new.generation }));
         }
+        let claim = Claim { expected, new };
         match self.glance().await {
-            Ok(current) if current.as_ref().map(|cell| cell.generation) == expected => {}
-            Ok(_) => return self.lost(expected).await,
+            Ok(current) if claim.follows(current.as_ref()) => {}
+            Ok(_) => return self.lost(&claim).await,
             Err(error) => return Outcome::NotAttempted(error),
         }
         if expected.is_none()
@@ -185,7 +221,7 @@ impl Steps {
         {
             return Outcome::NotAttempted(error);
         }
-        self.claim(expected, new, temporary).await
+        self.carry_out(claim, temporary).await
     }
 
     async fn make_directory(&self) -> Certain<()> {
@@ -195,23 +231,23 @@ impl Steps {
         }
     }
 
-    /// Claims `new.generation`, which was found to be the next one.
-    async fn claim(&self, expected: Option<u64>, new: Cell, temporary: &str) -> Outcome {
-        let generation = new.generation;
-        let record = Record { version: FORMAT_VERSION, vm: self.cell.vm.clone(), cell: new.clone() };
+    /// Claims the generation, which was found to be the next one.
+    async fn carry_out(&self, claim: Claim, temporary: &str) -> Outcome {
+        let generation = claim.new.generation;
+        let record = Record { version: FORMAT_VERSION, vm: self.cell.vm.clone(), cell: claim.new.clone() };
         let content = record::encode(&record);
         if let Err(errno) = self.perform(Call::Write(Folder::Cell, temporary.into(), content)).await {
             self.discard(Folder::Cell, temporary).await;
             return Outcome::NotAttempted(self.failed("writing")(errno));
         }
-        let linked = self.link(generation, temporary).await;
+        let linked = self.link(&claim, temporary).await;
         let settled = match linked {
-            Ok(true) => match self.is_durable(&new).await {
+            Ok(true) => match self.is_durable(&claim.new).await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(self.overtaken(generation).await),
+                Ok(false) => Err(self.overtaken(&claim).await),
                 Err(error) => Err(Outcome::Unknown(error)),
             },
-            Ok(false) => Err(self.lost(expected).await),
+            Ok(false) => Err(self.overtaken(&claim).await),
             Err(outcome) => Err(outcome),
         };
         self.discard(Folder::Cell, temporary).await;
@@ -224,25 +260,15 @@ impl Steps {
         };
         let highest = names.iter().filter_map(|name| generation_of(name)).max().unwrap_or(0);
         if highest.saturating_sub(generation) >= GENERATIONS_KEPT / 2 {
-            return self.lost(expected).await;
+            return self.overtaken(&claim).await;
         }
         self.tidy(names, highest).await;
-        Outcome::Won(new)
-    }
-
-    /// The generation that was linked is not there any more.
-    async fn overtaken(&self, generation: u64) -> Outcome {
-        match self.read().await {
-            // It is history that is removed already, or somebody else's: a crash had made the number free again.
-            Ok(Some(cell)) if cell.generation >= generation => Outcome::Lost(Some(cell)),
-            Ok(_) => Outcome::Unknown(self.error(Trouble::TakenBack { generation })),
-            Err(error) => Outcome::Unknown(error),
-        }
+        Outcome::Won(claim.new)
     }
 
     /// Gives the temporary file the generation's name. False: somebody else has it.
-    async fn link(&self, generation: u64, temporary: &str) -> Result<bool, Outcome> {
-        let (from, to) = (temporary.to_owned(), file_name(generation));
+    async fn link(&self, claim: &Claim, temporary: &str) -> Result<bool, Outcome> {
+        let (from, to) = (temporary.to_owned(), file_name(claim.new.generation));
         let failed = self.failed("linking the new generation");
         match self.perform(Call::Link { folder: Folder::Cell, from: from.clone(), to: to.clone() }).await {
             Ok(_) => Ok(true),
@@ -251,10 +277,10 @@ impl Steps {
                 Ok(Reply::Same(same)) => Ok(same),
                 Ok(other) => panic!("{other:?} answers no comparison"),
                 // One of the two is gone: the cell has moved on so far that the generation is history.
-                Err(Errno::ENOENT) => Err(self.overtaken(generation).await),
+                Err(Errno::ENOENT) => Err(self.overtaken(claim).await),
                 Err(errno) => Err(Outcome::Unknown(failed(errno))),
             },
-            Err(errno) if changes_nothing(errno) => Err(Outcome::NotAttempted(failed(errno))),
+            // Whatever it says: a network file system may have carried an earlier try out.
             Err(errno) => Err(Outcome::Unknown(failed(errno))),
         }
     }
@@ -284,8 +310,8 @@ impl Steps {
         }
     }
 
-    async fn probe(&self, temporary: &str) -> Certain<()> {
-        self.read().await?;
+    async fn probe(&self, temporary: &str) -> Certain<Option<Cell>> {
+        let cell = self.read().await?;
         let folder = match self.perform(Call::Look(Folder::Cell)).await {
             Ok(_) => Folder::Cell,
             Err(Errno::ENOENT) => Folder::Parent,
@@ -299,7 +325,8 @@ impl Steps {
         };
         self.discard(folder, temporary).await;
         linked?;
-        self.sync(folder).await
+        self.sync(folder).await?;
+        Ok(cell)
     }
 
     /// Makes and removes a hard link: what a claim needs beyond writing.
@@ -310,10 +337,4 @@ impl Steps {
         let removed = self.perform(Call::Remove(folder, linked)).await;
         removed.map(drop).map_err(self.failed("removing a hard link"))
     }
-}
-
-/// Whether a link that failed so has certainly changed nothing, and never will.
-fn changes_nothing(errno: Errno) -> bool {
-    use Errno::*;
-    matches!(errno, ENOSPC | EDQUOT | EACCES | EPERM | EROFS | ENOENT | EMLINK | EOPNOTSUPP)
 }

@@ -3,7 +3,9 @@
 use crate::Cell;
 use serde::{Deserialize, Serialize};
 
-pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 2;
+/// The last version of cells without an identity.
+const NAMELESS_VERSION: u32 = 1;
 /// No cell is longer.
 pub(super) const CELL_BYTES_MAX: u64 = 4096;
 const TEMPORARY: &str = ".tmp-";
@@ -60,6 +62,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, String> {
         return Err(format!("its checksum is {computed}, it says {sum}"));
     }
     let Version { version } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    if version == NAMELESS_VERSION {
+        return Err(format!(
+            "it has format version {version}, of an ftd whose cells had no identity: end the VM with that ftd, move \
+             the cell's directory away, and start anew"
+        ));
+    }
     if version != FORMAT_VERSION {
         return Err(format!("it has format version {version}, this ftd knows {FORMAT_VERSION}"));
     }
@@ -69,17 +77,30 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Standby;
+    use crate::{CellId, Standby};
     use proptest::prelude::*;
 
     fn record(cell: Cell) -> Record {
         Record { version: FORMAT_VERSION, vm: "web".into(), cell }
     }
 
+    #[test]
+    fn a_cell_without_an_identity_is_refused_with_what_to_do() {
+        let json = r#"{"version":1,"vm":"web","cell":{"generation":3,"owner":"beta","standby":null}}"#;
+        let file = format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes()));
+        let why = decode(file.as_bytes()).err().unwrap();
+        assert!(why.contains("format version 1") && why.contains("move the cell's directory away"), "{why}");
+    }
+
     proptest! {
         #[test]
         fn any_flipped_byte_is_noticed(at in any::<prop::sample::Index>(), flip in 1..=255u8) {
-            let mut bytes = encode(&record(Cell { generation: 9, owner: Some("alpha".into()), standby: None }));
+            let mut bytes = encode(&record(Cell {
+                id: CellId(7),
+                generation: 9,
+                owner: Some("alpha".into()),
+                standby: None,
+            }));
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
             prop_assert!(decode(&bytes).is_err());
@@ -92,12 +113,13 @@ mod tests {
 
         #[test]
         fn what_is_written_is_read(
+            id in any::<u64>().prop_map(CellId),
             generation in any::<u64>(),
             owner in proptest::option::of(".{0,40}"),
             pairing in any::<u64>(),
         ) {
             let standby = owner.clone().map(|node| Standby { node, pairing });
-            let cell = Cell { generation, owner, standby };
+            let cell = Cell { id, generation, owner, standby };
             prop_assert_eq!(decode(&encode(&record(cell.clone()))).unwrap().cell, cell);
         }
     }

@@ -3,13 +3,13 @@
 
 use super::record::file_name;
 use super::*;
-use crate::Trouble;
+use crate::{CellId, Trouble};
 use nix::errno::Errno;
 use std::fs;
 use std::path::PathBuf;
 
 fn cell(generation: u64, owner: &str) -> Cell {
-    Cell { generation, owner: Some(owner.to_owned()), standby: None }
+    Cell { id: CellId(0xce11), generation, owner: Some(owner.to_owned()), standby: None }
 }
 
 struct Rig {
@@ -203,6 +203,52 @@ fn a_failure_up_to_the_link_is_certain_and_after_it_in_doubt() {
         failed.push(call);
     }
     assert_eq!(failed.len(), 7, "{failed:?}");
+}
+
+/// A network file system may report any error for a call whose first try it has carried out.
+#[test]
+fn no_error_of_the_link_is_a_certain_refusal() {
+    for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EACCES, Errno::EPERM, Errno::EROFS, Errno::ENOENT] {
+        let mut rig = Rig::new();
+        rig.win(1);
+        let attempt = rig.arbiter.cell.compare_and_set(Some(1), cell(2, "alpha"), "refused");
+        let outcome = rig.finish(attempt, |rig, call| {
+            matches!(call, Call::Link { .. }).then(|| {
+                rig.arbiter.directory.perform(call).unwrap();
+                Err(errno)
+            })
+        });
+        assert!(matches!(outcome, Outcome::Unknown(_)), "{errno}: {outcome:?}");
+        assert_eq!(rig.arbiter.read(), Ok(Some(cell(2, "alpha"))));
+    }
+}
+
+#[test]
+fn a_claim_that_lost_and_cannot_be_read_back_is_in_doubt() {
+    let mut rig = Rig::new();
+    rig.win(1);
+    let attempt = rig.arbiter.cell.compare_and_set(Some(1), cell(2, "alpha"), "late");
+    let mut linked = false;
+    let outcome = rig.finish(attempt, |rig, call| match call {
+        Call::Link { .. } => {
+            rig.win(2);
+            linked = true;
+            None
+        }
+        Call::List if linked => Some(Err(Errno::EIO)),
+        _ => None,
+    });
+    assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?}");
+}
+
+#[test]
+fn a_name_that_cannot_be_found_is_an_error_and_not_waited_for() {
+    let mut rig = Rig::new();
+    rig.win(1);
+    std::os::unix::fs::symlink("/nonexistent", rig.file(99)).unwrap();
+    let error = rig.arbiter.read().unwrap_err();
+    assert!(matches!(&error.trouble, Trouble::Damaged { file, .. } if *file == file_name(99)), "{error}");
+    assert_eq!(rig.arbiter.compare_and_set(Some(1), cell(2, "alpha")), Outcome::NotAttempted(error));
 }
 
 /// The storage crashes between a claim's link and its flush, and comes back without the link.

@@ -14,6 +14,7 @@ macro_rules! conforms {
                 a_cell_that_was_never_set_is_empty_and_probing_leaves_it_so,
                 the_first_of_two_wins_and_the_second_learns_what_holds,
                 a_set_that_expects_another_generation_changes_nothing,
+                another_cell_of_the_same_generation_is_not_set,
                 a_generation_that_does_not_follow_is_not_attempted,
                 a_lost_answer_is_read_back_as_ones_own_cell,
                 what_is_told_outlives_the_process_that_was_told,

@@ -1,7 +1,7 @@
 //! The claims, each against the trait alone.
 
 use crate::history::{Op, Recorder};
-use ft_arbiter::{Arbiter, Cell, Outcome, Standby, Trouble};
+use ft_arbiter::{Arbiter, Cell, CellId, Outcome, Standby, Trouble};
 
 /// Where a back end keeps one cell.
 pub trait Site: Sync {
@@ -13,7 +13,7 @@ pub trait Site: Sync {
 }
 
 pub fn cell(generation: u64, owner: &str) -> Cell {
-    Cell { generation, owner: Some(owner.into()), standby: None }
+    Cell { id: CellId(0xce11), generation, owner: Some(owner.into()), standby: None }
 }
 
 fn win(arbiter: &mut dyn Arbiter, expected: Option<u64>, new: Cell) {
@@ -30,7 +30,7 @@ fn set_up_to(arbiter: &mut dyn Arbiter, last: u64) {
 pub fn a_cell_that_was_never_set_is_empty_and_probing_leaves_it_so(site: &impl Site) {
     let mut arbiter = site.connect();
     assert_eq!(arbiter.read(), Ok(None));
-    assert_eq!(arbiter.probe(), Ok(()));
+    assert_eq!(arbiter.probe(), Ok(None));
     assert_eq!(site.connect().read(), Ok(None));
     win(&mut *arbiter, None, cell(1, "alpha"));
 }
@@ -44,7 +44,7 @@ pub fn the_first_of_two_wins_and_the_second_learns_what_holds(site: &impl Site) 
     win(&mut *alpha, Some(1), protected.clone());
     assert_eq!(beta.compare_and_set(Some(1), cell(2, "beta")), Outcome::Lost(Some(protected.clone())));
     assert_eq!(beta.read(), Ok(Some(protected)));
-    let nobody = Cell { generation: 3, owner: None, standby: None };
+    let nobody = Cell { owner: None, ..cell(3, "alpha") };
     win(&mut *beta, Some(2), nobody.clone());
     assert_eq!(alpha.read(), Ok(Some(nobody)));
 }
@@ -59,6 +59,15 @@ pub fn a_set_that_expects_another_generation_changes_nothing(site: &impl Site) {
         assert_eq!(outcome, Outcome::Lost(Some(cell(2, "alpha"))));
     }
     assert_eq!(arbiter.read(), Ok(Some(cell(2, "alpha"))));
+}
+
+pub fn another_cell_of_the_same_generation_is_not_set(site: &impl Site) {
+    let mut arbiter = site.connect();
+    set_up_to(&mut *arbiter, 2);
+    let other = Cell { id: CellId(0x07e4), ..cell(3, "beta") };
+    assert_eq!(arbiter.compare_and_set(Some(2), other), Outcome::Lost(Some(cell(2, "alpha"))));
+    assert_eq!(arbiter.read(), Ok(Some(cell(2, "alpha"))));
+    win(&mut *arbiter, Some(2), cell(3, "alpha"));
 }
 
 pub fn a_generation_that_does_not_follow_is_not_attempted(site: &impl Site) {
@@ -92,10 +101,10 @@ pub fn probing_changes_nothing_and_holds_nobody_up(site: &impl Site) {
     let (mut alpha, mut beta) = (site.connect(), site.connect());
     set_up_to(&mut *alpha, 1);
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..50).for_each(|_| assert_eq!(beta.probe(), Ok(()))));
+        scope.spawn(|| (0..50).for_each(|_| assert!(matches!(beta.probe(), Ok(Some(_))))));
         for generation in 2..=20 {
             win(&mut *alpha, Some(generation - 1), cell(generation, "alpha"));
-            assert_eq!(alpha.probe(), Ok(()));
+            assert_eq!(alpha.probe(), Ok(Some(cell(generation, "alpha"))));
         }
     });
     assert_eq!(beta.read(), Ok(Some(cell(20, "alpha"))));

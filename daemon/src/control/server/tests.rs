@@ -96,7 +96,13 @@ pub(in super::super) fn status() -> Status {
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
         rehearsal: None,
-        arbiter: ArbiterStatus { place: "file /shared/web.cell".into(), reachable: true },
+        arbiter: ArbiterStatus {
+            place: "file /shared/web.cell".into(),
+            reachable: true,
+            age_s: Some(0),
+            peer_age_s: None,
+        },
+        lapses: Vec::new(),
         uptime_s: 60,
     }
 }

@@ -1,5 +1,6 @@
 //! Errors of the daemon's hands.
 
+use crate::host::RecordError;
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use ft_checkpoint::owed::OwedError;
 use ft_checkpoint::wire::FrameError;
@@ -19,6 +20,9 @@ pub enum HandsError {
     /// The keeper's thread has ended.
     #[error("the keeper has ended")]
     KeeperGone,
+    /// What is known of the cell cannot be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// There is no fresh machine.
     #[error(transparent)]
     Prepare(#[from] PrepareError),

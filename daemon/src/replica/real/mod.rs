@@ -15,7 +15,7 @@ use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
 use crate::control::{WishError, WishReply};
-use crate::host::{Host, NetworkTrouble, Watchdog};
+use crate::host::{Host, NetworkTrouble, RecordFile, Watchdog};
 use crate::keeper::{
     Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
@@ -23,7 +23,9 @@ use crate::keeper::{
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
-use crate::role::{ConnId, Done, Micros, PairingStart, RequestId, RequestRefusal, State, View};
+use crate::role::{
+    ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, State, View,
+};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
@@ -44,6 +46,7 @@ pub struct RealHands {
     inputs: Sender<Input>,
     orders: Sender<Order>,
     questions: Sender<Question>,
+    record_file: RecordFile,
     dialler: Dialler,
     local: Arc<Local>,
     /// The standby's receiver, for the dialler's hellos.
@@ -130,6 +133,7 @@ impl RealHands {
             inputs,
             orders,
             questions,
+            record_file: parts.record_file,
             dialler,
             local,
             held,
@@ -259,6 +263,19 @@ impl RealHands {
     }
 }
 
+/// One line for each lapse that begins or ends.
+fn tell_lapses(before: &[Lapsed], now: &[Lapsed]) {
+    let is_in = |lapsed: &Lapsed, list: &[Lapsed]| {
+        list.iter().any(|other| (other.lapse.kind(), other.since) == (lapsed.lapse.kind(), lapsed.since))
+    };
+    for lapsed in now.iter().filter(|lapsed| !is_in(lapsed, before)) {
+        tracing::warn!("not proven: {}", lapsed.lapse);
+    }
+    for lapsed in before.iter().filter(|lapsed| !is_in(lapsed, now)) {
+        tracing::info!("in order again: {} no more", lapsed.lapse.kind());
+    }
+}
+
 impl Hands for RealHands {
     type Error = HandsError;
 
@@ -273,23 +290,31 @@ impl Hands for RealHands {
     fn show(&mut self, view: View) {
         self.local.generation.store(view.generation, Ordering::Relaxed);
         let before = self.window.show(view.clone());
-        if let Some(before) = &before
-            && before.peer != view.peer
-        {
+        let Some(before) = before else { return };
+        if before.peer != view.peer {
             tracing::info!("node {} is the peer now, in place of {}", view.peer, before.peer);
             if let Ok(node) = view.peer.parse() {
                 self.local.peer.rename(node);
             }
         }
-        let told = before.map(|before| (before.role, before.state, before.generation));
-        if told.is_some_and(|told| told != (view.role, view.state, view.generation)) {
+        if (before.role, before.state, before.generation) != (view.role, view.state, view.generation) {
             tracing::info!(generation = view.generation, "{}, {}: {}", view.role, view.state, view.detail);
         }
+        tell_lapses(&before.lapses, &view.lapses);
     }
 
     fn read_cell(&mut self) {
         // The arbiter's thread lives as long as we hold its sender.
         let _ = self.questions.send(Question::Read);
+    }
+
+    fn probe_cell(&mut self) {
+        let _ = self.questions.send(Question::Probe);
+    }
+
+    fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
+        self.record_file.save(record).inspect_err(|e| tracing::error!("cannot record the cell: {e}"))?;
+        Ok(())
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {

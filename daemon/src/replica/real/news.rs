@@ -93,6 +93,7 @@ impl RealHands {
             }
             FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
             FromBackup::Echo { stamp, lease } => Event::Echo { conn, stamp, lease },
+            FromBackup::Standing(said) => Event::Standing { conn, said },
             FromBackup::TookOver { generation } => Event::PeerTookOver { conn, generation },
             FromBackup::Declined { why } => Event::SwitchoverDeclined { conn, why },
         })
@@ -107,6 +108,7 @@ impl RealHands {
                 Event::Sealed { conn, pairing, epoch, stamp }
             }
             FromPrimary::Paired { generation } => Event::Paired { conn, generation },
+            FromPrimary::Standing(said) => Event::Standing { conn, said },
             FromPrimary::Offered { epoch } => Event::SwitchoverOffered { conn, epoch },
         }
     }

@@ -1,7 +1,7 @@
 //! The parts that a replica is made of.
 
 use crate::config::OnOverload;
-use crate::host::{Host, Watchdog};
+use crate::host::{Host, RecordFile, Watchdog};
 use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
 use crate::peer::{self, PeerPlace, Port};
@@ -42,6 +42,8 @@ pub struct Parts {
     pub contents: peer::TellContents,
     /// The arbiter.
     pub arbiter: Box<dyn Arbiter>,
+    /// Where this node's record of its cell is kept.
+    pub record_file: RecordFile,
     /// Inputs; the sender's clones are everywhere.
     pub inputs: (Sender<Input>, Receiver<Input>),
     /// For other threads to look through.

@@ -13,21 +13,30 @@ use ft_arbiter::{Cell, Standby};
 impl Primary {
     /// What the state wants of the arbiter.
     pub(in crate::role) fn pursue(&mut self, core: &mut Core) {
-        let generation = self.cell.generation + 1;
         let me = Some(core.policy.node.clone());
-        let new = match (&self.ending, self.pair) {
-            (Some(End::Exit(_)), _) => Cell { generation, owner: None, standby: None },
-            (Some(End::Reboot), _) => Cell { generation, owner: me, standby: None },
+        let (owner, standby) = match (&self.ending, self.pair) {
+            (Some(End::Exit(_)), _) => (None, None),
+            (Some(End::Reboot), _) => (me, None),
             (None, Pair::Enlisting { pairing }) => {
-                let standby = Some(Standby { node: core.policy.peer.clone(), pairing });
-                Cell { generation, owner: me, standby }
+                (me, Some(Standby { node: core.policy.peer.clone(), pairing }))
             }
-            (None, Pair::Alone { .. } | Pair::Confirming { .. }) => {
-                Cell { generation, owner: me, standby: None }
-            }
+            (None, Pair::Alone { .. } | Pair::Confirming { .. }) => (me, None),
             _ => return,
         };
-        core.ask_set(Some(self.cell.generation), new);
+        let Cell { id, generation, .. } = self.cell;
+        core.ask_set(Some(generation), Cell { id, generation: generation + 1, owner, standby });
+    }
+
+    /// What the cell says, though nothing was asked of it: it is looked at every few seconds.
+    pub(in crate::role) fn on_cell(&mut self, core: &mut Core, found: Option<Cell>) -> Option<Next> {
+        match found {
+            // Nobody but this node sets a cell that it owns, as long as it has the VM.
+            Some(cell) if cell.generation > self.cell.generation => self.on_lost(core, Some(cell)),
+            _ => {
+                self.freeze_if_proven(core);
+                None
+            }
+        }
     }
 
     pub(in crate::role) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
@@ -35,8 +44,10 @@ impl Primary {
             Settled::Won(cell) => self.on_won(core, cell),
             Settled::Lost(cell) => self.on_lost(core, cell),
             Settled::NotAttempted(why) => {
-                if let (Pair::Enlisting { .. }, None) = (self.pair, &self.link) {
-                    self.go_solo(core);
+                match (self.pair, &self.link) {
+                    (Pair::Enlisting { .. }, None) => self.go_solo(core),
+                    (Pair::Rejoined { pairing }, _) => self.pair = Pair::Protected { pairing },
+                    _ => {}
                 }
                 self.why = format!("the arbiter does not answer: {why}");
                 None
@@ -53,6 +64,7 @@ impl Primary {
                 (Some(link), Pair::Enlisting { pairing: ours }) if ours == pairing => {
                     self.pair = Pair::Protected { pairing };
                     self.why = "in step".into();
+                    core.begin_proof();
                     core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
                 }
                 // It was lost while the cell was being asked to name it; now the cell does.

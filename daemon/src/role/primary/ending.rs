@@ -34,8 +34,8 @@ impl Primary {
                 return;
             }
             // The cell names the peer, which may hold the only copy that can go on: what the cell says next decides.
-            Pair::Alone { .. } | Pair::Confirming { .. } => {
-                RequestRefusal::Abandoned(format!("the VM cannot move now: {}", self.detail()))
+            Pair::Alone { .. } | Pair::Rejoined { .. } | Pair::Confirming { .. } => {
+                RequestRefusal::Abandoned(format!("the VM cannot move now: {}", self.detail(core)))
             }
             Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => {
                 RequestRefusal::WouldEnd
@@ -119,7 +119,9 @@ impl Primary {
         let alone_in_cell = match self.pair {
             Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } => true,
             Pair::Enlisting { .. } => !core.arbiter.is_setting(),
-            Pair::Protected { .. } | Pair::Alone { .. } | Pair::Confirming { .. } => false,
+            Pair::Protected { .. } | Pair::Alone { .. } | Pair::Rejoined { .. } | Pair::Confirming { .. } => {
+                false
+            }
         };
         if alone_in_cell {
             return self.reboot(core);

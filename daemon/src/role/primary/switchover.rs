@@ -1,11 +1,13 @@
-//! A planned switchover: the primary pauses the VM, waits for the ack of its last checkpoint, and offers the VM to the
-//! backup.
+//! A planned switchover: both arbiters are asked whether they answer; then the primary pauses the VM, waits for the ack
+//! of its last checkpoint, and offers the VM to the backup.
 
 use super::{Pair, Primary};
 use crate::role::command::Command;
 use crate::role::core::{Core, Next};
 use crate::role::event::Micros;
+use crate::role::proof::Verdict;
 use crate::role::request::{Done, RequestId, RequestRefusal};
+use crate::role::standing::in_words;
 use ft_arbiter::Cell;
 
 /// A planned switchover under way.
@@ -29,6 +31,8 @@ pub(super) enum Then {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
+    /// Both nodes' arbiters are asked: the VM is not paused for a hand-over that would have to wait.
+    Asking,
     /// The VM is being paused for its last checkpoint.
     Pausing,
     /// The last checkpoint is on its way.
@@ -58,14 +62,52 @@ impl Primary {
         }
     }
 
+    /// Asks both arbiters. A pair that is protected has a connection.
     pub(super) fn begin_switchover(
         &mut self,
         core: &mut Core,
         then: Then,
         asked: Option<(RequestId, Micros)>,
     ) {
-        self.switchover = Some(Switchover { step: Step::Pausing, since: core.now, then, asked });
-        core.out.push(Command::FinalCheckpoint);
+        self.switchover = Some(Switchover { step: Step::Asking, since: core.now, then, asked });
+        if let Some(link) = &self.link {
+            core.tell_standing(link.conn, true);
+        }
+        core.probe_soon();
+    }
+
+    /// Pauses the VM as soon as both arbiters have answered, and what they say is as it should be.
+    pub(super) fn freeze_if_proven(&mut self, core: &mut Core) {
+        let verdict = match self.pair {
+            Pair::Protected { pairing } => self.verdict(core, pairing),
+            _ => return,
+        };
+        let Some(switchover) = &mut self.switchover else { return };
+        if switchover.step != Step::Asking || !core.words.both_since(switchover.since) {
+            return;
+        }
+        match verdict {
+            Verdict::Proven => {
+                switchover.step = Step::Pausing;
+                switchover.since = core.now;
+                core.out.push(Command::FinalCheckpoint);
+            }
+            Verdict::Pending => {}
+            Verdict::Lapsed(lapses) => {
+                self.abandon_switchover(core, RequestRefusal::Unproven(in_words(&lapses)));
+            }
+        }
+    }
+
+    /// Who has not answered.
+    fn unanswered(core: &Core, since: Micros) -> String {
+        let silent = |node: &str, at: Option<Micros>| {
+            let answered = at.is_some_and(|at| at >= since);
+            (!answered).then(|| format!("the arbiter of {node} does not answer"))
+        };
+        let theirs = core.words.theirs.as_ref().and_then(|theirs| theirs.at);
+        let silent = [silent(&core.policy.node, core.words.mine.at), silent(&core.policy.peer, theirs)];
+        silent.into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 
     /// A switchover that takes too long: for the one who asked, or for the pair.
@@ -75,12 +117,18 @@ impl Primary {
         let asked = switchover.asked.filter(|(_, until)| core.now >= *until);
         match (switchover.step, asked) {
             // Nothing has changed yet. A stop that joined in has no hurry.
-            (Step::Pausing | Step::Draining(_), Some((request, _))) if switchover.then == Then::Stop => {
+            (Step::Asking | Step::Pausing | Step::Draining(_), Some((request, _)))
+                if switchover.then == Then::Stop =>
+            {
                 switchover.asked = None;
                 core.refuse(request, RequestRefusal::TimedOut);
             }
-            (Step::Pausing | Step::Draining(_), Some(_)) => {
+            (Step::Asking | Step::Pausing | Step::Draining(_), Some(_)) => {
                 self.abandon_switchover(core, RequestRefusal::TimedOut);
+            }
+            (Step::Asking, None) if !patient => {
+                let why = Self::unanswered(core, switchover.since);
+                self.abandon_switchover(core, RequestRefusal::Unproven(why));
             }
             (Step::Pausing | Step::Draining(_), None) if !patient => {
                 let why = "the last checkpoint was not acked in time".to_string();
@@ -131,12 +179,12 @@ impl Primary {
 
     /// Goes on as protected primary after a switchover that came to nothing.
     pub(super) fn abandon_switchover(&mut self, core: &mut Core, why: RequestRefusal) {
-        if self.switchover.is_none() {
-            return;
-        }
+        let Some(Switchover { step, .. }) = self.switchover else { return };
         self.why = why.to_string();
         self.answer_switchover(core, Err(why));
-        core.out.push(Command::Thaw);
+        if step != Step::Asking {
+            core.out.push(Command::Thaw);
+        }
     }
 
     /// The switchover is over, if one is under way. A node that was to stop, and whose VM did not move, stays: nobody

@@ -3,24 +3,33 @@
 mod backup;
 mod cell;
 mod primary;
+mod proof;
 mod rehearsal;
 mod stop;
 
 use super::*;
-use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};
+use ft_arbiter::{ArbiterError, Cell, CellId, Outcome, Place, Standby, Trouble};
+use ft_checkpoint::wire::message::Standing;
 use nix::errno::Errno;
 
 const LEASE_US: Micros = 100_000;
 const PAIRING_OF_A: u64 = 1_001;
+/// The cell that node a founds.
+const CELL: CellId = CellId(1_000);
 
 /// A core with its clock.
 struct Rig {
     core: Core,
     now: Micros,
+    /// What a look at the arbiter shows; none: it does not answer.
+    arbiter: Option<Option<Cell>>,
+    /// A look is not answered yet.
+    looking: bool,
 }
 
 fn cell(generation: u64, owner: Option<&str>, standby: Option<(&str, u64)>) -> Cell {
     Cell {
+        id: CELL,
         generation,
         owner: owner.map(Into::into),
         standby: standby.map(|(node, pairing)| Standby { node: node.into(), pairing }),
@@ -58,30 +67,72 @@ fn silence() -> ArbiterError {
 
 impl Rig {
     fn new(node: &str, peer: &str, start_as: StartAs) -> Self {
+        Self::with_record(node, peer, start_as, None)
+    }
+
+    /// Node a, started again: it has acted on this generation.
+    fn recorded(generation: u64) -> Self {
+        Self::with_record("a", "b", StartAs::Primary, Some(NodeRecord { cell: CELL, generation }))
+    }
+
+    fn with_record(node: &str, peer: &str, start_as: StartAs, record: Option<NodeRecord>) -> Self {
         let policy = Policy {
             node: node.into(),
             peer: peer.into(),
             start_as,
-            fresh: false,
+            record,
+            place: "file /shared/web.cell".into(),
+            fresh: Fresh::No,
             restart_on_reset: true,
             lease_us: LEASE_US,
             failure_timeout_us: 100_000,
             takeover_delay_us: 10_000,
             heartbeat_us: 20_000,
             arbiter_retry_us: 10_000,
+            probe_us: 200_000,
+            proof_us: 1_000_000,
             patience_us: 500_000,
             rehearsal_us: 60_000_000,
             nonce: 1_000,
         };
         let (core, commands) = Core::new(policy, 0);
         assert_eq!(commands, [Command::ReadCell]);
-        Self { core, now: 0 }
+        Self { core, now: 0, arbiter: Some(None), looking: false }
     }
 
+    /// What follows, but for the looks at the arbiter, which are answered, and what the nodes tell each other of them.
     fn on(&mut self, event: Event) -> Vec<Command> {
+        if let Event::CellRead(Ok(cell)) = &event {
+            self.arbiter = Some(cell.clone());
+        }
         let mut commands = Vec::new();
         self.core.handle(self.now, event, &mut commands);
+        while let Some(at) = commands.iter().position(|command| *command == Command::ProbeCell) {
+            commands.remove(at);
+            self.looking = self.arbiter.is_none();
+            if let Some(cell) = self.arbiter.clone() {
+                self.core.handle(self.now, Event::CellRead(Ok(cell)), &mut commands);
+            }
+        }
+        commands.retain(|command| !matches!(command, Command::SendStanding { .. } | Command::Record(_)));
         commands
+    }
+
+    /// The peer's word of its arbiter, over connection 7.
+    fn hear(&mut self, cell: Option<Cell>) -> Vec<Command> {
+        self.hear_on(7, cell)
+    }
+
+    fn hear_on(&mut self, conn: ConnId, cell: Option<Cell>) -> Vec<Command> {
+        let said = Standing {
+            place: "file /other/web.cell".into(),
+            named: cell.as_ref().and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing),
+            cell: cell.map(|cell| (cell.id.0, cell.generation)),
+            age_us: Some(0),
+            trouble: None,
+            asks: false,
+        };
+        self.on(Event::Standing { conn, said })
     }
 
     fn tick_after(&mut self, us: Micros) -> Vec<Command> {
@@ -95,6 +146,7 @@ impl Rig {
     }
 
     fn won(&mut self, cell: Cell) -> Vec<Command> {
+        self.arbiter = Some(Some(cell.clone()));
         self.on(Event::CellSet(Outcome::Won(cell)))
     }
 
@@ -123,7 +175,10 @@ impl Rig {
     /// Node a, protected by b in generation 2 over connection 7.
     fn protected() -> Self {
         let mut rig = Self::enlisting();
-        rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))));
+        let named = cell(2, Some("a"), Some(("b", PAIRING_OF_A)));
+        rig.won(named.clone());
+        assert_eq!(rig.core.view().state, State::Resyncing, "the backup has not read the cell");
+        rig.hear(Some(named));
         assert_eq!(rig.core.view().state, State::Protected);
         rig
     }
@@ -141,6 +196,7 @@ impl Rig {
         let mut rig = Self::new("b", "a", StartAs::Backup);
         rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
         rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
+        rig.hear(Some(cell(1, Some("a"), None)));
         let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 1, stamp: 3 });
         assert_eq!(commands, [Command::Rehearse { epoch: 1 }]);
         let commands = rig.on(Event::Rehearsed { pairing: 5 });

@@ -1,0 +1,336 @@
+//! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, and the verdict on them.
+//! One function of the facts decides, on both nodes alike: proven, or a list of lapses, each with since when.
+//!
+//! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
+//! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old.
+
+use super::event::Micros;
+use ft_arbiter::{Cell, CellId};
+use ft_checkpoint::wire::message::Standing;
+use std::fmt;
+
+/// What is known of one node's arbiter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Witness {
+    /// Where its cell is.
+    pub(super) place: String,
+    /// When it answered last, and the answer was believed. By this node's clock.
+    pub(super) at: Option<Micros>,
+    /// The cell as it was then.
+    pub(super) cell: Option<(CellId, u64)>,
+    /// The pairing with which the cell named the backup.
+    pub(super) named: Option<u64>,
+    /// Why there was no answer since.
+    pub(super) trouble: Option<String>,
+}
+
+impl Witness {
+    /// The arbiter has answered, and the answer is believed.
+    pub(super) fn saw(&mut self, now: Micros, cell: Option<&Cell>) {
+        self.at = Some(now);
+        self.trouble = None;
+        self.cell = cell.map(|cell| (cell.id, cell.generation));
+        self.named = cell.and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing);
+    }
+
+    /// This, as the peer is told it.
+    pub(super) fn to_message(&self, now: Micros, asks: bool) -> Standing {
+        Standing {
+            place: self.place.clone(),
+            cell: self.cell.map(|(id, generation)| (id.0, generation)),
+            named: self.named,
+            age_us: self.at.map(|at| now.saturating_sub(at)),
+            trouble: self.trouble.clone(),
+            asks,
+        }
+    }
+
+    /// What the peer has just told.
+    pub(super) fn of_message(now: Micros, said: Standing) -> Self {
+        Self {
+            place: said.place,
+            at: said.age_us.map(|age| now.saturating_sub(age)),
+            cell: said.cell.map(|(id, generation)| (CellId(id), generation)),
+            named: said.named,
+            trouble: said.trouble,
+        }
+    }
+}
+
+/// A condition of "protected" that does not hold. Its text says what it is and what it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lapse {
+    /// A node's arbiter does not answer.
+    Silent {
+        /// The node.
+        node: String,
+        /// Where its cell is.
+        place: String,
+        /// The last error, if it says any.
+        trouble: Option<String>,
+    },
+    /// The backup has another cell than the primary, or none.
+    OtherCell {
+        /// The backup.
+        backup: String,
+        /// Where its cell is.
+        there: String,
+        /// What it finds there.
+        found: Option<CellId>,
+        /// The primary.
+        primary: String,
+        /// Where its cell is.
+        here: String,
+        /// The primary's.
+        cell: CellId,
+    },
+    /// The backup's cell is the right one, and does not name what it holds.
+    NotNamed {
+        /// The backup.
+        backup: String,
+        /// Where its cell is.
+        there: String,
+        /// The cell's generation.
+        generation: u64,
+    },
+    /// The backup has not said yet that it has read the cell.
+    Unread {
+        /// The backup.
+        backup: String,
+    },
+    /// This node cannot record what it knows of the cell.
+    Unrecorded {
+        /// Why.
+        why: String,
+    },
+}
+
+impl Lapse {
+    /// Which condition it is: one word for those who count.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Silent { .. } => "arbiter_silent",
+            Self::OtherCell { .. } => "other_cell",
+            Self::NotNamed { .. } => "not_named",
+            Self::Unread { .. } => "unread",
+            Self::Unrecorded { .. } => "unrecorded",
+        }
+    }
+}
+
+impl fmt::Display for Lapse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent { node, place, trouble } => {
+                write!(f, "the arbiter of {node} at {place} does not answer")?;
+                match trouble {
+                    Some(trouble) => write!(f, ": {trouble}"),
+                    None => Ok(()),
+                }
+            }
+            Self::OtherCell { backup, there, found, primary, here, cell } => {
+                write!(
+                    f,
+                    "the nodes have different arbiters: {primary} has cell {cell} at {here}, {backup} has "
+                )?;
+                match found {
+                    Some(found) => write!(f, "cell {found} at {there}")?,
+                    None => write!(f, "no cell at {there}")?,
+                }
+                write!(f, "; {backup} cannot take over: mount the same storage on both")
+            }
+            Self::NotNamed { backup, there, generation } => write!(
+                f,
+                "the cell at {there} does not name what {backup} holds (generation {generation}): it cannot take over"
+            ),
+            Self::Unread { backup } => write!(f, "{backup} has not read the cell yet"),
+            Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
+        }
+    }
+}
+
+/// A lapse, and since when: by this node's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lapsed {
+    /// What.
+    pub lapse: Lapse,
+    /// Since when.
+    pub since: Micros,
+}
+
+/// The verdict on a pair that is in step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Proven,
+    /// Nothing is wrong, but the backup's word is still on its way.
+    Pending,
+    Lapsed(Vec<Lapsed>),
+}
+
+/// A pair that is in step: what has to be proven of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case<'a> {
+    pub(super) primary: (&'a str, &'a Witness),
+    /// None: it has said nothing yet.
+    pub(super) backup: (&'a str, Option<&'a Witness>),
+    pub(super) pairing: u64,
+    /// The generation in which the primary's cell names the backup.
+    pub(super) generation: u64,
+    /// Since when it is in step.
+    pub(super) since: Micros,
+}
+
+impl Case<'_> {
+    /// Judges. A word is good for `limit` microseconds.
+    pub(super) fn judge(&self, now: Micros, limit: Micros) -> Verdict {
+        let mut lapses: Vec<Lapsed> = silence(self.primary, self.since, now, limit).into_iter().collect();
+        let (backup, said) = self.backup;
+        let overdue = now.saturating_sub(self.since) > limit;
+        let mut pending = false;
+        match said {
+            Some(said) if said.at.is_some() => {
+                lapses.extend(silence((backup, said), self.since, now, limit));
+                match self.contradiction(said) {
+                    Some(lapse) => lapses.push(Lapsed { lapse, since: self.since }),
+                    None => pending = said.cell.is_none_or(|(_, generation)| generation < self.generation),
+                }
+            }
+            Some(said) => {
+                pending = true;
+                lapses.extend(silence((backup, said), self.since, now, limit));
+            }
+            None => pending = true,
+        }
+        if pending && overdue && lapses.is_empty() {
+            let lapse = Lapse::Unread { backup: backup.into() };
+            lapses.push(Lapsed { lapse, since: self.since });
+        }
+        match (lapses.is_empty(), pending) {
+            (false, _) => Verdict::Lapsed(lapses),
+            (true, true) => Verdict::Pending,
+            (true, false) => Verdict::Proven,
+        }
+    }
+
+    /// What the backup has read, and that is not what the primary's cell says.
+    fn contradiction(&self, said: &Witness) -> Option<Lapse> {
+        let (primary, mine) = self.primary;
+        let backup = self.backup.0;
+        let cell = mine.cell?.0;
+        match said.cell {
+            Some((found, generation)) if found == cell => {
+                let names_it = said.named == Some(self.pairing) || generation < self.generation;
+                (!names_it).then(|| Lapse::NotNamed {
+                    backup: backup.into(),
+                    there: said.place.clone(),
+                    generation,
+                })
+            }
+            found => Some(Lapse::OtherCell {
+                backup: backup.into(),
+                there: said.place.clone(),
+                found: found.map(|(found, _)| found),
+                primary: primary.into(),
+                here: mine.place.clone(),
+                cell,
+            }),
+        }
+    }
+}
+
+/// Whether a node's arbiter has been silent for too long.
+pub(super) fn silence(
+    (node, witness): (&str, &Witness),
+    born: Micros,
+    now: Micros,
+    limit: Micros,
+) -> Option<Lapsed> {
+    let since = witness.at.unwrap_or(born);
+    (now.saturating_sub(since) > limit).then(|| Lapsed {
+        lapse: Lapse::Silent {
+            node: node.into(),
+            place: witness.place.clone(),
+            trouble: witness.trouble.clone(),
+        },
+        since,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Micros = 1_000;
+    const CELL: CellId = CellId(0xa);
+
+    fn witness(place: &str, at: Micros, cell: Option<(CellId, u64)>, named: Option<u64>) -> Witness {
+        Witness { place: place.into(), at: Some(at), cell, named, trouble: None }
+    }
+
+    fn judged(
+        primary: &Witness,
+        backup: Option<&Witness>,
+        now: Micros,
+    ) -> Result<bool, Vec<(&'static str, Micros)>> {
+        let case = Case {
+            primary: ("alpha", primary),
+            backup: ("beta", backup),
+            pairing: 7,
+            generation: 2,
+            since: 100,
+        };
+        match case.judge(now, LIMIT) {
+            Verdict::Proven => Ok(true),
+            Verdict::Pending => Ok(false),
+            Verdict::Lapsed(lapses) => Err(lapses.iter().map(|l| (l.lapse.kind(), l.since)).collect()),
+        }
+    }
+
+    #[test]
+    fn protected_is_what_both_nodes_have_seen_lately() {
+        let primary = witness("/a", 100, Some((CELL, 2)), Some(7));
+        let good = witness("/b", 150, Some((CELL, 2)), Some(7));
+        let table = [
+            ("proven", Some(good.clone()), 200, Ok(true)),
+            ("nothing said", None, 200, Ok(false)),
+            ("nothing said for too long", None, 1_101, Err(vec![("arbiter_silent", 100)])),
+            ("read too early", Some(witness("/b", 90, Some((CELL, 1)), None)), 200, Ok(false)),
+            (
+                "another cell",
+                Some(witness("/b", 150, Some((CellId(1), 9)), None)),
+                200,
+                Err(vec![("other_cell", 100)]),
+            ),
+            ("no cell", Some(witness("/b", 150, None, None)), 200, Err(vec![("other_cell", 100)])),
+            (
+                "not named",
+                Some(witness("/b", 150, Some((CELL, 2)), Some(6))),
+                200,
+                Err(vec![("not_named", 100)]),
+            ),
+            ("both silent", Some(good), 1_200, Err(vec![("arbiter_silent", 100), ("arbiter_silent", 150)])),
+        ];
+        for (name, backup, now, expected) in table {
+            assert_eq!(judged(&primary, backup.as_ref(), now), expected, "{name}");
+        }
+        let fresh = witness("/a", 1_100, Some((CELL, 2)), Some(7));
+        assert_eq!(judged(&fresh, None, 1_101), Err(vec![("unread", 100)]));
+    }
+
+    #[test]
+    fn a_difference_names_both_places() {
+        let primary = witness("file /a", 100, Some((CELL, 2)), Some(7));
+        let backup = witness("file /b", 150, None, None);
+        let case = Case {
+            primary: ("alpha", &primary),
+            backup: ("beta", Some(&backup)),
+            pairing: 7,
+            generation: 2,
+            since: 100,
+        };
+        let Verdict::Lapsed(lapses) = case.judge(200, LIMIT) else { panic!() };
+        let text = lapses[0].lapse.to_string();
+        assert!(text.contains("file /a") && text.contains("no cell at file /b"), "{text}");
+    }
+}

@@ -1,0 +1,170 @@
+//! How the two nodes keep each other's word about their arbiters: when this node asks its own, and what it tells the
+//! peer. The verdict on the words is `proof`'s.
+
+use super::arbitration::Asked;
+use super::command::Command;
+use super::core::Core;
+use super::event::{ConnId, Micros};
+use super::proof::{Case, Lapse, Lapsed, Verdict, Witness, silence};
+use super::record::NodeRecord;
+use ft_arbiter::{Cell, CellId};
+use ft_checkpoint::wire::message::Standing;
+
+/// Both nodes' words, and this node's duties towards them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Words {
+    /// This node's own.
+    pub(super) mine: Witness,
+    /// The peer's, over the present connection.
+    pub(super) theirs: Option<Witness>,
+    /// When this process began.
+    born: Micros,
+    /// Since when the pair is in step.
+    in_step_since: Micros,
+    /// When the arbiter is asked again, if nothing else is.
+    probe_at: Micros,
+    /// Why the record could not be written, and since when.
+    unrecorded: Option<(String, Micros)>,
+}
+
+impl Words {
+    pub(super) fn new(place: String, now: Micros) -> Self {
+        let mine = Witness { place, ..Witness::default() };
+        Self { mine, born: now, ..Self::default() }
+    }
+
+    /// Whether both nodes' arbiters have answered since then.
+    pub(super) fn both_since(&self, then: Micros) -> bool {
+        let answered = |witness: &Witness| witness.at.is_some_and(|at| at >= then);
+        answered(&self.mine) && self.theirs.as_ref().is_some_and(answered)
+    }
+}
+
+impl Core {
+    /// The arbiter has answered with this cell, or has not.
+    pub(super) fn note_answer(&mut self, answer: Result<Option<&Cell>, &str>) {
+        match answer {
+            Ok(cell) => {
+                self.words.mine.saw(self.now, cell);
+                self.words.probe_at = self.now + self.policy.probe_us;
+            }
+            Err(why) => {
+                self.words.mine.trouble = Some(why.into());
+                self.words.probe_at = self.now;
+            }
+        }
+    }
+
+    /// Asks the arbiter what it says, if it is time and nothing else is asked.
+    pub(super) fn probe_if_due(&mut self) {
+        if self.arbiter.is_free(self.now) && self.now >= self.words.probe_at {
+            self.words.probe_at = self.now + self.policy.probe_us;
+            self.arbiter.asked = Some(Asked::Read { void: false });
+            self.out.push(Command::ProbeCell);
+        }
+    }
+
+    /// Asks it as soon as it can be asked.
+    pub(super) fn probe_soon(&mut self) {
+        self.words.probe_at = self.now;
+        self.arbiter.hurry();
+    }
+
+    /// Tells the peer what this node's arbiter says.
+    pub(super) fn tell_standing(&mut self, conn: ConnId, asks: bool) {
+        let standing = self.words.mine.to_message(self.now, asks);
+        self.out.push(Command::SendStanding { conn, standing });
+    }
+
+    /// The peer tells the same.
+    pub(super) fn on_standing(&mut self, said: Standing) {
+        if said.asks {
+            self.probe_soon();
+        }
+        self.words.theirs = Some(Witness::of_message(self.now, said));
+    }
+
+    /// A connection begins or ends: what the peer said before is history.
+    pub(super) fn forget_their_word(&mut self) {
+        self.words.theirs = None;
+    }
+
+    /// The pair is in step from now on; what that is worth has to be shown.
+    pub(super) fn begin_proof(&mut self) {
+        self.words.in_step_since = self.now;
+    }
+
+    /// The peer's cell, as it said.
+    pub(super) fn their_cell(&self) -> Option<CellId> {
+        Some(self.words.theirs.as_ref()?.cell?.0)
+    }
+
+    /// This node acts on this generation of this cell: it never forgets that.
+    pub(super) fn act_on(&mut self, cell: CellId, generation: u64) {
+        self.learn_generation(generation);
+        let before = self.record.filter(|record| record.cell == cell).map_or(0, |record| record.generation);
+        if generation > before {
+            let record = NodeRecord { cell, generation };
+            self.record = Some(record);
+            self.out.push(Command::Record(record));
+        }
+    }
+
+    /// The record was made durable, or could not be.
+    pub(super) fn on_recorded(&mut self, trouble: Option<String>) {
+        let since = self.words.unrecorded.take().map_or(self.now, |(_, since)| since);
+        self.words.unrecorded = trouble.map(|why| (why, since));
+    }
+
+    /// The verdict on a pair that is in step, as the primary of `pairing` sees it.
+    pub(super) fn verdict_of_primary(&self, pairing: u64, generation: u64) -> Verdict {
+        let Words { mine, theirs, .. } = &self.words;
+        self.judge((&self.policy.node, mine), (&self.policy.peer, theirs.as_ref()), pairing, generation)
+    }
+
+    /// The same, as its backup sees it.
+    pub(super) fn verdict_of_backup(&self, pairing: u64, generation: u64) -> Verdict {
+        let Words { mine, theirs, .. } = &self.words;
+        match theirs {
+            Some(theirs) => {
+                self.judge((&self.policy.peer, theirs), (&self.policy.node, Some(mine)), pairing, generation)
+            }
+            None => Verdict::Pending,
+        }
+    }
+
+    fn judge(
+        &self,
+        primary: (&str, &Witness),
+        backup: (&str, Option<&Witness>),
+        pairing: u64,
+        generation: u64,
+    ) -> Verdict {
+        let case = Case { primary, backup, pairing, generation, since: self.words.in_step_since };
+        match (case.judge(self.now, self.policy.proof_us), self.unrecorded()) {
+            (Verdict::Lapsed(mut lapses), unrecorded) => {
+                lapses.extend(unrecorded);
+                Verdict::Lapsed(lapses)
+            }
+            (_, Some(unrecorded)) => Verdict::Lapsed(vec![unrecorded]),
+            (verdict, None) => verdict,
+        }
+    }
+
+    /// What lapses on this node alone, whatever it is.
+    pub(super) fn own_lapses(&self) -> Vec<Lapsed> {
+        let Words { mine, born, .. } = &self.words;
+        let silent = silence((&self.policy.node, mine), *born, self.now, self.policy.proof_us);
+        silent.into_iter().chain(self.unrecorded()).collect()
+    }
+
+    fn unrecorded(&self) -> Option<Lapsed> {
+        let (why, since) = self.words.unrecorded.clone()?;
+        Some(Lapsed { lapse: Lapse::Unrecorded { why }, since })
+    }
+}
+
+/// Lapses in one line for the operator.
+pub(super) fn in_words(lapses: &[Lapsed]) -> String {
+    lapses.iter().map(|lapsed| lapsed.lapse.to_string()).collect::<Vec<_>>().join("; ")
+}
