@@ -13,7 +13,10 @@ fn a_stop_while_the_cell_may_come_to_name_the_backup_waits_for_its_answer() {
     // It is there: the VM moves.
     let mut rig = Rig::enlisting();
     assert!(!stops(&rig.on(Event::StopRequested)));
-    let commands = rig.won(cell(2, Some("a"), Some(("b", PAIRING_OF_A))));
+    let named = cell(2, Some("a"), Some(("b", PAIRING_OF_A)));
+    rig.won(named.clone());
+    // As soon as the backup has found itself in the cell.
+    let commands = rig.hear_on(7, Some(named));
     assert!(commands.contains(&Command::FinalCheckpoint), "{commands:?}");
     // The cell was never asked.
     let mut rig = Rig::enlisting();
