@@ -208,7 +208,7 @@ pub fn check<E: std::fmt::Display>(
         return Err(Refusal::Vm { theirs: theirs.vm.clone(), ours: ours.vm.clone() });
     }
     check_names(theirs, ours)?;
-    let mut differences = one_sided(theirs, ours);
+    let mut differences = Vec::new();
     for fact in &ours.facts {
         let Some(their_fact) = theirs.fact(&fact.name) else { continue };
         let difference = match Comparison::of(fact.rule).filter(|_| fact.rule == their_fact.rule) {
@@ -230,6 +230,8 @@ pub fn check<E: std::fmt::Display>(
         };
         differences.extend(difference);
     }
+    // Last: a mode or an engine that differs brings facts of its own.
+    differences.extend(one_sided(theirs, ours));
     if !differences.is_empty() {
         return Err(Refusal::Differences(differences));
     }

@@ -127,7 +127,7 @@ impl Fact {
     /// The processor that the guest sees.
     pub fn processor(profile: Vec<u8>) -> Self {
         let name = "processor".to_owned();
-        let shown = String::new();
+        let shown = "the host's, by KVM".to_owned();
         Self { name, rule: Comparison::Processor as u8, weight: Weight::Required, value: profile, shown }
     }
 

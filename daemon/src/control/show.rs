@@ -304,7 +304,9 @@ mod tests {
         status.peer.trouble = Some("disk 1: differs\nmachine.rng: differs".into());
         let text = block(&status, Palette::Plain);
         assert!(
-            text.contains("not connected\n               disk 1: differs\n               machine.rng"),
+            text.contains(
+                "not connected for 50 s\n               disk 1: differs\n               machine.rng"
+            ),
             "{text}"
         );
         status.peer.connected = true;

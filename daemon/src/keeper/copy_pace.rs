@@ -10,8 +10,8 @@ const FIRST_HOLD_US: u64 = 250_000;
 const LEFT_PAGES_MAX: u64 = 2048;
 /// Fewer pages are no reason for another round.
 const LEFT_PAGES_MIN: u64 = 64;
-/// Rounds that a guest at its slowest gets.
-const SLOWEST_ROUNDS_MAX: u32 = 4;
+/// Rounds of a guest at its slowest that may leave about as much as the one before.
+const VAIN_ROUNDS_MAX: u32 = 4;
 /// Rounds at all.
 const ROUNDS_MAX: u32 = 30;
 /// A slowed guest runs once in this time, or for at least as long as [`STINT_US`].
@@ -36,7 +36,7 @@ pub(super) struct CopyPace {
     speed_permille: u64,
     slowest_permille: u64,
     rounds: u32,
-    slowest_rounds: u32,
+    vain_rounds: u32,
     began: Micros,
 }
 
@@ -44,7 +44,7 @@ impl CopyPace {
     /// The first round begins; the guest runs freely.
     pub(super) fn begin(now: Micros, speed_pct_min: u64) -> Self {
         let slowest_permille = speed_pct_min * 10;
-        Self { speed_permille: 1000, slowest_permille, rounds: 0, slowest_rounds: 0, began: now }
+        Self { speed_permille: 1000, slowest_permille, rounds: 0, vain_rounds: 0, began: now }
     }
 
     /// A round has sent `sent` pages, during which the guest has dirtied `dirty`.
@@ -56,14 +56,14 @@ impl CopyPace {
         if dirty <= left_max {
             return Round::Last;
         }
-        if self.speed_permille == self.slowest_permille {
-            self.slowest_rounds += 1;
-        }
-        if self.slowest_rounds >= SLOWEST_ROUNDS_MAX || self.rounds >= ROUNDS_MAX {
+        // A round that leaves as much as it sent does not even tell how fast the guest writes.
+        let in_vain = dirty * 10 > sent * 9;
+        self.vain_rounds += u32::from(in_vain && self.speed_permille == self.slowest_permille);
+        if self.vain_rounds >= VAIN_ROUNDS_MAX || self.rounds >= ROUNDS_MAX {
             return Round::Hopeless;
         }
-        let halving = sent * self.speed_permille / (2 * dirty);
-        self.speed_permille = halving.clamp(self.slowest_permille, self.speed_permille);
+        let slower = if in_vain { self.speed_permille / 4 } else { sent * self.speed_permille / (2 * dirty) };
+        self.speed_permille = slower.clamp(self.slowest_permille, self.speed_permille);
         Round::Next
     }
 
@@ -110,7 +110,7 @@ mod tests {
             let (round, left, seconds) = copy(pages, writes, carried, slowest);
             assert_eq!(round, Round::Last, "{mbit} Mbit/s");
             assert!(left <= (carried / 4).max(LEFT_PAGES_MIN), "{mbit} Mbit/s: {left} pages");
-            assert!(seconds <= 4 * pages / carried, "{mbit} Mbit/s: {seconds} s");
+            assert!(seconds <= 7 * pages / carried, "{mbit} Mbit/s: {seconds} s");
         }
         let (round, _, seconds) = copy(pages, writes, 305, 20);
         assert_eq!(round, Round::Hopeless);

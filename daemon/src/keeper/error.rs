@@ -81,6 +81,9 @@ pub enum GoLiveError {
 /// Why the guest cannot be kept running, or cannot be captured: the host failed it.
 #[derive(Debug, Error)]
 pub enum KeepError {
+    /// A fault of ftd's own; the log has it.
+    #[error("the thread that keeps the machine panicked")]
+    Panicked,
     /// Nothing runs here that could be protected.
     #[error("no machine runs here")]
     NoMachine,
@@ -98,6 +101,9 @@ pub enum KeepError {
 /// Why nothing more can be shipped under a pairing.
 #[derive(Debug, Error)]
 pub enum ShipError {
+    /// A fault of ftd's own; the log has it.
+    #[error("the thread that ships checkpoints panicked")]
+    Panicked,
     /// The epoch does not follow the one before.
     #[error(transparent)]
     Owed(#[from] OwedError),

@@ -180,13 +180,15 @@ impl Flow {
     /// It is encoded: `bytes` of the `raw_bytes` that were captured.
     pub fn encoded(&mut self, epoch: u64, raw_bytes: u64, bytes: u64) {
         self.ratio = bytes as f64 / raw_bytes.max(1) as f64;
+        // The first checkpoint is in nobody's bytes in flight until it is acked.
+        let is_counted = self.is_tried || self.flying.front().is_some_and(|first| first.epoch != epoch);
         let mut behind = self.flying.iter_mut().skip_while(|flying| flying.epoch != epoch);
         self.least = self.least.min(bytes);
         let Some(this) = behind.next() else { return };
         let before = std::mem::replace(&mut this.bytes, bytes);
         this.with_it = this.with_it + bytes - before;
         let ran_us = this.ran_us;
-        for later in behind {
+        for later in behind.filter(|_| is_counted) {
             later.with_it = later.with_it + bytes - before;
         }
         // A pairing's first checkpoint, and one of a guest that hardly ran, say nothing of its rate.

@@ -7,6 +7,7 @@ use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -49,11 +50,12 @@ impl Shipper {
         let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
             let mut encoder = encoder;
             while let Ok(work) = work.recv() {
-                let shipped = match &work {
+                // A panic must not leave a guest waiting for the ack of what never goes out.
+                let shipped = catch_unwind(AssertUnwindSafe(|| match &work {
                     Shipment::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
                     Shipment::Log(log) => ship_log(&mut encoder, &pairing, log),
-                };
-                if let Err(why) = shipped {
+                }));
+                if let Err(why) = shipped.unwrap_or(Err(ShipError::Panicked)) {
                     // The daemon may be ending: then nobody misses it.
                     let _ = news.tell(KeeperNews::PairingBroken { pairing: pairing.nonce, why });
                     return;

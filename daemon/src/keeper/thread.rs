@@ -17,6 +17,7 @@ use super::vm::Vm;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
 use ft_vm::machine::MachineError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -49,11 +50,15 @@ impl Keeper {
     /// Starts the thread.
     pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
-            Self { setup, orders, vm: None, mode: Work::Quiet }.run();
+            let mut keeper = Self { setup, orders, vm: None, mode: Work::Quiet };
+            // A panic must not leave a VM that nobody keeps, and a daemon that says that it is kept.
+            if catch_unwind(AssertUnwindSafe(|| keeper.run())).is_err() {
+                keeper.fail(KeepError::Panicked);
+            }
         })
     }
 
-    fn run(mut self) {
+    fn run(&mut self) {
         // Cuts and epochs' ends are due to tens of microseconds.
         let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS);
         loop {

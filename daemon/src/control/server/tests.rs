@@ -318,10 +318,14 @@ fn the_only_socket_is_found_and_several_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let only = || client::only_socket(directory.path());
     assert!(matches!(only(), Err(ClientError::NoSocket { .. })));
-    fs::write(directory.path().join("web.sock"), "").unwrap();
+    let listen = |name: &str| std::os::unix::net::UnixListener::bind(directory.path().join(name)).unwrap();
+    // Its daemon was killed.
+    drop(listen("old.sock"));
+    assert!(matches!(only(), Err(ClientError::NoSocket { .. })));
+    let _web = listen("web.sock");
     fs::write(directory.path().join("lock"), "").unwrap();
     assert_eq!(only().unwrap(), directory.path().join("web.sock"));
-    fs::write(directory.path().join("db.sock"), "").unwrap();
+    let _db = listen("db.sock");
     assert_eq!(only().unwrap_err().to_string(), "more than one VM runs here; choose one with --vm: db, web");
 }
 

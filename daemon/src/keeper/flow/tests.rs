@@ -143,6 +143,19 @@ const SERVICE: Service = Service { hold_us_max: 100_000, speed_pct_min: 1 };
 const WRITER: f64 = 80.0;
 
 #[test]
+fn a_first_checkpoint_that_is_encoded_late_leaves_what_is_behind_it_alone() {
+    let mut flow = Flow::new(SERVICE, 1 << 30);
+    flow.captured(0, 1, 8 << 20);
+    flow.captured(5_000, 2, 10_000);
+    // It was far smaller than the estimate, which nobody counted as in flight.
+    flow.encoded(1, 8 << 20, 1000);
+    flow.encoded(2, 10_000, 900);
+    flow.acked(50_000, 1);
+    flow.acked(51_000, 2);
+    assert_eq!(flow.bytes_in_flight(), 0);
+}
+
+#[test]
 fn a_guest_that_writes_80_mb_a_second_is_slowed_to_what_each_link_carries() {
     for mbit in [1000.0, 200.0, 50.0, 10.0] {
         let site = Site { link: mbit * MBIT, guest: WRITER, base_us: 600 };
@@ -222,8 +235,7 @@ proptest! {
         model.run_for(5_000_000 + OVERLOAD_US);
         let (hold_us, part) = model.measure(3_000_000);
         let floor = speed_pct_min as f64 / 100.0;
-        let is_late_at_the_floor = model.overloaded && part < 1.3 * floor;
-        prop_assert!(hold_us <= hold_us_max || is_late_at_the_floor, "held {} us, ran {}", hold_us, part);
+        prop_assert!(hold_us <= hold_us_max || part < 1.3 * floor, "held {} us, ran {}", hold_us, part);
         prop_assert!(part > 0.6 * floor || model.overloaded, "ran {}", part);
     }
 }

@@ -104,6 +104,42 @@ fn a_cell_that_names_this_node_as_owner_is_taken_over_from_what_it_holds() {
 }
 
 #[test]
+fn a_cell_that_is_found_to_be_ours_is_recorded_before_the_take_over() {
+    let mut rig = Rig::orphaned();
+    let mut commands = Vec::new();
+    rig.core.handle(rig.now, Event::CellRead(Ok(Some(cell(9, Some("b"), None)))), &mut commands);
+    let record = Command::Record(NodeRecord { cell: CELL, generation: 9 });
+    let recorded = commands.iter().position(|command| *command == record);
+    let taken = commands.iter().position(|command| matches!(command, Command::TakeOver { .. }));
+    assert!(recorded.is_some() && recorded < taken, "{commands:?}");
+}
+
+#[test]
+fn an_heir_believes_no_other_cell_and_none_that_went_back() {
+    for found in [None, Some(cell(2, Some("a"), None)), Some(elsewhere(cell(9, Some("a"), None)))] {
+        let mut rig = Rig::orphaned();
+        rig.on(Event::CellRead(Ok(Some(cell(9, Some("b"), None)))));
+        rig.on(Event::TakeOverFailed("no memory".into()));
+        let commands = rig.on(Event::CellRead(Ok(found)));
+        assert!(!commands.contains(&Command::Discard), "{commands:?}");
+        assert!(!rig.tick_after(300_000).contains(&Command::Discard));
+    }
+}
+
+#[test]
+fn a_switchover_that_asks_is_off_when_the_peer_is_lost() {
+    let mut rig = Rig::protected();
+    rig.now += 10;
+    rig.on(switchover());
+    let commands = rig.lose(7);
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
+    assert!(
+        !commands.contains(&Command::Thaw) && !commands.contains(&Command::FinalCheckpoint),
+        "{commands:?}"
+    );
+}
+
+#[test]
 fn a_request_in_doubt_does_not_keep_the_peer_away() {
     let mut rig = Rig::alone();
     rig.on(Event::CellSet(Outcome::Unknown(silence())));

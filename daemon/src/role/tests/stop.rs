@@ -45,6 +45,11 @@ fn a_stop_that_would_end_the_vm_is_refused() {
     let mut rig = Rig::alone();
     let commands = rig.on(stop());
     assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
+    // Nor does it move to a peer that has come back, while the cell may come to say that it is a stranger.
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held });
+    let commands = rig.on(stop());
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
     assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EmitFreely), "it goes on");
 }
 
@@ -181,6 +186,15 @@ fn a_switchover_whose_time_is_over_is_called_off_while_nothing_has_changed() {
     let commands = rig.tick_after(55_000);
     assert_eq!(refusal(&commands), Some(&RequestRefusal::TimedOut));
     assert!(commands.contains(&Command::Thaw), "{commands:?}");
+
+    // Nor has it while the arbiters are asked: the VM never stood still.
+    let mut rig = Rig::protected();
+    rig.now += 10;
+    asked(&mut rig);
+    let commands = rig.tick_after(55_000);
+    assert_eq!(refusal(&commands), Some(&RequestRefusal::TimedOut));
+    assert!(!commands.contains(&Command::Thaw), "{commands:?}");
+    assert_eq!(rig.core.view().state, State::Protected);
 
     let mut rig = Rig::protected();
     asked(&mut rig);
