@@ -406,17 +406,15 @@ impl World {
             self.truth.alive = false;
         }
         let dead = self.nodes[node].inc != inc || !self.nodes[node].up;
-        // The host failed its machine while the request was on its way.
-        let failed = self.nodes[node].exec.vm.is_none() && before.is_some_and(|cell| cell.owner == new.owner);
-        let cause = match (dead, failed, self.nodes[node].fresh) {
+        let by = &self.nodes[node];
+        let cause = match (dead, by.failed_in_race, by.fresh) {
             (true, ..) => "a dead process's request was carried out",
             (_, true, _) => "the request of a process whose machine had failed was carried out",
             (_, _, true) => "given up by the operator (--fresh)",
             (false, false, false) => "cell set",
         };
-        let by = &self.nodes[node];
         let excused = by.fresh || by.failed_in_race || by.powered_off;
-        self.check_copies(cause, dead || failed || excused);
+        self.check_copies(cause, dead || excused);
         self.hook(Hook::CellSet);
     }
 

@@ -1,11 +1,10 @@
-//! The faults of a schedule and their moments: at a time, or right after an interesting event.
+//! The faults of a schedule, and what each does to the world. `draw` says which there are, and when.
 
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
 use ftd::role::{Event, GuestEnd, Micros};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 
 use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
 use crate::schedule::{Act, Hook};
@@ -158,154 +157,6 @@ pub enum When {
     At(Micros),
     /// The `nth` time from now that this happens.
     On(Hook, u32),
-}
-
-const KINDS: u32 = 13;
-
-/// Draws the faults of a schedule. Each schedule uses only some kinds, so that each kind also meets calm water.
-pub fn draw(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
-    let rare = [8, 9, 10, 11];
-    let kinds: Vec<u32> = (0..KINDS)
-        .filter(|kind| {
-            let likely = match kind {
-                7 => 0.3,
-                kind if rare.contains(kind) => 0.15,
-                _ => 0.5,
-            };
-            rng.random_bool(likely)
-        })
-        .collect();
-    if kinds.is_empty() {
-        return Vec::new();
-    }
-    let many = rng.random_range(1..=8);
-    (0..many)
-        .map(|_| {
-            let kind = kinds[rng.random_range(0..kinds.len())];
-            let fault = draw_one(rng, kind);
-            (moment(rng, until), fault)
-        })
-        .collect()
-}
-
-/// Draws what one side of the pair does to what they share, and what their hosts and their link do, from a source of
-/// its own.
-pub fn draw_more(seed: u64, until: Micros) -> Vec<(When, Fault)> {
-    let mut rng = SmallRng::seed_from_u64(!seed);
-    let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };
-    (0..many)
-        .map(|_| {
-            let fault = match rng.random_range(0..12) {
-                0 | 1 => Fault::BreakPairing,
-                10 | 11 => Fault::Unfit { whom: whom(&mut rng), us: span(&mut rng) },
-                kind @ 2..4 => Fault::Diverge { at_once: kind == 2 },
-                4 => Fault::FailMachine,
-                5 => Fault::FailBoot { whom: whom(&mut rng) },
-                6 => Fault::Misfit { us: span(&mut rng) },
-                7 => Fault::WildAck,
-                _ => Fault::Narrow { us: span(&mut rng), us_per_kib: rng.random_range(100..3_000) },
-            };
-            (moment(&mut rng, until), fault)
-        })
-        .collect()
-}
-
-/// Draws what happens to the storage itself, in the same way.
-pub fn draw_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
-    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(32) ^ 0xa5b1);
-    let many = if rng.random_bool(0.3) { rng.random_range(1..=3) } else { 0 };
-    (0..many)
-        .map(|_| {
-            let fault = match rng.random_range(0..9) {
-                6 => Fault::LoseDisk { whom: whom(&mut rng), down_us: span(&mut rng) },
-                7 | 8 => {
-                    let generations = [0, 20][rng.random_range(0..2)];
-                    Fault::Elsewhere { whom: whom(&mut rng), generations, us: span(&mut rng) }
-                }
-                0 | 1 => Fault::StorageCrash,
-                4 | 5 => Fault::LinkJams { whom: whom(&mut rng) },
-                2 => Fault::CellGoesBack { by: None, us: span(&mut rng) },
-                _ => Fault::CellGoesBack { by: Some(rng.random_range(1..4)), us: span(&mut rng) },
-            };
-            (moment(&mut rng, until), fault)
-        })
-        .collect()
-}
-
-/// Draws what goes wrong around switchovers and take-overs, in the same way.
-pub fn draw_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
-    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0xe4d1);
-    let many = if rng.random_bool(0.3) { rng.random_range(1..=4) } else { 0 };
-    (0..many)
-        .map(|_| {
-            let fault = match rng.random_range(0..6) {
-                0 => Fault::Switchover { whom: Whom::Owner, within_us: span(&mut rng) },
-                4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
-                5 => Fault::SecondSelf,
-                1 => Fault::FailTakeOver { whom: whom(&mut rng), times: rng.random_range(1..5) },
-                2 => Fault::FailLoad,
-                _ => Fault::FailMachine,
-            };
-            (moment(&mut rng, until), fault)
-        })
-        .collect()
-}
-
-fn moment(rng: &mut SmallRng, until: Micros) -> When {
-    if rng.random_bool(0.5) {
-        When::At(rng.random_range(0..until))
-    } else {
-        let hook = Hook::ALL[rng.random_range(0..Hook::ALL.len())];
-        let most = if hook == Hook::Ack { 60 } else { 5 };
-        When::On(hook, rng.random_range(0..most))
-    }
-}
-
-fn span(rng: &mut SmallRng) -> Micros {
-    // Short and long ones alike.
-    let top = [20_000, 100_000, 300_000, 900_000][rng.random_range(0..4)];
-    rng.random_range(1_000..top)
-}
-
-fn whom(rng: &mut SmallRng) -> Whom {
-    if rng.random_bool(0.6) { Whom::Owner } else { Whom::Other }
-}
-
-fn draw_one(rng: &mut SmallRng, kind: u32) -> Fault {
-    match kind {
-        0 => Fault::Break { spread_us: span(rng), one_side: rng.random_bool(0.3) },
-        1 => {
-            let (from_owner, from_other) =
-                [(true, true), (true, false), (false, true)][rng.random_range(0..3)];
-            Fault::Cut { from_owner, from_other, us: span(rng) }
-        }
-        2 => Fault::Lag { us: span(rng), lag_us: span(rng) / 2 },
-        3 => {
-            let (owner, other) = [(true, true), (true, false), (false, true)][rng.random_range(0..3)];
-            Fault::ArbiterDown { owner, other, us: span(rng) }
-        }
-        4 => Fault::ArbiterFlaky { us: span(rng) },
-        5 => Fault::Trip {
-            whom: whom(rng),
-            steps: rng.random_range(0..30),
-            trip: Trip::Freeze { us: span(rng) },
-        },
-        6 => {
-            let trip =
-                Trip::Kill { silent: rng.random_bool(0.4), down_us: span(rng), fresh: rng.random_bool(0.05) };
-            Fault::Trip { whom: whom(rng), steps: rng.random_range(0..30), trip }
-        }
-        7 => Fault::ArbiterSlow { us: span(rng), latency_us: span(rng) },
-        8 => Fault::Slow { whom: whom(rng), us: span(rng), step_us: rng.random_range(100..8_000) },
-        9 => Fault::Switchover { whom: whom(rng), within_us: World::PATIENT_US },
-        10 => match rng.random_range(0..3) {
-            0 => Fault::Stop { whom: whom(rng), power_off: rng.random_bool(0.3) },
-            1 => Fault::FailTakeOver { whom: whom(rng), times: 1 },
-            _ => Fault::Switchover { whom: Whom::Owner, within_us: World::PATIENT_US },
-        },
-        11 => Fault::Guest { kind: rng.random_range(0..3) },
-        _ => Fault::Flap { apart_us: span(rng) / 2, together_us: rng.random_range(5_000..80_000) },
-    }
 }
 
 impl World {

@@ -9,6 +9,7 @@ mod arbiter;
 mod card;
 mod check;
 mod directory;
+mod draw;
 mod faults;
 mod hands;
 mod keeper;

@@ -10,7 +10,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::arbiter::Arbiter;
 use crate::check::Truth;
-use crate::faults::{self, Fault, When};
+use crate::draw;
+use crate::faults::{Fault, When};
 use crate::hands::SimHands;
 use crate::model::{Exec, Input, Knobs, Mutant, NAMES, Node};
 use crate::net::Net;
@@ -160,10 +161,10 @@ impl World {
         let heal_at = world.knobs.heal_at;
         world.at(heal_at, Act::Heal);
         if !setup.calm {
-            let mut planned = faults::draw(&mut world.rng, heal_at);
-            planned.extend(faults::draw_more(seed, heal_at));
-            planned.extend(faults::draw_storage(seed, heal_at));
-            planned.extend(faults::draw_endings(seed, heal_at));
+            let mut planned = draw::common(&mut world.rng, heal_at);
+            planned.extend(draw::of_the_pair(seed, heal_at));
+            planned.extend(draw::of_the_storage(seed, heal_at));
+            planned.extend(draw::of_endings(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
