@@ -31,11 +31,12 @@
 //!
 //! # How a VM moves
 //!
-//! In a switchover the primary stops the VM and keeps it. The backup loads its state into the machine that will run it;
-//! if that fails it declines, and nothing has changed. Then it asks the cell for "owner me, standby the former
-//! primary", lets the VM run with its output held, and asks for "owner me, alone". Until that is won, the former
-//! primary may go on with the VM that it holds by the same cell, and does when the backup says that it failed, or says
-//! nothing. Only a cell that does not name it any more tells it that the VM went on elsewhere.
+//! In a switchover the primary first asks both arbiters, and goes on with the VM when one of them does not answer, or
+//! what they say is not as it should be. Then it stops the VM and keeps it. The backup loads its state into the machine
+//! that will run it; if that fails it declines, and nothing has changed. Then it asks the cell for "owner me, standby
+//! the former primary", lets the VM run with its output held, and asks for "owner me, alone". Until that is won, the
+//! former primary may go on with the VM that it holds by the same cell, and does when the backup says that it failed,
+//! or says nothing. Only a cell that does not name it any more tells it that the VM went on elsewhere.
 //!
 //! A backup acknowledges the first checkpoint of a pairing only when a scratch machine has shown that the VM can go on
 //! from it (`rehearsal`), and has that shown again from time to time.
