@@ -470,6 +470,20 @@ impl World {
         self.arbiter.elsewhere[n] = None;
     }
 
+    /// A node takes up what its arbiter told it. It counts from then on, also when the process was held up meanwhile.
+    pub fn takes_up(&mut self, n: usize, event: &Event) {
+        let cell = match event {
+            Event::CellRead(Ok(Some(cell)))
+            | Event::CellSet(Outcome::Won(cell) | Outcome::Lost(Some(cell))) => cell,
+            _ => return,
+        };
+        if let Some((at, generation)) = &mut self.arbiter.answered[n]
+            && *generation == cell.generation
+        {
+            *at = self.now;
+        }
+    }
+
     /// The generation that a node's arbiter told it last, and when.
     pub fn arbiter_answered(&self, n: usize) -> Option<(Micros, u64)> {
         self.arbiter.answered[n]
