@@ -79,7 +79,7 @@ impl Primary {
     /// Pauses the VM as soon as both arbiters have answered, and what they say is as it should be.
     pub(super) fn freeze_if_proven(&mut self, core: &mut Core) {
         let verdict = match self.pair {
-            Pair::Protected { pairing } => self.verdict(core, pairing),
+            Pair::Protected { pairing } if self.ending.is_none() => self.verdict(core, pairing),
             _ => return,
         };
         let Some(switchover) = &mut self.switchover else { return };
@@ -107,7 +107,11 @@ impl Primary {
         };
         let theirs = core.words.theirs.as_ref().and_then(|theirs| theirs.at);
         let silent = [silent(&core.policy.node, core.words.mine.at), silent(&core.policy.peer, theirs)];
-        silent.into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let silent: Vec<String> = silent.into_iter().flatten().collect();
+        match silent.is_empty() {
+            true => format!("{} has not read the cell yet", core.policy.peer),
+            false => silent.join("; "),
+        }
     }
 
     /// A switchover that takes too long: for the one who asked, or for the pair.

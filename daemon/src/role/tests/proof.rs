@@ -127,6 +127,16 @@ fn an_heir_believes_no_other_cell_and_none_that_went_back() {
 }
 
 #[test]
+fn a_guest_that_ends_while_the_arbiters_are_asked_is_not_checkpointed() {
+    let mut rig = Rig::protected();
+    rig.now += 10;
+    rig.on(switchover());
+    rig.on(Event::GuestEnded(GuestEnd::PoweredOff));
+    assert!(!rig.hear(Some(named(2))).contains(&Command::FinalCheckpoint));
+    assert!(exits(&rig.won(cell(3, None, None))));
+}
+
+#[test]
 fn a_switchover_that_asks_is_off_when_the_peer_is_lost() {
     let mut rig = Rig::protected();
     rig.now += 10;
