@@ -92,7 +92,8 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 0 => Fault::Switchover { whom: Whom::Owner, within_us: span(&mut rng) },
                 4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
                 5 => Fault::SecondSelf,
-                1 => Fault::FailTakeOver { whom: whom(&mut rng), times: rng.random_range(1..5) },
+                // Whoever would take the VM over next.
+                1 => Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(1..5) },
                 2 => Fault::FailLoad,
                 _ => Fault::FailMachine,
             };
