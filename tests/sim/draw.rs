@@ -87,7 +87,7 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0xe4d1);
     let many = if rng.random_bool(0.3) { rng.random_range(1..=4) } else { 0 };
     (0..many)
-        .map(|_| {
+        .flat_map(|_| {
             let fault = match rng.random_range(0..6) {
                 0 => Fault::Switchover { whom: Whom::Owner, within_us: span(&mut rng) },
                 4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
@@ -97,7 +97,11 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 2 => Fault::FailLoad,
                 _ => Fault::FailMachine,
             };
-            (moment(&mut rng, until), fault)
+            let at = moment(&mut rng, until);
+            // Half of the take-overs that fail are those of a switchover.
+            let fails = matches!(fault, Fault::FailTakeOver { .. }) && rng.random_bool(0.5);
+            let moves = Fault::Switchover { whom: Whom::Owner, within_us: World::PATIENT_US };
+            [Some((at, fault)), fails.then_some((at, moves))].into_iter().flatten()
         })
         .collect()
 }
