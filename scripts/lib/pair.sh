@@ -246,8 +246,8 @@ pair_explain() {
     done
 }
 
-# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that a process
-# holds and nobody fills. arbiter_unhang lets them go, and leaves the cell as it was.
+# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that a
+# process holds and nobody fills. arbiter_unhang lets them go, and leaves the cell as it was.
 arbiter_hang() {
     arbiter_pipe=$pair_cell/00000000000099999999
     mkfifo "$arbiter_pipe"
