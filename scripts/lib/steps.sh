@@ -29,7 +29,7 @@ step_for_each_fault() {
     for script in "$FTD_ROOT"/scripts/faults/*; do
         [[ -x $script && ! -d $script ]] || continue
         # A fault that asks for a quiet machine.
-        ! grep -q '^campaign_only=1' "$script" || ((${steps_campaign:-0})) || continue
+        ! grep -q '^# campaign only:' "$script" || ((${steps_campaign:-0})) || continue
         name=${script##*/}
         about=$(sed -n "s/^fault_about='\(.*\)'$/\1/p" "$script")
         if [[ $name == cut-link ]]; then
