@@ -261,17 +261,18 @@ pair_explain() {
     done
 }
 
-# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that nobody
-# fills. arbiter_unhang lets them go, and leaves the cell as it was.
+# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that a
+# process holds and nobody fills. arbiter_unhang lets them go, and leaves the cell as it was.
 arbiter_hang() {
     arbiter_pipe=$pair_cell/00000000000099999999
     mkfifo "$arbiter_pipe"
-    exec {arbiter_fd}<>"$arbiter_pipe"
+    # shellcheck disable=SC2016 # The inner shell expands its own arguments.
+    spawn arbiter-pipe bash -c 'exec sleep infinity <>"$1"' _ "$arbiter_pipe"
 }
 arbiter_unhang() {
     [[ -n ${arbiter_pipe:-} ]] || return 0
     rm -f -- "$arbiter_pipe"
-    exec {arbiter_fd}>&-
+    end_spawned arbiter-pipe KILL
     arbiter_pipe=
 }
 

@@ -28,6 +28,8 @@ step_for_each_fault() {
     [[ ${1:-} != --as ]] || { suffix=-$2 how=", $3" && shift 3; }
     for script in "$FTD_ROOT"/scripts/faults/*; do
         [[ -x $script && ! -d $script ]] || continue
+        # A fault that asks for a quiet machine.
+        ! grep -q '^# campaign only:' "$script" || ((${steps_campaign:-0})) || continue
         name=${script##*/}
         about=$(sed -n "s/^fault_about='\(.*\)'$/\1/p" "$script")
         if [[ $name == cut-link ]]; then

@@ -29,6 +29,7 @@
 mod cell;
 mod error;
 pub mod file;
+pub mod lines;
 
 pub use cell::{Cell, CellId, NotAnIdentity, Standby};
 pub use error::{ArbiterError, Place, Trouble};

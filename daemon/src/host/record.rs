@@ -2,7 +2,7 @@
 //! node has acted on. It is written aside, flushed and renamed, so that a crash leaves the old one or the new one.
 
 use crate::role::NodeRecord;
-use ft_arbiter::CellId;
+use ft_arbiter::{CellId, lines};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -108,29 +108,11 @@ impl RecordFile {
 }
 
 fn encode(content: &Content) -> Vec<u8> {
-    let json =
-        serde_json::to_string(content).expect("strings and numbers in structs always have a JSON form");
-    format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes())).into_bytes()
+    lines::write(content)
 }
 
 fn decode(bytes: &[u8]) -> Result<Content, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    if bytes.len() > RECORD_BYTES_MAX {
-        return Err(format!("it is longer than {RECORD_BYTES_MAX} bytes"));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
-    let (json, sum) = text
-        .strip_suffix('\n')
-        .and_then(|text| text.split_once("\ncrc32c "))
-        .ok_or("it is not two whole lines, the second a checksum")?;
-    let computed = format!("{:08x}", crc32c::crc32c(json.as_bytes()));
-    if sum != computed {
-        return Err(format!("its checksum is {computed}, it says {sum}"));
-    }
-    let Version { version } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let (version, json) = lines::read(bytes, RECORD_BYTES_MAX).map_err(|error| error.to_string())?;
     if version != FORMAT_VERSION {
         return Err(format!("it has format version {version}, this ftd knows {FORMAT_VERSION}"));
     }

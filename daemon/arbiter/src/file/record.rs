@@ -1,6 +1,6 @@
 //! The file of one generation: its name and its content.
 
-use crate::Cell;
+use crate::{Cell, lines};
 use serde::{Deserialize, Serialize};
 
 pub(super) const FORMAT_VERSION: u32 = 2;
@@ -40,28 +40,11 @@ pub(super) fn is_temporary(name: &str) -> bool {
 }
 
 pub(super) fn encode(record: &Record) -> Vec<u8> {
-    let json = serde_json::to_string(record).expect("strings and numbers in structs always have a JSON form");
-    format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes())).into_bytes()
+    lines::write(record)
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Result<Record, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    if bytes.len() as u64 > CELL_BYTES_MAX {
-        return Err(format!("it is longer than {CELL_BYTES_MAX} bytes"));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| "it is not text".to_owned())?;
-    let (json, sum) = text
-        .strip_suffix('\n')
-        .and_then(|text| text.split_once("\ncrc32c "))
-        .ok_or("it is not two whole lines, the second a checksum")?;
-    let computed = format!("{:08x}", crc32c::crc32c(json.as_bytes()));
-    if sum != computed {
-        return Err(format!("its checksum is {computed}, it says {sum}"));
-    }
-    let Version { version } = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let (version, json) = lines::read(bytes, CELL_BYTES_MAX as usize).map_err(|error| error.to_string())?;
     if version == NAMELESS_VERSION {
         return Err(format!(
             "it has format version {version}, of an ftd whose cells had no identity: end the VM with that ftd, move \
