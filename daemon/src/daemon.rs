@@ -6,7 +6,7 @@ use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log,
+    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Need,
     RecordError, RecordFile, Watchdog, facts, prepare_host, take_fresh,
 };
 use crate::keeper::{Replay, ReplayProgress, Service};
@@ -33,6 +33,8 @@ const ANSWERS: Duration = Duration::from_secs(2);
 const ARBITER_PROBE: Duration = Duration::from_secs(3);
 /// How long an arbiter's answer counts for the proof that the VM is protected.
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
+/// How long the next pairing waits after one that failed: at first, and after many.
+const PAIRING_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -156,6 +158,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     }
 
     let r = &config.replication;
+    let need = Need { ram_bytes: host.spec.ram_bytes, lock: config.machine.lock_memory };
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
@@ -169,6 +172,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         port,
         identity,
         contents: Box::new(move || contents.facts()),
+        lacks: Box::new(move || need.shortage()),
         host,
         arbiter,
         record_file,
@@ -247,6 +251,8 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         proof_us: PROOF_LIMIT.as_micros() as u64,
         patience_us: PATIENCE.as_micros() as u64,
         rehearsal_us: r.rehearsal_s * 1_000_000,
+        pairing_wait_us_min: PAIRING_WAIT.0.as_micros() as u64,
+        pairing_wait_us_max: PAIRING_WAIT.1.as_micros() as u64,
         nonce: random_nonce(),
     }
 }

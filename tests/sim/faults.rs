@@ -332,7 +332,9 @@ impl World {
         let Some(repl) = repl.filter(|repl| !repl.copying) else { return };
         self.stats.add(Count::FaultPairing);
         repl.broken = true;
-        let event = Event::PairingBroken { pairing: repl.pairing, why: "no memory".into() };
+        let pairing = repl.pairing;
+        self.nodes[owner].exec.broken_at = Some(self.now);
+        let event = Event::PairingBroken { pairing, why: "no memory".into() };
         self.incoming(owner, Input::Event(event));
     }
 

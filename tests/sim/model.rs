@@ -30,6 +30,7 @@ pub struct Knobs {
     pub proof_us: Micros,
     pub patience_us: Micros,
     pub rehearsal_us: Micros,
+    pub pairing_wait_us: Micros,
     pub tick_us: Micros,
     pub epoch_us: Micros,
     /// Checkpoints captured and not acked at which the VM waits.
@@ -202,6 +203,9 @@ pub struct Exec {
     /// A dial loop is scheduled.
     pub dial_loop: bool,
     pub attempt: Option<(ConnId, Micros)>,
+    /// When this process last had no machine to follow with, and when it last could ship nothing more.
+    pub unprepared_at: Option<Micros>,
+    pub broken_at: Option<Micros>,
 }
 
 /// What waits for the core.
@@ -368,6 +372,8 @@ pub enum Mutant {
     StopPowersOff,
     /// A switchover whose time is over is not answered.
     ForgetsTheLate,
+    /// A pairing that failed is tried again at once.
+    TriesAtOnce,
     /// Any process that says hello is taken for the backup come back.
     AnyHelloEvicts,
 }
@@ -392,6 +398,7 @@ impl Mutant {
             Self::SaysItIsLoaded => "I3",
             Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
             Self::ForgetsTheLate => "unanswered",
+            Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
@@ -403,7 +410,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -443,5 +450,6 @@ impl Mutant {
         Self::StopPowersOff,
         Self::ForgetsTheLate,
         Self::AnyHelloEvicts,
+        Self::TriesAtOnce,
     ];
 }

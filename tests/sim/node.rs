@@ -213,6 +213,10 @@ impl World {
                 self.nodes[n].exec.arriving.push((conn, None));
                 Event::PeerHello { conn, nonce, generation, held }
             }
+            // It was welcomed, and cannot follow after all.
+            Msg::Refuse { why, .. } if open && self.nodes[n].exec.links.contains(&conn) => {
+                Event::PeerGone { conn, why: Gone::Bye(why) }
+            }
             Msg::Refuse { why, permanent } if open => {
                 self.close(n, conn, true);
                 return self.dial_failed(n, why, permanent);

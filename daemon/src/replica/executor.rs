@@ -141,8 +141,13 @@ impl Executor {
                     }
                     PairingStart::ResumeAfter(_) => Ok(()),
                 };
-                let followed = prepared.and_then(|()| hands.follow(conn, pairing, how));
-                self.lost_if_failed(conn, followed, hands);
+                match prepared {
+                    Ok(()) => {
+                        let followed = hands.follow(conn, pairing, how);
+                        self.lost_if_failed(conn, followed, hands);
+                    }
+                    Err(e) => self.decline(conn, e.to_string(), hands),
+                }
             }
             Command::DropLink { conn } => {
                 hands.close(conn, Closing::AfterQueued);
@@ -240,6 +245,12 @@ impl Executor {
                 self.own.push_back(Event::TakeOverFailed(e.to_string()));
             }
         }
+    }
+
+    /// This node cannot follow: the primary hears why.
+    fn decline(&mut self, conn: ConnId, why: String, hands: &mut impl Hands) {
+        hands.refuse(conn, why.clone());
+        self.own.push_back(Event::PeerGone { conn, why: Gone::Unable(why) });
     }
 
     /// A connection of which nothing came is lost like any other.

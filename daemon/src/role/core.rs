@@ -1,6 +1,7 @@
 //! The core's frame: start-up, the dispatch of events to the node's current part, and the view from outside.
 
 use super::arbitration::{Arbitration, Asked, Settled};
+use super::attempts::Attempts;
 use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
@@ -33,6 +34,7 @@ pub struct Core {
     /// Requests to stop that are answered when this node ends.
     pub(super) leaving: Vec<RequestId>,
     pub(super) resets: Resets,
+    pub(super) attempts: Attempts,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
 }
@@ -103,6 +105,7 @@ impl Core {
             stop_requested: false,
             leaving: Vec::new(),
             resets: Resets::default(),
+            attempts: Attempts::default(),
             next_peer: None,
         };
         core.pursue();
@@ -223,8 +226,12 @@ impl Core {
 
     fn advance(&mut self, next: Next) {
         match next {
-            Next::Primary(primary) => self.part = Part::Primary(primary),
+            Next::Primary(primary) => {
+                self.attempts = Attempts::default();
+                self.part = Part::Primary(primary);
+            }
             Next::Backup(backup) => {
+                self.attempts = Attempts::default();
                 self.out.push(Command::Dial);
                 self.part = Part::Backup(backup);
             }

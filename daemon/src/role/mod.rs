@@ -66,6 +66,7 @@
 //!   has found itself there with what it holds (`proof`, `standing`). Nothing above rests on that word.
 
 mod arbitration;
+mod attempts;
 mod backup;
 mod command;
 mod core;

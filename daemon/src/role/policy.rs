@@ -60,6 +60,10 @@ pub struct Policy {
     pub patience_us: Micros,
     /// How often a backup has it shown that the VM could go on from what it holds.
     pub rehearsal_us: Micros,
+    /// How long the next pairing waits after one that failed, at first.
+    pub pairing_wait_us_min: Micros,
+    /// And after many.
+    pub pairing_wait_us_max: Micros,
     /// Random, drawn anew by every process: names of pairings start here.
     pub nonce: u64,
 }
