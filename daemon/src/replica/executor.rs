@@ -134,20 +134,7 @@ impl Executor {
             }
             Command::Refuse { conn, why } => hands.refuse(conn, why),
             Command::Follow { conn, pairing, how } => {
-                let prepared = match how {
-                    PairingStart::Copy => {
-                        hands.output().mute();
-                        hands.prepare()
-                    }
-                    PairingStart::ResumeAfter(_) => Ok(()),
-                };
-                match prepared {
-                    Ok(()) => {
-                        let followed = hands.follow(conn, pairing, how);
-                        self.lost_if_failed(conn, followed, hands);
-                    }
-                    Err(e) => self.decline(conn, e.to_string(), hands),
-                }
+                self.follow(conn, pairing, how, hands);
             }
             Command::DropLink { conn } => {
                 hands.close(conn, Closing::AfterQueued);
@@ -247,10 +234,23 @@ impl Executor {
         }
     }
 
-    /// This node cannot follow: the primary hears why.
-    fn decline(&mut self, conn: ConnId, why: String, hands: &mut impl Hands) {
-        hands.refuse(conn, why.clone());
-        self.own.push_back(Event::PeerGone { conn, why: Gone::Unable(why) });
+    /// Receives from the primary. If this node cannot, the primary hears why.
+    fn follow(&mut self, conn: ConnId, pairing: u64, how: PairingStart, hands: &mut impl Hands) {
+        let prepared = match how {
+            PairingStart::Copy => {
+                hands.output().mute();
+                hands.prepare()
+            }
+            PairingStart::ResumeAfter(_) => Ok(()),
+        };
+        if let Err(e) = prepared {
+            let why = e.to_string();
+            hands.refuse(conn, why.clone());
+            self.own.push_back(Event::PeerGone { conn, why: Gone::Unable(why) });
+            return;
+        }
+        let followed = hands.follow(conn, pairing, how);
+        self.lost_if_failed(conn, followed, hands);
     }
 
     /// A connection of which nothing came is lost like any other.

@@ -69,6 +69,11 @@ impl Attempts {
         self.wait_us(now)
     }
 
+    /// Failures in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.streak
+    }
+
     /// Until the next one may begin.
     pub(super) fn wait_us(&self, now: Micros) -> Micros {
         self.next_at.saturating_sub(now)

@@ -7,7 +7,7 @@ use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::heir::Heir;
 use super::network::Networks;
-use super::policy::{Fresh, Policy, StartAs};
+use super::policy::{Fresh, Policy, StartAs, Times};
 use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
@@ -155,6 +155,10 @@ impl Core {
             }
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
+            Event::Retimed(Times { failure_timeout_us, takeover_delay_us }) => {
+                self.policy.failure_timeout_us = failure_timeout_us;
+                self.policy.takeover_delay_us = takeover_delay_us;
+            }
             Event::PeerReplaced { node } => self.next_peer = Some(node),
             Event::NetworkSeen { whose, reach } => self.networks.set(whose, reach),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.

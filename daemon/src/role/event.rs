@@ -2,6 +2,7 @@
 
 use super::command::PairingStart;
 use super::network::{Reach, Whose};
+use super::policy::Times;
 use super::request::{Leave, RequestId};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
@@ -235,6 +236,8 @@ pub enum Event {
         /// Its name.
         node: String,
     },
+    /// The operator's configuration has other times. They count from now on.
+    Retimed(Times),
     /// The operator asks for a planned switchover.
     SwitchoverRequested {
         /// Names the request in its answer.

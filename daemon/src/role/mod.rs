@@ -89,7 +89,7 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
-pub use policy::{Fresh, Policy, StartAs};
+pub use policy::{Fresh, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;

@@ -26,6 +26,15 @@ pub enum Fresh {
     Any,
 }
 
+/// Times that may change while the daemon runs. A lease that was granted is promised as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// [`Policy::failure_timeout_us`].
+    pub failure_timeout_us: Micros,
+    /// [`Policy::takeover_delay_us`].
+    pub takeover_delay_us: Micros,
+}
+
 /// The configuration that decisions depend on.
 #[derive(Clone, Debug)]
 pub struct Policy {

@@ -514,7 +514,10 @@ impl Primary {
                 lapses if lapses.is_empty() => self.alone(core),
                 lapses => format!("{}; {}", self.alone(core), in_words(&lapses)),
             },
-            Pair::Copying { .. } => "sending the backup a full copy".into(),
+            Pair::Copying { .. } => match core.attempts.failures() {
+                0 => "sending the backup a full copy".into(),
+                times => format!("sending the backup a full copy; pairing failed {times} times ({})", self.why),
+            },
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),
             Pair::Enlisting { .. } => "asking the arbiter to name the standby".into(),
             Pair::Protected { .. } if self.permit.out_of_reach => format!(

@@ -33,6 +33,7 @@ impl RealHands {
                 self.note_network(&trouble);
                 (Some(Event::NetworkSeen { whose: Whose::Ours, reach }), None)
             }
+            Input::Control(Wish::Retune(tuning)) => (Some(self.retune(tuning)), None),
             Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop { vm, reply }) => {
                 (Some(Event::StopRequested { request: self.expect_answer(reply), vm }), None)
