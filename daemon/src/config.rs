@@ -3,9 +3,11 @@
 //! checks the rest against this host when the daemon starts.
 
 mod file;
+mod recovery;
 mod validate;
 
 pub use file::keys;
+pub use recovery::RecoveryConfig;
 
 use crate::role::StartAs;
 use file::FILE_BYTES_MAX;
@@ -51,6 +53,9 @@ pub struct Config {
     /// What replay mode adds.
     #[serde(default)]
     pub replay: ReplayConfig,
+    /// The way back after an ending.
+    #[serde(default)]
+    pub recovery: RecoveryConfig,
     /// Who decides when the nodes lose each other.
     pub arbiter: ArbiterConfig,
     /// Messages.

@@ -237,6 +237,7 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         record,
         place: config.arbiter().place().to_string(),
         fresh,
+        on_fenced: config.recovery.on_fenced,
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         lease_us: us(r.lease_ms),
         failure_timeout_us: us(r.failure_timeout_ms),

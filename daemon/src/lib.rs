@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, Fresh, Policy, NodeRecord, StartAs, State};
+//! use ftd::role::{Command, Core, Event, Fresh, OnFenced, Policy, NodeRecord, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
@@ -15,6 +15,7 @@
 //!     record: None,
 //!     place: "file /shared/web.cell".into(),
 //!     fresh: Fresh::No,
+//!     on_fenced: OnFenced::Rejoin,
 //!     restart_on_reset: true,
 //!     lease_us: 25_000,
 //!     failure_timeout_us: 300_000,

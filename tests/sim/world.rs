@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Fresh, Micros, Policy, RequestId, Role, StartAs, State};
+use ftd::role::{ConnId, Event, Fresh, Micros, OnFenced, Policy, RequestId, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -385,6 +385,10 @@ impl World {
             record,
             place: "file /shared/vm.cell".into(),
             fresh: if fresh { Fresh::Any } else { Fresh::No },
+            on_fenced: match self.mutant {
+                Some(Mutant::FencedStaysDown) => OnFenced::Exit,
+                _ => OnFenced::Rejoin,
+            },
             restart_on_reset: self.knobs.restart_on_reset,
             lease_us: if promise_less { 0 } else { self.knobs.lease_us },
             failure_timeout_us: self.knobs.failure_timeout_us,
