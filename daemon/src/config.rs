@@ -3,13 +3,15 @@
 //! checks the rest against this host when the daemon starts.
 
 mod file;
+mod log;
 mod recovery;
 mod validate;
 
 pub use file::keys;
+pub use log::{LogConfig, LogFormat, LogLevel};
 pub use recovery::RecoveryConfig;
 
-use crate::role::StartAs;
+use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
@@ -204,6 +206,9 @@ pub struct NetConfig {
     pub mtu: u16,
     /// The interface that leads to the network, if it is not to be told from the TAP's bridge.
     pub uplink: Option<String>,
+    /// What happens to the VM when nobody reaches it here any more.
+    #[serde(default)]
+    pub on_uplink_loss: OnUplinkLoss,
 }
 
 fn mtu_default() -> u16 {
@@ -300,40 +305,6 @@ pub struct ArbiterConfig {
     pub kind: ArbiterKind,
     /// The cell's directory, on storage that both nodes share.
     pub path: PathBuf,
-}
-
-/// Messages.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Their form.
-    pub format: LogFormat,
-    /// The least severe that is written.
-    pub level: LogLevel,
-}
-
-/// Form of the messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One line of text each.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Severity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "each is what it is called")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 /// Replay mode.

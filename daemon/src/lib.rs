@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, Fresh, OnFenced, Policy, NodeRecord, StartAs, State};
+//! use ftd::role::{Command, Core, Event, Fresh, NodeRecord, OnFenced, OnUplinkLoss, Policy, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
@@ -17,6 +17,7 @@
 //!     fresh: Fresh::No,
 //!     on_fenced: OnFenced::Rejoin,
 //!     restart_on_reset: true,
+//!     on_uplink_loss: OnUplinkLoss::Stay,
 //!     lease_us: 25_000,
 //!     failure_timeout_us: 300_000,
 //!     takeover_delay_us: 5_000,

@@ -58,11 +58,12 @@ pub enum FrameType {
     Position = 20,
     Diverged = 21,
     Standing = 22,
+    Network = 23,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -85,6 +86,7 @@ impl FrameType {
         Self::Position,
         Self::Diverged,
         Self::Standing,
+        Self::Network,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {

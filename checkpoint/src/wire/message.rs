@@ -132,6 +132,15 @@ pub struct Standing {
     pub asks: bool,
 }
 
+/// How the VM's way to the network is on the sender's host: said when a connection begins, and at each change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Whether nobody beyond that host would reach the VM there.
+    pub is_cut_off: bool,
+    /// What is wrong, for people; empty if nothing is.
+    pub trouble: String,
+}
+
 /// An epoch is complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -230,6 +239,8 @@ pub enum Message<'a> {
     Diverged(Diverged),
     /// See [`Standing`].
     Standing(Standing),
+    /// See [`Network`].
+    Network(Network),
 }
 
 impl<'a> Message<'a> {
@@ -258,6 +269,7 @@ impl<'a> Message<'a> {
             Self::Position(_) => FrameType::Position,
             Self::Diverged(_) => FrameType::Diverged,
             Self::Standing(_) => FrameType::Standing,
+            Self::Network(_) => FrameType::Network,
         }
     }
 
@@ -312,6 +324,7 @@ impl<'a> Message<'a> {
             FrameType::Position => Self::Position(parse(frame)?),
             FrameType::Diverged => Self::Diverged(parse(frame)?),
             FrameType::Standing => Self::Standing(parse(frame)?),
+            FrameType::Network => Self::Network(parse(frame)?),
         })
     }
 
@@ -350,6 +363,7 @@ impl<'a> Message<'a> {
             Self::Position(m) => postcard::to_stdvec(m),
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
+            Self::Network(m) => postcard::to_stdvec(m),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())

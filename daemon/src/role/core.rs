@@ -6,6 +6,7 @@ use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::fenced::Fenced;
 use super::heir::Heir;
+use super::network::Networks;
 use super::policy::{Fresh, Policy, StartAs};
 use super::primary::Primary;
 use super::proof::Lapsed;
@@ -37,6 +38,7 @@ pub struct Core {
     pub(super) fences: Streak,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
+    pub(super) networks: Networks,
 }
 
 /// The part that the node plays.
@@ -110,6 +112,7 @@ impl Core {
             resets: Streak::default(),
             fences: Streak::default(),
             next_peer: None,
+            networks: Networks::default(),
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -156,6 +159,7 @@ impl Core {
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
             Event::PeerReplaced { node } => self.next_peer = Some(node),
+            Event::NetworkSeen { whose, reach } => self.networks.set(whose, reach),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested { request, .. } if !self.in_part() && self.arbiter.is_setting() => {
                 self.leave(request);

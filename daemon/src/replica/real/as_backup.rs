@@ -27,7 +27,7 @@ impl RealHands {
         self.telemetry.connected(Arc::clone(&link.written));
         self.window.show_connected(from);
         self.peer_lost = None;
-        self.links.insert(conn, link);
+        self.greet(conn, link);
         Ok(())
     }
 

@@ -86,6 +86,7 @@ impl Rig {
             fresh: Fresh::No,
             on_fenced: OnFenced::Rejoin,
             restart_on_reset: true,
+            on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: LEASE_US,
             failure_timeout_us: 100_000,
             takeover_delay_us: 10_000,
