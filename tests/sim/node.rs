@@ -160,7 +160,6 @@ impl World {
             Event::FirstCaptured { .. } => self.hook(Hook::FirstCaptured),
             Event::PeerHello { .. } => self.hook(Hook::Hello),
             Event::Ack { .. } => self.hook(Hook::Ack),
-            Event::CellRead(_) | Event::CellSet(_) => self.takes_up(n, &event),
             _ => {}
         }
         let event = self.hear_of_network(n, event);

@@ -284,6 +284,7 @@ impl Core {
             && resend_at.is_some_and(|at| self.now >= at)
         {
             *resend_at = None;
+            self.arbiter.asked_at = self.now;
             self.out.push(Command::CompareAndSet { expected: *expected, new: new.clone() });
             return;
         }
