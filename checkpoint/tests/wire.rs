@@ -74,9 +74,11 @@ fn any_identity() -> impl Strategy<Value = Identity> {
 fn any_message() -> impl Strategy<Value = Message<'static>> {
     let n = any::<u64>;
     prop_oneof![
-        (any_identity(), prop::option::of((n(), n()))).prop_map(|(identity, held)| {
-            Message::Hello(Hello { identity, held: held.map(|(pairing, epoch)| Held { pairing, epoch }) })
+        (any_identity(), prop::option::of((n(), n())), n()).prop_map(|(identity, held, pulse)| {
+            let held = held.map(|(pairing, epoch)| Held { pairing, epoch });
+            Message::Hello(Hello { identity, held, pulse })
         }),
+        n().prop_map(|name| Message::Pulse { name }),
         (any_identity(), n(), prop::option::of(n())).prop_map(|(identity, pairing, resume_from)| {
             Message::Welcome(Welcome { identity, pairing, resume_from })
         }),
@@ -252,7 +254,7 @@ fn an_identity_with_more_than_any_node_has_is_malformed() {
     };
     let read = |identity: Identity| {
         let mut writer = FrameWriter::new(Vec::new(), 1, 1);
-        Message::Hello(Hello { identity, held: None }).send(0, &mut writer).unwrap();
+        Message::Hello(Hello { identity, held: None, pulse: 3 }).send(0, &mut writer).unwrap();
         let bytes = writer.into_inner();
         let mut reader = FrameReader::new(&bytes[..]);
         let frame = reader.read().unwrap();

@@ -54,6 +54,15 @@ fn with_a_full_disk_under_the_arbiter_the_primary_waits_until_there_is_room() {
         });
         assert!(status.detail.contains("output is held"), "{status:?}");
         assert!(status.detail.contains("No space left"), "{status:?}");
+        pair.alpha.wait_for("telling that its output is held", |status| {
+            status.lapses.iter().any(|lapse| lapse.kind == "no_permit")
+        });
+        pair.alpha.wait_for_log("the VM's output is held");
+        assert_eq!(pair.alpha.ctl(&["status"]).code, 3);
+        let metrics = pair.alpha.ctl(&["metrics"]).stdout;
+        let told =
+            metrics.lines().any(|line| line.starts_with("ftd_output_unpermitted{") && line.ends_with(" 1"));
+        assert!(told, "{metrics}");
         fs::remove_file(filler).unwrap();
         pair.alpha.wait_until(Role::Primary, State::Solo);
         traffic.goes_on();

@@ -35,6 +35,26 @@ impl Fake {
         Self::new(TcpStream::connect(("127.0.0.1", Config::port(index))).unwrap())
     }
 
+    /// As a backup dials: the stream, and the pulse that belongs to it.
+    fn dial_twice(index: usize, hello: Hello) -> (Self, Self) {
+        let (mut stream, mut pulse) = (Self::dial(index), Self::dial(index));
+        pulse.send(&Message::Pulse { name: hello.pulse });
+        stream.send(&Message::Hello(hello));
+        (stream, pulse)
+    }
+
+    /// Answers every heartbeat, until the connection ends.
+    fn answer_heartbeats(mut self) {
+        std::thread::spawn(move || {
+            while let Ok(frame) = self.reader.read() {
+                let Ok(Message::Heartbeat { stamp_us, lease_us }) = Message::decode(&frame) else { return };
+                if (Message::Echo { stamp_us, lease_us }).send(0, &mut self.writer).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
     fn send(&mut self, message: &Message<'_>) {
         message.send(0, &mut self.writer).unwrap();
     }
@@ -91,7 +111,7 @@ fn a_backup_that_does_not_fit_is_refused_with_the_reason() {
             (identity("web", "beta", PROTOCOL), "beta has none"),
         ] {
             let mut fake = Fake::dial(0);
-            fake.send(&Message::Hello(Hello { identity, held: None }));
+            fake.send(&Message::Hello(Hello { identity, held: None, pulse: 1 }));
             let refusal = fake.refusal();
             assert!(refusal.text.contains(says), "{refusal:?}");
             for line in refusal.text.lines() {
@@ -262,7 +282,7 @@ fn a_build_whose_engine_could_behave_differently_is_refused_from_both_sides() {
         alpha.wait_until(Role::Primary, State::Solo);
         let mut fake = Fake::dial(0);
         let identity = Identity { node: "beta".into(), peer: "alpha".into(), ..identity };
-        fake.send(&Message::Hello(Hello { identity, held: None }));
+        fake.send(&Message::Hello(Hello { identity, held: None, pulse: 1 }));
         let refusal = fake.refusal();
         assert!(is_permanent(refusal.code), "{refusal:?}");
         assert!(says.iter().all(|text| refusal.text.contains(text)), "{refusal:?}");
@@ -304,7 +324,7 @@ fn a_backup_whose_primary_speaks_other_frames_ends_and_says_so() {
 
 fn hello_bytes(identity: Identity) -> Vec<u8> {
     let mut writer = FrameWriter::new(Vec::new(), vm_id("web"), 1);
-    Message::Hello(Hello { identity, held: None }).send(0, &mut writer).unwrap();
+    Message::Hello(Hello { identity, held: None, pulse: 1 }).send(0, &mut writer).unwrap();
     writer.into_inner()
 }
 
@@ -369,14 +389,23 @@ fn a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up() {
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         alpha.wait_until(Role::Primary, State::Solo);
         let traffic = Traffic::start();
-        let mut silent = Fake::dial(0);
-        silent.send(&Message::Hello(hello.clone()));
+        let (_silent, _pulse) = Fake::dial_twice(0, hello.clone());
         alpha.wait_until(Role::Primary, State::Resyncing);
         let status = alpha.wait_until(Role::Primary, State::Solo);
         assert!(status.detail.contains("silent for"), "{status:?}");
 
-        let mut liar = Fake::dial(0);
-        liar.send(&Message::Hello(hello));
+        // A pulse alone is no backup, however well it beats.
+        let (_stuck, pulse) = Fake::dial_twice(0, hello.clone());
+        pulse.answer_heartbeats();
+        alpha.wait_until(Role::Primary, State::Resyncing);
+        let status = alpha.wait_until(Role::Primary, State::Solo);
+        assert!(status.detail.contains("it lives, but nothing else came"), "{status:?}");
+
+        // Nor is a stream without one.
+        Fake::dial(0).send(&Message::Hello(hello.clone()));
+        alpha.wait_for_log("its second connection, for heartbeats, did not come");
+
+        let (mut liar, _pulse) = Fake::dial_twice(0, hello.clone());
         alpha.wait_until(Role::Primary, State::Resyncing);
         liar.send(&Message::Ack(Ack { epoch: 1 << 40, stamp_us: 0 }));
         let status = alpha.wait_until(Role::Primary, State::Solo);

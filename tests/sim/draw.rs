@@ -110,6 +110,13 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
+/// Draws links of which one connection stands still, in the same way.
+pub fn of_the_link(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0x11f3);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=2) } else { 0 };
+    (0..many).map(|_| (moment(&mut rng, until), Fault::Stick)).collect()
+}
+
 fn moment(rng: &mut SmallRng, until: Micros) -> When {
     if rng.random_bool(0.5) {
         When::At(rng.random_range(0..until))

@@ -90,6 +90,8 @@ pub enum Fault {
     },
     /// A second process says that it is the backup.
     SecondSelf,
+    /// The stream of the newest link swallows everything from now on; its pulse beats.
+    Stick,
     Guest {
         kind: u8,
     },
@@ -242,6 +244,7 @@ impl World {
             }
             Fault::Stop { whom, power_off } => self.ask_stop(self.pick(whom), power_off),
             Fault::SecondSelf => self.second_self(1 - owner),
+            Fault::Stick => self.stick_newest(),
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
             Fault::FailTakeOver { whom, times } => {

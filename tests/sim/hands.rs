@@ -4,6 +4,7 @@ use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
+use ftd::peer::Outgoing;
 use ftd::replica::{Closing, Hands, Verification};
 use ftd::role::{
     ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Role, View,
@@ -149,17 +150,35 @@ impl Hands for SimHands<'_> {
         Ok(())
     }
 
-    fn send(&mut self, conn: ConnId, mut message: Message<'static>) {
-        match &mut message {
+    fn beat(&mut self, conn: ConnId, mut outgoing: Outgoing) {
+        match &mut outgoing {
             // More than it has promised.
-            Message::Echo { lease_us, .. }
+            Outgoing::Echo { lease, .. }
                 if matches!(self.world.mutant, Some(Mutant::NoPromise | Mutant::GrantsMore)) =>
             {
-                *lease_us = Micros::MAX;
+                *lease = Micros::MAX;
             }
-            Message::Echo { lease_us, .. } if *lease_us > self.world.knobs.lease_us => {
+            Outgoing::Echo { lease, .. } if *lease > self.world.knobs.lease_us => {
                 self.world.stats.add(Count::LongLeases);
             }
+            _ => {}
+        }
+        let pulses = &mut self.world.nodes[self.n].exec.pulses;
+        // The newest takes the place of what still waits.
+        let waits = pulses.iter_mut().find(|(known, _)| *known == conn);
+        match waits {
+            Some((_, waiting)) => *waiting = outgoing,
+            None => {
+                pulses.push((conn, outgoing));
+                let (n, inc) = (self.n, self.inc());
+                let delay = self.world.rng.random_range(0..200);
+                self.world.later(delay, Act::Beat { n, inc, conn });
+            }
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message<'static>) {
+        match &message {
             Message::Paired { .. } => {
                 self.world.stats.add(Count::Protected);
                 self.world.check_proven(self.n);

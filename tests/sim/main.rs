@@ -174,6 +174,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultNarrow, 20),
         (Count::FaultUplink, 100),
         (Count::MovedForNetwork, 5),
+        (Count::FaultStuck, 50),
         (Count::OperatorStop, 5),
         (Count::OperatorPowerOff, 5),
         (Count::Stopped, 5),

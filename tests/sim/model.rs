@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
+use ftd::peer::Outgoing;
 use ftd::replica::Executor;
 use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, Reach, RequestId};
 
@@ -199,6 +200,8 @@ pub struct Exec {
     pub arriving: Vec<(ConnId, Option<u64>)>,
     /// Connections that were welcomed or followed, and not closed since.
     pub links: Vec<ConnId>,
+    /// What their pulses' writers are to say next.
+    pub pulses: Vec<(ConnId, Outgoing)>,
     pub dialling: bool,
     /// A dial loop is scheduled.
     pub dial_loop: bool,
@@ -386,6 +389,10 @@ pub enum Mutant {
     AnyHelloEvicts,
     /// Whatever the peer says, the VM would be reached there.
     MovesAnywhere,
+    /// An answer to a heartbeat counts from its arrival, not from the heartbeat's stamp.
+    StampsAtArrival,
+    /// A link lives as long as its pulse beats.
+    PulseIsEnough,
 }
 
 impl Mutant {
@@ -411,6 +418,8 @@ impl Mutant {
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere => "network",
+            Self::StampsAtArrival => "I2",
+            Self::PulseIsEnough => "liveness",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
             Self::AnyCellIsOurs => "the last copy",
@@ -421,7 +430,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -464,5 +473,7 @@ impl Mutant {
         Self::AnyHelloEvicts,
         Self::TriesAtOnce,
         Self::MovesAnywhere,
+        Self::StampsAtArrival,
+        Self::PulseIsEnough,
     ];
 }

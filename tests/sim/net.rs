@@ -1,34 +1,53 @@
-//! Connections between the two nodes: bytes in order, delays, black holes in either direction, resets that reach the
-//! two ends at different times or not at all.
+//! Links between the two nodes, each a stream and a pulse: bytes in order on either, delays, black holes in either
+//! direction, resets that reach the two ends at different times or not at all.
 
 use std::collections::BTreeMap;
 
+use ft_checkpoint::wire::Message;
+use ftd::peer::Outgoing;
 use ftd::role::{ConnId, Micros};
 use rand::Rng;
 
 use crate::model::{Input, Item, Msg};
 use crate::schedule::Act;
+use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
 
-/// One connection. Side 0 dialled.
+/// One link. Side 0 dialled.
 #[derive(Clone, Debug)]
 pub struct Conn {
     pub node: [usize; 2],
     pub inc: [u32; 2],
     pub open: [bool; 2],
-    /// How many items this side has sent.
-    sent: [u64; 2],
-    /// How many items of this side have been delivered: bytes stay in order.
-    delivered: [u64; 2],
-    /// Came in ahead of something that is still under way.
-    early: [BTreeMap<u64, Item>; 2],
-    /// Fell into a black hole: repeated when it is over.
-    stalled: [Vec<(u64, Item)>; 2],
+    /// What each side sends, by [`Lane`].
+    ways: [[Way; 2]; 2],
     /// What this side sends is lost.
     lost: [bool; 2],
-    /// When what this side has sent so far has left its host: one item after the other.
-    leaves_at: [Micros; 2],
+    /// The stream swallows everything, both ways, and stays open.
+    pub stuck: bool,
+}
+
+/// The two connections of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    Stream,
+    Pulse,
+}
+
+/// One direction of a connection.
+#[derive(Clone, Debug, Default)]
+struct Way {
+    /// How many items have been sent.
+    sent: u64,
+    /// How many have been delivered: bytes stay in order.
+    delivered: u64,
+    /// Came in ahead of something that is still under way.
+    early: BTreeMap<u64, Item>,
+    /// Fell into a black hole: repeated when it is over.
+    stalled: Vec<(u64, Item)>,
+    /// When what was sent so far has left its host: one item after the other.
+    leaves_at: Micros,
 }
 
 /// The network.
@@ -60,14 +79,11 @@ impl World {
             node: [n, 1 - n],
             inc: [self.nodes[n].inc, 0],
             open: [true, false],
-            sent: [0; 2],
-            delivered: [0; 2],
-            early: Default::default(),
-            stalled: Default::default(),
+            ways: Default::default(),
             lost: [false; 2],
-            leaves_at: [0; 2],
+            stuck: false,
         });
-        self.post(conn, 0, Item::Msg(hello));
+        self.post(conn, 0, Lane::Stream, Item::Msg(hello));
         conn
     }
 
@@ -87,44 +103,57 @@ impl World {
         if self.is_open(n, conn) {
             trace!(self, "{} sends on {conn}: {msg:?}", crate::model::NAMES[n]);
             let side = self.side(n, conn);
-            self.post(conn, side, Item::Msg(msg));
+            self.post(conn, side, Lane::Stream, Item::Msg(msg));
         }
     }
 
-    fn post(&mut self, id: ConnId, from: usize, item: Item) {
+    /// A pulse's writer takes up what it is to say. A heartbeat is stamped now.
+    pub fn take_beat(&mut self, n: usize, conn: ConnId) {
+        let pulses = &mut self.nodes[n].exec.pulses;
+        let Some(at) = pulses.iter().position(|(known, _)| *known == conn) else { return };
+        let (_, outgoing) = pulses.swap_remove(at);
+        if !self.is_open(n, conn) {
+            return;
+        }
+        let message = match outgoing {
+            Outgoing::Heartbeat { lease } => {
+                Message::Heartbeat { stamp_us: self.nodes[n].clock(self.now), lease_us: lease }
+            }
+            Outgoing::Echo { stamp, lease } => Message::Echo { stamp_us: stamp, lease_us: lease },
+        };
+        let side = self.side(n, conn);
+        self.post(conn, side, Lane::Pulse, Item::Msg(Msg::Said(message)));
+    }
+
+    fn post(&mut self, id: ConnId, from: usize, lane: Lane, item: Item) {
         let takes_us = match &item {
             Item::Msg(msg) => msg.kib() * self.net.us_per_kib,
             Item::Fin => 0,
         };
-        let conn = &mut self.net.conns[id as usize];
-        let nth = conn.sent[from];
-        conn.sent[from] += 1;
-        let leaves_at = conn.leaves_at[from].max(self.now) + takes_us;
-        conn.leaves_at[from] = leaves_at;
+        let way = &mut self.net.conns[id as usize].ways[from][lane as usize];
+        let nth = way.sent;
+        way.sent += 1;
+        let leaves_at = way.leaves_at.max(self.now) + takes_us;
+        way.leaves_at = leaves_at;
         let delay = leaves_at - self.now + self.delay();
-        self.later(delay, Act::Deliver { conn: id, from, nth, item });
-    }
-
-    fn travel(&mut self, conn: ConnId, from: usize, nth: u64, item: Item) {
-        let delay = self.delay();
-        self.later(delay, Act::Deliver { conn, from, nth, item });
+        self.later(delay, Act::Deliver { conn: id, from, lane, nth, item });
     }
 
     /// An item reaches the other end, or falls into a black hole on the way.
-    pub fn deliver(&mut self, id: ConnId, from: usize, nth: u64, item: Item) {
+    pub fn deliver(&mut self, id: ConnId, from: usize, lane: Lane, nth: u64, item: Item) {
         let conn = &mut self.net.conns[id as usize];
-        if conn.lost[from] {
+        if conn.lost[from] || conn.stuck && lane == Lane::Stream {
             return;
         }
         if self.net.cut_from[conn.node[from]] {
-            conn.stalled[from].push((nth, item));
+            conn.ways[from][lane as usize].stalled.push((nth, item));
             return;
         }
-        conn.early[from].insert(nth, item);
+        conn.ways[from][lane as usize].early.insert(nth, item);
         loop {
-            let conn = &mut self.net.conns[id as usize];
-            let Some(item) = conn.early[from].remove(&conn.delivered[from]) else { return };
-            conn.delivered[from] += 1;
+            let way = &mut self.net.conns[id as usize].ways[from][lane as usize];
+            let Some(item) = way.early.remove(&way.delivered) else { return };
+            way.delivered += 1;
             self.deliver_next(id, from, item);
         }
     }
@@ -176,7 +205,7 @@ impl World {
         let side = self.side(n, id);
         self.net.conns[id as usize].open[side] = false;
         if in_order {
-            self.post(id, side, Item::Fin);
+            self.post(id, side, Lane::Stream, Item::Fin);
         } else {
             self.net.conns[id as usize].lost[side] = true;
             let delay = self.delay();
@@ -215,6 +244,14 @@ impl World {
         }
     }
 
+    /// The newest link's stream swallows everything from now on; its pulse beats.
+    pub fn stick_newest(&mut self) {
+        if let Some(conn) = self.net.conns.last_mut() {
+            conn.stuck = true;
+            self.stats.add(Count::FaultStuck);
+        }
+    }
+
     pub fn cut(&mut self, from: usize) {
         self.net.cuts[from] += 1;
         self.net.cut_from[from] = true;
@@ -228,9 +265,12 @@ impl World {
         self.net.cut_from[from] = false;
         for id in 0..self.net.conns.len() {
             let side = usize::from(self.net.conns[id].node[0] != from);
-            let stalled = std::mem::take(&mut self.net.conns[id].stalled[side]);
-            for (nth, item) in stalled {
-                self.travel(id as ConnId, side, nth, item);
+            for lane in [Lane::Stream, Lane::Pulse] {
+                let stalled = std::mem::take(&mut self.net.conns[id].ways[side][lane as usize].stalled);
+                for (nth, item) in stalled {
+                    let delay = self.delay();
+                    self.later(delay, Act::Deliver { conn: id as ConnId, from: side, lane, nth, item });
+                }
             }
         }
     }

@@ -238,8 +238,27 @@ impl World {
                 Event::Heard { conn }
             }
             msg @ Msg::End { .. } => return if open { self.seal(n, conn, msg) } else { None },
-            Msg::Said(message) => event_of(conn, message)?,
+            Msg::Said(message) => {
+                let event = event_of(conn, message)?;
+                self.misheard(n, event)
+            }
         })
+    }
+
+    /// What mutants make of the pulse.
+    fn misheard(&mut self, n: usize, event: Event) -> Event {
+        match (self.mutant, event) {
+            (Some(Mutant::StampsAtArrival), Event::Echo { conn, lease, .. }) => {
+                Event::Echo { conn, stamp: self.nodes[n].clock(self.now), lease }
+            }
+            (Some(Mutant::PulseIsEnough), event) => {
+                if let Event::Echo { conn, .. } | Event::Heartbeat { conn, .. } = event {
+                    self.nodes[n].inbox.push_front(Input::Event(Event::Heard { conn }));
+                }
+                event
+            }
+            (_, event) => event,
+        }
     }
 
     fn dial_failed(&mut self, n: usize, why: String, permanent: bool) -> Option<Event> {
@@ -411,6 +430,7 @@ impl World {
 /// What a node answers that follows whatever the core says.
 fn answer_to(event: &Event) -> Option<(ConnId, Message<'static>)> {
     match event {
+        // Whichever connection it comes on.
         Event::Heartbeat { conn, stamp, lease } => {
             Some((*conn, Message::Echo { stamp_us: *stamp, lease_us: *lease }))
         }

@@ -5,6 +5,7 @@ use ftd::role::{ConnId, Micros};
 
 use crate::faults::{Fault, Undo};
 use crate::model::{Frame, Item};
+use crate::net::Lane;
 
 /// Something scheduled.
 #[derive(Clone, Debug)]
@@ -45,8 +46,15 @@ pub enum Act {
     Deliver {
         conn: ConnId,
         from: usize,
+        lane: Lane,
         nth: u64,
         item: Item,
+    },
+    /// A pulse's writer takes up what waits for it.
+    Beat {
+        n: usize,
+        inc: u32,
+        conn: ConnId,
     },
     Reset {
         conn: ConnId,

@@ -79,6 +79,7 @@ counts! {
     FaultNarrow: "fault: link narrower than the checkpoints",
     FaultUplink: "fault: the VM's network comes or goes",
     MovedForNetwork: "hand-overs because of that",
+    FaultStuck: "fault: stream stands still, pulse beats",
     OperatorStop: "operator: stop",
     OperatorPowerOff: "operator: power off",
     Stopped: "stops done",

@@ -169,6 +169,7 @@ impl World {
             planned.extend(draw::of_the_pair(seed, heal_at));
             planned.extend(draw::of_the_storage(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
+            planned.extend(draw::of_the_link(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -300,7 +301,12 @@ impl World {
                     self.dial_on(n, inc);
                 }
             }
-            Act::Deliver { conn, from, nth, item } => self.deliver(conn, from, nth, item),
+            Act::Deliver { conn, from, lane, nth, item } => self.deliver(conn, from, lane, nth, item),
+            Act::Beat { n, inc, conn } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.take_beat(n, conn);
+                }
+            }
             Act::Reset { conn, side } => self.reset(conn, side),
             Act::CallArrives { id } => self.call_arrives(id),
             Act::CallAnswered { n, inc, id, ref answer } => {

@@ -83,13 +83,6 @@ pub enum Received {
         /// The log.
         log: Vec<u8>,
     },
-    /// To be echoed.
-    Heartbeat {
-        /// To be sent back.
-        stamp_us: u64,
-        /// The lease that the primary asks for.
-        lease_us: u64,
-    },
     /// The pair is protected since this generation.
     Paired {
         /// The generation.
@@ -246,7 +239,7 @@ impl Receiver {
             FrameType::Log | FrameType::LogEnd => self.incoming_log.is_some(),
             FrameType::EpochEnd => self.incoming.is_some(),
             // The sender lets these overtake the pages.
-            FrameType::Heartbeat | FrameType::Paired | FrameType::Standing | FrameType::Bye => true,
+            FrameType::Paired | FrameType::Standing | FrameType::Bye => true,
             _ => false,
         };
         if (self.incoming.is_some() || self.incoming_log.is_some()) && !in_epoch {
@@ -264,7 +257,6 @@ impl Receiver {
                 self.log_end(frame.epoch, end)
             }
             Message::EpochEnd(end) => self.epoch_end(frame.epoch, end),
-            Message::Heartbeat { stamp_us, lease_us } => Ok(Received::Heartbeat { stamp_us, lease_us }),
             Message::Paired { generation } => {
                 if generation != frame.generation || generation < self.generation {
                     let ours = self.generation;
@@ -278,9 +270,10 @@ impl Receiver {
             Message::TookOver { generation } => Ok(Received::TookOver { generation }),
             Message::Network(network) => Ok(Received::Network(network)),
             Message::Bye(bye) => Ok(Received::Bye(bye)),
-            Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) => {
+            Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) | Message::Pulse { .. } => {
                 Err(ReceiveError::Unexpected { kind, when: "after the handshake" })
             }
+            Message::Heartbeat { .. } => Err(ReceiveError::Unexpected { kind, when: "among checkpoints" }),
             Message::Ack(_)
             | Message::Echo { .. }
             | Message::Decline { .. }

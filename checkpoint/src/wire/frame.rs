@@ -59,11 +59,12 @@ pub enum FrameType {
     Diverged = 21,
     Standing = 22,
     Network = 23,
+    Pulse = 24,
 }
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -87,6 +88,7 @@ impl FrameType {
         Self::Diverged,
         Self::Standing,
         Self::Network,
+        Self::Pulse,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {

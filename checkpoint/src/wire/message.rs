@@ -42,6 +42,8 @@ pub struct Hello {
     pub identity: Identity,
     /// Its sealed checkpoint, if any.
     pub held: Option<Held>,
+    /// Names the second connection that belongs to this one: see [`Message::Pulse`].
+    pub pulse: u64,
 }
 
 /// Primary to backup: accepted.
@@ -197,7 +199,7 @@ pub enum Message<'a> {
     LogEnd(LogEnd, &'a [u8]),
     /// See [`Ack`].
     Ack(Ack),
-    /// I live; the sender's clock, and how long the answer shall permit the sender to release.
+    /// I live; the sender's clock as it is written, and how long the answer shall permit the sender to release.
     Heartbeat {
         /// Microseconds of the sender's clock.
         stamp_us: u64,
@@ -241,6 +243,11 @@ pub enum Message<'a> {
     Standing(Standing),
     /// See [`Network`].
     Network(Network),
+    /// Backup to primary, first on a second connection, which carries heartbeats and their answers and nothing else.
+    Pulse {
+        /// From the hello on the connection that it belongs to.
+        name: u64,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -270,6 +277,7 @@ impl<'a> Message<'a> {
             Self::Diverged(_) => FrameType::Diverged,
             Self::Standing(_) => FrameType::Standing,
             Self::Network(_) => FrameType::Network,
+            Self::Pulse { .. } => FrameType::Pulse,
         }
     }
 
@@ -317,6 +325,7 @@ impl<'a> Message<'a> {
             FrameType::Diverged => Self::Diverged(parse(frame)?),
             FrameType::Standing => Self::Standing(parse(frame)?),
             FrameType::Network => Self::Network(parse(frame)?),
+            FrameType::Pulse => Self::Pulse { name: parse(frame)? },
         })
     }
 
@@ -348,7 +357,8 @@ impl<'a> Message<'a> {
             }
             Self::Paired { generation: n }
             | Self::Switchover { epoch: n }
-            | Self::TookOver { generation: n } => postcard::to_stdvec(n),
+            | Self::TookOver { generation: n }
+            | Self::Pulse { name: n } => postcard::to_stdvec(n),
             Self::Bye(m) => postcard::to_stdvec(m),
             Self::Decline { text } => postcard::to_stdvec(text),
             Self::LogEnd(m, part) => postcard::to_stdvec(m).map(|head| [&head, *part].concat()),

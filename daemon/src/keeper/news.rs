@@ -68,13 +68,6 @@ pub enum KeeperNews {
 pub enum FromPrimary {
     /// It sends: a part of a long checkpoint or copy is a sign of life too.
     Alive,
-    /// It asks for an answer.
-    Heartbeat {
-        /// Its clock, to be sent back.
-        stamp: Micros,
-        /// The lease that it asks for.
-        lease: Micros,
-    },
     /// A checkpoint, or an epoch of the log, is complete and verified.
     Sealed {
         /// Its pairing.

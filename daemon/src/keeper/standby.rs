@@ -149,9 +149,6 @@ impl Feed {
                 let _ = following.orders.send(Order::Feed(log, Instant::now()));
                 FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
-            Received::Heartbeat { stamp_us, lease_us } => {
-                FromPrimary::Heartbeat { stamp: stamp_us, lease: lease_us }
-            }
             Received::Paired { generation } => FromPrimary::Paired { generation },
             Received::Standing(standing) => FromPrimary::Standing(standing),
             Received::Network(network) => FromPrimary::Network(network),

@@ -184,6 +184,7 @@ metrics! {
     acked_epoch: Gauge "ftd_acked_epoch" "The last epoch acked",
     is_primary: Gauge "ftd_primary" "1 on the node that runs the VM",
     is_protected: Gauge "ftd_protected" "1 while a backup can take over",
+    is_unpermitted: Gauge "ftd_output_unpermitted" "1 while the VM's output is held for want of a permission",
     is_degraded: Gauge "ftd_degraded" "1 while the pair is in step, but it is not proven that a backup can take over",
     arbiter_age_us: Gauge "ftd_arbiter_age_us" "Microseconds since this node's arbiter answered last",
     peer_arbiter_age_us: Gauge "ftd_peer_arbiter_age_us" "Microseconds since the peer's arbiter answered last",

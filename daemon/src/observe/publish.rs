@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::host::{Log, Notifier};
 use crate::peer::PeerPlace;
-use crate::role::{Lapse, Lapsed, Micros, Role, State};
+use crate::role::{Lapse, Lapsed, Micros, Role, State, View};
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
@@ -166,13 +166,7 @@ impl Publisher {
         let (peer, peer_for) = (window.peer().what, window.peer().age());
         let network = self.network();
         let copy_total = metrics.copy_total_bytes.get();
-        metrics.generation.set(view.generation);
-        metrics.suspicions.set_total(view.suspicions);
-        metrics.is_primary.set((view.role == Role::Primary).into());
-        metrics.is_protected.set((view.state == State::Protected).into());
-        metrics.is_degraded.set((view.state == State::Degraded).into());
-        metrics.arbiter_age_us.set(view.arbiter_at.map_or(0, age_us));
-        metrics.peer_arbiter_age_us.set(view.peer_arbiter_at.map_or(0, age_us));
+        self.count_view(&view);
         metrics.is_peer_connected.set(peer.connected.into());
         let rehearsal = view.rehearsal.map(RehearsalStatus::now);
         let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
@@ -251,6 +245,20 @@ impl Publisher {
         self.published.send_replace(Arc::new(status));
     }
 
+    /// The core's view in numbers.
+    fn count_view(&self, view: &View) {
+        let metrics = &self.sources.telemetry.metrics;
+        metrics.generation.set(view.generation);
+        metrics.suspicions.set_total(view.suspicions);
+        metrics.is_primary.set((view.role == Role::Primary).into());
+        metrics.is_protected.set((view.state == State::Protected).into());
+        metrics.is_degraded.set((view.state == State::Degraded).into());
+        let unpermitted = view.lapses.iter().any(|lapsed| matches!(lapsed.lapse, Lapse::NoPermit { .. }));
+        metrics.is_unpermitted.set(unpermitted.into());
+        metrics.arbiter_age_us.set(view.arbiter_at.map_or(0, age_us));
+        metrics.peer_arbiter_age_us.set(view.peer_arbiter_at.map_or(0, age_us));
+    }
+
     fn service_status(&self, role: Role, hold_ms_max: u64, hold_kept: bool) -> ServiceStatus {
         let telemetry = &self.sources.telemetry;
         let throttle_permille = telemetry.metrics.throttle_permille.get();
@@ -314,7 +322,6 @@ impl Publisher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::role::View;
     use ft_netbuf::{Bounds, Emit};
     use std::path::Path;
 

@@ -41,7 +41,6 @@ impl BackupReader {
 fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
     Ok(match message {
         Message::Ack(Ack { epoch, stamp_us }) => FromBackup::Ack { epoch, stamp: stamp_us },
-        Message::Echo { stamp_us, lease_us } => FromBackup::Echo { stamp: stamp_us, lease: lease_us },
         Message::Standing(standing) => FromBackup::Standing(standing),
         Message::TookOver { generation } => FromBackup::TookOver { generation },
         Message::Decline { text } => FromBackup::Declined { why: text },

@@ -26,6 +26,9 @@ pub enum HandshakeError {
     /// Not the message that belongs here.
     #[error("expected {0}, received another message")]
     Unexpected(&'static str),
+    /// The peer did not connect a second time, for the heartbeats.
+    #[error("its second connection, for heartbeats, did not come")]
+    NoPulse,
 }
 
 impl HandshakeError {
@@ -68,6 +71,12 @@ pub enum LinkError {
     /// Nothing can be written.
     #[error("writing: {0}")]
     Write(FrameError),
+    /// The connection for heartbeats has ended, or is damaged.
+    #[error("heartbeats: {0}")]
+    Pulse(FrameError),
+    /// What came on it is none.
+    #[error("heartbeats: it sent something else among them")]
+    NoBeat,
     /// What came is not what belongs there.
     #[error(transparent)]
     Refused(#[from] ReceiveError),

@@ -4,9 +4,12 @@
 use super::error::HandshakeError;
 use super::news::PeerNews;
 use super::port::{PeerPlace, Port};
+use super::pulse::PulseEnds;
+use super::rendezvous::Rendezvous;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
 use crate::host::{Shortage, Unread};
 use crate::limited::{Limited, unsaid};
+use crate::nonce::random_nonce;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Refusal, Side};
@@ -125,6 +128,7 @@ pub fn listen(
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
     let complaints = Arc::new(Limited::new(REFUSAL_LINES));
+    let rendezvous = Arc::new(Rendezvous::default());
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
             let stream = match port.accept() {
@@ -142,17 +146,16 @@ pub fn listen(
             busy.fetch_add(1, Ordering::Relaxed);
             let (local, ids, news, slot) =
                 (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
-            let complaints = Arc::clone(&complaints);
+            let (complaints, rendezvous) = (Arc::clone(&complaints), Arc::clone(&rendezvous));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
-                match take_hello(stream, &local) {
-                    Ok((Shaken { ours, reader, writer }, hello)) => {
-                        let generation = hello.identity.generation;
-                        let fitting =
-                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
+                match take_connection(stream, &local, &rendezvous) {
+                    Ok(Taken::Link(shaken, hello)) => {
+                        let fitting = Box::new(shaken.fitting(ids.next(), hello.identity.generation));
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
+                    Ok(Taken::Pulse) => {}
                     Err(e) => {
                         if !e.is_reading() {
                             complain(&complaints, from, &e);
@@ -194,17 +197,43 @@ fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter),
     Ok((reader, writer))
 }
 
-/// Both directions of a connection, and what this node said on it of itself.
+/// Both connections, and what this node said on them of itself.
 struct Shaken {
     ours: Identity,
     reader: PeerReader,
     writer: PeerWriter,
+    pulse: PulseEnds,
 }
 
-fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), HandshakeError> {
+impl Shaken {
+    fn fitting(self, conn: ConnId, generation: u64) -> Fitting {
+        let Self { ours, reader, writer, pulse } = self;
+        Fitting { conn, generation, ours, reader, writer, pulse }
+    }
+}
+
+/// What a connection turned out to be.
+enum Taken {
+    /// A node that fits, with its pulse.
+    Link(Box<Shaken>, Hello),
+    /// A pulse, which waits for its hello.
+    Pulse,
+}
+
+fn take_connection(
+    stream: TcpStream,
+    local: &Local,
+    rendezvous: &Rendezvous,
+) -> Result<Taken, HandshakeError> {
+    let until = Instant::now() + HANDSHAKE_LIMIT;
     let (mut reader, mut writer) = prepare(stream, local)?;
     let hello = match reader.read().and_then(|frame| first(&frame)) {
         Ok(First::Hello(hello)) => hello,
+        Ok(First::Pulse(name)) => {
+            reader.expect(vm_id(&local.lasting.vm), 0);
+            rendezvous.bring(name, PulseEnds { reader, writer }, until);
+            return Ok(Taken::Pulse);
+        }
         Ok(First::Declines(text)) => return Err(HandshakeError::Declined(text)),
         Ok(First::Other) => return Err(HandshakeError::Unexpected("a hello")),
         Err(FrameError::Version { theirs, ours }) => {
@@ -220,7 +249,8 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), Hands
     match judged {
         Ok(ours) => {
             reader.expect(vm_id(&ours.vm), 0);
-            Ok((Shaken { ours, reader, writer }, hello))
+            let pulse = rendezvous.meet(hello.pulse, until).ok_or(HandshakeError::NoPulse)?;
+            Ok(Taken::Link(Box::new(Shaken { ours, reader, writer, pulse }), hello))
         }
         Err(refusal) => {
             Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
@@ -229,9 +259,10 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), Hands
     }
 }
 
-/// What a node that dials says first.
+/// What a connection begins with.
 enum First {
     Hello(Hello),
+    Pulse(u64),
     /// It cannot be the backup now.
     Declines(String),
     Other,
@@ -240,6 +271,7 @@ enum First {
 fn first(frame: &Frame<'_>) -> Result<First, FrameError> {
     Ok(match Message::decode(frame)? {
         Message::Hello(hello) => First::Hello(hello),
+        Message::Pulse { name } => First::Pulse(name),
         Message::Refuse(refuse) => First::Declines(shown(&refuse.text)),
         _ => First::Other,
     })
@@ -284,12 +316,10 @@ impl Dialler {
                     std::thread::park();
                 }
                 match dial(peer.get().address, &local) {
-                    Ok((Shaken { ours, reader, writer }, welcome)) => {
+                    Ok((shaken, welcome)) => {
                         flag.store(false, Ordering::Release);
                         refusals = 0;
-                        let generation = welcome.identity.generation;
-                        let fitting =
-                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
+                        let fitting = Box::new(shaken.fitting(ids.next(), welcome.identity.generation));
                         if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
@@ -328,22 +358,31 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
     let ours = local.identity()?;
     let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
-    let held = (local.held)();
+    let (held, name) = ((local.held)(), random_nonce());
     // Who holds a copy has the memory for it.
     if let Some(refusal) = local.shortage().filter(|_| held.is_none()) {
         Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
         return Err(refusal.into());
     }
-    Message::Hello(Hello { identity: ours.clone(), held }).send(0, &mut writer)?;
+    Message::Hello(Hello { identity: ours.clone(), held, pulse: name }).send(0, &mut writer)?;
+    let pulse = dial_pulse(peer, local, name)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
             check(&welcome.identity, &ours, Side::Backup)?;
             reader.expect(vm_id(&ours.vm), welcome.identity.generation);
-            Ok((Shaken { ours, reader, writer }, welcome))
+            Ok((Shaken { ours, reader, writer, pulse }, welcome))
         }
         Message::Refuse(Refuse { code, text }) => {
             Err(HandshakeError::Refused(Refuse { code, text: shown(&text) }))
         }
         _ => Err(HandshakeError::Unexpected("a welcome")),
     }
+}
+
+/// The second connection of a dial. The peer meanwhile judges the hello.
+fn dial_pulse(peer: SocketAddr, local: &Local, name: u64) -> Result<PulseEnds, HandshakeError> {
+    let (mut reader, mut writer) = prepare(TcpStream::connect_timeout(&peer, DIAL_LIMIT)?, local)?;
+    Message::Pulse { name }.send(0, &mut writer)?;
+    reader.expect(vm_id(&local.lasting.vm), 0);
+    Ok(PulseEnds { reader, writer })
 }

@@ -1,11 +1,13 @@
-//! One connection to the peer after the handshake: a writer thread that drains its outbox, and a way to shut both
-//! directions down at once. The reader thread runs the caller's code, since the caller knows which messages come in.
+//! The link to the peer after the handshake: the stream, with a writer thread that drains its outbox; the pulse beside
+//! it; and a way to shut both down at once. The stream's reader thread runs the caller's code, since the caller knows
+//! which messages come in.
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
 use super::lifeline::Lifeline;
 use super::news::PeerNews;
 use super::outbox::{Item, Outbox};
+use super::pulse::{LinkSide, Outgoing, Pulse};
 use super::stream::{Fitting, PeerReader, PeerWriter};
 use crate::observe::Meter;
 use crate::outlet::Outlet;
@@ -15,6 +17,7 @@ use ft_checkpoint::wire::{FrameError, FrameType, Message, SharedPayload, WireSin
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 /// A piece of a checkpoint, or a whole one that goes out again.
@@ -31,7 +34,7 @@ pub type PeerOutbox = Outbox<Message<'static>, Bulk>;
 /// Bytes of a checkpoint that may wait in front of the socket. Encoding overlaps with sending by as much.
 const BULK_BYTES_MAX: usize = 4 << 20;
 
-/// A connection.
+/// A stream and its pulse.
 pub struct Link {
     /// What is to be written.
     pub outbox: Arc<PeerOutbox>,
@@ -40,6 +43,7 @@ pub struct Link {
     stream: TcpStream,
     intake: Arc<Intake>,
     reader: Option<JoinHandle<()>>,
+    pulse: Arc<Pulse>,
     _lifeline: Option<Lifeline>,
 }
 
@@ -49,13 +53,16 @@ impl Link {
     /// The caller's thread lives as long as the daemon (see `Lifeline::lay`).
     pub fn start(
         fitting: Fitting,
+        side: LinkSide,
         news: Outlet<PeerNews>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<LinkEnd> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let Fitting { conn, generation: _, ours: _, reader, writer } = fitting;
+        let Fitting { conn, generation: _, ours: _, reader, writer, pulse } = fitting;
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
-        let lifeline = Lifeline::lay(&stream)
+        let (stream_reads, stream_ended) = channel();
+        let pulse = Pulse::start(conn, pulse, side, &news, stream_ended)?;
+        let lifeline = Lifeline::lay(&stream, pulse.stream())
             .inspect_err(|e| {
                 tracing::warn!("cannot start a lifeline: if this daemon dies, the peer notices later ({e})")
             })
@@ -63,7 +70,13 @@ impl Link {
         let outbox = PeerOutbox::new(BULK_BYTES_MAX);
         let written = Arc::new(AtomicU64::new(0));
         let intake = Intake::new();
-        let work = WriterThread { conn, writer, outbox: Arc::clone(&outbox), written: Arc::clone(&written) };
+        let work = WriterThread {
+            conn,
+            writer,
+            outbox: Arc::clone(&outbox),
+            written: Arc::clone(&written),
+            pulse: Arc::clone(&pulse),
+        };
         // An executor that has ended does not miss it.
         let gone = move |why| drop(news.tell(PeerNews::Gone { conn, why }));
         let write_failed = gone.clone();
@@ -74,20 +87,28 @@ impl Link {
         })?;
         let door = Arc::clone(&intake);
         let reader = std::thread::Builder::new().name(format!("ftd-read-{conn}")).spawn(move || {
+            let stream_reads: Sender<()> = stream_reads;
             if let Some(why) = read(reader, &door) {
                 gone(why);
             }
+            drop(stream_reads);
         })?;
-        Ok(Self { outbox, written, stream, intake, reader: Some(reader), _lifeline: lifeline })
+        Ok(Self { outbox, written, stream, intake, reader: Some(reader), pulse, _lifeline: lifeline })
     }
 
     /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.
     pub fn stop_reading(&mut self) {
         self.intake.stop();
+        self.pulse.stop_reading();
         let _ = self.stream.shutdown(Shutdown::Read);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
+    }
+
+    /// Has the pulse say this next.
+    pub fn beat(&self, outgoing: Outgoing) {
+        self.pulse.send(outgoing);
     }
 
     /// For a look at what it carries.
@@ -108,11 +129,13 @@ impl Link {
         self.intake.stop();
         self.outbox.close();
         let _ = self.stream.shutdown(Shutdown::Both);
+        self.pulse.end();
     }
 
     /// Ends the connection after the messages that are queued (a good-bye) are written.
     pub fn finish(&self) {
         self.intake.stop();
+        self.pulse.stop_reading();
         self.outbox.finish();
     }
 }
@@ -128,6 +151,7 @@ struct WriterThread {
     writer: PeerWriter,
     outbox: Arc<PeerOutbox>,
     written: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
 }
 
 impl WriterThread {
@@ -136,6 +160,7 @@ impl WriterThread {
         // The reader's side learns of it by the shutdown.
         self.outbox.close();
         let _ = self.writer.get_ref().shutdown(Shutdown::Both);
+        self.pulse.end();
         tracing::debug!(conn = self.conn, "writer ended");
         result
     }

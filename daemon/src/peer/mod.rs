@@ -1,5 +1,6 @@
 //! Connections to the peer: who may knock (`port`) and who may connect (`handshake`), how messages are written (`link`,
-//! `outbox`) and read (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
+//! `outbox`) and read (`backup_reader`), how many may wait (`intake`), how the peer is known to live (`pulse`, which
+//! finds its link by `rendezvous`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
 mod error;
@@ -10,6 +11,8 @@ mod link;
 mod news;
 mod outbox;
 mod port;
+mod pulse;
+mod rendezvous;
 mod stream;
 
 pub use backup_reader::BackupReader;
@@ -21,4 +24,5 @@ pub use link::{Bulk, Link, PeerOutbox};
 pub use news::{FromBackup, PeerNews};
 pub use outbox::Closed;
 pub use port::{Listen, PeerPlace, Port};
+pub use pulse::{Beat, LinkSide, Outgoing};
 pub use stream::{Fitting, PeerReader};

@@ -2,6 +2,7 @@
 
 use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
+use super::pulse::Beat;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::message::{Diverged, Hello, Network, Position, Standing, Welcome};
@@ -35,6 +36,15 @@ pub enum PeerNews {
         /// To be dropped when it has been handled.
         ticket: Ticket,
     },
+    /// A heartbeat of the primary, or the backup's answer to one.
+    Pulse {
+        /// The connection.
+        conn: ConnId,
+        /// Which.
+        beat: Beat,
+        /// To be dropped when it has been handled.
+        ticket: Ticket,
+    },
     /// A connection has ended.
     Gone {
         /// Which.
@@ -52,13 +62,6 @@ pub enum FromBackup {
         epoch: u64,
         /// Our clock when we sent what it answers.
         stamp: Micros,
-    },
-    /// It answers a heartbeat.
-    Echo {
-        /// Our clock when we sent it.
-        stamp: Micros,
-        /// The lease that it grants.
-        lease: Micros,
     },
     /// It says what its arbiter says.
     Standing(Standing),

@@ -1,6 +1,6 @@
-//! Messages that wait to be written to one connection: a few urgent ones (heartbeats, acks, control), and bulk (pages,
-//! state) bounded in bytes. One writer thread drains the outbox, urgent messages first. So a heartbeat never waits
-//! behind a checkpoint, and only the shipper ever waits for a slow peer.
+//! Messages that wait to be written to a link's stream: a few urgent ones (acks, control), and bulk (pages, state)
+//! bounded in bytes. One writer thread drains the outbox, urgent messages first. Only the shipper ever waits for a slow
+//! peer.
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;

@@ -1,5 +1,6 @@
 //! The two directions of a connection's socket, and the connection as the handshake leaves it.
 
+use super::pulse::PulseEnds;
 use crate::role::ConnId;
 use ft_checkpoint::wire::message::Identity;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
@@ -16,7 +17,7 @@ static UNSENT_BYTES_MAX: u32 = 128 << 10;
 /// A write that makes no progress for this long is a peer that reads nothing.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection on which both nodes have found that they fit.
+/// A pair of connections on which both nodes have found that they fit.
 pub struct Fitting {
     /// Its number.
     pub conn: ConnId,
@@ -28,6 +29,8 @@ pub struct Fitting {
     pub reader: PeerReader,
     /// Writing side.
     pub writer: PeerWriter,
+    /// The second connection, for heartbeats.
+    pub pulse: PulseEnds,
 }
 
 /// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more

@@ -5,6 +5,7 @@
 //! command itself are handled before any other.
 
 use super::hands::{Closing, Hands, Verification};
+use crate::peer::Outgoing;
 use crate::role::{Command, ConnId, Core, Event, Exit, Gone, PairingStart, Policy, Succession, View};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Bye};
@@ -178,9 +179,7 @@ impl Executor {
             Command::Answer { request, outcome } => hands.answer(request, outcome),
             Command::Exit(exit) => self.exit = Some(exit),
 
-            Command::SendHeartbeat { conn, stamp, lease } => {
-                hands.send(conn, Message::Heartbeat { stamp_us: stamp, lease_us: lease })
-            }
+            Command::SendHeartbeat { conn, lease } => hands.beat(conn, Outgoing::Heartbeat { lease }),
             Command::SendPaired { conn, generation } => hands.send(conn, Message::Paired { generation }),
             Command::SendStanding { conn, standing } => hands.send(conn, Message::Standing(standing)),
             Command::SendOffer { conn, epoch } => hands.send(conn, Message::Switchover { epoch }),
@@ -188,7 +187,7 @@ impl Executor {
                 hands.send(conn, Message::Ack(Ack { epoch, stamp_us: stamp }));
             }
             Command::SendEcho { conn, stamp, lease } => {
-                hands.send(conn, Message::Echo { stamp_us: stamp, lease_us: lease });
+                hands.beat(conn, Outgoing::Echo { stamp, lease });
                 if let Some(position) = hands.position() {
                     hands.send(conn, Message::Position(position));
                 }

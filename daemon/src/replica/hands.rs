@@ -3,6 +3,7 @@
 //!
 //! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
+use crate::peer::Outgoing;
 use crate::role::{ConnId, Done, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
@@ -66,6 +67,8 @@ pub trait Hands {
     ) -> Result<(), Self::Error>;
     /// Backup: receives what an arriving connection brings, into what is held or prepared.
     fn follow(&mut self, conn: ConnId, pairing: u64, how: PairingStart) -> Result<(), Self::Error>;
+    /// Has the link's pulse say this next, if it is still there.
+    fn beat(&mut self, conn: ConnId, outgoing: Outgoing);
     /// Says this on a connection, if it is still there.
     fn send(&mut self, conn: ConnId, message: Message<'static>);
     /// Ends a connection; false if there is none.

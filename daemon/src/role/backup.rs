@@ -10,6 +10,7 @@ use super::attempts::Ending;
 use super::command::{Command, Exit, PairingStart, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::hearing::Hearing;
 use super::heir::Heir;
 use super::policy::{StartAs, promise_us};
 use super::rehearsal::{Rehearsals, Unacked};
@@ -19,7 +20,7 @@ use ft_arbiter::{Cell, CellId, Standby};
 /// A node that follows.
 #[derive(Clone, Debug)]
 pub(super) struct Backup {
-    link: Option<Link>,
+    link: Option<Hearing>,
     hold: Hold,
     stage: Stage,
     /// We promised not to contest before this time (the primary's lease, see the module's documentation).
@@ -38,12 +39,6 @@ pub(super) struct Backup {
     /// The peer is nobody's primary either: whether anybody owns the VM is to be read.
     ownerless: bool,
     why: String,
-}
-
-#[derive(Clone, Debug)]
-struct Link {
-    conn: ConnId,
-    last_heard: Micros,
 }
 
 /// What we have of the VM.
@@ -125,9 +120,9 @@ impl Backup {
                     self.discard(core, format!("the primary left: {why}"), Ending::Lost);
                 }
             },
-            Event::Heard { conn } => self.heard(core, conn),
+            Event::Heard { conn } => self.hear(conn, |hearing| hearing.stream(core.now)),
             Event::Heartbeat { conn, stamp, lease } if self.is_linked(conn) => {
-                self.heard(core, conn);
+                self.hear(conn, |hearing| hearing.pulse(core.now));
                 if self.may_answer() {
                     let lease = lease.min(core.policy.lease_us_max());
                     self.promise(core, lease);
@@ -138,7 +133,7 @@ impl Backup {
                 }
             }
             Event::Standing { conn, said } if self.is_linked(conn) => {
-                self.heard(core, conn);
+                self.hear(conn, |hearing| hearing.stream(core.now));
                 core.on_standing(said);
                 self.cell = core.their_cell().or(self.cell);
             }
@@ -188,7 +183,7 @@ impl Backup {
     }
 
     fn on_sealed(&mut self, core: &mut Core, conn: ConnId, pairing: u64, epoch: u64, stamp: Micros) {
-        self.heard(core, conn);
+        self.hear(conn, |hearing| hearing.stream(core.now));
         // Whatever is sealed is what we hold, also when we may not say so any more, and when the news was
         // still under way as we gave the connection up.
         if self.pairing() == Some(pairing) && self.sealed_epoch() < epoch {
@@ -272,17 +267,15 @@ impl Backup {
         self.ownerless |= self.hold == Hold::Nothing && core.policy.start_as == StartAs::Primary;
     }
 
-    fn heard(&mut self, core: &Core, conn: ConnId) {
-        if let Some(link) = &mut self.link
-            && link.conn == conn
-        {
-            link.last_heard = core.now;
+    fn hear(&mut self, conn: ConnId, note: impl FnOnce(&mut Hearing)) {
+        if let Some(link) = self.link.as_mut().filter(|link| link.conn == conn) {
+            note(link);
         }
     }
 
     pub(super) fn excuse_silence(&mut self, now: Micros) {
         if let Some(link) = &mut self.link {
-            link.last_heard = now;
+            link.excuse(now);
         }
     }
 
@@ -325,7 +318,7 @@ impl Backup {
         core.forget_their_word();
         self.stage = Stage::Following;
         self.welcomed_in = generation;
-        self.link = Some(Link { conn, last_heard: core.now });
+        self.link = Some(Hearing::begin(conn, core.now));
         core.out.push(Command::Follow { conn, pairing, how });
         self.stop_if_asked(core)
     }
@@ -338,12 +331,13 @@ impl Backup {
         if let Some(next) = self.rehearse_if_due(core) {
             return Some(next);
         }
-        if let Some(link) = &self.link {
-            let silence = core.now.saturating_sub(link.last_heard);
-            if silence > core.policy.failure_timeout_us {
+        if let Some(link) = &mut self.link {
+            if let Some(why) = link.verdict(core.now, &core.policy) {
                 core.suspicions += 1;
                 core.drop_link(link.conn);
-                self.lose_peer(core, format!("silent for {} ms", silence / 1000));
+                self.lose_peer(core, why);
+            } else if link.is_to_tell(core.now, &core.policy) {
+                core.tell_standing(link.conn, false);
             }
         }
         None
@@ -376,7 +370,7 @@ impl Backup {
     }
 
     fn on_offer(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
-        self.heard(core, conn);
+        self.hear(conn, |hearing| hearing.stream(core.now));
         let refusal = match self.hold {
             _ if self.stage != Stage::Following => Some("it does not follow this primary".to_string()),
             _ if core.stop_requested => Some("it is stopping".to_string()),

@@ -119,12 +119,10 @@ pub enum Command {
         /// When the permission lapses.
         until: Micros,
     },
-    /// Send a heartbeat carrying this stamp.
+    /// Send a heartbeat, which gets our clock as it is written: its stamp.
     SendHeartbeat {
         /// Connection.
         conn: ConnId,
-        /// Our clock.
-        stamp: Micros,
         /// How long the answer shall permit us to release, counted from the stamp.
         lease: Micros,
     },

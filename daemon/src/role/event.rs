@@ -129,7 +129,7 @@ pub enum Event {
     Echo {
         /// Connection.
         conn: ConnId,
-        /// Our own clock when we sent it.
+        /// Our own clock when the heartbeat was written.
         stamp: Micros,
         /// The lease granted.
         lease: Micros,

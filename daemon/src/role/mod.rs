@@ -59,6 +59,10 @@
 //!   A backup that answers promises not to contest for a lease (and a margin for clock drift) from then on. The stamp
 //!   is older than the answer, so the permission is over before the promise is, however long a message or a process
 //!   was held up. A primary whose permission has lapsed asks again before it lets anything out.
+//! - Heartbeats and their answers have a connection of their own (the pulse); acks come back on the stream whose
+//!   checkpoints they answer. No order between the two is relied on: an answer on either counts by the stamp that it
+//!   carries, and what may be released is what was acked. The link ends with either connection, and when its stream
+//!   stands still although the pulse beats (`hearing`).
 //! - A compare-and-set whose answer was lost is repeated until the answer is certain; if it had been carried out, the
 //!   repetition finds the cell as wanted, and that counts as won.
 //! - A cell never goes back. Each node durably records which cell it acts on, and the highest generation of it, before
@@ -74,6 +78,7 @@ mod command;
 mod core;
 mod event;
 mod fenced;
+mod hearing;
 mod heir;
 mod network;
 mod policy;

@@ -94,6 +94,12 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// A link whose stream brings nothing for this long counts as lost, also while its pulse beats. It is longer than
+    /// what a lossy network takes to bring a lost packet after all.
+    pub(in crate::role) fn stall_us(&self) -> Micros {
+        4 * self.failure_timeout_us
+    }
+
     /// The longest lease: the promise that it rests on is over when a silent peer counts as lost.
     pub(in crate::role) fn lease_us_max(&self) -> Micros {
         self.lease_us.max(self.failure_timeout_us * 3 / 4)

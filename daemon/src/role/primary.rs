@@ -10,8 +10,9 @@ use super::attempts::{Ending, in_seconds};
 use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::hearing::Hearing;
 use super::network::{Reach, Whose};
-use super::proof::{Lapsed, Verdict};
+use super::proof::{Lapse, Lapsed, Verdict};
 use super::request::{Leave, RequestRefusal};
 use super::standing::in_words;
 use super::view::State;
@@ -39,10 +40,9 @@ pub(super) struct Primary {
 
 #[derive(Clone, Debug)]
 struct Link {
-    conn: ConnId,
+    hearing: Hearing,
     /// Of the process at its other end.
     nonce: u64,
-    last_heard: Micros,
     last_beat: Micros,
 }
 
@@ -101,17 +101,31 @@ struct Permit {
     round_trip: Micros,
     /// No lease outlives such a round trip.
     out_of_reach: bool,
-    /// Something acked is still held, because the permission had lapsed.
-    wanting: bool,
+    /// Something acked is still held, because the permission had lapsed: since when.
+    wanting: Option<Micros>,
 }
 
 impl Permit {
+    fn want(&mut self, now: Micros) {
+        self.wanting = self.wanting.or(Some(now));
+    }
+
+    /// The permission has been missed for longer than a moment.
+    fn lapse(&self, core: &Core) -> Option<Lapsed> {
+        let since = self.wanting?;
+        let lasts = core.now.saturating_sub(since) > PERMIT_MOMENT_US.max(core.policy.failure_timeout_us);
+        lasts.then(|| Lapsed { lapse: Lapse::NoPermit { backup: core.policy.peer.clone() }, since })
+    }
+
     /// The lease to ask for: an answer that comes after a round trip is to permit something still, until the next one.
     fn lease(&self, core: &Core) -> Micros {
         let policy = &core.policy;
         (3 * self.round_trip + policy.heartbeat_us).clamp(policy.lease_us, policy.lease_us_max())
     }
 }
+
+/// A permission that is missed for no longer is nobody's business.
+const PERMIT_MOMENT_US: Micros = 1_000_000;
 
 impl Primary {
     /// Owns `cell`, runs alone.
@@ -154,9 +168,9 @@ impl Primary {
                 };
                 return self.lose_peer(core, why);
             }
-            Event::Heard { conn } => self.heard(core, conn),
+            Event::Heard { conn } => self.hear(conn, |hearing| hearing.stream(core.now)),
             Event::Standing { conn, said } if self.is_linked(conn) => {
-                self.heard(core, conn);
+                self.hear(conn, |hearing| hearing.stream(core.now));
                 core.on_standing(said);
                 self.freeze_if_proven(core);
             }
@@ -168,7 +182,7 @@ impl Primary {
             }
             Event::AckRefused { conn, why } if self.is_linked(conn) => return self.drop_peer(core, why),
             Event::Echo { conn, stamp, lease } if self.is_linked(conn) => {
-                self.heard(core, conn);
+                self.hear(conn, |hearing| hearing.pulse(core.now));
                 let lease = lease.min(core.policy.lease_us_max());
                 if let Err(why) = self.extend_permit(core, stamp, lease) {
                     return self.drop_peer(core, why);
@@ -176,13 +190,13 @@ impl Primary {
                 let fading = self.permit.round_trip - self.permit.round_trip / 8;
                 self.permit.round_trip = fading.max(core.now - stamp);
                 self.permit.out_of_reach = self.permit.round_trip >= core.policy.lease_us_max();
-                if self.permit.wanting {
+                if self.permit.wanting.is_some() {
                     self.release(core);
                     self.offer_if_drained(core);
                 }
             }
             Event::ReleaseCut => {
-                self.permit.wanting = true;
+                self.permit.want(core.now);
                 self.beat(core);
             }
             Event::PairingBroken { pairing, why } if self.pair.pairing() == Some(pairing) => {
@@ -232,7 +246,7 @@ impl Primary {
     }
 
     pub(super) fn conn(&self) -> Option<ConnId> {
-        self.link.as_ref().map(|link| link.conn)
+        self.link.as_ref().map(|link| link.hearing.conn)
     }
 
     /// Whether neither the cell nor a pairing under way names a backup.
@@ -241,20 +255,20 @@ impl Primary {
     }
 
     fn is_linked(&self, conn: ConnId) -> bool {
-        self.link.as_ref().is_some_and(|link| link.conn == conn)
+        self.conn() == Some(conn)
     }
 
-    fn heard(&mut self, core: &Core, conn: ConnId) {
+    fn hear(&mut self, conn: ConnId, note: impl FnOnce(&mut Hearing)) {
         if let Some(link) = &mut self.link
-            && link.conn == conn
+            && link.hearing.conn == conn
         {
-            link.last_heard = core.now;
+            note(&mut link.hearing);
         }
     }
 
     pub(super) fn excuse_silence(&mut self, now: Micros) {
         if let Some(link) = &mut self.link {
-            link.last_heard = now;
+            link.hearing.excuse(now);
         }
     }
 
@@ -272,11 +286,13 @@ impl Primary {
         {
             self.begin_switchover(core, Then::Follow, None);
         }
-        if let Some(link) = &self.link {
-            let silence = core.now.saturating_sub(link.last_heard);
-            if silence > core.policy.failure_timeout_us {
+        if let Some(link) = &mut self.link {
+            if let Some(why) = link.hearing.verdict(core.now, &core.policy) {
                 core.suspicions += 1;
-                return self.drop_peer(core, format!("silent for {} ms", silence / 1000));
+                return self.drop_peer(core, why);
+            }
+            if link.hearing.is_to_tell(core.now, &core.policy) {
+                core.tell_standing(link.hearing.conn, false);
             }
             if core.now.saturating_sub(link.last_beat) >= core.policy.heartbeat_us {
                 self.beat(core);
@@ -292,7 +308,7 @@ impl Primary {
         if let Some(link) = &mut self.link {
             link.last_beat = core.now;
             let lease = self.permit.lease(core);
-            core.out.push(Command::SendHeartbeat { conn: link.conn, stamp: core.now, lease });
+            core.out.push(Command::SendHeartbeat { conn: link.hearing.conn, lease });
         }
     }
 
@@ -324,7 +340,7 @@ impl Primary {
             refuse(core, "the VM is stopping or moving");
             return None;
         }
-        let link = Link { conn, nonce, last_heard: core.now, last_beat: core.now };
+        let link = Link { hearing: Hearing::begin(conn, core.now), nonce, last_beat: core.now };
         match self.pair {
             Pair::Solo if core.attempts.wait_us(core.now) > 0 => {
                 refuse(core, &format!("the primary is {}", self.alone(core)));
@@ -349,7 +365,8 @@ impl Primary {
                         false => Pair::Protected { pairing },
                     };
                     self.link = Some(link);
-                    self.permit = Permit { acked: held.epoch, wanting: true, ..Permit::default() };
+                    let wanting = self.permit.wanting.or(Some(core.now));
+                    self.permit = Permit { acked: held.epoch, wanting, ..Permit::default() };
                     let generation = self.cell.generation;
                     let how = PairingStart::ResumeAfter(held.epoch);
                     core.out.push(Command::Welcome { conn, pairing, generation, how });
@@ -372,7 +389,7 @@ impl Primary {
     }
 
     fn on_ack(&mut self, core: &mut Core, conn: ConnId, epoch: u64, stamp: Micros) -> Option<Next> {
-        self.heard(core, conn);
+        self.hear(conn, |hearing| hearing.stream(core.now));
         if matches!(self.pair, Pair::Solo | Pair::Copying { .. }) {
             return self
                 .drop_peer(core, format!("it acked epoch {epoch} before the first epoch of its pairing"));
@@ -405,14 +422,14 @@ impl Primary {
         }
         if self.is_giving_up(core) {
             // Once the cell names nobody, anybody may found anew; no lease binds a founder.
-            self.permit.wanting = true;
+            self.permit.want(core.now);
             return;
         }
         if core.now < self.permit.until {
-            self.permit.wanting = false;
+            self.permit.wanting = None;
             core.out.push(Command::Release { through: self.permit.acked, until: self.permit.until });
-        } else if !self.permit.wanting {
-            self.permit.wanting = true;
+        } else if self.permit.wanting.is_none() {
+            self.permit.want(core.now);
             self.beat(core);
         }
     }
@@ -420,7 +437,7 @@ impl Primary {
     /// Closes the connection from our side, then does as when it is lost.
     fn drop_peer(&mut self, core: &mut Core, why: String) -> Option<Next> {
         if let Some(link) = &self.link {
-            core.drop_link(link.conn);
+            core.drop_link(link.hearing.conn);
         }
         self.lose_peer(core, format!("lost the backup: {why}"))
     }
@@ -441,6 +458,7 @@ impl Primary {
             Pair::Enlisting { .. } => self.go_solo(core),
             Pair::Protected { pairing } => {
                 self.pair = Pair::Alone { pairing };
+                self.permit.want(core.now);
                 core.arbiter.hurry();
             }
             Pair::Rejoined { pairing } => self.pair = Pair::Alone { pairing },
@@ -478,7 +496,14 @@ impl Primary {
     }
 
     fn verdict(&self, core: &Core, pairing: u64) -> Verdict {
-        core.verdict_of_primary(pairing, self.cell.generation)
+        match (core.verdict_of_primary(pairing, self.cell.generation), self.permit.lapse(core)) {
+            (verdict, None) => verdict,
+            (Verdict::Lapsed(mut lapses), Some(lapse)) => {
+                lapses.push(lapse);
+                Verdict::Lapsed(lapses)
+            }
+            (Verdict::Proven | Verdict::Pending, Some(lapse)) => Verdict::Lapsed(vec![lapse]),
+        }
     }
 
     pub(super) fn lapses(&self, core: &Core) -> Vec<Lapsed> {
@@ -487,6 +512,9 @@ impl Primary {
                 Verdict::Lapsed(lapses) => lapses,
                 Verdict::Proven | Verdict::Pending => Vec::new(),
             },
+            Pair::Alone { .. } | Pair::Rejoined { .. } => {
+                core.own_lapses().into_iter().chain(self.permit.lapse(core)).collect()
+            }
             _ => core.own_lapses(),
         }
     }
@@ -528,6 +556,9 @@ impl Primary {
             Pair::Protected { pairing } => match self.verdict(core, pairing) {
                 Verdict::Proven => "in step".into(),
                 Verdict::Pending => "in step; waiting for the backup's word that it has read the cell".into(),
+                Verdict::Lapsed(lapses) if self.permit.lapse(core).is_some() => {
+                    format!("in step, but {}", in_words(&lapses))
+                }
                 Verdict::Lapsed(lapses) => {
                     format!("in step, but a take-over would have to wait: {}", in_words(&lapses))
                 }

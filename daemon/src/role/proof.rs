@@ -104,6 +104,11 @@ pub enum Lapse {
         /// Why.
         why: String,
     },
+    /// The primary may not let the VM's output out, and has some.
+    NoPermit {
+        /// Who could permit it, besides the arbiter.
+        backup: String,
+    },
 }
 
 impl Lapse {
@@ -116,6 +121,7 @@ impl Lapse {
             Self::NotNamed { .. } => "not_named",
             Self::Unread { .. } => "unread",
             Self::Unrecorded { .. } => "unrecorded",
+            Self::NoPermit { .. } => "no_permit",
         }
     }
 }
@@ -147,6 +153,10 @@ impl fmt::Display for Lapse {
             ),
             Self::Unread { backup } => write!(f, "{backup} has not read the cell yet"),
             Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
+            Self::NoPermit { backup } => write!(
+                f,
+                "the VM's output is held: neither {backup} nor the arbiter has permitted this node to let it out"
+            ),
         }
     }
 }

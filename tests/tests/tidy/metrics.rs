@@ -11,7 +11,7 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: &str = "tests/e2e/metrics.rs";
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 10] = [
+const COUNTED: [(&str, &str, &str); 11] = [
     ("ftd_rehearsals_failed_total", "tests/e2e/rehearsal.rs", "failures(&beta) > 1"),
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),
@@ -19,6 +19,7 @@ const COUNTED: [(&str, &str, &str); 10] = [
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
     ("ftd_degraded", "tests/e2e/arbiter.rs", "\"ftd_degraded{\""),
+    ("ftd_output_unpermitted", "tests/e2e/loss.rs", "\"ftd_output_unpermitted{\""),
     ("ftd_log_lines_lost_total", "daemon/src/host/log/queue.rs", "queue.lost() < 10"),
     ("ftd_scrub_mismatches_total", "tests/e2e/scrub.rs", "mismatches(beta) > 0"),
     ("ftd_divergences_total", "tests/e2e/replay.rs", "divergences(status) > 1"),

@@ -4,7 +4,7 @@ use super::resuming::{Resuming, Settling};
 use super::{HandsError, RealHands};
 use crate::keeper::{Order, Urgency, WarmStandby};
 use crate::outlet::Outlet;
-use crate::peer::Link;
+use crate::peer::{Link, LinkSide};
 use crate::replica::Input;
 use crate::role::ConnId;
 use ft_checkpoint::lazy::LazyApply;
@@ -19,11 +19,11 @@ impl RealHands {
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
         let from = fitting.writer.get_ref().peer_addr().ok();
-        let link =
-            Link::start(fitting, Outlet::into_queue(&self.inputs, Input::Peer), move |reader, intake| {
-                feed.read(conn, reader, intake, &news, &telemetry)
-            })
-            .map_err(HandsError::Link)?;
+        let of_link = Outlet::into_queue(&self.inputs, Input::Peer);
+        let link = Link::start(fitting, LinkSide::Backup, of_link, move |reader, intake| {
+            feed.read(conn, reader, intake, &news, &telemetry)
+        })
+        .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written), link.meter());
         self.window.show_connected(from);
         self.peer_lost = None;

@@ -5,7 +5,7 @@ use crate::clock;
 use crate::control::Tuning;
 use crate::keeper::{Order, Pairing};
 use crate::outlet::Outlet;
-use crate::peer::{BackupReader, Link};
+use crate::peer::{BackupReader, Link, LinkSide};
 use crate::replica::Input;
 use crate::role::{ConnId, Event, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
@@ -35,8 +35,9 @@ impl RealHands {
         let backup = BackupReader { conn, mode, news: news.clone() };
         Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
         let from = fitting.writer.get_ref().peer_addr().ok();
-        let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
-            .map_err(HandsError::Link)?;
+        let link =
+            Link::start(fitting, LinkSide::Primary, news, move |reader, intake| backup.read(reader, intake))
+                .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written), link.meter());
         self.window.show_connected(from);
         self.greet(conn, link);

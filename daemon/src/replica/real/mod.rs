@@ -23,7 +23,7 @@ use crate::keeper::{
 use crate::limited::{Limited, unsaid};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{self, ConnIds, Dialler, Fitting, HandshakeError, Link, LinkEnd, Local};
+use crate::peer::{self, ConnIds, Dialler, Fitting, HandshakeError, Link, LinkEnd, Local, Outgoing};
 use crate::role::{
     ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, State, View,
 };
@@ -411,6 +411,12 @@ impl Hands for RealHands {
 
     fn follow(&mut self, conn: ConnId, _pairing: u64, _how: PairingStart) -> Result<(), Self::Error> {
         self.follow_primary(conn)
+    }
+
+    fn beat(&mut self, conn: ConnId, outgoing: Outgoing) {
+        if let Some(link) = self.links.get(&conn) {
+            link.beat(outgoing);
+        }
     }
 
     fn send(&mut self, conn: ConnId, message: Message<'static>) {

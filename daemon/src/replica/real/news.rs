@@ -4,7 +4,7 @@ use super::RealHands;
 use crate::clock;
 use crate::control::Wish;
 use crate::keeper::{FromPrimary, KeeperNews};
-use crate::peer::{FromBackup, LinkEnd, PeerNews, Ticket};
+use crate::peer::{Beat, FromBackup, LinkEnd, PeerNews, Ticket};
 use crate::replica::Input;
 use crate::replica::arbiter_thread::CellNews;
 use crate::role::{ConnId, Event, Gone, PairingStart, Reach, Whose};
@@ -76,6 +76,13 @@ impl RealHands {
             PeerNews::FromBackup { conn, said, ticket } => {
                 return (self.event_of_backup(conn, said), Some(ticket));
             }
+            PeerNews::Pulse { conn, beat, ticket } => {
+                let event = match beat {
+                    Beat::Heartbeat { stamp, lease } => Event::Heartbeat { conn, stamp, lease },
+                    Beat::Echo { stamp, lease } => Event::Echo { conn, stamp, lease },
+                };
+                return (Some(event), Some(ticket));
+            }
             PeerNews::Gone { conn, why } => {
                 self.note_gone(conn, &why);
                 Event::PeerGone { conn, why: why.into() }
@@ -103,7 +110,6 @@ impl RealHands {
                 return None;
             }
             FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
-            FromBackup::Echo { stamp, lease } => Event::Echo { conn, stamp, lease },
             FromBackup::Standing(said) => Event::Standing { conn, said },
             FromBackup::TookOver { generation } => Event::PeerTookOver { conn, generation },
             FromBackup::Declined { why } => Event::SwitchoverDeclined { conn, why },
@@ -114,7 +120,6 @@ impl RealHands {
         Some(match said {
             FromPrimary::Network(network) => return self.event_of_network(conn, network),
             FromPrimary::Alive => Event::Heard { conn },
-            FromPrimary::Heartbeat { stamp, lease } => Event::Heartbeat { conn, stamp, lease },
             FromPrimary::Sealed { pairing, epoch, stamp } => {
                 self.telemetry.sealed(epoch);
                 Event::Sealed { conn, pairing, epoch, stamp }

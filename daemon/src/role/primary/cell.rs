@@ -66,7 +66,10 @@ impl Primary {
                     self.why = "in step".into();
                     core.attempts.reach_protection(core.now);
                     core.begin_proof();
-                    core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
+                    core.out.push(Command::SendPaired {
+                        conn: link.hearing.conn,
+                        generation: self.cell.generation,
+                    });
                 }
                 // It was lost while the cell was being asked to name it; now the cell does.
                 _ => self.pair = Pair::Alone { pairing },
@@ -94,7 +97,7 @@ impl Primary {
         }
         // We are alone, by the cell. A peer that is still connected is a stranger now.
         if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
+            core.drop_link(link.hearing.conn);
         }
         self.go_solo(core);
         None
@@ -107,7 +110,7 @@ impl Primary {
         core.out.push(Command::StopVm);
         core.out.push(Command::EndPairing);
         if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
+            core.drop_link(link.hearing.conn);
         }
         if let Pair::Confirming { former, .. } = self.pair {
             former.into_iter().for_each(|conn| core.drop_link(conn));

@@ -107,7 +107,7 @@ impl Primary {
             Pair::Confirming { former, .. } => former,
             _ => None,
         };
-        for conn in self.link.take().map(|link| link.conn).into_iter().chain(former) {
+        for conn in self.link.take().map(|link| link.hearing.conn).into_iter().chain(former) {
             core.drop_link(conn);
         }
         Next::Bereft { cell: self.cell.clone(), why: format!("the machine failed: {why}") }
@@ -140,8 +140,8 @@ impl Primary {
 
     pub(super) fn reboot(&mut self, core: &mut Core) -> Option<Next> {
         if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: "the guest is rebooting".into() });
-            core.drop_link(link.conn);
+            core.out.push(Command::SendBye { conn: link.hearing.conn, why: "the guest is rebooting".into() });
+            core.drop_link(link.hearing.conn);
         }
         core.out.push(Command::EndPairing);
         core.out.push(Command::StopVm);
@@ -158,8 +158,8 @@ impl Primary {
 
     pub(super) fn say_bye(&mut self, core: &mut Core, why: &str) {
         if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
-            core.drop_link(link.conn);
+            core.out.push(Command::SendBye { conn: link.hearing.conn, why: why.into() });
+            core.drop_link(link.hearing.conn);
         }
     }
 }

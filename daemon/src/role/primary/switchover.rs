@@ -78,7 +78,7 @@ impl Primary {
     ) {
         self.switchover = Some(Switchover { step: Step::Asking, since: core.now, then, asked });
         if let Some(link) = &self.link {
-            core.tell_standing(link.conn, true);
+            core.tell_standing(link.hearing.conn, true);
         }
         core.probe_soon();
     }
@@ -167,14 +167,14 @@ impl Primary {
         let Some(switchover) = &mut self.switchover else { return };
         if let Step::Draining(epoch) = switchover.step
             && self.permit.acked >= epoch
-            && !self.permit.wanting
+            && self.permit.wanting.is_none()
         {
             if switchover.is_in_vain(core) {
                 return self.abandon_switchover(core, RequestRefusal::CutOff);
             }
             switchover.step = Step::Offered;
             switchover.since = core.now;
-            core.out.push(Command::SendOffer { conn: link.conn, epoch });
+            core.out.push(Command::SendOffer { conn: link.hearing.conn, epoch });
         }
     }
 

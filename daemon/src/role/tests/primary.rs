@@ -51,6 +51,63 @@ fn a_switchover_goes_on_when_a_lapsed_permit_is_renewed() {
 }
 
 #[test]
+fn a_permission_that_is_missed_for_longer_than_a_moment_is_told_with_since_when() {
+    let mut rig = Rig::protected();
+    let named = cell(2, Some("a"), Some(("b", PAIRING_OF_A)));
+    rig.tick_after(LEASE_US);
+    // The ack answers an old stamp, and no heartbeat is answered.
+    let missed = rig.now;
+    rig.on(Event::Ack { conn: 7, epoch: 2, stamp: 0 });
+    let listen = |rig: &mut Rig, us: Micros| {
+        for _ in 0..us / 50_000 {
+            rig.tick_after(50_000);
+            rig.hear(Some(named.clone()));
+        }
+    };
+    listen(&mut rig, 500_000);
+    assert_eq!(rig.core.view().state, State::Protected, "for a moment it is nobody's business");
+    listen(&mut rig, 600_000);
+    let view = rig.core.view();
+    assert_eq!(view.state, State::Degraded, "{view:?}");
+    let lapses: Vec<_> = view.lapses.iter().map(|lapsed| (lapsed.lapse.kind(), lapsed.since)).collect();
+    assert_eq!(lapses, [("no_permit", missed)]);
+    assert!(view.detail.contains("output is held"), "{}", view.detail);
+    assert!(releases(&rig.on(Event::Echo { conn: 7, stamp: rig.now, lease: LEASE_US })));
+    assert_eq!(rig.core.view().state, State::Protected);
+}
+
+#[test]
+fn a_primary_that_waits_for_the_arbiter_says_since_when_its_output_is_held() {
+    let mut rig = Rig::alone();
+    let lost = rig.now;
+    rig.not_attempted();
+    rig.tick_after(900_000);
+    assert!(rig.core.view().lapses.iter().all(|lapsed| lapsed.lapse.kind() != "no_permit"));
+    rig.tick_after(200_000);
+    let view = rig.core.view();
+    let lapse = view.lapses.iter().find(|lapsed| lapsed.lapse.kind() == "no_permit");
+    assert_eq!(lapse.map(|lapsed| lapsed.since), Some(lost), "{view:?}");
+    rig.won(cell(3, Some("a"), None));
+    assert!(rig.core.view().lapses.is_empty());
+}
+
+#[test]
+fn a_link_ends_when_its_stream_stands_still_although_its_pulse_beats() {
+    let mut rig = Rig::protected();
+    let mut dropped_after = 0;
+    let dropped = Command::DropLink { conn: 7 };
+    while dropped_after < 10_000_000 {
+        dropped_after += 20_000;
+        if rig.tick_after(20_000).contains(&dropped) {
+            break;
+        }
+        rig.on(Event::Echo { conn: 7, stamp: rig.now, lease: LEASE_US });
+    }
+    assert!((400_000..=440_000).contains(&dropped_after), "four times the failure time-out: {dropped_after}");
+    assert!(rig.core.view().detail.contains("it lives, but nothing else came"), "{}", rig.core.view().detail);
+}
+
+#[test]
 fn the_lease_follows_the_round_trip_within_its_bound() {
     let mut rig = Rig::protected();
     rig.core.policy.failure_timeout_us = 10 * LEASE_US;
