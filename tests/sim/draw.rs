@@ -110,11 +110,27 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
-/// Draws links of which one connection stands still, in the same way.
+/// Draws links that end badly, in the same way.
 pub fn of_the_link(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0x11f3);
     let many = if rng.random_bool(0.2) { rng.random_range(1..=2) } else { 0 };
-    (0..many).map(|_| (moment(&mut rng, until), Fault::Stick)).collect()
+    (0..many)
+        .flat_map(|_| match rng.random_bool(0.5) {
+            // One connection stands still.
+            true => vec![(moment(&mut rng, until), Fault::Stick)],
+            false => late_answer(&mut rng, until),
+        })
+        .collect()
+}
+
+/// The owner is held up with an answer before it, and the other one loses the link: what the owner may still do when it
+/// goes on is what that answer permits.
+fn late_answer(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {
+    let at = rng.random_range(0..until);
+    let freeze = Trip::Freeze { us: rng.random_range(20_000..150_000) };
+    let held_up = Fault::Trip { whom: Whom::Owner, steps: rng.random_range(0..4), trip: freeze };
+    let lost = Fault::Break { spread_us: 1_000, one_side: true };
+    vec![(When::At(at), held_up), (When::At(at + rng.random_range(2_000..20_000)), lost)]
 }
 
 fn moment(rng: &mut SmallRng, until: Micros) -> When {

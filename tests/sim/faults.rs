@@ -347,7 +347,6 @@ impl World {
         self.stats.add(Count::FaultPairing);
         repl.broken = true;
         let pairing = repl.pairing;
-        self.nodes[owner].exec.broken_at = Some(self.now);
         let event = Event::PairingBroken { pairing, why: "no memory".into() };
         self.incoming(owner, Input::Event(event));
     }

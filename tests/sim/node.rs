@@ -169,6 +169,7 @@ impl World {
         let node = &mut self.nodes[n];
         if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
             repl.known_broken = repl.broken;
+            node.exec.broken_at = repl.broken.then_some(self.now);
         }
         if matches!(event, Event::StopRequested { .. }) && self.stops_at_once(n) {
             return None;
