@@ -106,6 +106,21 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
+/// Draws what the operator does to have the VM back, in the same way.
+pub fn of_returns(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0x7e7a);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = match rng.random_range(0..4) {
+                0 => Fault::Bury,
+                _ => Fault::Start { whom: whom(&mut rng), fresh: rng.random_bool(0.2) },
+            };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
+}
+
 fn moment(rng: &mut SmallRng, until: Micros) -> When {
     if rng.random_bool(0.5) {
         When::At(rng.random_range(0..until))

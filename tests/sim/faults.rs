@@ -3,7 +3,7 @@
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Micros};
+use ftd::role::{Event, GuestEnd, Micros, Start};
 use rand::Rng;
 
 use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
@@ -87,6 +87,16 @@ pub enum Fault {
     Stop {
         whom: Whom,
         power_off: bool,
+    },
+    /// The operator has the VM booted.
+    Start {
+        whom: Whom,
+        fresh: bool,
+    },
+    /// The owner's host dies; the operator has the other one go on without it.
+    Bury,
+    Release {
+        n: usize,
     },
     /// A second process says that it is the backup.
     SecondSelf,
@@ -236,6 +246,11 @@ impl World {
                 self.ask_switchover(n, within_us);
             }
             Fault::Stop { whom, power_off } => self.ask_stop(self.pick(whom), power_off),
+            Fault::Start { whom, fresh } => {
+                self.ask_start(self.pick(whom), if fresh { Start::Fresh } else { Start::Ended });
+            }
+            Fault::Bury => self.bury(owner),
+            Fault::Release { n } => self.release(n),
             Fault::SecondSelf => self.second_self(1 - owner),
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
@@ -344,6 +359,7 @@ impl World {
         }
         self.stats.add(Count::FaultMachine);
         node.exec.vm = None;
+        node.bereft_since = self.now;
         self.note_race(n);
         self.check_copies("the host failed the machine", true);
         let why = String::from("no memory");

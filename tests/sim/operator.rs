@@ -1,8 +1,10 @@
 //! The operator: asks for switchovers and stops, and wants an answer to each.
 
-use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal};
+use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
 
-use crate::model::{Input, Msg, Mutant, NAMES};
+use crate::faults::Fault;
+use crate::model::{Input, Msg, Mutant, NAMES, Trip};
+use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -40,6 +42,39 @@ impl World {
         self.asks(n, |request| Event::StopRequested { request, vm });
     }
 
+    /// The VM is to boot here, or to go on without the node that owns it.
+    pub fn ask_start(&mut self, n: usize, how: Start) {
+        self.stats.add(Count::OperatorStart);
+        let how = match self.mutant {
+            Some(Mutant::StartIsFresh) if how == Start::Ended => Start::Fresh,
+            _ => {
+                self.nodes[n].fresh |= how != Start::Ended;
+                how
+            }
+        };
+        let until = self.nodes[n].clock(self.now) + 1_000_000;
+        self.asks(n, |request| Event::StartRequested { request, how, until });
+    }
+
+    /// The owner's host dies, and the operator has the other one go on without it while it is away.
+    pub fn bury(&mut self, owner: usize) {
+        let silence_us = self.knobs.patience_us + 100_000;
+        let away_us = silence_us + 300_000;
+        match self.mutant {
+            Some(Mutant::ReleasesTheLiving) => {
+                self.inject(Fault::Cut { from_owner: true, from_other: true, us: away_us });
+            }
+            _ => self.trip(owner, Trip::Kill { silent: true, down_us: away_us, fresh: false }),
+        }
+        self.later(silence_us, Act::Inject(Fault::Release { n: 1 - owner }));
+    }
+
+    pub fn release(&mut self, n: usize) {
+        if !self.nodes[1 - n].up || self.mutant == Some(Mutant::ReleasesTheLiving) {
+            self.ask_start(n, Start::From(NAMES[1 - n].into()));
+        }
+    }
+
     /// A node has answered a request.
     pub fn answered(&mut self, n: usize, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         let late = matches!(outcome, Err(RequestRefusal::TimedOut | RequestRefusal::Undecided));
@@ -49,14 +84,21 @@ impl World {
                 return;
             }
         }
+        let done = outcome.is_ok();
         match outcome {
             Ok(Done::Moved) => self.stats.add(Count::SwitchoversDone),
             Ok(Done::Stopped(_)) => self.stats.add(Count::Stopped),
+            Ok(Done::Started(_)) => self.stats.add(Count::Started),
             Err(_) => self.stats.add(Count::SwitchoversFailed),
         }
         let asked = &mut self.nodes[n].asked;
         match asked.iter().position(|(known, _)| *known == request) {
-            Some(at) => drop(asked.swap_remove(at)),
+            Some(at) => {
+                asked.swap_remove(at);
+                // Whatever was given up was not, unless it may still be carried out.
+                let may_still = late || done || !asked.is_empty();
+                self.nodes[n].fresh &= may_still;
+            }
             None => self.fail(format!("answered: {} answers request {request} again", NAMES[n])),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
 use ftd::role::{
-    ConnId, Event, Fresh, Micros, OnFenced, OnUplinkLoss, Policy, RequestId, Role, StartAs, State,
+    ConnId, Event, Micros, OnFenced, OnUplinkLoss, Policy, RequestId, Role, Start, StartAs, State,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -116,6 +116,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         hard_mount: rng.random_bool(0.5),
         arbiter_us: [500, 3_000, 15_000][rng.random_range(0..3)],
         restart_on_reset: rng.random_bool(0.5),
+        boot_lost_after_us: None,
         eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
         both_primary: rng.random_bool(0.2),
         replay: rng.random_bool(0.5),
@@ -126,7 +127,8 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
 impl World {
     pub fn new(seed: u64, setup: Setup) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let knobs = draw_knobs(&mut rng, setup.calm);
+        let mut knobs = draw_knobs(&mut rng, setup.calm);
+        knobs.boot_lost_after_us = (seed % 3 == 1).then_some(500_000);
         let mut world = Self {
             now: 0,
             seq: 0,
@@ -168,6 +170,7 @@ impl World {
             planned.extend(draw::of_the_pair(seed, heal_at));
             planned.extend(draw::of_the_storage(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
+            planned.extend(draw::of_returns(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -391,7 +394,11 @@ impl World {
             start_as: if founds { StartAs::Primary } else { StartAs::Backup },
             record,
             place: "file /shared/vm.cell".into(),
-            fresh: if fresh { Fresh::Any } else { Fresh::No },
+            boot_lost_after_us: match self.mutant {
+                Some(Mutant::WaitsForEver) => None,
+                Some(Mutant::BootsLostAtOnce) => Some(0),
+                _ => self.knobs.boot_lost_after_us,
+            },
             on_fenced: match self.mutant {
                 Some(Mutant::FencedStaysDown) => OnFenced::Exit,
                 _ => OnFenced::Rejoin,
@@ -418,7 +425,8 @@ impl World {
         node.nonce = nonce;
         node.up = true;
         node.silent = false;
-        node.fresh = fresh;
+        node.fresh = false;
+        node.bereft_since = self.now;
         node.may_end = false;
         node.powered_off = false;
         node.failed_in_race = false;
@@ -438,6 +446,9 @@ impl World {
         self.later(tick, Act::Tick { n, inc });
         self.look_at_network(n);
         self.drive(n);
+        if fresh {
+            self.ask_start(n, Start::Fresh);
+        }
     }
 
     /// A process ends.
@@ -499,7 +510,9 @@ impl World {
                 }
                 _ => {}
             }
-        } else if let Some(cause) = &self.truth.lost {
+        } else if let Some(cause) =
+            self.truth.lost.as_ref().filter(|_| self.knobs.boot_lost_after_us.is_none())
+        {
             self.end = Some(End::StateLost(cause.clone()));
         } else if self.now > self.knobs.heal_at + 1_500_000 && self.nodes.iter().any(|node| node.lost_disk) {
             // The VM is over, and a host that lost its disk founds nothing unasked.

@@ -37,6 +37,10 @@ impl RealHands {
             Input::Control(Wish::Stop { vm, reply }) => {
                 (Some(Event::StopRequested { request: self.expect_answer(reply), vm }), None)
             }
+            Input::Control(Wish::Start { how, within, reply }) => {
+                let until = clock::now_us().saturating_add(within.as_micros() as u64);
+                (Some(Event::StartRequested { request: self.expect_answer(reply), how, until }), None)
+            }
             Input::Control(Wish::Switchover { within, reply }) => {
                 let until = clock::now_us().saturating_add(within.as_micros() as u64);
                 (Some(Event::SwitchoverRequested { request: self.expect_answer(reply), until }), None)
@@ -64,7 +68,11 @@ impl RealHands {
             }
             PeerNews::DialFailed(error) => {
                 self.window.show_disconnected(Some(error.to_string()));
-                Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
+                Event::DialFailed {
+                    why: error.to_string(),
+                    permanent: error.is_permanent(),
+                    answered: error.is_answer(),
+                }
             }
             PeerNews::TurnedAway(refusal) => {
                 self.window.show_turned_away(refusal.to_string());

@@ -44,7 +44,13 @@ impl Backup {
                 Some(Verdict::Lapsed(lapses)) => {
                     format!("in step, but this node could not take over now: {}", in_words(&lapses))
                 }
-                _ => self.why.clone(),
+                _ => match self.ended_in {
+                    Some(generation) => format!(
+                        "the VM has ended in generation {generation}; ftctl start boots it, on either host ({})",
+                        self.why
+                    ),
+                    None => self.why.clone(),
+                },
             },
             Stage::Offered { .. } => {
                 "switchover: checking whether the VM can go on from the state held here".into()

@@ -6,6 +6,7 @@ mod fenced;
 mod primary;
 mod proof;
 mod rehearsal;
+mod start;
 mod stop;
 
 use super::*;
@@ -83,8 +84,8 @@ impl Rig {
             start_as,
             record,
             place: "file /shared/web.cell".into(),
-            fresh: Fresh::No,
             on_fenced: OnFenced::Rejoin,
+            boot_lost_after_us: None,
             restart_on_reset: true,
             on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: LEASE_US,
