@@ -86,6 +86,14 @@ pub enum Refusal {
         /// The backup's.
         backup: u64,
     },
+    /// A host lacks what a backup needs.
+    #[error("node {node} cannot be the backup now: {what}; it tries again by itself")]
+    Lacks {
+        /// Which.
+        node: String,
+        /// What it lacks.
+        what: String,
+    },
     /// A node does not know yet what it has.
     #[error("node {node} cannot compare its files with its peer's yet: {why}")]
     NotReady {
@@ -174,6 +182,7 @@ impl Refusal {
             Self::Differences(_) => 4,
             Self::StalePrimary { .. } => 5,
             Self::NotReady { .. } => 6,
+            Self::Lacks { .. } => 7,
         }
     }
 

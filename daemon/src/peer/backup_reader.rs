@@ -49,6 +49,8 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
         Message::Network(network) => FromBackup::Network(network),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+        // It was welcomed, and cannot follow after all.
+        Message::Refuse(refuse) => return Err(LinkEnd::Bye(refuse.text)),
         _ => return Err(LinkEnd::Lost(LinkError::OutOfRole)),
     })
 }

@@ -70,6 +70,7 @@
 //!   has found itself there with what it holds (`proof`, `standing`). Nothing above rests on that word.
 
 mod arbitration;
+mod attempts;
 mod backup;
 mod bereft;
 mod command;
@@ -95,7 +96,7 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
-pub use policy::{OnFenced, OnLostMemory, Policy, StartAs};
+pub use policy::{OnFenced, OnLostMemory, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;

@@ -1,6 +1,7 @@
 //! The backup as the operator sees it.
 
 use super::{Backup, Hold, Stage};
+use crate::role::attempts::in_seconds;
 use crate::role::core::Core;
 use crate::role::proof::{Lapsed, Verdict};
 use crate::role::standing::in_words;
@@ -44,12 +45,16 @@ impl Backup {
                 Some(Verdict::Lapsed(lapses)) => {
                     format!("in step, but this node could not take over now: {}", in_words(&lapses))
                 }
-                _ => match self.ended_in {
-                    Some(generation) => format!(
+                _ => match (self.ended_in, self.dial_at) {
+                    (Some(generation), _) => format!(
                         "the VM has ended in generation {generation}; ftctl start boots it, on either host ({})",
                         self.why
                     ),
-                    None => self.why.clone(),
+                    (None, Some(at)) => {
+                        let wait = in_seconds(at.saturating_sub(core.now));
+                        format!("{}; dials the primary again in {wait}", self.why)
+                    }
+                    (None, None) => self.why.clone(),
                 },
             },
             Stage::Offered { .. } => {
