@@ -103,7 +103,7 @@ fn a_host_that_is_gone_for_good_is_released_by_one_command() {
     World::run("a_host_that_is_gone_for_good_is_released_by_one_command", |world| {
         let mut pair = Pair::protected(world);
         let refused = pair.beta.ctl(&["release", "alpha", "--yes"]);
-        assert!(refused.code == 5 && refused.stderr.contains("node alpha was heard 0 s ago"), "{refused:?}");
+        assert!(refused.code == 5 && refused.stderr.contains("node alpha was heard"), "{refused:?}");
         // The backup loses what it holds, and then the owner's host is gone.
         pair.beta.kill();
         pair.alpha.wait_until(Role::Primary, State::Solo);

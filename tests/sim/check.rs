@@ -184,6 +184,10 @@ impl World {
         if won.cell.standby.is_some() && self.nodes[n].exec.refused == Some(image.epoch) {
             self.fail(format!("I3: {name} won the cell with {image:?}, which its machine refused"));
         }
+        // It was given up for lost before a request under way came to name this copy.
+        if self.owner() == Some(n) {
+            self.truth.lost = None;
+        }
     }
 
     /// A node goes on with a VM that it has handed over.

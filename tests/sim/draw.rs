@@ -5,7 +5,7 @@ use ftd::role::Micros;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::faults::{Fault, When, Whom};
+use crate::faults::{Fault, Return, When, Whom};
 use crate::model::Trip;
 use crate::schedule::Hook;
 use crate::world::World;
@@ -116,11 +116,12 @@ pub fn of_returns(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..4) {
-                0 => Fault::Bury,
-                _ => Fault::Start { whom: whom(&mut rng), fresh: rng.random_bool(0.2) },
+            let fault = match rng.random_range(0..20) {
+                0..5 => Return::Bury,
+                5..8 => Return::BootFresh(whom(&mut rng)),
+                _ => Return::Boot(whom(&mut rng)),
             };
-            (moment(&mut rng, until), fault)
+            (moment(&mut rng, until), Fault::Return(fault))
         })
         .collect()
 }

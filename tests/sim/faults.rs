@@ -3,7 +3,7 @@
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Micros, Start, Times};
+use ftd::role::{Event, GuestEnd, Micros, Times};
 use rand::Rng;
 
 use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
@@ -17,6 +17,18 @@ use crate::world::World;
 pub enum Whom {
     Owner,
     Other,
+}
+
+/// What the operator does to have the VM back.
+#[derive(Clone, Copy, Debug)]
+pub enum Return {
+    /// He has it booted after it has ended.
+    Boot(Whom),
+    /// He gives a lost state up for it.
+    BootFresh(Whom),
+    /// The owner's host dies; he has the other one go on without it.
+    Bury,
+    Release(usize),
 }
 
 /// A fault, or a request from outside.
@@ -88,16 +100,8 @@ pub enum Fault {
         whom: Whom,
         power_off: bool,
     },
-    /// The operator has the VM booted.
-    Start {
-        whom: Whom,
-        fresh: bool,
-    },
-    /// The owner's host dies; the operator has the other one go on without it.
-    Bury,
-    Release {
-        n: usize,
-    },
+    /// The operator has the VM back.
+    Return(Return),
     /// A second process says that it is the backup.
     SecondSelf,
     Guest {
@@ -180,7 +184,7 @@ impl World {
         cell.and_then(|cell| cell.owner.as_deref()).and_then(index_of).unwrap_or(0)
     }
 
-    fn pick(&self, whom: Whom) -> usize {
+    pub fn pick(&self, whom: Whom) -> usize {
         match whom {
             Whom::Owner => self.owner_index(),
             Whom::Other => 1 - self.owner_index(),
@@ -251,11 +255,7 @@ impl World {
                 self.ask_switchover(n, within_us);
             }
             Fault::Stop { whom, power_off } => self.ask_stop(self.pick(whom), power_off),
-            Fault::Start { whom, fresh } => {
-                self.ask_start(self.pick(whom), if fresh { Start::Fresh } else { Start::Ended });
-            }
-            Fault::Bury => self.bury(owner),
-            Fault::Release { n } => self.release(n),
+            Fault::Return(back) => self.bring_back(owner, back),
             Fault::SecondSelf => self.second_self(1 - owner),
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),

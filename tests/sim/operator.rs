@@ -2,7 +2,7 @@
 
 use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Return};
 use crate::model::{Input, Msg, Mutant, NAMES, Trip};
 use crate::schedule::Act;
 use crate::stats::Count;
@@ -52,12 +52,23 @@ impl World {
                 how
             }
         };
+        // It begins anew then, whatever failed before.
+        self.nodes[n].exec.unprepared_at = None;
         let until = self.nodes[n].clock(self.now) + 1_000_000;
         self.asks(n, |request| Event::StartRequested { request, how, until });
     }
 
+    pub fn bring_back(&mut self, owner: usize, back: Return) {
+        match back {
+            Return::Boot(whom) => self.ask_start(self.pick(whom), Start::Ended),
+            Return::BootFresh(whom) => self.ask_start(self.pick(whom), Start::Fresh),
+            Return::Bury => self.bury(owner),
+            Return::Release(n) => self.release(n),
+        }
+    }
+
     /// The owner's host dies, and the operator has the other one go on without it while it is away.
-    pub fn bury(&mut self, owner: usize) {
+    fn bury(&mut self, owner: usize) {
         let silence_us = self.knobs.patience_us + 100_000;
         let away_us = silence_us + 300_000;
         match self.mutant {
@@ -66,10 +77,10 @@ impl World {
             }
             _ => self.trip(owner, Trip::Kill { silent: true, down_us: away_us, fresh: false }),
         }
-        self.later(silence_us, Act::Inject(Fault::Release { n: 1 - owner }));
+        self.later(silence_us, Act::Inject(Fault::Return(Return::Release(1 - owner))));
     }
 
-    pub fn release(&mut self, n: usize) {
+    fn release(&mut self, n: usize) {
         if !self.nodes[1 - n].up || self.mutant == Some(Mutant::ReleasesTheLiving) {
             self.ask_start(n, Start::From(NAMES[1 - n].into()));
         }
@@ -84,7 +95,7 @@ impl World {
                 return;
             }
         }
-        let done = outcome.is_ok();
+        let done = matches!(outcome, Ok(_) | Err(RequestRefusal::NotRunning | RequestRefusal::AlreadyRuns));
         match outcome {
             Ok(Done::Moved) => self.stats.add(Count::SwitchoversDone),
             Ok(Done::Stopped(_)) => self.stats.add(Count::Stopped),

@@ -383,6 +383,11 @@ impl World {
         if self.nodes[n].up {
             return;
         }
+        let peer = &self.nodes[1 - n];
+        if peer.up && peer.fresh && !peer.asked.is_empty() {
+            // The operator has said that this host is gone for good: it stays so until that is done.
+            return self.later(100_000, Act::Start { n, fresh });
+        }
         let both_primary = self.knobs.both_primary;
         let forgets = self.mutant == Some(Mutant::ForgetsRecord);
         let record = self.nodes[n].record.filter(|_| !forgets);

@@ -25,11 +25,13 @@ fn began(found: Cell) -> Rig {
 
 /// The cell says this, once what was being read before the operator's word has been answered.
 fn reads(rig: &mut Rig, found: &Cell) -> Vec<Command> {
-    let mut answer = || rig.on(Event::CellRead(Ok(Some(found.clone()))));
-    match answer() {
-        commands if commands == [Command::ReadCell] => answer(),
-        commands => commands,
+    let answer = || Event::CellRead(Ok(Some(found.clone())));
+    let commands = rig.on(answer());
+    if !commands.iter().all(|command| *command == Command::ReadCell) {
+        return commands;
     }
+    rig.tick_after(20_000);
+    rig.on(answer())
 }
 
 fn bereft() -> Rig {
