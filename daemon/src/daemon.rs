@@ -6,8 +6,8 @@ use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Need,
-    RecordError, RecordFile, Watchdog, facts, prepare_host, take_fresh,
+    self, ArbiterAnswer, Contents, DescribeError, HostError, InstanceLock, LockError, Log, Need, RecordError,
+    RecordFile, Watchdog, facts, prepare_host,
 };
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
@@ -16,7 +16,7 @@ use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, Fresh, NodeRecord, OnUplinkLoss, Policy, Times};
+use crate::role::{Exit, NodeRecord, OnUplinkLoss, Policy, Times};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -50,9 +50,6 @@ pub enum DaemonError {
     /// This node's record of the cell cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The permission for a fresh boot cannot be taken.
-    #[error(transparent)]
-    Fresh(#[from] FreshError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
@@ -75,7 +72,6 @@ impl DaemonError {
     pub fn exit(&self) -> DaemonExit {
         match self {
             Self::Host(e) => e.exit(),
-            Self::Fresh(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
             Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
             Self::Config(_) => DaemonExit::Usage,
@@ -85,7 +81,7 @@ impl DaemonError {
 }
 
 /// Runs until the replica ends. `file` is where `config` comes from.
-pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, DaemonError> {
+pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
     if config.ask_arbiter()? == ArbiterAnswer::Late {
@@ -93,11 +89,6 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     }
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
-    let fresh = match take_fresh(config, record)? {
-        _ if fresh => Fresh::Any,
-        Some(generation) => Fresh::Over(generation),
-        None => Fresh::No,
-    };
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config)?;
     let telemetry = Arc::new(Telemetry::default());
@@ -177,7 +168,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         telemetry,
         watchdog,
     };
-    let exit = replica::run(policy(config, fresh, record), parts)?;
+    let exit = replica::run(policy(config, record), parts)?;
     publisher.stopping();
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -235,7 +226,7 @@ fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeErr
     })
 }
 
-fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
+fn policy(config: &Config, record: Option<NodeRecord>) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
     let Times { failure_timeout_us, takeover_delay_us } = Tuning::from(r).times;
@@ -245,8 +236,8 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         start_as: config.start_as,
         record,
         place: config.arbiter().place().to_string(),
-        fresh,
         on_fenced: config.recovery.on_fenced,
+        boot_lost_after_us: config.recovery.boot_lost_after_s().map(|s| s * 1_000_000),
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         on_uplink_loss: config.machine.net.as_ref().map_or(OnUplinkLoss::Stay, |net| net.on_uplink_loss),
         lease_us: us(r.lease_ms),

@@ -2,7 +2,7 @@
 
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
-use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, State, Status};
+use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, Start, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
 use ftd::observe::{Percentiles, ServiceStatus};
 use std::io::{Read, Write};
@@ -29,6 +29,10 @@ impl Controlled for Daemon {
         } else {
             Err(Failure::Refused("there is no backup to hand the VM to".into()))
         }
+    }
+
+    async fn start(&self, how: Start, _: Duration) -> Result<String, Failure> {
+        Ok(format!("started: {how:?}"))
     }
 
     async fn stop(&self, _: Option<Duration>) -> Result<String, Failure> {

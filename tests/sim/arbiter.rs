@@ -414,7 +414,7 @@ impl World {
             (_, _, true) => "given up by the operator (--fresh)",
             (false, false, false) => "cell set",
         };
-        let excused = by.fresh || by.failed_in_race || by.powered_off;
+        let excused = self.may_boot_lost(node) || by.fresh || by.failed_in_race || by.powered_off;
         self.check_copies(cause, dead || excused);
         self.hook(Hook::CellSet);
     }

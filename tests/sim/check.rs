@@ -16,7 +16,7 @@
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use ft_netbuf::Gate;
-use ftd::role::{Role, State};
+use ftd::role::{Micros, Role, State};
 
 use crate::arbiter::Entry;
 use crate::model::{Frame, NAMES, Replication, index_of};
@@ -117,13 +117,26 @@ impl World {
         if self.owner() != Some(n) || cell.standby.is_some() {
             self.fail(format!("I2: {} boots, the cell says {cell:?}", NAMES[n]));
         }
-        if self.truth.alive && !self.nodes[n].fresh {
-            self.fail(format!("{} boots silently over a state that exists or existed", NAMES[n]));
+        let by_policy = self.may_boot_lost(n);
+        if self.truth.alive && by_policy {
+            self.stats.add(Count::BootedLost);
+        }
+        if self.truth.alive && !self.nodes[n].fresh && !by_policy {
+            self.fail(format!("boots silently: {}, over a state that exists or existed", NAMES[n]));
         }
         self.truth.runs += 1;
         self.truth.shown = 0;
         self.truth.alive = true;
         self.truth.lost = None;
+    }
+
+    /// Whether this node has been without the memory of its VM for as long as the configuration wants.
+    pub fn may_boot_lost(&self, n: usize) -> bool {
+        let (node, exec) = (&self.nodes[n], &self.nodes[n].exec);
+        let bereft = exec.vm.is_none() && exec.image.is_none() && exec.sealed_off.is_none();
+        // By how much clocks drift.
+        let long = |after: Micros| self.now >= node.bereft_since + after - after / 20;
+        bereft && self.knobs.boot_lost_after_us.is_some_and(long)
     }
 
     /// A node is about to resume the VM from what it holds.
@@ -153,6 +166,11 @@ impl World {
             self.fail(format!("I3: {name} takes over at epoch {epoch} from {image:?}"));
         }
         let named = before.cell.standby.as_ref().map(|s| (s.node.as_str(), s.pairing));
+        // The operator takes what is held here for what a host had that is gone for good.
+        if self.nodes[n].fresh {
+            self.truth.lost = None;
+            return;
+        }
         if named != Some((name, image.pairing)) {
             self.fail(format!("I3: {name} takes over with {image:?}, the cell named {named:?}"));
         }
@@ -165,6 +183,10 @@ impl World {
         }
         if won.cell.standby.is_some() && self.nodes[n].exec.refused == Some(image.epoch) {
             self.fail(format!("I3: {name} won the cell with {image:?}, which its machine refused"));
+        }
+        // It was given up for lost before a request under way came to name this copy.
+        if self.owner() == Some(n) {
+            self.truth.lost = None;
         }
     }
 

@@ -5,7 +5,7 @@ use ftd::role::Micros;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::faults::{Fault, When, Whom};
+use crate::faults::{Fault, Return, When, Whom};
 use crate::model::Trip;
 use crate::schedule::Hook;
 use crate::world::World;
@@ -119,6 +119,22 @@ pub fn of_the_link(seed: u64, until: Micros) -> Vec<(When, Fault)> {
             // One connection stands still.
             true => vec![(moment(&mut rng, until), Fault::Stick)],
             false => late_answer(&mut rng, until),
+        })
+        .collect()
+}
+
+/// Draws what the operator does to have the VM back, in the same way.
+pub fn of_returns(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0x7e7a);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=3) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = match rng.random_range(0..20) {
+                0..5 => Return::Bury,
+                5..8 => Return::BootFresh(whom(&mut rng)),
+                _ => Return::Boot(whom(&mut rng)),
+            };
+            (moment(&mut rng, until), Fault::Return(fault))
         })
         .collect()
 }

@@ -19,6 +19,18 @@ pub enum Whom {
     Other,
 }
 
+/// What the operator does to have the VM back.
+#[derive(Clone, Copy, Debug)]
+pub enum Return {
+    /// He has it booted after it has ended.
+    Boot(Whom),
+    /// He gives a lost state up for it.
+    BootFresh(Whom),
+    /// The owner's host dies; he has the other one go on without it.
+    Bury,
+    Release(usize),
+}
+
 /// A fault, or a request from outside.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -88,6 +100,8 @@ pub enum Fault {
         whom: Whom,
         power_off: bool,
     },
+    /// The operator has the VM back.
+    Return(Return),
     /// A second process says that it is the backup.
     SecondSelf,
     /// The stream of the newest link swallows everything from now on; its pulse beats.
@@ -172,7 +186,7 @@ impl World {
         cell.and_then(|cell| cell.owner.as_deref()).and_then(index_of).unwrap_or(0)
     }
 
-    fn pick(&self, whom: Whom) -> usize {
+    pub fn pick(&self, whom: Whom) -> usize {
         match whom {
             Whom::Owner => self.owner_index(),
             Whom::Other => 1 - self.owner_index(),
@@ -243,6 +257,7 @@ impl World {
                 self.ask_switchover(n, within_us);
             }
             Fault::Stop { whom, power_off } => self.ask_stop(self.pick(whom), power_off),
+            Fault::Return(back) => self.bring_back(owner, back),
             Fault::SecondSelf => self.second_self(1 - owner),
             Fault::Stick => self.stick_newest(),
             Fault::Guest { kind } => self.end_guest(owner, kind),
@@ -359,6 +374,7 @@ impl World {
         }
         self.stats.add(Count::FaultMachine);
         node.exec.vm = None;
+        node.bereft_since = self.now;
         self.note_race(n);
         self.check_copies("the host failed the machine", true);
         let why = String::from("no memory");

@@ -41,6 +41,8 @@ pub struct Knobs {
     /// A call on a storage that cannot be reached hangs until it can; else it fails.
     pub hard_mount: bool,
     pub restart_on_reset: bool,
+    /// When a VM whose memory is lost is booted anew, if it is.
+    pub boot_lost_after_us: Option<Micros>,
     /// The receiver seals when the bytes arrive, ahead of the events that still wait for the core.
     pub eager: [bool; 2],
     /// Both nodes would boot the VM on an empty cell.
@@ -268,8 +270,10 @@ pub struct Node {
     pub failed_in_race: bool,
     /// What the operator asked of this process and was not answered, and when.
     pub asked: Vec<(RequestId, Micros)>,
-    /// This process was started with leave to give a lost state up.
+    /// The operator gives a state up that this process, or one that is gone for good, has or had.
     pub fresh: bool,
+    /// Since when this process has had no machine, if it has none.
+    pub bereft_since: Micros,
     /// So many restores to come fail.
     pub fail_takeovers: u32,
     /// The next state that is loaded before the cell is asked is refused.
@@ -385,6 +389,14 @@ pub enum Mutant {
     TriesAtOnce,
     /// A node that lost the arbitration ends, and waits for somebody to start it.
     FencedStaysDown,
+    /// An owner whose memory is lost waits for the operator, whatever the configuration says.
+    WaitsForEver,
+    /// An owner whose memory is lost boots the VM anew at once.
+    BootsLostAtOnce,
+    /// Asked for the next boot of a VM that has ended, a node gives up a lost state.
+    StartIsFresh,
+    /// The operator says that a host is gone for good which is not.
+    ReleasesTheLiving,
     /// Any process that says hello is taken for the backup come back.
     AnyHelloEvicts,
     /// Whatever the peer says, the VM would be reached there.
@@ -405,7 +417,10 @@ impl Mutant {
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
             Self::RehearsesNothing => "I9",
-            Self::IgnoresMachine | Self::IgnoresBoot | Self::FencedStaysDown => "liveness",
+            Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
+            Self::FencedStaysDown | Self::WaitsForEver => "liveness",
+            Self::BootsLostAtOnce | Self::StartIsFresh => "boots silently",
+            Self::ReleasesTheLiving => "I2",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
             Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
@@ -430,7 +445,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 48] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -459,6 +474,10 @@ impl Mutant {
         Self::IgnoresMachine,
         Self::IgnoresBoot,
         Self::FencedStaysDown,
+        Self::WaitsForEver,
+        Self::BootsLostAtOnce,
+        Self::StartIsFresh,
+        Self::ReleasesTheLiving,
         Self::IgnoresMisfit,
         Self::BelievesAnyAck,
         Self::BackupStopsAtOnce,

@@ -271,7 +271,7 @@ impl World {
                 return None;
             }
         }
-        Some(Event::DialFailed { why, permanent })
+        Some(Event::DialFailed { why, permanent, answered: true })
     }
 
     /// A checkpoint is complete: it must be the one after what is held.

@@ -1,8 +1,10 @@
 //! The operator: asks for switchovers and stops, and wants an answer to each.
 
-use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal};
+use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
 
-use crate::model::{Input, Msg, Mutant, NAMES};
+use crate::faults::{Fault, Return};
+use crate::model::{Input, Msg, Mutant, NAMES, Trip};
+use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -40,6 +42,50 @@ impl World {
         self.asks(n, |request| Event::StopRequested { request, vm });
     }
 
+    /// The VM is to boot here, or to go on without the node that owns it.
+    pub fn ask_start(&mut self, n: usize, how: Start) {
+        self.stats.add(Count::OperatorStart);
+        let how = match self.mutant {
+            Some(Mutant::StartIsFresh) if how == Start::Ended => Start::Fresh,
+            _ => {
+                self.nodes[n].fresh |= how != Start::Ended;
+                how
+            }
+        };
+        // It begins anew then, whatever failed before.
+        self.nodes[n].exec.unprepared_at = None;
+        let until = self.nodes[n].clock(self.now) + 1_000_000;
+        self.asks(n, |request| Event::StartRequested { request, how, until });
+    }
+
+    pub fn bring_back(&mut self, owner: usize, back: Return) {
+        match back {
+            Return::Boot(whom) => self.ask_start(self.pick(whom), Start::Ended),
+            Return::BootFresh(whom) => self.ask_start(self.pick(whom), Start::Fresh),
+            Return::Bury => self.bury(owner),
+            Return::Release(n) => self.release(n),
+        }
+    }
+
+    /// The owner's host dies, and the operator has the other one go on without it while it is away.
+    fn bury(&mut self, owner: usize) {
+        let silence_us = self.knobs.patience_us + 100_000;
+        let away_us = silence_us + 300_000;
+        match self.mutant {
+            Some(Mutant::ReleasesTheLiving) => {
+                self.inject(Fault::Cut { from_owner: true, from_other: true, us: away_us });
+            }
+            _ => self.trip(owner, Trip::Kill { silent: true, down_us: away_us, fresh: false }),
+        }
+        self.later(silence_us, Act::Inject(Fault::Return(Return::Release(1 - owner))));
+    }
+
+    fn release(&mut self, n: usize) {
+        if !self.nodes[1 - n].up || self.mutant == Some(Mutant::ReleasesTheLiving) {
+            self.ask_start(n, Start::From(NAMES[1 - n].into()));
+        }
+    }
+
     /// A node has answered a request.
     pub fn answered(&mut self, n: usize, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         let late = matches!(outcome, Err(RequestRefusal::TimedOut | RequestRefusal::Undecided));
@@ -49,14 +95,21 @@ impl World {
                 return;
             }
         }
+        let done = matches!(outcome, Ok(_) | Err(RequestRefusal::NotRunning | RequestRefusal::AlreadyRuns));
         match outcome {
             Ok(Done::Moved) => self.stats.add(Count::SwitchoversDone),
             Ok(Done::Stopped(_)) => self.stats.add(Count::Stopped),
+            Ok(Done::Started(_)) => self.stats.add(Count::Started),
             Err(_) => self.stats.add(Count::SwitchoversFailed),
         }
         let asked = &mut self.nodes[n].asked;
         match asked.iter().position(|(known, _)| *known == request) {
-            Some(at) => drop(asked.swap_remove(at)),
+            Some(at) => {
+                asked.swap_remove(at);
+                // Whatever was given up was not, unless it may still be carried out.
+                let may_still = late || done || !asked.is_empty();
+                self.nodes[n].fresh &= may_still;
+            }
             None => self.fail(format!("answered: {} answers request {request} again", NAMES[n])),
         }
     }

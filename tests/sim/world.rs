@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
 use ftd::role::{
-    ConnId, Event, Fresh, Micros, OnFenced, OnUplinkLoss, Policy, RequestId, Role, StartAs, State,
+    ConnId, Event, Micros, OnFenced, OnUplinkLoss, Policy, RequestId, Role, Start, StartAs, State,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -117,6 +117,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         hard_mount: rng.random_bool(0.5),
         arbiter_us: [500, 3_000, 15_000][rng.random_range(0..3)],
         restart_on_reset: rng.random_bool(0.5),
+        boot_lost_after_us: None,
         eager: [rng.random_bool(0.5), rng.random_bool(0.5)],
         both_primary: rng.random_bool(0.2),
         replay: rng.random_bool(0.5),
@@ -127,7 +128,8 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
 impl World {
     pub fn new(seed: u64, setup: Setup) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let knobs = draw_knobs(&mut rng, setup.calm);
+        let mut knobs = draw_knobs(&mut rng, setup.calm);
+        knobs.boot_lost_after_us = (seed % 3 == 1).then_some(500_000);
         let mut world = Self {
             now: 0,
             seq: 0,
@@ -170,6 +172,7 @@ impl World {
             planned.extend(draw::of_the_storage(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));
+            planned.extend(draw::of_returns(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -386,6 +389,11 @@ impl World {
         if self.nodes[n].up {
             return;
         }
+        let peer = &self.nodes[1 - n];
+        if peer.up && peer.fresh && !peer.asked.is_empty() {
+            // The operator has said that this host is gone for good: it stays so until that is done.
+            return self.later(100_000, Act::Start { n, fresh });
+        }
         let both_primary = self.knobs.both_primary;
         let forgets = self.mutant == Some(Mutant::ForgetsRecord);
         let record = self.nodes[n].record.filter(|_| !forgets);
@@ -399,7 +407,11 @@ impl World {
             start_as: if founds { StartAs::Primary } else { StartAs::Backup },
             record,
             place: "file /shared/vm.cell".into(),
-            fresh: if fresh { Fresh::Any } else { Fresh::No },
+            boot_lost_after_us: match self.mutant {
+                Some(Mutant::WaitsForEver) => None,
+                Some(Mutant::BootsLostAtOnce) => Some(0),
+                _ => self.knobs.boot_lost_after_us,
+            },
             on_fenced: match self.mutant {
                 Some(Mutant::FencedStaysDown) => OnFenced::Exit,
                 _ => OnFenced::Rejoin,
@@ -428,7 +440,8 @@ impl World {
         node.nonce = nonce;
         node.up = true;
         node.silent = false;
-        node.fresh = fresh;
+        node.fresh = false;
+        node.bereft_since = self.now;
         node.may_end = false;
         node.powered_off = false;
         node.failed_in_race = false;
@@ -448,6 +461,9 @@ impl World {
         self.later(tick, Act::Tick { n, inc });
         self.look_at_network(n);
         self.drive(n);
+        if fresh {
+            self.ask_start(n, Start::Fresh);
+        }
     }
 
     /// A process ends.
@@ -509,7 +525,9 @@ impl World {
                 }
                 _ => {}
             }
-        } else if let Some(cause) = &self.truth.lost {
+        } else if let Some(cause) =
+            self.truth.lost.as_ref().filter(|_| self.knobs.boot_lost_after_us.is_none())
+        {
             self.end = Some(End::StateLost(cause.clone()));
         } else if self.now > self.knobs.heal_at + 1_500_000 && self.nodes.iter().any(|node| node.lost_disk) {
             // The VM is over, and a host that lost its disk founds nothing unasked.

@@ -3,12 +3,13 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
-use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, Status};
+use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, Start, Status};
 use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
 use ftd::control::show::{self, Palette};
 use ftd::exit::CtlExit;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,35 @@ enum Action {
         #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
         timeout: Duration,
     },
+    /// Boot the VM on this node, after it has ended; with --fresh, after its state was lost
+    ///
+    /// A VM that ended (its guest powered off, ftctl stop --power-off) stays off until then, or until a daemon starts
+    /// whose start_as is "primary". A VM whose memory was lost, since both hosts died, waits for it on the host that
+    /// owns it. A VM that runs, or could go on somewhere, is never booted anew.
+    #[command(visible_alias = "boot")]
+    Start {
+        /// Boot the VM anew although its memory is lost, or the other host may still hold it: that state is given up
+        #[arg(long)]
+        fresh: bool,
+        /// Give up after this time: 30s, 500ms, 2m
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+        timeout: Duration,
+    },
+    /// Take the VM over from a host that is gone for good, when this node may not do so by itself
+    ///
+    /// Only your word can say that: if that host runs the VM and merely cannot be reached, two hosts speak for the VM.
+    /// The VM goes on from the state that this node holds; all that happened since is lost. If this node holds none,
+    /// the VM boots anew. Refused while the other host is heard, and for 10 s after.
+    Release {
+        /// The node that owns the VM, and is gone
+        node: Name,
+        /// Do it; without this, say what would be done
+        #[arg(long)]
+        yes: bool,
+        /// Give up after this time: 30s, 500ms, 2m
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+        timeout: Duration,
+    },
     /// Attach to the VM's serial console; Ctrl-] detaches
     Console,
     /// Wait until the VM has reached a state; also waits for a daemon that is still starting
@@ -100,7 +130,7 @@ enum End {
     /// Our own input or output failed.
     Local(io::Error),
     /// The operator did not confirm.
-    Unconfirmed(&'static str),
+    Unconfirmed(Cow<'static, str>),
 }
 
 impl From<ClientError> for End {
@@ -124,7 +154,7 @@ fn main() -> ExitCode {
         // Whoever read our output has seen enough.
         End::Local(error) if error.kind() == io::ErrorKind::BrokenPipe => return CtlExit::Ok.into(),
         End::Local(error) => (error.to_string(), CtlExit::Failure),
-        End::Unconfirmed(message) => (message.to_owned(), CtlExit::Usage),
+        End::Unconfirmed(message) => (message.into_owned(), CtlExit::Usage),
         End::Client(error) => (error.to_string(), exit_of(&error)),
     };
     eprintln!("ftctl: {message}");
@@ -159,6 +189,21 @@ fn run(command: &Command) -> Result<CtlExit, End> {
                 confirm(&client.status()?)?;
             }
             print_done(&client.request(Request::Switchover { timeout_ms: millis(*timeout) })?, command.json)
+        }
+        Action::Start { fresh, timeout } => {
+            let how = if *fresh { Start::Fresh } else { Start::Ended };
+            print_done(
+                &connect()?.request(Request::Start { how, timeout_ms: millis(*timeout) })?,
+                command.json,
+            )
+        }
+        Action::Release { node, yes, timeout } => {
+            let mut client = connect()?;
+            if !yes {
+                return Err(End::Unconfirmed(what_release_does(&client.status()?, node).into()));
+            }
+            let how = Start::From(node.to_string());
+            print_done(&client.request(Request::Start { how, timeout_ms: millis(*timeout) })?, command.json)
         }
         Action::Console => console(connect()?),
         Action::Wait { goal, timeout } => {
@@ -249,7 +294,7 @@ fn watch(mut client: Client, json: bool) -> Result<CtlExit, End> {
 fn confirm(status: &Status) -> Result<(), End> {
     if !io::stdin().is_terminal() {
         return Err(End::Unconfirmed(
-            "standard input is no terminal: pass --yes to hand the VM over without confirmation",
+            "standard input is no terminal: pass --yes to hand the VM over without confirmation".into(),
         ));
     }
     eprint!("Hand {} over from {} to {}? [y/N] ", status.vm, status.node, status.peer.node);
@@ -257,8 +302,24 @@ fn confirm(status: &Status) -> Result<(), End> {
     io::stdin().lock().read_line(&mut answer)?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(End::Unconfirmed("nothing was done")),
+        _ => Err(End::Unconfirmed("nothing was done".into())),
     }
+}
+
+fn what_release_does(status: &Status, gone: &Name) -> String {
+    format!(
+        "nothing was done. {} is {} {} in generation {}: {}. With --yes, {} becomes the owner of {} in the place of \
+         {gone}: the VM goes on from what {} holds, or boots anew if that is nothing, and what {gone} had of it is \
+         lost. Make sure that {gone} does not run",
+        status.node,
+        status.role,
+        status.state,
+        status.generation,
+        status.detail,
+        status.node,
+        status.vm,
+        status.node
+    )
 }
 
 fn wait(target: &Target, goal: Goal, deadline: Instant) -> Result<Status, End> {

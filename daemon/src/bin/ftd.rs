@@ -31,10 +31,6 @@ enum Cmd {
         /// The configuration, as in ftd.example.toml
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Boot the VM anew although the peer may still hold its state: the old state is given up.
-        /// Only on the node that owns the VM
-        #[arg(long)]
-        fresh: bool,
     },
     /// Say which cell of the arbiter this node's VM is in: found it if there is none, else take the one there
     ///
@@ -48,15 +44,6 @@ enum Cmd {
         /// Forget the cell that this node has recorded
         #[arg(long)]
         forget: bool,
-    },
-    /// Allow the service's next start to boot the VM anew, when both hosts have lost its state or you give it up
-    ///
-    /// Works only on the node that owns the VM, while its daemon is stopped. The permission is for one boot. It becomes
-    /// void once the VM has gone on on either host.
-    AllowFresh {
-        /// The configuration
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
     },
     /// Check a configuration and this host; runs nothing, only creates the daemon's missing directories
     CheckConfig {
@@ -119,9 +106,8 @@ enum Cmd {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Cmd::Run { config, fresh } => run(&config, fresh),
+        Cmd::Run { config } => run(&config),
         Cmd::Init { config, forget } => init(&config, if forget { Earlier::Forget } else { Earlier::Keep }),
-        Cmd::AllowFresh { config } => allow_fresh(&config),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
         Cmd::Record { config, out, limit, stdin, quiet } => {
             record(&config, &RecordOptions { out, limit, stdin, quiet })
@@ -171,26 +157,6 @@ fn init(path: &Path, earlier: Earlier) -> DaemonExit {
     }
 }
 
-fn allow_fresh(path: &Path) -> DaemonExit {
-    let config = match load(path) {
-        Ok(config) => config,
-        Err(exit) => return exit,
-    };
-    match host::allow_fresh(&config) {
-        Ok(generation) => {
-            println!(
-                "{}: the next start boots the VM anew and gives up its state of generation {generation}",
-                config.vm
-            );
-            DaemonExit::Ok
-        }
-        Err(e) => {
-            eprintln!("ftd: {e}");
-            e.exit()
-        }
-    }
-}
-
 fn check(path: &Path, syntax_only: bool) -> DaemonExit {
     let config = match load(path) {
         Ok(config) => config,
@@ -226,7 +192,7 @@ fn ended(outcome: Result<DaemonExit, recording::RunError>) -> DaemonExit {
     })
 }
 
-fn run(path: &Path, fresh: bool) -> DaemonExit {
+fn run(path: &Path) -> DaemonExit {
     let config = match load(path) {
         Ok(config) => config,
         Err(exit) => return exit,
@@ -239,7 +205,7 @@ fn run(path: &Path, fresh: bool) -> DaemonExit {
         }
     };
     tracing::info!(vm = %config.vm, node = %config.node, "ftd {}", env!("CARGO_PKG_VERSION"));
-    match daemon::run(&config, path, fresh, log) {
+    match daemon::run(&config, path, log) {
         Ok(exit) => {
             let code = daemon::exit_code(&exit);
             match exit {

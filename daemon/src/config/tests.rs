@@ -80,6 +80,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ("#epoch_ms = 5", "epoch_ms = 51", "must be at least twice epoch_ms (51)"),
         ("#guest_speed_min_pct = 10", "guest_speed_min_pct = 0", "must be 1 to 100"),
         ("#on_overload = \"yield\"", "on_overload = \"crash\"", "unknown variant `crash`"),
+        ("#boot_delay_s = 60", "boot_delay_s = 0", "recovery.boot_delay_s = 0: must be 1 to 86400"),
         ("#on_fenced = \"rejoin\"", "on_fenced = \"wait\"", "unknown variant `wait`"),
         ("#vcpus = 1", "vcpus = 65", "machine.vcpus = 65: must be 1 to 64"),
         ("#vcpus = 1", "vcpus = 300", "expected u8"),

@@ -142,6 +142,7 @@ impl Config {
         within("replication.heartbeat_ms", r.heartbeat_ms, 1..=10_000)?;
         within("replication.lease_ms", r.lease_ms, 2..=60_000)?;
         within("replication.failure_timeout_ms", r.failure_timeout_ms, 10..=600_000)?;
+        within("recovery.boot_delay_s", self.recovery.boot_delay_s, 1..=86_400)?;
         within("replication.rehearsal_s", r.rehearsal_s, 1..=86_400)?;
         within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
         if r.hold_ms_max < 2 * r.epoch_ms {

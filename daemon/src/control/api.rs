@@ -12,7 +12,7 @@ pub use crate::observe::{
     ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS,
     Status,
 };
-pub use crate::role::{Role, State};
+pub use crate::role::{Role, Start, State};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -51,6 +51,13 @@ pub enum Request {
     #[serde(alias = "failover")]
     Switchover {
         /// Given up after this time, with the VM where it was.
+        timeout_ms: u64,
+    },
+    /// Boots the VM on this node, or goes on with what it holds; answered when that is certain.
+    Start {
+        /// What is given up for it.
+        how: Start,
+        /// Given up after this time.
         timeout_ms: u64,
     },
     /// Answers when the goal is reached.
@@ -105,7 +112,7 @@ impl Goal {
 pub enum Response {
     /// To `status`, `watch` and `wait`.
     Status(Box<Status>),
-    /// To `switchover` and `stop`: done, in words.
+    /// To `switchover`, `start` and `stop`: done, in words.
     Done(String),
     /// To `console`: from the next byte on the connection is the console.
     Console,

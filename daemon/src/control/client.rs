@@ -69,9 +69,9 @@ impl Client {
     /// given that long and a grace.
     pub fn request(&mut self, request: Request) -> Result<Response, ClientError> {
         let limit = match request {
-            Request::Switchover { timeout_ms } | Request::Wait { timeout_ms, .. } => {
-                Duration::from_millis(timeout_ms)
-            }
+            Request::Switchover { timeout_ms }
+            | Request::Start { timeout_ms, .. }
+            | Request::Wait { timeout_ms, .. } => Duration::from_millis(timeout_ms),
             Request::Stop { power_off_ms } => {
                 STOP_LIMIT.saturating_add(Duration::from_millis(power_off_ms.unwrap_or(0)))
             }
@@ -82,7 +82,7 @@ impl Client {
         socket.set_read_timeout(Some(limit.saturating_add(GRACE))).map_err(ClientError::BrokenOff)?;
         socket.set_write_timeout(Some(GRACE)).map_err(ClientError::BrokenOff)?;
         let mut line = serde_json::to_vec(&RequestLine { version: PROTOCOL_VERSION, request })
-            .expect("enums of numbers always have a JSON form");
+            .expect("enums of numbers and strings always have a JSON form");
         line.push(b'\n');
         // A daemon that refuses at once may have closed before it read; its answer is there all the same.
         let sent = self.stream.get_mut().write_all(&line);

@@ -8,7 +8,7 @@ use super::wish::{Wish, WishError, WishReply};
 use crate::host::ConsoleHub;
 use crate::observe::Publisher;
 use crate::outlet::{Outlet, OutletClosed};
-use crate::role::{Done, Leave};
+use crate::role::{Done, Leave, Start};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -82,6 +82,14 @@ impl Controlled for Desk {
         match self.wish(power_off.unwrap_or_default(), |reply| Wish::Stop { vm, reply }).await? {
             Done::Stopped(why) => Ok(format!("{why}; the daemon ends")),
             Done::Moved => Ok("the VM moved".into()),
+            Done::Started(how) => Ok(how),
+        }
+    }
+
+    async fn start(&self, how: Start, timeout: Duration) -> Result<String, Failure> {
+        match self.wish(timeout, |reply| Wish::Start { how, within: timeout, reply }).await? {
+            Done::Started(how) => Ok(format!("this node runs the VM now: {how}")),
+            Done::Moved | Done::Stopped(_) => Ok("this node runs the VM now".into()),
         }
     }
 

@@ -4,6 +4,7 @@
 use super::api::{
     Failure, PROTOCOL_VERSION, REQUEST_BYTES_MAX, Request, RequestLine, Response, Status, TIMEOUT_MS_MAX,
 };
+use crate::role::Start;
 use std::fs::{self, Permissions};
 use std::future::Future;
 use std::io;
@@ -34,6 +35,9 @@ pub trait Controlled: Send + Sync + 'static {
     /// Has the backup go on with the VM; ends when that is done, refused or given up. What was done, in words. Dropping
     /// the future does not call it back, but the time does while it can.
     fn switchover(&self, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
+
+    /// Has the VM booted here, or gone on with; ends when that is certain.
+    fn start(&self, how: Start, timeout: Duration) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// Has the daemon end: the VM moves first, or is powered off within this time. Ends when that is certain.
     fn stop(&self, power_off: Option<Duration>) -> impl Future<Output = Result<String, Failure>> + Send;
@@ -227,6 +231,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                             Response::Error(Failure::TimedOut(message))
                         }
                     }
+                }
+                Request::Start { how, timeout_ms } => {
+                    let limit = Duration::from_millis(timeout_ms.min(TIMEOUT_MS_MAX));
+                    controlled.start(how, limit).await.map_or_else(Response::Error, Response::Done)
                 }
                 Request::Stop { power_off_ms } => {
                     let within = power_off_ms.map(|ms| Duration::from_millis(ms.min(TIMEOUT_MS_MAX)));

@@ -2,13 +2,22 @@
 
 use crate::config::{OnOverload, ReplicationConfig};
 use crate::keeper::Service;
-use crate::role::{Done, Leave, RequestRefusal, Times};
+use crate::role::{Done, Leave, RequestRefusal, Start, Times};
 use std::time::Duration;
 
 /// News of this room.
 pub enum Wish {
     /// A switchover.
     Switchover {
+        /// It is called off if it has not begun to change anything in this time.
+        within: Duration,
+        /// Where its outcome goes.
+        reply: WishReply,
+    },
+    /// The VM is to be booted here, or gone on with.
+    Start {
+        /// What is given up for it.
+        how: Start,
         /// It is called off if it has not begun to change anything in this time.
         within: Duration,
         /// Where its outcome goes.

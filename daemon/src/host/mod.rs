@@ -1,11 +1,10 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
-//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`),
-//! this node's record of the cell (`record`, `init`), and the operator's permission for a fresh boot (`fresh`).
+//! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), and
+//! this node's record of the cell (`record`, `init`).
 
 mod check;
 mod console;
 mod contents;
-mod fresh;
 mod identity;
 mod init;
 mod log;
@@ -19,7 +18,6 @@ mod wiring;
 pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
-pub use fresh::{FreshError, allow_fresh, take_fresh};
 pub use identity::{DescribeError, facts};
 pub use init::{Earlier, InitError, initialise};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};

@@ -41,6 +41,11 @@ impl HandshakeError {
         }
     }
 
+    /// Whether a daemon has spoken at the other end.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Misfit(_) | Self::Refused(_) | Self::Unexpected(_))
+    }
+
     /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
     pub fn is_permanent(&self) -> bool {
         let code = match self {

@@ -3,6 +3,7 @@
 
 mod leaving;
 mod rehearsing;
+mod starting;
 mod view;
 
 use super::arbitration::Settled;
@@ -15,6 +16,7 @@ use super::heir::Heir;
 use super::policy::{StartAs, promise_us};
 use super::rehearsal::{Rehearsals, Unacked};
 use super::request::RequestRefusal;
+use super::start::Wish;
 use ft_arbiter::{Cell, CellId, Standby};
 
 /// A node that follows.
@@ -38,6 +40,10 @@ pub(super) struct Backup {
     waits_for_founder: bool,
     /// The peer is nobody's primary either: whether anybody owns the VM is to be read.
     ownerless: bool,
+    /// The VM has ended, in this generation, and nobody runs it.
+    ended_in: Option<u64>,
+    /// The operator says that the primary's host is gone for good: the cell is taken for what is sealed here.
+    release: Option<Wish>,
     why: String,
 }
 
@@ -83,6 +89,8 @@ impl Backup {
             dial_at: None,
             waits_for_founder: false,
             ownerless: false,
+            ended_in: None,
+            release: None,
             why: why.into(),
         }
     }
@@ -99,7 +107,7 @@ impl Backup {
             Event::Welcomed { conn, generation, pairing, how } => {
                 return self.on_welcome(core, conn, generation, pairing, how);
             }
-            Event::DialFailed { why, permanent: true } if self.hold == Hold::Nothing => {
+            Event::DialFailed { why, permanent: true, .. } if self.hold == Hold::Nothing => {
                 return Some(Next::Ended(Exit::Misfit(why)));
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => match why {
@@ -257,7 +265,8 @@ impl Backup {
         if self.waits_for_founder {
             self.why = format!(
                 "nobody boots the VM: node {} and node {} both have start_as = \"backup\", and the arbiter names no \
-                 owner; set start_as = \"primary\" on one of them, and restart ftd there",
+                 owner; boot it on one of them with ftctl start, or set start_as = \"primary\" on one of them, and \
+                 restart ftd there",
                 core.policy.node, core.policy.peer
             );
         }
@@ -292,6 +301,8 @@ impl Backup {
         }
         core.learn_generation(generation);
         self.waits_for_founder = false;
+        self.ended_in = None;
+        self.end_release(core, RequestRefusal::OwnedBy(core.policy.peer.clone()));
         self.why = match how {
             PairingStart::ResumeAfter(_) if !matches!(self.hold, Hold::Sealed(held) if held.pairing == pairing) =>
             {
@@ -328,6 +339,7 @@ impl Backup {
             self.dial_at = None;
             core.out.push(Command::Dial);
         }
+        self.time_release(core);
         if let Some(next) = self.rehearse_if_due(core) {
             return Some(next);
         }
@@ -344,7 +356,9 @@ impl Backup {
     }
 
     fn lose_peer(&mut self, core: &mut Core, why: String) {
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            core.heard_at = core.heard_at.max(Some(link.heard_at));
+        }
         self.why = format!("lost the primary: {why}");
         core.forget_their_word();
         match (self.hold, self.stage) {
@@ -422,7 +436,7 @@ impl Backup {
     pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
         if matches!(self.stage, Stage::Following | Stage::Offered { .. }) {
             self.adopt(core);
-            return self.found_if_ownerless(core, answer);
+            return self.look_for_owner(core, answer);
         }
         let why = match answer {
             Ok(cell) => return self.on_found(core, cell),
@@ -475,6 +489,11 @@ impl Backup {
                 }
                 None
             }
+            // The operator says that its owner is gone for good.
+            Some(cell) if verified && self.is_released(&cell) => {
+                self.contest(core, (cell.id, cell.generation), Succession::Failover);
+                None
+            }
             // It is ours: by a request whose answer was lost, or by the operator's word.
             Some(cell) if cell.owner.as_deref() == Some(&core.policy.node) && verified => {
                 self.on_settled(core, Settled::Won(cell))
@@ -518,16 +537,6 @@ impl Backup {
         matches!(self.stage, Stage::Leaving { since } if core.now >= since + core.policy.patience_us)
     }
 
-    /// Where nobody owns the VM, this node starts over, and founds it.
-    fn found_if_ownerless(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
-        let ownerless = std::mem::take(&mut self.ownerless) && self.link.is_none();
-        if !ownerless || core.stop_requested || answer.ok()?.is_some_and(|cell| cell.owner.is_some()) {
-            return None;
-        }
-        core.out.push(Command::StopDialling);
-        Some(Next::Start)
-    }
-
     /// The cell cannot become ours now, and nothing was changed: an offer is declined, an orphan waits on.
     fn stay_passive(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.why = why;
@@ -559,6 +568,7 @@ impl Backup {
                     Stage::Contesting(succession) => succession,
                     _ => Succession::Failover,
                 };
+                self.note_released(core, held.epoch);
                 let former = self.link.take().map(|link| link.conn);
                 Some(Next::Heir(Heir::new(core, cell, held, succession, former)))
             }

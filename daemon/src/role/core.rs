@@ -3,20 +3,22 @@
 use super::arbitration::{Arbitration, Asked, Settled};
 use super::attempts::Attempts;
 use super::backup::Backup;
+use super::bereft::Bereft;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::fenced::Fenced;
 use super::heir::Heir;
 use super::network::Networks;
-use super::policy::{Fresh, Policy, StartAs, Times};
+use super::policy::{Policy, Times};
 use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
 use super::standing::Words;
+use super::start::{Founding, Starting, Wish};
 use super::streak::Streak;
 use super::view::{Role, State, View};
-use ft_arbiter::{Cell, CellId};
+use ft_arbiter::Cell;
 
 /// The protocol core of one node (see the module's documentation).
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub struct Core {
     pub(super) words: Words,
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
+    /// When the peer was heard last, over a connection that is no more or never came about.
+    pub(super) heard_at: Option<Micros>,
     pub(super) stop_requested: bool,
     /// Requests to stop that are answered when this node ends.
     pub(super) leaving: Vec<RequestId>,
@@ -47,21 +51,11 @@ pub struct Core {
 #[derive(Clone, Debug)]
 enum Part {
     /// Reading the cell.
-    Starting {
-        trouble: Option<String>,
-    },
-    /// Asking for a cell that nobody owns.
-    Founding {
-        /// The cell as it was read; none: it is to be founded too.
-        expected: Option<(CellId, u64)>,
-        trouble: Option<String>,
-    },
+    Starting(Starting),
+    /// Asking for the cell, to boot the VM.
+    Founding(Founding),
     /// The cell says that we own a VM whose memory we have not.
-    Bereft {
-        cell: Cell,
-        /// How it came to that.
-        why: String,
-    },
+    Bereft(Bereft),
     Primary(Primary),
     Backup(Backup),
     /// The cell is ours, and what we sealed is becoming a running VM.
@@ -84,12 +78,9 @@ pub(super) enum Next {
     Backup(Backup),
     Heir(Heir),
     Fenced(Fenced),
-    /// The machine is gone, and the cell still says that we own the VM.
-    Bereft {
-        cell: Cell,
-        why: String,
-    },
-    Start,
+    Bereft(Bereft),
+    Starting(Starting),
+    Founding(Founding),
     Ended(Exit),
 }
 
@@ -103,12 +94,13 @@ impl Core {
             now,
             record,
             words,
-            part: Part::Starting { trouble: None },
+            part: Part::Starting(Starting::default()),
             arbiter: Arbitration::default(),
             out: Vec::new(),
             pairings: 0,
             generation: record.map_or(0, |record| record.generation),
             suspicions: 0,
+            heard_at: None,
             stop_requested: false,
             leaving: Vec::new(),
             resets: Streak::default(),
@@ -137,6 +129,11 @@ impl Core {
                 _ => {}
             }
         }
+        if let Event::PeerHello { .. } | Event::Welcomed { .. } | Event::DialFailed { answered: true, .. } =
+            event
+        {
+            self.heard_at = Some(self.now);
+        }
         match event {
             Event::CellRead(answer) => {
                 if let Some(Asked::Read { void }) = self.arbiter.asked {
@@ -161,6 +158,7 @@ impl Core {
             }
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
+            Event::StartRequested { request, how, until } => self.on_start(Wish { request, how, until }),
             Event::Retimed(Times { failure_timeout_us, takeover_delay_us }) => {
                 self.policy.failure_timeout_us = failure_timeout_us;
                 self.policy.takeover_delay_us = takeover_delay_us;
@@ -179,13 +177,18 @@ impl Core {
                 Part::Primary(primary) => primary.on_event(core, other),
                 Part::Backup(backup) => backup.on_event(core, other),
                 Part::Heir(heir) => heir.on_event(core, other),
-                Part::Starting { .. } | Part::Founding { .. } | Part::Bereft { .. } | Part::Fenced(_) => {
-                    let why = "this node does not run the VM".to_string();
-                    match other {
-                        Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
-                        Event::SwitchoverRequested { request, .. } => {
+                Part::Bereft(bereft) => bereft.on_event(core, other),
+                Part::Founding(founding) if other == Event::Tick => founding.on_tick(core),
+                Part::Starting(_) | Part::Founding(_) | Part::Fenced(_) => {
+                    match (other, part) {
+                        (Event::PeerHello { conn, .. }, _) => {
+                            let why = "this node does not run the VM".into();
+                            core.out.push(Command::Refuse { conn, why });
+                        }
+                        (Event::SwitchoverRequested { request, .. }, _) => {
                             core.refuse(request, RequestRefusal::NoRole)
                         }
+                        (Event::Tick, Part::Starting(starting)) => starting.on_tick(core),
                         _ => {}
                     }
                     None
@@ -202,10 +205,8 @@ impl Core {
     fn rename_peer(&mut self) {
         let is_free = match &self.part {
             Part::Primary(primary) => primary.has_no_backup(),
-            Part::Starting { .. } | Part::Founding { .. } | Part::Fenced(_) => true,
-            Part::Bereft { .. } | Part::Backup(_) | Part::Heir(_) | Part::Ended { .. } | Part::Moving => {
-                false
-            }
+            Part::Starting(_) | Part::Founding(_) | Part::Fenced(_) => true,
+            Part::Bereft(_) | Part::Backup(_) | Part::Heir(_) | Part::Ended { .. } | Part::Moving => false,
         };
         if is_free && let Some(node) = self.next_peer.take() {
             self.policy.peer = node;
@@ -226,6 +227,30 @@ impl Core {
         }
     }
 
+    /// The operator wants the VM started here.
+    fn on_start(&mut self, wish: Wish) {
+        if let Err(why) = self.judge_silence(&wish) {
+            return self.refuse(wish.request, why);
+        }
+        self.with_part(|core, part| {
+            let refusal = match part {
+                Part::Starting(starting) => {
+                    starting.on_start(core, wish);
+                    return None;
+                }
+                Part::Bereft(bereft) => return Some(bereft.on_start(core, wish)),
+                Part::Fenced(_) => return Some(Next::Starting(Starting::by(wish))),
+                Part::Backup(backup) => return backup.on_start(core, wish),
+                Part::Founding(_) => RequestRefusal::Starting,
+                Part::Primary(_) => RequestRefusal::AlreadyRuns,
+                Part::Heir(_) => RequestRefusal::NotRunning,
+                Part::Ended { .. } | Part::Moving => RequestRefusal::VmEnding,
+            };
+            core.refuse(wish.request, refusal);
+            None
+        });
+    }
+
     /// The peer, where there is one, learns what the arbiter has just answered.
     fn tell_peer(&mut self) {
         let conn = match &self.part {
@@ -238,7 +263,7 @@ impl Core {
         }
     }
 
-    pub(super) fn advance(&mut self, next: Next) {
+    fn advance(&mut self, next: Next) {
         match next {
             Next::Primary(primary) => {
                 self.attempts = Attempts::default();
@@ -251,8 +276,9 @@ impl Core {
             }
             Next::Heir(heir) => self.part = Part::Heir(heir),
             Next::Fenced(fenced) => self.part = Part::Fenced(fenced),
-            Next::Bereft { cell, why } => self.part = Part::Bereft { cell, why },
-            Next::Start => self.part = Part::Starting { trouble: None },
+            Next::Bereft(bereft) => self.part = Part::Bereft(bereft),
+            Next::Starting(starting) => self.part = Part::Starting(starting),
+            Next::Founding(founding) => self.part = Part::Founding(founding),
             Next::Ended(exit) => self.end(exit),
         }
     }
@@ -274,7 +300,7 @@ impl Core {
 
     /// Makes the arbiter request that the state calls for, if none is under way.
     fn pursue(&mut self) {
-        if let (Part::Bereft { .. }, Some(Asked::Set { resend_at: Some(_), .. })) =
+        if let (Part::Bereft(_) | Part::Starting(_), Some(Asked::Set { resend_at: Some(_), .. })) =
             (&self.part, &self.arbiter.asked)
         {
             // It was asked by a node that had a machine: whoever has the state must not lose it to one without.
@@ -292,21 +318,17 @@ impl Core {
             return;
         }
         match &self.part {
-            Part::Starting { .. } => self.ask_read(),
-            Part::Bereft { .. } => {
+            Part::Starting(_) => self.ask_read(),
+            Part::Bereft(_) => {
                 self.arbiter.retry_at = self.now + self.policy.arbiter_retry_us;
                 self.ask_read();
             }
-            Part::Founding { expected, .. } => {
-                let (id, before) = match *expected {
-                    Some((id, generation)) => (id, Some(generation)),
-                    // A new cell, unlike any other.
-                    None => (CellId(self.policy.nonce), None),
-                };
-                let owner = Some(self.policy.node.clone());
-                let generation = before.unwrap_or(0) + 1;
-                self.ask_set(before, Cell { id, generation, owner, standby: None });
-            }
+            Part::Founding(_) => self.with_part(|core, part| {
+                if let Part::Founding(founding) = part {
+                    founding.pursue(core);
+                }
+                None
+            }),
             Part::Fenced(fenced) if fenced.is_rested(self.now) => self.ask_read(),
             Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| {
                 match part {
@@ -330,94 +352,25 @@ impl Core {
         self.with_part(|core, part| match part {
             Part::Primary(primary) => primary.on_settled(core, settled),
             Part::Backup(backup) => backup.on_settled(core, settled),
-            Part::Founding { trouble, .. } => match settled {
-                Settled::Won(cell) if core.stop_requested => {
-                    let mut primary = Primary::solo(cell, "stopped before it booted");
-                    primary.shut_down(core, "stopped before it booted");
-                    Some(Next::Primary(primary))
-                }
-                Settled::Won(cell) => {
-                    core.out.push(Command::Boot);
-                    Some(Next::Primary(Primary::solo(cell, "booted")))
-                }
-                Settled::Lost(_) | Settled::NotAttempted(_) if core.stop_requested => {
-                    Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
-                }
-                Settled::Lost(_) => Some(Next::Start),
-                Settled::NotAttempted(why) => {
-                    *trouble = Some(why);
-                    None
-                }
-            },
+            Part::Founding(founding) => founding.on_settled(core, settled),
+            // Its answer was waited for.
+            Part::Starting(_) | Part::Bereft(_) if core.stop_requested => {
+                Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))
+            }
             _ => None,
         });
     }
 
     fn on_cell(&mut self, answer: Result<Option<Cell>, String>) {
-        match &mut self.part {
-            Part::Starting { trouble } => match answer {
-                Ok(cell) => self.begin(cell),
-                Err(why) => *trouble = Some(why),
-            },
-            Part::Fenced(fenced) => match answer {
-                Ok(cell) => self.return_by(cell),
-                Err(why) => fenced.note_trouble(why),
-            },
-            // The peer may have taken over in the meantime; then we are its backup.
-            Part::Bereft { cell: known, .. } => {
-                if let Ok(Some(cell)) = answer
-                    && cell != *known
-                {
-                    self.begin(Some(cell));
-                }
-            }
-            Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| match part {
-                Part::Primary(primary) => primary.on_cell(core, answer.ok().flatten()),
-                Part::Backup(backup) => backup.on_cell(core, answer),
-                Part::Heir(heir) => heir.on_cell(core, answer),
-                _ => None,
-            }),
-            Part::Founding { .. } | Part::Ended { .. } | Part::Moving => {}
-        }
-    }
-
-    /// What this node is, by the cell.
-    pub(super) fn begin(&mut self, cell: Option<Cell>) {
-        let expected = cell.as_ref().map(|cell| (cell.id, cell.generation));
-        let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
-        match (cell, owner) {
-            (_, None) => match self.policy.start_as {
-                StartAs::Primary => {
-                    if let Some((id, generation)) = expected {
-                        self.act_on(id, generation);
-                    }
-                    self.part = Part::Founding { expected, trouble: None };
-                }
-                StartAs::Backup => self.advance(Next::Backup(Backup::of_nobody())),
-            },
-            (Some(cell), Some(owner)) if owner == self.policy.node => {
-                self.act_on(cell.id, cell.generation);
-                let fresh = std::mem::replace(&mut self.policy.fresh, Fresh::No);
-                if fresh == Fresh::Any || fresh == Fresh::Over(cell.generation) {
-                    self.part = Part::Founding { expected, trouble: None };
-                } else {
-                    let why = "this process has not run it".into();
-                    self.part = Part::Bereft { cell, why };
-                }
-            }
-            (_, Some(owner)) if owner == self.policy.peer && self.policy.fresh == Fresh::Any => {
-                self.end(Exit::Failed(format!(
-                    "refusing a fresh boot: node {owner} owns the VM; stop it there first, or start without --fresh"
-                )));
-            }
-            (_, Some(owner)) if owner == self.policy.peer => {
-                self.advance(Next::Backup(Backup::new("dialling the primary")));
-            }
-            (_, Some(owner)) => self.end(Exit::Failed(format!(
-                "the arbiter's cell belongs to node {owner}, which is neither {} nor {}",
-                self.policy.node, self.policy.peer
-            ))),
-        }
+        self.with_part(|core, part| match part {
+            Part::Starting(starting) => starting.on_cell(core, answer),
+            Part::Bereft(bereft) => bereft.on_cell(core, answer),
+            Part::Fenced(fenced) => fenced.on_cell(core, answer),
+            Part::Primary(primary) => primary.on_cell(core, answer.ok().flatten()),
+            Part::Backup(backup) => backup.on_cell(core, answer),
+            Part::Heir(heir) => heir.on_cell(core, answer),
+            Part::Founding(_) | Part::Ended { .. } | Part::Moving => None,
+        });
     }
 
     /// A name for a pairing that was never used before.
@@ -442,26 +395,9 @@ impl Core {
     /// What `status` shows.
     pub fn view(&self) -> View {
         let (state, detail) = match &self.part {
-            Part::Starting { trouble } => (
-                State::Waiting,
-                asking(&format!("reading the arbiter's cell at {}", self.policy.place), trouble),
-            ),
-            Part::Founding { trouble, .. } => (
-                State::Waiting,
-                asking(&format!("asking the arbiter at {} for the VM", self.policy.place), trouble),
-            ),
-            Part::Bereft { cell, why } => {
-                let held = match &cell.standby {
-                    Some(standby) => format!("node {} may still hold the state and take over", standby.node),
-                    None => "no other node holds it".into(),
-                };
-                let detail = format!(
-                    "the VM's memory on this node was lost in generation {} ({why}); {held}; to give the \
-                     state up and boot anew: ftd allow-fresh (or ftd run --fresh)",
-                    cell.generation
-                );
-                (State::Waiting, detail)
-            }
+            Part::Starting(starting) => (State::Waiting, starting.detail(self)),
+            Part::Founding(founding) => (State::Waiting, founding.detail(self)),
+            Part::Bereft(bereft) => (State::Waiting, bereft.detail(self)),
             Part::Primary(primary) => (primary.state(self), primary.detail(self)),
             Part::Backup(backup) => (backup.state(self), backup.detail(self)),
             Part::Heir(heir) => (State::Waiting, heir.detail()),
@@ -497,8 +433,8 @@ impl Core {
 
     fn role(&self) -> Role {
         match &self.part {
-            Part::Founding { .. } | Part::Bereft { .. } | Part::Primary(_) | Part::Heir(_) => Role::Primary,
-            Part::Starting { .. } | Part::Backup(_) | Part::Fenced(_) => Role::Backup,
+            Part::Founding(_) | Part::Bereft(_) | Part::Primary(_) | Part::Heir(_) => Role::Primary,
+            Part::Starting(_) | Part::Backup(_) | Part::Fenced(_) => Role::Backup,
             Part::Ended { role, .. } => *role,
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         }
@@ -507,12 +443,5 @@ impl Core {
     /// Whether this node may run the VM now, as far as it knows.
     pub fn is_primary(&self) -> bool {
         matches!(self.part, Part::Primary(_))
-    }
-}
-
-fn asking(what: &str, trouble: &Option<String>) -> String {
-    match trouble {
-        Some(why) => format!("{what}: {why}"),
-        None => what.to_string(),
     }
 }

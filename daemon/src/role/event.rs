@@ -3,7 +3,7 @@
 use super::command::PairingStart;
 use super::network::{Reach, Whose};
 use super::policy::Times;
-use super::request::{Leave, RequestId};
+use super::request::{Leave, RequestId, Start};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 use ft_checkpoint::wire::message::Standing;
@@ -82,6 +82,8 @@ pub enum Event {
         why: String,
         /// No waiting mends it: the two nodes do not fit each other.
         permanent: bool,
+        /// The peer's daemon has spoken.
+        answered: bool,
     },
     /// A connection has ended.
     PeerGone {
@@ -251,6 +253,15 @@ pub enum Event {
         request: RequestId,
         /// What becomes of the VM.
         vm: Leave,
+    },
+    /// The operator asks this node to boot the VM.
+    StartRequested {
+        /// Names the request in its answer.
+        request: RequestId,
+        /// What he gives up for it.
+        how: Start,
+        /// How long he waits.
+        until: Micros,
     },
     /// The guest has come to an end.
     GuestEnded(GuestEnd),

@@ -28,15 +28,6 @@ impl Core {
         }
         Next::Fenced(Fenced { until: self.fences.next_at(self.now), why, trouble: None })
     }
-
-    /// What the cell says to a node that was fenced.
-    pub(super) fn return_by(&mut self, cell: Option<Cell>) {
-        match cell {
-            Some(cell) if cell.owner.is_some() => self.begin(Some(cell)),
-            // The VM went on elsewhere, and has ended there: that is no reason to boot it here.
-            _ => self.advance(Next::Backup(Backup::new("the VM has ended at the other node"))),
-        }
-    }
 }
 
 impl Fenced {
@@ -44,8 +35,16 @@ impl Fenced {
         now >= self.until
     }
 
-    pub(super) fn note_trouble(&mut self, why: String) {
-        self.trouble = Some(why);
+    pub(super) fn on_cell(&mut self, core: &mut Core, answer: Result<Option<Cell>, String>) -> Option<Next> {
+        match answer {
+            Ok(Some(cell)) if cell.owner.is_some() => Some(core.beginning(Some(cell), None)),
+            // The VM went on elsewhere, and has ended there: that is no reason to boot it here.
+            Ok(_) => Some(Next::Backup(Backup::new("the VM has ended at the other node"))),
+            Err(why) => {
+                self.trouble = Some(why);
+                None
+            }
+        }
     }
 
     pub(super) fn detail(&self, core: &Core) -> String {

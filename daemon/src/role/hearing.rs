@@ -10,7 +10,7 @@ pub(super) struct Hearing {
     /// The link.
     pub(super) conn: ConnId,
     /// Something came last, on either connection.
-    heard_at: Micros,
+    pub(super) heard_at: Micros,
     /// Something came last on the stream.
     streamed_at: Micros,
     /// This node said something there last because it was time.

@@ -10,6 +10,8 @@
 //!        ── owner is the peer, or start_as = backup ─────────────────────────────────> backup
 //!        ── owner is me, but my memory is gone ──────────────────────────────────────> bereft: waits for the peer
 //!
+//!  the operator's word, or for bereft the configuration's ── cell read ── founding, over what the cell says
+//!
 //!  primary   solo ── hello ──> copying ── first capture ──> sealing ── its ack ──> enlisting ── cell set ──> protected
 //!              ^                  │ peer lost                 │ peer lost            │ peer lost                │ lost
 //!              └──────────────────┴──── (cell names nobody: the output passes) ──────┘ cell unchanged           v
@@ -74,6 +76,7 @@
 mod arbitration;
 mod attempts;
 mod backup;
+mod bereft;
 mod command;
 mod core;
 mod event;
@@ -88,6 +91,7 @@ mod record;
 mod rehearsal;
 mod request;
 mod standing;
+mod start;
 mod streak;
 #[cfg(test)]
 mod tests;
@@ -97,9 +101,9 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
-pub use policy::{Fresh, OnFenced, Policy, StartAs, Times};
+pub use policy::{OnFenced, OnLostMemory, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;
-pub use request::{Done, Leave, RequestId, RequestRefusal};
+pub use request::{Done, Leave, RequestId, RequestRefusal, Start};
 pub use view::{Role, State, View};

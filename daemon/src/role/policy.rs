@@ -26,15 +26,15 @@ pub enum OnFenced {
     Exit,
 }
 
-/// The operator's leave to boot anew over a state that is lost, or given up by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fresh {
-    /// None.
-    No,
-    /// Over the state of this generation, and no other.
-    Over(u64),
-    /// Over whatever state this node owns.
-    Any,
+/// What a node does that owns a VM whose memory is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLostMemory {
+    /// It waits for the operator.
+    #[default]
+    Wait,
+    /// It boots the VM anew after a while.
+    Boot,
 }
 
 /// Times that may change while the daemon runs. A lease that was granted is promised as it was.
@@ -59,8 +59,9 @@ pub struct Policy {
     pub record: Option<NodeRecord>,
     /// Where this node's arbiter is, for people.
     pub place: String,
-    /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.
-    pub fresh: Fresh,
+    /// How long nobody has shown up with the state of a VM whose memory is lost here when it is booted anew; none: it
+    /// is not.
+    pub boot_lost_after_us: Option<Micros>,
     /// What becomes of this node when it loses the arbitration.
     pub on_fenced: OnFenced,
     /// Whether a guest that resets is booted again, or ends.

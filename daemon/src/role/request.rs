@@ -4,6 +4,7 @@
 use super::command::Command;
 use super::core::Core;
 use super::event::Micros;
+use serde::{Deserialize, Serialize};
 
 /// Names a request until it is answered. Never used twice in a process.
 pub type RequestId = u64;
@@ -20,6 +21,18 @@ pub enum Leave {
     },
 }
 
+/// What the operator gives up when he has the VM booted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Nothing: the VM has ended, or was never booted.
+    Ended,
+    /// Its state, which is lost on this node, and what the peer may still hold of it.
+    Fresh,
+    /// Whatever this node, the VM's owner, has of it: its host is gone for good. What is held here is gone on from.
+    From(String),
+}
+
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
@@ -27,6 +40,8 @@ pub enum Done {
     Moved,
     /// This node stops, for this reason.
     Stopped(String),
+    /// The VM runs here now: how it came to that.
+    Started(String),
 }
 
 /// Why it was not done.
@@ -77,6 +92,49 @@ pub enum RequestRefusal {
     /// A stop that was overtaken.
     #[error("this node has taken the VM over, and runs it now")]
     TookOver,
+    /// A start of a VM that is being started.
+    #[error("the VM is being started already")]
+    Starting,
+    /// A start of a VM that runs here.
+    #[error("this node runs the VM")]
+    AlreadyRuns,
+    /// A start of another node's VM.
+    #[error(
+        "node {0} owns the VM: start it there; if that host is gone for good, ftctl release {0} starts the VM here"
+    )]
+    OwnedBy(String),
+    /// A release of a VM that nobody owns.
+    #[error("nobody owns the VM: ftctl start boots it")]
+    OwnedByNobody,
+    /// A start of a VM whose state would be given up by it.
+    #[error(
+        "the VM's memory of generation {generation} was lost on this node{}; ftctl start --fresh gives it up and \
+         boots the VM anew",
+        holder.as_ref().map(|node| format!(", and node {node} may still hold it")).unwrap_or_default()
+    )]
+    StateLost {
+        /// The generation that is lost.
+        generation: u64,
+        /// Who may still hold it.
+        holder: Option<String>,
+    },
+    /// A start of a VM that this node can go on with.
+    #[error(
+        "this node holds a state of the VM, and goes on from it when the arbiter lets it; if the other host is gone \
+         for good: ftctl release"
+    )]
+    HoldsState,
+    /// A release from another node than the peer.
+    #[error("node {0} is not the peer of this node")]
+    NotThePeer(String),
+    /// A release from a host that is there.
+    #[error("node {node} was heard {heard_s} s ago: a host that is gone for good is silent; stop it first")]
+    PeerLives {
+        /// The node.
+        node: String,
+        /// How long ago.
+        heard_s: u64,
+    },
     /// It had begun, and this came between.
     #[error("{0}")]
     Abandoned(String),

@@ -45,6 +45,10 @@ impl Controlled for Puppet {
         }
     }
 
+    async fn start(&self, how: Start, _timeout: Duration) -> Result<String, Failure> {
+        Ok(format!("started: {how:?}"))
+    }
+
     async fn stop(&self, _: Option<Duration>) -> Result<String, Failure> {
         Ok("stopping".into())
     }

@@ -38,6 +38,10 @@ impl RealHands {
             Input::Control(Wish::Stop { vm, reply }) => {
                 (Some(Event::StopRequested { request: self.expect_answer(reply), vm }), None)
             }
+            Input::Control(Wish::Start { how, within, reply }) => {
+                let until = clock::now_us().saturating_add(within.as_micros() as u64);
+                (Some(Event::StartRequested { request: self.expect_answer(reply), how, until }), None)
+            }
             Input::Control(Wish::Switchover { within, reply }) => {
                 let until = clock::now_us().saturating_add(within.as_micros() as u64);
                 (Some(Event::SwitchoverRequested { request: self.expect_answer(reply), until }), None)
@@ -67,7 +71,7 @@ impl RealHands {
                 let why = error.to_string();
                 self.note_undialled(&error, &why);
                 self.window.show_disconnected(Some(why.clone()));
-                Event::DialFailed { why, permanent: error.is_permanent() }
+                Event::DialFailed { why, permanent: error.is_permanent(), answered: error.is_answer() }
             }
             PeerNews::TurnedAway(why) => {
                 self.window.show_turned_away(why);

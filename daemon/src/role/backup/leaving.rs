@@ -51,8 +51,10 @@ impl Backup {
     /// Holds nothing any more and follows anew: later, if that is likely to fail again.
     pub(super) fn discard(&mut self, core: &mut Core, why: String, how: Ending) {
         if let Some(link) = self.link.take() {
+            core.heard_at = core.heard_at.max(Some(link.heard_at));
             core.drop_link(link.conn);
         }
+        self.end_release(core, RequestRefusal::Abandoned(why.clone()));
         if self.hold != Hold::Nothing {
             core.out.push(Command::Discard);
         }

@@ -45,12 +45,16 @@ impl Backup {
                 Some(Verdict::Lapsed(lapses)) => {
                     format!("in step, but this node could not take over now: {}", in_words(&lapses))
                 }
-                _ => match self.dial_at {
-                    Some(at) => {
+                _ => match (self.ended_in, self.dial_at) {
+                    (Some(generation), _) => format!(
+                        "the VM has ended in generation {generation}; ftctl start boots it, on either host ({})",
+                        self.why
+                    ),
+                    (None, Some(at)) => {
                         let wait = in_seconds(at.saturating_sub(core.now));
                         format!("{}; dials the primary again in {wait}", self.why)
                     }
-                    None => self.why.clone(),
+                    (None, None) => self.why.clone(),
                 },
             },
             Stage::Offered { .. } => {

@@ -1,6 +1,7 @@
 //! The VM's end, by the operator's wish or by the guest's own doing. A guest that resets begins anew.
 
 use super::{Pair, Primary};
+use crate::role::bereft::Bereft;
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
 use crate::role::event::{GuestEnd, Micros};
@@ -110,7 +111,7 @@ impl Primary {
         for conn in self.link.take().map(|link| link.hearing.conn).into_iter().chain(former) {
             core.drop_link(conn);
         }
-        Next::Bereft { cell: self.cell.clone(), why: format!("the machine failed: {why}") }
+        Next::Bereft(Bereft::new(core, self.cell.clone(), format!("the machine failed: {why}")))
     }
 
     /// The guest has reset, and is to be booted again.

@@ -55,10 +55,10 @@ fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
 
 #[test]
 fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
-    let misfit = || Event::DialFailed { why: "another memory size".into(), permanent: true };
+    let misfit = || Event::DialFailed { why: "another memory size".into(), permanent: true, answered: true };
     let mut rig = Rig::new("b", "a", StartAs::Backup);
     rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
-    assert_eq!(rig.on(Event::DialFailed { why: "no answer".into(), permanent: false }), []);
+    assert_eq!(rig.on(Event::DialFailed { why: "no answer".into(), permanent: false, answered: false }), []);
     assert!(exits(&rig.on(misfit())));
     assert!(!exits(&Rig::orphaned().on(misfit())), "it may have to go on with the VM");
 }

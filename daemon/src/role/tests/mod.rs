@@ -6,6 +6,7 @@ mod fenced;
 mod primary;
 mod proof;
 mod rehearsal;
+mod start;
 mod stop;
 
 use super::*;
@@ -74,8 +75,8 @@ pub(super) fn policy() -> Policy {
         start_as: StartAs::Primary,
         record: None,
         place: "file /shared/web.cell".into(),
-        fresh: Fresh::No,
         on_fenced: OnFenced::Rejoin,
+        boot_lost_after_us: None,
         restart_on_reset: true,
         on_uplink_loss: OnUplinkLoss::Switchover,
         lease_us: LEASE_US,
