@@ -241,10 +241,7 @@ impl World {
                 self.mount_other(self.pick(whom), generations, us);
             }
             Fault::LoseDisk { whom, down_us } => self.lose_disk(self.pick(whom), down_us),
-            Fault::Trip { whom, steps, trip } => {
-                let n = self.pick(whom);
-                self.nodes[n].trip = Some((steps, trip));
-            }
+            Fault::Trip { whom, steps, trip } => self.nodes[self.pick(whom)].trip = Some((steps, trip)),
             Fault::Slow { whom, us, step_us } => {
                 self.stats.add(Count::FaultSlow);
                 let n = self.pick(whom);
@@ -262,17 +259,11 @@ impl World {
             Fault::Stick => self.stick_newest(),
             Fault::Guest { kind } => self.end_guest(owner, kind),
             Fault::Flap { apart_us, together_us } => self.flap(apart_us, together_us),
-            Fault::FailTakeOver { whom, times } => {
-                let n = self.pick(whom);
-                self.nodes[n].fail_takeovers = times;
-            }
+            Fault::FailTakeOver { whom, times } => self.nodes[self.pick(whom)].fail_takeovers = times,
             Fault::FailLoad => self.nodes[1 - owner].fail_load = true,
             Fault::Diverge { at_once } => self.diverge(1 - owner, at_once),
             Fault::FailMachine => self.fail_machine(owner),
-            Fault::FailBoot { whom } => {
-                let n = self.pick(whom);
-                self.nodes[n].fail_boot = true;
-            }
+            Fault::FailBoot { whom } => self.nodes[self.pick(whom)].fail_boot = true,
             Fault::Unfit { whom, us } => {
                 let n = self.pick(whom);
                 self.stats.add(Count::FaultUnfit);
