@@ -230,6 +230,12 @@ pub enum Message<'a> {
     Diverged(Diverged),
     /// See [`Standing`].
     Standing(Standing),
+    /// The next version: the backup names its build.
+    #[cfg(feature = "next-version")]
+    Build {
+        /// For people.
+        text: String,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -258,6 +264,8 @@ impl<'a> Message<'a> {
             Self::Position(_) => FrameType::Position,
             Self::Diverged(_) => FrameType::Diverged,
             Self::Standing(_) => FrameType::Standing,
+            #[cfg(feature = "next-version")]
+            Self::Build { .. } => FrameType::Build,
         }
     }
 
@@ -312,6 +320,8 @@ impl<'a> Message<'a> {
             FrameType::Position => Self::Position(parse(frame)?),
             FrameType::Diverged => Self::Diverged(parse(frame)?),
             FrameType::Standing => Self::Standing(parse(frame)?),
+            #[cfg(feature = "next-version")]
+            FrameType::Build => Self::Build { text: parse(frame)? },
         })
     }
 
@@ -350,6 +360,8 @@ impl<'a> Message<'a> {
             Self::Position(m) => postcard::to_stdvec(m),
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
+            #[cfg(feature = "next-version")]
+            Self::Build { text } => postcard::to_stdvec(text),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())

@@ -9,7 +9,7 @@ use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
 use crate::host::Unread;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
-use ft_checkpoint::wire::handshake::{self, Refusal, Side};
+use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
@@ -63,7 +63,7 @@ impl Local {
     }
 }
 
-fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<(), Refusal> {
+fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<Agreed, Refusal> {
     handshake::check(theirs, ours, side, |theirs, ours| match side {
         // The VM runs here and would go on there.
         Side::Primary => cpu_fits(theirs, ours),
@@ -131,10 +131,8 @@ pub fn listen(
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
                 match take_hello(stream, &local) {
-                    Ok((Shaken { ours, reader, writer }, hello)) => {
-                        let generation = hello.identity.generation;
-                        let fitting =
-                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
+                    Ok((shaken, hello)) => {
+                        let fitting = shaken.fitting(ids.next(), hello.identity.generation);
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
                     Err(e) => {
@@ -180,11 +178,21 @@ fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter),
     Ok((reader, writer))
 }
 
-/// Both directions of a connection, and what this node said on it of itself.
+/// Both directions of a connection, what this node said on it of itself, and what the two agreed on.
 struct Shaken {
     ours: Identity,
+    agreed: Agreed,
     reader: PeerReader,
     writer: PeerWriter,
+}
+
+impl Shaken {
+    /// From here on the two speak what they agreed on.
+    fn fitting(self, conn: ConnId, generation: u64) -> Box<Fitting> {
+        let Self { ours, agreed, reader, mut writer } = self;
+        writer.speak(agreed.protocol);
+        Box::new(Fitting { conn, generation, ours, agreed, reader, writer })
+    }
 }
 
 fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), HandshakeError> {
@@ -201,11 +209,11 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), Hands
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
-    let judged = local.identity().and_then(|ours| check(&theirs, &ours, Side::Primary).map(|()| ours));
+    let judged = local.identity().and_then(|ours| Ok((check(&theirs, &ours, Side::Primary)?, ours)));
     match judged {
-        Ok(ours) => {
+        Ok((agreed, ours)) => {
             reader.expect(vm_id(&ours.vm), 0);
-            Ok((Shaken { ours, reader, writer }, hello))
+            Ok((Shaken { ours, agreed, reader, writer }, hello))
         }
         Err(refusal) => {
             Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
@@ -247,11 +255,9 @@ impl Dialler {
                     std::thread::park();
                 }
                 match dial(peer.get().address, &local) {
-                    Ok((Shaken { ours, reader, writer }, welcome)) => {
+                    Ok((shaken, welcome)) => {
                         flag.store(false, Ordering::Release);
-                        let generation = welcome.identity.generation;
-                        let fitting =
-                            Box::new(Fitting { conn: ids.next(), generation, ours, reader, writer });
+                        let fitting = shaken.fitting(ids.next(), welcome.identity.generation);
                         if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
@@ -288,9 +294,9 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
     Message::Hello(Hello { identity: ours.clone(), held: (local.held)() }).send(0, &mut writer)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
-            check(&welcome.identity, &ours, Side::Backup)?;
+            let agreed = check(&welcome.identity, &ours, Side::Backup)?;
             reader.expect(vm_id(&ours.vm), welcome.identity.generation);
-            Ok((Shaken { ours, reader, writer }, welcome))
+            Ok((Shaken { ours, agreed, reader, writer }, welcome))
         }
         Message::Refuse(Refuse { code, text }) => {
             let text =

@@ -77,4 +77,7 @@ pub enum FromBackup {
     Position(Position),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
+    /// The next version: its build.
+    #[cfg(feature = "next-version")]
+    Build(String),
 }

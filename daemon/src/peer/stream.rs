@@ -1,6 +1,7 @@
 //! The two directions of a connection's socket, and the connection as the handshake leaves it.
 
 use crate::role::ConnId;
+use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::message::Identity;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
 use std::cell::Cell;
@@ -24,6 +25,8 @@ pub struct Fitting {
     pub generation: u64,
     /// What this node said of itself, or is about to: it was judged so.
     pub ours: Identity,
+    /// The versions in which the two talk.
+    pub agreed: Agreed,
     /// Reading side.
     pub reader: PeerReader,
     /// Writing side.

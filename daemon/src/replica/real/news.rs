@@ -91,6 +91,11 @@ impl RealHands {
                 self.telemetry.diverged(count, &what);
                 return None;
             }
+            #[cfg(feature = "next-version")]
+            FromBackup::Build(text) => {
+                tracing::info!("the backup is of the next version too: it is built from {text}");
+                return None;
+            }
             FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
             FromBackup::Echo { stamp, lease } => Event::Echo { conn, stamp, lease },
             FromBackup::Standing(said) => Event::Standing { conn, said },
