@@ -112,10 +112,11 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             prop::option::of(n()),
             prop::option::of(n()),
             prop::option::of(".{0,90}"),
+            prop::option::of((".{0,90}", n())),
             any::<bool>(),
         )
-            .prop_map(|(place, cell, named, age_us, trouble, asks)| {
-                Message::Standing(Standing { place, cell, named, age_us, trouble, asks })
+            .prop_map(|(place, cell, named, age_us, trouble, unfit, asks)| {
+                Message::Standing(Standing { place, cell, named, age_us, trouble, unfit, asks })
             }),
     ]
 }

@@ -157,6 +157,9 @@ impl Hands for SimHands<'_> {
                 self.world.stats.add(Count::Protected);
                 self.world.check_proven(self.n);
             }
+            Message::Standing(standing) if self.world.mutant == Some(Mutant::HidesARehearsal) => {
+                standing.unfit = None;
+            }
             Message::Switchover { .. } => self.world.hook(Hook::HandOver),
             Message::TookOver { .. } => self.world.stats.add(Count::HandedOver),
             _ => {}

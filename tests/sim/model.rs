@@ -266,6 +266,8 @@ pub struct Node {
     pub fail_boot: bool,
     /// No machine on this host takes a state over.
     pub unfit: bool,
+    /// The pairing whose state the last rehearsal found that no machine takes, and since when they fail.
+    pub unfit_for: Option<(u64, Micros)>,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
     /// Frozen between two frames: nothing wakes it before its time.
@@ -340,6 +342,10 @@ pub enum Mutant {
     VerifiesNothing,
     /// Whatever is held is said to have been tried.
     RehearsesNothing,
+    /// A backup does not tell its primary that a later rehearsal failed.
+    HidesARehearsal,
+    /// A pair that is in step again counts as proven while its primary may still come to be alone, by the cell.
+    RejoinedIsProven,
     /// A backup that knows that it has diverged does not say so.
     SilentDivergence,
     /// The news that the host has failed the machine goes lost.
@@ -381,7 +387,7 @@ impl Mutant {
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
-            Self::RehearsesNothing => "I9",
+            Self::RehearsesNothing | Self::HidesARehearsal | Self::RejoinedIsProven => "I9",
             Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
@@ -403,7 +409,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -428,6 +434,8 @@ impl Mutant {
         Self::WentBackIsLost,
         Self::VerifiesNothing,
         Self::RehearsesNothing,
+        Self::HidesARehearsal,
+        Self::RejoinedIsProven,
         Self::SilentDivergence,
         Self::IgnoresMachine,
         Self::IgnoresBoot,

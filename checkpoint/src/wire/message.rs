@@ -128,6 +128,9 @@ pub struct Standing {
     pub age_us: Option<u64>,
     /// Why the last request had no answer, for people.
     pub trouble: Option<String>,
+    /// A backup: why the VM could not go on from what it holds when that was last tried, and since when it is so, in
+    /// microseconds. None: it could.
+    pub unfit: Option<(String, u64)>,
     /// The receiver shall ask its own arbiter now, and say the same of it.
     pub asks: bool,
 }

@@ -307,6 +307,7 @@ impl Backup {
                 self.paired = None;
                 self.cell = None;
                 self.rehearsals.begin_anew();
+                core.note_rehearsal(None, None);
                 "receiving a full copy".into()
             }
         };

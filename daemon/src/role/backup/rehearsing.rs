@@ -21,7 +21,9 @@ impl Backup {
     /// What was proven before is kept, and tried again soon. What was not has never counted as a copy of the VM: the
     /// primary goes on without it, and is left alone for a while.
     pub(super) fn on_rehearsal_failed(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        let pause = self.rehearsals.failed(core.now, core.policy.rehearsal_us, why.clone())?;
+        let pause = self.rehearsals.failed(core.now, core.policy.rehearsal_us, why.clone());
+        core.note_rehearsal(self.rehearsals.unfit(), self.conn());
+        let pause = pause?;
         if self.stage != Stage::Following {
             return None;
         }
@@ -36,6 +38,7 @@ impl Backup {
     /// It went well: what waited for it is acknowledged.
     pub(super) fn on_rehearsed(&mut self, core: &mut Core) {
         let unacked = self.rehearsals.went_well(core.now, core.policy.rehearsal_us);
+        core.note_rehearsal(self.rehearsals.unfit(), self.conn());
         if let Some(unacked) = unacked.filter(|unacked| self.is_linked(unacked.conn) && self.may_answer()) {
             self.ack(core, unacked);
         }
