@@ -101,10 +101,40 @@ cut_replication() {
     esac
 }
 
-# Ends either kind of cut.
+# deafen HOST [PERCENT]: it hears nothing from its peer on the replication link, or loses so much of what comes; what it
+# sends arrives. Kernels without netem drop packets by chance as well. heal_replication ends it.
+deafen() {
+    local chance=''
+    (($# < 2)) || chance="numgen random mod 100 < $2"
+    in_ns "$1" nft -f - <<EOF
+table inet deaf {
+    chain in {
+        type filter hook input priority -300
+        iifname "repl" $chance drop
+    }
+}
+EOF
+}
+
+# Ends a cut of any kind.
 heal_replication() {
+    local host
     net_undrop a repl
+    for host in a b; do
+        in_ns "$host" nft delete table inet deaf 2>/dev/null || true
+    done
     ip -n "$(net_ns a)" link set dev repl up
+}
+
+# lose_host HOST: nothing gets through on either of its links, and neither loses its carrier: to all others it is as if
+# the host had stopped. find_host ends it.
+lose_host() {
+    ip -n "$(net_ns w)" link set dev "to-$1" nomaster
+    net_drop "$1" repl
+}
+find_host() {
+    net_undrop "$1" repl
+    ip -n "$(net_ns w)" link set dev "to-$1" master lan
 }
 
 cut_client() { net_drop c eth0; }

@@ -145,7 +145,7 @@ host_start() {
 # host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever);
 # the call `none`: no more. Needs FT_SHIM.
 host_fail() {
-    printf '%-63s\n' "$2 0 ${3:-1} ${4:-14} ." >"$run_dir/$1/shim.new"
+    printf '%-63s\n' "$2 0 ${3:-1} ${4:-14} $EPOCHREALTIME ." >"$run_dir/$1/shim.new"
     # In place: the daemon has mapped the file.
     dd if="$run_dir/$1/shim.new" of="$run_dir/$1/shim" conv=notrunc status=none
 }

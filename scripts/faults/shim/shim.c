@@ -1,8 +1,9 @@
 /* Makes chosen system calls of a process fail, at a moment that is chosen from outside.
  *
  * Loaded with LD_PRELOAD. FT_SHIM names a file of 64 bytes, which is mapped. It says what fails from the moment that it
- * is written: "CALL SKIP TIMES ERRNO ." and blanks. CALL is run, lapic, msrs or mmap; the first SKIP calls of the kind
- * go through, the next TIMES fail with ERRNO (-1: all that follow). Each call that fails is told on standard error.
+ * is written: "CALL SKIP TIMES ERRNO ID ." and blanks. CALL is run, lapic, msrs or mmap; the first SKIP calls of the kind
+ * go through, the next TIMES fail with ERRNO (-1: all that follow). ID tells an order from the same one given before.
+ * Each call that fails is told on standard error.
  * Build: cc -shared -fPIC -O2 -o shim.so shim.c -ldl
  */
 #define _GNU_SOURCE
@@ -56,7 +57,7 @@ static void read_order(void) {
     char text[ORDER_BYTES + 1] = {0};
     memcpy(text, known, ORDER_BYTES);
     /* A line that is not written to its end says nothing yet. */
-    if (sscanf(text, "%15s %ld %ld %d %c", name, &skip, &times, &code, &end) != 5 || end != '.')
+    if (sscanf(text, "%15s %ld %ld %d %*s %c", name, &skip, &times, &code, &end) != 5 || end != '.')
         return;
     for (unsigned at = 0; at < CALLS; at++)
         if (strcmp(name, calls[at].name) == 0)
