@@ -229,7 +229,9 @@ proptest! {
             theirs.generation = ours.generation;
         }
         let (mut ours, format) = (ours, Fact::versions(STATE_FORMAT, Versions { oldest: 3, newest: 4 }));
-        [&mut ours, &mut theirs].map(|identity| identity.facts.push(format.clone()));
+        for identity in [&mut ours, &mut theirs] {
+            identity.facts.push(format.clone());
+        }
         let fits = |theirs: &[u8], ours: &[u8]| if theirs == ours { Ok(()) } else { Err("not the same") };
         let here = check(&theirs, &ours, Side::Primary, fits);
         let there = check(&ours, &theirs, Side::Backup, fits);

@@ -314,9 +314,13 @@ impl World {
         let limit = limit + self.knobs.failure_timeout_us;
         let standby = self.arbiter.cell.as_ref().and_then(|cell| cell.standby.as_ref());
         let (named, peer) = (standby.map(|standby| standby.pairing), &self.nodes[1 - n]);
-        let unfit = peer.unfit_for.filter(|(pairing, _)| view.role == Role::Primary && Some(*pairing) == named);
+        let unfit =
+            peer.unfit_for.filter(|(pairing, _)| view.role == Role::Primary && Some(*pairing) == named);
         if let Some((_, since)) = unfit.filter(|(_, since)| peer.slow_us == 0 && self.now > since + limit) {
-            self.fail(format!("I9: {} says protected, rehearsals at its backup fail since {since}", NAMES[n]));
+            self.fail(format!(
+                "I9: {} says protected, rehearsals at its backup fail since {since}",
+                NAMES[n]
+            ));
         }
     }
 

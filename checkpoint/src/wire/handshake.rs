@@ -362,7 +362,9 @@ mod tests {
         }
         let mut ours = identity("alpha", "beta");
         let mut theirs = identity("beta", "alpha");
-        [&mut ours, &mut theirs].map(|identity| drop(identity.facts.remove(2)));
+        for identity in [&mut ours, &mut theirs] {
+            identity.facts.remove(2);
+        }
         let refused = check(&theirs, &ours, Side::Primary, |_, _| Ok::<_, String>(())).unwrap_err();
         assert_eq!((refused.code(), refused), (4, Refusal::Unsaid(STATE_FORMAT)));
     }
