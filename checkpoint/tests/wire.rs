@@ -105,6 +105,8 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         (n(), n(), n()).prop_map(|(count, lag_us, pending_bytes)| {
             Message::Position(Position { count, lag_us, pending_bytes })
         }),
+        (any::<bool>(), ".{0,90}")
+            .prop_map(|(is_cut_off, trouble)| Message::Network(Network { is_cut_off, trouble })),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
         (
             ".{0,90}",

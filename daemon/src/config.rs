@@ -7,7 +7,7 @@ mod validate;
 
 pub use file::keys;
 
-use crate::role::StartAs;
+use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
@@ -204,6 +204,9 @@ pub struct NetConfig {
     pub mtu: u16,
     /// The interface that leads to the network, if it is not to be told from the TAP's bridge.
     pub uplink: Option<String>,
+    /// What happens to the VM when nobody reaches it here any more.
+    #[serde(default)]
+    pub on_uplink_loss: OnUplinkLoss,
 }
 
 fn mtu_default() -> u16 {

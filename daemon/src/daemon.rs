@@ -16,7 +16,7 @@ use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, Fresh, NodeRecord, Policy};
+use crate::role::{Exit, Fresh, NodeRecord, OnUplinkLoss, Policy};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -238,6 +238,7 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         place: config.arbiter().place().to_string(),
         fresh,
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
+        on_uplink_loss: config.machine.net.as_ref().map_or(OnUplinkLoss::Stay, |net| net.on_uplink_loss),
         lease_us: us(r.lease_ms),
         failure_timeout_us: us(r.failure_timeout_ms),
         takeover_delay_us: us(r.takeover_delay_ms),

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, Fresh, Policy, NodeRecord, StartAs, State};
+//! use ftd::role::{Command, Core, Event, Fresh, NodeRecord, OnUplinkLoss, Policy, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
@@ -16,6 +16,7 @@
 //!     place: "file /shared/web.cell".into(),
 //!     fresh: Fresh::No,
 //!     restart_on_reset: true,
+//!     on_uplink_loss: OnUplinkLoss::Stay,
 //!     lease_us: 25_000,
 //!     failure_timeout_us: 300_000,
 //!     takeover_delay_us: 5_000,

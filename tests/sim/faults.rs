@@ -374,7 +374,9 @@ impl World {
 
     fn end_guest(&mut self, n: usize, kind: u8) {
         let node = &mut self.nodes[n];
-        let Some(vm) = node.exec.vm.as_mut().filter(|vm| !vm.ended) else { return };
+        // A guest that stands still, as after its last checkpoint, does nothing.
+        let stands = node.exec.repl.as_ref().is_some_and(|repl| repl.last.is_some());
+        let Some(vm) = node.exec.vm.as_mut().filter(|vm| !vm.ended && !stands) else { return };
         if !node.up || node.frozen_until.is_some() {
             return;
         }

@@ -129,6 +129,7 @@ impl Hands for SimHands<'_> {
         }
         self.world.nodes[self.n].exec.links.push(conn);
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
+        self.world.tell_network(self.n, conn);
         Ok(())
     }
 
@@ -139,6 +140,7 @@ impl Hands for SimHands<'_> {
         let exec = &mut self.world.nodes[self.n].exec;
         exec.recv = Some((conn, pairing));
         exec.links.push(conn);
+        self.world.tell_network(self.n, conn);
         Ok(())
     }
 
@@ -160,7 +162,10 @@ impl Hands for SimHands<'_> {
             Message::Standing(standing) if self.world.mutant == Some(Mutant::HidesARehearsal) => {
                 standing.unfit = None;
             }
-            Message::Switchover { .. } => self.world.hook(Hook::HandOver),
+            Message::Switchover { .. } => {
+                self.world.check_move(self.n);
+                self.world.hook(Hook::HandOver);
+            }
             Message::TookOver { .. } => self.world.stats.add(Count::HandedOver),
             _ => {}
         }
@@ -367,6 +372,7 @@ pub fn event_of(conn: ConnId, message: Message<'static>) -> Option<Event> {
         Message::Paired { generation } => Event::Paired { conn, generation },
         Message::Switchover { epoch } => Event::SwitchoverOffered { conn, epoch },
         Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
+        Message::Network(network) => crate::network::seen(&network),
         Message::Decline { text } => Event::SwitchoverDeclined { conn, why: text },
         Message::Bye(bye) => Event::PeerGone { conn, why: ftd::role::Gone::Bye(bye.text) },
         _ => return None,

@@ -15,6 +15,7 @@ mod hands;
 mod keeper;
 mod model;
 mod net;
+mod network;
 mod node;
 mod operator;
 mod schedule;
@@ -169,6 +170,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::Misfits, 1),
         (Count::FaultAck, 10),
         (Count::FaultNarrow, 20),
+        (Count::FaultUplink, 100),
+        (Count::MovedForNetwork, 5),
         (Count::OperatorStop, 5),
         (Count::OperatorPowerOff, 5),
         (Count::Stopped, 5),

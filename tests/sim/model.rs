@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, RequestId};
+use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, Reach, RequestId};
 
 use crate::card::Card;
 
@@ -202,6 +202,10 @@ pub struct Exec {
     /// A dial loop is scheduled.
     pub dial_loop: bool,
     pub attempt: Option<(ConnId, Micros)>,
+    /// What the peer said last of its host's network.
+    pub peer_reach: Reach,
+    /// The operator asked for a move, or for a stop.
+    pub was_asked_to_move: bool,
 }
 
 /// What waits for the core.
@@ -270,6 +274,8 @@ pub struct Node {
     pub unfit_for: Option<(u64, Micros)>,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
+    /// How the VM's network on this host is, in schedules in which that matters.
+    pub is_cut_off: Option<bool>,
     /// Frozen between two frames: nothing wakes it before its time.
     pub frozen_in_release: bool,
 }
@@ -376,6 +382,8 @@ pub enum Mutant {
     ForgetsTheLate,
     /// Any process that says hello is taken for the backup come back.
     AnyHelloEvicts,
+    /// Whatever the peer says, the VM would be reached there.
+    MovesAnywhere,
 }
 
 impl Mutant {
@@ -399,6 +407,7 @@ impl Mutant {
             Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
             Self::ForgetsTheLate => "unanswered",
             Self::AnyHelloEvicts => "evicted",
+            Self::MovesAnywhere => "network",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
             Self::AnyCellIsOurs => "the last copy",
@@ -409,7 +418,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -451,5 +460,6 @@ impl Mutant {
         Self::StopPowersOff,
         Self::ForgetsTheLate,
         Self::AnyHelloEvicts,
+        Self::MovesAnywhere,
     ];
 }

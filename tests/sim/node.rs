@@ -164,6 +164,7 @@ impl World {
             Event::CellRead(_) | Event::CellSet(_) => self.takes_up(n, &event),
             _ => {}
         }
+        let event = self.hear_of_network(n, event);
         if event != Event::Tick {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }

@@ -81,6 +81,11 @@ pub enum Act {
         n: usize,
         frame: Frame,
     },
+    /// The VM's network on a node's host comes or goes.
+    Uplink {
+        n: usize,
+        is_cut_off: bool,
+    },
     Inject(Fault),
     Undo(Undo),
     Thaw {

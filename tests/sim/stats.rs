@@ -75,6 +75,8 @@ counts! {
     FaultMisfit: "fault: the nodes do not fit",
     FaultAck: "fault: ack of what was never sent",
     FaultNarrow: "fault: link narrower than the checkpoints",
+    FaultUplink: "fault: the VM's network comes or goes",
+    MovedForNetwork: "hand-overs because of that",
     OperatorStop: "operator: stop",
     OperatorPowerOff: "operator: power off",
     Stopped: "stops done",

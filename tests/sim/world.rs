@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Fresh, Micros, Policy, RequestId, Role, StartAs, State};
+use ftd::role::{ConnId, Event, Fresh, Micros, OnUplinkLoss, Policy, RequestId, Role, StartAs, State};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -15,6 +15,7 @@ use crate::faults::{Fault, When};
 use crate::hands::SimHands;
 use crate::model::{Exec, Input, Knobs, Mutant, NAMES, Node};
 use crate::net::Net;
+use crate::network;
 use crate::schedule::{Act, Entry, Hook};
 use crate::stats::{Count, Stats};
 
@@ -172,6 +173,9 @@ impl World {
                     When::On(hook, nth) => world.hooks.push((hook, nth, fault)),
                 }
             }
+            for (at, act) in network::draw(seed, heal_at) {
+                world.at(at, act);
+            }
         }
         world
     }
@@ -311,6 +315,7 @@ impl World {
                     self.loaded(n, epoch);
                 }
             }
+            Act::Uplink { n, is_cut_off } => self.uplink(n, is_cut_off),
             Act::Rehearsed { n, inc, pairing } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.rehearsed(n, pairing);
@@ -386,6 +391,7 @@ impl World {
             place: "file /shared/vm.cell".into(),
             fresh: if fresh { Fresh::Any } else { Fresh::No },
             restart_on_reset: self.knobs.restart_on_reset,
+            on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: if promise_less { 0 } else { self.knobs.lease_us },
             failure_timeout_us: self.knobs.failure_timeout_us,
             takeover_delay_us: self.knobs.takeover_delay_us,
@@ -424,6 +430,7 @@ impl World {
         trace!(self, "{} starts process {inc} (fresh: {fresh})", NAMES[n]);
         let tick = self.rng.random_range(1..self.knobs.tick_us);
         self.later(tick, Act::Tick { n, inc });
+        self.look_at_network(n);
         self.drive(n);
     }
 

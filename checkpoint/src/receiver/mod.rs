@@ -23,7 +23,7 @@ use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::scrub::SAMPLES_MAX;
-use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Standing};
+use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
 use crate::wire::{Frame, FrameType, Message};
 use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
@@ -95,6 +95,8 @@ pub enum Received {
         /// The generation.
         generation: u64,
     },
+    /// How the VM's network is on the primary's host.
+    Network(Network),
     /// A planned switchover is offered, once this epoch is sealed.
     Switchover {
         /// The last epoch.
@@ -274,6 +276,7 @@ impl Receiver {
             Message::Standing(standing) => Ok(Received::Standing(standing)),
             Message::Switchover { epoch } => Ok(Received::Switchover { epoch }),
             Message::TookOver { generation } => Ok(Received::TookOver { generation }),
+            Message::Network(network) => Ok(Received::Network(network)),
             Message::Bye(bye) => Ok(Received::Bye(bye)),
             Message::Hello(_) | Message::Welcome(_) | Message::Refuse(_) => {
                 Err(ReceiveError::Unexpected { kind, when: "after the handshake" })

@@ -60,6 +60,7 @@ pub enum FrameType {
     Position = 20,
     Diverged = 21,
     Standing = 22,
+    Network = 23,
     #[cfg(feature = "next-version")]
     Build = 1000,
 }
@@ -96,6 +97,7 @@ impl FrameType {
         Self::Position,
         Self::Diverged,
         Self::Standing,
+        Self::Network,
         #[cfg(feature = "next-version")]
         Self::Build,
     ];

@@ -135,6 +135,15 @@ pub struct Standing {
     pub asks: bool,
 }
 
+/// How the VM's way to the network is on the sender's host: said when a connection begins, and at each change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Whether nobody beyond that host would reach the VM there.
+    pub is_cut_off: bool,
+    /// What is wrong, for people; empty if nothing is.
+    pub trouble: String,
+}
+
 /// An epoch is complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -233,6 +242,8 @@ pub enum Message<'a> {
     Diverged(Diverged),
     /// See [`Standing`].
     Standing(Standing),
+    /// See [`Network`].
+    Network(Network),
     /// The next version: the backup names its build.
     #[cfg(feature = "next-version")]
     Build {
@@ -267,6 +278,7 @@ impl<'a> Message<'a> {
             Self::Position(_) => FrameType::Position,
             Self::Diverged(_) => FrameType::Diverged,
             Self::Standing(_) => FrameType::Standing,
+            Self::Network(_) => FrameType::Network,
             #[cfg(feature = "next-version")]
             Self::Build { .. } => FrameType::Build,
         }
@@ -323,6 +335,7 @@ impl<'a> Message<'a> {
             FrameType::Position => Self::Position(parse(frame)?),
             FrameType::Diverged => Self::Diverged(parse(frame)?),
             FrameType::Standing => Self::Standing(parse(frame)?),
+            FrameType::Network => Self::Network(parse(frame)?),
             #[cfg(feature = "next-version")]
             FrameType::Build => Self::Build { text: parse(frame)? },
         })
@@ -363,6 +376,7 @@ impl<'a> Message<'a> {
             Self::Position(m) => postcard::to_stdvec(m),
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
+            Self::Network(m) => postcard::to_stdvec(m),
             #[cfg(feature = "next-version")]
             Self::Build { text } => postcard::to_stdvec(text),
         };

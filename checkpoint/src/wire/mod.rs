@@ -22,6 +22,7 @@
 //!     Standing{place, cell, named, age} <------------->    what the sender's own arbiter says
 //!     <------------------------------- Switchover{epoch}   planned switchover: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->
+//!     Network{is_cut_off, trouble} <------------------>   the VM's way to the network on the sender's host
 //!     Bye{why} <-------------------------------------->   the VM has ended, or the sender leaves
 //! ```
 //!

@@ -134,12 +134,15 @@ impl Rows {
         for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
             self.add("", trouble.to_owned());
         }
-        if let Some(NetworkStatus { tap, trouble, for_s }) = &status.network {
+        if let Some(NetworkStatus { tap, trouble, for_s, peer_trouble }) = &status.network {
             let shown = match trouble {
                 Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
                 None => "well".into(),
             };
             self.add("network", format!("{tap}, {shown}"));
+            if let Some(trouble) = peer_trouble {
+                self.add("", format!("TROUBLE on {}: {trouble}", peer.node));
+            }
         }
         let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
         let age = match status.arbiter.age_s {

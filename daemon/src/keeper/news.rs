@@ -4,7 +4,7 @@ use super::error::{KeepError, RestoreError, ShipError, StateLoss};
 use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
-use ft_checkpoint::wire::message::Standing;
+use ft_checkpoint::wire::message::{Network, Standing};
 
 /// What happens to the machine, for the executor.
 pub enum KeeperNews {
@@ -84,6 +84,8 @@ pub enum FromPrimary {
         /// The primary's clock, to be sent back.
         stamp: Micros,
     },
+    /// How the VM's network is on its host.
+    Network(Network),
     /// The cell now names us as standby.
     Paired {
         /// The pair's generation.

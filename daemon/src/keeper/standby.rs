@@ -154,6 +154,7 @@ impl Feed {
             }
             Received::Paired { generation } => FromPrimary::Paired { generation },
             Received::Standing(standing) => FromPrimary::Standing(standing),
+            Received::Network(network) => FromPrimary::Network(network),
             Received::Switchover { epoch } => FromPrimary::Offered { epoch },
             Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
             Received::CopyProgress { received_pages, total_pages } => {

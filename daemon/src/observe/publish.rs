@@ -265,7 +265,8 @@ impl Publisher {
     fn network(&self) -> Option<NetworkStatus> {
         let tap = self.config.machine.net.as_ref()?.tap.clone();
         let shown = self.sources.window.network();
-        Some(NetworkStatus { tap, for_s: shown.age().as_secs(), trouble: shown.what })
+        let peer_trouble = self.sources.window.peer_network();
+        Some(NetworkStatus { tap, for_s: shown.age().as_secs(), trouble: shown.what, peer_trouble })
     }
 
     fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {

@@ -119,8 +119,8 @@ impl Status {
     /// Whether a backup can take over, and the VM would be reached there, as far as this node knows.
     #[must_use]
     pub fn is_well_protected(&self) -> bool {
-        let is_cut = self.network.as_ref().is_some_and(|network| network.trouble.is_some());
-        self.state == State::Protected && !is_cut && !self.is_stale()
+        let is_well = |network: &NetworkStatus| network.trouble.is_none() && network.peer_trouble.is_none();
+        self.state == State::Protected && self.network.as_ref().is_none_or(is_well) && !self.is_stale()
     }
 }
 
@@ -142,6 +142,9 @@ pub struct NetworkStatus {
     pub trouble: Option<String>,
     /// Seconds for which it has been so.
     pub for_s: u64,
+    /// What is wrong with it on the peer's host, as the peer said last.
+    #[serde(default)]
+    pub peer_trouble: Option<String>,
 }
 
 /// Whether the VM could go on from what a backup holds.

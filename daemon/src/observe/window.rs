@@ -13,6 +13,7 @@ pub struct Window {
     view: Mutex<Option<Aged<View>>>,
     peer: Mutex<Aged<PeerView>>,
     network: Mutex<Aged<Option<String>>>,
+    peer_network: Mutex<Option<String>>,
     arbiter_silent: AtomicBool,
 }
 
@@ -101,6 +102,16 @@ impl Window {
         if !peer.what.connected {
             peer.what.trouble = Some(why);
         }
+    }
+
+    /// What the peer says is wrong with the VM's network on its host.
+    pub fn peer_network(&self) -> Option<String> {
+        self.peer_network.lock().clone()
+    }
+
+    /// The peer says so.
+    pub fn show_peer_network(&self, trouble: Option<String>) {
+        *self.peer_network.lock() = trouble;
     }
 
     /// Whether the arbiter answered the last request.

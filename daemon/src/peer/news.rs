@@ -5,7 +5,7 @@ use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::handshake::Refusal;
-use ft_checkpoint::wire::message::{Diverged, Hello, Position, Standing, Welcome};
+use ft_checkpoint::wire::message::{Diverged, Hello, Network, Position, Standing, Welcome};
 
 /// What happens on connections, for the executor.
 pub enum PeerNews {
@@ -75,6 +75,8 @@ pub enum FromBackup {
     },
     /// Replay mode: how far it has come.
     Position(Position),
+    /// How the VM's network is on its host.
+    Network(Network),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
     /// The next version: its build.

@@ -5,6 +5,7 @@ use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::heir::Heir;
+use super::network::Networks;
 use super::policy::{Fresh, Policy, StartAs};
 use super::primary::Primary;
 use super::proof::Lapsed;
@@ -35,6 +36,7 @@ pub struct Core {
     pub(super) resets: Resets,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
+    pub(super) networks: Networks,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,7 @@ impl Core {
             leaving: Vec::new(),
             resets: Resets::default(),
             next_peer: None,
+            networks: Networks::default(),
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -150,6 +153,7 @@ impl Core {
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
             Event::PeerReplaced { node } => self.next_peer = Some(node),
+            Event::NetworkSeen { whose, reach } => self.networks.set(whose, reach),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested { request, .. } if !self.in_part() && self.arbiter.is_setting() => {
                 self.leave(request);

@@ -1,6 +1,7 @@
 //! Events that can happen to a node. The protocol core learns everything about the world through them.
 
 use super::command::PairingStart;
+use super::network::{Reach, Whose};
 use super::request::{Leave, RequestId};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
@@ -220,6 +221,13 @@ pub enum Event {
         epoch: u64,
     },
 
+    /// Whether the VM is reached on a host, or would be, is another matter now.
+    NetworkSeen {
+        /// Which host's network.
+        whose: Whose,
+        /// How it is.
+        reach: Reach,
+    },
     /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
     PeerReplaced {
         /// Its name.

@@ -1,6 +1,7 @@
 //! The configuration that the core's decisions depend on.
 
 use super::event::Micros;
+use super::network::OnUplinkLoss;
 use super::record::NodeRecord;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub struct Policy {
     pub fresh: Fresh,
     /// Whether a guest that resets is booted again, or ends.
     pub restart_on_reset: bool,
+    /// What a primary does whose VM nobody reaches any more.
+    pub on_uplink_loss: OnUplinkLoss,
     /// How long an answer of the backup permits the primary to release, at least.
     pub lease_us: Micros,
     /// Silence after which the peer counts as lost.

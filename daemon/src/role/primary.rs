@@ -5,10 +5,11 @@ mod ending;
 mod switchover;
 
 use self::ending::End;
-use self::switchover::{Step, Switchover};
+use self::switchover::{Step, Switchover, Then};
 use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
+use super::network::{Reach, Whose};
 use super::proof::{Lapsed, Verdict};
 use super::request::{Leave, RequestRefusal};
 use super::standing::in_words;
@@ -260,6 +261,13 @@ impl Primary {
                 return self.begin_reboot(core);
             }
         }
+        if matches!(self.pair, Pair::Protected { .. })
+            && self.switchover.is_none()
+            && self.ending.is_none()
+            && core.networks.moves(core.policy.on_uplink_loss, core.now)
+        {
+            self.begin_switchover(core, Then::Follow, None);
+        }
         if let Some(link) = &self.link {
             let silence = core.now.saturating_sub(link.last_heard);
             if silence > core.policy.failure_timeout_us {
@@ -411,6 +419,7 @@ impl Primary {
 
     fn lose_peer(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.link = None;
+        core.networks.set(Whose::Peers, Reach::Unknown);
         self.why = why;
         core.forget_their_word();
         if self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Asking) {

@@ -56,6 +56,9 @@ pub enum RequestRefusal {
     /// The host failed the machine meanwhile.
     #[error("the machine failed on this host")]
     MachineFailed,
+    /// It was for the VM's network, which has changed meanwhile.
+    #[error("the VM would not be better reached on the other host any more")]
+    CutOff,
     /// The guest asked for a reset meanwhile.
     #[error("the guest is rebooting")]
     GuestReboots,

@@ -91,7 +91,7 @@ pub(in super::super) fn status() -> Status {
             for_s: 50,
             trouble: None,
         },
-        network: Some(NetworkStatus { tap: "ftd-web".into(), trouble: None, for_s: 60 }),
+        network: Some(NetworkStatus { tap: "ftd-web".into(), trouble: None, for_s: 60, peer_trouble: None }),
         view_age_ms: 1,
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,

@@ -31,7 +31,7 @@ impl RealHands {
         if link.agreed.protocol >= ft_checkpoint::wire::FrameType::Build.since() {
             link.send(ft_checkpoint::wire::Message::Build { text: env!("CARGO_PKG_VERSION").into() });
         }
-        self.links.insert(conn, link);
+        self.greet(conn, link);
         Ok(())
     }
 

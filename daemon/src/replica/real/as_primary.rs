@@ -38,7 +38,7 @@ impl RealHands {
             .map_err(HandsError::Link)?;
         self.telemetry.connected(Arc::clone(&link.written));
         self.window.show_connected(from);
-        self.links.insert(conn, link);
+        self.greet(conn, link);
         Ok(())
     }
 

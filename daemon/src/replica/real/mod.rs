@@ -28,7 +28,7 @@ use crate::role::{
 };
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Diverged, Position, Refuse};
+use ft_checkpoint::wire::message::{Diverged, Network, Position, Refuse};
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
 use resuming::{Resuming, Settling};
@@ -38,6 +38,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
+/// Of the peer's words that people are shown.
+const PEER_TEXT_CHARS_MAX: usize = 1000;
 /// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -76,6 +78,8 @@ pub struct RealHands {
     pub(super) telemetry: Arc<Telemetry>,
     watchdog: Arc<Watchdog>,
     peer_lost: Option<Instant>,
+    /// The VM's way to the network on this host.
+    network: Network,
 }
 
 impl RealHands {
@@ -158,6 +162,7 @@ impl RealHands {
             telemetry: parts.telemetry,
             watchdog: parts.watchdog,
             peer_lost: None,
+            network: Network::default(),
         };
         Ok((hands, received))
     }
@@ -175,12 +180,44 @@ impl RealHands {
     }
 
     /// The VM's way to the network on this host is another.
-    pub(super) fn note_network(&self, trouble: &NetworkTrouble) {
+    pub(super) fn note_network(&mut self, trouble: &NetworkTrouble) {
         match trouble.is_none() {
             true => tracing::info!("the VM's network is well on this host again"),
             false => tracing::warn!("the VM's network on this host: {trouble}"),
         }
         self.window.show_network(trouble);
+        self.network = Network { is_cut_off: trouble.cuts_off(), trouble: trouble.to_string() };
+        for link in self.links.values() {
+            link.send(Message::Network(self.network.clone()));
+        }
+    }
+
+    /// The VM's way to the network on the peer's host, as the peer says; false if it is no peer of ours.
+    pub(super) fn note_peer_network(&self, conn: ConnId, network: Network) -> bool {
+        if !self.links.contains_key(&conn) {
+            return false;
+        }
+        let text: String =
+            network.trouble.chars().filter(|c| !c.is_control()).take(PEER_TEXT_CHARS_MAX).collect();
+        let before = self.window.peer_network();
+        let now = (!text.is_empty()).then_some(text);
+        if before != now {
+            match &now {
+                Some(trouble) => tracing::warn!("the VM's network on the peer's host: {trouble}"),
+                None if before.is_some() => {
+                    tracing::info!("the VM's network is well on the peer's host again")
+                }
+                None => {}
+            }
+            self.window.show_peer_network(now);
+        }
+        true
+    }
+
+    /// A connection begins its work: the peer hears how the VM's network is here.
+    fn greet(&mut self, conn: ConnId, link: Link) {
+        link.send(Message::Network(self.network.clone()));
+        self.links.insert(conn, link);
     }
 
     /// The operator asks for something, and waits.

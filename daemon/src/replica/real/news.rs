@@ -7,9 +7,9 @@ use crate::keeper::{FromPrimary, KeeperNews};
 use crate::peer::{FromBackup, LinkEnd, PeerNews, Ticket};
 use crate::replica::Input;
 use crate::replica::arbiter_thread::CellNews;
-use crate::role::{ConnId, Event, Gone, PairingStart};
+use crate::role::{ConnId, Event, Gone, PairingStart, Reach, Whose};
 use ft_arbiter::Outcome;
-use ft_checkpoint::wire::message::Diverged;
+use ft_checkpoint::wire::message::{Diverged, Network};
 
 impl From<LinkEnd> for Gone {
     fn from(ending: LinkEnd) -> Self {
@@ -29,8 +29,9 @@ impl RealHands {
             Input::Keeper(news) => self.take_keeper(news),
             Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
             Input::Network(trouble) => {
+                let reach = if trouble.cuts_off() { Reach::CutOff } else { Reach::Open };
                 self.note_network(&trouble);
-                (None, None)
+                (Some(Event::NetworkSeen { whose: Whose::Ours, reach }), None)
             }
             Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop { vm, reply }) => {
@@ -80,12 +81,19 @@ impl RealHands {
         (Some(event), None)
     }
 
+    fn event_of_network(&mut self, conn: ConnId, network: Network) -> Option<Event> {
+        let reach = if network.is_cut_off { Reach::CutOff } else { Reach::Open };
+        let is_linked = self.note_peer_network(conn, network);
+        is_linked.then_some(Event::NetworkSeen { whose: Whose::Peers, reach })
+    }
+
     fn event_of_backup(&mut self, conn: ConnId, said: FromBackup) -> Option<Event> {
         Some(match said {
             FromBackup::Position(position) => {
                 self.note_position(conn, position);
                 return None;
             }
+            FromBackup::Network(network) => return self.event_of_network(conn, network),
             FromBackup::Diverged(Diverged { count, what }) => {
                 tracing::error!("the backup diverged at instruction {count}: {what}");
                 self.telemetry.diverged(count, &what);
@@ -104,8 +112,9 @@ impl RealHands {
         })
     }
 
-    fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Event {
-        match said {
+    fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Option<Event> {
+        Some(match said {
+            FromPrimary::Network(network) => return self.event_of_network(conn, network),
             FromPrimary::Alive => Event::Heard { conn },
             FromPrimary::Heartbeat { stamp, lease } => Event::Heartbeat { conn, stamp, lease },
             FromPrimary::Sealed { pairing, epoch, stamp } => {
@@ -115,7 +124,7 @@ impl RealHands {
             FromPrimary::Paired { generation } => Event::Paired { conn, generation },
             FromPrimary::Standing(said) => Event::Standing { conn, said },
             FromPrimary::Offered { epoch } => Event::SwitchoverOffered { conn, epoch },
-        }
+        })
     }
 
     fn take_keeper(&mut self, news: KeeperNews) -> (Option<Event>, Option<Ticket>) {
@@ -128,7 +137,7 @@ impl RealHands {
             }
             KeeperNews::GuestEnded(end) => Event::GuestEnded(end),
             KeeperNews::FromPrimary { conn, said, ticket } => {
-                return (Some(self.event_of_primary(conn, said)), Some(ticket));
+                return (self.event_of_primary(conn, said), Some(ticket));
             }
             KeeperNews::Verified { epoch } => Event::Verified { epoch },
             KeeperNews::LoadFailed(why) => {

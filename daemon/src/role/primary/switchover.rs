@@ -16,7 +16,7 @@ pub(super) struct Switchover {
     pub(super) step: Step,
     pub(super) since: Micros,
     pub(super) then: Then,
-    /// Who asked for it, unless a stop did, and how long he waits.
+    /// Who asked for it, unless a stop or the VM's network did, and how long he waits.
     asked: Option<(RequestId, Micros)>,
 }
 
@@ -39,6 +39,13 @@ pub(super) enum Step {
     Draining(u64),
     /// The backup was asked to go on. We emit nothing more unless the cell says so.
     Offered,
+}
+
+impl Switchover {
+    /// Nobody asked for it: the VM leaves a host for its network, and would not be reached on the other either.
+    fn is_in_vain(&self, core: &Core) -> bool {
+        self.asked.is_none() && self.then == Then::Follow && !core.networks.are_better_there()
+    }
 }
 
 impl Primary {
@@ -85,6 +92,9 @@ impl Primary {
         let Some(switchover) = &mut self.switchover else { return };
         if switchover.step != Step::Asking || !core.words.both_since(switchover.since) {
             return;
+        }
+        if switchover.is_in_vain(core) {
+            return self.abandon_switchover(core, RequestRefusal::CutOff);
         }
         match verdict {
             Verdict::Proven => {
@@ -159,6 +169,9 @@ impl Primary {
             && self.permit.acked >= epoch
             && !self.permit.wanting
         {
+            if switchover.is_in_vain(core) {
+                return self.abandon_switchover(core, RequestRefusal::CutOff);
+            }
             switchover.step = Step::Offered;
             switchover.since = core.now;
             core.out.push(Command::SendOffer { conn: link.conn, epoch });

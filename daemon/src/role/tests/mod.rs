@@ -84,6 +84,7 @@ impl Rig {
             place: "file /shared/web.cell".into(),
             fresh: Fresh::No,
             restart_on_reset: true,
+            on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: LEASE_US,
             failure_timeout_us: 100_000,
             takeover_delay_us: 10_000,

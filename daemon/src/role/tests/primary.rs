@@ -200,3 +200,43 @@ fn another_peer_counts_once_no_backup_of_the_old_name_does() {
         "{commands:?}"
     );
 }
+
+/// Whether a primary of generation 2 begins to move its VM, once both arbiters have answered.
+fn moves(rig: &mut Rig) -> bool {
+    let mut commands = rig.on(Event::Tick);
+    commands.extend(rig.hear(Some(cell(2, Some("a"), Some(("b", PAIRING_OF_A))))));
+    commands.contains(&Command::FinalCheckpoint)
+}
+
+#[test]
+fn a_vm_that_nobody_reaches_moves_only_to_a_host_where_it_is_reached_and_not_again_at_once() {
+    let see = |rig: &mut Rig, whose, reach| rig.on(Event::NetworkSeen { whose, reach });
+    let mut rig = Rig::protected();
+    see(&mut rig, Whose::Ours, Reach::CutOff);
+    assert!(!moves(&mut rig), "nobody has said how it is there");
+    see(&mut rig, Whose::Peers, Reach::CutOff);
+    assert!(!moves(&mut rig), "it is no better there");
+    see(&mut rig, Whose::Peers, Reach::Open);
+    assert!(moves(&mut rig));
+    // The backup declines: the VM stays, and is not moved at once again.
+    rig.on(Event::FinalCaptured { epoch: 2 });
+    rig.on(Event::Ack { conn: 7, epoch: 2, stamp: rig.now });
+    rig.on(Event::SwitchoverDeclined { conn: 7, why: "no".into() });
+    assert!(!moves(&mut rig));
+
+    // What a lost peer said counts no more.
+    let mut rig = Rig::protected();
+    see(&mut rig, Whose::Peers, Reach::Open);
+    rig.lose(7);
+    let held = Some(Held { pairing: PAIRING_OF_A, epoch: 1 });
+    rig.on(Event::PeerHello { conn: 8, nonce: 9, generation: 2, held });
+    see(&mut rig, Whose::Ours, Reach::CutOff);
+    assert!(!moves(&mut rig));
+
+    // Nor does it move against the operator's wish.
+    let mut rig = Rig::protected();
+    rig.core.policy.on_uplink_loss = OnUplinkLoss::Stay;
+    see(&mut rig, Whose::Ours, Reach::CutOff);
+    see(&mut rig, Whose::Peers, Reach::Open);
+    assert!(!moves(&mut rig));
+}

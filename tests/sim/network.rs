@@ -1,0 +1,92 @@
+//! The VM's way to the network on each host. In some schedules it comes and goes, and a VM that nobody reaches moves.
+
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::Network;
+use ftd::role::{ConnId, Event, Micros, Reach, Whose};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::model::{Input, Msg, Mutant, NAMES};
+use crate::schedule::Act;
+use crate::stats::Count;
+use crate::world::World;
+
+/// Draws when it comes and goes, on which node, from numbers of its own. Both nodes begin by saying that it is well.
+pub fn draw(seed: u64, until: Micros) -> Vec<(Micros, Act)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0x7a9e);
+    if !rng.random_bool(0.2) {
+        return Vec::new();
+    }
+    let well = (0..2).map(|n| (50_000, Act::Uplink { n, is_cut_off: false }));
+    let changes = (0..rng.random_range(1..6)).map(|_| {
+        let at = rng.random_range(100_000..until);
+        (at, Act::Uplink { n: rng.random_range(0..2), is_cut_off: rng.random_bool(0.6) })
+    });
+    well.chain(changes.collect::<Vec<_>>()).collect()
+}
+
+fn reach(is_cut_off: bool) -> Reach {
+    if is_cut_off { Reach::CutOff } else { Reach::Open }
+}
+
+/// What a message says of its sender's network.
+pub fn seen(network: &Network) -> Event {
+    Event::NetworkSeen { whose: Whose::Peers, reach: reach(network.is_cut_off) }
+}
+
+impl World {
+    /// The network of a node's host is so now, and stays so whatever becomes of the process.
+    pub fn uplink(&mut self, n: usize, is_cut_off: bool) {
+        self.stats.add(Count::FaultUplink);
+        self.nodes[n].is_cut_off = Some(is_cut_off);
+        self.look_at_network(n);
+        for conn in self.nodes[n].exec.links.clone() {
+            self.tell_network(n, conn);
+        }
+    }
+
+    /// A node's process hears of its own host's network.
+    pub fn look_at_network(&mut self, n: usize) {
+        if let Some(is_cut_off) = self.nodes[n].is_cut_off {
+            let event = Event::NetworkSeen { whose: Whose::Ours, reach: reach(is_cut_off) };
+            self.incoming(n, Input::Event(event));
+        }
+    }
+
+    /// It tells its peer.
+    pub fn tell_network(&mut self, n: usize, conn: ConnId) {
+        if let Some(is_cut_off) = self.nodes[n].is_cut_off {
+            let network = Network { is_cut_off, trouble: String::new() };
+            self.send(n, conn, Msg::Said(Message::Network(network)));
+        }
+    }
+
+    /// What the core gets to hear; and what was true of it, for the check.
+    pub fn hear_of_network(&mut self, n: usize, event: Event) -> Event {
+        match event {
+            Event::NetworkSeen { whose: Whose::Peers, reach } => {
+                self.nodes[n].exec.peer_reach = reach;
+                let reach = if self.mutant == Some(Mutant::MovesAnywhere) { Reach::Open } else { reach };
+                Event::NetworkSeen { whose: Whose::Peers, reach }
+            }
+            Event::SwitchoverRequested { .. } | Event::StopRequested { .. } => {
+                self.nodes[n].exec.was_asked_to_move = true;
+                event
+            }
+            other => other,
+        }
+    }
+
+    /// A node offers its VM to the other.
+    pub fn check_move(&mut self, n: usize) {
+        let exec = &self.nodes[n].exec;
+        if exec.was_asked_to_move {
+            return;
+        }
+        self.stats.add(Count::MovedForNetwork);
+        if exec.peer_reach != Reach::Open {
+            let reach = exec.peer_reach;
+            self.fail(format!("network: {} moves the VM to a host that said: {reach:?}", NAMES[n]));
+        }
+    }
+}
