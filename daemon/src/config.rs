@@ -3,9 +3,13 @@
 //! checks the rest against this host when the daemon starts.
 
 mod file;
+mod log;
+mod recovery;
 mod validate;
 
 pub use file::keys;
+pub use log::{LogConfig, LogFormat, LogLevel};
+pub use recovery::RecoveryConfig;
 
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
@@ -51,6 +55,9 @@ pub struct Config {
     /// What replay mode adds.
     #[serde(default)]
     pub replay: ReplayConfig,
+    /// The way back after an ending.
+    #[serde(default)]
+    pub recovery: RecoveryConfig,
     /// Who decides when the nodes lose each other.
     pub arbiter: ArbiterConfig,
     /// Messages.
@@ -303,40 +310,6 @@ pub struct ArbiterConfig {
     pub kind: ArbiterKind,
     /// The cell's directory, on storage that both nodes share.
     pub path: PathBuf,
-}
-
-/// Messages.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Their form.
-    pub format: LogFormat,
-    /// The least severe that is written.
-    pub level: LogLevel,
-}
-
-/// Form of the messages.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One line of text each.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Severity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "each is what it is called")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    #[default]
-    Info,
-    Debug,
-    Trace,
 }
 
 /// Replay mode.

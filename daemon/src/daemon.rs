@@ -237,6 +237,7 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         record,
         place: config.arbiter().place().to_string(),
         fresh,
+        on_fenced: config.recovery.on_fenced,
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         on_uplink_loss: config.machine.net.as_ref().map_or(OnUplinkLoss::Stay, |net| net.on_uplink_loss),
         lease_us: us(r.lease_ms),

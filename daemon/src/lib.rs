@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, Fresh, NodeRecord, OnUplinkLoss, Policy, StartAs, State};
+//! use ftd::role::{Command, Core, Event, Fresh, NodeRecord, OnFenced, OnUplinkLoss, Policy, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
@@ -15,6 +15,7 @@
 //!     record: None,
 //!     place: "file /shared/web.cell".into(),
 //!     fresh: Fresh::No,
+//!     on_fenced: OnFenced::Rejoin,
 //!     restart_on_reset: true,
 //!     on_uplink_loss: OnUplinkLoss::Stay,
 //!     lease_us: 25_000,

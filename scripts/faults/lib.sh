@@ -15,7 +15,7 @@
 # and may set, before run_trials or in inject:
 #   expect_client      survives (default) | lost (the VM is allowed to be gone) | any
 #   expect_switches    changes of speaker: a number | any (default)
-#   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: fenced)
+#   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: none)
 #   fresh_pair         1: every trial starts a new pair
 
 set -euo pipefail
@@ -26,7 +26,7 @@ source "$FTD_ROOT/scripts/lib/pair.sh"
 fault_name=$(basename "$0")
 expect_client=survives
 expect_switches=any
-expect_exits=$pair_exit_fenced
+expect_exits=''
 fresh_pair=0
 # Exit status of a process that SIGKILL ended, as the shell counts it.
 faults_killed=137

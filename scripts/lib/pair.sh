@@ -218,7 +218,7 @@ pair_up() {
     pair_wait_protected "${1:-300}" || { pair_explain; return 1; }
 }
 
-# pair_heal: heals the link and the arbiter, starts what has been killed or fenced, and waits for protection. The VM
+# pair_heal: heals the link and the arbiter, starts what has been killed, and waits for protection. The VM
 # goes on meanwhile.
 pair_heal() {
     local host
@@ -235,7 +235,7 @@ pair_is_healed() {
     for host in a b; do
         # What ended for another reason shall be seen.
         case $(host_exit_code "$host") in
-        137 | "$pair_exit_fenced") host_start "$host" ;;
+        137) host_start "$host" ;;
         esac
     done
     pair_is_protected

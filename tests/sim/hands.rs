@@ -208,8 +208,11 @@ impl Hands for SimHands<'_> {
         self.say("stops its machine");
         let exec = &mut self.world.nodes[self.n].exec;
         let ended = exec.vm.take().map(|vm| vm.ended);
-        exec.repl = None;
+        let offered = exec.repl.take().is_some_and(|repl| repl.last.is_some());
         if let Some(ended) = ended {
+            if !ended && !offered && self.world.owner().is_some_and(|owner| owner != self.n) {
+                self.world.stats.add(Count::Fences);
+            }
             self.world.check_stopped(self.n, ended);
         }
     }

@@ -380,6 +380,8 @@ pub enum Mutant {
     StopPowersOff,
     /// A switchover whose time is over is not answered.
     ForgetsTheLate,
+    /// A node that lost the arbitration ends, and waits for somebody to start it.
+    FencedStaysDown,
     /// Any process that says hello is taken for the backup come back.
     AnyHelloEvicts,
     /// Whatever the peer says, the VM would be reached there.
@@ -396,7 +398,7 @@ impl Mutant {
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
             Self::RehearsesNothing | Self::HidesARehearsal | Self::RejoinedIsProven => "I9",
-            Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
+            Self::IgnoresMachine | Self::IgnoresBoot | Self::FencedStaysDown => "liveness",
             Self::IgnoresMisfit => "misfit",
             Self::BelievesAnyAck => "I1",
             Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
@@ -418,7 +420,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -448,6 +450,7 @@ impl Mutant {
         Self::SilentDivergence,
         Self::IgnoresMachine,
         Self::IgnoresBoot,
+        Self::FencedStaysDown,
         Self::IgnoresMisfit,
         Self::BelievesAnyAck,
         Self::BackupStopsAtOnce,

@@ -365,12 +365,14 @@ impl World {
         self.stats.add(Count::Exits);
         // A request that it has ended is answered by that.
         self.nodes[n].asked.clear();
-        match exit {
-            Exit::Fenced(_) => self.stats.add(Count::Fences),
-            Exit::Misfit(_) => self.stats.add(Count::Misfits),
-            _ => {}
+        let fenced = matches!(exit, Exit::Fenced(_));
+        if matches!(exit, Exit::Misfit(_)) {
+            self.stats.add(Count::Misfits);
         }
         self.die(n, false, "the process ended", false);
+        if fenced && self.mutant == Some(Mutant::FencedStaysDown) {
+            return;
+        }
         let fast = self.healed || self.rng.random_bool(0.5);
         let delay = if fast { 50_000 } else { 2_000_000 };
         self.later(delay, Act::Start { n, fresh: false });

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Fresh, Micros, OnUplinkLoss, Policy, RequestId, Role, StartAs, State};
+use ftd::role::{
+    ConnId, Event, Fresh, Micros, OnFenced, OnUplinkLoss, Policy, RequestId, Role, StartAs, State,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -390,6 +392,10 @@ impl World {
             record,
             place: "file /shared/vm.cell".into(),
             fresh: if fresh { Fresh::Any } else { Fresh::No },
+            on_fenced: match self.mutant {
+                Some(Mutant::FencedStaysDown) => OnFenced::Exit,
+                _ => OnFenced::Rejoin,
+            },
             restart_on_reset: self.knobs.restart_on_reset,
             on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: if promise_less { 0 } else { self.knobs.lease_us },

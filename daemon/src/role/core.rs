@@ -4,6 +4,7 @@ use super::arbitration::{Arbitration, Asked, Settled};
 use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
+use super::fenced::Fenced;
 use super::heir::Heir;
 use super::network::Networks;
 use super::policy::{Fresh, Policy, StartAs};
@@ -11,8 +12,8 @@ use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
-use super::resets::Resets;
 use super::standing::Words;
+use super::streak::Streak;
 use super::view::{Role, State, View};
 use ft_arbiter::{Cell, CellId};
 
@@ -33,14 +34,15 @@ pub struct Core {
     pub(super) stop_requested: bool,
     /// Requests to stop that are answered when this node ends.
     pub(super) leaving: Vec<RequestId>,
-    pub(super) resets: Resets,
+    pub(super) resets: Streak,
+    pub(super) fences: Streak,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
     pub(super) networks: Networks,
 }
 
-#[derive(Clone, Debug)]
 /// The part that the node plays.
+#[derive(Clone, Debug)]
 enum Part {
     /// Reading the cell.
     Starting {
@@ -62,6 +64,8 @@ enum Part {
     Backup(Backup),
     /// The cell is ours, and what we sealed is becoming a running VM.
     Heir(Heir),
+    /// It lost the arbitration, and comes back.
+    Fenced(Fenced),
     /// It is over: what it was last, and why.
     Ended {
         role: Role,
@@ -77,6 +81,7 @@ pub(super) enum Next {
     Primary(Primary),
     Backup(Backup),
     Heir(Heir),
+    Fenced(Fenced),
     /// The machine is gone, and the cell still says that we own the VM.
     Bereft {
         cell: Cell,
@@ -104,7 +109,8 @@ impl Core {
             suspicions: 0,
             stop_requested: false,
             leaving: Vec::new(),
-            resets: Resets::default(),
+            resets: Streak::default(),
+            fences: Streak::default(),
             next_peer: None,
             networks: Networks::default(),
         };
@@ -166,7 +172,7 @@ impl Core {
                 Part::Primary(primary) => primary.on_event(core, other),
                 Part::Backup(backup) => backup.on_event(core, other),
                 Part::Heir(heir) => heir.on_event(core, other),
-                Part::Starting { .. } | Part::Founding { .. } | Part::Bereft { .. } => {
+                Part::Starting { .. } | Part::Founding { .. } | Part::Bereft { .. } | Part::Fenced(_) => {
                     let why = "this node does not run the VM".to_string();
                     match other {
                         Event::PeerHello { conn, .. } => core.out.push(Command::Refuse { conn, why }),
@@ -189,7 +195,7 @@ impl Core {
     fn rename_peer(&mut self) {
         let is_free = match &self.part {
             Part::Primary(primary) => primary.has_no_backup(),
-            Part::Starting { .. } | Part::Founding { .. } => true,
+            Part::Starting { .. } | Part::Founding { .. } | Part::Fenced(_) => true,
             Part::Bereft { .. } | Part::Backup(_) | Part::Heir(_) | Part::Ended { .. } | Part::Moving => {
                 false
             }
@@ -225,7 +231,7 @@ impl Core {
         }
     }
 
-    fn advance(&mut self, next: Next) {
+    pub(super) fn advance(&mut self, next: Next) {
         match next {
             Next::Primary(primary) => self.part = Part::Primary(primary),
             Next::Backup(backup) => {
@@ -233,6 +239,7 @@ impl Core {
                 self.part = Part::Backup(backup);
             }
             Next::Heir(heir) => self.part = Part::Heir(heir),
+            Next::Fenced(fenced) => self.part = Part::Fenced(fenced),
             Next::Bereft { cell, why } => self.part = Part::Bereft { cell, why },
             Next::Start => self.part = Part::Starting { trouble: None },
             Next::Ended(exit) => self.end(exit),
@@ -288,6 +295,7 @@ impl Core {
                 let generation = before.unwrap_or(0) + 1;
                 self.ask_set(before, Cell { id, generation, owner, standby: None });
             }
+            Part::Fenced(fenced) if fenced.is_rested(self.now) => self.ask_read(),
             Part::Primary(_) | Part::Backup(_) | Part::Heir(_) => self.with_part(|core, part| {
                 match part {
                     Part::Primary(primary) => primary.pursue(core),
@@ -302,7 +310,7 @@ impl Core {
                 core.probe_if_due();
                 None
             }),
-            Part::Ended { .. } | Part::Moving => {}
+            Part::Fenced(_) | Part::Ended { .. } | Part::Moving => {}
         }
     }
 
@@ -339,6 +347,10 @@ impl Core {
                 Ok(cell) => self.begin(cell),
                 Err(why) => *trouble = Some(why),
             },
+            Part::Fenced(fenced) => match answer {
+                Ok(cell) => self.return_by(cell),
+                Err(why) => fenced.note_trouble(why),
+            },
             // The peer may have taken over in the meantime; then we are its backup.
             Part::Bereft { cell: known, .. } => {
                 if let Ok(Some(cell)) = answer
@@ -358,7 +370,7 @@ impl Core {
     }
 
     /// What this node is, by the cell.
-    fn begin(&mut self, cell: Option<Cell>) {
+    pub(super) fn begin(&mut self, cell: Option<Cell>) {
         let expected = cell.as_ref().map(|cell| (cell.id, cell.generation));
         let owner = cell.as_ref().and_then(|cell| cell.owner.clone());
         match (cell, owner) {
@@ -441,6 +453,7 @@ impl Core {
             Part::Primary(primary) => (primary.state(self), primary.detail(self)),
             Part::Backup(backup) => (backup.state(self), backup.detail(self)),
             Part::Heir(heir) => (State::Waiting, heir.detail()),
+            Part::Fenced(fenced) => (State::Fenced, fenced.detail(self)),
             Part::Ended { state, detail, .. } => (*state, detail.clone()),
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         };
@@ -473,7 +486,7 @@ impl Core {
     fn role(&self) -> Role {
         match &self.part {
             Part::Founding { .. } | Part::Bereft { .. } | Part::Primary(_) | Part::Heir(_) => Role::Primary,
-            Part::Starting { .. } | Part::Backup(_) => Role::Backup,
+            Part::Starting { .. } | Part::Backup(_) | Part::Fenced(_) => Role::Backup,
             Part::Ended { role, .. } => *role,
             Part::Moving => unreachable!("a part is put back before anybody can look"),
         }

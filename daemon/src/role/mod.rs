@@ -18,6 +18,8 @@
 //!                      the arbiter cannot be asked: waits, output held; the peer comes back: protected <──────┤
 //!                                                  cell set by the peer: fenced  <────────────────────────────┘
 //!
+//!  fenced    the machine is gone, nothing may leave ── rests if it was fenced often ── cell read ──> backup
+//!
 //!  backup    following ── peer lost, holds a sealed checkpoint ──> orphaned ── verified, delay and promise over, cell
 //!               ^                                                     │         names me and my state ──> contesting
 //!               └──────────── the peer comes back ────────────────────┘   won: heir
@@ -70,6 +72,7 @@ mod backup;
 mod command;
 mod core;
 mod event;
+mod fenced;
 mod heir;
 mod network;
 mod policy;
@@ -78,8 +81,8 @@ mod proof;
 mod record;
 mod rehearsal;
 mod request;
-mod resets;
 mod standing;
+mod streak;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -88,7 +91,7 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
-pub use policy::{Fresh, Policy, StartAs};
+pub use policy::{Fresh, OnFenced, Policy, StartAs};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;

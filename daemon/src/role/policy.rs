@@ -15,6 +15,17 @@ pub enum StartAs {
     Backup,
 }
 
+/// What a node does that lost the arbitration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFenced {
+    /// It looks at the cell, and comes back as the backup.
+    #[default]
+    Rejoin,
+    /// Its process ends.
+    Exit,
+}
+
 /// The operator's leave to boot anew over a state that is lost, or given up by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fresh {
@@ -41,6 +52,8 @@ pub struct Policy {
     pub place: String,
     /// Boot anew although this node's memory of the VM, or the peer's, is lost by it.
     pub fresh: Fresh,
+    /// What becomes of this node when it loses the arbitration.
+    pub on_fenced: OnFenced,
     /// Whether a guest that resets is booted again, or ends.
     pub restart_on_reset: bool,
     /// What a primary does whose VM nobody reaches any more.

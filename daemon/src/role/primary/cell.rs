@@ -121,9 +121,9 @@ impl Primary {
         }
         self.answer_switchover(core, Err(RequestRefusal::LostArbitration));
         let says = cell.as_ref().map_or("is empty".into(), |cell| format!("says {cell}"));
-        Some(Next::Ended(Exit::Fenced(format!(
+        Some(core.fence(format!(
             "lost the arbitration: this node owned generation {}, the cell {says}",
             self.cell.generation
-        ))))
+        )))
     }
 }

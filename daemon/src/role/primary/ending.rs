@@ -81,11 +81,11 @@ impl Primary {
             }
             // A processor that shuts down is a reset line that is pulled.
             GuestEnd::Reset | GuestEnd::Crashed(_) => {
-                let boot_at = core.resets.boot_at(core.now);
+                let boot_at = core.resets.next_at(core.now);
                 if boot_at <= core.now || core.stop_requested {
                     return self.begin_reboot(core);
                 }
-                let (streak, wait_s) = (core.resets.streak, (boot_at - core.now) / 1_000_000);
+                let (streak, wait_s) = (core.resets.length, (boot_at - core.now) / 1_000_000);
                 self.why = format!(
                     "the guest has reset {streak} times, each time within a minute of its boot: \
                      it is booted again {wait_s} s after the last"

@@ -2,6 +2,7 @@
 
 mod backup;
 mod cell;
+mod fenced;
 mod primary;
 mod proof;
 mod rehearsal;
@@ -83,6 +84,7 @@ impl Rig {
             record,
             place: "file /shared/web.cell".into(),
             fresh: Fresh::No,
+            on_fenced: OnFenced::Rejoin,
             restart_on_reset: true,
             on_uplink_loss: OnUplinkLoss::Switchover,
             lease_us: LEASE_US,
