@@ -1,5 +1,6 @@
 //! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, the backup's about its
-//! rehearsals, and the verdict on them. One function of the facts decides, on both nodes alike: proven, or a list of lapses, each with since when.
+//! rehearsals, and the verdict on them. One function of the facts decides, on both nodes alike: proven, or a list of
+//! lapses, each with since when.
 //!
 //! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
 //! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old.
@@ -162,7 +163,7 @@ impl fmt::Display for Lapse {
             Self::Unread { backup } => write!(f, "{backup} has not read the cell yet"),
             Self::Unfit { backup, why } => write!(
                 f,
-                "the VM could not go on on {backup} when that was last tried, and is tried again every few seconds: {why}"
+                "the VM could not go on on {backup} when that was last tried; it is tried again every few seconds: {why}"
             ),
             Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
         }

@@ -1,5 +1,5 @@
-//! How the two nodes keep each other's word about their arbiters, and about the backup's rehearsals: when this node asks
-//! its own arbiter, and what it tells the peer. The verdict on the words is `proof`'s.
+//! How the two nodes keep each other's word about their arbiters, and about the backup's rehearsals: when this node
+//! asks its own arbiter, and what it tells the peer. The verdict on the words is `proof`'s.
 
 use super::arbitration::Asked;
 use super::command::Command;
