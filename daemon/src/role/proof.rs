@@ -163,7 +163,7 @@ impl fmt::Display for Lapse {
             Self::Unread { backup } => write!(f, "{backup} has not read the cell yet"),
             Self::Unfit { backup, why } => write!(
                 f,
-                "the VM could not go on on {backup} when that was last tried; it is tried again every few seconds: {why}"
+                "the VM could not go on on {backup} when last tried; it is tried again every few seconds: {why}"
             ),
             Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
         }
