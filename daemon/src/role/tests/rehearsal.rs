@@ -110,8 +110,9 @@ fn a_later_failure_is_told_to_the_primary_at_once_and_so_is_its_end() {
     };
     heard_for(&mut rig, 61 * SECOND_US);
     let why = "KVM_SET_LAPIC refused the state".to_owned();
-    assert_eq!(told(&mut rig, failed()), Some(Some((why.clone(), 0))));
+    assert_eq!(told(&mut rig, failed()), Some(Some((why, 0))));
     heard_for(&mut rig, 6 * SECOND_US);
     assert_eq!(told(&mut rig, failed()), None, "nothing new");
+    heard_for(&mut rig, 6 * SECOND_US);
     assert_eq!(told(&mut rig, Event::Rehearsed { pairing: 5 }), Some(None));
 }
