@@ -3,20 +3,20 @@
 
 use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
-use crate::control::{Asking, Desk, http, reload_on_signals, stop_on_signals};
+use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log,
+    self, ArbiterAnswer, Contents, DescribeError, FreshError, HostError, InstanceLock, LockError, Log, Need,
     RecordError, RecordFile, Watchdog, facts, prepare_host, take_fresh,
 };
-use crate::keeper::{Replay, ReplayProgress, Service};
+use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, Fresh, NodeRecord, OnUplinkLoss, Policy};
+use crate::role::{Exit, Fresh, NodeRecord, OnUplinkLoss, Policy, Times};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -33,6 +33,8 @@ const ANSWERS: Duration = Duration::from_secs(2);
 const ARBITER_PROBE: Duration = Duration::from_secs(3);
 /// How long an arbiter's answer counts for the proof that the VM is protected.
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
+/// How long the next pairing waits after one that failed: at first, and after many.
+const PAIRING_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,12 +98,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         Some(generation) => Fresh::Over(generation),
         None => Fresh::No,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("ftd-control")
-        .enable_all()
-        .build()
-        .map_err(DaemonError::Runtime)?;
+    let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config)?;
     let telemetry = Arc::new(Telemetry::default());
     let peer = Arc::new(PeerPlace::new(config.peer.clone()));
@@ -156,11 +153,13 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     }
 
     let r = &config.replication;
+    let Tuning { service, on_overload, .. } = Tuning::from(r);
+    let need = Need { ram_bytes: host.spec.ram_bytes, lock: config.machine.lock_memory };
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
-        service: Service { hold_us_max: r.hold_ms_max * 1000, speed_pct_min: r.guest_speed_min_pct },
-        on_overload: r.on_overload,
+        service,
+        on_overload,
         epoch: Duration::from_millis(r.epoch_ms),
         replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,
@@ -169,6 +168,7 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
         port,
         identity,
         contents: Box::new(move || contents.facts()),
+        lacks: Box::new(move || need.shortage()),
         host,
         arbiter,
         record_file,
@@ -182,6 +182,14 @@ pub fn run(config: &Config, file: &Path, fresh: bool, log: Log) -> Result<Exit, 
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("ftd-control")
+        .enable_all()
+        .build()
 }
 
 fn replay(config: &Config) -> Replay {
@@ -230,6 +238,7 @@ fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeErr
 fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
+    let Times { failure_timeout_us, takeover_delay_us } = Tuning::from(r).times;
     Policy {
         node: config.node.to_string(),
         peer: config.peer.node.to_string(),
@@ -241,14 +250,16 @@ fn policy(config: &Config, fresh: Fresh, record: Option<NodeRecord>) -> Policy {
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
         on_uplink_loss: config.machine.net.as_ref().map_or(OnUplinkLoss::Stay, |net| net.on_uplink_loss),
         lease_us: us(r.lease_ms),
-        failure_timeout_us: us(r.failure_timeout_ms),
-        takeover_delay_us: us(r.takeover_delay_ms),
+        failure_timeout_us,
+        takeover_delay_us,
         heartbeat_us: us(r.heartbeat_ms),
         arbiter_retry_us: ARBITER_RETRY.as_micros() as u64,
         probe_us: ARBITER_PROBE.as_micros() as u64,
         proof_us: PROOF_LIMIT.as_micros() as u64,
         patience_us: PATIENCE.as_micros() as u64,
         rehearsal_us: r.rehearsal_s * 1_000_000,
+        pairing_wait_us_min: PAIRING_WAIT.0.as_micros() as u64,
+        pairing_wait_us_max: PAIRING_WAIT.1.as_micros() as u64,
         nonce: random_nonce(),
     }
 }

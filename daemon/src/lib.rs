@@ -27,6 +27,8 @@
 //!     proof_us: 10_000_000,
 //!     patience_us: 10_000_000,
 //!     rehearsal_us: 60_000_000,
+//!     pairing_wait_us_min: 1_000_000,
+//!     pairing_wait_us_max: 600_000_000,
 //!     nonce: 0x17,
 //! };
 //! let (mut core, mut commands) = Core::new(policy, 0);

@@ -21,9 +21,9 @@ struct State {
 }
 
 impl Limited {
-    /// `burst` at once, then one each `interval`.
+    /// So many at once, then one in each interval.
     #[must_use]
-    pub fn new(burst: u32, interval: Duration) -> Self {
+    pub fn new((burst, interval): (u32, Duration)) -> Self {
         Self { burst, interval, state: Mutex::new(State { left: burst, since: None, unsaid: 0 }) }
     }
 
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_one_an_interval_with_the_count_of_the_others() {
-        let limited = Limited::new(2, Duration::from_secs(10));
+        let limited = Limited::new((2, Duration::from_secs(10)));
         let start = Instant::now();
         let at = |seconds| limited.pass(start + Duration::from_secs(seconds));
         assert_eq!([at(0), at(0), at(0), at(1), at(9)], [Some(0), Some(0), None, None, None]);

@@ -2,7 +2,7 @@
 //! for a restart. A file that is refused changes nothing.
 
 use crate::config::{self, Config, ConfigError};
-use crate::control::Wish;
+use crate::control::{Tuning, Wish};
 use crate::host::Log;
 use crate::outlet::Outlet;
 use crate::peer::PeerPlace;
@@ -13,7 +13,17 @@ use std::sync::Arc;
 use toml::Value;
 
 /// The keys that count at once.
-const RELOADABLE: [&str; 4] = ["log.level", "peer.node", "peer.address", "peer.from"];
+const RELOADABLE: [&str; 9] = [
+    "log.level",
+    "peer.node",
+    "peer.address",
+    "peer.from",
+    "replication.hold_ms_max",
+    "replication.guest_speed_min_pct",
+    "replication.on_overload",
+    "replication.failure_timeout_ms",
+    "replication.takeover_delay_ms",
+];
 
 /// See the module.
 pub struct Reload {
@@ -75,7 +85,8 @@ impl Reload {
             tracing::warn!("log.level stays as it is: {e}");
         }
         peer.move_to(new.peer.address, new.peer.from);
-        if wishes.tell(Wish::ReplacePeer(new.peer.node.to_string())).is_err() {
+        let retuned = wishes.tell(Wish::Retune(Tuning::from(&new.replication)));
+        if retuned.is_err() || wishes.tell(Wish::ReplacePeer(new.peer.node.to_string())).is_err() {
             tracing::debug!("the daemon is ending");
         }
     }

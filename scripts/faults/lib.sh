@@ -75,6 +75,13 @@ violation() { violations+=("$*"); }
 # detail TEXT...: what was drawn in this trial, for its line.
 detail() { details+=" $*"; }
 
+# build_shim: from now on a host's kernel can be made to refuse what ftd asks of it (host_fail).
+build_shim() {
+    setup_need shim
+    cc -shared -fPIC -O2 -o "$run_dir/shim.so" "$FTD_ROOT/scripts/faults/shim/shim.c" -ldl || return 1
+    export FT_SHIM=$run_dir/shim.so
+}
+
 pair_healthy() { host_is_up a && pair_is_protected; }
 
 run_trials() {

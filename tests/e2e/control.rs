@@ -139,6 +139,8 @@ fn sighup_reloads_what_it_can_and_names_what_it_cannot_and_a_broken_file_changes
             alpha.signal(Signal::SIGHUP);
             alpha.wait_for_log("nothing is changed");
             let changed = config.clone().with("log.level", "debug").with("machine.memory_mib", 64);
+            let changed =
+                changed.with("replication.hold_ms_max", 170).with("replication.failure_timeout_ms", 9000);
             world.file("alpha.toml", changed.text());
             alpha.signal(Signal::SIGHUP);
             alpha.wait_for_log("these keys count after a restart only: machine.memory_mib");
@@ -147,6 +149,8 @@ fn sighup_reloads_what_it_can_and_names_what_it_cannot_and_a_broken_file_changes
                 alpha.log().contains("control request").then_some(())
             };
             eventually("it logs at level debug", debugs, || alpha.log());
+            alpha.wait_for_log("changed: log.level, replication.failure_timeout_ms, replication.hold_ms_max");
+            alpha.wait_for("declaring it", |status| status.service.hold_ms_max == 170);
             traffic.must_have_lost_nothing();
         },
     );

@@ -119,6 +119,27 @@ fn a_backup_whose_memory_has_another_size_ends_and_says_so() {
 }
 
 #[test]
+fn a_backup_whose_host_has_not_the_memory_is_told_on_both_before_any_copy() {
+    World::run("a_backup_whose_host_has_not_the_memory_is_told_on_both_before_any_copy", |world| {
+        let mut beta = Daemon::start(world, &Config::beta(world));
+        beta.wait_until(Role::Backup, State::Waiting);
+        // Enough for what a daemon does by itself, not for a copy of 32 MiB.
+        beta.limit_address_space(Some(64 << 20));
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        for daemon in [&mut alpha, &mut beta] {
+            let says = ["node beta cannot be the backup now", "a backup of this VM needs 96 MiB", "LimitAS="];
+            daemon.wait_for("telling the operator", |status| {
+                status.peer.trouble.as_ref().is_some_and(|why| says.iter().all(|text| why.contains(text)))
+            });
+            daemon.wait_for_log(says[0]);
+        }
+        assert!(!alpha.log().contains("full copy"), "{}", alpha.log());
+        beta.limit_address_space(None);
+        alpha.wait_until(Role::Primary, State::Protected);
+    });
+}
+
+#[test]
 fn a_backup_of_another_vm_ends_and_says_so() {
     World::run("a_backup_of_another_vm_ends_and_says_so", |world| {
         let mut alpha = Daemon::start(world, &Config::alpha(world));

@@ -45,7 +45,7 @@ pub(crate) struct Arbiter {
     calls: u64,
     /// The highest generation that any process was told of.
     told: u64,
-    /// When a node's arbiter last told it the cell as it is, by the world's clock, and which generation.
+    /// When a node's arbiter last told it the cell as it is, by the world's clock, and the highest generation of all.
     answered: [Option<(Micros, u64)>; 2],
     pub down: [u32; 2],
     /// This node's next link fails, and is carried out later.
@@ -359,7 +359,8 @@ impl World {
         } else if let Some(id) = found
             && self.arbiter.cell.as_ref().is_some_and(|cell| cell.id == id)
         {
-            self.arbiter.answered[n] = Some((self.now, generation));
+            let before = self.arbiter.answered[n].map_or(0, |(_, generation)| generation);
+            self.arbiter.answered[n] = Some((self.now, generation.max(before)));
         } else if let (Event::CellRead(Ok(Some(cell))), Some(Mutant::AnyCellIsOurs)) =
             (&mut event, self.mutant)
         {
@@ -476,20 +477,6 @@ impl World {
 
     pub fn lead_back(&mut self, n: usize) {
         self.arbiter.elsewhere[n] = None;
-    }
-
-    /// A node takes up what its arbiter told it. It counts from then on, also when the process was held up meanwhile.
-    pub fn takes_up(&mut self, n: usize, event: &Event) {
-        let cell = match event {
-            Event::CellRead(Ok(Some(cell)))
-            | Event::CellSet(Outcome::Won(cell) | Outcome::Lost(Some(cell))) => cell,
-            _ => return,
-        };
-        if let Some((at, generation)) = &mut self.arbiter.answered[n]
-            && *generation == cell.generation
-        {
-            *at = self.now;
-        }
     }
 
     /// The generation that a node's arbiter told it last, and when.

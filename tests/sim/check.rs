@@ -279,6 +279,20 @@ impl World {
         self.nodes[n].must_end = false;
     }
 
+    /// A pairing begins. After one that failed for a reason of this node's, not at once.
+    pub fn check_attempt(&mut self, n: usize, role: Role) {
+        let exec = &self.nodes[n].exec;
+        let failed_at = match role {
+            Role::Backup => exec.unprepared_at,
+            Role::Primary => exec.broken_at,
+        };
+        // Clocks drift.
+        let wait_us = self.knobs.pairing_wait_us * 9 / 10;
+        if let Some(at) = failed_at.filter(|at| self.now < at + wait_us) {
+            self.fail(format!("too soon: {} ({role}) tries again what failed at {at} us", NAMES[n]));
+        }
+    }
+
     /// A node that says protected can have shown that.
     pub fn check_proof(&mut self, n: usize) {
         let node = &self.nodes[n];

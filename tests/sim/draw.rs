@@ -45,8 +45,12 @@ pub fn of_the_pair(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let many = if rng.random_bool(0.4) { rng.random_range(1..=3) } else { 0 };
     (0..many)
         .map(|_| {
-            let fault = match rng.random_range(0..12) {
+            let fault = match rng.random_range(0..13) {
                 0 | 1 => Fault::BreakPairing,
+                12 => Fault::Retime {
+                    whom: whom(&mut rng),
+                    failure_timeout_us: rng.random_range(60_000..200_000),
+                },
                 10 | 11 => Fault::Unfit { whom: whom(&mut rng), us: span(&mut rng) },
                 kind @ 2..4 => Fault::Diverge { at_once: kind == 2 },
                 4 => Fault::FailMachine,

@@ -3,7 +3,7 @@
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Micros};
+use ftd::role::{Event, GuestEnd, Micros, Times};
 use rand::Rng;
 
 use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
@@ -111,6 +111,11 @@ pub enum Fault {
     /// The next boot on this node fails.
     FailBoot {
         whom: Whom,
+    },
+    /// The operator declares another failure timeout.
+    Retime {
+        whom: Whom,
+        failure_timeout_us: Micros,
     },
     /// No machine on this node's host takes a state over.
     Unfit {
@@ -263,6 +268,12 @@ impl World {
                 self.net.us_per_kib = us_per_kib;
                 self.later(us, Act::Undo(Undo::Narrow));
             }
+            Fault::Retime { whom, failure_timeout_us } => {
+                self.stats.add(Count::Retimed);
+                let takeover_delay_us = self.knobs.takeover_delay_us;
+                let times = Times { failure_timeout_us, takeover_delay_us };
+                self.incoming(self.pick(whom), Input::Event(Event::Retimed(times)));
+            }
             Fault::BreakPairing => self.break_pairing(owner),
         }
     }
@@ -332,7 +343,9 @@ impl World {
         let Some(repl) = repl.filter(|repl| !repl.copying) else { return };
         self.stats.add(Count::FaultPairing);
         repl.broken = true;
-        let event = Event::PairingBroken { pairing: repl.pairing, why: "no memory".into() };
+        let pairing = repl.pairing;
+        self.nodes[owner].exec.broken_at = Some(self.now);
+        let event = Event::PairingBroken { pairing, why: "no memory".into() };
         self.incoming(owner, Input::Event(event));
     }
 

@@ -5,7 +5,9 @@ use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use ftd::replica::{Closing, Hands, Verification};
-use ftd::role::{ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, View};
+use ftd::role::{
+    ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Role, View,
+};
 use rand::Rng;
 
 use crate::faults::Fault;
@@ -126,6 +128,9 @@ impl Hands for SimHands<'_> {
         if self.world.strangers.contains(&conn) {
             let name = NAMES[self.n];
             self.world.fail(format!("evicted: {name} welcomes a second self while the backup lives"));
+        }
+        if how == PairingStart::Copy {
+            self.world.check_attempt(self.n, Role::Primary);
         }
         self.world.nodes[self.n].exec.links.push(conn);
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
@@ -264,6 +269,12 @@ impl Hands for SimHands<'_> {
     }
 
     fn prepare(&mut self) -> Result<(), Self::Error> {
+        self.world.check_attempt(self.n, Role::Backup);
+        if self.world.nodes[self.n].unfit && self.world.rng.random_bool(0.5) {
+            self.world.stats.add(Count::Unprepared);
+            self.world.nodes[self.n].exec.unprepared_at = Some(self.world.now);
+            return Err(Refused("no memory"));
+        }
         Ok(())
     }
 

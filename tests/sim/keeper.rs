@@ -23,6 +23,7 @@ impl World {
     fn run_from(&mut self, n: usize, counter: u64, run: u32) {
         let inc = self.nodes[n].inc;
         self.nodes[n].exec.vm = Some(Vm { run, counter, ended: false });
+        self.nodes[n].exec.broken_at = None;
         self.later(1_000, Act::Vm { n, inc, run });
     }
 

@@ -165,6 +165,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultDiverge, 10),
         (Count::FaultMachine, 10),
         (Count::FaultUnfit, 10),
+        (Count::Unprepared, 5),
+        (Count::Retimed, 10),
         (Count::FaultBoot, 1),
         (Count::FaultMisfit, 10),
         (Count::Misfits, 1),

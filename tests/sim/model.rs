@@ -30,6 +30,7 @@ pub struct Knobs {
     pub proof_us: Micros,
     pub patience_us: Micros,
     pub rehearsal_us: Micros,
+    pub pairing_wait_us: Micros,
     pub tick_us: Micros,
     pub epoch_us: Micros,
     /// Checkpoints captured and not acked at which the VM waits.
@@ -202,6 +203,9 @@ pub struct Exec {
     /// A dial loop is scheduled.
     pub dial_loop: bool,
     pub attempt: Option<(ConnId, Micros)>,
+    /// When this process last had no machine to follow with, and when it last could ship nothing more.
+    pub unprepared_at: Option<Micros>,
+    pub broken_at: Option<Micros>,
     /// What the peer said last of its host's network.
     pub peer_reach: Reach,
     /// The operator asked for a move, or for a stop.
@@ -380,6 +384,8 @@ pub enum Mutant {
     StopPowersOff,
     /// A switchover whose time is over is not answered.
     ForgetsTheLate,
+    /// A pairing that failed is tried again at once.
+    TriesAtOnce,
     /// A node that lost the arbitration ends, and waits for somebody to start it.
     FencedStaysDown,
     /// Any process that says hello is taken for the backup come back.
@@ -408,6 +414,7 @@ impl Mutant {
             Self::SaysItIsLoaded => "I3",
             Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
             Self::ForgetsTheLate => "unanswered",
+            Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere => "network",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
@@ -420,7 +427,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -463,6 +470,7 @@ impl Mutant {
         Self::StopPowersOff,
         Self::ForgetsTheLate,
         Self::AnyHelloEvicts,
+        Self::TriesAtOnce,
         Self::MovesAnywhere,
     ];
 }

@@ -161,7 +161,6 @@ impl World {
             Event::FirstCaptured { .. } => self.hook(Hook::FirstCaptured),
             Event::PeerHello { .. } => self.hook(Hook::Hello),
             Event::Ack { .. } => self.hook(Hook::Ack),
-            Event::CellRead(_) | Event::CellSet(_) => self.takes_up(n, &event),
             _ => {}
         }
         let event = self.hear_of_network(n, event);
@@ -214,6 +213,10 @@ impl World {
                 }
                 self.nodes[n].exec.arriving.push((conn, None));
                 Event::PeerHello { conn, nonce, generation, held }
+            }
+            // It was welcomed, and cannot follow after all.
+            Msg::Refuse { why, .. } if open && self.nodes[n].exec.links.contains(&conn) => {
+                Event::PeerGone { conn, why: Gone::Bye(why) }
             }
             Msg::Refuse { why, permanent } if open => {
                 self.close(n, conn, true);

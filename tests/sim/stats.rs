@@ -70,6 +70,8 @@ counts! {
     FaultPairing: "fault: pairing breaks",
     FaultDiverge: "fault: backup diverges",
     FaultMachine: "fault: the host fails the machine",
+    Retimed: "reloads of the failure timeout",
+    Unprepared: "pairings that the backup could not prepare for",
     FaultUnfit: "fault: no machine takes a state over",
     FaultBoot: "fault: the guest cannot be booted",
     FaultMisfit: "fault: the nodes do not fit",

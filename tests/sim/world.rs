@@ -109,6 +109,7 @@ fn draw_knobs(rng: &mut SmallRng, calm: bool) -> Knobs {
         proof_us: 400_000,
         patience_us: rng.random_range(300_000..700_000),
         rehearsal_us: rng.random_range(50_000..500_000),
+        pairing_wait_us: 30_000,
         tick_us: rng.random_range(5_000..12_000),
         epoch_us: rng.random_range(10_000..25_000),
         depth: rng.random_range(1..4),
@@ -384,6 +385,7 @@ impl World {
         let record = self.nodes[n].record.filter(|_| !forgets);
         let founds = (n == 0 || both_primary) && !self.nodes[n].lost_disk;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
+        let tries_at_once = self.mutant == Some(Mutant::TriesAtOnce);
         let nonce = self.rng.random();
         let policy = Policy {
             node: NAMES[n].into(),
@@ -411,6 +413,8 @@ impl World {
             },
             patience_us: self.knobs.patience_us,
             rehearsal_us: self.knobs.rehearsal_us,
+            pairing_wait_us_min: self.knobs.pairing_wait_us,
+            pairing_wait_us_max: if tries_at_once { 0 } else { 16 * self.knobs.pairing_wait_us },
             nonce,
         };
         let node = &mut self.nodes[n];

@@ -98,6 +98,14 @@ pub enum Refusal {
     /// Neither says in which versions it knows a format that both need.
     #[error("{0}: neither node has one, or one runs a version of ftd that does not know it")]
     Unsaid(&'static str),
+    /// A host lacks what a backup needs.
+    #[error("node {node} cannot be the backup now: {what}; it tries again by itself")]
+    Lacks {
+        /// Which.
+        node: String,
+        /// What it lacks.
+        what: String,
+    },
     /// A node does not know yet what it has.
     #[error("node {node} cannot compare its files with its peer's yet: {why}")]
     NotReady {
@@ -186,6 +194,7 @@ impl Refusal {
             Self::Differences(_) | Self::Unsaid(_) => 4,
             Self::StalePrimary { .. } => 5,
             Self::NotReady { .. } => 6,
+            Self::Lacks { .. } => 7,
         }
     }
 

@@ -284,14 +284,6 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// The hello, if it is one.
-    pub fn into_hello(self) -> Option<Hello> {
-        match self {
-            Self::Hello(hello) => Some(hello),
-            _ => None,
-        }
-    }
-
     /// The message in a frame.
     pub fn decode(frame: &Frame<'a>) -> Result<Self, FrameError> {
         let kind = frame.kind;

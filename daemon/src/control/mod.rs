@@ -14,4 +14,4 @@ mod wish;
 pub use asking::Asking;
 pub use desk::Desk;
 pub use signals::{reload_on_signals, stop_on_signals};
-pub use wish::{Wish, WishError, WishReply};
+pub use wish::{Tuning, Wish, WishError, WishReply};

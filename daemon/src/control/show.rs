@@ -1,7 +1,7 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
 use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
-use crate::observe::{Percentiles, ServiceStatus};
+use crate::observe::{Bottleneck, Percentiles, ServiceStatus};
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -90,10 +90,16 @@ impl Rows {
 
     /// What the guest and its clients do not get.
     fn service(&mut self, status: &Status) {
-        let ServiceStatus { guest_speed_pct, hold_kept, hold_ms_max } = status.service;
-        if status.role == Role::Primary && guest_speed_pct < 99.0 && status.replay.is_none() {
-            let speed = format!("the VM runs at {guest_speed_pct:.0} % of its speed");
-            self.add("slowed", format!("{speed}: link and backup carry no more"));
+        let ServiceStatus { guest_speed_pct, hold_kept, hold_ms_max, slowed_by, carried_mbit_per_s } =
+            status.service;
+        if status.role == Role::Primary && guest_speed_pct < 99.0 {
+            let why = match slowed_by {
+                Some(Bottleneck::Link) => "the replication link carries no more",
+                Some(Bottleneck::Backup) => "the backup takes no more",
+                None => "link and backup carry no more",
+            };
+            let carried = carried_mbit_per_s.map_or(String::new(), |mbit| format!(" ({mbit:.1} Mbit/s now)"));
+            self.add("slowed", format!("the VM runs at {guest_speed_pct:.0} % of its speed: {why}{carried}"));
         }
         if status.role == Role::Primary && !hold_kept {
             let bound = format!("{hold_ms_max} ms (hold_ms_max)");
@@ -278,10 +284,16 @@ mod tests {
 
     #[test]
     fn a_vm_that_is_slowed_and_output_that_is_late_are_shown() {
-        let service = ServiceStatus { hold_ms_max: 100, hold_kept: false, guest_speed_pct: 12.4 };
+        let service = ServiceStatus {
+            hold_ms_max: 100,
+            hold_kept: false,
+            guest_speed_pct: 12.4,
+            slowed_by: Some(Bottleneck::Link),
+            carried_mbit_per_s: Some(9.44),
+        };
         let text = block(&Status { service, ..status() }, Palette::Plain);
         for line in [
-            "       slowed  the VM runs at 12 % of its speed: link and backup carry no more\n",
+            "       slowed  the VM runs at 12 % of its speed: the replication link carries no more (9.4 Mbit/s now)\n",
             "         late  output was held for longer than 100 ms (hold_ms_max) in the last minute\n",
         ] {
             assert!(text.contains(line), "{text}");

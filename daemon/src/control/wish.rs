@@ -1,6 +1,8 @@
 //! The operator's wishes to the daemon.
 
-use crate::role::{Done, Leave, RequestRefusal};
+use crate::config::{OnOverload, ReplicationConfig};
+use crate::keeper::Service;
+use crate::role::{Done, Leave, RequestRefusal, Times};
 use std::time::Duration;
 
 /// News of this room.
@@ -19,8 +21,33 @@ pub enum Wish {
         /// Where its outcome goes.
         reply: WishReply,
     },
+    /// The configuration declares another service, or other times.
+    Retune(Tuning),
     /// The configuration names another node as the peer.
     ReplacePeer(String),
+}
+
+/// What of the replication may change while the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// The declared service.
+    pub service: Service,
+    /// What happens where it cannot be kept.
+    pub on_overload: OnOverload,
+    /// When the peer counts as lost, and its head start.
+    pub times: Times,
+}
+
+impl From<&ReplicationConfig> for Tuning {
+    fn from(config: &ReplicationConfig) -> Self {
+        let service =
+            Service { hold_us_max: config.hold_ms_max * 1000, speed_pct_min: config.guest_speed_min_pct };
+        let times = Times {
+            failure_timeout_us: config.failure_timeout_ms * 1000,
+            takeover_delay_us: config.takeover_delay_ms * 1000,
+        };
+        Self { service, on_overload: config.on_overload, times }
+    }
 }
 
 /// Where the outcome of a wish goes. Each wish has its own.

@@ -11,6 +11,7 @@
 
 use crate::role::Micros;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// The declared service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,6 +154,12 @@ impl Flow {
         }
     }
 
+    /// Another service is declared.
+    pub fn declare(&mut self, service: Service) {
+        self.service = service;
+        self.latency_us = service.hold_us_max * LATENCY_PCT / 100;
+    }
+
     /// The guest runs from now on.
     pub fn runs(&mut self, now: Micros) {
         self.gait.run(now);
@@ -285,10 +292,25 @@ impl Flow {
         (now < until).then_some(until)
     }
 
+    /// For a guest that is slowed by others: how long what it makes now will wait for what is in flight, and how long
+    /// it may.
+    pub fn queueing(&self, now: Micros) -> (u64, Duration) {
+        let (bytes, us) = self.carried;
+        let ahead_us = (self.bytes_in_flight() * us).checked_div(bytes).unwrap_or(0);
+        // Where no ack comes, nothing is known of what is carried.
+        let oldest_us = self.flying.front().map_or(0, |oldest| now.saturating_sub(oldest.at));
+        let late_us = if self.is_tried && oldest_us > self.service.hold_us_max { oldest_us } else { 0 };
+        (ahead_us.max(late_us), Duration::from_micros(self.latency_us))
+    }
+
     /// Whether the hold has been beyond its bound for a while although the guest runs as slowly as it may.
     pub fn is_overloaded(&mut self, now: Micros) -> bool {
+        self.is_overloaded_at(now, self.speed_permille() <= self.service.speed_pct_min * 10 * 5 / 4)
+    }
+
+    /// As [`Self::is_overloaded`], for a guest that is slowed by others.
+    pub fn is_overloaded_at(&mut self, now: Micros, is_slowest: bool) -> bool {
         let oldest_us = self.flying.front().map_or(0, |oldest| now.saturating_sub(oldest.began));
-        let is_slowest = self.speed_permille() <= self.service.speed_pct_min * 10 * 5 / 4;
         if oldest_us > self.service.hold_us_max && is_slowest && self.is_tried {
             self.late_since.get_or_insert(now);
         }

@@ -1,8 +1,10 @@
 //! Orders to the keeper. An order with a reply is answered when it is carried out.
 
 use super::error::{GoLiveError, PrepareError, RestoreError, StartGuestError};
+use super::flow::Service;
 use super::pairing::Pairing;
 use super::standby::Feed;
+use crate::config::OnOverload;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
@@ -43,6 +45,8 @@ pub enum Order {
     Freeze,
     /// The guest runs again, checkpoints go on.
     Thaw,
+    /// What is declared of output and speed, and what happens where that cannot be kept, is this from now on.
+    Declare(Service, OnOverload),
     /// There may be room for the next checkpoint.
     Room,
     /// A frame waits for the epoch to end.

@@ -1,4 +1,4 @@
-//! The keeper's surroundings, which do not change while the daemon runs.
+//! The keeper's surroundings. Only what the operator declares may change while the daemon runs.
 
 use super::flow::Service;
 use super::news::KeeperNews;

@@ -137,6 +137,9 @@ impl Keeper {
                 answer(reply, ());
                 return result;
             }
+            Order::Declare(service, on_overload) => {
+                (self.setup.service, self.setup.on_overload) = (service, on_overload);
+            }
             Order::Freeze => return self.freeze(),
             Order::Thaw => return self.thaw(),
             Order::Room => match &mut self.mode {

@@ -1,6 +1,7 @@
 //! The daemon as seen from outside: its counts and times (`metrics`, `telemetry`), the executor's view (`window`), the
 //! declared service (`service`), and the status made of them (`status`, `publish`).
 
+mod carried;
 mod metrics;
 mod publish;
 mod service;
@@ -8,6 +9,7 @@ mod status;
 mod telemetry;
 mod window;
 
+pub use carried::{Bottleneck, Carried, Meter};
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
 pub use service::ServiceStatus;

@@ -192,8 +192,8 @@ impl Publisher {
         metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
-        let hold_ms_max = self.config.replication.hold_ms_max;
-        let hold_kept = self.hold_watch.lock().look(&held.hold_us, hold_ms_max * 1000, now);
+        let bound_us = window.bound_us().unwrap_or(self.config.replication.hold_ms_max * 1000);
+        let hold_kept = self.hold_watch.lock().look(&held.hold_us, bound_us, now);
 
         // Each lock is let go before the next: `parts` takes one of them again.
         let checkpoints_per_s = metrics.commit_us.lock().rate(now);
@@ -217,11 +217,7 @@ impl Publisher {
             dirty_pages: metrics.dirty_pages.get(),
             pause_us,
             hold_us,
-            service: ServiceStatus {
-                hold_ms_max,
-                hold_kept,
-                guest_speed_pct: 100.0 - metrics.throttle_permille.get() as f64 / 10.0,
-            },
+            service: self.service_status(view.role, bound_us / 1000, hold_kept),
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: telemetry.compression_ratio(),
             parts: telemetry.parts(),
@@ -253,6 +249,20 @@ impl Publisher {
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    fn service_status(&self, role: Role, hold_ms_max: u64, hold_kept: bool) -> ServiceStatus {
+        let telemetry = &self.sources.telemetry;
+        let throttle_permille = telemetry.metrics.throttle_permille.get();
+        let is_slowed = role == Role::Primary && throttle_permille > 10;
+        let carried = telemetry.carried().filter(|_| is_slowed);
+        ServiceStatus {
+            hold_ms_max,
+            hold_kept,
+            guest_speed_pct: 100.0 - throttle_permille as f64 / 10.0,
+            slowed_by: carried.map(|carried| carried.by),
+            carried_mbit_per_s: carried.map(|carried| carried.bytes_per_s * 8.0 / 1e6),
+        }
     }
 
     fn is_arbiter_silent(&self, lapses: &[Lapsed]) -> bool {

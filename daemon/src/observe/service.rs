@@ -1,5 +1,6 @@
 //! The declared service: whether output was held no longer than declared, and how fast the VM was allowed to run.
 
+use super::carried::Bottleneck;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -16,6 +17,12 @@ pub struct ServiceStatus {
     pub hold_kept: bool,
     /// The VM's speed: below 100, link or backup carry no more than that.
     pub guest_speed_pct: f64,
+    /// Which of the two, while the VM is slowed.
+    #[serde(default)]
+    pub slowed_by: Option<Bottleneck>,
+    /// Megabits a second that the replication link carries to the backup now.
+    #[serde(default)]
+    pub carried_mbit_per_s: Option<f64>,
 }
 
 /// Remembers when a frame was held for too long.

@@ -1,6 +1,7 @@
 //! Turns the reports of the replication threads into figures: the metrics, the parts of a pause, the current full copy,
 //! the last take-over. The hot path writes here; `status` reads.
 
+use super::carried::{Carried, Meter};
 use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
@@ -92,6 +93,7 @@ pub struct Telemetry {
     /// Of what is being written to now.
     written: Mutex<Arc<AtomicU64>>,
     written_before: AtomicU64,
+    meter: Mutex<Option<Meter>>,
     take_over: Mutex<Option<TakeOver>>,
     divergence: Mutex<Option<Divergence>>,
 }
@@ -121,6 +123,7 @@ impl Default for Telemetry {
             windows: Mutex::new(windows),
             written: Mutex::default(),
             written_before: AtomicU64::new(0),
+            meter: Mutex::default(),
             take_over: Mutex::default(),
             divergence: Mutex::default(),
         }
@@ -260,8 +263,14 @@ impl Telemetry {
         self.metrics.turned_away.add(1);
     }
 
-    /// A connection began; `written` counts what is written to it.
-    pub fn connected(&self, written: Arc<AtomicU64>) {
+    /// What the connection to the peer carries, and what keeps it from carrying more.
+    pub fn carried(&self) -> Option<Carried> {
+        self.meter.lock().as_ref().and_then(Meter::carried)
+    }
+
+    /// A connection began; `written` counts what is written to it, and `meter` what arrives.
+    pub fn connected(&self, written: Arc<AtomicU64>, meter: Option<Meter>) {
+        *self.meter.lock() = meter;
         let before = std::mem::replace(&mut *self.written.lock(), written);
         self.written_before.fetch_add(before.load(Ordering::Relaxed), Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@ use crate::host::NetworkTrouble;
 use crate::role::View;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// See the module.
@@ -15,6 +15,8 @@ pub struct Window {
     network: Mutex<Aged<Option<String>>>,
     peer_network: Mutex<Option<String>>,
     arbiter_silent: AtomicBool,
+    /// The bound on the hold, in microseconds, once it is another than configured at start.
+    bound_us: AtomicU64,
 }
 
 /// Something, and since when it is so.
@@ -112,6 +114,16 @@ impl Window {
     /// The peer says so.
     pub fn show_peer_network(&self, trouble: Option<String>) {
         *self.peer_network.lock() = trouble;
+    }
+
+    /// The declared bound on the hold, in microseconds, if it changed since the start.
+    pub fn bound_us(&self) -> Option<u64> {
+        Some(self.bound_us.load(Ordering::Relaxed)).filter(|us| *us > 0)
+    }
+
+    /// Another bound on the hold is declared.
+    pub fn show_bound(&self, us: u64) {
+        self.bound_us.store(us, Ordering::Relaxed);
     }
 
     /// Whether the arbiter answered the last request.

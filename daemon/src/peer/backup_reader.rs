@@ -51,6 +51,8 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
+        // It was welcomed, and cannot follow after all.
+        Message::Refuse(refuse) => return Err(LinkEnd::Bye(refuse.text)),
         _ => return Err(LinkEnd::Lost(LinkError::OutOfRole)),
     })
 }

@@ -20,6 +20,9 @@ pub enum HandshakeError {
     /// The peer refuses us.
     #[error("the peer refuses: {}", .0.text)]
     Refused(Refuse),
+    /// The node that dialled cannot be the backup now.
+    #[error("{0}")]
+    Declined(String),
     /// Not the message that belongs here.
     #[error("expected {0}, received another message")]
     Unexpected(&'static str),

@@ -1,18 +1,18 @@
 //! Both ends of a new connection, up to the point where two nodes know that they fit each other. The listener takes
 //! hellos; the dialler sends them. Every step has a deadline, every refusal a reason.
 
-use super::complaints::{Complaints, Voice};
 use super::error::HandshakeError;
 use super::news::PeerNews;
 use super::port::{PeerPlace, Port};
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
-use crate::host::Unread;
+use crate::host::{Shortage, Unread};
+use crate::limited::{Limited, unsaid};
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
-use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_checkpoint::wire::{Frame, FrameError, FrameReader, FrameWriter, Message, vm_id};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -31,8 +31,14 @@ const REFUSAL_CHARS_MAX: usize = 8192;
 const UNREAD_BYTES_MAX: u64 = 1 << 20;
 /// Between two dials.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
-/// Between two dials while a node reads its files.
-const READING_PAUSE: Duration = Duration::from_millis(250);
+/// Between two dials to a peer that has refused so often that it will do so for a while, and while a node reads its
+/// files.
+const REFUSED_PAUSE: Duration = Duration::from_millis(250);
+const REFUSED_OFTEN: u32 = 20;
+/// Between two dials while this host has not what a backup needs.
+const LACK_PAUSE: Duration = Duration::from_secs(1);
+/// Lines about connections that are refused: a few, then one each ten seconds.
+const REFUSAL_LINES: (u32, Duration) = (8, Duration::from_secs(10));
 
 /// What this node says of itself.
 pub struct Local {
@@ -40,6 +46,8 @@ pub struct Local {
     pub lasting: Identity,
     /// What the machine's files hold; or why that is not known yet.
     pub contents: TellContents,
+    /// What this host lacks to be the backup.
+    pub lacks: TellLack,
     /// Who the peer is: its name counts, not the one in `lasting`.
     pub peer: Arc<PeerPlace>,
     /// The highest generation known.
@@ -51,7 +59,15 @@ pub struct Local {
 /// Tells what the machine's files hold, or why that is not known yet. Asked at every handshake.
 pub type TellContents = Box<dyn Fn() -> Result<Vec<Fact>, Unread> + Send + Sync>;
 
+/// Tells what this host lacks to receive a copy of the VM. Asked at every dial of a node that holds none.
+pub type TellLack = Box<dyn Fn() -> Option<Shortage> + Send + Sync>;
+
 impl Local {
+    fn shortage(&self) -> Option<Refusal> {
+        let what = (self.lacks)()?.to_string();
+        Some(Refusal::Lacks { node: self.lasting.node.clone(), what })
+    }
+
     fn identity(&self) -> Result<Identity, Refusal> {
         let mut identity = self.lasting.clone();
         identity.peer = self.peer.get().node.to_string();
@@ -108,7 +124,7 @@ pub fn listen(
     news: Outlet<PeerNews>,
 ) -> std::io::Result<()> {
     let busy = Arc::new(AtomicUsize::new(0));
-    let complaints = Arc::new(Complaints::default());
+    let complaints = Arc::new(Limited::new(REFUSAL_LINES));
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
             let stream = match port.accept() {
@@ -139,8 +155,8 @@ pub fn listen(
                         if !e.is_reading() {
                             complain(&complaints, from, &e);
                         }
-                        if let HandshakeError::Misfit(refusal) = e {
-                            let _ = news.tell(PeerNews::TurnedAway(refusal));
+                        if let HandshakeError::Misfit(_) | HandshakeError::Declined(_) = e {
+                            let _ = news.tell(PeerNews::TurnedAway(e.to_string()));
                         }
                     }
                 }
@@ -153,12 +169,10 @@ pub fn listen(
     Ok(())
 }
 
-fn complain(complaints: &Complaints, from: Option<SocketAddr>, error: &HandshakeError) {
-    let text = error.to_string();
-    if let Voice::Aloud { unsaid } = complaints.voice(&text, Instant::now()) {
-        for line in text.lines() {
-            tracing::warn!(peer = ?from, unsaid, "refused a connection: {line}");
-        }
+fn complain(complaints: &Limited, from: Option<SocketAddr>, error: &HandshakeError) {
+    let Some(more) = complaints.pass(Instant::now()) else { return };
+    for line in error.to_string().lines() {
+        tracing::warn!(peer = ?from, "refused a connection: {line}{}", unsaid(more));
     }
 }
 
@@ -197,9 +211,10 @@ impl Shaken {
 
 fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), HandshakeError> {
     let (mut reader, mut writer) = prepare(stream, local)?;
-    let hello = match reader.read().and_then(|frame| Message::decode(&frame).map(Message::into_hello)) {
-        Ok(Some(hello)) => hello,
-        Ok(None) => return Err(HandshakeError::Unexpected("a hello")),
+    let hello = match reader.read().and_then(|frame| first(&frame)) {
+        Ok(First::Hello(hello)) => hello,
+        Ok(First::Declines(text)) => return Err(HandshakeError::Declined(text)),
+        Ok(First::Other) => return Err(HandshakeError::Unexpected("a hello")),
         Err(FrameError::Version { theirs, ours }) => {
             let refusal = Refusal::Frames { theirs, ours };
             turn_away(&refusal, &mut reader, &mut writer);
@@ -220,6 +235,27 @@ fn take_hello(stream: TcpStream, local: &Local) -> Result<(Shaken, Hello), Hands
             Err(refusal.into())
         }
     }
+}
+
+/// What a node that dials says first.
+enum First {
+    Hello(Hello),
+    /// It cannot be the backup now.
+    Declines(String),
+    Other,
+}
+
+fn first(frame: &Frame<'_>) -> Result<First, FrameError> {
+    Ok(match Message::decode(frame)? {
+        Message::Hello(hello) => First::Hello(hello),
+        Message::Refuse(refuse) => First::Declines(shown(&refuse.text)),
+        _ => First::Other,
+    })
+}
+
+/// A refusal as people are shown it.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| *c == '\n' || !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
 }
 
 /// Refuses a peer whose frames cannot be read here, and who cannot read ours beyond the version that stands where it
@@ -250,6 +286,7 @@ impl Dialler {
         let wanted = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&wanted);
         let handle = std::thread::Builder::new().name("ftd-dial".into()).spawn(move || {
+            let mut refusals = 0;
             loop {
                 while !flag.load(Ordering::Acquire) {
                     std::thread::park();
@@ -257,13 +294,19 @@ impl Dialler {
                 match dial(peer.get().address, &local) {
                     Ok((shaken, welcome)) => {
                         flag.store(false, Ordering::Release);
+                        refusals = 0;
                         let fitting = shaken.fitting(ids.next(), welcome.identity.generation);
                         if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
                     }
                     Err(e) => {
-                        let pause = if e.is_reading() { READING_PAUSE } else { DIAL_PAUSE };
+                        refusals = if matches!(e, HandshakeError::Refused(_)) { refusals + 1 } else { 0 };
+                        let pause = match &e {
+                            HandshakeError::Misfit(Refusal::Lacks { .. }) => LACK_PAUSE,
+                            _ if e.is_reading() || refusals > REFUSED_OFTEN => REFUSED_PAUSE,
+                            _ => DIAL_PAUSE,
+                        };
                         if news.tell(PeerNews::DialFailed(e)).is_err() {
                             return;
                         }
@@ -291,7 +334,13 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
     let ours = local.identity()?;
     let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
     let (mut reader, mut writer) = prepare(stream, local)?;
-    Message::Hello(Hello { identity: ours.clone(), held: (local.held)() }).send(0, &mut writer)?;
+    let held = (local.held)();
+    // Who holds a copy has the memory for it.
+    if let Some(refusal) = local.shortage().filter(|_| held.is_none()) {
+        Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
+        return Err(refusal.into());
+    }
+    Message::Hello(Hello { identity: ours.clone(), held }).send(0, &mut writer)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
             let agreed = check(&welcome.identity, &ours, Side::Backup)?;
@@ -299,9 +348,7 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
             Ok((Shaken { ours, agreed, reader, writer }, welcome))
         }
         Message::Refuse(Refuse { code, text }) => {
-            let text =
-                text.chars().filter(|c| *c == '\n' || !c.is_control()).take(REFUSAL_CHARS_MAX).collect();
-            Err(HandshakeError::Refused(Refuse { code, text }))
+            Err(HandshakeError::Refused(Refuse { code, text: shown(&text) }))
         }
         _ => Err(HandshakeError::Unexpected("a welcome")),
     }

@@ -7,6 +7,7 @@ use super::lifeline::Lifeline;
 use super::news::PeerNews;
 use super::outbox::{Item, Outbox};
 use super::stream::{Fitting, PeerReader, PeerWriter};
+use crate::observe::Meter;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
@@ -92,6 +93,11 @@ impl Link {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
+    }
+
+    /// For a look at what it carries.
+    pub fn meter(&self) -> Option<Meter> {
+        self.stream.try_clone().map(Meter::new).ok()
     }
 
     /// Queues a message.

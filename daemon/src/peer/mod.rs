@@ -2,7 +2,6 @@
 //! `outbox`) and read (`backup_reader`), how many may wait (`intake`), and how a death is noticed early (`lifeline`).
 
 mod backup_reader;
-mod complaints;
 mod error;
 mod handshake;
 mod intake;
@@ -15,7 +14,7 @@ mod stream;
 
 pub use backup_reader::BackupReader;
 pub use error::{HandshakeError, LinkEnd, LinkError};
-pub use handshake::{ConnIds, Dialler, Local, TellContents, listen};
+pub use handshake::{ConnIds, Dialler, Local, TellContents, TellLack, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};

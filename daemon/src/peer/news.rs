@@ -4,7 +4,6 @@ use super::error::{HandshakeError, LinkEnd};
 use super::intake::Ticket;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
-use ft_checkpoint::wire::handshake::Refusal;
 use ft_checkpoint::wire::message::{Diverged, Hello, Network, Position, Standing, Welcome};
 
 /// What happens on connections, for the executor.
@@ -25,8 +24,8 @@ pub enum PeerNews {
     },
     /// A dial came to nothing; the dialler goes on.
     DialFailed(HandshakeError),
-    /// A node asked to be our backup and does not fit.
-    TurnedAway(Refusal),
+    /// A node asked to be our backup and does not fit, or said that it cannot be: why.
+    TurnedAway(String),
     /// A backup says something.
     FromBackup {
         /// The connection.

@@ -93,8 +93,7 @@ impl Port {
     /// Binds it.
     pub fn bind(listen: Listen, peer: Arc<PeerPlace>, telemetry: Arc<Telemetry>) -> io::Result<Self> {
         let listener = bind(listen.address(peer.get().address)?)?;
-        let (burst, interval) = STRANGER_LINES;
-        Ok(Self { listener, listen, peer, telemetry, strangers: Limited::new(burst, interval) })
+        Ok(Self { listener, listen, peer, telemetry, strangers: Limited::new(STRANGER_LINES) })
     }
 
     /// The next connection that comes from the peer's address.

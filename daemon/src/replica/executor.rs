@@ -134,15 +134,7 @@ impl Executor {
             }
             Command::Refuse { conn, why } => hands.refuse(conn, why),
             Command::Follow { conn, pairing, how } => {
-                let prepared = match how {
-                    PairingStart::Copy => {
-                        hands.output().mute();
-                        hands.prepare()
-                    }
-                    PairingStart::ResumeAfter(_) => Ok(()),
-                };
-                let followed = prepared.and_then(|()| hands.follow(conn, pairing, how));
-                self.lost_if_failed(conn, followed, hands);
+                self.follow(conn, pairing, how, hands);
             }
             Command::DropLink { conn } => {
                 hands.close(conn, Closing::AfterQueued);
@@ -240,6 +232,25 @@ impl Executor {
                 self.own.push_back(Event::TakeOverFailed(e.to_string()));
             }
         }
+    }
+
+    /// Receives from the primary. If this node cannot, the primary hears why.
+    fn follow(&mut self, conn: ConnId, pairing: u64, how: PairingStart, hands: &mut impl Hands) {
+        let prepared = match how {
+            PairingStart::Copy => {
+                hands.output().mute();
+                hands.prepare()
+            }
+            PairingStart::ResumeAfter(_) => Ok(()),
+        };
+        if let Err(e) = prepared {
+            let why = e.to_string();
+            hands.refuse(conn, why.clone());
+            self.own.push_back(Event::PeerGone { conn, why: Gone::Unable(why) });
+            return;
+        }
+        let followed = hands.follow(conn, pairing, how);
+        self.lost_if_failed(conn, followed, hands);
     }
 
     /// A connection of which nothing came is lost like any other.

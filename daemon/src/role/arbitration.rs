@@ -10,6 +10,8 @@ use ft_arbiter::{Cell, Outcome};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Arbitration {
     pub(super) asked: Option<Asked>,
+    /// When the newest request was made. What its answer says was true at some moment since then.
+    pub(super) asked_at: Micros,
     pub(super) retry_at: Micros,
 }
 
@@ -34,6 +36,12 @@ impl Arbitration {
     /// Whether a new request may be made now.
     pub(super) fn is_free(&self, now: Micros) -> bool {
         self.asked.is_none() && now >= self.retry_at
+    }
+
+    /// A request is made.
+    pub(super) fn begin(&mut self, now: Micros, asked: Asked) {
+        self.asked = Some(asked);
+        self.asked_at = now;
     }
 
     /// Whether the cell may be changing by our own request right now.
@@ -61,13 +69,13 @@ impl Arbitration {
 
 impl Core {
     pub(super) fn ask_read(&mut self) {
-        self.arbiter.asked = Some(Asked::Read { void: false });
+        self.arbiter.begin(self.now, Asked::Read { void: false });
         self.out.push(Command::ReadCell);
     }
 
     pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
         self.out.push(Command::CompareAndSet { expected, new: new.clone() });
-        self.arbiter.asked = Some(Asked::Set { expected, new, in_doubt: false, resend_at: None });
+        self.arbiter.begin(self.now, Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
     /// A cell never goes back. One that does not follow from what this node knows is trouble with the arbiter: nothing

@@ -6,6 +6,7 @@ mod rehearsing;
 mod view;
 
 use super::arbitration::Settled;
+use super::attempts::Ending;
 use super::command::{Command, Exit, PairingStart, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
@@ -111,12 +112,17 @@ impl Backup {
                     core.suspicions += 1;
                     self.lose_peer(core, why);
                 }
+                Gone::Unable(why) if matches!(self.hold, Hold::Partial { .. }) => {
+                    self.link = None;
+                    self.discard(core, format!("this node cannot follow the primary: {why}"), Ending::Failed);
+                }
+                Gone::Unable(why) => self.lose_peer(core, why),
                 // The answer of the cell decides, not the peer's word.
                 Gone::Bye(why) if self.is_contesting() => self.lose_peer(core, why),
                 Gone::Bye(why) => {
                     // The primary says so before it closes: it has ended the VM, or will not have us.
                     self.link = None;
-                    self.discard(core, format!("the primary left: {why}"));
+                    self.discard(core, format!("the primary left: {why}"), Ending::Lost);
                 }
             },
             Event::Heard { conn } => self.heard(core, conn),
@@ -148,6 +154,7 @@ impl Backup {
             Event::Paired { conn, generation } if self.is_linked(conn) => {
                 core.learn_generation(generation);
                 self.paired = Some(generation);
+                core.attempts.reach_protection(core.now);
                 self.why = "in step".into();
                 core.begin_proof();
                 core.probe_soon();
@@ -161,7 +168,7 @@ impl Backup {
                 if let Some(link) = &self.link {
                     core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
                 }
-                self.discard(core, why);
+                self.discard(core, why, Ending::Failed);
                 return self.stop_if_asked(core);
             }
             Event::MachineFailed(why) => {
@@ -308,6 +315,7 @@ impl Backup {
                 self.cell = None;
                 self.rehearsals.begin_anew();
                 core.note_rehearsal(None, None);
+                core.attempts.begin(core.now);
                 "receiving a full copy".into()
             }
         };
@@ -352,7 +360,10 @@ impl Backup {
                 self.orphan(core, held);
                 core.arbiter.hurry();
             }
-            _ => self.discard(core, format!("lost the primary before a checkpoint was complete: {why}")),
+            _ => {
+                let why = format!("lost the primary before a checkpoint was complete: {why}");
+                self.discard(core, why, Ending::Lost);
+            }
         }
     }
 
@@ -362,21 +373,6 @@ impl Backup {
         // What is being read may be older than our loss.
         core.arbiter.void_read();
         core.out.push(Command::Verify { epoch: held.epoch });
-        core.out.push(Command::Dial);
-    }
-
-    /// Holds nothing any more and follows anew.
-    fn discard(&mut self, core: &mut Core, why: String) {
-        if let Some(link) = self.link.take() {
-            core.drop_link(link.conn);
-        }
-        if self.hold != Hold::Nothing {
-            core.out.push(Command::Discard);
-        }
-        self.hold = Hold::Nothing;
-        self.stage = Stage::Following;
-        self.paired = None;
-        self.why = why;
         core.out.push(Command::Dial);
     }
 
@@ -507,6 +503,7 @@ impl Backup {
                     format!(
                         "the cell does not name the state held here: it says {cell}; this node follows anew"
                     ),
+                    Ending::Lost,
                 );
                 self.stop_if_asked(core)
             }
@@ -576,13 +573,6 @@ impl Backup {
             Settled::NotAttempted(why) => {
                 self.stay_passive(core, format!("the arbiter does not answer: {why}"))
             }
-        }
-    }
-
-    fn say_bye(&mut self, core: &mut Core, why: &str) {
-        if let Some(link) = self.link.take() {
-            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
-            core.drop_link(link.conn);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The core's frame: start-up, the dispatch of events to the node's current part, and the view from outside.
 
 use super::arbitration::{Arbitration, Asked, Settled};
+use super::attempts::Attempts;
 use super::backup::Backup;
 use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::fenced::Fenced;
 use super::heir::Heir;
 use super::network::Networks;
-use super::policy::{Fresh, Policy, StartAs};
+use super::policy::{Fresh, Policy, StartAs, Times};
 use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
@@ -36,6 +37,7 @@ pub struct Core {
     pub(super) leaving: Vec<RequestId>,
     pub(super) resets: Streak,
     pub(super) fences: Streak,
+    pub(super) attempts: Attempts,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
     pub(super) networks: Networks,
@@ -111,6 +113,7 @@ impl Core {
             leaving: Vec::new(),
             resets: Streak::default(),
             fences: Streak::default(),
+            attempts: Attempts::default(),
             next_peer: None,
             networks: Networks::default(),
         };
@@ -158,6 +161,10 @@ impl Core {
             }
             Event::Recorded => self.on_recorded(None),
             Event::Unrecorded(why) => self.on_recorded(Some(why)),
+            Event::Retimed(Times { failure_timeout_us, takeover_delay_us }) => {
+                self.policy.failure_timeout_us = failure_timeout_us;
+                self.policy.takeover_delay_us = takeover_delay_us;
+            }
             Event::PeerReplaced { node } => self.next_peer = Some(node),
             Event::NetworkSeen { whose, reach } => self.networks.set(whose, reach),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
@@ -233,8 +240,12 @@ impl Core {
 
     pub(super) fn advance(&mut self, next: Next) {
         match next {
-            Next::Primary(primary) => self.part = Part::Primary(primary),
+            Next::Primary(primary) => {
+                self.attempts = Attempts::default();
+                self.part = Part::Primary(primary);
+            }
             Next::Backup(backup) => {
+                self.attempts = Attempts::default();
                 self.out.push(Command::Dial);
                 self.part = Part::Backup(backup);
             }
@@ -273,6 +284,7 @@ impl Core {
             && resend_at.is_some_and(|at| self.now >= at)
         {
             *resend_at = None;
+            self.arbiter.asked_at = self.now;
             self.out.push(Command::CompareAndSet { expected: *expected, new: new.clone() });
             return;
         }

@@ -2,6 +2,7 @@
 
 use super::command::PairingStart;
 use super::network::{Reach, Whose};
+use super::policy::Times;
 use super::request::{Leave, RequestId};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
@@ -20,6 +21,8 @@ pub type ConnId = u64;
 pub enum Gone {
     /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
     Lost(String),
+    /// This node could not do its part on it: no machine, no memory.
+    Unable(String),
     /// The peer said good-bye: its VM has ended, or it has given up what it held.
     Bye(String),
 }
@@ -233,6 +236,8 @@ pub enum Event {
         /// Its name.
         node: String,
     },
+    /// The operator's configuration has other times. They count from now on.
+    Retimed(Times),
     /// The operator asks for a planned switchover.
     SwitchoverRequested {
         /// Names the request in its answer.

@@ -68,6 +68,7 @@
 //!   has found itself there with what it holds (`proof`, `standing`). Nothing above rests on that word.
 
 mod arbitration;
+mod attempts;
 mod backup;
 mod command;
 mod core;
@@ -91,7 +92,7 @@ pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
 pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
-pub use policy::{Fresh, OnFenced, Policy, StartAs};
+pub use policy::{Fresh, OnFenced, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;

@@ -37,6 +37,15 @@ pub enum Fresh {
     Any,
 }
 
+/// Times that may change while the daemon runs. A lease that was granted is promised as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// [`Policy::failure_timeout_us`].
+    pub failure_timeout_us: Micros,
+    /// [`Policy::takeover_delay_us`].
+    pub takeover_delay_us: Micros,
+}
+
 /// The configuration that decisions depend on.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -76,6 +85,10 @@ pub struct Policy {
     pub patience_us: Micros,
     /// How often a backup has it shown that the VM could go on from what it holds.
     pub rehearsal_us: Micros,
+    /// How long the next pairing waits after one that failed, at first.
+    pub pairing_wait_us_min: Micros,
+    /// And after many.
+    pub pairing_wait_us_max: Micros,
     /// Random, drawn anew by every process: names of pairings start here.
     pub nonce: u64,
 }

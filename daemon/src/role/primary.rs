@@ -6,6 +6,7 @@ mod switchover;
 
 use self::ending::End;
 use self::switchover::{Step, Switchover, Then};
+use super::attempts::{Ending, in_seconds};
 use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
@@ -142,11 +143,14 @@ impl Primary {
             }
             Event::PeerGone { conn, why } if self.is_linked(conn) => {
                 let why = match why {
-                    Gone::Lost(why) => {
+                    Gone::Lost(why) | Gone::Unable(why) => {
                         core.suspicions += 1;
                         format!("lost the backup: {why}")
                     }
-                    Gone::Bye(why) => format!("the backup left: {why}"),
+                    Gone::Bye(why) => {
+                        core.attempts.excuse();
+                        format!("the backup left: {why}")
+                    }
                 };
                 return self.lose_peer(core, why);
             }
@@ -322,7 +326,11 @@ impl Primary {
         }
         let link = Link { conn, nonce, last_heard: core.now, last_beat: core.now };
         match self.pair {
+            Pair::Solo if core.attempts.wait_us(core.now) > 0 => {
+                refuse(core, &format!("the primary is {}", self.alone(core)));
+            }
             Pair::Solo => {
+                core.attempts.begin(core.now);
                 let pairing = core.new_pairing();
                 self.pair = Pair::Copying { pairing };
                 self.link = Some(link);
@@ -442,6 +450,8 @@ impl Primary {
 
     /// The cell names nobody but us: everything may leave.
     fn go_solo(&mut self, core: &mut Core) {
+        let how = if self.broken { Ending::Failed } else { Ending::Lost };
+        core.attempts.end(core.now, how, &core.policy);
         self.pair = Pair::Solo;
         self.broken = false;
         self.permit = Permit::default();
@@ -481,6 +491,14 @@ impl Primary {
         }
     }
 
+    fn alone(&self, core: &Core) -> String {
+        let alone = format!("running without a backup ({})", self.why);
+        match core.attempts.wait_us(core.now) {
+            0 => alone,
+            wait_us => format!("{alone}; takes a backup again in {}", in_seconds(wait_us)),
+        }
+    }
+
     pub(super) fn detail(&self, core: &Core) -> String {
         if let Some(switchover) = &self.switchover {
             return match switchover.step {
@@ -493,10 +511,13 @@ impl Primary {
             _ if self.ending.is_some() => format!("the VM has ended; telling the arbiter ({})", self.why),
             _ if self.power_off_at.is_some() => "waiting for the guest to power off, as asked".into(),
             Pair::Solo => match core.own_lapses() {
-                lapses if lapses.is_empty() => format!("running without a backup ({})", self.why),
-                lapses => format!("running without a backup ({}); {}", self.why, in_words(&lapses)),
+                lapses if lapses.is_empty() => self.alone(core),
+                lapses => format!("{}; {}", self.alone(core), in_words(&lapses)),
             },
-            Pair::Copying { .. } => "sending the backup a full copy".into(),
+            Pair::Copying { .. } => match core.attempts.failures() {
+                0 => "sending the backup a full copy".into(),
+                times => format!("sending the backup a full copy; pairing failed {times} times ({})", self.why),
+            },
             Pair::Sealing { .. } => "waiting for the first checkpoint's ack".into(),
             Pair::Enlisting { .. } => "asking the arbiter to name the standby".into(),
             Pair::Protected { .. } if self.permit.out_of_reach => format!(

@@ -15,7 +15,8 @@ use std::fmt;
 pub(super) struct Witness {
     /// Where its cell is.
     pub(super) place: String,
-    /// When it answered last, and the answer was believed. By this node's clock.
+    /// When the last request was made whose answer was believed: what it said was true since then, and not before. By
+    /// this node's clock.
     pub(super) at: Option<Micros>,
     /// The cell as it was then.
     pub(super) cell: Option<(CellId, u64)>,
@@ -29,8 +30,8 @@ pub(super) struct Witness {
 
 impl Witness {
     /// The arbiter has answered, and the answer is believed.
-    pub(super) fn saw(&mut self, now: Micros, cell: Option<&Cell>) {
-        self.at = Some(now);
+    pub(super) fn saw(&mut self, asked_at: Micros, cell: Option<&Cell>) {
+        self.at = Some(asked_at);
         self.trouble = None;
         self.cell = cell.map(|cell| (cell.id, cell.generation));
         self.named = cell.and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing);

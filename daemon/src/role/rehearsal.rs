@@ -6,7 +6,7 @@
 //! ```text
 //!   unproven ── sealed ──> under way ── went well ──> proven ── interval over ──> under way ── ...
 //!      ^                       │ failed, or no answer                               │ failed: proven before, and told
-//!      └─── gives the pairing up, dials later and later ◄──┘                        └──> repeated after a short while
+//!      └─── gives the pairing up, see `attempts` ◄──┘                               └──> repeated after a short while
 //! ```
 
 use super::event::{ConnId, Micros};
@@ -15,9 +15,6 @@ use super::event::{ConnId, Micros};
 const AGAIN_US: Micros = 5_000_000;
 /// How long a rehearsal may take: a machine is made, which a busy host may not get to.
 const LIMIT_US: Micros = 30_000_000;
-/// After the first failure to pair the peer is dialled this much later, after each further one twice as late.
-const BACK_OFF_US: Micros = 1_000_000;
-const BACK_OFF_US_MAX: Micros = 60_000_000;
 
 /// What the rehearsals of what is held have shown.
 #[derive(Clone, Debug, Default)]
@@ -34,8 +31,6 @@ pub(super) struct Rehearsals {
     failing_since: Option<Micros>,
     /// Sealed, and not acknowledged before it is proven: the newest.
     unacked: Option<Unacked>,
-    /// First rehearsals that have failed, one after the other.
-    failures: u32,
 }
 
 /// An ack that waits.
@@ -56,9 +51,9 @@ pub struct RehearsalView {
 }
 
 impl Rehearsals {
-    /// Another state will be held: nothing is known of it. How often the ones before failed stays known.
+    /// Another state will be held: nothing is known of it. Why the one before failed stays known.
     pub(super) fn begin_anew(&mut self) {
-        *self = Self { failures: self.failures, trouble: self.trouble.take(), ..Self::default() };
+        *self = Self { trouble: self.trouble.take(), ..Self::default() };
     }
 
     /// The connection that the ack was for is gone.
@@ -96,22 +91,18 @@ impl Rehearsals {
     pub(super) fn went_well(&mut self, now: Micros, interval_us: Micros) -> Option<Unacked> {
         self.since.take()?;
         (self.proven_at, self.next_at) = (Some(now), now + interval_us);
-        (self.trouble, self.failing_since, self.failures) = (None, None, 0);
+        (self.trouble, self.failing_since) = (None, None);
         self.unacked.take()
     }
 
-    /// It failed. If nothing was proven before, how long to leave the primary alone.
-    pub(super) fn failed(&mut self, now: Micros, interval_us: Micros, why: String) -> Option<Micros> {
+    /// It failed.
+    pub(super) fn failed(&mut self, now: Micros, interval_us: Micros, why: String) {
         self.since = None;
         self.trouble = Some(why);
         self.next_at = now + interval_us.min(AGAIN_US);
         if self.is_proven() {
             self.failing_since.get_or_insert(now);
-            return None;
         }
-        self.failures = self.failures.saturating_add(1);
-        let doubled = BACK_OFF_US.checked_shl(self.failures - 1).unwrap_or(BACK_OFF_US_MAX);
-        Some(doubled.min(BACK_OFF_US_MAX))
     }
 
     /// Why the VM cannot go on any more from what is held, and since when.

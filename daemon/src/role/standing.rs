@@ -23,6 +23,8 @@ pub(super) struct Words {
     in_step_since: Micros,
     /// When the arbiter is asked again, if nothing else is.
     probe_at: Micros,
+    /// Somebody wants to know what it says as of now: an answer to an earlier request is not enough.
+    wanted_at: Micros,
     /// Why the record could not be written, and since when.
     unrecorded: Option<(String, Micros)>,
 }
@@ -45,8 +47,10 @@ impl Core {
     pub(super) fn note_answer(&mut self, answer: Result<Option<&Cell>, &str>) {
         match answer {
             Ok(cell) => {
-                self.words.mine.saw(self.now, cell);
-                self.words.probe_at = self.now + self.policy.probe_us;
+                let asked_at = self.arbiter.asked_at;
+                self.words.mine.saw(asked_at, cell);
+                let is_enough = asked_at >= self.words.wanted_at;
+                self.words.probe_at = if is_enough { asked_at + self.policy.probe_us } else { self.now };
             }
             Err(why) => {
                 self.words.mine.trouble = Some(why.into());
@@ -59,7 +63,7 @@ impl Core {
     pub(super) fn probe_if_due(&mut self) {
         if self.arbiter.is_free(self.now) && self.now >= self.words.probe_at {
             self.words.probe_at = self.now + self.policy.probe_us;
-            self.arbiter.asked = Some(Asked::Read { void: false });
+            self.arbiter.begin(self.now, Asked::Read { void: false });
             self.out.push(Command::ProbeCell);
         }
     }
@@ -67,6 +71,7 @@ impl Core {
     /// Asks it as soon as it can be asked.
     pub(super) fn probe_soon(&mut self) {
         self.words.probe_at = self.now;
+        self.words.wanted_at = self.now;
         self.arbiter.hurry();
     }
 

@@ -24,7 +24,7 @@ impl RealHands {
                 feed.read(conn, reader, intake, &news, &telemetry)
             })
             .map_err(HandsError::Link)?;
-        self.telemetry.connected(Arc::clone(&link.written));
+        self.telemetry.connected(Arc::clone(&link.written), link.meter());
         self.window.show_connected(from);
         self.peer_lost = None;
         #[cfg(feature = "next-version")]

@@ -2,11 +2,12 @@
 
 use super::{HandsError, RealHands};
 use crate::clock;
+use crate::control::Tuning;
 use crate::keeper::{Order, Pairing};
 use crate::outlet::Outlet;
 use crate::peer::{BackupReader, Link};
 use crate::replica::Input;
-use crate::role::{ConnId, Micros, PairingStart};
+use crate::role::{ConnId, Event, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Identity, Mode, Welcome};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl RealHands {
         let from = fitting.writer.get_ref().peer_addr().ok();
         let link = Link::start(fitting, news, move |reader, intake| backup.read(reader, intake))
             .map_err(HandsError::Link)?;
-        self.telemetry.connected(Arc::clone(&link.written));
+        self.telemetry.connected(Arc::clone(&link.written), link.meter());
         self.window.show_connected(from);
         self.greet(conn, link);
         Ok(())
@@ -58,6 +59,18 @@ impl RealHands {
         self.pairing = Some(Arc::clone(&pairing));
         self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));
+    }
+
+    /// What is declared of output and speed is another from now on.
+    pub(super) fn retune(&mut self, tuning: Tuning) -> Event {
+        let Tuning { service, on_overload, times } = tuning;
+        self.service = service;
+        self.order(Order::Declare(service, on_overload));
+        if let Some(pairing) = &self.pairing {
+            pairing.with_flow(|flow| flow.declare(service));
+        }
+        self.window.show_bound(service.hold_us_max);
+        Event::Retimed(times)
     }
 
     pub(super) fn send_again(&mut self, conn: ConnId, held: u64) -> Result<(), HandsError> {

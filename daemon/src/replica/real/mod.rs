@@ -20,9 +20,10 @@ use crate::keeper::{
     Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
 };
+use crate::limited::{Limited, unsaid};
 use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{self, ConnIds, Dialler, Fitting, Link, LinkEnd, Local};
+use crate::peer::{self, ConnIds, Dialler, Fitting, HandshakeError, Link, LinkEnd, Local};
 use crate::role::{
     ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, State, View,
 };
@@ -42,6 +43,9 @@ use std::time::{Duration, Instant};
 const PEER_TEXT_CHARS_MAX: usize = 1000;
 /// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Lines about connections that ended: a few, then one each ten seconds.
+const LOSS_LINES: (u32, Duration) = (5, Duration::from_secs(10));
 
 /// See the module.
 pub struct RealHands {
@@ -78,6 +82,10 @@ pub struct RealHands {
     pub(super) telemetry: Arc<Telemetry>,
     watchdog: Arc<Watchdog>,
     peer_lost: Option<Instant>,
+    /// Lines about connections that ended.
+    losses: Limited,
+    /// Why the last dial came to nothing, as told.
+    undialled: String,
     /// The VM's way to the network on this host.
     network: Network,
 }
@@ -93,6 +101,7 @@ impl RealHands {
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
+            lacks: parts.lacks,
             peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
@@ -162,6 +171,8 @@ impl RealHands {
             telemetry: parts.telemetry,
             watchdog: parts.watchdog,
             peer_lost: None,
+            losses: Limited::new(LOSS_LINES),
+            undialled: String::new(),
             network: Network::default(),
         };
         Ok((hands, received))
@@ -252,21 +263,30 @@ impl RealHands {
         }
     }
 
+    /// The peer was reached, and there is no pairing. A peer that is not there is not worth a line.
+    fn note_undialled(&mut self, error: &HandshakeError, why: &str) {
+        let is_answer = matches!(error, HandshakeError::Misfit(_) | HandshakeError::Refused(_));
+        if !is_answer || error.is_reading() || self.undialled == why {
+            return;
+        }
+        why.clone_into(&mut self.undialled);
+        if let Some(more) = self.losses.pass(Instant::now()) {
+            tracing::warn!("no pairing with the peer: {why}{}", unsaid(more));
+        }
+    }
+
     /// A connection has ended, if it is one of ours.
     pub(super) fn note_gone(&self, conn: ConnId, why: &LinkEnd) {
         if !self.links.contains_key(&conn) {
             return;
         }
         let shown = match why {
-            LinkEnd::Lost(e) => {
-                tracing::warn!("lost the peer: {e}");
-                e.to_string()
-            }
-            LinkEnd::Bye(why) => {
-                tracing::info!("the peer said good-bye: {why}");
-                format!("it said good-bye: {why}")
-            }
+            LinkEnd::Lost(e) => e.to_string(),
+            LinkEnd::Bye(why) => format!("it said good-bye: {why}"),
         };
+        if let Some(more) = self.losses.pass(Instant::now()) {
+            tracing::warn!("lost the peer: {shown}{}", unsaid(more));
+        }
         self.window.show_disconnected(Some(shown));
     }
 

@@ -33,6 +33,7 @@ impl RealHands {
                 self.note_network(&trouble);
                 (Some(Event::NetworkSeen { whose: Whose::Ours, reach }), None)
             }
+            Input::Control(Wish::Retune(tuning)) => (Some(self.retune(tuning)), None),
             Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop { vm, reply }) => {
                 (Some(Event::StopRequested { request: self.expect_answer(reply), vm }), None)
@@ -63,11 +64,13 @@ impl RealHands {
                 Event::Welcomed { conn, generation, pairing: welcome.pairing, how }
             }
             PeerNews::DialFailed(error) => {
-                self.window.show_disconnected(Some(error.to_string()));
-                Event::DialFailed { why: error.to_string(), permanent: error.is_permanent() }
+                let why = error.to_string();
+                self.note_undialled(&error, &why);
+                self.window.show_disconnected(Some(why.clone()));
+                Event::DialFailed { why, permanent: error.is_permanent() }
             }
-            PeerNews::TurnedAway(refusal) => {
-                self.window.show_turned_away(refusal.to_string());
+            PeerNews::TurnedAway(why) => {
+                self.window.show_turned_away(why);
                 return (None, None);
             }
             PeerNews::FromBackup { conn, said, ticket } => {

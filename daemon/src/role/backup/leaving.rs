@@ -1,7 +1,9 @@
-//! The backup's stop: it leaves when the cell does not count on what it holds.
+//! How the backup leaves: its stop, when the cell does not count on what it holds, and the end of a pairing, after
+//! which it follows anew.
 
 use super::{Backup, Hold, Stage};
 use crate::role::Command;
+use crate::role::attempts::Ending;
 use crate::role::command::Exit;
 use crate::role::core::{Core, Next};
 use crate::role::request::{Leave, RequestId, RequestRefusal};
@@ -43,6 +45,34 @@ impl Backup {
                 core.out.push(Command::Discard);
                 Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
             }
+        }
+    }
+
+    /// Holds nothing any more and follows anew: later, if that is likely to fail again.
+    pub(super) fn discard(&mut self, core: &mut Core, why: String, how: Ending) {
+        if let Some(link) = self.link.take() {
+            core.drop_link(link.conn);
+        }
+        if self.hold != Hold::Nothing {
+            core.out.push(Command::Discard);
+        }
+        self.hold = Hold::Nothing;
+        self.stage = Stage::Following;
+        self.paired = None;
+        self.why = why;
+        match core.attempts.end(core.now, how, &core.policy) {
+            0 => core.out.push(Command::Dial),
+            wait_us => {
+                core.out.push(Command::StopDialling);
+                self.dial_at = Some(core.now + wait_us);
+            }
+        }
+    }
+
+    pub(super) fn say_bye(&mut self, core: &mut Core, why: &str) {
+        if let Some(link) = self.link.take() {
+            core.out.push(Command::SendBye { conn: link.conn, why: why.into() });
+            core.drop_link(link.conn);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Backup, Hold, Stage};
 use crate::role::Command;
+use crate::role::attempts::Ending;
 use crate::role::core::{Core, Next};
 use crate::role::rehearsal::{RehearsalView, Unacked};
 
@@ -21,17 +22,14 @@ impl Backup {
     /// What was proven before is kept, and tried again soon. What was not has never counted as a copy of the VM: the
     /// primary goes on without it, and is left alone for a while.
     pub(super) fn on_rehearsal_failed(&mut self, core: &mut Core, why: String) -> Option<Next> {
-        let pause = self.rehearsals.failed(core.now, core.policy.rehearsal_us, why.clone());
+        self.rehearsals.failed(core.now, core.policy.rehearsal_us, why.clone());
         core.note_rehearsal(self.rehearsals.unfit(), self.conn());
-        let pause = pause?;
-        if self.stage != Stage::Following {
+        if self.rehearsals.is_proven() || self.stage != Stage::Following {
             return None;
         }
         let why = format!("the VM could not go on on node {}: {why}", core.policy.node);
         self.say_bye(core, &why);
-        self.discard(core, format!("{why}; tries again in {} s", pause / 1_000_000));
-        core.out.push(Command::StopDialling);
-        self.dial_at = Some(core.now + pause);
+        self.discard(core, why, Ending::Failed);
         self.stop_if_asked(core)
     }
 

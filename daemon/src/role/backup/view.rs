@@ -1,6 +1,7 @@
 //! The backup as the operator sees it.
 
 use super::{Backup, Hold, Stage};
+use crate::role::attempts::in_seconds;
 use crate::role::core::Core;
 use crate::role::proof::{Lapsed, Verdict};
 use crate::role::standing::in_words;
@@ -44,7 +45,13 @@ impl Backup {
                 Some(Verdict::Lapsed(lapses)) => {
                     format!("in step, but this node could not take over now: {}", in_words(&lapses))
                 }
-                _ => self.why.clone(),
+                _ => match self.dial_at {
+                    Some(at) => {
+                        let wait = in_seconds(at.saturating_sub(core.now));
+                        format!("{}; dials the primary again in {wait}", self.why)
+                    }
+                    None => self.why.clone(),
+                },
             },
             Stage::Offered { .. } => {
                 "switchover: checking whether the VM can go on from the state held here".into()

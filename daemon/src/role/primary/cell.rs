@@ -64,6 +64,7 @@ impl Primary {
                 (Some(link), Pair::Enlisting { pairing: ours }) if ours == pairing => {
                     self.pair = Pair::Protected { pairing };
                     self.why = "in step".into();
+                    core.attempts.reach_protection(core.now);
                     core.begin_proof();
                     core.out.push(Command::SendPaired { conn: link.conn, generation: self.cell.generation });
                 }

@@ -225,11 +225,29 @@ fn a_backup_that_lost_its_state_says_so_contests_for_nothing_and_follows_anew() 
     let why = || "diverged".to_string();
     let commands = rig.on(Event::StateLost(why()));
     let bye = Command::SendBye { conn: 7, why: why() };
-    assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::Dial]);
-    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+    assert_eq!(commands, [bye, Command::DropLink { conn: 7 }, Command::Discard, Command::StopDialling]);
+    assert!(rig.core.view().detail.ends_with("dials the primary again in 1 s"), "{:?}", rig.core.view());
+    assert_eq!(rig.tick_after(9 * LEASE_US), [], "it asks for nothing");
+    assert_eq!(rig.tick_after(LEASE_US), [Command::Dial]);
     assert_eq!(rig.on(Event::StateLost(why())), [], "there is nothing to lose any more");
     let welcome = Event::Welcomed { conn: 8, generation: 3, pairing: 6, how: PairingStart::Copy };
     assert_eq!(rig.on(welcome), [Command::Follow { conn: 8, pairing: 6, how: PairingStart::Copy }]);
+}
+
+#[test]
+fn a_backup_that_cannot_follow_says_why_and_dials_later_and_later() {
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    for (conn, wait_s) in [(7, 1), (8, 2), (9, 4), (10, 8)] {
+        rig.on(Event::Welcomed { conn, generation: 1, pairing: conn, how: PairingStart::Copy });
+        let commands = rig.on(Event::PeerGone { conn, why: Gone::Unable("no memory".into()) });
+        assert_eq!(commands, [Command::Discard, Command::StopDialling]);
+        let detail = rig.core.view().detail;
+        assert!(detail.contains("no memory"), "{detail}");
+        assert!(detail.ends_with(&format!("dials the primary again in {wait_s} s")), "{detail}");
+        assert_eq!(rig.tick_after(wait_s * 1_000_000 - 5_000), []);
+        assert_eq!(rig.tick_after(5_000), [Command::Dial]);
+    }
 }
 
 #[test]
@@ -256,8 +274,8 @@ fn a_backup_asks_for_the_cell_only_when_all_that_it_holds_is_verified() {
     let mut rig = Rig::sealed();
     rig.lose(7);
     rig.on(named());
-    assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard, Command::Dial]);
-    assert_eq!(rig.tick_after(10 * LEASE_US), [], "it asks for nothing");
+    assert_eq!(rig.on(Event::StateLost("diverged".into())), [Command::Discard, Command::StopDialling]);
+    assert_eq!(rig.tick_after(9 * LEASE_US), [], "it asks for nothing");
 }
 
 #[test]

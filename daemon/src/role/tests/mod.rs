@@ -66,6 +66,33 @@ fn silence() -> ArbiterError {
     ArbiterError { place: Place::File("/shared/web.cell".into()), trouble }
 }
 
+/// Node a's.
+pub(super) fn policy() -> Policy {
+    Policy {
+        node: "a".into(),
+        peer: "b".into(),
+        start_as: StartAs::Primary,
+        record: None,
+        place: "file /shared/web.cell".into(),
+        fresh: Fresh::No,
+        on_fenced: OnFenced::Rejoin,
+        restart_on_reset: true,
+        on_uplink_loss: OnUplinkLoss::Switchover,
+        lease_us: LEASE_US,
+        failure_timeout_us: 100_000,
+        takeover_delay_us: 10_000,
+        heartbeat_us: 20_000,
+        arbiter_retry_us: 10_000,
+        probe_us: 200_000,
+        proof_us: 1_000_000,
+        patience_us: 500_000,
+        rehearsal_us: 60_000_000,
+        pairing_wait_us_min: 1_000_000,
+        pairing_wait_us_max: 600_000_000,
+        nonce: 1_000,
+    }
+}
+
 impl Rig {
     fn new(node: &str, peer: &str, start_as: StartAs) -> Self {
         Self::with_record(node, peer, start_as, None)
@@ -77,27 +104,7 @@ impl Rig {
     }
 
     fn with_record(node: &str, peer: &str, start_as: StartAs, record: Option<NodeRecord>) -> Self {
-        let policy = Policy {
-            node: node.into(),
-            peer: peer.into(),
-            start_as,
-            record,
-            place: "file /shared/web.cell".into(),
-            fresh: Fresh::No,
-            on_fenced: OnFenced::Rejoin,
-            restart_on_reset: true,
-            on_uplink_loss: OnUplinkLoss::Switchover,
-            lease_us: LEASE_US,
-            failure_timeout_us: 100_000,
-            takeover_delay_us: 10_000,
-            heartbeat_us: 20_000,
-            arbiter_retry_us: 10_000,
-            probe_us: 200_000,
-            proof_us: 1_000_000,
-            patience_us: 500_000,
-            rehearsal_us: 60_000_000,
-            nonce: 1_000,
-        };
+        let policy = Policy { node: node.into(), peer: peer.into(), start_as, record, ..policy() };
         let (core, commands) = Core::new(policy, 0);
         assert_eq!(commands, [Command::ReadCell]);
         Self { core, now: 0, arbiter: Some(None), looking: false }

@@ -93,7 +93,14 @@ fn a_broken_pairing_is_never_resumed() {
     // Alone by the cell's leave, it begins anew, and what follows can be resumed again.
     rig.tick_after(20_000);
     assert!(rig.won(cell(3, Some("a"), None)).contains(&Command::EndPairing));
-    let commands = rig.on(Event::PeerHello { conn: 9, nonce: 9, generation: 3, held });
+    let hello = Event::PeerHello { conn: 9, nonce: 9, generation: 3, held };
+    let commands = rig.on(hello.clone());
+    let later =
+        |command: &Command| matches!(command, Command::Refuse { conn: 9, why } if why.ends_with(" 1 s"));
+    assert!(commands.iter().all(later), "{commands:?}");
+    assert!(rig.core.view().detail.ends_with("takes a backup again in 1 s"), "{:?}", rig.core.view());
+    rig.tick_after(1_000_000);
+    let commands = rig.on(hello);
     let how = PairingStart::Copy;
     let welcome = Command::Welcome { conn: 9, pairing: PAIRING_OF_A + 1, generation: 3, how };
     assert_eq!(commands, [welcome]);

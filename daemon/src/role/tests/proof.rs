@@ -51,6 +51,11 @@ fn an_arbiter_that_falls_silent_on_either_node_ends_the_word_protected() {
         assert!(view.lapses[0].since <= began + 200_000, "{:?}", view.lapses);
         rig.arbiter = Some(Some(named(2)));
         if own {
+            // What it says was true when it was asked, at the latest: that is too long ago. It is asked again.
+            let mut commands = Vec::new();
+            rig.core.handle(rig.now, Event::CellRead(Ok(Some(named(2)))), &mut commands);
+            assert_eq!(rig.core.view().state, State::Degraded);
+            assert!(commands.contains(&Command::ProbeCell), "{commands:?}");
             rig.on(Event::CellRead(Ok(Some(named(2)))));
         } else {
             rig.hear(Some(named(2)));
