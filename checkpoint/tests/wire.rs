@@ -2,8 +2,8 @@
 
 use ft_checkpoint::scrub::Sample;
 use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
-use ft_checkpoint::wire::handshake::{Side, check};
-use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, TEXT_BYTES_MAX, Versions, Weight};
+use ft_checkpoint::wire::handshake::{Refusal, Side, check};
+use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, STATE_FORMAT, TEXT_BYTES_MAX, Versions, Weight};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use proptest::prelude::*;
@@ -116,10 +116,11 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             prop::option::of(n()),
             prop::option::of(n()),
             prop::option::of(".{0,90}"),
+            prop::option::of((".{0,90}", n())),
             any::<bool>(),
         )
-            .prop_map(|(place, cell, named, age_us, trouble, asks)| {
-                Message::Standing(Standing { place, cell, named, age_us, trouble, asks })
+            .prop_map(|(place, cell, named, age_us, trouble, unfit, asks)| {
+                Message::Standing(Standing { place, cell, named, age_us, trouble, unfit, asks })
             }),
     ]
 }
@@ -231,10 +232,14 @@ proptest! {
             (theirs.node, theirs.peer) = (ours.peer.clone(), ours.node.clone());
             theirs.generation = ours.generation;
         }
+        let (mut ours, format) = (ours, Fact::versions(STATE_FORMAT, Versions { oldest: 3, newest: 4 }));
+        for identity in [&mut ours, &mut theirs] {
+            identity.facts.push(format.clone());
+        }
         let fits = |theirs: &[u8], ours: &[u8]| if theirs == ours { Ok(()) } else { Err("not the same") };
         let here = check(&theirs, &ours, Side::Primary, fits);
         let there = check(&ours, &theirs, Side::Backup, fits);
-        prop_assert_eq!(here.as_ref().map_err(|e| e.code()), there.as_ref().map_err(|e| e.code()));
+        prop_assert_eq!(here.as_ref().map_err(Refusal::code), there.as_ref().map_err(Refusal::code));
         if let Err(refusal) = here {
             prop_assert!(refusal.to_string().lines().count() <= 21);
         }

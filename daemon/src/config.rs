@@ -114,6 +114,9 @@ pub struct MachineConfig {
     pub console: ConsoleTarget,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
+    /// The next version: a number that the VM keeps wherever it runs; 0 is none.
+    #[cfg(feature = "next-version")]
+    pub mark: u64,
     /// The network card.
     pub net: Option<NetConfig>,
     /// The disks.
@@ -135,6 +138,8 @@ impl Default for MachineConfig {
             rng: true,
             console: ConsoleTarget::Socket,
             on_reset: OnReset::Restart,
+            #[cfg(feature = "next-version")]
+            mark: 0,
             net: None,
             disks: Vec::new(),
         }

@@ -123,6 +123,9 @@ pair_prepare() {
 # Where a host's daemon writes its messages, if not into the host's log: set by a script before host_start.
 declare -A host_stderr=()
 
+# The ftd that a host runs, if not the one of FTD_BIN_DIR: set by a script before host_start.
+declare -A host_build=()
+
 # host_start HOST [ARGUMENT...]: starts its ftd; further arguments go to `ftd run`.
 host_start() {
     local host=$1
@@ -136,7 +139,7 @@ host_start() {
     spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
         bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
         "${pair_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
-        "${with[@]}" "$FTD_BIN_DIR/ftd" run --config "$run_dir/$host/ftd.toml" "$@"
+        "${with[@]}" "${host_build[$host]:-$FTD_BIN_DIR/ftd}" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
 # host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever);

@@ -30,6 +30,19 @@ impl Fake {
         Self { reader: FrameReader::new(stream), writer }
     }
 
+    /// The daemon that dials, and what it says of itself. Its second connection, for heartbeats, is hung up.
+    fn accept(listener: &TcpListener) -> (Self, Hello) {
+        loop {
+            let mut fake = Self::new(listener.accept().unwrap().0);
+            let frame = fake.reader.read().unwrap();
+            match Message::decode(&frame).unwrap() {
+                Message::Hello(hello) => return (fake, hello),
+                Message::Pulse { .. } => {}
+                other => panic!("no hello: {other:?}"),
+            }
+        }
+    }
+
     /// As a backup dials.
     fn dial(index: usize) -> Self {
         Self::new(TcpStream::connect(("127.0.0.1", Config::port(index))).unwrap())
@@ -65,15 +78,6 @@ impl Fake {
         match Message::decode(&frame).unwrap() {
             Message::Refuse(refuse) => refuse,
             other => panic!("no refusal: {other:?}"),
-        }
-    }
-
-    /// What the daemon that dials says of itself.
-    fn hello(&mut self) -> Hello {
-        let frame = self.reader.read().unwrap();
-        match Message::decode(&frame).unwrap() {
-            Message::Hello(hello) => hello,
-            other => panic!("no hello: {other:?}"),
         }
     }
 }
@@ -177,23 +181,21 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
         let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
         // It is refused by the other side.
         let mut beta = Daemon::start(world, &Config::beta(world));
-        let mut fake = Fake::new(listener.accept().unwrap().0);
-        let hello = fake.hello();
+        let (mut fake, hello) = Fake::accept(&listener);
         assert_eq!((hello.identity.node.as_str(), hello.held), ("beta", None));
         let text = format!("the peer speaks {PROTOCOL} of the protocol, this node {LATER}");
         fake.send(&Message::Refuse(Refuse { code: 1, text: text.clone() }));
         beta.must_fail(DaemonExit::Peer, &[&text]);
         // It refuses of itself.
         let mut beta = Daemon::start(world, &Config::beta(world));
-        let mut fake = Fake::new(listener.accept().unwrap().0);
-        let hello = fake.hello();
+        let (mut fake, hello) = Fake::accept(&listener);
         let identity = Identity { node: "alpha".into(), protocol: LATER, ..hello.identity };
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
         beta.must_fail(DaemonExit::Peer, &[&format!("speaks {LATER}"), &format!("this node {PROTOCOL}")]);
         // So is another format of what it would send.
         let mut beta = Daemon::start(world, &Config::beta(world));
-        let mut fake = Fake::new(listener.accept().unwrap().0);
-        let identity = as_primary(&fake.hello().identity, "format of the machine's state", |fact| {
+        let (mut fake, hello) = Fake::accept(&listener);
+        let identity = as_primary(&hello.identity, "format of the machine's state", |fact| {
             *fact = Fact::versions(fact.name.clone(), LATER);
         });
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
@@ -270,8 +272,7 @@ fn a_build_whose_engine_could_behave_differently_is_refused_from_both_sides() {
         // The other build as the primary.
         let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
         let mut beta = Daemon::start(world, &replay(Config::beta(world)));
-        let mut fake = Fake::new(listener.accept().unwrap().0);
-        let hello = fake.hello();
+        let (mut fake, hello) = Fake::accept(&listener);
         let other = |fact: &mut Fact| *fact = Fact::equal(fact.name.clone(), "another build");
         let identity = as_primary(&hello.identity, "engine `soft`", other);
         fake.send(&Message::Welcome(Welcome { identity: identity.clone(), pairing: 1, resume_from: None }));
@@ -382,7 +383,7 @@ fn a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up() {
         // What the real backup would say of itself.
         let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
         let mut beta = Daemon::start(world, &Config::beta(world));
-        let hello = Fake::new(listener.accept().unwrap().0).hello();
+        let (_, hello) = Fake::accept(&listener);
         beta.kill();
         drop(listener);
 

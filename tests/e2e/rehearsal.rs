@@ -80,11 +80,20 @@ fn a_backup_whose_host_takes_no_state_never_protects_says_why_and_tries_again() 
         let status = beta
             .wait_for("rehearsed", |status| status.rehearsal.as_ref().is_some_and(|r| r.age_us.is_some()));
         assert_eq!(trouble(&status), None);
-        // What was proven once is kept when its host fails later, and told.
+        // What was proven once is kept when its host fails later; until it is proven again the pair is degraded.
         fs::write(&breaks, "").unwrap();
-        beta.wait_for("telling", |status| trouble(status).is_some_and(|why| why.contains("KVM_SET_LAPIC")));
+        for daemon in [&mut alpha, &mut beta] {
+            let status = daemon.wait_for("degraded", |status| status.state == State::Degraded);
+            let [lapse] = &status.lapses[..] else { panic!("{status:?}") };
+            assert!(lapse.kind == "unfit" && lapse.what.contains("KVM_SET_LAPIC"), "{status:?}");
+            assert!(lapse.what.contains("could not go on on beta"), "{status:?}");
+        }
+        assert!(trouble(&beta.wait_for("up", |_| true)).is_some_and(|why| why.contains("KVM_SET_LAPIC")));
+        traffic.goes_on();
         fs::remove_file(&breaks).unwrap();
-        beta.wait_for("mended", |status| trouble(status).is_none());
+        alpha.wait_until(Role::Primary, State::Protected);
+        let status = beta.wait_until(Role::Backup, State::Protected);
+        assert_eq!(trouble(&status), None);
         traffic.goes_on();
         traffic.must_have_lost_nothing();
     });

@@ -125,6 +125,14 @@ impl Arbiter {
         asked.chain(linked.filter_map(|flight| flight.new.as_ref()))
     }
 
+    /// Whether this process waits for the answer to a request that makes it an owner without a standby.
+    pub fn is_asked_for_alone(&self, n: usize, inc: u32) -> bool {
+        let thread = &self.threads[n];
+        let ask = thread.work.as_ref().map(|work| &work.ask);
+        thread.inc == inc
+            && matches!(ask, Some(Ask::Set { new, .. }) if new.owner.is_some() && new.standby.is_none())
+    }
+
     /// Whether something else is in the place of the cell.
     pub fn is_hidden(&self) -> bool {
         self.directory.is_hidden()

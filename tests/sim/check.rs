@@ -9,7 +9,8 @@
 //!   cell, and none that has diverged.
 //! - I9: a node that says protected has lately been answered by its arbiter, and a primary does so only when the
 //!   backup's arbiter has shown the backup the generation that names it.
-//!   It is said only when a machine of the backup has taken over that pairing's state.
+//!   It is said only when a machine of the backup has taken over that pairing's state, the last time that it tried, and
+//!   while nothing may still make the primary a lone owner.
 //! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
 //!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
@@ -19,7 +20,7 @@ use ft_netbuf::Gate;
 use ftd::role::{Micros, Role, State};
 
 use crate::arbiter::Entry;
-use crate::model::{Frame, NAMES, Replication, index_of};
+use crate::model::{Frame, Mutant, NAMES, Replication, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -320,7 +321,12 @@ impl World {
         let Some(executor) = &node.executor else { return };
         let idle = node.up && executor.is_at_rest() && node.inbox.is_empty() && node.frozen_until.is_none();
         let view = executor.view();
-        if !idle || node.slow_us > 0 || view.state != State::Protected {
+        let proven = match view.state {
+            State::Protected => true,
+            State::Degraded => self.mutant == Some(Mutant::RejoinedIsProven) && view.lapses.is_empty(),
+            _ => false,
+        };
+        if !idle || node.slow_us > 0 || !proven {
             return;
         }
         // By how much clocks drift, and what a tick takes.
@@ -335,6 +341,21 @@ impl World {
             self.fail(format!(
                 "I9: {} says protected in generation {}, the backup has read {shown}",
                 NAMES[n], view.generation
+            ));
+        }
+        if self.arbiter.is_asked_for_alone(n, self.nodes[n].inc) {
+            self.fail(format!("I9: {} says protected, and has asked to be alone", NAMES[n]));
+        }
+        // The word of it is on its way for no longer than a silence lasts.
+        let limit = limit + self.knobs.failure_timeout_us;
+        let standby = self.arbiter.cell.as_ref().and_then(|cell| cell.standby.as_ref());
+        let (named, peer) = (standby.map(|standby| standby.pairing), &self.nodes[1 - n]);
+        let unfit =
+            peer.unfit_for.filter(|(pairing, _)| view.role == Role::Primary && Some(*pairing) == named);
+        if let Some((_, since)) = unfit.filter(|(_, since)| peer.slow_us == 0 && self.now > since + limit) {
+            self.fail(format!(
+                "I9: {} says protected, rehearsals at its backup fail since {since}",
+                NAMES[n]
             ));
         }
     }

@@ -177,11 +177,14 @@ impl Hands for SimHands<'_> {
         }
     }
 
-    fn send(&mut self, conn: ConnId, message: Message<'static>) {
-        match &message {
+    fn send(&mut self, conn: ConnId, mut message: Message<'static>) {
+        match &mut message {
             Message::Paired { .. } => {
                 self.world.stats.add(Count::Protected);
                 self.world.check_proven(self.n);
+            }
+            Message::Standing(standing) if self.world.mutant == Some(Mutant::HidesARehearsal) => {
+                standing.unfit = None;
             }
             Message::Switchover { .. } => {
                 self.world.check_move(self.n);

@@ -281,6 +281,8 @@ pub struct Node {
     pub fail_boot: bool,
     /// No machine on this host takes a state over.
     pub unfit: bool,
+    /// The pairing whose state the last rehearsal found that no machine takes, and since when they fail.
+    pub unfit_for: Option<(u64, Micros)>,
     /// The peer has refused this node for good, and it holds nothing: it has to end.
     pub must_end: bool,
     /// How the VM's network on this host is, in schedules in which that matters.
@@ -357,6 +359,10 @@ pub enum Mutant {
     VerifiesNothing,
     /// Whatever is held is said to have been tried.
     RehearsesNothing,
+    /// A backup does not tell its primary that a later rehearsal failed.
+    HidesARehearsal,
+    /// A pair that is in step again counts as proven while its primary may still come to be alone, by the cell.
+    RejoinedIsProven,
     /// A backup that knows that it has diverged does not say so.
     SilentDivergence,
     /// The news that the host has failed the machine goes lost.
@@ -416,7 +422,7 @@ impl Mutant {
             Self::SealAtFirstPiece | Self::VerifiesNothing => "I3",
             Self::ForgetOwed => "I4",
             Self::SilentDivergence => "I3",
-            Self::RehearsesNothing => "I9",
+            Self::RehearsesNothing | Self::HidesARehearsal | Self::RejoinedIsProven => "I9",
             Self::IgnoresMachine | Self::IgnoresBoot => "liveness",
             Self::FencedStaysDown | Self::WaitsForEver => "liveness",
             Self::BootsLostAtOnce | Self::StartIsFresh => "boots silently",
@@ -445,7 +451,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 50] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -470,6 +476,8 @@ impl Mutant {
         Self::WentBackIsLost,
         Self::VerifiesNothing,
         Self::RehearsesNothing,
+        Self::HidesARehearsal,
+        Self::RejoinedIsProven,
         Self::SilentDivergence,
         Self::IgnoresMachine,
         Self::IgnoresBoot,

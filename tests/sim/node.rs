@@ -135,6 +135,7 @@ impl World {
             named: cell.standby.as_ref().map(|standby| standby.pairing),
             age_us: Some(0),
             trouble: None,
+            unfit: None,
             asks: false,
         };
         Some((conn, Message::Standing(standing)))
@@ -333,6 +334,8 @@ impl World {
         if !unfit {
             self.truth.rehearsed.push((n, pairing));
         }
+        let since = self.nodes[n].unfit_for.filter(|(of, _)| *of == pairing).map_or(self.now, |(_, at)| at);
+        self.nodes[n].unfit_for = unfit.then_some((pairing, since));
         let answer = if unfit && self.mutant != Some(Mutant::RehearsesNothing) {
             self.stats.add(Count::RehearsalsFailed);
             Event::RehearsalFailed { pairing, why: "no machine takes it".into() }

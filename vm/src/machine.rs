@@ -19,9 +19,11 @@ use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
 use crate::replay::{LogCut, Registers, ReplayPosition};
 use crate::spec::{Boot, EngineKind, MachineSpec};
-use crate::state::{self, EngineState, MachineState, StateError};
+use crate::state::{self, EngineState, MachineState, STATE_VERSION, StateError};
 use ft_ram::{GuestRam, PageIndex};
 use std::sync::Arc;
+#[cfg(feature = "next-version")]
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -74,6 +76,8 @@ pub struct Machine {
     complete: bool,
     /// The guest's memory is not that of a fresh machine any more.
     used: bool,
+    #[cfg(feature = "next-version")]
+    mark: AtomicU64,
     events: Receiver<MachineEvent>,
     // Dropped in this order: the engine's threads use the devices, and both use the memory.
     executor: Executor,
@@ -99,7 +103,18 @@ impl Machine {
             }
         };
         let (running, complete, used) = (false, false, false);
-        Ok(Self { spec: spec.clone(), running, complete, used, events, executor, devices, ram: ram.clone() })
+        Ok(Self {
+            spec: spec.clone(),
+            running,
+            complete,
+            used,
+            #[cfg(feature = "next-version")]
+            mark: AtomicU64::new(0),
+            events,
+            executor,
+            devices,
+            ram: ram.clone(),
+        })
     }
 
     /// Puts the guest into memory and the vCPUs at its entry. On a paused machine that has run before this is a reset:
@@ -152,12 +167,33 @@ impl Machine {
 
     /// Appends the encoded state of the paused machine, memory apart, to `out`.
     pub fn capture(&mut self, out: &mut Vec<u8>) -> Result<(), MachineError> {
+        self.capture_as(STATE_VERSION, out)
+    }
+
+    /// The same in an older version, for who does not know the newest. What that version has no place for is refused by
+    /// name ([`StateError::NotCarried`]), unless nothing is lost by leaving it out.
+    pub fn capture_as(&mut self, version: u16, out: &mut Vec<u8>) -> Result<(), MachineError> {
         if self.running {
             return Err(MachineError::Running);
         }
         let engine = self.executor.engine().capture()?;
-        let state = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
-        Ok(state::encode(&state, out)?)
+        Ok(state::encode(&self.state(engine), version, out)?)
+    }
+
+    fn state(&self, engine: EngineState) -> MachineState {
+        MachineState {
+            spec: self.spec.clone(),
+            engine,
+            devices: self.devices.capture(),
+            #[cfg(feature = "next-version")]
+            mark: self.mark.load(Relaxed),
+        }
+    }
+
+    /// Marks a machine that has no mark (0): a number that stays with it, wherever it goes on.
+    #[cfg(feature = "next-version")]
+    pub fn mark(&self, mark: u64) {
+        let _ = self.mark.compare_exchange(0, mark, Relaxed, Relaxed);
     }
 
     /// Takes over a captured state. Memory is the caller's business: it has the content that belongs to the state.
@@ -168,9 +204,17 @@ impl Machine {
         if self.running {
             return Err(StateError::Running);
         }
-        let MachineState { spec, engine, devices } = state::decode(state)?;
+        let MachineState {
+            spec,
+            engine,
+            devices,
+            #[cfg(feature = "next-version")]
+            mark,
+        } = state::decode(state)?;
         state::check_spec(&spec, &self.spec)?;
         self.used = true;
+        #[cfg(feature = "next-version")]
+        self.mark.store(mark, Relaxed);
         self.apply(&engine, &devices)
     }
 
@@ -182,7 +226,7 @@ impl Machine {
         let entry = |e| StateError::Entry(Box::new(e));
         self.executor.engine().enter_once().map_err(entry)?;
         let engine = self.executor.engine().capture().map_err(entry)?;
-        let read = MachineState { spec: self.spec.clone(), engine, devices: self.devices.capture() };
+        let read = self.state(engine);
         match state::compare::difference(&state::decode(state)?, &read) {
             Some(what) => Err(StateError::Different(what)),
             None => Ok(()),

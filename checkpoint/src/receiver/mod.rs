@@ -279,6 +279,8 @@ impl Receiver {
             | Message::Decline { .. }
             | Message::Position(_)
             | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
+            #[cfg(feature = "next-version")]
+            Message::Build { .. } => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
         }
     }
 

@@ -8,13 +8,15 @@
 //! The sequence counts frames of one direction of one connection from 0, so a frame that is missing, repeated or out of
 //! order is found. It is stamped at the moment of writing: payloads are kept for sending again, not frames.
 
+use super::handshake::PROTOCOL;
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 /// First bytes of every frame.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FTD\x01");
-/// Version of the frame and message formats. Another version is refused, not guessed at. Magic and version stand at the
-/// same place in every version, so that any two see by whom they are refused.
+/// Version of the frame itself, and of hello, welcome and refusal, in which all else is negotiated. Another version is
+/// refused, not guessed at. Magic and version stand at the same place in every version, so that any two see by whom
+/// they are refused.
 pub const VERSION: u16 = 4;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 48;
@@ -60,11 +62,20 @@ pub enum FrameType {
     Standing = 22,
     Network = 23,
     Pulse = 24,
+    #[cfg(feature = "next-version")]
+    Build = 1000,
 }
+
+/// Types of frame that came after the oldest version of the protocol that is still spoken, each with the version that
+/// brought it. A message never changes: a version that has more to say has another message.
+const LATER: &[(FrameType, u16)] = &[
+    #[cfg(feature = "next-version")]
+    (FrameType::Build, 5),
+];
 
 impl FrameType {
     /// Every type.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: &[Self] = &[
         Self::Hello,
         Self::Welcome,
         Self::Refuse,
@@ -89,10 +100,17 @@ impl FrameType {
         Self::Standing,
         Self::Network,
         Self::Pulse,
+        #[cfg(feature = "next-version")]
+        Self::Build,
     ];
 
     fn from_wire(value: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u16 == value)
+        Self::ALL.iter().copied().find(|kind| *kind as u16 == value)
+    }
+
+    /// The version of the protocol that brought it.
+    pub fn since(self) -> u16 {
+        LATER.iter().find(|(later, _)| *later == self).map_or(PROTOCOL.oldest, |(_, since)| *since)
     }
 }
 
@@ -162,6 +180,14 @@ pub enum FrameError {
     /// The stream ended between two frames.
     #[error("the connection was closed")]
     Closed,
+    /// A message of a later version than the two agreed on.
+    #[error("a {kind:?} is of protocol version {}, and the two agreed on {agreed}", .kind.since())]
+    NotSpoken {
+        /// The frame's type.
+        kind: FrameType,
+        /// The version of the protocol that is spoken.
+        agreed: u16,
+    },
     /// No such type of frame in this version.
     #[error("frame type {0} is unknown")]
     UnknownType(u16),
@@ -237,6 +263,7 @@ pub struct FrameWriter<W> {
     inner: W,
     vm: u64,
     generation: u64,
+    protocol: u16,
     sequence: u64,
     buffer: Vec<u8>,
     broken: bool,
@@ -247,7 +274,21 @@ impl<W: Write> FrameWriter<W> {
     /// A writer at the start of a connection.
     pub fn new(inner: W, vm: u64, generation: u64) -> Self {
         let buffer = Vec::with_capacity(2 * COALESCE_BYTES);
-        Self { inner, vm, generation, sequence: 0, buffer, broken: false, bytes: 0 }
+        Self {
+            inner,
+            vm,
+            generation,
+            protocol: PROTOCOL.oldest,
+            sequence: 0,
+            buffer,
+            broken: false,
+            bytes: 0,
+        }
+    }
+
+    /// The peer understands this version of the protocol; until it is known, the oldest is spoken.
+    pub fn speak(&mut self, protocol: u16) {
+        self.protocol = protocol;
     }
 
     /// Frames from now on carry this generation.
@@ -301,6 +342,9 @@ impl<W: Write> WireSink for FrameWriter<W> {
     fn frame(&mut self, kind: FrameType, epoch: u64, payload: &[u8]) -> Result<(), FrameError> {
         if self.broken {
             return Err(FrameError::Broken);
+        }
+        if kind.since() > self.protocol {
+            return Err(FrameError::NotSpoken { kind, agreed: self.protocol });
         }
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(FrameError::TooLong { length: payload.len() as u64 });

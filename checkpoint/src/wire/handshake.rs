@@ -1,11 +1,20 @@
 //! Checks whether two nodes fit each other: a pure comparison that names everything that differs, in the operator's
-//! words, so that both hosts can say it.
+//! words, so that both hosts can say it. Two builds that follow each other meet at the newest versions that both know.
 
-use super::identity::{Comparison, Fact, Identity, Versions, Weight};
+use super::identity::{Comparison, Fact, Identity, STATE_FORMAT, Versions, Weight};
 use super::message::Refuse;
 
-/// Versions of the messages' meaning that are spoken here.
-pub const PROTOCOL: Versions = Versions::only(4);
+/// Versions of the messages' meaning that are spoken here: this build's, and that of the build before it.
+pub const PROTOCOL: Versions = Versions { oldest: 4, newest: 4 + cfg!(feature = "next-version") as u16 };
+
+/// What two nodes that fit say and write to each other: the newest versions that both know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// Of the messages.
+    pub protocol: u16,
+    /// Of the machine's state.
+    pub state: u16,
+}
 
 /// Which part of the handshake a node plays. The CPU and the generation are judged differently from the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +95,9 @@ pub enum Refusal {
         /// The backup's.
         backup: u64,
     },
+    /// Neither says in which versions it knows a format that both need.
+    #[error("{0}: neither node has one, or one runs a version of ftd that does not know it")]
+    Unsaid(&'static str),
     /// A host lacks what a backup needs.
     #[error("node {node} cannot be the backup now: {what}; it tries again by itself")]
     Lacks {
@@ -179,7 +191,7 @@ impl Refusal {
             Self::Frames { .. } | Self::Protocol { .. } => 1,
             Self::Vm { .. } => 2,
             Self::Itself(_) | Self::SameNode(_) | Self::Stranger { .. } | Self::NotExpected { .. } => 3,
-            Self::Differences(_) => 4,
+            Self::Differences(_) | Self::Unsaid(_) => 4,
             Self::StalePrimary { .. } => 5,
             Self::NotReady { .. } => 6,
             Self::Lacks { .. } => 7,
@@ -202,17 +214,16 @@ pub fn is_reading(code: u16) -> bool {
     code == 6
 }
 
-/// Compares the peer's identity with ours. `processor_fits(theirs, ours)` says why a machine could not move between the
-/// processors.
+/// Compares the peer's identity with ours, and says what the two agree on. `processor_fits(theirs, ours)` says why a
+/// machine could not move between the processors.
 pub fn check<E: std::fmt::Display>(
     theirs: &Identity,
     ours: &Identity,
     our_side: Side,
     processor_fits: impl Fn(&[u8], &[u8]) -> Result<(), E>,
-) -> Result<(), Refusal> {
-    if theirs.protocol.agreed(ours.protocol).is_none() {
-        return Err(Refusal::Protocol { theirs: theirs.protocol, ours: ours.protocol });
-    }
+) -> Result<Agreed, Refusal> {
+    let protocol = theirs.protocol.agreed(ours.protocol);
+    let protocol = protocol.ok_or(Refusal::Protocol { theirs: theirs.protocol, ours: ours.protocol })?;
     if theirs.vm != ours.vm {
         return Err(Refusal::Vm { theirs: theirs.vm.clone(), ours: ours.vm.clone() });
     }
@@ -222,7 +233,7 @@ pub fn check<E: std::fmt::Display>(
         let Some(their_fact) = theirs.fact(&fact.name) else { continue };
         let difference = match Comparison::of(fact.rule).filter(|_| fact.rule == their_fact.rule) {
             Some(Comparison::Equal) if fact.value == their_fact.value => None,
-            Some(Comparison::Overlap) if overlap(their_fact, fact) => None,
+            Some(Comparison::Overlap) if agreed(their_fact, fact).is_some() => None,
             Some(Comparison::Equal | Comparison::Overlap) => Some(Difference::Values {
                 name: fact.name.clone(),
                 theirs: shown(theirs, their_fact),
@@ -251,7 +262,9 @@ pub fn check<E: std::fmt::Display>(
     if primary < backup {
         return Err(Refusal::StalePrimary { primary, backup });
     }
-    Ok(())
+    let state = theirs.fact(STATE_FORMAT).zip(ours.fact(STATE_FORMAT));
+    let state = state.and_then(|(theirs, ours)| agreed(theirs, ours)).ok_or(Refusal::Unsaid(STATE_FORMAT))?;
+    Ok(Agreed { protocol, state })
 }
 
 /// Each is the other's peer, and they are two.
@@ -294,9 +307,9 @@ fn one_sided(theirs: &Identity, ours: &Identity) -> Vec<Difference> {
     [lacking(theirs, ours), lacking(ours, theirs)].concat()
 }
 
-fn overlap(theirs: &Fact, ours: &Fact) -> bool {
-    let (theirs, ours) = (theirs.as_versions(), ours.as_versions());
-    theirs.zip(ours).is_some_and(|(theirs, ours)| theirs.agreed(ours).is_some())
+/// The newest version of a format that both know.
+fn agreed(theirs: &Fact, ours: &Fact) -> Option<u16> {
+    theirs.as_versions()?.agreed(ours.as_versions()?)
 }
 
 fn shown(identity: &Identity, fact: &Fact) -> Shown {
@@ -318,13 +331,15 @@ mod tests {
             facts: vec![
                 Fact::equal("machine.memory_mib", 64),
                 Fact::equal_shown("disk 1", "hash of a", "/srv/a.img (64 KiB)"),
-                Fact::versions("machine state", Versions { oldest: 3, newest: 4 }),
+                Fact::versions(STATE_FORMAT, Versions { oldest: 3, newest: 4 }),
                 Fact::processor(vec![1]),
             ],
         }
     }
 
-    fn checked(change: impl FnOnce(&mut Identity), side: Side) -> Result<(), Refusal> {
+    const AGREED: Agreed = Agreed { protocol: PROTOCOL.newest, state: 4 };
+
+    fn checked(change: impl FnOnce(&mut Identity), side: Side) -> Result<Agreed, Refusal> {
         let mut theirs = identity("beta", "alpha");
         change(&mut theirs);
         check(&theirs, &identity("alpha", "beta"), side, |theirs, ours| {
@@ -338,8 +353,29 @@ mod tests {
 
     #[test]
     fn equal_nodes_pair_from_both_sides() {
-        assert_eq!(checked(|_| (), Side::Primary), Ok(()));
-        assert_eq!(checked(|_| (), Side::Backup), Ok(()));
+        assert_eq!(checked(|_| (), Side::Primary), Ok(AGREED));
+        assert_eq!(checked(|_| (), Side::Backup), Ok(AGREED));
+    }
+
+    #[test]
+    fn builds_that_follow_each_other_agree_on_the_newest_that_both_know() {
+        let next = |versions: Versions| Versions { oldest: versions.newest, newest: versions.newest + 1 };
+        for side in [Side::Primary, Side::Backup] {
+            let change = |i: &mut Identity| {
+                i.protocol = next(PROTOCOL);
+                i.facts[2] = Fact::versions(STATE_FORMAT, Versions { oldest: 4, newest: 5 });
+            };
+            assert_eq!(checked(change, side), Ok(AGREED));
+            let before = |i: &mut Identity| i.facts[2] = Fact::versions(STATE_FORMAT, Versions::only(3));
+            assert_eq!(checked(before, side), Ok(Agreed { state: 3, ..AGREED }));
+        }
+        let mut ours = identity("alpha", "beta");
+        let mut theirs = identity("beta", "alpha");
+        for identity in [&mut ours, &mut theirs] {
+            identity.facts.remove(2);
+        }
+        let refused = check(&theirs, &ours, Side::Primary, |_, _| Ok::<_, String>(())).unwrap_err();
+        assert_eq!((refused.code(), refused), (4, Refusal::Unsaid(STATE_FORMAT)));
     }
 
     #[test]
@@ -365,7 +401,7 @@ mod tests {
         let change = |i: &mut Identity| {
             i.facts[0] = Fact::equal("machine.memory_mib", 128);
             i.facts[1] = Fact::equal_shown("disk 1", "hash of b", "/var/a.img (64 KiB)");
-            i.facts[2] = Fact::versions("machine state", Versions::only(5));
+            i.facts[2] = Fact::versions(STATE_FORMAT, Versions::only(5));
             i.facts[3] = Fact::processor(vec![2]);
         };
         let refusal = refusal(change);
@@ -374,7 +410,7 @@ mod tests {
             refusal.to_string(),
             "machine.memory_mib: beta has 128, alpha has 64\n\
              disk 1: beta has /var/a.img (64 KiB), alpha has /srv/a.img (64 KiB)\n\
-             machine state: beta has version 5, alpha has versions 3 to 4\n\
+             format of the machine's state: beta has version 5, alpha has versions 3 to 4\n\
              processor: node beta, as the backup, could not go on with a guest of node alpha: another family"
         );
         let other = checked(change, Side::Backup).unwrap_err().to_string();
@@ -387,7 +423,7 @@ mod tests {
     #[test]
     fn what_only_one_knows_is_skipped_if_it_may_be_and_named_otherwise() {
         let optional = |name: &str| Fact { weight: Weight::Optional, rule: 99, ..Fact::equal(name, 1) };
-        assert_eq!(checked(|i| i.facts.push(optional("later")), Side::Primary), Ok(()));
+        assert_eq!(checked(|i| i.facts.push(optional("later")), Side::Primary), Ok(AGREED));
         let text = refusal(|i| i.facts.push(Fact::equal("later", 1))).to_string();
         assert!(text.starts_with("later: beta has 1, alpha has none"), "{text}");
         let text = refusal(|i| drop(i.facts.remove(0))).to_string();
@@ -399,7 +435,7 @@ mod tests {
 
     #[test]
     fn only_the_primary_may_not_be_behind() {
-        assert_eq!(checked(|i| i.generation = 4, Side::Primary), Ok(()), "a returning backup is behind");
+        assert_eq!(checked(|i| i.generation = 4, Side::Primary), Ok(AGREED), "a returning backup is behind");
         let stale = |primary, backup| Err(Refusal::StalePrimary { primary, backup });
         assert_eq!(checked(|i| i.generation = 6, Side::Primary), stale(5, 6));
         assert_eq!(checked(|i| i.generation = 4, Side::Backup), stale(4, 5));

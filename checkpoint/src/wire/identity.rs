@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub const FACTS_MAX: usize = 128;
 /// Longest text in an identity.
 pub const TEXT_BYTES_MAX: usize = 4096;
+/// The fact that says in which versions a node reads and writes the machine's state.
+pub const STATE_FORMAT: &str = "format of the machine's state";
 
 /// Who a node is and what it brings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -130,6 +130,9 @@ pub struct Standing {
     pub age_us: Option<u64>,
     /// Why the last request had no answer, for people.
     pub trouble: Option<String>,
+    /// A backup: why the VM could not go on from what it holds when that was last tried, and since when it is so, in
+    /// microseconds. None: it could.
+    pub unfit: Option<(String, u64)>,
     /// The receiver shall ask its own arbiter now, and say the same of it.
     pub asks: bool,
 }
@@ -248,6 +251,12 @@ pub enum Message<'a> {
         /// From the hello on the connection that it belongs to.
         name: u64,
     },
+    /// The next version: the backup names its build.
+    #[cfg(feature = "next-version")]
+    Build {
+        /// For people.
+        text: String,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -278,6 +287,8 @@ impl<'a> Message<'a> {
             Self::Standing(_) => FrameType::Standing,
             Self::Network(_) => FrameType::Network,
             Self::Pulse { .. } => FrameType::Pulse,
+            #[cfg(feature = "next-version")]
+            Self::Build { .. } => FrameType::Build,
         }
     }
 
@@ -326,6 +337,8 @@ impl<'a> Message<'a> {
             FrameType::Standing => Self::Standing(parse(frame)?),
             FrameType::Network => Self::Network(parse(frame)?),
             FrameType::Pulse => Self::Pulse { name: parse(frame)? },
+            #[cfg(feature = "next-version")]
+            FrameType::Build => Self::Build { text: parse(frame)? },
         })
     }
 
@@ -366,6 +379,8 @@ impl<'a> Message<'a> {
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
             Self::Network(m) => postcard::to_stdvec(m),
+            #[cfg(feature = "next-version")]
+            Self::Build { text } => postcard::to_stdvec(text),
         };
         let malformed = |e: postcard::Error| FrameError::Malformed { kind: self.kind(), why: e.to_string() };
         Ok(encoded.map_err(malformed)?.into())

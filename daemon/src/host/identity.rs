@@ -1,11 +1,11 @@
 //! What this host tells its peer of itself in a handshake: all that resuming depends on, in the operator's words.
 
 use crate::config::{Config, GuestKind};
-use ft_checkpoint::wire::identity::{Fact, Versions};
+use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions};
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
 use ft_vm::spec::{EngineKind, MachineSpec};
-use ft_vm::state::STATE_VERSION;
+use ft_vm::state::{STATE_OLDEST, STATE_VERSION};
 
 /// Why this host cannot be described.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +34,7 @@ pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeE
     };
     let yes_or_no = |yes| if yes { "yes" } else { "no" };
     let mut facts = vec![
-        Fact::versions("format of the machine's state", Versions::only(STATE_VERSION)),
+        Fact::versions(STATE_FORMAT, Versions { oldest: STATE_OLDEST, newest: STATE_VERSION }),
         Fact::equal("replication.mode", replication.mode),
         Fact::equal("replication.lease_ms", replication.lease_ms),
         Fact::equal("machine.engine", engine),
@@ -48,15 +48,20 @@ pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeE
         Fact::equal("machine.guest", format!("{:?}", machine.guest).to_lowercase()),
         Fact::equal_shown(cmdline, machine.cmdline.as_str(), format!("{:?}", machine.cmdline)),
     ];
+    // As long as it has none, the version before may have the same machine.
+    #[cfg(feature = "next-version")]
+    if machine.mark != 0 {
+        facts.push(Fact::equal("machine.mark", machine.mark));
+    }
     match engine {
         EngineKind::Kvm => facts.push(Fact::processor(serde_json::to_vec(&host_cpu_profile()?)?)),
         // The guest sees nothing of the host's processor.
-        EngineKind::Soft => {
-            let build = format!("{:016x}", engine_fingerprint(*engine));
-            facts.push(Fact::equal("build of the engine `soft` (install the same ftd on both)", build));
-        }
+        EngineKind::Soft => {}
     }
     if replication.mode == Mode::Replay {
+        // A backup that goes on from state may be of another build; one that executes what was executed may not.
+        let build = format!("{:016x}", engine_fingerprint(*engine));
+        facts.push(Fact::equal("build of the engine `soft` (install the same ftd on both)", build));
         facts.push(Fact::versions(
             "format of the event log",
             Versions::only(ft_vm::replay::log::LOG_VERSION.into()),

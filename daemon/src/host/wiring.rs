@@ -97,7 +97,13 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: open(&scratch_images)? })
     });
     let hub = console.clone();
+    #[cfg(feature = "next-version")]
+    let mark = machine.mark;
     let attach = Box::new(move |machine: Option<&Machine>| {
+        #[cfg(feature = "next-version")]
+        if let Some(machine) = machine {
+            machine.mark(mark);
+        }
         socket.plug(machine.and_then(Machine::net));
         hub.plug(machine.map(Machine::console));
     });

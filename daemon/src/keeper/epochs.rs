@@ -18,6 +18,8 @@ use crate::role::Micros;
 use ft_checkpoint::scrub::{Sample, Scrubber};
 use ft_ram::PageIndex;
 use ft_ram::layout::PAGE_SIZE;
+use ft_vm::machine::MachineError;
+use ft_vm::state::StateError;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -201,9 +203,14 @@ impl Epochs {
         let (overloaded, speed) =
             self.pairing.with_flow(|flow| (flow.is_overloaded(now), flow.speed_permille()));
         setup.telemetry.slowed(1000 - speed as u16);
-        if overloaded && !self.given_up && setup.on_overload == OnOverload::Yield && !self.freezing {
-            self.given_up = true;
-            let why = ShipError::Overloaded(setup.service);
+        if overloaded && setup.on_overload == OnOverload::Yield && !self.freezing {
+            self.give_up(ShipError::Overloaded(setup.service), setup);
+        }
+    }
+
+    /// The pairing cannot be kept up: the core, which is told once, ends it.
+    fn give_up(&mut self, why: ShipError, setup: &Setup) {
+        if !std::mem::replace(&mut self.given_up, true) {
             setup.tell(KeeperNews::PairingBroken { pairing: self.pairing.nonce, why });
         }
     }
@@ -227,7 +234,14 @@ impl Epochs {
         }
         vm.machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
-        vm.machine.capture(&mut capture.state)?;
+        match vm.machine.capture_as(self.pairing.state_version, &mut capture.state) {
+            Err(MachineError::State(why @ StateError::NotCarried { .. })) => {
+                self.give_up(ShipError::NotCarried(why), setup);
+                self.let_run(vm)?;
+                return Ok(Looked::Open);
+            }
+            captured => captured?,
+        }
         let captured = Instant::now();
         capture.copy_pages(&vm.view)?;
         if setup.replay.on {

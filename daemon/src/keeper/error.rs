@@ -110,6 +110,9 @@ pub enum ShipError {
     /// It cannot be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    /// The backup's version of ftd has no place for a part of the machine's state.
+    #[error("the backup runs an older version of ftd: {0}: upgrade it")]
+    NotCarried(StateError),
     /// What the operator declared cannot be kept.
     #[error(
         "what the VM writes takes link and backup longer than hold_ms_max ({} ms) even at guest_speed_min_pct ({} %)",

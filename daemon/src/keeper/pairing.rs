@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub struct Pairing {
     /// Its name.
     pub nonce: u64,
+    /// The version in which the backup reads the machine's state.
+    pub state_version: u16,
     inner: Mutex<Inner>,
     depth_max: u64,
 }
@@ -37,11 +39,12 @@ struct Inner {
 }
 
 impl Pairing {
-    /// A new pairing over a connection: at most `depth_max` checkpoints and about `bytes_max` bytes in flight, and less
-    /// where the service asks for it.
+    /// A new pairing over a connection: state of this version, at most `depth_max` checkpoints and about `bytes_max`
+    /// bytes in flight, and less where the service asks for it.
     pub fn new(
         nonce: u64,
         outbox: Arc<PeerOutbox>,
+        state_version: u16,
         depth_max: u64,
         bytes_max: usize,
         service: Service,
@@ -54,7 +57,7 @@ impl Pairing {
             wanting: false,
             flow: Flow::new(service, bytes_max as u64),
         };
-        Arc::new(Self { nonce, inner: Mutex::new(inner), depth_max })
+        Arc::new(Self { nonce, state_version, inner: Mutex::new(inner), depth_max })
     }
 
     /// Takes a place in the pipeline for one more checkpoint, if there is one.

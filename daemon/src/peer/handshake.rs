@@ -12,7 +12,7 @@ use crate::limited::{Limited, unsaid};
 use crate::nonce::random_nonce;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
-use ft_checkpoint::wire::handshake::{self, Refusal, Side};
+use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{Frame, FrameError, FrameReader, FrameWriter, Message, vm_id};
@@ -82,7 +82,7 @@ impl Local {
     }
 }
 
-fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<(), Refusal> {
+fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<Agreed, Refusal> {
     handshake::check(theirs, ours, side, |theirs, ours| match side {
         // The VM runs here and would go on there.
         Side::Primary => cpu_fits(theirs, ours),
@@ -152,7 +152,7 @@ pub fn listen(
                 let from = stream.peer_addr().ok();
                 match take_connection(stream, &local, &rendezvous) {
                     Ok(Taken::Link(shaken, hello)) => {
-                        let fitting = Box::new(shaken.fitting(ids.next(), hello.identity.generation));
+                        let fitting = shaken.fitting(ids.next(), hello.identity.generation);
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
                     Ok(Taken::Pulse) => {}
@@ -197,18 +197,22 @@ fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter),
     Ok((reader, writer))
 }
 
-/// Both connections, and what this node said on them of itself.
+/// Both connections, what this node said on them of itself, and what the two agreed on.
 struct Shaken {
     ours: Identity,
+    agreed: Agreed,
     reader: PeerReader,
     writer: PeerWriter,
     pulse: PulseEnds,
 }
 
 impl Shaken {
-    fn fitting(self, conn: ConnId, generation: u64) -> Fitting {
-        let Self { ours, reader, writer, pulse } = self;
-        Fitting { conn, generation, ours, reader, writer, pulse }
+    /// From here on the two speak what they agreed on.
+    fn fitting(self, conn: ConnId, generation: u64) -> Box<Fitting> {
+        let Self { ours, agreed, reader, mut writer, mut pulse } = self;
+        writer.speak(agreed.protocol);
+        pulse.writer.speak(agreed.protocol);
+        Box::new(Fitting { conn, generation, ours, agreed, reader, writer, pulse })
     }
 }
 
@@ -245,12 +249,12 @@ fn take_connection(
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
-    let judged = local.identity().and_then(|ours| check(&theirs, &ours, Side::Primary).map(|()| ours));
+    let judged = local.identity().and_then(|ours| Ok((check(&theirs, &ours, Side::Primary)?, ours)));
     match judged {
-        Ok(ours) => {
+        Ok((agreed, ours)) => {
             reader.expect(vm_id(&ours.vm), 0);
             let pulse = rendezvous.meet(hello.pulse, until).ok_or(HandshakeError::NoPulse)?;
-            Ok(Taken::Link(Box::new(Shaken { ours, reader, writer, pulse }), hello))
+            Ok(Taken::Link(Box::new(Shaken { ours, agreed, reader, writer, pulse }), hello))
         }
         Err(refusal) => {
             Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
@@ -319,7 +323,7 @@ impl Dialler {
                     Ok((shaken, welcome)) => {
                         flag.store(false, Ordering::Release);
                         refusals = 0;
-                        let fitting = Box::new(shaken.fitting(ids.next(), welcome.identity.generation));
+                        let fitting = shaken.fitting(ids.next(), welcome.identity.generation);
                         if news.tell(PeerNews::Dialled { fitting, welcome }).is_err() {
                             return;
                         }
@@ -368,9 +372,9 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
     let pulse = dial_pulse(peer, local, name)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
-            check(&welcome.identity, &ours, Side::Backup)?;
+            let agreed = check(&welcome.identity, &ours, Side::Backup)?;
             reader.expect(vm_id(&ours.vm), welcome.identity.generation);
-            Ok((Shaken { ours, reader, writer, pulse }, welcome))
+            Ok((Shaken { ours, agreed, reader, writer, pulse }, welcome))
         }
         Message::Refuse(Refuse { code, text }) => {
             Err(HandshakeError::Refused(Refuse { code, text: shown(&text) }))

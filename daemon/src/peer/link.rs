@@ -13,6 +13,7 @@ use crate::observe::Meter;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
+use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Link {
     pub outbox: Arc<PeerOutbox>,
     /// Bytes written, headers included.
     pub written: Arc<AtomicU64>,
+    /// The versions in which the two talk.
+    pub agreed: Agreed,
     stream: TcpStream,
     intake: Arc<Intake>,
     reader: Option<JoinHandle<()>>,
@@ -57,7 +60,9 @@ impl Link {
         news: Outlet<PeerNews>,
         read: impl FnOnce(PeerReader, &Arc<Intake>) -> Option<LinkEnd> + Send + 'static,
     ) -> std::io::Result<Self> {
-        let Fitting { conn, generation: _, ours: _, reader, writer, pulse } = fitting;
+        let Fitting { conn, generation: _, ours: _, agreed, reader, writer, pulse } = fitting;
+        let Agreed { protocol, state } = agreed;
+        tracing::info!(protocol, state, "connected to the peer, in the newest versions that both know");
         reader.get_ref().lift_deadline()?;
         let stream = writer.get_ref().try_clone()?;
         let (stream_reads, stream_ended) = channel();
@@ -93,7 +98,7 @@ impl Link {
             }
             drop(stream_reads);
         })?;
-        Ok(Self { outbox, written, stream, intake, reader: Some(reader), pulse, _lifeline: lifeline })
+        Ok(Self { outbox, written, agreed, stream, intake, reader: Some(reader), pulse, _lifeline: lifeline })
     }
 
     /// Reads nothing more, and waits until the reader has let go of whatever it feeds. Writing goes on.

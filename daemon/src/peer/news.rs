@@ -81,4 +81,7 @@ pub enum FromBackup {
     Network(Network),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
+    /// The next version: its build.
+    #[cfg(feature = "next-version")]
+    Build(String),
 }

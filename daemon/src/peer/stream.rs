@@ -2,6 +2,7 @@
 
 use super::pulse::PulseEnds;
 use crate::role::ConnId;
+use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::message::Identity;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
 use std::cell::Cell;
@@ -25,6 +26,8 @@ pub struct Fitting {
     pub generation: u64,
     /// What this node said of itself, or is about to: it was judged so.
     pub ours: Identity,
+    /// The versions in which the two talk.
+    pub agreed: Agreed,
     /// Reading side.
     pub reader: PeerReader,
     /// Writing side.

@@ -1,5 +1,6 @@
-//! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, and the verdict on them.
-//! One function of the facts decides, on both nodes alike: proven, or a list of lapses, each with since when.
+//! "Protected" as a proof (I9): both nodes' words about their arbiters, each with its time, the backup's about its
+//! rehearsals, and the verdict on them. One function of the facts decides, on both nodes alike: proven, or a list of
+//! lapses, each with since when.
 //!
 //! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
 //! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old.
@@ -9,7 +10,7 @@ use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 use std::fmt;
 
-/// What is known of one node's arbiter.
+/// What is known of one node's arbiter, and of a backup's rehearsals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Witness {
     /// Where its cell is.
@@ -23,6 +24,8 @@ pub(super) struct Witness {
     pub(super) named: Option<u64>,
     /// Why there was no answer since.
     pub(super) trouble: Option<String>,
+    /// A backup: why the VM could not go on from what it holds when that was last tried, and since when.
+    pub(super) unfit: Option<(String, Micros)>,
 }
 
 impl Witness {
@@ -42,13 +45,18 @@ impl Witness {
             named: self.named,
             age_us: self.at.map(|at| now.saturating_sub(at)),
             trouble: self.trouble.clone(),
+            unfit: self.unfit.clone().map(|(why, since)| (why, now.saturating_sub(since))),
             asks,
         }
     }
 
-    /// What the peer has just told.
-    pub(super) fn of_message(now: Micros, said: Standing) -> Self {
+    /// What the peer has just told, after what it had told `before`.
+    pub(super) fn of_message(now: Micros, said: Standing, before: Option<&Self>) -> Self {
+        // It goes on being so: since when is not measured anew each time.
+        let known = before.and_then(|before| before.unfit.as_ref()).map(|(_, since)| *since);
+        let unfit = said.unfit.map(|(why, age)| (why, known.unwrap_or(now.saturating_sub(age))));
         Self {
+            unfit,
             place: said.place,
             at: said.age_us.map(|age| now.saturating_sub(age)),
             cell: said.cell.map(|(id, generation)| (CellId(id), generation)),
@@ -99,6 +107,13 @@ pub enum Lapse {
         /// The backup.
         backup: String,
     },
+    /// When it was last tried, the VM could not go on from what the backup holds.
+    Unfit {
+        /// The backup.
+        backup: String,
+        /// Why.
+        why: String,
+    },
     /// This node cannot record what it knows of the cell.
     Unrecorded {
         /// Why.
@@ -120,6 +135,7 @@ impl Lapse {
             Self::OtherCell { .. } => "other_cell",
             Self::NotNamed { .. } => "not_named",
             Self::Unread { .. } => "unread",
+            Self::Unfit { .. } => "unfit",
             Self::Unrecorded { .. } => "unrecorded",
             Self::NoPermit { .. } => "no_permit",
         }
@@ -152,6 +168,10 @@ impl fmt::Display for Lapse {
                 "the cell at {there} does not name what {backup} holds (generation {generation}): it cannot take over"
             ),
             Self::Unread { backup } => write!(f, "{backup} has not read the cell yet"),
+            Self::Unfit { backup, why } => write!(
+                f,
+                "the VM could not go on on {backup} when last tried; it is tried again every few seconds: {why}"
+            ),
             Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
             Self::NoPermit { backup } => write!(
                 f,
@@ -212,6 +232,9 @@ impl Case<'_> {
                 lapses.extend(silence((backup, said), self.since, now, limit));
             }
             None => pending = true,
+        }
+        if let Some((why, since)) = said.and_then(|said| said.unfit.clone()) {
+            lapses.push(Lapsed { lapse: Lapse::Unfit { backup: backup.into(), why }, since });
         }
         if pending && overdue && lapses.is_empty() {
             let lapse = Lapse::Unread { backup: backup.into() };
@@ -276,7 +299,7 @@ mod tests {
     const CELL: CellId = CellId(0xa);
 
     fn witness(place: &str, at: Micros, cell: Option<(CellId, u64)>, named: Option<u64>) -> Witness {
-        Witness { place: place.into(), at: Some(at), cell, named, trouble: None }
+        Witness { place: place.into(), at: Some(at), cell, named, ..Witness::default() }
     }
 
     fn judged(
@@ -320,6 +343,12 @@ mod tests {
                 200,
                 Err(vec![("not_named", 100)]),
             ),
+            (
+                "a rehearsal failed",
+                Some(Witness { unfit: Some(("KVM_SET_LAPIC".into(), 160)), ..good.clone() }),
+                200,
+                Err(vec![("unfit", 160)]),
+            ),
             ("both silent", Some(good), 1_200, Err(vec![("arbiter_silent", 100), ("arbiter_silent", 150)])),
         ];
         for (name, backup, now, expected) in table {
@@ -327,6 +356,18 @@ mod tests {
         }
         let fresh = witness("/a", 1_100, Some((CELL, 2)), Some(7));
         assert_eq!(judged(&fresh, None, 1_101), Err(vec![("unread", 100)]));
+    }
+
+    #[test]
+    fn a_failed_rehearsal_lasts_from_its_first_word_to_the_word_that_it_went_well() {
+        let since = |witness: &Witness| witness.unfit.as_ref().map(|(_, since)| *since);
+        let mine = Witness { unfit: Some(("why".into(), 300)), ..Witness::default() };
+        let first = Witness::of_message(9_000, mine.to_message(400, false), None);
+        assert_eq!(since(&first), Some(8_900), "by this node's clock");
+        let later = Witness::of_message(9_977, mine.to_message(1_400, false), Some(&first));
+        assert_eq!(since(&later), Some(8_900), "however long the word was on its way");
+        let well = Witness::of_message(9_990, Witness::default().to_message(1_500, false), Some(&later));
+        assert_eq!(since(&well), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Rehearsals of a backup: when the sealed state is to be tried in a scratch machine, and what its word is worth until
 //! then. The first checkpoint of a pairing is acknowledged only when it has been rehearsed; from then on the state is
-//! rehearsed again and again, and a failure is told, and repeated soon.
+//! rehearsed again and again. A failure is told to the primary, and repeated soon: until one goes well the pair is
+//! degraded.
 //!
 //! ```text
 //!   unproven ── sealed ──> under way ── went well ──> proven ── interval over ──> under way ── ...
@@ -26,6 +27,8 @@ pub(super) struct Rehearsals {
     next_at: Micros,
     /// Why the last one failed.
     trouble: Option<String>,
+    /// Since when they fail, after one went well.
+    failing_since: Option<Micros>,
     /// Sealed, and not acknowledged before it is proven: the newest.
     unacked: Option<Unacked>,
 }
@@ -88,7 +91,7 @@ impl Rehearsals {
     pub(super) fn went_well(&mut self, now: Micros, interval_us: Micros) -> Option<Unacked> {
         self.since.take()?;
         (self.proven_at, self.next_at) = (Some(now), now + interval_us);
-        self.trouble = None;
+        (self.trouble, self.failing_since) = (None, None);
         self.unacked.take()
     }
 
@@ -97,6 +100,14 @@ impl Rehearsals {
         self.since = None;
         self.trouble = Some(why);
         self.next_at = now + interval_us.min(AGAIN_US);
+        if self.is_proven() {
+            self.failing_since.get_or_insert(now);
+        }
+    }
+
+    /// Why the VM cannot go on any more from what is held, and since when.
+    pub(super) fn unfit(&self) -> Option<(String, Micros)> {
+        self.trouble.clone().zip(self.failing_since)
     }
 
     pub(super) fn view(&self) -> RehearsalView {

@@ -1,5 +1,5 @@
-//! How the two nodes keep each other's word about their arbiters: when this node asks its own, and what it tells the
-//! peer. The verdict on the words is `proof`'s.
+//! How the two nodes keep each other's word about their arbiters, and about the backup's rehearsals: when this node
+//! asks its own arbiter, and what it tells the peer. The verdict on the words is `proof`'s.
 
 use super::arbitration::Asked;
 use super::command::Command;
@@ -86,7 +86,15 @@ impl Core {
         if said.asks {
             self.probe_soon();
         }
-        self.words.theirs = Some(Witness::of_message(self.now, said));
+        self.words.theirs = Some(Witness::of_message(self.now, said, self.words.theirs.as_ref()));
+    }
+
+    /// What the last rehearsal has shown of the state that is held here, and to whom it is told.
+    pub(super) fn note_rehearsal(&mut self, unfit: Option<(String, Micros)>, conn: Option<ConnId>) {
+        if self.words.mine.unfit != unfit {
+            self.words.mine.unfit = unfit;
+            conn.into_iter().for_each(|conn| self.tell_standing(conn, false));
+        }
     }
 
     /// A connection begins or ends: what the peer said before is history.

@@ -12,7 +12,17 @@ const CLOCK_SLACK_NS: u64 = 1_000_000_000;
 
 /// The first part that differs, in words.
 pub(crate) fn difference(given: &MachineState, read: &MachineState) -> Option<String> {
-    let MachineState { spec: _, engine, devices } = given;
+    let MachineState {
+        spec: _,
+        engine,
+        devices,
+        #[cfg(feature = "next-version")]
+        mark,
+    } = given;
+    #[cfg(feature = "next-version")]
+    if *mark != read.mark {
+        return Some("the mark".to_owned());
+    }
     let engines = match (engine, &read.engine) {
         (EngineState::Kvm(given), EngineState::Kvm(read)) => kvm(given, read),
         (EngineState::Soft(given), EngineState::Soft(read)) => {

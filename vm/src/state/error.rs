@@ -28,12 +28,22 @@ pub enum StateError {
         is: u32,
     },
     /// From another version of the program.
-    #[error("machine state has version {theirs}, this program reads version {ours}")]
+    #[error("machine state has version {theirs}, this program knows {oldest} to {newest}")]
     Version {
         /// The state's.
         theirs: u16,
-        /// This program's.
-        ours: u16,
+        /// The oldest that this program knows.
+        oldest: u16,
+        /// The newest.
+        newest: u16,
+    },
+    /// An older version has no place for something that the machine has.
+    #[error("{field}: machine state of version {version} cannot carry it")]
+    NotCarried {
+        /// What.
+        field: &'static str,
+        /// The older version.
+        version: u16,
     },
     /// The body is not what this version writes.
     #[error("machine state cannot be decoded: {0}")]

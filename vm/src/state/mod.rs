@@ -5,6 +5,9 @@
 //! back to the very same bytes (so that nothing is cut, padded or ignored on the way in). What the fields mean to this
 //! host is checked where they are applied. A field that is forgotten where state is collected or applied does not
 //! compile: both places name every field.
+//!
+//! A build reads and writes its own version and the one before, so that two builds that follow each other can hand a
+//! machine to and fro. What the older version has no place for is left out only where nothing is lost by that.
 
 pub(crate) mod compare;
 pub(crate) mod error;
@@ -24,7 +27,9 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 4;
+pub const STATE_VERSION: u16 = 4 + cfg!(feature = "next-version") as u16;
+/// The oldest version that is still read and written.
+pub const STATE_OLDEST: u16 = 4;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -37,6 +42,10 @@ pub(crate) struct MachineState {
     pub spec: MachineSpec,
     pub engine: EngineState,
     pub devices: DevicesState,
+    /// See [`Machine::mark`](crate::machine::Machine::mark).
+    #[cfg(feature = "next-version")]
+    #[serde(skip)]
+    pub mark: u64,
 }
 
 /// Everything but devices and memory, as the engine has it that executes the machine.
@@ -105,11 +114,16 @@ pub(crate) struct VmState {
     pub clock: kvm_clock_data,
 }
 
-/// Appends the encoded state to `out`.
-pub(crate) fn encode(state: &MachineState, out: &mut Vec<u8>) -> Result<(), StateError> {
+/// Appends the state, encoded in this version, to `out`.
+pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> Result<(), StateError> {
+    if !(STATE_OLDEST..=STATE_VERSION).contains(&version) {
+        return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
+    }
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
+    #[cfg(feature = "next-version")]
+    next::append(state.mark, version, out).inspect_err(|_| out.truncate(start))?;
     let body_bytes = out.len() - start - HEADER_BYTES;
     if body_bytes > BODY_BYTES_MAX {
         out.truncate(start);
@@ -117,14 +131,14 @@ pub(crate) fn encode(state: &MachineState, out: &mut Vec<u8>) -> Result<(), Stat
     }
     let header = &mut out[start..];
     header[..4].copy_from_slice(&MAGIC);
-    header[4..6].copy_from_slice(&STATE_VERSION.to_le_bytes());
+    header[4..6].copy_from_slice(&version.to_le_bytes());
     header[8..12].copy_from_slice(&(body_bytes as u32).to_le_bytes());
     let crc = checksum(header);
     header[12..16].copy_from_slice(&crc.to_le_bytes());
     Ok(())
 }
 
-/// Reads a state back: length, then CRC, then version, then the fields.
+/// Reads a state of any version that is known here: length, then CRC, then version, then the fields.
 pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     let Some((header, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         return Err(StateError::TooShort(bytes.len()));
@@ -141,15 +155,17 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     if said != is {
         return Err(StateError::Crc { said, is });
     }
-    let theirs = u16::from_le_bytes([v0, v1]);
-    if theirs != STATE_VERSION {
-        return Err(StateError::Version { theirs, ours: STATE_VERSION });
+    let version = u16::from_le_bytes([v0, v1]);
+    if !(STATE_OLDEST..=STATE_VERSION).contains(&version) {
+        return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
-    let state: MachineState =
-        postcard::from_bytes(body).map_err(|e| StateError::Decode(format!("{e} ({} bytes)", body.len())))?;
+    let malformed = |e: postcard::Error| StateError::Decode(format!("{e} ({} bytes)", body.len()));
+    let (state, later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
+    #[cfg(feature = "next-version")]
+    let (state, later) = next::take(state, version, later).map_err(malformed)?;
     let mut again = Vec::with_capacity(bytes.len());
-    encode(&state, &mut again)?;
-    if again != bytes {
+    encode(&state, version, &mut again)?;
+    if !later.is_empty() || again != bytes {
         return Err(StateError::Decode("it has bytes that mean nothing".into()));
     }
     Ok(state)
@@ -177,6 +193,34 @@ pub fn pages_written_by_restore(state: &[u8]) -> Result<Vec<PageIndex>, StateErr
     pages.sort_unstable();
     pages.dedup();
     Ok(pages)
+}
+
+/// What the next version has behind the body of this one.
+#[cfg(feature = "next-version")]
+mod next {
+    use super::{MachineState, STATE_OLDEST, StateError};
+
+    pub(super) fn append(mark: u64, version: u16, out: &mut Vec<u8>) -> Result<(), StateError> {
+        match (version, mark) {
+            // A machine that was never marked is the same machine without the field.
+            (STATE_OLDEST, 0) => {}
+            (STATE_OLDEST, _) => return Err(StateError::NotCarried { field: "machine.mark", version }),
+            _ => out.extend_from_slice(&mark.to_le_bytes()),
+        }
+        Ok(())
+    }
+
+    pub(super) fn take(
+        state: MachineState,
+        version: u16,
+        later: &[u8],
+    ) -> Result<(MachineState, &[u8]), postcard::Error> {
+        match (version, later.split_first_chunk()) {
+            (STATE_OLDEST, _) => Ok((state, later)),
+            (_, Some((mark, rest))) => Ok((MachineState { mark: u64::from_le_bytes(*mark), ..state }, rest)),
+            (_, None) => Err(postcard::Error::DeserializeUnexpectedEnd),
+        }
+    }
 }
 
 /// Over the header without its CRC, and the body.

@@ -65,12 +65,14 @@ fn state() -> MachineState {
             },
         })),
         devices: devices(),
+        #[cfg(feature = "next-version")]
+        mark: 0,
     }
 }
 
 static ENCODED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut bytes = b"before".to_vec();
-    encode(&state(), &mut bytes).unwrap();
+    encode(&state(), STATE_VERSION, &mut bytes).unwrap();
     assert_eq!(&bytes[..6], b"before");
     bytes.split_off(6)
 });
@@ -123,6 +125,33 @@ fn a_body_that_is_not_one_is_refused_though_length_and_crc_fit() {
         matches!(refusal(&with_header(theirs, body)), StateError::Version { theirs: t, .. } if t == theirs)
     );
     assert!(matches!(refusal(&[b'x'; 64]), StateError::Magic(_)));
+}
+
+#[test]
+fn a_version_that_is_not_known_is_not_written() {
+    for version in [STATE_OLDEST - 1, STATE_VERSION + 1] {
+        let mut out = Vec::new();
+        assert!(matches!(encode(&state(), version, &mut out), Err(StateError::Version { .. })));
+        assert!(out.is_empty());
+    }
+}
+
+#[cfg(feature = "next-version")]
+#[test]
+fn the_version_before_carries_all_but_a_mark_which_is_refused_by_name() {
+    let older = |state: &MachineState| {
+        let mut out = Vec::new();
+        encode(state, STATE_OLDEST, &mut out).map(|()| out)
+    };
+    let bytes = older(&state()).unwrap();
+    assert_eq!(bytes.len() + 8, ENCODED.len());
+    assert_eq!(decode(&bytes).unwrap().mark, 0);
+    let marked = MachineState { mark: 7, ..state() };
+    let mut out = Vec::new();
+    encode(&marked, STATE_VERSION, &mut out).unwrap();
+    assert_eq!(decode(&out).unwrap().mark, 7);
+    let refused = older(&marked).unwrap_err().to_string();
+    assert!(refused.contains("machine.mark") && refused.contains("version 4"), "{refused}");
 }
 
 #[test]
@@ -184,7 +213,7 @@ proptest! {
         let bytes = with_header(STATE_VERSION, &body);
         if let Ok(state) = decode(&bytes) {
             let mut again = Vec::new();
-            encode(&state, &mut again).unwrap();
+            encode(&state, STATE_VERSION, &mut again).unwrap();
             prop_assert_eq!(again, bytes);
         }
     }

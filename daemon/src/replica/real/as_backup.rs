@@ -27,6 +27,10 @@ impl RealHands {
         self.telemetry.connected(Arc::clone(&link.written), link.meter());
         self.window.show_connected(from);
         self.peer_lost = None;
+        #[cfg(feature = "next-version")]
+        if link.agreed.protocol >= ft_checkpoint::wire::FrameType::Build.since() {
+            link.send(ft_checkpoint::wire::Message::Build { text: env!("CARGO_PKG_VERSION").into() });
+        }
         self.greet(conn, link);
         Ok(())
     }

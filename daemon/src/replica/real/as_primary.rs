@@ -55,7 +55,8 @@ impl RealHands {
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
         let outbox = Arc::clone(&link.outbox);
-        let pairing = Pairing::new(pairing, outbox, depth, self.inflight_bytes, self.service);
+        let state_version = link.agreed.state;
+        let pairing = Pairing::new(pairing, outbox, state_version, depth, self.inflight_bytes, self.service);
         self.pairing = Some(Arc::clone(&pairing));
         self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));

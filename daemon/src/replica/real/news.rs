@@ -113,6 +113,11 @@ impl RealHands {
                 self.telemetry.diverged(count, &what);
                 return None;
             }
+            #[cfg(feature = "next-version")]
+            FromBackup::Build(text) => {
+                tracing::info!("the backup is of the next version too: it is built from {text}");
+                return None;
+            }
             FromBackup::Ack { epoch, stamp } => Event::Ack { conn, epoch, stamp },
             FromBackup::Standing(said) => Event::Standing { conn, said },
             FromBackup::TookOver { generation } => Event::PeerTookOver { conn, generation },

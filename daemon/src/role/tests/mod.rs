@@ -141,6 +141,7 @@ impl Rig {
             cell: cell.map(|cell| (cell.id.0, cell.generation)),
             age_us: Some(0),
             trouble: None,
+            unfit: None,
             asks: false,
         };
         self.on(Event::Standing { conn, said })

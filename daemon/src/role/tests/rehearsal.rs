@@ -95,3 +95,24 @@ fn what_is_held_is_tried_every_minute_and_soon_again_after_a_failure_that_gives_
     rig.on(Event::Rehearsed { pairing: 5 });
     assert_eq!(rig.core.view().rehearsal.expect("it is a backup").trouble, None);
 }
+
+#[test]
+fn a_later_failure_is_told_to_the_primary_at_once_and_so_is_its_end() {
+    let mut rig = Rig::sealed();
+    let told = |rig: &mut Rig, event| {
+        let mut commands = Vec::new();
+        rig.core.handle(rig.now, event, &mut commands);
+        let standing = commands.into_iter().find_map(|command| match command {
+            Command::SendStanding { standing, .. } => Some(standing),
+            _ => None,
+        });
+        standing.map(|standing| standing.unfit)
+    };
+    heard_for(&mut rig, 61 * SECOND_US);
+    let why = "KVM_SET_LAPIC refused the state".to_owned();
+    assert_eq!(told(&mut rig, failed()), Some(Some((why, 0))));
+    heard_for(&mut rig, 6 * SECOND_US);
+    assert_eq!(told(&mut rig, failed()), None, "nothing new");
+    heard_for(&mut rig, 6 * SECOND_US);
+    assert_eq!(told(&mut rig, Event::Rehearsed { pairing: 5 }), Some(None));
+}
