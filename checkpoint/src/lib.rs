@@ -81,6 +81,7 @@ pub mod owed;
 pub mod page;
 pub mod receiver;
 pub mod recording;
+pub mod saved;
 pub mod scrub;
 pub mod shadow;
 pub mod wire;

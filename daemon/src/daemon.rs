@@ -6,8 +6,8 @@ use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, ArbiterAnswer, Contents, DescribeError, HostError, InstanceLock, LockError, Log, Need, RecordError,
-    RecordFile, Watchdog, facts, prepare_host,
+    self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
+    RecordError, RecordFile, Watchdog, facts, prepare_host,
 };
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
@@ -16,7 +16,7 @@ use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, NodeRecord, OnUplinkLoss, Policy, Times};
+use crate::role::{Exit, NodeRecord, OnDisk, OnUplinkLoss, Policy, Times};
 use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::spec::MachineSpec;
@@ -89,6 +89,8 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     }
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
+    let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
+    let on_disk = image_file.look(record);
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config)?;
     let telemetry = Arc::new(Telemetry::default());
@@ -163,12 +165,13 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         host,
         arbiter,
         record_file,
+        image_file,
         inputs: (inputs, received),
         window,
         telemetry,
         watchdog,
     };
-    let exit = replica::run(policy(config, record), parts)?;
+    let exit = replica::run(policy(config, record, on_disk), parts)?;
     publisher.stopping();
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
@@ -226,7 +229,7 @@ fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeErr
     })
 }
 
-fn policy(config: &Config, record: Option<NodeRecord>) -> Policy {
+fn policy(config: &Config, record: Option<NodeRecord>, on_disk: OnDisk) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
     let Times { failure_timeout_us, takeover_delay_us } = Tuning::from(r).times;
@@ -235,6 +238,7 @@ fn policy(config: &Config, record: Option<NodeRecord>) -> Policy {
         peer: config.peer.node.to_string(),
         start_as: config.start_as,
         record,
+        on_disk,
         place: config.arbiter().place().to_string(),
         on_fenced: config.recovery.on_fenced,
         boot_lost_after_us: config.recovery.boot_lost_after_s().map(|s| s * 1_000_000),

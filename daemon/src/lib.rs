@@ -6,13 +6,14 @@
 //!
 //! ```
 //! use ft_arbiter::{Cell, CellId, Outcome};
-//! use ftd::role::{Command, Core, Event, NodeRecord, OnFenced, OnUplinkLoss, Policy, StartAs, State};
+//! use ftd::role::{Command, Core, Event, NodeRecord, OnDisk, OnFenced, OnUplinkLoss, Policy, StartAs, State};
 //!
 //! let policy = Policy {
 //!     node: "alpha".into(),
 //!     peer: "beta".into(),
 //!     start_as: StartAs::Primary,
 //!     record: None,
+//!     on_disk: OnDisk::Nothing,
 //!     place: "file /shared/web.cell".into(),
 //!     on_fenced: OnFenced::Rejoin,
 //!     boot_lost_after_us: None,

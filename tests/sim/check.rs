@@ -14,6 +14,7 @@
 //! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
 //!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
+//! - Nothing leaves a VM while its node could go on once more from an image of it on disk.
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use ft_netbuf::Gate;
@@ -95,6 +96,10 @@ impl World {
         if self.owner() != Some(n) {
             self.fail(format!("I2: {} emits, but the cell says {:?}", NAMES[n], self.arbiter.cell));
         }
+        if self.image_fits(n) {
+            let image = self.nodes[n].disk;
+            self.fail(format!("I1: {} emits while it could go on from {image:?} once more", NAMES[n]));
+        }
         for pairing in self.exposed() {
             if self.truth.sealed(pairing).is_none_or(|sealed| sealed < frame.counter) {
                 self.fail(format!(
@@ -134,7 +139,8 @@ impl World {
     /// Whether this node has been without the memory of its VM for as long as the configuration wants.
     pub fn may_boot_lost(&self, n: usize) -> bool {
         let (node, exec) = (&self.nodes[n], &self.nodes[n].exec);
-        let bereft = exec.vm.is_none() && exec.image.is_none() && exec.sealed_off.is_none();
+        let bereft =
+            exec.vm.is_none() && exec.image.is_none() && exec.sealed_off.is_none() && !self.image_fits(n);
         // By how much clocks drift.
         let long = |after: Micros| self.now >= node.bereft_since + after - after / 20;
         bereft && self.knobs.boot_lost_after_us.is_some_and(long)
@@ -145,6 +151,9 @@ impl World {
         self.stats.add(Count::TakeOvers);
         let name = NAMES[n];
         let inc = self.nodes[n].inc;
+        if let Some(image) = self.nodes[n].exec.sealed_off.filter(|_| self.nodes[n].exec.from_disk) {
+            return self.check_from_disk(n, image);
+        }
         // The last that this process won: by now the cell may have been taken back.
         let owned =
             |entry: &Entry| (entry.node, entry.inc) == (n, inc) && entry.cell.owner.as_deref() == Some(name);
@@ -232,7 +241,7 @@ impl World {
         });
         let by_standby =
             cell.standby.as_ref().is_some_and(|s| index_of(&s.node).is_some_and(|n| holds(n, s.pairing)));
-        by_owner || by_standby
+        by_owner || by_standby || (0..2).any(|n| self.image_fits(n))
     }
 
     /// Something happened to a copy of the VM's state. Losing the last one needs a cause `from_outside`.

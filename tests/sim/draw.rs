@@ -97,7 +97,7 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
                 5 => Fault::SecondSelf,
                 // Whoever would take the VM over next.
-                1 => Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(1..5) },
+                1 => Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(1..9) },
                 2 => Fault::FailLoad,
                 _ => Fault::FailMachine,
             };

@@ -315,6 +315,7 @@ impl World {
         }
         self.stats.add(Count::FaultLoseDisk);
         node.record = None;
+        node.disk = None;
         node.lost_disk = true;
         self.trip(n, Trip::Kill { silent: true, down_us, fresh: false });
     }

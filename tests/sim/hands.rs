@@ -7,7 +7,7 @@ use ft_netbuf::OutputBuffer;
 use ftd::peer::Outgoing;
 use ftd::replica::{Closing, Hands, Verification};
 use ftd::role::{
-    ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Role, View,
+    ConnId, Done, Event, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Role, Saved, View,
 };
 use rand::Rng;
 
@@ -356,9 +356,15 @@ impl Hands for SimHands<'_> {
             return Err(Refused("no memory"));
         }
         self.world.nodes[self.n].exec.sealed_off = None;
-        if self.world.mutant == Some(Mutant::PassesAtSwitchover) {
+        let speaks = match self.world.mutant {
+            Some(Mutant::PassesAtSwitchover) => true,
+            Some(Mutant::SpeaksBesideAnImage) => self.world.nodes[self.n].disk.is_some(),
+            _ => false,
+        };
+        if speaks {
             let _ = self.output.pass();
         }
+        self.world.call_image_off(self.n);
         // The former primary may have taken the VM back: then this one never speaks.
         if self.world.owner() == Some(self.n) {
             self.world.truth.runs += 1;
@@ -368,6 +374,21 @@ impl Hands for SimHands<'_> {
             self.world.begin_vain_run(self.n, image.counter);
         }
         Ok(())
+    }
+
+    fn save_image(&mut self, saved: Saved) {
+        self.say(&format!("writes {saved:?} to disk"));
+        self.world.save_image(self.n, saved);
+    }
+
+    fn read_image(&mut self, saved: Saved) {
+        self.say(&format!("reads {saved:?} from disk"));
+        self.world.read_image(self.n);
+    }
+
+    fn drop_image(&mut self) {
+        self.say("removes its image on disk");
+        self.world.drop_image(self.n);
     }
 
     fn announce(&mut self, generation: u64) {
@@ -380,6 +401,9 @@ impl Hands for SimHands<'_> {
         let exec = &mut self.world.nodes[self.n].exec;
         exec.image = None;
         exec.sealed_off = None;
+        exec.saving = None;
+        exec.reading = false;
+        exec.from_disk = false;
         exec.diverged = false;
         exec.knows_diverged = false;
         exec.verified = None;

@@ -12,6 +12,7 @@ mod directory;
 mod draw;
 mod faults;
 mod hands;
+mod image;
 mod keeper;
 mod model;
 mod net;
@@ -159,6 +160,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultSlow, 20),
         (Count::FaultFlap, 100),
         (Count::FaultTakeOver, 5),
+        (Count::ImagesSaved, 1),
         (Count::FaultLoad, 1),
         (Count::TakenBack, 1),
         (Count::FaultPairing, 20),

@@ -10,6 +10,7 @@ use ftd::replica::Executor;
 use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, Reach, RequestId};
 
 use crate::card::Card;
+use crate::image::Shelf;
 
 /// The nodes' names, by index.
 pub const NAMES: [&str; 2] = ["a", "b"];
@@ -188,6 +189,12 @@ pub struct Exec {
     pub image: Option<Image>,
     /// The image, taken out to go on from it.
     pub sealed_off: Option<Image>,
+    /// And it came from the disk.
+    pub from_disk: bool,
+    /// The generation whose image is being written to disk.
+    pub saving: Option<u64>,
+    /// The image on disk is being read.
+    pub reading: bool,
     /// The epoch whose state the machine refused to load.
     pub refused: Option<u64>,
     /// The image is not the VM's state any more, whatever it was.
@@ -247,6 +254,8 @@ pub struct Node {
     pub record: Option<NodeRecord>,
     /// The highest generation that it was to record.
     pub acted: u64,
+    /// The image that an earlier or this process could not resume. The file outlives them.
+    pub disk: Option<Shelf>,
     /// The host's disk was lost, and with it the record: the operator lets this node found nothing.
     pub lost_disk: bool,
     pub offset_us: u64,
@@ -381,6 +390,10 @@ pub enum Mutant {
     EpochsWhileFrozen,
     /// A state that could not be resumed is dropped.
     DropsWhatFailed,
+    /// An image on disk is never removed, and counts for whatever generation the cell is in.
+    BelievesOldImage,
+    /// A VM of which an image is on disk speaks before the cell has moved past the image.
+    SpeaksBesideAnImage,
     /// A VM that moved here speaks before the cell says that the former primary cannot take it back.
     PassesAtSwitchover,
     /// A state that could not be loaded is said to be loaded, and to run.
@@ -433,6 +446,7 @@ impl Mutant {
             Self::EpochsWhileFrozen => "a planned switchover",
             Self::DropsWhatFailed => "the last copy",
             Self::PassesAtSwitchover => "I",
+            Self::BelievesOldImage | Self::SpeaksBesideAnImage => "I1",
             Self::SaysItIsLoaded => "I3",
             Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
             Self::ForgetsTheLate => "unanswered",
@@ -451,7 +465,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 52] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -493,6 +507,8 @@ impl Mutant {
         Self::EpochsWhileFrozen,
         Self::DropsWhatFailed,
         Self::PassesAtSwitchover,
+        Self::BelievesOldImage,
+        Self::SpeaksBesideAnImage,
         Self::SaysItIsLoaded,
         Self::FailureIsACrash,
         Self::StopPowersOff,

@@ -4,6 +4,7 @@ use ft_arbiter::file::Answer;
 use ftd::role::{ConnId, Micros};
 
 use crate::faults::{Fault, Undo};
+use crate::image::Job;
 use crate::model::{Frame, Item};
 use crate::net::Lane;
 
@@ -83,6 +84,12 @@ pub enum Act {
         n: usize,
         inc: u32,
         pairing: u64,
+    },
+    /// A node's thread for images is done.
+    Imaged {
+        n: usize,
+        inc: u32,
+        job: Job,
     },
     /// A frame leaves a process that stood still in the middle of a release.
     Emitted {

@@ -68,6 +68,8 @@ counts! {
     FaultSlow: "fault: slow executor",
     FaultFlap: "fault: link flaps around a slow arbiter",
     FaultTakeOver: "fault: a restore after the cell was won fails",
+    ImagesSaved: "images written to disk",
+    ImagesRead: "of them read again",
     FaultLoad: "fault: a restore before the cell is asked fails",
     TakenBack: "switchovers taken back by the cell",
     FaultPairing: "fault: pairing breaks",

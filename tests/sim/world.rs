@@ -333,6 +333,11 @@ impl World {
                     self.rehearsed(n, pairing);
                 }
             }
+            Act::Imaged { n, inc, job } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.end_job(n, job);
+                }
+            }
             Act::Emitted { n, frame } => self.emit(n, frame),
             Act::Inject(fault) => {
                 if !self.healed {
@@ -406,6 +411,7 @@ impl World {
             peer: NAMES[1 - n].into(),
             start_as: if founds { StartAs::Primary } else { StartAs::Backup },
             record,
+            on_disk: self.image_found(n),
             place: "file /shared/vm.cell".into(),
             boot_lost_after_us: match self.mutant {
                 Some(Mutant::WaitsForEver) => None,

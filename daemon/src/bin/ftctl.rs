@@ -106,7 +106,8 @@ enum Action {
     /// Stop the daemon; a protected VM moves to the backup first
     ///
     /// A VM that cannot move goes on, and the daemon with it: the exit code is 5, and the message says why. It ends
-    /// only with --power-off.
+    /// only with --power-off. A state that cannot be restored here is written to disk first, and the next daemon goes
+    /// on from it.
     Stop {
         /// End the VM: its guest's power button is pressed, and the cord is pulled if it is not off in time
         #[arg(long)]

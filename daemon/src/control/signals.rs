@@ -1,10 +1,10 @@
 //! Signals: SIGTERM and SIGINT ask the daemon to stop, SIGHUP to read its configuration again.
 
-use super::wish::Wish;
+use super::wish::{Wish, WishError};
 use crate::exit::DaemonExit;
 use crate::host::Log;
 use crate::outlet::Outlet;
-use crate::role::Leave;
+use crate::role::{Leave, RequestRefusal};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,10 @@ async fn leave(wishes: Outlet<Wish>) {
             return;
         }
         let Ok(Err(why)) = outcome.await else { return };
+        // A guest that does not run cannot power off, and its state is not given up because of that.
+        let stands_still = matches!(why, WishError::Refused(RequestRefusal::Unsaved(_)));
         let why = why.to_string();
-        if tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false) {
+        if !stands_still && tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false) {
             tracing::error!(
                 "this host goes down and the VM cannot move: {why}. Its guest is asked to power off"
             );

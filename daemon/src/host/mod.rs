@@ -1,11 +1,12 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
 //! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), and
-//! this node's record of the cell (`record`, `init`).
+//! this node's record of the cell (`record`, `init`) and its image of a VM that it could not resume (`image`).
 
 mod check;
 mod console;
 mod contents;
 mod identity;
+mod image;
 mod init;
 mod log;
 mod memory;
@@ -19,6 +20,7 @@ pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
 pub use identity::{DescribeError, facts};
+pub use image::{ImageError, ImageFile};
 pub use init::{Earlier, InitError, initialise};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};
 pub use memory::{Need, Shortage};

@@ -13,6 +13,7 @@ mod epochs;
 mod error;
 mod flow;
 mod follower;
+mod images;
 mod log_cutter;
 mod news;
 mod order;
@@ -30,6 +31,7 @@ pub use error::{
     StartGuestError, StateLoss,
 };
 pub use flow::Service;
+pub use images::{Images, SaveError};
 pub use news::{FromPrimary, KeeperNews};
 pub use order::{GoneLive, Order, OrderReply};
 pub use pairing::Pairing;

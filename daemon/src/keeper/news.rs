@@ -1,10 +1,14 @@
 //! The keeper's news: events of the machine, and of its replication.
 
 use super::error::{KeepError, RestoreError, ShipError, StateLoss};
+use super::images::SaveError;
 use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros};
+use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::message::{Network, Standing};
+use ft_ram::GuestRam;
+use std::sync::Arc;
 
 /// What happens to the machine, for the executor.
 pub enum KeeperNews {
@@ -25,6 +29,22 @@ pub enum KeeperNews {
         /// Why.
         why: ShipError,
     },
+    /// Heir: so much of the image is written.
+    ImageProgress {
+        /// The image's.
+        generation: u64,
+        /// Of its memory.
+        percent: u8,
+    },
+    /// Heir: the image is on disk, or is not.
+    ImageWritten {
+        /// The image's.
+        generation: u64,
+        /// Which.
+        outcome: Result<(), SaveError>,
+    },
+    /// Heir: what the image on disk has, in the memory that was prepared for it.
+    ImageRead(Result<(GuestRam, Arc<SealedImage>), SaveError>),
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
     /// The machine failed for a reason of the host's, and is gone.

@@ -166,6 +166,9 @@ impl Executor {
             Command::TakeOver { epoch, generation, succession } => {
                 self.take_over(epoch, generation, succession, hands)
             }
+            Command::SaveImage(saved) => hands.save_image(saved),
+            Command::ReadImage(saved) => hands.read_image(saved),
+            Command::DropImage => hands.drop_image(),
             Command::Rehearse { epoch } => hands.rehearse(epoch),
             Command::Discard => {
                 hands.stop_receiving();
@@ -211,13 +214,13 @@ impl Executor {
     }
 
     /// The VM is ours: from what is held to a running guest. After a switchover nothing may leave before the former
-    /// primary cannot go on with the VM any more.
+    /// primary cannot go on with the VM any more, nor before an image on disk is stale.
     fn take_over(&mut self, epoch: u64, generation: u64, succession: Succession, hands: &mut impl Hands) {
         hands.stop_receiving();
         let resumed = hands.seal_off(epoch).and_then(|()| {
             match succession {
                 Succession::Failover => drop(hands.output().pass()),
-                Succession::Switchover => hands.output().hold(),
+                Succession::Switchover | Succession::Image => hands.output().hold(),
             }
             hands.resume_vm()
         });

@@ -4,7 +4,7 @@
 //! A verb returns when its work is done, unless it says that news follow. The news comes in as events.
 
 use crate::peer::Outgoing;
-use crate::role::{ConnId, Done, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, View};
+use crate::role::{ConnId, Done, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Saved, View};
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
@@ -113,6 +113,14 @@ pub trait Hands {
     /// Backup: the VM goes on from what was sealed off. After an error that is still there, for the next attempt, which
     /// is made on a fresh machine.
     fn resume_vm(&mut self) -> Result<(), Self::Error>;
+    /// Heir: has what was sealed off written to disk, unless the VM goes on before it is; `ImageSaved` or `ImageUnsaved`
+    /// follows.
+    fn save_image(&mut self, saved: Saved);
+    /// Heir: has this image on disk read into fresh memory, to be gone on from as what was sealed off; `ImageRead` or
+    /// `ImageUnread` follows.
+    fn read_image(&mut self, saved: Saved);
+    /// No image is on disk from now on, nor comes there.
+    fn drop_image(&mut self);
     /// Tells the network that the VM is here now.
     fn announce(&mut self, generation: u64);
     /// Backup: gives up what is held.

@@ -3,6 +3,7 @@
 use super::event::{ConnId, Micros};
 use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
+use super::saved::Saved;
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::message::Standing;
 
@@ -22,6 +23,9 @@ pub enum Succession {
     Failover,
     /// Planned: the primary stopped the VM and still holds it. Until the cell stops naming it, it may go on with it.
     Switchover,
+    /// Late: there is, or may be, an image on disk from which this node could go on once more, as long as the cell
+    /// stands in the image's generation.
+    Image,
 }
 
 /// How a process ends.
@@ -196,8 +200,7 @@ pub enum Command {
         epoch: u64,
     },
     /// Heir: resume the VM from the sealed state of this epoch and announce it; answer with `TookOver` or
-    /// `TakeOverFailed`, after which what is held is still there. Its output passes after a failover, and is held after
-    /// a switchover.
+    /// `TakeOverFailed`, after which what is held is still there. Its output passes after a failover, and is held else.
     TakeOver {
         /// Epoch to resume from.
         epoch: u64,
@@ -206,6 +209,13 @@ pub enum Command {
         /// How it came to be ours.
         succession: Succession,
     },
+    /// Heir: write what is held to disk, beside all else; answer with `ImageSaved` or `ImageUnsaved`. A take-over that
+    /// comes about meanwhile calls it off.
+    SaveImage(Saved),
+    /// Heir: hold what this image on disk has, in fresh memory; answer with `ImageRead` or `ImageUnread`.
+    ReadImage(Saved),
+    /// Remove the image on disk, or call its writing off: the cell has moved past it.
+    DropImage,
     /// Tell the former primary that we run the VM.
     SendTookOver {
         /// Connection.

@@ -14,6 +14,7 @@ use super::primary::Primary;
 use super::proof::Lapsed;
 use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
+use super::saved::OnDisk;
 use super::standing::Words;
 use super::start::{Founding, Starting, Wish};
 use super::streak::Streak;
@@ -31,6 +32,7 @@ pub struct Core {
     pairings: u64,
     generation: u64,
     pub(super) record: Option<NodeRecord>,
+    pub(super) on_disk: OnDisk,
     pub(super) words: Words,
     /// Times the peer was lost: it fell silent, or its connection broke.
     pub(super) suspicions: u64,
@@ -87,12 +89,13 @@ pub(super) enum Next {
 impl Core {
     /// A node that has just started. Its first command reads the cell.
     pub fn new(policy: Policy, now: Micros) -> (Self, Vec<Command>) {
-        let record = policy.record;
+        let (record, on_disk) = (policy.record, policy.on_disk.clone());
         let words = Words::new(policy.place.clone(), now);
         let mut core = Self {
             policy,
             now,
             record,
+            on_disk,
             words,
             part: Part::Starting(Starting::default()),
             arbiter: Arbitration::default(),
@@ -197,6 +200,7 @@ impl Core {
             }),
         }
         self.rename_peer();
+        self.drop_passed_image();
         self.pursue();
         commands.append(&mut self.out);
     }
@@ -295,6 +299,7 @@ impl Core {
                 },
             );
         }
+        self.drop_passed_image();
         self.out.push(Command::Exit(exit));
     }
 

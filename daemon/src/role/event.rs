@@ -27,6 +27,15 @@ pub enum Gone {
     Bye(String),
 }
 
+/// Why the image on disk is not held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// The host does not give it, or has no memory for it: that may pass.
+    ForNow(String),
+    /// It is damaged, or of another machine.
+    ForGood(String),
+}
+
 /// How the guest came to an end by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestEnd {
@@ -198,6 +207,29 @@ pub enum Event {
     TookOver,
     /// Heir: the machine did not go on from the sealed state, which is still held.
     TakeOverFailed(String),
+    /// Heir: so much of the image is on disk.
+    ImageProgress {
+        /// The image's.
+        generation: u64,
+        /// Of its memory.
+        percent: u8,
+    },
+    /// Heir: the answer to [`super::Command::SaveImage`]: the image is durable.
+    ImageSaved {
+        /// The image's.
+        generation: u64,
+    },
+    /// Heir: the answer to [`super::Command::SaveImage`]: there is no image on disk.
+    ImageUnsaved {
+        /// The image's.
+        generation: u64,
+        /// Why.
+        why: String,
+    },
+    /// Heir: the answer to [`super::Command::ReadImage`]: what the image has is held now.
+    ImageRead,
+    /// Heir: the answer to [`super::Command::ReadImage`]: it is not held.
+    ImageUnread(Unread),
 
     /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
     SwitchoverOffered {

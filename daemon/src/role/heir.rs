@@ -1,16 +1,22 @@
 //! The heir: the cell is its own, and what it sealed is to become a running VM. A restore that fails loses nothing: the
-//! state is kept, and the heir tries again on a fresh machine, with growing pauses, for as long as it takes.
+//! state is kept, and the heir tries again on a fresh machine, with growing pauses, for as long as it takes. Meanwhile
+//! the state is written to disk (`saving`): a process that starts later is the heir again, of that image.
 //!
 //! In a switchover the cell goes on naming the former primary as standby until the VM runs here. So the one that still
 //! holds the frozen VM takes it back by the cell when it is told of the failure, or hears nothing for too long; the
 //! heir finds that in the cell, and follows.
 
+mod saving;
+
+use self::saving::Saving;
 use super::backup::Backup;
+use super::bereft::Bereft;
 use super::command::{Command, Succession};
 use super::core::{Core, Next};
-use super::event::{ConnId, Event, Held, Micros};
+use super::event::{ConnId, Event, Held, Micros, Unread};
 use super::primary::Primary;
 use super::request::{Leave, RequestRefusal};
+use super::saved::{OnDisk, Saved};
 use ft_arbiter::Cell;
 
 /// The longest pause between two attempts, in intervals between two attempts at the arbiter.
@@ -28,10 +34,15 @@ pub(super) struct Heir {
     step: Step,
     failures: u32,
     why: String,
+    saving: Saving,
+    /// The state is on disk, and not in memory yet.
+    unread: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// The state is coming into memory from the disk.
+    Reading,
     /// The machine is taking the state.
     Resuming,
     /// It did not; the next attempt comes then.
@@ -49,13 +60,44 @@ impl Heir {
     ) -> Self {
         // It may have been read as ours, rather than won: that is recorded before anything is done by it.
         core.act_on(cell.id, cell.generation);
-        let mut heir =
-            Self { cell, held, succession, former, step: Step::Resuming, failures: 0, why: String::new() };
+        let mut heir = Self {
+            cell,
+            held,
+            succession,
+            former,
+            step: Step::Resuming,
+            failures: 0,
+            why: String::new(),
+            saving: Saving::NotYet,
+            unread: false,
+        };
+        heir.resume(core);
+        heir
+    }
+
+    /// Owns `cell`, and has the state that it won it for on disk.
+    pub(super) fn of_image(core: &mut Core, cell: Cell, held: Held) -> Self {
+        let mut heir = Self {
+            cell,
+            held,
+            succession: Succession::Image,
+            former: None,
+            step: Step::Reading,
+            failures: 0,
+            why: String::new(),
+            saving: Saving::Done,
+            unread: true,
+        };
         heir.resume(core);
         heir
     }
 
     fn resume(&mut self, core: &mut Core) {
+        if self.unread {
+            self.step = Step::Reading;
+            core.out.push(Command::ReadImage(self.saved()));
+            return;
+        }
         self.step = Step::Resuming;
         core.out.push(Command::TakeOver {
             epoch: self.held.epoch,
@@ -67,14 +109,41 @@ impl Heir {
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
         match event {
             Event::TookOver => {
+                core.stay(&RequestRefusal::TookOver);
                 let (cell, former) = (self.cell.clone(), self.former.take());
                 return Some(Next::Primary(match self.succession {
                     Succession::Failover => Primary::solo(cell, "took over"),
-                    Succession::Switchover => Primary::confirming(cell, self.held.pairing, former),
+                    Succession::Switchover | Succession::Image => {
+                        core.arbiter.hurry();
+                        Primary::confirming(cell, self.held.pairing, former)
+                    }
                 }));
             }
             Event::TakeOverFailed(why) => self.on_failure(core, why),
+            Event::ImageRead if self.step == Step::Reading => {
+                self.unread = false;
+                self.resume(core);
+            }
+            Event::ImageUnread(Unread::ForNow(why)) if self.step == Step::Reading => {
+                self.on_failure(core, format!("the image on disk cannot be read: {why}"));
+            }
+            // It stays on disk, for people.
+            Event::ImageUnread(Unread::ForGood(why)) if self.step == Step::Reading => {
+                core.on_disk = OnDisk::Unusable(why);
+                let why = core.on_disk.why_not_for(&self.cell);
+                return Some(Next::Bereft(Bereft::new(core, self.cell.clone(), why)));
+            }
+            Event::ImageProgress { generation, percent } if generation == self.cell.generation => {
+                self.on_progress(percent);
+            }
+            Event::ImageSaved { generation } if generation == self.cell.generation => {
+                return self.on_saved(core);
+            }
+            Event::ImageUnsaved { generation, why } if generation == self.cell.generation => {
+                self.on_unsaved(core, why);
+            }
             Event::Tick => {
+                self.save_if_due(core);
                 if let Step::Resting { until } = self.step
                     && core.now >= until
                 {
@@ -86,9 +155,7 @@ impl Heir {
                 core.out.push(Command::Refuse { conn, why: "the VM is still being restored here".into() });
             }
             Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::NotRunning),
-            Event::StopRequested { request, vm: Leave::Move } => {
-                core.refuse(request, RequestRefusal::NotRunning)
-            }
+            Event::StopRequested { request, vm: Leave::Move } => return self.on_stop(core, request),
             // Only the operator's word gives up what may be the last copy.
             Event::StopRequested { request, vm: Leave::PowerOff { .. } } => {
                 core.leave(request);
@@ -104,14 +171,27 @@ impl Heir {
 
     fn on_failure(&mut self, core: &mut Core, why: String) {
         self.failures += 1;
-        let pause = core.policy.arbiter_retry_us * (1 << (self.failures - 1).min(16)).min(PAUSE_MAX);
-        self.step = Step::Resting { until: core.now + pause };
+        let pause = core.policy.arbiter_retry_us << (self.failures - 1).min(16);
+        self.step = Step::Resting { until: core.now + pause.min(self.pause_us_max(core)) };
+        self.turn_former_away(core, &format!("the VM cannot be resumed there: {why}"));
+        self.why = why;
+    }
+
+    /// What an image of it is.
+    fn saved(&self) -> Saved {
+        Saved { cell: self.cell.id, generation: self.cell.generation, held: self.held }
+    }
+
+    fn pause_us_max(&self, core: &Core) -> Micros {
+        core.policy.arbiter_retry_us * PAUSE_MAX
+    }
+
+    /// The former primary, which still holds the VM, is to go on with it.
+    fn turn_former_away(&mut self, core: &mut Core, why: &str) {
         if let Some(conn) = self.former.take() {
-            let why = format!("the VM cannot be resumed there: {why}");
-            core.out.push(Command::SendBye { conn, why });
+            core.out.push(Command::SendBye { conn, why: why.into() });
             core.drop_link(conn);
         }
-        self.why = why;
     }
 
     /// Between two attempts it looks whether the VM went on elsewhere.
@@ -133,16 +213,15 @@ impl Heir {
 
     pub(super) fn detail(&self) -> String {
         let Held { epoch, .. } = self.held;
-        match self.failures {
-            0 => format!("resuming the VM from epoch {epoch}"),
-            1 => format!(
-                "resuming the VM from epoch {epoch} failed, its state is kept; trying again: {}",
-                self.why
-            ),
-            n => format!(
-                "resuming the VM from epoch {epoch} failed {n} times, its state is kept; trying again: {}",
-                self.why
-            ),
-        }
+        let times = match self.failures {
+            0 if self.unread => {
+                return format!("reading the VM's state of epoch {epoch} from the image on disk");
+            }
+            0 => return format!("resuming the VM from epoch {epoch}"),
+            1 => String::new(),
+            n => format!(" {n} times"),
+        };
+        let where_it_is = self.whereabouts();
+        format!("resuming the VM from epoch {epoch} failed{times}, {where_it_is}; trying again: {}", self.why)
     }
 }

@@ -8,6 +8,7 @@
 //! ```text
 //!  start ── cell empty or VM shut down, start_as = primary ── founding ── cell set ──> primary, solo
 //!        ── owner is the peer, or start_as = backup ─────────────────────────────────> backup
+//!        ── owner is me, and the image on disk is of this very generation ────────────> heir: reading
 //!        ── owner is me, but my memory is gone ──────────────────────────────────────> bereft: waits for the peer
 //!
 //!  the operator's word, or for bereft the configuration's ── cell read ── founding, over what the cell says
@@ -31,6 +32,7 @@
 //!              │  ^   └─ the machine runs, after a switchover ── confirming ── cell ──> primary, solo
 //!              v  │ a while later                                   │ lost
 //!            resting ── the cell says that the former primary took the VM back ──> backup
+//!                    └─ some attempts later: the image is written to disk; asked to stop, the node ends then
 //! ```
 //!
 //! # How a VM moves
@@ -41,6 +43,11 @@
 //! the former primary", lets the VM run with its output held, and asks for "owner me, alone". Until that is won, the
 //! former primary may go on with the VM that it holds by the same cell, and does when the backup says that it failed,
 //! or says nothing. Only a cell that does not name it any more tells it that the VM went on elsewhere.
+//!
+//! An heir whose machine does not take the state keeps it, tries again, and has it written to disk (`saved`). From then
+//! on it runs the VM with its output held, as after a switchover, until the cell has gone on by one generation: the
+//! image is good for the generation that was won for it, and for no other. So it is gone on from at most once in the
+//! eyes of the world, whenever the process dies, and also when the image is not removed.
 //!
 //! A backup acknowledges the first checkpoint of a pairing only when a scratch machine has shown that the VM can go on
 //! from it (`rehearsal`), and has that shown again from time to time.
@@ -90,6 +97,7 @@ mod proof;
 mod record;
 mod rehearsal;
 mod request;
+mod saved;
 mod standing;
 mod start;
 mod streak;
@@ -99,11 +107,12 @@ mod view;
 
 pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Unread};
 pub use network::{OnUplinkLoss, Reach, Whose};
 pub use policy::{OnFenced, OnLostMemory, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};
 pub use record::{Distrust, NodeRecord};
 pub use rehearsal::RehearsalView;
 pub use request::{Done, Leave, RequestId, RequestRefusal, Start};
+pub use saved::{OnDisk, Saved};
 pub use view::{Role, State, View};

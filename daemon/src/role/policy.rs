@@ -3,6 +3,7 @@
 use super::event::Micros;
 use super::network::OnUplinkLoss;
 use super::record::NodeRecord;
+use super::saved::OnDisk;
 use serde::{Deserialize, Serialize};
 
 /// Who boots the VM while the arbiter's cell names nobody.
@@ -57,6 +58,8 @@ pub struct Policy {
     pub start_as: StartAs,
     /// What this node has recorded of the cell; none: it has never acted on any.
     pub record: Option<NodeRecord>,
+    /// What lies on this node's disk of a VM that it could not resume.
+    pub on_disk: OnDisk,
     /// Where this node's arbiter is, for people.
     pub place: String,
     /// How long nobody has shown up with the state of a VM whose memory is lost here when it is booted anew; none: it

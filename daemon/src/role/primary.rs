@@ -73,7 +73,7 @@ enum Pair {
     /// Counts as protected. If the cell comes to name nobody, the backup is a stranger and begins anew.
     Rejoined { pairing: u64 },
     /// The VM has moved here and runs, its output held. The cell names the former primary, which still holds it, until
-    /// it says that we are alone.
+    /// it says that we are alone. Or an image of it is on disk here, until the cell has moved past that.
     Confirming { pairing: u64, former: Option<ConnId> },
 }
 
@@ -573,7 +573,7 @@ impl Primary {
             }
             Pair::Confirming { .. } => {
                 format!(
-                    "runs the VM that was handed over; output is held until the arbiter confirms ({})",
+                    "runs the VM that became its own; output is held until the arbiter confirms ({})",
                     self.why
                 )
             }

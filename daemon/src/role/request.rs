@@ -68,6 +68,11 @@ pub enum RequestRefusal {
     /// Asked while the VM is being restored.
     #[error("the VM does not run yet: its state is still being restored, and this node has the only copy")]
     NotRunning,
+    /// A stop of a node that cannot put what it holds into safety.
+    #[error(
+        "the VM's state is still being restored, this node has the only copy, and cannot write it to disk: {0}"
+    )]
+    Unsaved(String),
     /// The host failed the machine meanwhile.
     #[error("the machine failed on this host")]
     MachineFailed,

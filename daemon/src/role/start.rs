@@ -8,6 +8,7 @@ use super::bereft::Bereft;
 use super::command::{Command, Exit};
 use super::core::{Core, Next};
 use super::event::Micros;
+use super::heir::Heir;
 use super::policy::StartAs;
 use super::primary::Primary;
 use super::request::{Done, RequestId, RequestRefusal, Start};
@@ -188,10 +189,15 @@ impl Core {
                 if how == Some(Start::Fresh) {
                     return Next::Founding(Founding::new(Some(&cell), over(&cell), wish));
                 }
+                if let Some(held) = self.on_disk.held_for(&cell) {
+                    self.refuse_wish(wish, RequestRefusal::HoldsState);
+                    return Next::Heir(Heir::of_image(self, cell, held));
+                }
                 let generation = cell.generation;
                 let holder = cell.standby.as_ref().map(|standby| standby.node.clone());
                 self.refuse_wish(wish, RequestRefusal::StateLost { generation, holder });
-                Next::Bereft(Bereft::new(self, cell, "this process has not run it".into()))
+                let why = self.on_disk.why_not_for(&cell);
+                Next::Bereft(Bereft::new(self, cell, why))
             }
             (Some(cell), Some(owner), Some(Start::From(node))) if owner == node => {
                 let why = format!(

@@ -108,7 +108,19 @@ impl RealHands {
             }
             self.order_and_wait(|reply| Order::Renew(ram, reply))??;
         }
-        Ok(self.order_and_wait(|reply| Order::Restore { epoch, state, reply })??)
+        // The guest may run before the answer is here.
+        self.images.pause();
+        let restored = self.order_and_wait(|reply| Order::Restore { epoch, state, reply });
+        match restored.and_then(|restored| Ok(restored?)) {
+            Ok(()) => {
+                self.images.call_off();
+                Ok(())
+            }
+            Err(why) => {
+                self.images.go_on();
+                Err(why)
+            }
+        }
     }
 
     fn note_pending(&mut self, pending: u64) {

@@ -3,6 +3,7 @@
 mod as_backup;
 mod as_primary;
 mod error;
+mod imaging;
 mod news;
 mod parts;
 mod resuming;
@@ -17,7 +18,7 @@ use crate::clock;
 use crate::control::{WishError, WishReply};
 use crate::host::{Host, NetworkTrouble, RecordFile, Watchdog};
 use crate::keeper::{
-    Feed, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
+    Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
 };
 use crate::limited::{Limited, unsaid};
@@ -25,7 +26,7 @@ use crate::observe::{Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{self, ConnIds, Dialler, Fitting, HandshakeError, Link, LinkEnd, Local, Outgoing};
 use crate::role::{
-    ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, State, View,
+    ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Saved, State, View,
 };
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
@@ -69,6 +70,7 @@ pub struct RealHands {
     /// The pairing that was rehearsed last.
     rehearsed: Option<u64>,
     resuming: Option<Resuming>,
+    images: Images,
     settling: Option<Settling>,
     /// Where the operator's requests are answered.
     replies: HashMap<RequestId, WishReply>,
@@ -115,6 +117,9 @@ impl RealHands {
             ready: Mutex::new(Ready::default()),
             under_way: 0.into(),
         });
+        let news = Outlet::into_queue(&inputs, Input::Keeper);
+        let images =
+            Images::start(parts.image_file, spec.clone(), news).map_err(failed("the thread for images"))?;
         let setup = Setup {
             spec,
             boot,
@@ -160,6 +165,7 @@ impl RealHands {
             rehearser,
             rehearsed: None,
             resuming: None,
+            images,
             settling: None,
             replies: HashMap::new(),
             requests: 0,
@@ -534,6 +540,18 @@ impl Hands for RealHands {
         self.resume_sealed()
     }
 
+    fn save_image(&mut self, saved: Saved) {
+        self.save_sealed(saved);
+    }
+
+    fn read_image(&mut self, saved: Saved) {
+        self.prepare_for_image(saved);
+    }
+
+    fn drop_image(&mut self) {
+        self.images.remove();
+    }
+
     fn announce(&mut self, generation: u64) {
         (self.announce)();
         self.report_take_over(generation);
@@ -544,6 +562,7 @@ impl Hands for RealHands {
         if let Some(standby) = self.standby.take() {
             standby.discard();
         }
+        self.images.call_off();
         self.resuming = None;
         self.stop_vm();
     }

@@ -165,6 +165,9 @@ impl RealHands {
                 self.telemetry.rehearsal_failed();
                 Event::RehearsalFailed { pairing, why: why.to_string() }
             }
+            KeeperNews::ImageProgress { generation, percent } => Event::ImageProgress { generation, percent },
+            KeeperNews::ImageWritten { generation, outcome } => self.event_of_written(generation, outcome),
+            KeeperNews::ImageRead(outcome) => return (self.event_of_read(outcome), None),
             KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())

@@ -1,7 +1,7 @@
 //! The parts that a replica is made of.
 
 use crate::config::OnOverload;
-use crate::host::{Host, RecordFile, Watchdog};
+use crate::host::{Host, ImageFile, RecordFile, Watchdog};
 use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
 use crate::peer::{self, PeerPlace, Port};
@@ -46,6 +46,8 @@ pub struct Parts {
     pub arbiter: Box<dyn Arbiter>,
     /// Where this node's record of its cell is kept.
     pub record_file: RecordFile,
+    /// Where an image of the VM is kept that this node could not resume.
+    pub image_file: ImageFile,
     /// Inputs; the sender's clones are everywhere.
     pub inputs: (Sender<Input>, Receiver<Input>),
     /// For other threads to look through.

@@ -86,16 +86,20 @@ fn two_backups_of_a_vm_that_nobody_owns_tell_each_other_what_to_do() {
 fn a_failed_take_over_is_tried_again_for_ever_and_nothing_is_dropped() {
     let mut rig = Rig::orphaned();
     rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
-    let take_over = Command::TakeOver { epoch: 1, generation: 3, succession: Succession::Failover };
-    assert!(rig.won(cell(3, Some("b"), None)).contains(&take_over));
-    for _ in 0..20 {
+    let take_over = |succession| Command::TakeOver { epoch: 1, generation: 3, succession };
+    assert!(rig.won(cell(3, Some("b"), None)).contains(&take_over(Succession::Failover)));
+    for times in 1..20 {
         let commands = rig.on(Event::TakeOverFailed("no memory".into()));
         assert!(!exits(&commands) && !commands.contains(&Command::Discard), "{commands:?}");
         rig.on(Event::CellRead(Ok(Some(cell(3, Some("b"), None)))));
-        assert!(rig.tick_after(300_000).contains(&take_over));
+        // Its image is on its way to disk then.
+        let succession = if times < 4 { Succession::Failover } else { Succession::Image };
+        assert!(rig.tick_after(300_000).contains(&take_over(succession)), "{times}");
         assert_eq!(rig.core.view().state, State::Waiting);
     }
+    rig.on(Event::CellRead(Ok(Some(cell(3, Some("b"), None)))));
     rig.on(Event::TookOver);
+    rig.won(cell(4, Some("b"), None));
     assert_eq!(rig.core.view().state, State::Solo);
 }
 

@@ -6,6 +6,7 @@ mod fenced;
 mod primary;
 mod proof;
 mod rehearsal;
+mod saved;
 mod start;
 mod stop;
 
@@ -74,6 +75,7 @@ pub(super) fn policy() -> Policy {
         peer: "b".into(),
         start_as: StartAs::Primary,
         record: None,
+        on_disk: OnDisk::Nothing,
         place: "file /shared/web.cell".into(),
         on_fenced: OnFenced::Rejoin,
         boot_lost_after_us: None,

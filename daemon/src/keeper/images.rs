@@ -1,0 +1,247 @@
+//! The thread that writes the sealed state of a VM to disk, reads it, and removes it. It takes one job after the other,
+//! so a removal finds what was written before it. A VM that goes on while its image is being written calls the image
+//! off before its guest runs: an image is of one instant, or is none.
+
+use super::news::KeeperNews;
+use crate::host::{ImageError, ImageFile};
+use crate::outlet::Outlet;
+use crate::role::{Held, Saved};
+use ft_checkpoint::image::Image;
+use ft_checkpoint::receiver::SealedImage;
+use ft_ram::{GuestRam, MemoryError};
+use ft_vm::spec::MachineSpec;
+use parking_lot::{Condvar, Mutex};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Per cent between two pieces of news.
+const NEWS_PERCENT: u8 = 5;
+
+/// Why no image is written, or none is held.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] ImageError),
+    /// The memory cannot be mapped.
+    #[error("guest memory: {0}")]
+    Memory(#[from] MemoryError),
+    /// There is no machine, or no memory for it.
+    #[error("no machine for it: {0}")]
+    Unprepared(String),
+    /// There is nothing to write.
+    #[error("no state is held")]
+    NothingHeld,
+    /// Replay mode.
+    #[error(
+        "in replay mode the state is in the machine that executed the log, and is not written to disk; this daemon \
+         must not end"
+    )]
+    Replay,
+    /// The VM went on.
+    #[error("the VM went on before it was written")]
+    CalledOff,
+}
+
+impl SaveError {
+    /// Whether another attempt may go better.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::File(error) => error.may_pass(),
+            Self::Memory(_) | Self::Unprepared(_) => true,
+            Self::NothingHeld | Self::Replay | Self::CalledOff => false,
+        }
+    }
+}
+
+enum Job {
+    Write { saved: Saved, ram: GuestRam, sealed: Arc<SealedImage>, leave: Arc<Leave> },
+    Read { saved: Saved, ram: GuestRam },
+    Remove,
+}
+
+/// The thread, and the write that it was last given.
+pub struct Images {
+    jobs: Sender<Job>,
+    leave: Option<Arc<Leave>>,
+    /// Somebody waits for what is being read.
+    wanted: bool,
+}
+
+impl Images {
+    /// Starts the thread.
+    pub fn start(file: ImageFile, spec: MachineSpec, news: Outlet<KeeperNews>) -> std::io::Result<Self> {
+        let (jobs, received) = channel();
+        let worker = Worker { file, spec, news };
+        std::thread::Builder::new().name("ftd-image".into()).spawn(move || worker.run(&received))?;
+        Ok(Self { jobs, leave: None, wanted: false })
+    }
+
+    /// Writes what was sealed, in which nothing is pending any more. `ImageSaved` or `ImageUnsaved` follows.
+    pub fn write(&mut self, saved: Saved, ram: GuestRam, sealed: Arc<SealedImage>) {
+        self.call_off();
+        let leave = Arc::new(Leave::default());
+        self.leave = Some(Arc::clone(&leave));
+        self.give(Job::Write { saved, ram, sealed, leave });
+    }
+
+    /// What is read next is waited for.
+    pub fn want(&mut self) {
+        self.wanted = true;
+    }
+
+    /// Whether what has been read was still waited for.
+    pub fn was_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// Reads the image into this fresh memory. `ImageRead` follows.
+    pub fn read(&self, saved: Saved, ram: GuestRam) {
+        self.give(Job::Read { saved, ram });
+    }
+
+    /// No image is there any more.
+    pub fn remove(&mut self) {
+        self.call_off();
+        self.give(Job::Remove);
+    }
+
+    /// A machine tries to go on with the VM: what is being written gets no name until it is known whether it does.
+    pub fn pause(&self) {
+        self.set(Going::Undecided);
+    }
+
+    /// It did not.
+    pub fn go_on(&self) {
+        self.set(Going::On);
+    }
+
+    /// It does, or what is being written is of no use any more.
+    pub fn call_off(&mut self) {
+        self.set(Going::Off);
+        self.leave = None;
+        self.wanted = false;
+    }
+
+    fn set(&self, going: Going) {
+        if let Some(leave) = &self.leave {
+            leave.set(going);
+        }
+    }
+
+    fn give(&self, job: Job) {
+        // The thread lives as long as we hold its sender, unless it panicked; then its message is in the log.
+        let _ = self.jobs.send(job);
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Going {
+    /// The VM stands still.
+    #[default]
+    On,
+    /// It may be about to run.
+    Undecided,
+    /// It runs.
+    Off,
+}
+
+/// Whether a write may go on, and what it wrote be given a name.
+#[derive(Default)]
+struct Leave {
+    going: Mutex<Going>,
+    changed: Condvar,
+}
+
+impl Leave {
+    fn set(&self, going: Going) {
+        *self.going.lock() = going;
+        self.changed.notify_all();
+    }
+
+    fn is_off(&self) -> bool {
+        *self.going.lock() == Going::Off
+    }
+
+    /// Waits until it is decided; false if it is off.
+    fn decided(&self) -> bool {
+        let mut going = self.going.lock();
+        while *going == Going::Undecided {
+            self.changed.wait(&mut going);
+        }
+        *going == Going::On
+    }
+}
+
+struct Worker {
+    file: ImageFile,
+    spec: MachineSpec,
+    news: Outlet<KeeperNews>,
+}
+
+impl Worker {
+    fn run(&self, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let told = match job {
+                Job::Write { saved, ram, sealed, leave } => {
+                    let outcome = self.write(saved, &ram, &sealed, &leave);
+                    self.news.tell(KeeperNews::ImageWritten { generation: saved.generation, outcome })
+                }
+                Job::Read { saved, ram } => {
+                    let outcome = self.read(saved, &ram).map(|sealed| (ram, sealed));
+                    self.news.tell(KeeperNews::ImageRead(outcome))
+                }
+                Job::Remove => {
+                    match self.file.remove() {
+                        Ok(()) => tracing::info!("the VM has gone on: its image on disk is removed"),
+                        // It is stale, and removed at the next start.
+                        Err(e) => tracing::warn!("a stale image of the VM cannot be removed: {e}"),
+                    }
+                    Ok(())
+                }
+            };
+            if told.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        saved: Saved,
+        ram: &GuestRam,
+        sealed: &SealedImage,
+        leave: &Leave,
+    ) -> Result<(), SaveError> {
+        let mut said = 0;
+        let looked_at = |percent: u8| {
+            if percent >= said + NEWS_PERCENT {
+                said = percent;
+                let generation = saved.generation;
+                if self.news.tell(KeeperNews::ImageProgress { generation, percent }).is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
+            if leave.is_off() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let aside = self.file.write(saved, &self.spec, &sealed.state, &ram.view()?, looked_at)?;
+        if !leave.decided() {
+            return Err(SaveError::CalledOff);
+        }
+        let path = aside.publish()?;
+        let (generation, epoch) = (saved.generation, sealed.epoch);
+        tracing::warn!(generation, epoch, "the VM's state is on disk: {}", path.display());
+        Ok(())
+    }
+
+    fn read(&self, saved: Saved, ram: &GuestRam) -> Result<Arc<SealedImage>, SaveError> {
+        let view = ram.view()?;
+        let state = self.file.read(saved, &self.spec, &view)?;
+        let Saved { generation, held: Held { pairing, epoch }, .. } = saved;
+        tracing::info!(generation, epoch, "the VM's state is read from disk");
+        let image = Arc::new(Image::new(view));
+        Ok(Arc::new(SealedImage { pairing, epoch, state, pending: Vec::new(), image }))
+    }
+}

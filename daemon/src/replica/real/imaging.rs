@@ -1,0 +1,85 @@
+//! The daemon's hands on an heir whose machine does not take the state: to disk with it, and back.
+
+use super::RealHands;
+use super::resuming::Resuming;
+use crate::keeper::{KeeperNews, Order, SaveError};
+use crate::replica::Input;
+use crate::role::{Event, Saved, Unread};
+use ft_checkpoint::receiver::SealedImage;
+use ft_ram::GuestRam;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl RealHands {
+    pub(super) fn save_sealed(&mut self, saved: Saved) {
+        // What was still being applied behind a machine that did not run belongs to the image.
+        if let Some(settling) = self.settling.take() {
+            settling.finish();
+        }
+        let why = match &self.resuming {
+            Some(Resuming { sealed: Some((ram, sealed)), .. }) => {
+                let (ram, sealed) = (ram.clone(), Arc::clone(sealed));
+                tracing::warn!("no machine here takes the VM's state: writing it to disk");
+                return self.images.write(saved, ram, sealed);
+            }
+            Some(_) => SaveError::Replay,
+            None => SaveError::NothingHeld,
+        };
+        self.tell_keepers(KeeperNews::ImageWritten { generation: saved.generation, outcome: Err(why) });
+    }
+
+    pub(super) fn prepare_for_image(&mut self, saved: Saved) {
+        self.resuming = None;
+        self.images.want();
+        match self.order_and_wait(Order::Prepare).and_then(|prepared| Ok(prepared?)) {
+            Ok(ram) => self.images.read(saved, ram),
+            Err(why) => {
+                self.tell_keepers(KeeperNews::ImageRead(Err(SaveError::Unprepared(why.to_string()))));
+            }
+        }
+    }
+
+    fn tell_keepers(&self, news: KeeperNews) {
+        // The queue lives as long as these hands.
+        let _ = self.inputs.send(Input::Keeper(news));
+    }
+
+    pub(super) fn event_of_written(&self, generation: u64, outcome: Result<(), SaveError>) -> Event {
+        match outcome {
+            Ok(()) => Event::ImageSaved { generation },
+            Err(why) => {
+                match why {
+                    SaveError::CalledOff => tracing::info!("the VM's state is not written to disk: {why}"),
+                    _ => tracing::error!("the VM's state is not written to disk: {why}"),
+                }
+                Event::ImageUnsaved { generation, why: why.to_string() }
+            }
+        }
+    }
+
+    pub(super) fn event_of_read(
+        &mut self,
+        outcome: Result<(GuestRam, Arc<SealedImage>), SaveError>,
+    ) -> Option<Event> {
+        if !self.images.was_wanted() {
+            return None;
+        }
+        Some(match outcome {
+            Ok((ram, sealed)) => {
+                let (epoch, sealed) = (sealed.epoch, Some((ram, sealed)));
+                let began = Instant::now();
+                self.resuming = Some(Resuming { began, epoch, pending: 0, attempts: 0, sealed });
+                Event::ImageRead
+            }
+            Err(why) => {
+                tracing::error!("the VM's state is not read from disk: {why}");
+                // The memory was filled in part.
+                let _ = self.order_and_wait(Order::Stop);
+                match why.may_pass() {
+                    true => Event::ImageUnread(Unread::ForNow(why.to_string())),
+                    false => Event::ImageUnread(Unread::ForGood(why.to_string())),
+                }
+            }
+        })
+    }
+}
