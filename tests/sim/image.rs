@@ -1,7 +1,7 @@
 //! The image on disk of a node that cannot resume what it owns: it outlives the process. Nothing may leave a VM while
 //! somebody could still go on from such an image of it.
 
-use ftd::role::{Event, OnDisk, Saved, Unread};
+use ftd::role::{Event, ImageTrouble, OnDisk, Saved};
 use rand::Rng;
 
 use crate::model::{Image, Mutant, NAMES};
@@ -70,7 +70,7 @@ impl World {
             Job::Read => {
                 let node = &mut self.nodes[n];
                 let Some(shelf) = node.disk.filter(|_| !full) else {
-                    return self.tell(n, Event::ImageUnread(Unread::ForNow("no memory".into())));
+                    return self.tell(n, Event::ImageUnread(ImageTrouble::ForNow("no memory".into())));
                 };
                 node.exec.sealed_off = Some(shelf.image);
                 node.exec.from_disk = true;

@@ -2,7 +2,7 @@
 //! which generation of which cell it may be gone on from: only while the cell is exactly there.
 //!
 //! ```text
-//! head:     "FTDIMAGE" version u32, length u32, About (postcard), crc32c u32 of all before
+//! head:     "FTDIMAGE" version u32, length u32, ImageLabel (postcard), crc32c u32 of all before
 //! state:    length u32, the machine's state
 //! memory:   length u32, page records; again and again; a length of 0 ends it. Zero pages are left out
 //! end:      length u64 of the file, BLAKE3 of all before
@@ -16,7 +16,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use read::Reader;
+pub use read::ImageReader;
 pub use write::{Unwritten, bytes_max, write};
 
 use crate::page::PageError;
@@ -29,8 +29,8 @@ use std::io;
 pub const MAGIC: [u8; 8] = *b"FTDIMAGE";
 /// Version of the format. Another one is refused, not guessed at.
 pub const VERSION: u32 = 1;
-/// Most bytes of an [`About`].
-pub const ABOUT_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of an [`ImageLabel`].
+pub const LABEL_BYTES_MAX: usize = 64 << 10;
 /// Page records are written in pieces of about this size.
 const PIECE_BYTES: usize = 1 << 20;
 /// No piece is longer: the record that fills it comes on top.
@@ -42,7 +42,7 @@ const END_BYTES: usize = 8 + blake3::OUT_LEN;
 
 /// Whose state it is, and as of when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct About {
+pub struct ImageLabel {
     /// The VM's name.
     pub vm: String,
     /// The node that owns it, and wrote this.

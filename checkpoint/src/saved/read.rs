@@ -1,6 +1,6 @@
 //! Reading a saved image.
 
-use super::{ABOUT_BYTES_MAX, About, END_BYTES, MAGIC, PIECE_BYTES_MAX, SavedError, VERSION};
+use super::{END_BYTES, ImageLabel, LABEL_BYTES_MAX, MAGIC, PIECE_BYTES_MAX, SavedError, VERSION};
 use crate::encoder::STATE_BYTES_MAX;
 use crate::page::{Records, ZERO_PAGE};
 use ft_ram::{PageIndex, RamView};
@@ -8,12 +8,12 @@ use ft_vm::spec::MachineSpec;
 use std::io::{self, Read};
 
 /// Reads an image from its beginning: first what it says of itself, then the rest.
-pub struct Reader<R> {
+pub struct ImageReader<R> {
     input: Hashed<R>,
-    about: About,
+    label: ImageLabel,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> ImageReader<R> {
     /// Reads whose state it is. Buffer the input.
     pub fn open(input: R) -> Result<Self, SavedError> {
         let mut input = Hashed { input, hasher: blake3::Hasher::new(), bytes: 0 };
@@ -27,7 +27,7 @@ impl<R: Read> Reader<R> {
         if theirs != VERSION {
             return Err(SavedError::Version { theirs });
         }
-        let head = input.piece("head", ABOUT_BYTES_MAX)?;
+        let head = input.piece("head", LABEL_BYTES_MAX)?;
         start.extend_from_slice(&theirs.to_le_bytes());
         start.extend_from_slice(&(head.len() as u32).to_le_bytes());
         start.extend_from_slice(&head);
@@ -35,23 +35,23 @@ impl<R: Read> Reader<R> {
             return Err(SavedError::Damaged { what: "head" });
         }
         let malformed = |e: postcard::Error| SavedError::Malformed(e.to_string());
-        let about: About = postcard::from_bytes(&head).map_err(malformed)?;
-        if postcard::to_stdvec(&about).map_err(malformed)? != head {
+        let label: ImageLabel = postcard::from_bytes(&head).map_err(malformed)?;
+        if postcard::to_stdvec(&label).map_err(malformed)? != head {
             return Err(SavedError::Malformed("it has extra bytes".into()));
         }
-        Ok(Self { input, about })
+        Ok(Self { input, label })
     }
 
     /// Whose state it is.
-    pub fn about(&self) -> &About {
-        &self.about
+    pub fn label(&self) -> &ImageLabel {
+        &self.label
     }
 
     /// Fills the fresh (zero) memory of a machine of this kind, and gives the state that belongs to it. Memory is
     /// filled before the digest is known to be right: after an error it is of no use.
     pub fn take(mut self, ours: &MachineSpec, ram: &RamView) -> Result<Vec<u8>, SavedError> {
-        if self.about.spec != *ours || u64::from(ram.pages()) * 4096 != ours.ram_bytes {
-            let (theirs, ours) = (Box::new(self.about.spec), Box::new(ours.clone()));
+        if self.label.spec != *ours || u64::from(ram.pages()) * 4096 != ours.ram_bytes {
+            let (theirs, ours) = (Box::new(self.label.spec), Box::new(ours.clone()));
             return Err(SavedError::Machine { theirs, ours });
         }
         let state = self.input.piece("state", STATE_BYTES_MAX)?;

@@ -20,8 +20,8 @@ fn spec() -> MachineSpec {
     }
 }
 
-fn about() -> About {
-    About {
+fn label() -> ImageLabel {
+    ImageLabel {
         vm: "web".into(),
         node: "beta".into(),
         cell: 0xfeed,
@@ -52,12 +52,12 @@ fn memory() -> RamView {
 fn sample() -> &'static [u8] {
     static SAMPLE: OnceLock<Vec<u8>> = OnceLock::new();
     SAMPLE
-        .get_or_init(|| write(Vec::new(), &about(), STATE, &memory(), |_| ControlFlow::Continue(())).unwrap())
+        .get_or_init(|| write(Vec::new(), &label(), STATE, &memory(), |_| ControlFlow::Continue(())).unwrap())
 }
 
 fn take(bytes: &[u8]) -> Result<(Vec<u8>, RamView), SavedError> {
     let ram = fresh();
-    Reader::open(bytes)?.take(&spec(), &ram).map(|state| (state, ram))
+    ImageReader::open(bytes)?.take(&spec(), &ram).map(|state| (state, ram))
 }
 
 /// With a digest that fits, so that what is before it is judged.
@@ -70,13 +70,13 @@ fn resigned(mut bytes: Vec<u8>) -> Vec<u8> {
 
 /// Where the state's length stands.
 fn state_at() -> usize {
-    MAGIC.len() + 8 + postcard::to_stdvec(&about()).unwrap().len() + 4
+    MAGIC.len() + 8 + postcard::to_stdvec(&label()).unwrap().len() + 4
 }
 
 #[test]
 fn an_image_gives_back_what_was_sealed_and_says_whose_it_is() {
-    let reader = Reader::open(sample()).unwrap();
-    assert_eq!(*reader.about(), about());
+    let reader = ImageReader::open(sample()).unwrap();
+    assert_eq!(*reader.label(), label());
     let (state, ram) = take(sample()).unwrap();
     assert_eq!(state, STATE);
     let (then, mut left, mut right) = (memory(), crate::page::ZERO_PAGE, crate::page::ZERO_PAGE);
@@ -100,7 +100,7 @@ fn zero_pages_take_no_room_and_what_it_takes_is_known_before() {
 #[test]
 fn a_write_that_is_called_off_ends() {
     let mut looks = 0;
-    let written = write(Vec::new(), &about(), STATE, &memory(), |_| {
+    let written = write(Vec::new(), &label(), STATE, &memory(), |_| {
         looks += 1;
         ControlFlow::Break(())
     });
@@ -138,7 +138,7 @@ fn other_files_versions_and_machines_are_refused_by_name() {
     assert!(matches!(take(&newer).map(drop), Err(SavedError::Version { theirs: 9 })));
     let larger = MachineSpec { ram_bytes: 2 * RAM_BYTES, ..spec() };
     let ram = GuestRam::new(2 * RAM_BYTES).unwrap().view().unwrap();
-    let error = Reader::open(sample()).unwrap().take(&larger, &ram).unwrap_err();
+    let error = ImageReader::open(sample()).unwrap().take(&larger, &ram).unwrap_err();
     assert!(matches!(error, SavedError::Machine { .. }), "{error}");
     assert!(!error.may_pass());
 }
@@ -155,7 +155,7 @@ fn lengths_pages_and_ends_that_cannot_be_are_refused_even_under_a_digest_that_fi
     let long = with(&|bytes| bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes()));
     assert!(matches!(long, Err(SavedError::TooLong { what: "state", .. })), "{long:?}");
     let piece = at + 4 + STATE.len();
-    let long = with(&|bytes| bytes[piece..piece + 4].copy_from_slice(&(2 << 20_u32).to_le_bytes()));
+    let long = with(&|bytes| bytes[piece..piece + 4].copy_from_slice(&(2_u32 << 20).to_le_bytes()));
     assert!(matches!(long, Err(SavedError::TooLong { what: "memory", .. })), "{long:?}");
     let page = with(&|bytes| bytes[piece + 4..piece + 8].copy_from_slice(&4096_u32.to_le_bytes()));
     assert!(matches!(page, Err(SavedError::Page { page: 4096, pages: 4096 })), "{page:?}");
@@ -195,10 +195,11 @@ proptest! {
         state in proptest::collection::vec(any::<u8>(), 0..5000),
         written in proptest::collection::btree_map(0..4096_u32, any::<u64>(), 0..20),
     ) {
-        let (then, about) = (fresh(), About { generation, epoch, ..about() });
+        let (then, label) = (fresh(), ImageLabel { generation, epoch, ..label() });
         written.iter().for_each(|(page, seed)| then.write_page(*page, &noise_page(*seed)));
-        let bytes = write(Vec::new(), &about, &state, &then, |_| ControlFlow::Continue(())).unwrap();
-        prop_assert_eq!(Reader::open(&bytes[..]).unwrap().about(), &about);
+        let bytes = write(Vec::new(), &label, &state, &then, |_| ControlFlow::Continue(())).unwrap();
+        let reader = ImageReader::open(&bytes[..]).unwrap();
+        prop_assert_eq!(reader.label(), &label);
         let (again, ram) = take(&bytes).unwrap();
         prop_assert_eq!(again, state);
         let mut page = crate::page::ZERO_PAGE;

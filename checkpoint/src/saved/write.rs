@@ -1,6 +1,6 @@
 //! Writing a saved image.
 
-use super::{ABOUT_BYTES_MAX, About, END_BYTES, MAGIC, PIECE_BYTES, RECORD_BYTES_MAX, VERSION};
+use super::{END_BYTES, ImageLabel, LABEL_BYTES_MAX, MAGIC, PIECE_BYTES, RECORD_BYTES_MAX, VERSION};
 use crate::encoder::STATE_BYTES_MAX;
 use crate::page::{PageCodec, ZERO_PAGE, is_zero};
 use ft_ram::{PageIndex, RamView};
@@ -29,7 +29,7 @@ pub fn bytes_max(state: &[u8], ram: &RamView) -> io::Result<(u64, u64)> {
         Ok::<_, io::Error>(())
     })?;
     let pieces = 4 * (pages * RECORD_BYTES_MAX as u64 / PIECE_BYTES as u64 + 2);
-    let rest = (MAGIC.len() + 16 + ABOUT_BYTES_MAX + state.len() + END_BYTES) as u64;
+    let rest = (MAGIC.len() + 16 + LABEL_BYTES_MAX + state.len() + END_BYTES) as u64;
     Ok((pages * RECORD_BYTES_MAX as u64 + pieces + rest, pages))
 }
 
@@ -37,13 +37,13 @@ pub fn bytes_max(state: &[u8], ram: &RamView) -> io::Result<(u64, u64)> {
 /// piece and after the last page, and may call it off. Nothing of the memory is read after the last page was.
 pub fn write<W: Write>(
     out: W,
-    about: &About,
+    label: &ImageLabel,
     state: &[u8],
     ram: &RamView,
     mut looked_at: impl FnMut(u64) -> ControlFlow<()>,
 ) -> Result<W, Unwritten> {
-    let head = postcard::to_stdvec(about).map_err(io::Error::other)?;
-    if head.len() > ABOUT_BYTES_MAX {
+    let head = postcard::to_stdvec(label).map_err(io::Error::other)?;
+    if head.len() > LABEL_BYTES_MAX {
         return Err(Unwritten::TooLong("description"));
     }
     if state.len() > STATE_BYTES_MAX {

@@ -4,7 +4,7 @@
 
 use crate::role::{Held, NodeRecord, OnDisk, Saved};
 use ft_arbiter::CellId;
-use ft_checkpoint::saved::{self, About, Reader, SavedError, Unwritten};
+use ft_checkpoint::saved::{self, ImageLabel, ImageReader, SavedError, Unwritten};
 use ft_ram::RamView;
 use ft_vm::spec::MachineSpec;
 use nix::sys::statvfs::statvfs;
@@ -66,13 +66,13 @@ pub enum ImageError {
     /// It is of another VM or node, or says another generation than its name.
     #[error(
         "{} is not of this VM and node: it says VM {}, node {}, generation {}",
-        path.display(), about.vm, about.node, about.generation
+        path.display(), label.vm, label.node, label.generation
     )]
     Foreign {
         /// The file.
         path: PathBuf,
         /// What it says.
-        about: Box<About>,
+        label: Box<ImageLabel>,
     },
     /// There is none any more.
     #[error("{}: no image is there any more", .0.display())]
@@ -152,24 +152,24 @@ impl ImageFile {
 
     /// What the image at this place says of itself.
     fn head(&self, path: &Path, generation: u64) -> Result<Saved, ImageError> {
-        self.own(path, generation, self.open(path)?.about())
+        self.own(path, generation, self.open(path)?.label())
     }
 
-    fn own(&self, path: &Path, named: u64, about: &About) -> Result<Saved, ImageError> {
-        let About { vm, node, cell, generation, pairing, epoch, spec: _ } = about;
+    fn own(&self, path: &Path, named: u64, label: &ImageLabel) -> Result<Saved, ImageError> {
+        let ImageLabel { vm, node, cell, generation, pairing, epoch, spec: _ } = label;
         if (vm, node, *generation) != (&self.vm, &self.node, named) {
-            return Err(ImageError::Foreign { path: path.to_owned(), about: Box::new(about.clone()) });
+            return Err(ImageError::Foreign { path: path.to_owned(), label: Box::new(label.clone()) });
         }
         let held = Held { pairing: *pairing, epoch: *epoch };
         Ok(Saved { cell: CellId(*cell), generation: named, held })
     }
 
-    fn open(&self, path: &Path) -> Result<Reader<BufReader<File>>, ImageError> {
+    fn open(&self, path: &Path) -> Result<ImageReader<BufReader<File>>, ImageError> {
         let file = File::open(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ImageError::Gone(path.to_owned()),
             _ => self.failed(path)(source),
         })?;
-        Reader::open(BufReader::with_capacity(BUFFER_BYTES, file))
+        ImageReader::open(BufReader::with_capacity(BUFFER_BYTES, file))
             .map_err(|source| ImageError::Unusable { path: path.to_owned(), source })
     }
 
@@ -177,8 +177,8 @@ impl ImageFile {
     pub fn read(&self, saved: Saved, spec: &MachineSpec, ram: &RamView) -> Result<Vec<u8>, ImageError> {
         let path = self.path(saved.generation);
         let reader = self.open(&path)?;
-        if self.own(&path, saved.generation, reader.about())? != saved {
-            return Err(ImageError::Foreign { about: Box::new(reader.about().clone()), path });
+        if self.own(&path, saved.generation, reader.label())? != saved {
+            return Err(ImageError::Foreign { label: Box::new(reader.label().clone()), path });
         }
         reader.take(spec, ram).map_err(|source| ImageError::Unusable { path, source })
     }
@@ -193,7 +193,7 @@ impl ImageFile {
         mut looked_at: impl FnMut(u8) -> ControlFlow<()>,
     ) -> Result<Aside, ImageError> {
         let Saved { cell, generation, held: Held { pairing, epoch } } = saved;
-        let about = About {
+        let label = ImageLabel {
             vm: self.vm.clone(),
             node: self.node.clone(),
             cell: cell.0,
@@ -211,7 +211,7 @@ impl ImageFile {
         let aside = Aside { path: aside, of: self.clone(), generation };
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         let looked_at = |done: u64| looked_at((100 * done / pages.max(1)).min(100) as u8);
-        let written = saved::write(out, &about, state, ram, looked_at)
+        let written = saved::write(out, &label, state, ram, looked_at)
             .and_then(|out| out.into_inner().map_err(|e| e.into_error().into()))
             .and_then(|file| Ok(file.sync_all()?));
         written.map_err(|source| ImageError::Unwritten { path: aside.path.clone(), source })?;

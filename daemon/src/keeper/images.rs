@@ -226,7 +226,10 @@ impl Worker {
             }
             if leave.is_off() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let aside = self.file.write(saved, &self.spec, &sealed.state, &ram.view()?, looked_at)?;
+        let aside = match self.file.write(saved, &self.spec, &sealed.state, &ram.view()?, looked_at) {
+            Err(_) if leave.is_off() => return Err(SaveError::CalledOff),
+            written => written?,
+        };
         if !leave.decided() {
             return Err(SaveError::CalledOff);
         }
@@ -243,5 +246,92 @@ impl Worker {
         tracing::info!(generation, epoch, "the VM's state is read from disk");
         let image = Arc::new(Image::new(view));
         Ok(Arc::new(SealedImage { pairing, epoch, state, pending: Vec::new(), image }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::{Held, OnDisk};
+    use ft_arbiter::CellId;
+    use ft_vm::spec::EngineKind;
+    use std::path::Path;
+
+    const SAVED: Saved = Saved { cell: CellId(9), generation: 3, held: Held { pairing: 5, epoch: 44 } };
+
+    fn spec() -> MachineSpec {
+        let engine = EngineKind::Soft;
+        MachineSpec { engine, vcpus: 1, ram_bytes: 16 << 20, net: None, disks: Vec::new(), rng: false }
+    }
+
+    fn memory() -> GuestRam {
+        GuestRam::new(16 << 20).unwrap()
+    }
+
+    fn sealed(ram: &GuestRam) -> Arc<SealedImage> {
+        let view = ram.view().unwrap();
+        view.write_page(300, &[7; 4096]);
+        let (state, image) = (b"registers".to_vec(), Arc::new(Image::new(view)));
+        Arc::new(SealedImage { pairing: 5, epoch: 44, state, pending: Vec::new(), image })
+    }
+
+    fn images(directory: &Path) -> (Images, Receiver<KeeperNews>, ImageFile) {
+        let (queue, news) = channel();
+        let file = ImageFile::new(directory, "web", "beta");
+        (Images::start(file.clone(), spec(), Outlet::into_queue(&queue, |news| news)).unwrap(), news, file)
+    }
+
+    /// A write that begins while a machine tries to go on.
+    fn write_paused(images: &mut Images, ram: &GuestRam) {
+        let leave = Arc::new(Leave::default());
+        images.leave = Some(Arc::clone(&leave));
+        images.pause();
+        images.give(Job::Write { saved: SAVED, ram: ram.clone(), sealed: sealed(ram), leave });
+    }
+
+    /// Whether the image came to be, once that is certain.
+    fn written(news: &Receiver<KeeperNews>) -> Result<(), SaveError> {
+        loop {
+            if let KeeperNews::ImageWritten { generation: 3, outcome } = news.recv().unwrap() {
+                return outcome;
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_gets_its_name_only_when_it_is_certain_that_the_vm_stands_still() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut images, news, file) = images(directory.path());
+        let ram = memory();
+        write_paused(&mut images, &ram);
+        images.call_off();
+        assert!(matches!(written(&news), Err(SaveError::CalledOff)));
+        assert_eq!(file.look(None), OnDisk::Nothing);
+        write_paused(&mut images, &ram);
+        images.go_on();
+        written(&news).unwrap();
+        assert_eq!(file.look(None), OnDisk::Image(SAVED));
+    }
+
+    #[test]
+    fn what_was_written_is_held_again_and_a_removal_comes_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut images, news, file) = images(directory.path());
+        let ram = memory();
+        images.write(SAVED, ram.clone(), sealed(&ram));
+        written(&news).unwrap();
+        images.want();
+        images.read(SAVED, memory());
+        let Ok(KeeperNews::ImageRead(Ok((ram, sealed)))) = news.recv() else { panic!("it is not read") };
+        assert!(images.was_wanted() && !images.was_wanted());
+        assert_eq!((sealed.pairing, sealed.epoch, &sealed.state[..]), (5, 44, &b"registers"[..]));
+        let mut page = [0; 4096];
+        ram.view().unwrap().read_page(300, &mut page);
+        assert_eq!(page, [7; 4096]);
+        images.remove();
+        images.read(SAVED, memory());
+        let Ok(KeeperNews::ImageRead(Err(why))) = news.recv() else { panic!("it is still there") };
+        assert!(!why.may_pass(), "{why}");
+        assert_eq!(file.look(None), OnDisk::Nothing);
     }
 }

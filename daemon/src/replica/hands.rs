@@ -113,8 +113,8 @@ pub trait Hands {
     /// Backup: the VM goes on from what was sealed off. After an error that is still there, for the next attempt, which
     /// is made on a fresh machine.
     fn resume_vm(&mut self) -> Result<(), Self::Error>;
-    /// Heir: has what was sealed off written to disk, unless the VM goes on before it is; `ImageSaved` or `ImageUnsaved`
-    /// follows.
+    /// Heir: has what was sealed off written to disk, unless the VM goes on before it is; `ImageSaved` or
+    /// `ImageUnsaved` follows.
     fn save_image(&mut self, saved: Saved);
     /// Heir: has this image on disk read into fresh memory, to be gone on from as what was sealed off; `ImageRead` or
     /// `ImageUnread` follows.

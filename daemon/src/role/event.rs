@@ -29,7 +29,7 @@ pub enum Gone {
 
 /// Why the image on disk is not held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unread {
+pub enum ImageTrouble {
     /// The host does not give it, or has no memory for it: that may pass.
     ForNow(String),
     /// It is damaged, or of another machine.
@@ -229,7 +229,7 @@ pub enum Event {
     /// Heir: the answer to [`super::Command::ReadImage`]: what the image has is held now.
     ImageRead,
     /// Heir: the answer to [`super::Command::ReadImage`]: it is not held.
-    ImageUnread(Unread),
+    ImageUnread(ImageTrouble),
 
     /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
     SwitchoverOffered {

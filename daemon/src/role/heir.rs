@@ -13,7 +13,7 @@ use super::backup::Backup;
 use super::bereft::Bereft;
 use super::command::{Command, Succession};
 use super::core::{Core, Next};
-use super::event::{ConnId, Event, Held, Micros, Unread};
+use super::event::{ConnId, Event, Held, ImageTrouble, Micros};
 use super::primary::Primary;
 use super::request::{Leave, RequestRefusal};
 use super::saved::{OnDisk, Saved};
@@ -124,11 +124,11 @@ impl Heir {
                 self.unread = false;
                 self.resume(core);
             }
-            Event::ImageUnread(Unread::ForNow(why)) if self.step == Step::Reading => {
+            Event::ImageUnread(ImageTrouble::ForNow(why)) if self.step == Step::Reading => {
                 self.on_failure(core, format!("the image on disk cannot be read: {why}"));
             }
             // It stays on disk, for people.
-            Event::ImageUnread(Unread::ForGood(why)) if self.step == Step::Reading => {
+            Event::ImageUnread(ImageTrouble::ForGood(why)) if self.step == Step::Reading => {
                 core.on_disk = OnDisk::Unusable(why);
                 let why = core.on_disk.why_not_for(&self.cell);
                 return Some(Next::Bereft(Bereft::new(core, self.cell.clone(), why)));

@@ -107,7 +107,7 @@ mod view;
 
 pub use self::core::Core;
 pub use command::{Command, Exit, PairingStart, Succession};
-pub use event::{ConnId, Event, Gone, GuestEnd, Held, Micros, Unread};
+pub use event::{ConnId, Event, Gone, GuestEnd, Held, ImageTrouble, Micros};
 pub use network::{OnUplinkLoss, Reach, Whose};
 pub use policy::{OnFenced, OnLostMemory, Policy, StartAs, Times};
 pub use proof::{Lapse, Lapsed};

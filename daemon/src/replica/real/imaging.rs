@@ -4,7 +4,7 @@ use super::RealHands;
 use super::resuming::Resuming;
 use crate::keeper::{KeeperNews, Order, SaveError};
 use crate::replica::Input;
-use crate::role::{Event, Saved, Unread};
+use crate::role::{Event, ImageTrouble, Saved};
 use ft_checkpoint::receiver::SealedImage;
 use ft_ram::GuestRam;
 use std::sync::Arc;
@@ -76,8 +76,8 @@ impl RealHands {
                 // The memory was filled in part.
                 let _ = self.order_and_wait(Order::Stop);
                 match why.may_pass() {
-                    true => Event::ImageUnread(Unread::ForNow(why.to_string())),
-                    false => Event::ImageUnread(Unread::ForGood(why.to_string())),
+                    true => Event::ImageUnread(ImageTrouble::ForNow(why.to_string())),
+                    false => Event::ImageUnread(ImageTrouble::ForGood(why.to_string())),
                 }
             }
         })

@@ -131,7 +131,7 @@ fn an_owner_goes_on_from_the_image_of_its_generation() {
     let (mut rig, commands) = started(OnDisk::Image(IMAGE), 3, cell(3, Some("b"), None));
     assert_eq!(commands, [Command::ReadImage(IMAGE)]);
     assert!(rig.core.view().detail.contains("image on disk"), "{}", rig.core.view().detail);
-    rig.on(Event::ImageUnread(Unread::ForNow("no memory".into())));
+    rig.on(Event::ImageUnread(ImageTrouble::ForNow("no memory".into())));
     assert!(until_it_tries(&mut rig).contains(&Command::ReadImage(IMAGE)));
     let commands = rig.on(Event::ImageRead);
     let succession = Succession::Image;
@@ -166,7 +166,7 @@ fn an_image_is_for_its_own_generation_and_cell_only() {
 #[test]
 fn a_damaged_image_is_lost_memory_and_stays_for_people() {
     let (mut rig, _) = started(OnDisk::Image(IMAGE), 3, cell(3, Some("b"), None));
-    let commands = rig.on(Event::ImageUnread(Unread::ForGood("is damaged".into())));
+    let commands = rig.on(Event::ImageUnread(ImageTrouble::ForGood("is damaged".into())));
     assert!(!commands.contains(&Command::DropImage) && !exits(&commands), "{commands:?}");
     assert!(rig.core.view().detail.contains("is damaged"), "{}", rig.core.view().detail);
     let (rig, commands) = started(OnDisk::Unusable("is cut off".into()), 3, cell(3, Some("b"), None));
