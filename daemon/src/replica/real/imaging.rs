@@ -19,7 +19,9 @@ impl RealHands {
         let why = match &self.resuming {
             Some(Resuming { sealed: Some((ram, sealed)), .. }) => {
                 let (ram, sealed) = (ram.clone(), Arc::clone(sealed));
-                tracing::warn!("no machine here takes the VM's state: writing it to disk");
+                if self.unsaved.is_empty() {
+                    tracing::warn!("no machine here takes the VM's state: writing it to disk");
+                }
                 return self.images.write(saved, ram, sealed);
             }
             Some(_) => SaveError::Replay,
@@ -44,17 +46,18 @@ impl RealHands {
         let _ = self.inputs.send(Input::Keeper(news));
     }
 
-    pub(super) fn event_of_written(&self, generation: u64, outcome: Result<(), SaveError>) -> Event {
-        match outcome {
-            Ok(()) => Event::ImageSaved { generation },
-            Err(why) => {
-                match why {
-                    SaveError::CalledOff => tracing::info!("the VM's state is not written to disk: {why}"),
-                    _ => tracing::error!("the VM's state is not written to disk: {why}"),
-                }
-                Event::ImageUnsaved { generation, why: why.to_string() }
-            }
+    pub(super) fn event_of_written(&mut self, generation: u64, outcome: Result<(), SaveError>) -> Event {
+        let why = match outcome {
+            Ok(()) => return Event::ImageSaved { generation },
+            Err(why) => why,
+        };
+        let (is_failure, why) = (!matches!(why, SaveError::CalledOff), why.to_string());
+        // It is tried again and again: one line for each reason.
+        if is_failure && self.unsaved != why {
+            tracing::error!("the VM's state is not written to disk: {why}");
+            self.unsaved.clone_from(&why);
         }
+        Event::ImageUnsaved { generation, why }
     }
 
     pub(super) fn event_of_read(

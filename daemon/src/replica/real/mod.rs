@@ -71,6 +71,8 @@ pub struct RealHands {
     rehearsed: Option<u64>,
     resuming: Option<Resuming>,
     images: Images,
+    /// Why the image did not get to disk, as told.
+    unsaved: String,
     settling: Option<Settling>,
     /// Where the operator's requests are answered.
     replies: HashMap<RequestId, WishReply>,
@@ -166,6 +168,7 @@ impl RealHands {
             rehearsed: None,
             resuming: None,
             images,
+            unsaved: String::new(),
             settling: None,
             replies: HashMap::new(),
             requests: 0,
