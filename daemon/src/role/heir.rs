@@ -11,7 +11,7 @@ mod saving;
 use self::saving::Saving;
 use super::backup::Backup;
 use super::bereft::Bereft;
-use super::command::{Command, Succession};
+use super::command::{Command, Exit, Succession};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Held, ImageTrouble, Micros};
 use super::primary::Primary;
@@ -208,7 +208,11 @@ impl Heir {
             return None;
         }
         core.out.push(Command::Discard);
-        Some(Next::Backup(Backup::new("the former primary took the VM back")))
+        let why = "the former primary took the VM back";
+        match core.stop_requested {
+            true => Some(Next::Ended(Exit::Stopped(why.into()))),
+            false => Some(Next::Backup(Backup::new(why))),
+        }
     }
 
     pub(super) fn detail(&self) -> String {

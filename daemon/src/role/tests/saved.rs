@@ -182,4 +182,15 @@ fn a_former_primary_that_takes_the_vm_back_makes_the_image_stale() {
     rig.tick_after(20_000);
     let commands = rig.on(Event::CellRead(Ok(Some(cell(4, Some("a"), None)))));
     assert!(commands.contains(&Command::Discard) && commands.contains(&Command::DropImage), "{commands:?}");
+    assert!(!exits(&commands), "{commands:?}");
+}
+
+#[test]
+fn an_heir_that_is_to_stop_does_so_when_the_former_primary_takes_the_vm_back() {
+    let mut rig = failing(0);
+    rig.on(Event::TakeOverFailed("no memory".into()));
+    rig.on(stop());
+    rig.tick_after(20_000);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(4, Some("a"), None)))));
+    assert!(commands.contains(&Command::Discard) && exits(&commands), "{commands:?}");
 }
