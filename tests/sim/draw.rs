@@ -97,7 +97,7 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 4 => Fault::Stop { whom: whom(&mut rng), power_off: rng.random_bool(0.1) },
                 5 => Fault::SecondSelf,
                 // Whoever would take the VM over next.
-                1 => Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(1..9) },
+                1 => Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(1..5) },
                 2 => Fault::FailLoad,
                 _ => Fault::FailMachine,
             };
@@ -108,6 +108,27 @@ pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
             [Some((at, fault)), fails.then_some((at, moves))].into_iter().flatten()
         })
         .collect()
+}
+
+/// Draws heirs that cannot resume what they own, and end before they can, in the same way.
+pub fn of_images(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0x1a6e);
+    if !rng.random_bool(0.1) {
+        return Vec::new();
+    }
+    let at = rng.random_range(0..until);
+    let fails = Fault::FailTakeOver { whom: Whom::Other, times: rng.random_range(4..20) };
+    let down = Trip::Kill { silent: rng.random_bool(0.5), down_us: 1_000_000, fresh: false };
+    let ends = match rng.random_range(0..3) {
+        0 => Fault::Stop { whom: Whom::Owner, power_off: false },
+        _ => {
+            let trip = Trip::Kill { silent: rng.random_bool(0.5), down_us: span(&mut rng), fresh: false };
+            Fault::Trip { whom: Whom::Owner, steps: rng.random_range(0..5), trip }
+        }
+    };
+    let later = at + rng.random_range(100_000..1_500_000);
+    let primary = Fault::Trip { whom: Whom::Owner, steps: 0, trip: down };
+    vec![(When::At(at), fails), (When::At(at), primary), (When::At(later), ends)]
 }
 
 /// Draws links that end badly, in the same way.

@@ -171,6 +171,7 @@ impl World {
             planned.extend(draw::of_the_pair(seed, heal_at));
             planned.extend(draw::of_the_storage(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
+            planned.extend(draw::of_images(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));
             planned.extend(draw::of_returns(seed, heal_at));
             for (when, fault) in planned {
