@@ -95,7 +95,11 @@ impl World {
                 return;
             }
         }
-        let done = matches!(outcome, Ok(_) | Err(RequestRefusal::NotRunning | RequestRefusal::AlreadyRuns));
+        let done = matches!(
+            outcome,
+            Ok(_)
+                | Err(RequestRefusal::NotRunning | RequestRefusal::AlreadyRuns | RequestRefusal::Unsaved(_))
+        );
         match outcome {
             Ok(Done::Moved) => self.stats.add(Count::SwitchoversDone),
             Ok(Done::Stopped(_)) => self.stats.add(Count::Stopped),
