@@ -60,6 +60,8 @@ impl World {
 
     pub fn bring_back(&mut self, owner: usize, back: Return) {
         match back {
+            // A node that has lost its record founds nothing: he knows that.
+            Return::Boot(whom) | Return::BootFresh(whom) if self.nodes[self.pick(whom)].lost_disk => {}
             Return::Boot(whom) => self.ask_start(self.pick(whom), Start::Ended),
             Return::BootFresh(whom) => self.ask_start(self.pick(whom), Start::Fresh),
             Return::Bury => self.bury(owner),
