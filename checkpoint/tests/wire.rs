@@ -71,6 +71,22 @@ fn any_identity() -> impl Strategy<Value = Identity> {
     )
 }
 
+fn any_survey() -> impl Strategy<Value = Survey> {
+    let files = prop_oneof![
+        ".{0,90}".prop_map(HostFiles::Unread),
+        ("[g-k]", any_fact()).prop_map(|(name, fact)| HostFiles::Known(vec![Fact { name, ..fact }])),
+    ];
+    let rest = (".{0,20}", any::<Option<u32>>(), prop::option::of(".{0,90}"), any::<u64>());
+    (any_identity(), files, rest).prop_map(|(identity, files, (release, mtu, lacks, clock_us))| Survey {
+        identity,
+        files,
+        release,
+        mtu,
+        lacks,
+        clock_us,
+    })
+}
+
 fn any_message() -> impl Strategy<Value = Message<'static>> {
     let n = any::<u64>;
     prop_oneof![
@@ -109,6 +125,7 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         }),
         (any::<bool>(), ".{0,90}")
             .prop_map(|(is_cut_off, trouble)| Message::Network(Network { is_cut_off, trouble })),
+        prop::option::of(any_survey().prop_map(Box::new)).prop_map(Message::Survey),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
         (
             ".{0,90}",

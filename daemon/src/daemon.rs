@@ -7,19 +7,17 @@ use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_sign
 use crate::exit::DaemonExit;
 use crate::host::{
     self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
-    RecordError, RecordFile, Watchdog, facts, prepare_host,
+    RecordError, RecordFile, Watchdog, identity, prepare_host,
 };
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{PeerPlace, Port};
+use crate::peer::{PeerPlace, Port, TellLack};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError};
-use crate::role::{Exit, NodeRecord, OnDisk, OnUplinkLoss, Policy, Times};
-use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::message::{Identity, Mode};
-use ft_vm::spec::MachineSpec;
+use crate::role::{Exit, NodeRecord, OnDisk, OnUplinkLoss, Policy, Role, Times};
+use ft_checkpoint::wire::message::Mode;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -161,7 +159,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         port,
         identity,
         contents: Box::new(move || contents.facts()),
-        lacks: Box::new(move || need.shortage()),
+        lacks: lack(need, &window),
         host,
         arbiter,
         record_file,
@@ -216,16 +214,12 @@ fn await_answers(desk: &Desk) {
     }
 }
 
-/// What this node says of itself in a handshake.
-fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeError> {
-    Ok(Identity {
-        protocol: PROTOCOL,
-        vm: config.vm.to_string(),
-        node: config.node.to_string(),
-        peer: config.peer.node.to_string(),
-        process: random_nonce(),
-        generation: 0,
-        facts: facts(config, spec)?,
+/// What this host lacks to be the backup. Where the VM runs it has its memory already.
+fn lack(need: Need, window: &Arc<Window>) -> TellLack {
+    let window = Arc::clone(window);
+    Box::new(move || {
+        let runs_here = window.view().is_some_and(|view| view.what.role == Role::Primary);
+        if runs_here { None } else { need.shortage() }
     })
 }
 

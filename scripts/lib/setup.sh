@@ -95,6 +95,16 @@ setup_cargo() {
     done
 }
 
+# setup_space GIB: room for what is built, of which what has been built counts already.
+setup_space() {
+    local target=${CARGO_TARGET_DIR:-$FTD_ROOT/target} built_mib left_mib
+    mkdir -p "$target"
+    built_mib=$(du -sm "$target" | cut -f 1)
+    left_mib=$(df --output=avail -BM "$target" | tail -n 1 | tr -dc '0-9')
+    ((built_mib + left_mib >= $1 * 1024)) ||
+        die "$target needs $1 GiB of disk space, and has $built_mib MiB and $left_mib MiB to grow"
+}
+
 # setup_binaries: builds the release binaries, if need be, and sets FTD_BIN_DIR. Binaries given by FTD_BIN_DIR are used
 # as they are.
 setup_binaries() {

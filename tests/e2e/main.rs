@@ -18,5 +18,6 @@ mod refusal;
 mod rehearsal;
 mod replay;
 mod scrub;
+mod survey;
 mod switchover;
 mod time;

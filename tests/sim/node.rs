@@ -170,7 +170,9 @@ impl World {
         let node = &mut self.nodes[n];
         if let (Event::PairingBroken { .. }, Some(repl)) = (&event, &mut node.exec.repl) {
             repl.known_broken = repl.broken;
-            node.exec.broken_at = repl.broken.then_some(self.now);
+            // One that the other node has ended before is the other's to count.
+            let is_linked = !node.exec.links.is_empty();
+            node.exec.broken_at = (repl.broken && is_linked).then_some(self.now);
         }
         if matches!(event, Event::StopRequested { .. }) && self.stops_at_once(n) {
             return None;

@@ -278,6 +278,7 @@ impl Receiver {
             | Message::Echo { .. }
             | Message::Decline { .. }
             | Message::Position(_)
+            | Message::Survey(_)
             | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
             #[cfg(feature = "next-version")]
             Message::Build { .. } => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),

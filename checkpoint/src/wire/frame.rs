@@ -62,6 +62,7 @@ pub enum FrameType {
     Standing = 22,
     Network = 23,
     Pulse = 24,
+    Survey = 25,
     #[cfg(feature = "next-version")]
     Build = 1000,
 }
@@ -100,6 +101,7 @@ impl FrameType {
         Self::Standing,
         Self::Network,
         Self::Pulse,
+        Self::Survey,
         #[cfg(feature = "next-version")]
         Self::Build,
     ];

@@ -2,7 +2,7 @@
 //! of the log are bytes of [`ft_vm::replay::log`]; these are only borrowed here.
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
-pub use super::identity::Identity;
+pub use super::identity::{Fact, Identity};
 use crate::scrub::Sample;
 use serde::{Deserialize, Serialize};
 
@@ -146,6 +146,43 @@ pub struct Network {
     pub trouble: String,
 }
 
+/// A host as its node sees it now, for a comparison outside any pairing. Its clock is read last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survey {
+    /// As in a hello, without the facts of files.
+    pub identity: Identity,
+    /// Those.
+    pub files: HostFiles,
+    /// The release of ftd, for people.
+    pub release: String,
+    /// The MTU of its way to the other host, if the system tells.
+    pub mtu: Option<u32>,
+    /// What it lacks to be the backup, for people.
+    pub lacks: Option<String>,
+    /// Microseconds since 1970, by its clock.
+    pub clock_us: u64,
+}
+
+/// What a host's files hold, as far as that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostFiles {
+    /// A fact for each.
+    Known(Vec<Fact>),
+    /// One has not been read; why, for people.
+    Unread(String),
+}
+
+impl Survey {
+    /// The identity as in a hello, as far as the files are known.
+    pub fn whole(&self) -> Identity {
+        let mut identity = self.identity.clone();
+        if let HostFiles::Known(facts) = &self.files {
+            identity.facts.extend_from_slice(facts);
+        }
+        identity
+    }
+}
+
 /// An epoch is complete.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochEnd {
@@ -251,6 +288,8 @@ pub enum Message<'a> {
         /// From the hello on the connection that it belongs to.
         name: u64,
     },
+    /// None asks for a [`Survey`], which is all that is answered; nothing follows.
+    Survey(Option<Box<Survey>>),
     /// The next version: the backup names its build.
     #[cfg(feature = "next-version")]
     Build {
@@ -287,6 +326,7 @@ impl<'a> Message<'a> {
             Self::Standing(_) => FrameType::Standing,
             Self::Network(_) => FrameType::Network,
             Self::Pulse { .. } => FrameType::Pulse,
+            Self::Survey(_) => FrameType::Survey,
             #[cfg(feature = "next-version")]
             Self::Build { .. } => FrameType::Build,
         }
@@ -337,6 +377,11 @@ impl<'a> Message<'a> {
             FrameType::Standing => Self::Standing(parse(frame)?),
             FrameType::Network => Self::Network(parse(frame)?),
             FrameType::Pulse => Self::Pulse { name: parse(frame)? },
+            FrameType::Survey => {
+                let survey: Option<Box<Survey>> = parse(frame)?;
+                survey.iter().try_for_each(|survey| checked(&survey.whole(), kind))?;
+                Self::Survey(survey)
+            }
             #[cfg(feature = "next-version")]
             FrameType::Build => Self::Build { text: parse(frame)? },
         })
@@ -379,6 +424,7 @@ impl<'a> Message<'a> {
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
             Self::Network(m) => postcard::to_stdvec(m),
+            Self::Survey(m) => postcard::to_stdvec(m),
             #[cfg(feature = "next-version")]
             Self::Build { text } => postcard::to_stdvec(text),
         };

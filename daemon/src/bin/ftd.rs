@@ -6,7 +6,7 @@ use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
 use ftd::host::{self, Earlier, Log};
-use ftd::peer::{LIFELINE_COMMAND, run_lifeline};
+use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use std::path::{Path, PathBuf};
@@ -45,12 +45,16 @@ enum Cmd {
         #[arg(long)]
         forget: bool,
     },
-    /// Check a configuration and this host; runs nothing, only creates the daemon's missing directories
+    /// Check a configuration, this host, and what lies between it and the peer's; runs nothing
+    ///
+    /// Only creates the daemon's missing directories, and keeps the hashes of the VM's files there. If the peer's
+    /// daemon answers, warns of what the handshake would refuse, of clocks that are apart, of two MTUs on the link, of
+    /// two versions of ftd, and of memory that a backup lacks. That is no failure, nor is a peer that does not answer.
     CheckConfig {
         /// The configuration
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Check only the file, not this host
+        /// Check only the file, not the hosts
         #[arg(long)]
         syntax_only: bool,
     },
@@ -173,9 +177,19 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
             eprintln!("ftd: {e}");
             return e.exit();
         }
+        compare(&config);
     }
     println!("{}: fine", path.display());
     DaemonExit::Ok
+}
+
+/// Says what lies between this host and the peer's.
+fn compare(config: &Config) {
+    match peer::compare(config) {
+        Ok(gaps) if gaps.is_empty() => println!("{}: fits this host, as its daemon says", config.peer.node),
+        Ok(gaps) => gaps.iter().for_each(|gap| eprintln!("ftd: warning: {gap}")),
+        Err(e) => eprintln!("ftd: {e}"),
+    }
 }
 
 fn record(path: &Path, options: &RecordOptions) -> DaemonExit {

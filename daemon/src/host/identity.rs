@@ -1,8 +1,10 @@
 //! What this host tells its peer of itself in a handshake: all that resuming depends on, in the operator's words.
 
 use crate::config::{Config, GuestKind};
+use crate::nonce::random_nonce;
+use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions};
-use ft_checkpoint::wire::message::Mode;
+use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
 use ft_vm::spec::{EngineKind, MachineSpec};
 use ft_vm::state::{STATE_OLDEST, STATE_VERSION};
@@ -19,7 +21,19 @@ pub enum DescribeError {
 }
 
 /// All that is known without reading a file of the machine's.
-pub fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
+pub fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, DescribeError> {
+    Ok(Identity {
+        protocol: PROTOCOL,
+        vm: config.vm.to_string(),
+        node: config.node.to_string(),
+        peer: config.peer.node.to_string(),
+        process: random_nonce(),
+        generation: 0,
+        facts: facts(config, spec)?,
+    })
+}
+
+fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
     // Every field by name, so that a new one cannot be forgotten here. Disks are told by content, see `contents`.
     let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = spec;
     let (machine, replication) = (&config.machine, &config.replication);

@@ -19,7 +19,7 @@ mod wiring;
 pub use check::{ArbiterAnswer, HostError};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
-pub use identity::{DescribeError, facts};
+pub use identity::{DescribeError, identity};
 pub use image::{ImageError, ImageFile};
 pub use init::{Earlier, InitError, initialise};
 pub use log::{LOG_FILTER_VARIABLE, Log, LogDrain};

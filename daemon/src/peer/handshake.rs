@@ -7,6 +7,7 @@ use super::port::{PeerPlace, Port};
 use super::pulse::PulseEnds;
 use super::rendezvous::Rendezvous;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
+use super::survey;
 use crate::host::{Shortage, Unread};
 use crate::limited::{Limited, unsaid};
 use crate::nonce::random_nonce;
@@ -71,10 +72,16 @@ impl Local {
         Some(Refusal::Lacks { node: self.lasting.node.clone(), what })
     }
 
-    fn identity(&self) -> Result<Identity, Refusal> {
+    /// All but the facts of files.
+    pub(super) fn without_files(&self) -> Identity {
         let mut identity = self.lasting.clone();
         identity.peer = self.peer.get().node.to_string();
         identity.generation = self.generation.load(Ordering::Relaxed);
+        identity
+    }
+
+    fn identity(&self) -> Result<Identity, Refusal> {
+        let mut identity = self.without_files();
         let not_ready =
             |unread: Unread| Refusal::NotReady { node: identity.node.clone(), why: unread.to_string() };
         identity.facts.extend((self.contents)().map_err(not_ready)?);
@@ -82,7 +89,7 @@ impl Local {
     }
 }
 
-fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<Agreed, Refusal> {
+pub(super) fn check(theirs: &Identity, ours: &Identity, side: Side) -> Result<Agreed, Refusal> {
     handshake::check(theirs, ours, side, |theirs, ours| match side {
         // The VM runs here and would go on there.
         Side::Primary => cpu_fits(theirs, ours),
@@ -155,7 +162,7 @@ pub fn listen(
                         let fitting = shaken.fitting(ids.next(), hello.identity.generation);
                         let _ = news.tell(PeerNews::Accepted { fitting, hello });
                     }
-                    Ok(Taken::Pulse) => {}
+                    Ok(Taken::Pulse | Taken::Question) => {}
                     Err(e) => {
                         if !e.is_reading() {
                             complain(&complaints, from, &e);
@@ -222,6 +229,8 @@ enum Taken {
     Link(Box<Shaken>, Hello),
     /// A pulse, which waits for its hello.
     Pulse,
+    /// A question for a survey, which has its answer.
+    Question,
 }
 
 fn take_connection(
@@ -233,6 +242,7 @@ fn take_connection(
     let (mut reader, mut writer) = prepare(stream, local)?;
     let hello = match reader.read().and_then(|frame| first(&frame)) {
         Ok(First::Hello(hello)) => hello,
+        Ok(First::AsksForSurvey) => return survey::answer(local, &mut writer).map(|()| Taken::Question),
         Ok(First::Pulse(name)) => {
             reader.expect(vm_id(&local.lasting.vm), 0);
             rendezvous.bring(name, PulseEnds { reader, writer }, until);
@@ -267,6 +277,8 @@ fn take_connection(
 enum First {
     Hello(Hello),
     Pulse(u64),
+    /// It is no node, and asks how this one sees its host.
+    AsksForSurvey,
     /// It cannot be the backup now.
     Declines(String),
     Other,
@@ -276,13 +288,14 @@ fn first(frame: &Frame<'_>) -> Result<First, FrameError> {
     Ok(match Message::decode(frame)? {
         Message::Hello(hello) => First::Hello(hello),
         Message::Pulse { name } => First::Pulse(name),
+        Message::Survey(None) => First::AsksForSurvey,
         Message::Refuse(refuse) => First::Declines(shown(&refuse.text)),
         _ => First::Other,
     })
 }
 
 /// A refusal as people are shown it.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().filter(|c| *c == '\n' || !c.is_control()).take(REFUSAL_CHARS_MAX).collect()
 }
 

@@ -85,11 +85,18 @@ impl Link {
         // An executor that has ended does not miss it.
         let gone = move |why| drop(news.tell(PeerNews::Gone { conn, why }));
         let write_failed = gone.clone();
-        std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
+        // What has begun ends with what cannot begin.
+        let (begun, beating) = (Arc::clone(&outbox), Arc::clone(&pulse));
+        let end = |_: &std::io::Error| {
+            begun.close();
+            beating.end();
+        };
+        let writing = std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
             if let Err(e) = work.run() {
                 write_failed(LinkEnd::Lost(LinkError::Write(e)));
             }
-        })?;
+        });
+        writing.inspect_err(end)?;
         let door = Arc::clone(&intake);
         let reader = std::thread::Builder::new().name(format!("ftd-read-{conn}")).spawn(move || {
             let stream_reads: Sender<()> = stream_reads;
@@ -97,7 +104,8 @@ impl Link {
                 gone(why);
             }
             drop(stream_reads);
-        })?;
+        });
+        let reader = reader.inspect_err(end)?;
         Ok(Self { outbox, written, agreed, stream, intake, reader: Some(reader), pulse, _lifeline: lifeline })
     }
 

@@ -1,6 +1,7 @@
 //! Connections to the peer: who may knock (`port`) and who may connect (`handshake`), how messages are written (`link`,
 //! `outbox`) and read (`backup_reader`), how many may wait (`intake`), how the peer is known to live (`pulse`, which
-//! finds its link by `rendezvous`), and how a death is noticed early (`lifeline`).
+//! finds its link by `rendezvous`), how a death is noticed early (`lifeline`), and what lies between the two hosts
+//! (`survey`).
 
 mod backup_reader;
 mod error;
@@ -14,6 +15,7 @@ mod port;
 mod pulse;
 mod rendezvous;
 mod stream;
+mod survey;
 
 pub use backup_reader::BackupReader;
 pub use error::{HandshakeError, LinkEnd, LinkError};
@@ -26,3 +28,4 @@ pub use outbox::Closed;
 pub use port::{Listen, PeerPlace, Port};
 pub use pulse::{Beat, LinkSide, Outgoing};
 pub use stream::{Fitting, PeerReader};
+pub use survey::{HostGap, NotCompared, compare};

@@ -111,14 +111,16 @@ impl Pulse {
             }
         })?;
         let (reading, news) = (Arc::clone(&pulse), news.clone());
-        std::thread::Builder::new().name(format!("ftd-hear-{conn}")).spawn(move || {
+        let heard = std::thread::Builder::new().name(format!("ftd-hear-{conn}")).spawn(move || {
             let Some(why) = reading.read(conn, reader, side, &news) else { return };
             // What the peer said last is on the other connection, whose end is then the link's.
             if stream_ended.recv_timeout(LAST_WORD) == Err(RecvTimeoutError::Timeout) {
                 // An executor that has ended does not miss it.
                 let _ = news.tell(PeerNews::Gone { conn, why: LinkEnd::Lost(why) });
             }
-        })?;
+        });
+        // The first thread waits for nobody.
+        heard.inspect_err(|_| pulse.end())?;
         Ok(pulse)
     }
 

@@ -11,7 +11,6 @@ use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::hearing::Hearing;
-use super::network::{Reach, Whose};
 use super::proof::{Lapse, Lapsed, Verdict};
 use super::request::{Leave, RequestRefusal};
 use super::standing::in_words;
@@ -444,7 +443,6 @@ impl Primary {
 
     fn lose_peer(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.link = None;
-        core.networks.set(Whose::Peers, Reach::Unknown);
         self.why = why;
         core.forget_their_word();
         if self.switchover.as_ref().is_some_and(|switchover| switchover.step == Step::Asking) {

@@ -5,6 +5,7 @@ use super::arbitration::Asked;
 use super::command::Command;
 use super::core::Core;
 use super::event::{ConnId, Micros};
+use super::network::{Reach, Whose};
 use super::proof::{Case, Lapse, Lapsed, Verdict, Witness, silence};
 use super::record::NodeRecord;
 use ft_arbiter::{Cell, CellId};
@@ -100,6 +101,7 @@ impl Core {
     /// A connection begins or ends: what the peer said before is history.
     pub(super) fn forget_their_word(&mut self) {
         self.words.theirs = None;
+        self.networks.set(Whose::Peers, Reach::Unknown);
     }
 
     /// The pair is in step from now on; what that is worth has to be shown.

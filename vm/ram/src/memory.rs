@@ -196,6 +196,7 @@ pub struct Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
     use vm_memory::Bytes;
 
     #[test]
@@ -249,14 +250,16 @@ mod tests {
         }
     }
 
-    /// The fields of this process's mappings of guest memory that begin with `field`.
-    fn of_mappings(field: &str) -> Vec<String> {
+    /// The fields of the mappings of `ram` that begin with `field`. A mapping is told from those of the tests beside
+    /// this one, which may be half made, by its file's inode.
+    fn of_mappings(ram: &GuestRam, field: &str) -> Vec<String> {
+        let inode = ram.file.metadata().unwrap().ino().to_string();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut ours = false;
         let mut found = Vec::new();
         for line in smaps.lines() {
             if line.split(' ').next().is_some_and(|range| range.contains('-')) {
-                ours = line.contains("ftd-guest-ram");
+                ours = line.contains("ftd-guest-ram") && line.split_whitespace().nth(4) == Some(&inode);
             } else if ours && line.starts_with(field) {
                 found.push(line[field.len()..].trim().to_owned());
             }
@@ -268,15 +271,16 @@ mod tests {
     fn guest_memory_is_in_no_core_dump_and_is_locked_on_request_without_becoming_resident() {
         let ram = GuestRam::new(64 << 20).unwrap();
         let _view = ram.view().unwrap();
-        let flags = of_mappings("VmFlags:");
+        let flags = of_mappings(&ram, "VmFlags:");
         assert!(
-            flags.len() >= 2 && flags.iter().all(|flags| flags.split(' ').any(|flag| flag == "dd")),
+            flags.len() == 2 && flags.iter().all(|flags| flags.split(' ').any(|flag| flag == "dd")),
             "{flags:?}"
         );
         match ram.lock() {
             Ok(()) => {
-                let locked =
-                    of_mappings("VmFlags:").iter().any(|flags| flags.split(' ').any(|flag| flag == "lo"));
+                let locked = of_mappings(&ram, "VmFlags:")
+                    .iter()
+                    .any(|flags| flags.split(' ').any(|flag| flag == "lo"));
                 assert!(locked);
                 let mut held = 0;
                 let count = |pages: std::ops::Range<PageIndex>| {

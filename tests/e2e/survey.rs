@@ -1,0 +1,98 @@
+//! What lies between the two hosts, as `ftd check-config` tells it when the peer answers.
+
+use crate::fixture::{Config, Daemon, Pair, Traffic, World, binary};
+use ft_checkpoint::wire::message::{Fact, Survey};
+use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
+use ftd::control::api::{Role, State};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+
+/// What `ftd check-config` prints. It must call the host fine.
+fn checked(world: &World, config: &Config) -> String {
+    let file = world.file("checked.toml", config.text());
+    let output = Command::new(binary("ftd")).args(["check-config", "--config"]).arg(&file).output();
+    let output = output.expect("ftd can be run");
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && text.contains("checked.toml: fine"), "{text}");
+    text
+}
+
+/// What the daemon that listens there says when it is asked.
+fn asked(index: usize) -> Box<Survey> {
+    let stream = TcpStream::connect(("127.0.0.1", Config::port(index))).unwrap();
+    let mut writer = FrameWriter::new(stream.try_clone().unwrap(), vm_id("web"), 0);
+    Message::Survey(None).send(0, &mut writer).unwrap();
+    match Message::decode(&FrameReader::new(stream).read().unwrap()).unwrap() {
+        Message::Survey(Some(survey)) => survey,
+        other => panic!("no survey: {other:?}"),
+    }
+}
+
+#[test]
+fn check_config_warns_of_what_lies_between_the_hosts_and_a_silent_peer_is_no_failure() {
+    const NAME: &str = "check_config_warns_of_what_lies_between_the_hosts_and_a_silent_peer_is_no_failure";
+    World::run(NAME, |world| {
+        let text = checked(world, &Config::beta(world));
+        let silent = format!("the peer does not answer at 127.0.0.1:{}: not compared", Config::port(0));
+        assert!(text.contains(&silent) && !text.contains("warning"), "{text}");
+
+        let mut alpha = Daemon::start(world, &Config::alpha(world));
+        alpha.wait_until(Role::Primary, State::Solo);
+        let text = checked(world, &Config::beta(world));
+        assert!(text.contains("alpha: fits this host") && !text.contains("warning"), "{text}");
+        let text = checked(world, &Config::beta(world).with("machine.memory_mib", 64));
+        assert!(text.contains("will not pair: machine.memory_mib: alpha has 32, beta has 64"), "{text}");
+        let text = checked(world, &Config::beta(world).with("peer.node", "gamma"));
+        assert!(text.contains("will not pair: node alpha asked to pair with node beta"), "{text}");
+
+        // A peer like alpha on another host: another release, another time of day, no memory, another link.
+        let mut survey = asked(0);
+        drop(alpha);
+        survey.release = "99.1.2".into();
+        survey.clock_us += 3_600_000_000;
+        survey.lacks = Some("its host is small".into());
+        survey.mtu = survey.mtu.map(|mtu| mtu - 1);
+        assert!(survey.mtu.is_some());
+        survey.identity.facts.retain(|fact: &Fact| fact.name != "machine.vcpus");
+        let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
+        let answering = std::thread::spawn(move || {
+            let stream = listener.accept().unwrap().0;
+            let mut writer = FrameWriter::new(stream.try_clone().unwrap(), vm_id("web"), 1);
+            let mut reader = FrameReader::new(stream);
+            assert_eq!(Message::decode(&reader.read().unwrap()).unwrap(), Message::Survey(None));
+            Message::Survey(Some(survey)).send(0, &mut writer).unwrap();
+        });
+        let text = checked(world, &Config::beta(world));
+        answering.join().unwrap();
+        for says in [
+            "will not pair: machine.vcpus: beta has 1, alpha has none",
+            "and 99.1.2 on alpha",
+            "the clock of alpha's host is 3",
+            "node alpha cannot be the backup: its host is small",
+            "the MTU of the link is ",
+        ] {
+            assert!(text.contains(says), "{says}: {text}");
+        }
+    });
+}
+
+#[test]
+fn whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing() {
+    World::run("whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing", |world| {
+        let mut pair = Pair::protected(world);
+        let before = pair.alpha.status().expect("it answers");
+        let traffic = Traffic::start();
+        for _ in 0..20 {
+            for (index, node) in ["alpha", "beta"].into_iter().enumerate() {
+                let survey = asked(index);
+                assert_eq!((&*survey.identity.node, survey.lacks), (node, None));
+            }
+        }
+        traffic.goes_on();
+        pair.wait_protected();
+        let after = pair.alpha.status().expect("it answers");
+        assert_eq!((after.generation, after.peer.from), (before.generation, before.peer.from));
+        traffic.must_have_lost_nothing();
+    });
+}
