@@ -14,6 +14,7 @@
 #   can_run            whether it can be tried here; says why not (default: pair_can_run)
 # and may set, before run_trials or in inject:
 #   expect_client      survives (default) | lost (the VM is allowed to be gone) | any
+#   expect_gap_ms      the longest time that the client may wait for an answer: a number | any (default)
 #   expect_switches    changes of speaker: a number | any (default)
 #   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: none)
 #   fresh_pair         1: every trial starts a new pair
@@ -25,6 +26,7 @@ source "$FTD_ROOT/scripts/lib/pair.sh"
 
 fault_name=$(basename "$0")
 expect_client=survives
+expect_gap_ms=any
 expect_switches=any
 expect_exits=''
 fresh_pair=0
@@ -262,6 +264,8 @@ judge_client() {
     [[ $lost == 0 ]] || violation "$lost acknowledged writes were lost"
     [[ $wrong == 0 ]] || violation "$wrong answers were wrong"
     [[ $expect_client != survives || $survived == true ]] || violation "the client's connection did not survive"
+    [[ $expect_gap_ms == any ]] || ((gap <= expect_gap_ms)) ||
+        violation "the client waited $gap ms for an answer, longer than $expect_gap_ms ms"
 }
 
 # frames_between FROM_US TO_US: how many frames of the VM were heard in that time.

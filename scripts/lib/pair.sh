@@ -142,10 +142,10 @@ host_start() {
         "${with[@]}" "${host_build[$host]:-$FTD_BIN_DIR/ftd}" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
-# host_fail HOST CALL [TIMES [ERRNO]]: from now on its kernel refuses these calls of ftd, so many times (-1: for ever);
-# the call `none`: no more. Needs FT_SHIM.
+# host_fail HOST CALL [TIMES [ERRNO [SKIP]]]: from now on its kernel refuses these calls of ftd, so many times (-1: for
+# ever), after so many that go through; the call `none`: no more. Needs FT_SHIM.
 host_fail() {
-    printf '%-63s\n' "$2 0 ${3:-1} ${4:-14} $EPOCHREALTIME ." >"$run_dir/$1/shim.new"
+    printf '%-63s\n' "$2 ${5:-0} ${3:-1} ${4:-14} $EPOCHREALTIME ." >"$run_dir/$1/shim.new"
     # In place: the daemon has mapped the file.
     dd if="$run_dir/$1/shim.new" of="$run_dir/$1/shim" conv=notrunc status=none
 }
