@@ -329,12 +329,17 @@ fn hello_bytes(identity: Identity) -> Vec<u8> {
     writer.into_inner()
 }
 
+/// Of the logs of both nodes about more than a thousand connections.
+const STRANGERS_LINES_MAX: usize = 60;
+
 #[test]
 fn strangers_at_the_replication_ports_disturb_nobody() {
     World::run("strangers_at_the_replication_ports_disturb_nobody", |world| {
         let mut pair = Pair::protected(world);
         let generation = pair.alpha.status().expect("it answers").generation;
         let traffic = Traffic::start();
+        let lines = |pair: &Pair| pair.alpha.log().lines().count() + pair.beta.log().lines().count();
+        let lines_before = lines(&pair);
         let mut noise = vec![0; 1 << 20];
         SmallRng::seed_from_u64(7).fill_bytes(&mut noise);
         let hello = hello_bytes(identity("web", "beta", PROTOCOL));
@@ -361,6 +366,8 @@ fn strangers_at_the_replication_ports_disturb_nobody() {
         traffic.goes_on();
         pair.wait_protected();
         assert_eq!(pair.alpha.status().expect("it answers").generation, generation);
+        let told = lines(&pair) - lines_before;
+        assert!((1..=STRANGERS_LINES_MAX).contains(&told), "{told} lines:\n{}", pair.alpha.log());
 
         // The real peer finds its way in past those that still stand in the door.
         pair.beta.kill();

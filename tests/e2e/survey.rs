@@ -78,6 +78,20 @@ fn check_config_warns_of_what_lies_between_the_hosts_and_a_silent_peer_is_no_fai
 }
 
 #[test]
+fn check_config_warns_of_a_tap_that_leads_nowhere() {
+    World::run("check_config_warns_of_a_tap_that_leads_nowhere", |world| {
+        let warning = "ftd: warning: machine.net: the TAP vm-beta is on no bridge";
+        assert!(!checked(world, &Config::beta(world)).contains("warning"));
+        world.ip("link set dev vm-beta nomaster");
+        let text = checked(world, &Config::beta(world));
+        assert!(text.lines().any(|line| line.starts_with(warning)), "{text}");
+        world.ip("link delete dev vm-beta");
+        let text = checked(world, &Config::beta(world));
+        assert!(text.contains("ftd: warning: machine.net: there is no TAP vm-beta"), "{text}");
+    });
+}
+
+#[test]
 fn whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing() {
     World::run("whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing", |world| {
         let mut pair = Pair::protected(world);

@@ -1,17 +1,27 @@
-//! The clock and the sleeps of a guest at rest go with the wall clock: by itself, protected, and after a take-over.
+//! The clock and the sleeps of a guest at rest go with the wall clock: by itself, protected, after a take-over, and
+//! where it has booted under protection. The engine and the mode are those of the run.
 
-use crate::fixture::{Config, Daemon, PATIENCE, World, eventually, vm_address};
+use crate::fixture::{Config, Daemon, Engine, PATIENCE, World, eventually, vm_address};
 use ft_tests::kv::connection::Connection;
 use ftd::control::api::{Role, State};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Three of them are some 20 s.
-const PHASE: Duration = Duration::from_millis(6700);
+const PHASE: Duration = Duration::from_secs(20);
 /// A host has other things to do as well.
 const TOLERANCE: Duration = Duration::from_millis(1500);
 /// Of the sleeps that the guest counts.
 const SLEEP: Duration = Duration::from_millis(100);
+/// A busy host wakes a guest late, for a while; a guest whose time is wrong is wrong each time.
+const ATTEMPTS: usize = 3;
+
+/// Percent of its sleeps that a guest counts at least. Where the host emulates KVM, a kernel takes its time to wake.
+fn sleeps_pct_min(engine: Engine) -> u128 {
+    match engine {
+        Engine::Soft => 90,
+        Engine::Kvm => 75,
+    }
+}
 
 /// What the guest says of its time, and when it was asked and has answered.
 struct Seen {
@@ -39,61 +49,106 @@ impl Seen {
     }
 }
 
-/// Nobody talks to the guest meanwhile: it is at rest.
-fn goes_with_the_wall_clock(phase: &str) {
-    let before = Seen::now();
-    std::thread::sleep(PHASE);
-    let after = Seen::now();
-    let least = (after.asked - before.answered).saturating_sub(TOLERANCE);
-    let most = after.answered - before.asked + TOLERANCE;
-    let guest = after.uptime.saturating_sub(before.uptime);
-    let sleeps = after.sleeps - before.sleeps;
-    let said = format!("{phase}: {guest:?} and {sleeps} sleeps in {:?}", after.asked - before.answered);
-    eprintln!("{said}");
-    assert!((least..=most).contains(&guest), "{said}");
-    let sleeps_max = guest.as_millis() / SLEEP.as_millis() + 1;
-    assert!((sleeps_max / 4..=sleeps_max).contains(&u128::from(sleeps)), "{said}");
+/// Nobody talks to the guest meanwhile: it is at rest. Its clock is right every time; late sleeps are tried again.
+fn goes_with_the_wall_clock(phase: &str, engine: Engine) {
+    let mut said = String::new();
+    for _ in 0..ATTEMPTS {
+        let before = Seen::now();
+        std::thread::sleep(PHASE);
+        let after = Seen::now();
+        let least = (after.asked - before.answered).saturating_sub(TOLERANCE);
+        let most = after.answered - before.asked + TOLERANCE;
+        let guest = after.uptime.saturating_sub(before.uptime);
+        let sleeps = u128::from(after.sleeps - before.sleeps);
+        said = format!("{phase}: {guest:?} and {sleeps} sleeps in {:?}", after.asked - before.answered);
+        eprintln!("{said}");
+        assert!((least..=most).contains(&guest), "{said}");
+        let sleeps_max = guest.as_millis() / SLEEP.as_millis() + 1;
+        assert!(sleeps <= sleeps_max, "{said}");
+        if sleeps * 100 >= sleeps_max * sleeps_pct_min(engine) {
+            return;
+        }
+    }
+    panic!("too few of its sleeps, {ATTEMPTS} times: {said}");
 }
 
-fn a_guest_at_rest(world: &World, change: impl Fn(Config) -> Config) {
-    let mut alpha = Daemon::start(world, &change(Config::alpha(world)));
-    alpha.wait_until(Role::Primary, State::Solo);
-    goes_with_the_wall_clock("by itself");
-    let mut beta = Daemon::start(world, &change(Config::beta(world)));
-    alpha.wait_until(Role::Primary, State::Protected);
-    beta.wait_until(Role::Backup, State::Protected);
-    goes_with_the_wall_clock("protected");
+fn takes_over(alpha: &mut Daemon, beta: &mut Daemon, engine: Engine) {
     let before = Seen::now();
     alpha.kill();
     beta.wait_until(Role::Primary, State::Solo);
     assert!(Seen::now().uptime >= before.uptime, "the guest's clock went back");
-    goes_with_the_wall_clock("after a take-over");
+    goes_with_the_wall_clock("after a take-over", engine);
+}
+
+/// It boots by itself, and is protected later.
+fn a_guest_at_rest(world: &World, change: &impl Fn(Config) -> Config) {
+    let mut alpha = Daemon::start(world, &change(Config::alpha(world)));
+    alpha.wait_until(Role::Primary, State::Solo);
+    goes_with_the_wall_clock("by itself", world.engine);
+    let mut beta = Daemon::start(world, &change(Config::beta(world)));
+    alpha.wait_until(Role::Primary, State::Protected);
+    beta.wait_until(Role::Backup, State::Protected);
+    goes_with_the_wall_clock("protected", world.engine);
+    takes_over(&mut alpha, &mut beta, world.engine);
+}
+
+/// Its backup is there before it boots.
+fn a_guest_that_boots_protected(world: &World, change: &impl Fn(Config) -> Config) {
+    let mut beta = Daemon::start(world, &change(Config::beta(world)));
+    beta.wait_until(Role::Backup, State::Waiting);
+    let began = Instant::now();
+    let mut alpha = Daemon::start(world, &change(Config::alpha(world)));
+    alpha.wait_until(Role::Primary, State::Protected);
+    let booted = Seen::now();
+    let age = booted.answered - began;
+    eprintln!("{:?} of uptime, {age:?} after its start", booted.uptime);
+    assert!(booted.uptime <= age + TOLERANCE, "{:?} of uptime in {age:?}", booted.uptime);
+    goes_with_the_wall_clock("booted under protection", world.engine);
+    takes_over(&mut alpha, &mut beta, world.engine);
+}
+
+/// How a configuration becomes that of a Linux guest, where the environment names one.
+fn linux(test: &str) -> Option<impl Fn(Config) -> Config + Send + 'static> {
+    let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
+        eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
+        return None;
+    };
+    let beside = move |name| Path::new(&kernel).with_file_name(name);
+    let cmdline = std::fs::read_to_string(beside("cmdline")).unwrap();
+    Some(move |config: Config| {
+        config
+            .with("machine.guest", "linux")
+            .with("machine.kernel", beside("kernel").display().to_string())
+            .with("machine.initrd", beside("initramfs.cpio").display().to_string())
+            .with("machine.cmdline", cmdline.trim())
+            .with("machine.memory_mib", 64)
+    })
 }
 
 #[test]
 fn the_time_of_the_builtin_guest_at_rest_goes_with_the_wall_clock() {
     World::run("the_time_of_the_builtin_guest_at_rest_goes_with_the_wall_clock", |world| {
-        a_guest_at_rest(world, |config| config);
+        a_guest_at_rest(world, &|config| config);
     });
 }
 
 #[test]
 fn the_time_of_a_linux_guest_at_rest_goes_with_the_wall_clock() {
-    let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
-        eprintln!("SKIPPED the_time_of_a_linux_guest_at_rest: FTD_TEST_KERNEL names no kernel");
-        return;
-    };
-    World::run("the_time_of_a_linux_guest_at_rest_goes_with_the_wall_clock", move |world| {
-        let beside = |name| Path::new(&kernel).with_file_name(name);
-        let text = |name| beside(name).display().to_string();
-        let cmdline = std::fs::read_to_string(beside("cmdline")).unwrap();
-        a_guest_at_rest(world, |config| {
-            config
-                .with("machine.guest", "linux")
-                .with("machine.kernel", text("kernel"))
-                .with("machine.initrd", text("initramfs.cpio"))
-                .with("machine.cmdline", cmdline.trim())
-                .with("machine.memory_mib", 64)
-        });
+    const NAME: &str = "the_time_of_a_linux_guest_at_rest_goes_with_the_wall_clock";
+    let Some(linux) = linux(NAME) else { return };
+    World::run(NAME, move |world| a_guest_at_rest(world, &linux));
+}
+
+#[test]
+fn the_time_of_the_builtin_guest_that_boots_protected_goes_with_the_wall_clock() {
+    World::run("the_time_of_the_builtin_guest_that_boots_protected_goes_with_the_wall_clock", |world| {
+        a_guest_that_boots_protected(world, &|config| config);
     });
+}
+
+#[test]
+fn the_time_of_a_linux_guest_that_boots_protected_goes_with_the_wall_clock() {
+    const NAME: &str = "the_time_of_a_linux_guest_that_boots_protected_goes_with_the_wall_clock";
+    let Some(linux) = linux(NAME) else { return };
+    World::run(NAME, move |world| a_guest_that_boots_protected(world, &linux));
 }

@@ -148,10 +148,13 @@ impl Watchdog {
     /// the checkpoint loop goes round as well. The death of this process would be the end of an only copy. Cheap: most
     /// calls only look at the clock.
     pub fn fed(&self, has_heir: impl FnOnce() -> bool) {
-        let now = Instant::now();
-        if self.due(now) && (self.is_going_round(now) || !has_heir()) {
+        if self.tells(Instant::now(), has_heir) {
             notify(&[NotifyState::Watchdog]);
         }
+    }
+
+    fn tells(&self, now: Instant, has_heir: impl FnOnce() -> bool) -> bool {
+        self.due(now) && (self.is_going_round(now) || !has_heir())
     }
 
     fn is_going_round(&self, now: Instant) -> bool {
@@ -201,5 +204,25 @@ mod tests {
         let told = (0..1000u64).filter(|ms| watchdog.due(start + Duration::from_millis(ms * 4))).count();
         assert_eq!(told, 4);
         assert!(!Watchdog { interval: None, last: Mutex::new(None), round: Mutex::new(start) }.due(start));
+    }
+    #[test]
+    fn a_checkpoint_loop_that_hangs_costs_the_daemon_its_life_only_where_another_host_has_the_vm() {
+        let start = Instant::now();
+        let watchdog = || Watchdog {
+            interval: Some(Duration::from_secs(1)),
+            last: Mutex::new(None),
+            round: Mutex::new(start),
+        };
+        let (lately, long_ago) = (start + ROUND_LIMIT / 2, start + ROUND_LIMIT);
+        for (now, has_heir, told) in
+            [(lately, false, true), (lately, true, true), (long_ago, true, false), (long_ago, false, true)]
+        {
+            let case = (now - start, has_heir);
+            assert_eq!(watchdog().tells(now, || has_heir), told, "{case:?}");
+        }
+        // A solo primary whose loop hangs goes on being told of, not once only.
+        let solo = watchdog();
+        let told = (0..10).filter(|s| solo.tells(long_ago + Duration::from_secs(*s), || false)).count();
+        assert_eq!(told, 10);
     }
 }
