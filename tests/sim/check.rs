@@ -213,7 +213,7 @@ impl World {
     pub fn check_discard(&mut self, n: usize) {
         let Some(image) = self.nodes[n].exec.image.filter(|_| !self.nodes[n].exec.diverged) else { return };
         if self.truth.alive && self.exposed().contains(&image.pairing) {
-            self.fail(format!("{} gives up {image:?}, which the cell names or is about to name", NAMES[n]));
+            self.fail(format!("given up: {image:?} by {}, and the cell names it or is about to", NAMES[n]));
         }
     }
 

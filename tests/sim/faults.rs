@@ -61,6 +61,12 @@ pub enum Fault {
     },
     /// What the storage has not made durable is gone.
     StorageCrash,
+    /// Calls on the storage that are made in this time never return, or much later.
+    Replaced {
+        owner: bool,
+        other: bool,
+        us: Micros,
+    },
     /// A node's next claim fails at its link, which is carried out later.
     LinkJams {
         whom: Whom,
@@ -165,6 +171,7 @@ pub enum Undo {
     Unfit(usize),
     Narrow,
     ArbiterDown(usize),
+    Replaced(usize),
     ArbiterFlaky,
     ArbiterSlow,
     CellGoesBack,
@@ -233,6 +240,13 @@ impl World {
                 self.stats.add(Count::FaultArbiterSlow);
                 self.arbiter.slow_us = latency_us;
                 self.later(us, Act::Undo(Undo::ArbiterSlow));
+            }
+            Fault::Replaced { owner, other, us } => {
+                self.stats.add(Count::FaultReplaced);
+                for n in ends(owner, other) {
+                    self.arbiter.swallows[n] += 1;
+                    self.later(us, Act::Undo(Undo::Replaced(n)));
+                }
             }
             Fault::StorageCrash => self.crash_storage(),
             Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
@@ -423,6 +437,7 @@ impl World {
             Undo::Unfit(n) => self.nodes[n].unfit = false,
             Undo::Narrow => self.net.us_per_kib = 0,
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
+            Undo::Replaced(n) => self.arbiter.swallows[n] = self.arbiter.swallows[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
             Undo::CellGoesBack => self.unhide_cell(),
@@ -461,6 +476,7 @@ impl World {
             self.net.cuts[n] = 0;
             self.heal_cut(n);
             self.arbiter.down[n] = 0;
+            self.arbiter.swallows[n] = 0;
             let node = &mut self.nodes[n];
             node.trip = None;
             node.slow_us = 0;

@@ -81,6 +81,12 @@ impl Hands for SimHands<'_> {
         self.world.ask(self.n, Ask::Set { expected, new });
     }
 
+    fn leave_arbiter(&mut self) {
+        if self.world.mutant != Some(Mutant::WaitsForTheStorage) {
+            self.world.leave_call(self.n);
+        }
+    }
+
     fn dial(&mut self) {
         let (n, inc) = (self.n, self.inc());
         let exec = &mut self.world.nodes[n].exec;
@@ -413,6 +419,13 @@ impl Hands for SimHands<'_> {
 
     fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         self.say(&format!("answers request {request}: {outcome:?}"));
+        let asked = &self.world.nodes[self.n].asked;
+        let request = match self.world.mutant {
+            Some(Mutant::SwapsAnswers) => {
+                asked.iter().map(|(other, ..)| *other).find(|other| *other != request).unwrap_or(request)
+            }
+            _ => request,
+        };
         self.world.answered(self.n, request, outcome);
     }
 }

@@ -278,7 +278,7 @@ pub struct Node {
     /// Its machine failed while a request to be alone was under way, which nobody can call back.
     pub failed_in_race: bool,
     /// What the operator asked of this process and was not answered, and when.
-    pub asked: Vec<(RequestId, Micros)>,
+    pub asked: Vec<(RequestId, Micros, Desire)>,
     /// The operator gives a state up that this process, or one that is gone for good, has or had.
     pub fresh: bool,
     /// Since when this process has had no machine, if it has none.
@@ -306,6 +306,14 @@ impl Node {
         let drift = (now as i128 * self.drift_ppm as i128 / 1_000_000) as i64;
         self.offset_us.saturating_add(now).saturating_add_signed(drift)
     }
+}
+
+/// What the operator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Desire {
+    Move,
+    Stop,
+    Start,
 }
 
 /// What is asked of the arbiter.
@@ -424,6 +432,12 @@ pub enum Mutant {
     StampsAtArrival,
     /// A link lives as long as its pulse beats.
     PulseIsEnough,
+    /// A call on the storage is waited for until it returns.
+    WaitsForTheStorage,
+    /// A backup that the cell does not name drops what it holds.
+    UnnamedDiscards,
+    /// What one caller asked for is answered to another one.
+    SwapsAnswers,
 }
 
 impl Mutant {
@@ -450,11 +464,13 @@ impl Mutant {
             Self::SaysItIsLoaded => "I3",
             Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
             Self::ForgetsTheLate => "unanswered",
+            Self::SwapsAnswers => "answered",
+            Self::UnnamedDiscards => "given up",
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere => "network",
             Self::StampsAtArrival => "I2",
-            Self::PulseIsEnough => "liveness",
+            Self::PulseIsEnough | Self::WaitsForTheStorage => "liveness",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
             Self::AnyCellIsOurs => "the last copy",
@@ -465,7 +481,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 55] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -518,5 +534,8 @@ impl Mutant {
         Self::MovesAnywhere,
         Self::StampsAtArrival,
         Self::PulseIsEnough,
+        Self::WaitsForTheStorage,
+        Self::UnnamedDiscards,
+        Self::SwapsAnswers,
     ];
 }

@@ -170,6 +170,7 @@ impl World {
             let mut planned = draw::common(&mut world.rng, heal_at);
             planned.extend(draw::of_the_pair(seed, heal_at));
             planned.extend(draw::of_the_storage(seed, heal_at));
+            planned.extend(draw::of_replacements(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
             planned.extend(draw::of_images(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));

@@ -116,8 +116,8 @@ impl Pairing {
         Ok(inner.owed.spare())
     }
 
-    /// A begun epoch, captured as `raw_bytes`, is encoded: it is kept until its ack. If the connection changed meanwhile, it goes
-    /// out whole.
+    /// A begun epoch, captured as `raw_bytes`, is encoded: it is kept until its ack. If the connection changed
+    /// meanwhile, it goes out whole.
     pub fn keep(&self, checkpoint: EncodedCheckpoint, raw_bytes: usize) -> Result<(), OwedError> {
         let mut inner = self.inner.lock();
         inner.raw_bytes = inner.raw_bytes.saturating_sub(raw_bytes);

@@ -121,6 +121,7 @@ impl Executor {
                 });
             }
             Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
+            Command::LeaveArbiter => hands.leave_arbiter(),
             Command::Dial => hands.dial(),
             Command::StopDialling => hands.stop_dialling(),
             Command::Welcome { conn, pairing, generation, how } => {

@@ -72,6 +72,9 @@ pub enum Command {
         /// What it becomes.
         new: Cell,
     },
+    /// Wait no longer for the arbiter request under way, and be ready for another: answer it as one whose answer is
+    /// lost, unless it was answered meanwhile. It may still be carried out.
+    LeaveArbiter,
 
     /// Keep dialling the peer until a connection is welcomed.
     Dial,

@@ -320,7 +320,7 @@ impl Core {
             return;
         }
         if !self.arbiter.is_free(self.now) {
-            return;
+            return self.leave_if_overdue();
         }
         match &self.part {
             Part::Starting(_) => self.ask_read(),

@@ -11,7 +11,7 @@ mod resuming;
 pub use error::{HandsError, StartError};
 pub use parts::Parts;
 
-use super::arbiter_thread::{self, Question};
+use super::arbiter_thread::{ArbiterThread, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
 use crate::clock;
@@ -52,7 +52,7 @@ const LOSS_LINES: (u32, Duration) = (5, Duration::from_secs(10));
 pub struct RealHands {
     inputs: Sender<Input>,
     orders: Sender<Order>,
-    questions: Sender<Question>,
+    arbiter: ArbiterThread,
     record_file: RecordFile,
     dialler: Dialler,
     local: Arc<Local>,
@@ -142,8 +142,9 @@ impl RealHands {
         output.on_held(move || drop(told.send(Order::Output)));
         Keeper::start(setup, for_keeper).map_err(failed("the keeper"))?;
         let answers = Outlet::into_queue(&inputs, Input::Arbiter);
-        let questions =
-            arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
+        let hangs = Arc::clone(parts.window.arbiter_hangs());
+        let arbiter =
+            ArbiterThread::start(parts.arbiter, answers, hangs).map_err(failed("the arbiter's thread"))?;
         let news = Outlet::into_queue(&inputs, Input::Peer);
         peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
@@ -152,7 +153,7 @@ impl RealHands {
         let hands = Self {
             inputs,
             orders,
-            questions,
+            arbiter,
             record_file: parts.record_file,
             dialler,
             local,
@@ -219,7 +220,7 @@ impl RealHands {
         }
         let text: String =
             network.trouble.chars().filter(|c| !c.is_control()).take(PEER_TEXT_CHARS_MAX).collect();
-        let before = self.window.peer_network();
+        let before = self.window.peer_network().what;
         let now = (!text.is_empty()).then_some(text);
         if before != now {
             match &now {
@@ -370,12 +371,11 @@ impl Hands for RealHands {
     }
 
     fn read_cell(&mut self) {
-        // The arbiter's thread lives as long as we hold its sender.
-        let _ = self.questions.send(Question::Read);
+        self.arbiter.ask(Question::Read);
     }
 
     fn probe_cell(&mut self) {
-        let _ = self.questions.send(Question::Probe);
+        self.arbiter.ask(Question::Probe);
     }
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
@@ -384,7 +384,11 @@ impl Hands for RealHands {
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
-        let _ = self.questions.send(Question::Set { expected, new });
+        self.arbiter.ask(Question::Set { expected, new });
+    }
+
+    fn leave_arbiter(&mut self) {
+        self.arbiter.leave();
     }
 
     fn dial(&mut self) {
