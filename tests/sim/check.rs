@@ -11,6 +11,7 @@
 //!   backup's arbiter has shown the backup the generation that names it.
 //!   It is said only when a machine of the backup has taken over that pairing's state, the last time that it tried, and
 //!   while nothing may still make the primary a lone owner.
+//! - I9 and I11: it is not said while what the node knows of the cell is not recorded durably.
 //! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
 //!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
@@ -336,6 +337,10 @@ impl World {
             _ => false,
         };
         if !idle || node.slow_us > 0 || !proven {
+            return;
+        }
+        if node.ledger.is_behind() {
+            self.fail(format!("I9: {} says protected, and its disk has not taken its record", NAMES[n]));
             return;
         }
         // By how much clocks drift, and what a tick takes.

@@ -70,11 +70,10 @@ impl Hands for SimHands<'_> {
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
         self.say(&format!("records {record:?}"));
-        if self.world.mutant != Some(Mutant::RecordsNothing) {
-            self.world.nodes[self.n].record = Some(record);
+        match self.world.give_record(self.n, record) || self.world.mutant == Some(Mutant::SaysItIsRecorded) {
+            true => Ok(()),
+            false => Err(Refused("the disk hangs")),
         }
-        self.world.nodes[self.n].acted = self.world.nodes[self.n].acted.max(record.generation);
-        Ok(())
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {

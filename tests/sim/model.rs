@@ -7,10 +7,11 @@ use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::peer::Outgoing;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, Reach, RequestId};
+use ftd::role::{ConnId, Event, Held, Micros, PairingStart, Reach, RequestId};
 
 use crate::card::Card;
 use crate::image::Shelf;
+use crate::ledger::Ledger;
 
 /// The nodes' names, by index.
 pub const NAMES: [&str; 2] = ["a", "b"];
@@ -250,8 +251,8 @@ pub struct Node {
     pub silent: bool,
     /// The real one. It is out of here while it takes a step.
     pub executor: Option<Executor>,
-    /// What the node has recorded of the cell. The file outlives its processes.
-    pub record: Option<NodeRecord>,
+    /// Where the node records what it knows of the cell.
+    pub ledger: Ledger,
     /// The highest generation that it was to record.
     pub acted: u64,
     /// The image that an earlier or this process could not resume. The file outlives them.
@@ -264,6 +265,8 @@ pub struct Node {
     pub trip: Option<(u32, Trip)>,
     /// Longest pause between two steps of the executor.
     pub slow_us: Micros,
+    /// The executor waits so long before its next step.
+    pub held_up_us: Micros,
     pub stepping: bool,
     pub inbox: VecDeque<Input>,
     /// Arrived while the process was frozen.
@@ -356,6 +359,10 @@ pub enum Mutant {
     ForgetsRecord,
     /// What is recorded never reaches the disk.
     RecordsNothing,
+    /// What is still on its way to the disk is said to be there.
+    SaysItIsRecorded,
+    /// A record that is durable speaks for the one that is to replace it.
+    AnyRecordCounts,
     /// Whatever cell is found is the VM's.
     AnyCellIsOurs,
     /// A backup says that it has read the cell when it has only been told of it.
@@ -459,13 +466,14 @@ impl Mutant {
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
             Self::AnyCellIsOurs => "the last copy",
             Self::StandsUnread | Self::ProofNeverAges => "I9",
+            Self::SaysItIsRecorded | Self::AnyRecordCounts => "I9",
             Self::WentBackIsLost => "the last copy",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 54] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -484,6 +492,8 @@ impl Mutant {
         Self::WriteUnflushed,
         Self::ForgetsRecord,
         Self::RecordsNothing,
+        Self::SaysItIsRecorded,
+        Self::AnyRecordCounts,
         Self::AnyCellIsOurs,
         Self::StandsUnread,
         Self::ProofNeverAges,
