@@ -177,9 +177,12 @@ impl World {
             self.fail(format!("I3: {name} takes over at epoch {epoch} from {image:?}"));
         }
         let named = before.cell.standby.as_ref().map(|s| (s.node.as_str(), s.pairing));
-        // The operator takes what is held here for what a host had that is gone for good.
+        // The operator takes what is held here for what a host had that is gone for good. A peer that took the VM back
+        // meanwhile may have spoken since: an older copy is the VM's state no more, whatever became of the newer one.
         if self.nodes[n].fresh {
-            self.truth.lost = None;
+            if self.owner() == Some(n) {
+                self.truth.lost = None;
+            }
             return;
         }
         if named != Some((name, image.pairing)) {
