@@ -133,6 +133,7 @@ impl Hands for SimHands<'_> {
             self.world.check_attempt(self.n, Role::Primary);
         }
         self.world.nodes[self.n].exec.links.push(conn);
+        self.world.nodes[self.n].exec.heard_at = self.world.now;
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
         self.world.tell_network(self.n, conn);
         Ok(())
@@ -145,6 +146,7 @@ impl Hands for SimHands<'_> {
         let exec = &mut self.world.nodes[self.n].exec;
         exec.recv = Some((conn, pairing));
         exec.links.push(conn);
+        exec.heard_at = self.world.now;
         self.world.tell_network(self.n, conn);
         Ok(())
     }

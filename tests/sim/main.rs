@@ -21,6 +21,7 @@ mod network;
 mod node;
 mod operator;
 mod schedule;
+mod silence;
 mod stats;
 mod world;
 

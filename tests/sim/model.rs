@@ -212,6 +212,8 @@ pub struct Exec {
     pub links: Vec<ConnId>,
     /// What their pulses' writers are to say next.
     pub pulses: Vec<(ConnId, Outgoing)>,
+    /// When anything of the peer was last taken in.
+    pub heard_at: Micros,
     pub dialling: bool,
     /// A dial loop is scheduled.
     pub dial_loop: bool,
@@ -259,6 +261,10 @@ pub struct Node {
     pub disk: Option<Shelf>,
     /// The host's disk was lost, and with it the record: the operator lets this node found nothing.
     pub lost_disk: bool,
+    /// As the operator declared it last.
+    pub failure_timeout_us: Micros,
+    /// When the process last took anything in.
+    pub took_at: Micros,
     pub offset_us: u64,
     pub drift_ppm: i64,
     pub frozen_until: Option<Micros>,
@@ -431,6 +437,8 @@ pub enum Mutant {
     StampsAtArrival,
     /// A link lives as long as its pulse beats.
     PulseIsEnough,
+    /// A failure timeout counts as it was when the process began.
+    IgnoresRetimed,
 }
 
 impl Mutant {
@@ -460,6 +468,7 @@ impl Mutant {
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere => "network",
+            Self::IgnoresRetimed => "too late",
             Self::StampsAtArrival => "I2",
             Self::PulseIsEnough => "liveness",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
@@ -473,7 +482,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 55] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -528,5 +537,6 @@ impl Mutant {
         Self::MovesAnywhere,
         Self::StampsAtArrival,
         Self::PulseIsEnough,
+        Self::IgnoresRetimed,
     ];
 }

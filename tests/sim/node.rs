@@ -144,7 +144,11 @@ impl World {
 
     /// The next thing that has happened, as the executor's threads tell it.
     fn next_event(&mut self, n: usize) -> Option<Event> {
-        let event = match self.nodes[n].inbox.pop_front()? {
+        let input = self.nodes[n].inbox.pop_front()?;
+        if !self.note_heard(n, &input) {
+            return None;
+        }
+        let event = match input {
             Input::Event(event) => event,
             Input::Reset(conn) if self.is_open(n, conn) => {
                 Event::PeerGone { conn, why: Gone::Lost("reset".into()) }

@@ -361,6 +361,7 @@ impl World {
         }
         self.incoming(n, Input::Event(Event::Tick));
         self.check_proof(n);
+        self.check_silence(n);
         let tick = self.knobs.tick_us;
         self.later(tick, Act::Tick { n, inc });
         self.look();
@@ -459,6 +460,8 @@ impl World {
         node.silent = false;
         node.fresh = false;
         node.bereft_since = self.now;
+        node.took_at = self.now;
+        node.failure_timeout_us = self.knobs.failure_timeout_us;
         node.may_end = false;
         node.powered_off = false;
         node.failed_in_race = false;
