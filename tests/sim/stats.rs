@@ -80,6 +80,8 @@ counts! {
     FaultDiverge: "fault: backup diverges",
     FaultMachine: "fault: the host fails the machine",
     Retimed: "reloads of the failure timeout",
+    FaultDiskHangs: "fault: the disk of a state directory hangs",
+    RecordedLate: "records that it hung with",
     Unprepared: "pairings that the backup could not prepare for",
     FaultUnfit: "fault: no machine takes a state over",
     FaultBoot: "fault: the guest cannot be booted",
