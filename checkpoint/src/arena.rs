@@ -202,6 +202,12 @@ impl Capture {
         }
     }
 
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.arena.len() * PAGE_SIZE + self.state.len()
+    }
+
     /// Empties it for another epoch. Its memory is kept, so that only a pause with more pages than any before it waits
     /// for the kernel; `arena.reserve` ahead of time spares it that too.
     pub fn reset(&mut self) {

@@ -137,9 +137,10 @@ impl Owed {
         self.kept.iter().filter(|checkpoint| checkpoint.epoch() >= epoch).cloned().collect()
     }
 
-    /// Whether no further epoch should be captured until an ack comes. The last one let in may exceed the bound.
-    pub fn is_full(&self) -> bool {
-        self.bytes >= self.bytes_max
+    /// Whether no further epoch should be captured until an ack comes, beside so many bytes that are captured and not
+    /// kept yet. The last one let in may exceed the bound.
+    pub fn is_full(&self, unkept_bytes: usize) -> bool {
+        self.bytes.saturating_add(unkept_bytes) >= self.bytes_max
     }
 
     /// Bytes kept.
@@ -251,13 +252,14 @@ mod tests {
     #[test]
     fn the_bound_is_a_signal_and_buffers_come_back() {
         let mut owed = Owed::new(1);
-        assert!(!owed.is_full());
+        assert!(!owed.is_full(0));
+        assert!(owed.is_full(1), "what is captured and not kept yet counts");
         let checkpoint = checkpoints(1..2).remove(0);
         owed.begin(1).unwrap();
         owed.keep(checkpoint).unwrap();
-        assert!(owed.is_full());
+        assert!(owed.is_full(0));
         owed.ack(1).unwrap();
-        assert!(!owed.is_full());
+        assert!(!owed.is_full(0));
         assert_eq!(owed.spare().epoch(), 1, "the acked one's buffer");
     }
 }

@@ -33,7 +33,8 @@ const ARBITER_PROBE: Duration = Duration::from_secs(3);
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
 /// How long the next pairing waits after one that failed: at first, and after many.
 const PAIRING_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-/// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
+/// How long a switchover waits for the peer, a backup that is to stop for the primary's going on without it, and
+/// anybody for the answer of the arbiter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the daemon does not run.
@@ -120,7 +121,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
             peer: Arc::clone(&peer),
             output: host.output.clone(),
             log: Some(log.clone()),
-            position: progress.map(|progress| Box::new(move || progress.get()) as _),
+            position: progress.map(|progress| Box::new(move || (progress.get(), progress.age())) as _),
         },
     ));
     let wishes = Outlet::into_queue(&inputs, Input::Control);
@@ -146,6 +147,8 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let r = &config.replication;
     let Tuning { service, on_overload, .. } = Tuning::from(r);
     let need = Need { ram_bytes: host.spec.ram_bytes, lock: config.machine.lock_memory };
+    let policy = policy(config, record, on_disk);
+    let config = config.clone();
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
@@ -161,7 +164,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         contents: Box::new(move || contents.facts()),
         lacks: lack(need, &window),
         host,
-        arbiter,
+        arbiter: Box::new(move || config.arbiter()),
         record_file,
         image_file,
         inputs: (inputs, received),
@@ -169,7 +172,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         telemetry,
         watchdog,
     };
-    let exit = replica::run(policy(config, record, on_disk), parts)?;
+    let exit = replica::run(policy, parts)?;
     publisher.stopping();
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));

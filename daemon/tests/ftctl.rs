@@ -106,6 +106,7 @@ impl Fixture {
             arbiter: ArbiterStatus {
                 place: "file /shared/web.cell".into(),
                 reachable: true,
+                hanging_calls: 0,
                 age_s: Some(0),
                 peer_age_s: None,
             },

@@ -119,6 +119,8 @@ pub struct HoldStats {
     pub held_frames: usize,
     /// Bytes held now.
     pub held_bytes: usize,
+    /// How long the oldest of them has been held; zero if there is none.
+    pub oldest_held: Duration,
     /// Frames that left, held or passed.
     pub released: u64,
     /// Their bytes.
@@ -191,6 +193,7 @@ impl OutputBuffer {
             gate: Gate::Muted,
             held_frames: 0,
             held_bytes: 0,
+            oldest_held: Duration::ZERO,
             released: 0,
             released_bytes: 0,
             hold_us,
@@ -333,6 +336,7 @@ impl OutputBuffer {
         HoldStats {
             held_frames: inner.queue.frames(),
             held_bytes: inner.queue.bytes(),
+            oldest_held: inner.queue.oldest().map_or(Duration::ZERO, |taken_at| taken_at.elapsed()),
             ..inner.stats.clone()
         }
     }

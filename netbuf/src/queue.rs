@@ -38,6 +38,11 @@ impl FrameQueue {
         self.payload.len()
     }
 
+    /// When the oldest frame was taken.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        self.frames.front().map(|frame| frame.taken_at)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Told how many frames have left.
 type AfterEach = Box<dyn FnMut(usize) + Send>;
@@ -73,6 +73,28 @@ fn frames_leave_only_with_their_epoch_and_in_order() {
     assert_eq!(*wire.sent.lock(), [b"a", b"b"], "the open epoch is not covered by any release");
     assert_eq!(out.stats().held_frames, 1);
     assert_eq!(out.stats().hold_us.len(), 2);
+}
+
+#[test]
+fn the_age_of_the_oldest_held_frame_is_known_before_it_leaves() {
+    let (out, _) = buffer(ROOMY);
+    out.hold();
+    assert_eq!(out.stats().oldest_held, Duration::ZERO);
+    let before = Instant::now();
+    take(&out, b"a");
+    let taken = Instant::now();
+    out.close_epoch(1);
+    take(&out, b"b");
+    while out.stats().oldest_held < Duration::from_millis(5) {
+        std::thread::yield_now();
+    }
+    let (least, age) = (taken.elapsed(), out.stats().oldest_held);
+    assert!((least..=before.elapsed()).contains(&age), "{age:?}");
+    let _ = out.release_through(1, long_permit());
+    assert!(out.stats().oldest_held > Duration::ZERO, "the other one's");
+    out.close_epoch(2);
+    let _ = out.release_through(2, long_permit());
+    assert_eq!(out.stats().oldest_held, Duration::ZERO);
 }
 
 #[test]

@@ -277,6 +277,21 @@ arbiter_unhang() {
     rm -f -- "$arbiter_pipe"
     end_spawned arbiter-pipe KILL
     arbiter_pipe=
+    rm -rf -- "$pair_cell.old"
+}
+
+# After arbiter_hang: other storage with the same content is in the place of the one that hangs. The calls that hang
+# return only after arbiter_unhang.
+arbiter_replace() {
+    local file
+    rm -rf -- "$pair_cell.old" "$pair_cell.new"
+    mkdir "$pair_cell.new"
+    for file in "$pair_cell"/*; do
+        [[ ! -f $file ]] || cp -p -- "$file" "$pair_cell.new/"
+    done
+    mv -- "$pair_cell" "$pair_cell.old"
+    mv -- "$pair_cell.new" "$pair_cell"
+    arbiter_pipe=$pair_cell.old/${arbiter_pipe##*/}
 }
 
 # arbiter_lose HOST: the shared storage goes away for this host; its path ends in an empty read-only directory, as when

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Of a primary that is protected by checkpoints and serves a client.
-const AT_WORK: [&str; 21] = [
+const AT_WORK: [&str; 23] = [
     "ftd_generation",
     "ftd_epoch",
     "ftd_acked_epoch",
@@ -35,10 +35,13 @@ const AT_WORK: [&str; 21] = [
     "ftd_scrub_pass_ms",
     "ftd_pause_us",
     "ftd_hold_us",
+    "ftd_hold_kept",
+    "ftd_guest_speed_kept",
     "ftd_commit_us",
 ];
 /// While its backup says nothing.
-const UNACKED: [&str; 4] = ["ftd_held_frames", "ftd_held_bytes", "ftd_hold_full_total", "ftd_stalls_total"];
+const UNACKED: [&str; 5] =
+    ["ftd_held_frames", "ftd_held_bytes", "ftd_oldest_held_us", "ftd_hold_full_total", "ftd_stalls_total"];
 /// Of a primary in replay mode.
 const REPLAYED: [&str; 4] =
     ["ftd_replay_count", "ftd_lag_us", "ftd_log_bytes_total", "ftd_log_entries_total"];
@@ -127,6 +130,10 @@ fn an_executor_that_is_stuck_is_told_by_status_exit_code_and_metric() {
             );
             assert!(told.stdout.contains("the daemon is stuck"), "{told:?}");
             must_move(&pair.alpha, &["ftd_view_age_ms"]);
+            let metrics = pair.alpha.ctl(&["metrics"]).stdout;
+            assert_eq!(value(&metrics, "ftd_protected"), 0, "{metrics}");
+            let status = pair.alpha.status().expect("the control socket answers");
+            assert_eq!(status.state, State::Stuck);
         });
         eventually("alpha is well again", is_well, || pair.alpha.log());
     });

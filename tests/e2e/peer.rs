@@ -151,7 +151,8 @@ fn a_backup_whose_host_has_not_the_memory_is_told_on_both_before_any_copy() {
         beta.limit_address_space(Some(64 << 20));
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         for daemon in [&mut alpha, &mut beta] {
-            let says = ["node beta cannot be the backup now", "a backup of this VM needs 96 MiB", "LimitAS="];
+            let says =
+                ["node beta cannot be the backup now", "a backup of this VM needs 160 MiB", "LimitAS="];
             daemon.wait_for("telling the operator", |status| {
                 status.peer.trouble.as_ref().is_some_and(|why| says.iter().all(|text| why.contains(text)))
             });

@@ -3,10 +3,11 @@
 //! die with a call on its way.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use ft_arbiter::file::{Answer, Attempt, Call, FileCell, Next, generation_of};
-use ft_arbiter::{ArbiterError, Cell, CellId, Outcome};
+use ft_arbiter::{ArbiterError, Cell, CellId, Outcome, Trouble};
 use ftd::role::{Event, Micros};
 use nix::errno::Errno;
 use rand::Rng;
@@ -48,6 +49,8 @@ pub(crate) struct Arbiter {
     /// When a node's arbiter last told it the cell as it is, by the world's clock, and the highest generation of all.
     answered: [Option<(Micros, u64)>; 2],
     pub down: [u32; 2],
+    /// Calls that this node makes now do not return.
+    pub swallows: [u32; 2],
     /// This node's next link fails, and is carried out later.
     pub jam: [bool; 2],
     pub flaky: u32,
@@ -60,6 +63,15 @@ struct Thread {
     inc: u32,
     questions: VecDeque<Ask>,
     work: Option<Work>,
+    /// Operations that it no longer waits for, each on a thread that goes on with it.
+    left: Vec<Work>,
+}
+
+impl Thread {
+    /// Everything that it or a thread left behind may still do.
+    fn works(&self) -> impl Iterator<Item = &Work> {
+        self.work.iter().chain(&self.left)
+    }
 }
 
 /// An operation, and the call that it waits for.
@@ -117,7 +129,7 @@ impl Arbiter {
         lives: impl Fn(usize, u32) -> bool + 'a,
     ) -> impl Iterator<Item = &'a Cell> {
         let asked = self.threads.iter().enumerate().filter(move |(n, thread)| lives(*n, thread.inc));
-        let asked = asked.filter_map(|(_, thread)| match &thread.work.as_ref()?.ask {
+        let asked = asked.flat_map(|(_, thread)| thread.works()).filter_map(|work| match &work.ask {
             Ask::Set { new, .. } => Some(new),
             Ask::Read | Ask::Probe => None,
         });
@@ -128,9 +140,13 @@ impl Arbiter {
     /// Whether this process waits for the answer to a request that makes it an owner without a standby.
     pub fn is_asked_for_alone(&self, n: usize, inc: u32) -> bool {
         let thread = &self.threads[n];
-        let ask = thread.work.as_ref().map(|work| &work.ask);
-        thread.inc == inc
-            && matches!(ask, Some(Ask::Set { new, .. }) if new.owner.is_some() && new.standby.is_none())
+        // One that was overtaken by its own second attempt does nothing any more.
+        let next = self.cell.as_ref().map_or(1, |cell| cell.generation + 1);
+        let is_alone = |work: &Work| match &work.ask {
+            Ask::Set { new, .. } => new.generation >= next && new.owner.is_some() && new.standby.is_none(),
+            Ask::Read | Ask::Probe => false,
+        };
+        thread.inc == inc && thread.works().any(is_alone)
     }
 
     /// Whether something else is in the place of the cell.
@@ -161,6 +177,26 @@ impl World {
         }
     }
 
+    /// A node waits no longer for the call under way, if there is one.
+    pub fn leave_call(&mut self, n: usize) {
+        let inc = self.nodes[n].inc;
+        let thread = &mut self.arbiter.threads[n];
+        let Some(work) = thread.work.take_if(|_| thread.inc == inc) else { return };
+        let error = ArbiterError {
+            place: FileCell::new(Path::new("/shared/vm.cell"), "vm").place(),
+            trouble: Trouble::NoAnswer { seconds: 10 },
+        };
+        let event = match work.ask {
+            Ask::Read | Ask::Probe => Event::CellRead(Err(error)),
+            Ask::Set { .. } => Event::CellSet(Outcome::Unknown(error)),
+        };
+        let ask = work.ask.clone();
+        thread.left.push(work);
+        self.stats.add(Count::CallLeft);
+        self.told(n, &ask, event);
+        self.next_question(n);
+    }
+
     fn next_question(&mut self, n: usize) {
         let Some(ask) = self.arbiter.threads[n].questions.pop_front() else { return };
         let file = FileCell::new(Path::new("/shared/vm.cell"), "vm");
@@ -171,10 +207,23 @@ impl World {
             Ask::Set { expected, new } => Steps::Set(file.compare_and_set(*expected, new.clone(), &unique)),
         };
         let next = steps.advance(None);
-        self.proceed(n, ask, steps, next);
+        match self.proceed(n, ask, steps, next) {
+            ControlFlow::Continue(work) => self.arbiter.threads[n].work = Some(work),
+            ControlFlow::Break((ask, event)) => {
+                self.told(n, &ask, event);
+                self.next_question(n);
+            }
+        }
     }
 
-    fn proceed(&mut self, n: usize, ask: Ask, steps: Steps, next: Next<Event>) {
+    /// Makes the next call of an operation, or brings its result.
+    fn proceed(
+        &mut self,
+        n: usize,
+        ask: Ask,
+        steps: Steps,
+        next: Next<Event>,
+    ) -> ControlFlow<(Ask, Event), Work> {
         match next {
             Next::Call(call) => {
                 let new = match &ask {
@@ -187,12 +236,9 @@ impl World {
                 let flight = Flight { n, inc: self.nodes[n].inc, call, new, late: false, jams: false };
                 let latency = self.arbiter_latency();
                 let awaits = self.depart(flight, latency);
-                self.arbiter.threads[n].work = Some(Work { ask, steps, awaits });
+                ControlFlow::Continue(Work { ask, steps, awaits })
             }
-            Next::Done(event) => {
-                self.told(n, &ask, event);
-                self.next_question(n);
-            }
+            Next::Done(event) => ControlFlow::Break((ask, event)),
         }
     }
 
@@ -222,6 +268,9 @@ impl World {
             return self.later(again, Act::CallArrives { id });
         }
         self.arbiter.flights.remove(&id);
+        if self.arbiter.swallows[flight.n] > 0 && !flight.late {
+            return self.swallow(id, flight);
+        }
         // A claim has one link among many calls: that is where a failure hurts.
         let likely = if is_claim(&flight.call) { 0.5 } else { 0.2 };
         let flaky = self.arbiter.flaky > 0 && self.rng.random_bool(likely);
@@ -258,6 +307,16 @@ impl World {
                 let long = self.rng.random_range(0..800_000);
                 self.later(long, Act::CallArrives { id });
             }
+        }
+    }
+
+    /// A call does not return before long: the storage was replaced under it. Some never do.
+    fn swallow(&mut self, id: u64, flight: Flight) {
+        self.stats.add(Count::CallSwallowed);
+        if self.rng.random_bool(0.5) {
+            self.arbiter.flights.insert(id, Flight { late: true, ..flight });
+            let long = self.rng.random_range(0..4_000_000);
+            self.later(long, Act::CallArrives { id });
         }
     }
 
@@ -321,11 +380,27 @@ impl World {
     pub fn call_answered(&mut self, n: usize, id: u64, answer: Answer) {
         let inc = self.nodes[n].inc;
         let thread = &mut self.arbiter.threads[n];
-        let Some(mut work) = thread.work.take_if(|work| thread.inc == inc && work.awaits == id) else {
+        if thread.inc != inc {
             return;
-        };
-        let next = work.steps.advance(Some(answer));
-        self.proceed(n, work.ask, work.steps, next);
+        }
+        if let Some(mut work) = thread.work.take_if(|work| work.awaits == id) {
+            let next = work.steps.advance(Some(answer));
+            match self.proceed(n, work.ask, work.steps, next) {
+                ControlFlow::Continue(work) => self.arbiter.threads[n].work = Some(work),
+                ControlFlow::Break((ask, event)) => {
+                    self.told(n, &ask, event);
+                    self.next_question(n);
+                }
+            }
+        } else if let Some(at) = thread.left.iter().position(|work| work.awaits == id) {
+            let mut work = thread.left.swap_remove(at);
+            let next = work.steps.advance(Some(answer));
+            match self.proceed(n, work.ask, work.steps, next) {
+                ControlFlow::Continue(work) => self.arbiter.threads[n].left.push(work),
+                // Nobody is told.
+                ControlFlow::Break(_) => self.stats.add(Count::ReturnedLate),
+            }
+        }
     }
 
     /// An operation is over.
@@ -365,6 +440,14 @@ impl World {
             (&mut event, self.mutant)
         {
             cell.id = self.arbiter.cell.as_ref().map_or(cell.id, |cell| cell.id);
+        }
+        if let (Event::CellRead(Ok(Some(cell))), Some(Mutant::UnnamedDiscards)) = (&mut event, self.mutant)
+            && self.nodes[n].exec.image.is_some()
+            && cell.owner.as_deref() == Some(NAMES[1 - n])
+            && cell.standby.is_none()
+        {
+            // As if it had moved on from naming this node.
+            cell.generation += 1;
         }
         let event = match (self.mutant, event, ask) {
             (Some(Mutant::UnknownIsNotAttempted), Event::CellSet(Outcome::Unknown(why)), _) => {

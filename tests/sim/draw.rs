@@ -86,6 +86,18 @@ pub fn of_the_storage(seed: u64, until: Micros) -> Vec<(When, Fault)> {
         .collect()
 }
 
+/// Draws storage that is replaced under the calls on it, which never return, in the same way.
+pub fn of_replacements(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(24) ^ 0x57a1);
+    let many = if rng.random_bool(0.1) { rng.random_range(1..=2) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let (owner, other) = [(true, true), (true, false), (false, true)][rng.random_range(0..3)];
+            (moment(&mut rng, until), Fault::Replaced { owner, other, us: span(&mut rng) })
+        })
+        .collect()
+}
+
 /// Draws what goes wrong around switchovers and take-overs, in the same way.
 pub fn of_endings(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(seed.rotate_left(16) ^ 0xe4d1);
@@ -156,6 +168,18 @@ pub fn of_returns(seed: u64, until: Micros) -> Vec<(When, Fault)> {
                 _ => Return::Boot(whom(&mut rng)),
             };
             (moment(&mut rng, until), Fault::Return(fault))
+        })
+        .collect()
+}
+
+/// Draws what the disks of the state directories do, in the same way.
+pub fn of_the_disks(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0xd15c);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=2) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = Fault::DiskHangs { whom: whom(&mut rng), us: span(&mut rng) };
+            (moment(&mut rng, until), fault)
         })
         .collect()
 }

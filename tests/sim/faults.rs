@@ -61,6 +61,12 @@ pub enum Fault {
     },
     /// What the storage has not made durable is gone.
     StorageCrash,
+    /// Calls on the storage that are made in this time never return, or much later.
+    Replaced {
+        owner: bool,
+        other: bool,
+        us: Micros,
+    },
     /// A node's next claim fails at its link, which is carried out later.
     LinkJams {
         whom: Whom,
@@ -80,6 +86,11 @@ pub enum Fault {
     LoseDisk {
         whom: Whom,
         down_us: Micros,
+    },
+    /// For a while the disk of a node's state directory takes nothing.
+    DiskHangs {
+        whom: Whom,
+        us: Micros,
     },
     /// The process comes to this after some more steps.
     Trip {
@@ -165,6 +176,7 @@ pub enum Undo {
     Unfit(usize),
     Narrow,
     ArbiterDown(usize),
+    Replaced(usize),
     ArbiterFlaky,
     ArbiterSlow,
     CellGoesBack,
@@ -234,6 +246,13 @@ impl World {
                 self.arbiter.slow_us = latency_us;
                 self.later(us, Act::Undo(Undo::ArbiterSlow));
             }
+            Fault::Replaced { owner, other, us } => {
+                self.stats.add(Count::FaultReplaced);
+                for n in ends(owner, other) {
+                    self.arbiter.swallows[n] += 1;
+                    self.later(us, Act::Undo(Undo::Replaced(n)));
+                }
+            }
             Fault::StorageCrash => self.crash_storage(),
             Fault::LinkJams { whom } => self.arbiter.jam[self.pick(whom)] = true,
             Fault::CellGoesBack { by, us } => self.put_cell_back(by, us),
@@ -241,6 +260,7 @@ impl World {
                 self.mount_other(self.pick(whom), generations, us);
             }
             Fault::LoseDisk { whom, down_us } => self.lose_disk(self.pick(whom), down_us),
+            Fault::DiskHangs { whom, us } => self.hang_disk(self.pick(whom), us),
             Fault::Trip { whom, steps, trip } => self.nodes[self.pick(whom)].trip = Some((steps, trip)),
             Fault::Slow { whom, us, step_us } => {
                 self.stats.add(Count::FaultSlow);
@@ -314,7 +334,7 @@ impl World {
             return;
         }
         self.stats.add(Count::FaultLoseDisk);
-        node.record = None;
+        node.ledger.record = None;
         node.disk = None;
         node.lost_disk = true;
         self.trip(n, Trip::Kill { silent: true, down_us, fresh: false });
@@ -423,6 +443,7 @@ impl World {
             Undo::Unfit(n) => self.nodes[n].unfit = false,
             Undo::Narrow => self.net.us_per_kib = 0,
             Undo::ArbiterDown(n) => self.arbiter.down[n] = self.arbiter.down[n].saturating_sub(1),
+            Undo::Replaced(n) => self.arbiter.swallows[n] = self.arbiter.swallows[n].saturating_sub(1),
             Undo::ArbiterFlaky => self.arbiter.flaky = self.arbiter.flaky.saturating_sub(1),
             Undo::ArbiterSlow => self.arbiter.slow_us = 0,
             Undo::CellGoesBack => self.unhide_cell(),
@@ -461,6 +482,7 @@ impl World {
             self.net.cuts[n] = 0;
             self.heal_cut(n);
             self.arbiter.down[n] = 0;
+            self.arbiter.swallows[n] = 0;
             let node = &mut self.nodes[n];
             node.trip = None;
             node.slow_us = 0;

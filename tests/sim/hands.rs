@@ -70,15 +70,20 @@ impl Hands for SimHands<'_> {
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
         self.say(&format!("records {record:?}"));
-        if self.world.mutant != Some(Mutant::RecordsNothing) {
-            self.world.nodes[self.n].record = Some(record);
+        match self.world.give_record(self.n, record) || self.world.mutant == Some(Mutant::SaysItIsRecorded) {
+            true => Ok(()),
+            false => Err(Refused("the disk hangs")),
         }
-        self.world.nodes[self.n].acted = self.world.nodes[self.n].acted.max(record.generation);
-        Ok(())
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
         self.world.ask(self.n, Ask::Set { expected, new });
+    }
+
+    fn leave_arbiter(&mut self) {
+        if self.world.mutant != Some(Mutant::WaitsForTheStorage) {
+            self.world.leave_call(self.n);
+        }
     }
 
     fn dial(&mut self) {
@@ -134,6 +139,7 @@ impl Hands for SimHands<'_> {
             self.world.check_attempt(self.n, Role::Primary);
         }
         self.world.nodes[self.n].exec.links.push(conn);
+        self.world.nodes[self.n].exec.heard_at = self.world.now;
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
         self.world.tell_network(self.n, conn);
         Ok(())
@@ -146,6 +152,7 @@ impl Hands for SimHands<'_> {
         let exec = &mut self.world.nodes[self.n].exec;
         exec.recv = Some((conn, pairing));
         exec.links.push(conn);
+        exec.heard_at = self.world.now;
         self.world.tell_network(self.n, conn);
         Ok(())
     }
@@ -413,6 +420,13 @@ impl Hands for SimHands<'_> {
 
     fn answer(&mut self, request: RequestId, outcome: Result<Done, RequestRefusal>) {
         self.say(&format!("answers request {request}: {outcome:?}"));
+        let asked = &self.world.nodes[self.n].asked;
+        let request = match self.world.mutant {
+            Some(Mutant::SwapsAnswers) => {
+                asked.iter().map(|(other, ..)| *other).find(|other| *other != request).unwrap_or(request)
+            }
+            _ => request,
+        };
         self.world.answered(self.n, request, outcome);
     }
 }

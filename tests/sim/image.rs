@@ -100,7 +100,7 @@ impl World {
     /// What a process of this node finds as it starts.
     pub fn image_found(&self, n: usize) -> OnDisk {
         let node = &self.nodes[n];
-        match (node.disk, node.record) {
+        match (node.disk, node.ledger.record) {
             (None, _) => OnDisk::Nothing,
             (Some(Shelf { saved, .. }), Some(record)) if self.mutant == Some(Mutant::BelievesOldImage) => {
                 OnDisk::Image(Saved { generation: record.generation, ..saved })

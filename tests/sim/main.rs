@@ -14,12 +14,14 @@ mod faults;
 mod hands;
 mod image;
 mod keeper;
+mod ledger;
 mod model;
 mod net;
 mod network;
 mod node;
 mod operator;
 mod schedule;
+mod silence;
 mod stats;
 mod world;
 
@@ -138,6 +140,10 @@ fn demand_coverage(stats: &Stats) {
         (Count::CallUnanswered, 20),
         (Count::CallLate, 20),
         (Count::CallHung, 100),
+        (Count::CallSwallowed, 20),
+        (Count::CallLeft, 20),
+        (Count::ReturnedLate, 5),
+        (Count::FaultReplaced, 20),
         (Count::CallTwice, 10),
         (Count::CutOff, 10),
         (Count::ClaimsCrashed, 2),
@@ -170,6 +176,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultUnfit, 10),
         (Count::Unprepared, 5),
         (Count::Retimed, 10),
+        (Count::FaultDiskHangs, 50),
+        (Count::RecordedLate, 10),
         (Count::FaultBoot, 1),
         (Count::FaultMisfit, 10),
         (Count::Misfits, 1),

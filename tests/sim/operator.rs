@@ -3,7 +3,7 @@
 use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
 
 use crate::faults::{Fault, Return};
-use crate::model::{Input, Msg, Mutant, NAMES, Trip};
+use crate::model::{Desire, Input, Msg, Mutant, NAMES, Trip};
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;
@@ -17,20 +17,20 @@ impl World {
     /// Longer than any switchover lasts.
     pub const PATIENT_US: Micros = 60_000_000;
 
-    fn asks(&mut self, n: usize, event: impl FnOnce(RequestId) -> Event) {
+    fn asks(&mut self, n: usize, wish: Desire, event: impl FnOnce(RequestId) -> Event) {
         if !self.nodes[n].up {
             return;
         }
         self.requests += 1;
         let request = self.requests;
         let now = self.now;
-        self.nodes[n].asked.push((request, now));
+        self.nodes[n].asked.push((request, now, wish));
         self.incoming(n, Input::Event(event(request)));
     }
 
     pub fn ask_switchover(&mut self, n: usize, within_us: Micros) {
         let until = self.nodes[n].clock(self.now) + within_us;
-        self.asks(n, |request| Event::SwitchoverRequested { request, until });
+        self.asks(n, Desire::Move, |request| Event::SwitchoverRequested { request, until });
     }
 
     pub fn ask_stop(&mut self, n: usize, power_off: bool) {
@@ -39,7 +39,7 @@ impl World {
         self.nodes[n].powered_off |= power_off;
         let powers_off = power_off || self.mutant == Some(Mutant::StopPowersOff);
         let vm = if powers_off { Leave::PowerOff { within_us: 50_000 } } else { Leave::Move };
-        self.asks(n, |request| Event::StopRequested { request, vm });
+        self.asks(n, Desire::Stop, |request| Event::StopRequested { request, vm });
     }
 
     /// The VM is to boot here, or to go on without the node that owns it.
@@ -55,7 +55,7 @@ impl World {
         // It begins anew then, whatever failed before.
         self.nodes[n].exec.unprepared_at = None;
         let until = self.nodes[n].clock(self.now) + 1_000_000;
-        self.asks(n, |request| Event::StartRequested { request, how, until });
+        self.asks(n, Desire::Start, |request| Event::StartRequested { request, how, until });
     }
 
     pub fn bring_back(&mut self, owner: usize, back: Return) {
@@ -97,6 +97,12 @@ impl World {
                 return;
             }
         }
+        let of = match &outcome {
+            Ok(Done::Moved) => Some(Desire::Move),
+            Ok(Done::Stopped(_)) => Some(Desire::Stop),
+            Ok(Done::Started(_)) => Some(Desire::Start),
+            Err(_) => None,
+        };
         let done = matches!(
             outcome,
             Ok(_)
@@ -109,12 +115,15 @@ impl World {
             Err(_) => self.stats.add(Count::SwitchoversFailed),
         }
         let asked = &mut self.nodes[n].asked;
-        match asked.iter().position(|(known, _)| *known == request) {
+        match asked.iter().position(|(known, ..)| *known == request) {
             Some(at) => {
-                asked.swap_remove(at);
+                let (.., wish) = asked.swap_remove(at);
                 // Whatever was given up was not, unless it may still be carried out.
                 let may_still = late || done || !asked.is_empty();
                 self.nodes[n].fresh &= may_still;
+                if of.is_some_and(|of| of != wish) {
+                    self.fail(format!("answered: {} answers {wish:?} as {of:?}", NAMES[n]));
+                }
             }
             None => self.fail(format!("answered: {} answers request {request} again", NAMES[n])),
         }
@@ -129,8 +138,8 @@ impl World {
     pub fn check_answered(&mut self, n: usize) {
         let node = &self.nodes[n];
         let since = |at: Micros| self.now.saturating_sub(at.max(self.knobs.heal_at));
-        let waits = node.asked.iter().find(|(_, at)| since(*at) > ANSWERED_WITHIN_US);
-        if let Some((request, _)) = waits.filter(|_| node.up) {
+        let waits = node.asked.iter().find(|(_, at, _)| since(*at) > ANSWERED_WITHIN_US);
+        if let Some((request, ..)) = waits.filter(|_| node.up) {
             self.fail(format!("unanswered: {} has not answered request {request}", NAMES[n]));
         }
     }

@@ -25,6 +25,7 @@ use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::scrub::SAMPLES_MAX;
 use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
 use crate::wire::{Frame, FrameType, Message};
+use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
 use log::IncomingLog;
@@ -39,10 +40,14 @@ pub struct Limits {
     pub backlog_pages: usize,
 }
 
+/// Bytes of pages that wait to be applied, at most. A single checkpoint may have more: then it alone waits.
+pub const BACKLOG_BYTES_MAX: usize = 128 << 20;
+
 impl Limits {
-    /// No checkpoint of a memory of `pages` is refused, and no more than that waits.
+    /// No checkpoint of a memory of `pages` is refused, and no more than [`BACKLOG_BYTES_MAX`] of them wait.
     pub fn of_memory(pages: PageIndex) -> Self {
-        Self { epoch_pages: pages as usize, backlog_pages: pages as usize }
+        let pages = pages as usize;
+        Self { epoch_pages: pages, backlog_pages: pages.min(BACKLOG_BYTES_MAX / PAGE_SIZE) }
     }
 }
 

@@ -41,6 +41,12 @@ pub enum Trouble {
         /// How.
         errno: Errno,
     },
+    /// It has not answered for so long that nobody waits for it any more. It may yet do what was asked.
+    #[error("no answer for {seconds} s: the storage hangs, or was replaced under a call")]
+    NoAnswer {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// The cell is damaged. It is never taken for an empty one.
     #[error("the cell is damaged: {file}: {reason}; find out which node has the VM, then remove that file")]
     Damaged {

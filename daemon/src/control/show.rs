@@ -90,8 +90,15 @@ impl Rows {
 
     /// What the guest and its clients do not get.
     fn service(&mut self, status: &Status) {
-        let ServiceStatus { guest_speed_pct, hold_kept, hold_ms_max, slowed_by, carried_mbit_per_s } =
-            status.service;
+        let ServiceStatus {
+            guest_speed_pct,
+            guest_speed_min_pct: _,
+            speed_kept: _,
+            hold_kept,
+            hold_ms_max,
+            slowed_by,
+            carried_mbit_per_s,
+        } = status.service;
         if status.role == Role::Primary && guest_speed_pct < 99.0 {
             let why = match slowed_by {
                 Some(Bottleneck::Link) => "the replication link carries no more",
@@ -140,14 +147,14 @@ impl Rows {
         for trouble in peer.trouble.iter().filter(|_| !peer.connected).flat_map(|trouble| trouble.lines()) {
             self.add("", trouble.to_owned());
         }
-        if let Some(NetworkStatus { tap, trouble, for_s, peer_trouble }) = &status.network {
+        if let Some(NetworkStatus { tap, trouble, for_s, peer_trouble, peer_for_s }) = &status.network {
             let shown = match trouble {
                 Some(trouble) => format!("TROUBLE for {}: {trouble}", duration(*for_s)),
                 None => "well".into(),
             };
             self.add("network", format!("{tap}, {shown}"));
             if let Some(trouble) = peer_trouble {
-                self.add("", format!("TROUBLE on {}: {trouble}", peer.node));
+                self.add("", format!("TROUBLE on {} for {}: {trouble}", peer.node, duration(*peer_for_s)));
             }
         }
         let reachable = if status.arbiter.reachable { "answers" } else { "does not answer" };
@@ -156,6 +163,9 @@ impl Rows {
             _ => String::new(),
         };
         self.add("arbiter", format!("{}, {reachable}{age}", status.arbiter.place));
+        if status.arbiter.hanging_calls > 0 {
+            self.add("", format!("{} calls on it have never returned", status.arbiter.hanging_calls));
+        }
         for lapse in &status.lapses {
             self.add("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));
         }
@@ -175,7 +185,7 @@ fn painted(state: State, palette: Palette) -> String {
     let code = match state {
         State::Protected => 32,
         State::Degraded | State::Solo | State::Resyncing => 33,
-        State::Waiting | State::Fenced => 31,
+        State::Waiting | State::Fenced | State::Stuck => 31,
     };
     match palette {
         Palette::Coloured => format!("\x1b[1;{code}m{state}\x1b[0m"),
@@ -219,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_status_is_shown_aligned() {
-        let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20 });
+        let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20, age_ms: 12 });
         let text = block(&Status { copy, ..status() }, Palette::Plain);
         let expected = "           vm  web on alpha
          role  primary
@@ -247,6 +257,7 @@ mod tests {
             count: 5_000_000,
             log_bytes_per_s: 250_000.0,
             lag_us: 1500,
+            position_age_ms: Some(3),
             throttle_pct: 20.0,
             divergences: 1,
             last_divergence,
@@ -272,6 +283,7 @@ mod tests {
             count: 1,
             log_bytes_per_s: 0.0,
             lag_us: 2,
+            position_age_ms: None,
             throttle_pct: 0.0,
             divergences: 0,
             last_divergence: None,
@@ -287,6 +299,8 @@ mod tests {
         let service = ServiceStatus {
             hold_ms_max: 100,
             hold_kept: false,
+            guest_speed_min_pct: 10,
+            speed_kept: true,
             guest_speed_pct: 12.4,
             slowed_by: Some(Bottleneck::Link),
             carried_mbit_per_s: Some(9.44),

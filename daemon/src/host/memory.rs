@@ -2,12 +2,16 @@
 //! the limits of the daemon's control groups, of its address space and on locked memory. A limit that the kernel does
 //! not tell is none.
 
+use ft_checkpoint::receiver::BACKLOG_BYTES_MAX;
 use std::fs;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// A backup maps the guest's memory for the machine, for what is received, and for the rehearsal.
 const MAPPINGS: u64 = 3;
+/// A backup holds checkpoints that it has not applied yet, and the memory of some that it has applied, for the next
+/// ones: each up to this, and up to the memory of the VM.
+const BACKLOGS: u64 = 2;
 const CAP_IPC_LOCK: u32 = 14;
 
 /// What the VM needs of a host.
@@ -19,24 +23,30 @@ pub struct Need {
     pub lock: bool,
 }
 
+/// What a backup needs beside the memory of the VM.
+fn beside(ram_bytes: u64) -> u64 {
+    BACKLOGS * ram_bytes.min(BACKLOG_BYTES_MAX as u64)
+}
+
 /// What the host lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Shortage {
     /// Memory.
     #[error(
-        "its host has {} MiB of memory left, the VM needs {} MiB (machine.memory_mib): free memory there",
+        "its host has {} MiB of memory left, a backup of this VM needs {} MiB (machine.memory_mib, and what waits \
+         to be applied): free memory there",
         left >> 20, need >> 20
     )]
     Host {
         /// What is left.
         left: u64,
-        /// What the VM needs.
+        /// What a backup of the VM needs.
         need: u64,
     },
     /// Memory within a control group's limit.
     #[error(
-        "ftd has {} MiB of memory left there within the limit of the control group {}, the VM needs {} MiB \
-         (machine.memory_mib): raise the limit (MemoryMax= of the service)",
+        "ftd has {} MiB of memory left there within the limit of the control group {}, a backup of this VM \
+         needs {} MiB (machine.memory_mib, and what waits to be applied): raise the limit (MemoryMax= of the service)",
         left >> 20, group.display(), need >> 20
     )]
     Group {
@@ -44,7 +54,7 @@ pub enum Shortage {
         group: PathBuf,
         /// What is left.
         left: u64,
-        /// What the VM needs.
+        /// What a backup of the VM needs.
         need: u64,
     },
     /// Address space.
@@ -85,18 +95,19 @@ impl Need {
         let meminfo = read("proc/meminfo");
         let swap = if self.lock { 0 } else { kib(&meminfo, "SwapFree:").unwrap_or(0) };
         let groups = read("proc/self/cgroup");
-        let need = self.ram_bytes;
+        let (locked, need) = (self.ram_bytes, self.ram_bytes + beside(self.ram_bytes));
+        let mapped = self.ram_bytes * MAPPINGS + beside(self.ram_bytes);
 
         let space = limit(&limits, "Max address space");
         let space = space.map(|most| most.saturating_sub(kib(&status, "VmSize:").unwrap_or(0)));
-        if let Some(left) = space.filter(|left| *left < need * MAPPINGS) {
-            return Some(Shortage::AddressSpace { left, need: need * MAPPINGS });
+        if let Some(left) = space.filter(|left| *left < mapped) {
+            return Some(Shortage::AddressSpace { left, need: mapped });
         }
         if self.lock && !may_lock_anything(&status) {
-            let locked = limit(&limits, "Max locked memory");
-            let locked = locked.map(|most| most.saturating_sub(kib(&status, "VmLck:").unwrap_or(0)));
-            if let Some(left) = locked.filter(|left| *left < need) {
-                return Some(Shortage::Locked { left, need });
+            let most = limit(&limits, "Max locked memory");
+            let left = most.map(|most| most.saturating_sub(kib(&status, "VmLck:").unwrap_or(0)));
+            if let Some(left) = left.filter(|left| *left < locked) {
+                return Some(Shortage::Locked { left, need: locked });
             }
         }
         let host = kib(&meminfo, "MemAvailable:").map(|left| left + swap);
@@ -217,16 +228,16 @@ mod tests {
     #[test]
     fn memory_that_is_to_be_locked_cannot_be_swap() {
         let host = Host::new();
-        assert_eq!(host.lacks(1200, false), None);
-        assert_eq!(host.lacks(1201, false), Some(Shortage::Host { left: 1200 * MIB, need: 1201 * MIB }));
-        assert_eq!(host.lacks(1001, true), Some(Shortage::Host { left: 1000 * MIB, need: 1001 * MIB }));
+        assert_eq!(host.lacks(944, false), None, "what waits to be applied needs memory too");
+        assert_eq!(host.lacks(945, false), Some(Shortage::Host { left: 1200 * MIB, need: 1201 * MIB }));
+        assert_eq!(host.lacks(745, true), Some(Shortage::Host { left: 1000 * MIB, need: 1001 * MIB }));
     }
 
     #[test]
     fn a_limit_on_address_space_counts_all_of_a_backups_mappings() {
         let host = Host::new().with("proc/self/limits", "Max address space  419430400  unlimited  bytes\n");
-        assert_eq!(host.lacks(100, false), None);
-        assert_eq!(host.lacks(101, false), Some(Shortage::AddressSpace { left: 300 * MIB, need: 303 * MIB }));
+        assert_eq!(host.lacks(60, false), None);
+        assert_eq!(host.lacks(61, false), Some(Shortage::AddressSpace { left: 300 * MIB, need: 305 * MIB }));
     }
 
     #[test]
@@ -248,8 +259,8 @@ mod tests {
             .with("sys/fs/cgroup/system.slice/memory.current", "104857600\n")
             .with("sys/fs/cgroup/system.slice/memory.swap.max", "0\n")
             .with("sys/fs/cgroup/system.slice/memory.stat", "anon 1\ninactive_file 1048576\nactive_file 0\n");
-        assert_eq!(host.lacks(101, false), None);
-        let lacks = host.lacks(102, false);
+        assert_eq!(host.lacks(33, false), None);
+        let lacks = host.lacks(34, false);
         assert!(
             matches!(&lacks, Some(Shortage::Group { group, left, .. })
                 if *left == 101 * MIB && group.ends_with("cgroup/system.slice")),
@@ -259,8 +270,8 @@ mod tests {
             .with("proc/self/cgroup", "4:cpu,memory:/a/b\n0::/\n")
             .with("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "104857600\n")
             .with("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "0\n");
-        assert_eq!(host.lacks(300, false), None, "with the host's swap");
-        assert!(matches!(host.lacks(301, false), Some(Shortage::Group { .. })));
+        assert_eq!(host.lacks(100, false), None, "with the host's swap");
+        assert!(matches!(host.lacks(101, false), Some(Shortage::Group { .. })));
     }
 
     #[test]

@@ -31,6 +31,8 @@ struct Inner {
     outbox: Option<Arc<PeerOutbox>>,
     /// Captured, not yet given to `owed`.
     unencoded: u64,
+    /// Bytes captured, as they are: until they are encoded they count beside what is owed.
+    raw_bytes: usize,
     /// The epoch that is being encoded and streamed, if its frames went to the current outbox from the first on.
     streaming: Option<u64>,
     /// Somebody was refused a place, or waits for acks.
@@ -53,6 +55,7 @@ impl Pairing {
             owed: Owed::new(bytes_max),
             outbox: Some(outbox),
             unencoded: 0,
+            raw_bytes: 0,
             streaming: None,
             wanting: false,
             flow: Flow::new(service, bytes_max as u64),
@@ -63,10 +66,16 @@ impl Pairing {
     /// Takes a place in the pipeline for one more checkpoint, if there is one.
     pub fn reserve(&self) -> bool {
         let mut inner = self.inner.lock();
-        let room = inner.owed.in_flight() + inner.unencoded < self.depth_max && !inner.owed.is_full();
+        let room =
+            inner.owed.in_flight() + inner.unencoded < self.depth_max && !inner.owed.is_full(inner.raw_bytes);
         inner.unencoded += u64::from(room);
         inner.wanting |= !room;
         room
+    }
+
+    /// A checkpoint or a log of a reserved place is captured, and has so many bytes. [`Self::keep`] takes them off.
+    pub fn captured(&self, raw_bytes: usize) {
+        self.inner.lock().raw_bytes += raw_bytes;
     }
 
     /// Looks at the flow, or tells it something. Who finds that the guest is to stand still waits for acks.
@@ -107,12 +116,13 @@ impl Pairing {
         Ok(inner.owed.spare())
     }
 
-    /// A begun epoch of `raw_bytes` is encoded: it is kept until its ack. If the connection changed meanwhile, it goes
-    /// out whole.
-    pub fn keep(&self, checkpoint: EncodedCheckpoint, raw_bytes: u64) -> Result<(), OwedError> {
+    /// A begun epoch, captured as `raw_bytes`, is encoded: it is kept until its ack. If the connection changed
+    /// meanwhile, it goes out whole.
+    pub fn keep(&self, checkpoint: EncodedCheckpoint, raw_bytes: usize) -> Result<(), OwedError> {
         let mut inner = self.inner.lock();
+        inner.raw_bytes = inner.raw_bytes.saturating_sub(raw_bytes);
         let epoch = checkpoint.epoch();
-        inner.flow.encoded(epoch, raw_bytes, checkpoint.bytes() as u64);
+        inner.flow.encoded(epoch, raw_bytes as u64, checkpoint.bytes() as u64);
         inner.owed.keep(checkpoint)?;
         if inner.streaming.take() != Some(epoch) {
             let inner = &*inner;

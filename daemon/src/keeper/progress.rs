@@ -1,6 +1,7 @@
 //! The backup's progress in executing the log. On the backup the follower sets it; on the primary it is the backup's
 //! own report. Several threads read these small numbers; the last write wins.
 
+use crate::clock;
 use ft_checkpoint::wire::message::Position;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,8 @@ pub struct ReplayProgress {
     count: AtomicU64,
     lag_us: AtomicU64,
     pending_bytes: AtomicU64,
+    /// When it was last set, by this node's clock; 0: never.
+    set_at: AtomicU64,
     /// Backup: bytes on their way from the connection to the follower.
     queued_bytes: AtomicU64,
 }
@@ -23,6 +26,15 @@ impl ReplayProgress {
         self.count.store(count, Ordering::Relaxed);
         self.lag_us.store(lag_us, Ordering::Relaxed);
         self.pending_bytes.store(pending_bytes, Ordering::Relaxed);
+        self.set_at.store(clock::now_us(), Ordering::Relaxed);
+    }
+
+    /// How long ago the last word was said, if ever.
+    pub fn age(&self) -> Option<Duration> {
+        match self.set_at.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(Duration::from_micros(clock::now_us().saturating_sub(at))),
+        }
     }
 
     /// What it was.
@@ -38,6 +50,7 @@ impl ReplayProgress {
     /// Nothing is being executed any more, or not yet.
     pub fn reset(&self) {
         self.set(Position::default());
+        self.set_at.store(0, Ordering::Relaxed);
         self.queued_bytes.store(0, Ordering::Relaxed);
     }
 

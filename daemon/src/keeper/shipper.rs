@@ -7,6 +7,7 @@ use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
+use ft_ram::layout::PAGE_SIZE;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -27,12 +28,25 @@ enum Shipment {
     Log(LogEpoch),
 }
 
+impl Shipment {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Checkpoint(capture) => capture.bytes(),
+            Self::Log(log) => log.log.len(),
+        }
+    }
+}
+
+/// Pages for which the captures that wait to be used again have memory, at most; but a single one is always kept.
+const SPARE_PAGES_MAX: usize = (64 << 20) / PAGE_SIZE;
+
 /// The keeper's end of the shipper.
 pub struct Shipper {
     work: Option<Sender<Shipment>>,
     returned: Receiver<Capture>,
     thread: Option<JoinHandle<()>>,
     spare: Vec<Capture>,
+    pairing: Arc<Pairing>,
     pages_max: usize,
 }
 
@@ -47,6 +61,7 @@ impl Shipper {
     ) -> std::io::Result<Self> {
         let (sender, work) = channel();
         let (give_back, returned) = channel();
+        let shipped_to = Arc::clone(&pairing);
         let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
             let mut encoder = encoder;
             while let Ok(work) = work.recv() {
@@ -67,13 +82,23 @@ impl Shipper {
                 }
             }
         })?;
-        Ok(Self { work: Some(sender), returned, thread: Some(thread), spare: Vec::new(), pages_max })
+        Ok(Self {
+            work: Some(sender),
+            returned,
+            thread: Some(thread),
+            spare: Vec::new(),
+            pairing: shipped_to,
+            pages_max,
+        })
     }
 
     /// An empty capture, used before if there is one.
     pub fn empty_capture(&mut self) -> Capture {
         while let Ok(capture) = self.returned.try_recv() {
-            self.spare.push(capture);
+            let spare: usize = self.spare.iter().map(|spare| spare.arena.capacity()).sum();
+            if spare == 0 || spare + capture.arena.capacity() <= SPARE_PAGES_MAX {
+                self.spare.push(capture);
+            }
         }
         let mut capture = self.spare.pop().unwrap_or_else(|| Capture::new(self.pages_max));
         capture.reset();
@@ -92,6 +117,7 @@ impl Shipper {
 
     fn queue(&self, work: Shipment) {
         if let Some(sender) = &self.work {
+            self.pairing.captured(work.bytes());
             let _ = sender.send(work);
         }
     }
@@ -117,12 +143,12 @@ fn ship(
     let encoded = encoder.encode(capture, reuse, &mut sink)?;
     telemetry.encoded(&encoded.stats);
     // A failure to send is the connection's, and known there; the checkpoint is owed all the same.
-    Ok(pairing.keep(encoded.checkpoint, encoded.stats.bytes_in)?)
+    Ok(pairing.keep(encoded.checkpoint, capture.bytes())?)
 }
 
 /// It goes out as one piece: there is nothing to overlap with.
 fn ship_log(encoder: &mut Encoder, pairing: &Arc<Pairing>, log: &LogEpoch) -> Result<(), ShipError> {
     let reuse = pairing.begin_whole(log.epoch)?;
     let encoded = encoder.encode_log(log.epoch, &log.log, log.stamp_us, reuse)?;
-    Ok(pairing.keep(encoded, log.log.len() as u64)?)
+    Ok(pairing.keep(encoded, log.log.len())?)
 }

@@ -188,12 +188,20 @@ metrics! {
     is_degraded: Gauge "ftd_degraded" "1 while the pair is in step, but it is not proven that a backup can take over",
     arbiter_age_us: Gauge "ftd_arbiter_age_us" "Microseconds since this node's arbiter answered last",
     peer_arbiter_age_us: Gauge "ftd_peer_arbiter_age_us" "Microseconds since the peer's arbiter answered last",
+    arbiter_hangs: Gauge "ftd_arbiter_hanging_calls"
+        "Calls on this node's arbiter that were left behind, and have not returned",
     is_peer_connected: Gauge "ftd_peer_connected" "1 while the peer is connected",
     dirty_pages: Gauge "ftd_dirty_pages" "Pages in the last checkpoint",
     copy_done_bytes: Gauge "ftd_copy_done_bytes" "Bytes of guest memory that the current full copy has covered",
     copy_total_bytes: Gauge "ftd_copy_total_bytes"
         "Bytes of guest memory that the current full copy has to cover; 0 when there is none",
     held_frames: Gauge "ftd_held_frames" "Frames of the VM that wait for an ack now",
+    oldest_held_us: Gauge "ftd_oldest_held_us"
+        "Microseconds for which the oldest frame that waits for an ack has been held; 0 when there is none",
+    is_hold_kept: Gauge "ftd_hold_kept"
+        "1 unless output was held for longer than replication.hold_ms_max in the last minute, or is now",
+    is_speed_kept: Gauge "ftd_guest_speed_kept"
+        "1 unless the VM was slowed below replication.guest_speed_min_pct in the last minute",
     held_bytes: Gauge "ftd_held_bytes" "Bytes of the frames that wait for an ack now",
     checkpoints: Counter "ftd_checkpoints_total" "Checkpoints acked",
     pages: Counter "ftd_pages_total" "Pages captured",

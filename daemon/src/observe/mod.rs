@@ -12,7 +12,7 @@ mod window;
 pub use carried::{Bottleneck, Carried, Meter};
 pub use metrics::{Metrics, Percentiles};
 pub use publish::{Publisher, Sources};
-pub use service::ServiceStatus;
+pub use service::{Declared, ServiceStatus};
 pub use status::{
     ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS,
     Status,

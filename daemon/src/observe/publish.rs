@@ -2,7 +2,7 @@
 //! systemd.
 
 use super::metrics::{Percentiles, Rate};
-use super::service::{HoldWatch, ServiceStatus};
+use super::service::{Declared, Holds, ServiceStatus, ServiceWatch};
 use super::status::{
     ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus,
     STATUS_SCHEMA, STUCK_MS, Status,
@@ -18,6 +18,7 @@ use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -25,6 +26,9 @@ use tokio::sync::watch;
 const READY_AT_THE_LATEST: Duration = Duration::from_secs(2);
 /// How often the status is published when nothing changes.
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Says how far the backup has come, and how long ago that was said, if ever.
+pub type TellPosition = Box<dyn Fn() -> (Position, Option<Duration>) + Send + Sync>;
 
 /// Where the figures come from.
 pub struct Sources {
@@ -40,8 +44,8 @@ pub struct Sources {
     pub output: OutputBuffer,
     /// The messages; none in tests.
     pub log: Option<Log>,
-    /// Replay mode: how far the backup has come.
-    pub position: Option<Box<dyn Fn() -> Position + Send + Sync>>,
+    /// Replay mode.
+    pub position: Option<TellPosition>,
 }
 
 /// See the module.
@@ -49,7 +53,7 @@ pub struct Publisher {
     config: Config,
     sources: Sources,
     log_rate: Mutex<Rate>,
-    hold_watch: Mutex<HoldWatch>,
+    service_watch: Mutex<ServiceWatch>,
     started: Instant,
     published: watch::Sender<Arc<Status>>,
     notifier: Notifier,
@@ -92,7 +96,13 @@ fn initial_status(config: &Config) -> Status {
         },
         network: None,
         view_age_ms: 0,
-        arbiter: ArbiterStatus { place: String::new(), reachable: true, age_s: None, peer_age_s: None },
+        arbiter: ArbiterStatus {
+            place: String::new(),
+            reachable: true,
+            hanging_calls: 0,
+            age_s: None,
+            peer_age_s: None,
+        },
         lapses: Vec::new(),
         uptime_s: 0,
     }
@@ -118,7 +128,7 @@ impl Publisher {
             config: config.clone(),
             sources,
             log_rate: Mutex::default(),
-            hold_watch: Mutex::default(),
+            service_watch: Mutex::default(),
             started: Instant::now(),
             published: watch::Sender::new(Arc::new(initial_status(config))),
             notifier: Notifier::default(),
@@ -166,13 +176,16 @@ impl Publisher {
         let (peer, peer_for) = (window.peer().what, window.peer().age());
         let network = self.network();
         let copy_total = metrics.copy_total_bytes.get();
-        self.count_view(&view);
+        let is_stuck = view_age_ms >= STUCK_MS;
+        let state = if is_stuck { State::Stuck } else { view.state };
+        self.count_view(&view, state);
         metrics.is_peer_connected.set(peer.connected.into());
         let rehearsal = view.rehearsal.map(RehearsalStatus::now);
         let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
         metrics.rehearsal_age_us.set(age_us.unwrap_or(0));
         metrics.held_frames.set(held.held_frames as u64);
         metrics.held_bytes.set(held.held_bytes as u64);
+        metrics.oldest_held_us.set(held.oldest_held.as_micros() as u64);
         metrics.frames_released.set_total(held.released);
         metrics.frames_discarded.set_total(held.discarded);
         metrics.emit_errors.set_total(held.emit_errors);
@@ -180,14 +193,17 @@ impl Publisher {
         metrics.hold_full.set_total(held.full_events);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
         metrics.view_age_ms.set(view_age_ms);
+        metrics.arbiter_hangs.set(window.arbiter_hangs().load(Ordering::Relaxed));
         metrics
             .network_troubled
             .set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
         metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
         metrics.hold_us.lock().absorb(&held.hold_us, now);
 
-        let bound_us = window.bound_us().unwrap_or(self.config.replication.hold_ms_max * 1000);
-        let hold_kept = self.hold_watch.lock().look(&held.hold_us, bound_us, now);
+        let holds = Holds { over_us: &held.hold_us, oldest: held.oldest_held };
+        let service = self.service_status(view.role, holds, now);
+        metrics.is_hold_kept.set(service.hold_kept.into());
+        metrics.is_speed_kept.set(service.speed_kept.into());
 
         // Each lock is let go before the next: `parts` takes one of them again.
         let checkpoints_per_s = metrics.commit_us.lock().rate(now);
@@ -195,14 +211,15 @@ impl Publisher {
         let hold_us = metrics.hold_us.lock().percentiles(now);
         let status = Status {
             role: view.role,
-            state: view.state,
-            detail: match view_age_ms {
-                STUCK_MS.. => format!(
-                    "the daemon is stuck: it has shown nothing for {} s, and this is what it showed last: {}",
+            state,
+            detail: match is_stuck {
+                true => format!(
+                    "the daemon is stuck: it has shown nothing for {} s, and this is what it showed last: {}, {}",
                     view_age_ms / 1000,
+                    view.state,
                     view.detail
                 ),
-                _ => view.detail,
+                false => view.detail,
             },
             generation: view.generation,
             epoch: metrics.epoch.get(),
@@ -211,14 +228,17 @@ impl Publisher {
             dirty_pages: metrics.dirty_pages.get(),
             pause_us,
             hold_us,
-            service: self.service_status(view.role, bound_us / 1000, hold_kept),
+            service,
             bytes_sent: metrics.bytes_sent.get(),
             compression_ratio: telemetry.compression_ratio(),
             parts: telemetry.parts(),
             unknown_instructions: metrics.unknown_instructions.get(),
             replay: position.as_ref().map(|position| self.replay_status(view.role, position(), now)),
-            copy: (copy_total > 0)
-                .then(|| CopyStatus { done_bytes: metrics.copy_done_bytes.get(), total_bytes: copy_total }),
+            copy: (copy_total > 0).then(|| CopyStatus {
+                done_bytes: metrics.copy_done_bytes.get(),
+                total_bytes: copy_total,
+                age_ms: telemetry.copy_age().as_millis() as u64,
+            }),
             take_over: telemetry.take_over(),
             rehearsal,
             peer: PeerStatus {
@@ -234,6 +254,7 @@ impl Publisher {
             arbiter: ArbiterStatus {
                 place: arbiter_place.clone(),
                 reachable: window.is_arbiter_reachable() && !self.is_arbiter_silent(&view.lapses),
+                hanging_calls: metrics.arbiter_hangs.get(),
                 age_s: view.arbiter_at.map(age_s),
                 peer_age_s: view.peer_arbiter_at.map(age_s),
             },
@@ -245,29 +266,39 @@ impl Publisher {
         self.published.send_replace(Arc::new(status));
     }
 
-    /// The core's view in numbers.
-    fn count_view(&self, view: &View) {
+    /// The core's view in numbers, and the state that it is taken for.
+    fn count_view(&self, view: &View, state: State) {
         let metrics = &self.sources.telemetry.metrics;
         metrics.generation.set(view.generation);
         metrics.suspicions.set_total(view.suspicions);
         metrics.is_primary.set((view.role == Role::Primary).into());
-        metrics.is_protected.set((view.state == State::Protected).into());
-        metrics.is_degraded.set((view.state == State::Degraded).into());
+        metrics.is_protected.set((state == State::Protected).into());
+        metrics.is_degraded.set((state == State::Degraded).into());
         let unpermitted = view.lapses.iter().any(|lapsed| matches!(lapsed.lapse, Lapse::NoPermit { .. }));
         metrics.is_unpermitted.set(unpermitted.into());
         metrics.arbiter_age_us.set(view.arbiter_at.map_or(0, age_us));
         metrics.peer_arbiter_age_us.set(view.peer_arbiter_at.map_or(0, age_us));
     }
 
-    fn service_status(&self, role: Role, hold_ms_max: u64, hold_kept: bool) -> ServiceStatus {
+    fn service_status(&self, role: Role, holds: Holds<'_>, now: Instant) -> ServiceStatus {
+        let configured = || {
+            let r = &self.config.replication;
+            Declared { hold_us_max: r.hold_ms_max * 1000, speed_pct_min: r.guest_speed_min_pct }
+        };
+        let Declared { hold_us_max, speed_pct_min } =
+            self.sources.window.declared().unwrap_or_else(configured);
         let telemetry = &self.sources.telemetry;
         let throttle_permille = telemetry.metrics.throttle_permille.get();
         let is_slowed = role == Role::Primary && throttle_permille > 10;
         let carried = telemetry.carried().filter(|_| is_slowed);
+        let guest_speed_pct = 100.0 - throttle_permille as f64 / 10.0;
+        let watch = &mut *self.service_watch.lock();
         ServiceStatus {
-            hold_ms_max,
-            hold_kept,
-            guest_speed_pct: 100.0 - throttle_permille as f64 / 10.0,
+            hold_ms_max: hold_us_max / 1000,
+            hold_kept: watch.is_hold_kept(holds, hold_us_max, now),
+            guest_speed_min_pct: speed_pct_min,
+            speed_kept: watch.is_speed_kept(guest_speed_pct, speed_pct_min, now),
+            guest_speed_pct,
             slowed_by: carried.map(|carried| carried.by),
             carried_mbit_per_s: carried.map(|carried| carried.bytes_per_s * 8.0 / 1e6),
         }
@@ -283,11 +314,17 @@ impl Publisher {
     fn network(&self) -> Option<NetworkStatus> {
         let tap = self.config.machine.net.as_ref()?.tap.clone();
         let shown = self.sources.window.network();
-        let peer_trouble = self.sources.window.peer_network();
-        Some(NetworkStatus { tap, for_s: shown.age().as_secs(), trouble: shown.what, peer_trouble })
+        let peers = self.sources.window.peer_network();
+        let (for_s, peer_for_s) = (shown.age().as_secs(), peers.age().as_secs());
+        Some(NetworkStatus { tap, trouble: shown.what, for_s, peer_trouble: peers.what, peer_for_s })
     }
 
-    fn replay_status(&self, role: Role, position: Position, now: Instant) -> ReplayStatus {
+    fn replay_status(
+        &self,
+        role: Role,
+        (position, age): (Position, Option<Duration>),
+        now: Instant,
+    ) -> ReplayStatus {
         let telemetry = &self.sources.telemetry;
         let metrics = &telemetry.metrics;
         metrics.lag_us.set(position.lag_us);
@@ -298,6 +335,7 @@ impl Publisher {
             count: metrics.replay_count.get(),
             log_bytes_per_s: self.log_rate.lock().of(metrics.log_bytes.get(), now),
             lag_us: position.lag_us,
+            position_age_ms: age.map(|age| age.as_millis() as u64),
             throttle_pct: metrics.throttle_permille.get() as f64 / 10.0,
             divergences: metrics.divergences.get(),
             last_divergence: telemetry.divergence(),
@@ -350,12 +388,9 @@ mod tests {
         Publisher::new(&config, sources)
     }
 
-    #[test]
-    fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
-        let publisher = publisher();
-        let (role, state, detail) = (Role::Primary, State::Solo, String::new());
-        publisher.sources.window.show(View {
-            role,
+    fn primary(state: State) -> View {
+        View {
+            role: Role::Primary,
             state,
             generation: 4,
             suspicions: 3,
@@ -364,8 +399,65 @@ mod tests {
             lapses: Vec::new(),
             arbiter_at: None,
             peer_arbiter_at: None,
-            detail,
-        });
+            detail: "in step".into(),
+        }
+    }
+
+    fn assert_metric(publisher: &Publisher, name: &str, value: u64) {
+        let (line, text) = (format!("\n{name}{{vm=\"web\",node=\"alpha\"}} {value}\n"), publisher.metrics());
+        assert!(text.contains(&line), "{line}{text}");
+    }
+
+    #[test]
+    fn an_executor_that_shows_nothing_is_called_stuck_within_two_seconds_and_nothing_is_green() {
+        let publisher = publisher();
+        publisher.sources.window.show(primary(State::Protected));
+        publisher.publish();
+        assert_eq!(publisher.status().state, State::Protected);
+        assert_metric(&publisher, "ftd_protected", 1);
+        publisher.sources.window.age_view(Duration::from_secs(2) - 2 * STATUS_INTERVAL);
+        publisher.publish();
+        let status = publisher.status();
+        assert_eq!(status.state, State::Stuck);
+        assert!(status.detail.ends_with("this is what it showed last: protected, in step"), "{status:?}");
+        assert!(!status.is_well_protected());
+        assert_metric(&publisher, "ftd_protected", 0);
+        publisher.sources.window.show(primary(State::Degraded));
+        publisher.publish();
+        assert_metric(&publisher, "ftd_degraded", 1);
+        publisher.sources.window.age_view(Duration::from_secs(2));
+        publisher.publish();
+        assert_metric(&publisher, "ftd_degraded", 0);
+        publisher.sources.window.show(primary(State::Protected));
+        publisher.publish();
+        assert_metric(&publisher, "ftd_protected", 1);
+    }
+
+    #[test]
+    fn a_frame_that_is_held_without_end_is_a_service_that_is_not_kept() {
+        let publisher = publisher();
+        publisher.sources.window.show(primary(State::Protected));
+        publisher.sources.window.declare(Declared { hold_us_max: 5_000, speed_pct_min: 10 });
+        publisher.publish();
+        assert_metric(&publisher, "ftd_hold_kept", 1);
+        assert_metric(&publisher, "ftd_guest_speed_kept", 1);
+        let output = &publisher.sources.output;
+        output.hold();
+        let _ = output.transmit(b"frame");
+        while output.stats().oldest_held <= Duration::from_millis(5) {
+            std::thread::yield_now();
+        }
+        publisher.sources.telemetry.slowed(901);
+        publisher.publish();
+        assert!(!publisher.status().service.hold_kept);
+        assert_metric(&publisher, "ftd_hold_kept", 0);
+        assert_metric(&publisher, "ftd_guest_speed_kept", 0);
+    }
+
+    #[test]
+    fn what_became_of_frames_and_how_often_the_peer_was_suspected_is_counted() {
+        let publisher = publisher();
+        publisher.sources.window.show(primary(State::Solo));
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {
@@ -379,7 +471,6 @@ mod tests {
         offer(5);
         output.mute();
         publisher.publish();
-        let text = publisher.metrics();
         for (name, value) in [
             ("ftd_generation", 4),
             ("ftd_suspicions_total", 3),
@@ -387,8 +478,7 @@ mod tests {
             ("ftd_emit_errors_total", 2),
             ("ftd_frames_discarded_total", 5),
         ] {
-            let line = format!("\n{name}{{vm=\"web\",node=\"alpha\"}} {value}\n");
-            assert!(text.contains(&line), "{line}{text}");
+            assert_metric(&publisher, name, value);
         }
     }
 }

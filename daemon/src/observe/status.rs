@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 /// Version of [`Status`]: raised when a field changes its meaning or goes; new fields do not raise it.
 pub const STATUS_SCHEMA: u32 = 1;
 
-/// An executor that has not shown its state for so long is stuck.
-pub const STUCK_MS: u64 = 2000;
+/// An executor that has not shown its state for so long is stuck. It is told within two seconds.
+pub const STUCK_MS: u64 = 1500;
 
 /// Everything about one VM on one node. Rates and percentiles are those of the last seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub struct Status {
     pub node: String,
     /// This node's role for the VM.
     pub role: Role,
-    /// The state of the pair.
+    /// The state of the pair; [`State::Stuck`] if the executor does not show it any more.
     pub state: State,
     /// The reason for the state, in words.
     pub detail: String,
@@ -101,6 +101,9 @@ pub struct ReplayStatus {
     pub log_bytes_per_s: f64,
     /// How far the backup is behind, in microseconds.
     pub lag_us: u64,
+    /// Milliseconds since the backup last told, or found, where it is; null: never.
+    #[serde(default)]
+    pub position_age_ms: Option<u64>,
     /// Percent of its time that the VM stands still to let the backup catch up.
     pub throttle_pct: f64,
     /// Times a backup diverged since this daemon started.
@@ -110,7 +113,7 @@ pub struct ReplayStatus {
 }
 
 impl Status {
-    /// Whether what it says of role and state is old news: the executor is stuck.
+    /// Whether what it says of the role is old news: the executor is stuck.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.view_age_ms >= STUCK_MS
@@ -131,6 +134,9 @@ pub struct CopyStatus {
     pub done_bytes: u64,
     /// Guest memory to cover.
     pub total_bytes: u64,
+    /// Milliseconds since it last moved.
+    #[serde(default)]
+    pub age_ms: u64,
 }
 
 /// The VM's network on this host.
@@ -145,6 +151,9 @@ pub struct NetworkStatus {
     /// What is wrong with it on the peer's host, as the peer said last.
     #[serde(default)]
     pub peer_trouble: Option<String>,
+    /// Seconds for which it has said so.
+    #[serde(default)]
+    pub peer_for_s: u64,
 }
 
 /// Whether the VM could go on from what a backup holds.
@@ -189,6 +198,9 @@ pub struct ArbiterStatus {
     pub place: String,
     /// Whether the last request was answered, and that not long ago.
     pub reachable: bool,
+    /// Calls on it that were left behind, and have not returned.
+    #[serde(default)]
+    pub hanging_calls: u64,
     /// Seconds since this node's arbiter answered last.
     #[serde(default)]
     pub age_s: Option<u64>,

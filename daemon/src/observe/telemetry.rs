@@ -94,6 +94,8 @@ pub struct Telemetry {
     written: Mutex<Arc<AtomicU64>>,
     written_before: AtomicU64,
     meter: Mutex<Option<Meter>>,
+    /// When the full copy last moved.
+    copied_at: Mutex<Option<Instant>>,
     take_over: Mutex<Option<TakeOver>>,
     divergence: Mutex<Option<Divergence>>,
 }
@@ -124,6 +126,7 @@ impl Default for Telemetry {
             written: Mutex::default(),
             written_before: AtomicU64::new(0),
             meter: Mutex::default(),
+            copied_at: Mutex::default(),
             take_over: Mutex::default(),
             divergence: Mutex::default(),
         }
@@ -251,6 +254,12 @@ impl Telemetry {
     pub fn copy(&self, pages: u64, total: u64) {
         self.metrics.copy_done_bytes.set(pages * PAGE_SIZE as u64);
         self.metrics.copy_total_bytes.set(total * PAGE_SIZE as u64);
+        *self.copied_at.lock() = Some(Instant::now());
+    }
+
+    /// How long ago the full copy last moved.
+    pub fn copy_age(&self) -> Duration {
+        self.copied_at.lock().map_or(Duration::ZERO, |at| at.elapsed())
     }
 
     /// A full copy begins.

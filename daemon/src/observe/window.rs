@@ -1,9 +1,11 @@
 //! The window through which other threads see the executor. Each view has an age: what nobody renews is old news.
 
+use super::service::Declared;
 use crate::host::NetworkTrouble;
 use crate::role::View;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,10 +15,11 @@ pub struct Window {
     view: Mutex<Option<Aged<View>>>,
     peer: Mutex<Aged<PeerView>>,
     network: Mutex<Aged<Option<String>>>,
-    peer_network: Mutex<Option<String>>,
+    peer_network: Mutex<Aged<Option<String>>>,
     arbiter_silent: AtomicBool,
-    /// The bound on the hold, in microseconds, once it is another than configured at start.
-    bound_us: AtomicU64,
+    arbiter_hangs: Arc<AtomicU64>,
+    /// The declared service, once it is another than configured at start.
+    declared: Mutex<Option<Declared>>,
 }
 
 /// Something, and since when it is so.
@@ -66,6 +69,14 @@ impl Window {
         self.view.lock().replace(Aged::now(view)).map(|before| before.what)
     }
 
+    /// As if the view had been shown so much earlier.
+    #[cfg(test)]
+    pub(super) fn age_view(&self, by: Duration) {
+        if let Some(shown) = &mut *self.view.lock() {
+            shown.since = shown.since.checked_sub(by).expect("a host that has been up for so long");
+        }
+    }
+
     /// The connection to the peer, and since when there is, or is not, one.
     pub fn peer(&self) -> Aged<PeerView> {
         self.peer.lock().clone()
@@ -106,29 +117,34 @@ impl Window {
         }
     }
 
-    /// What the peer says is wrong with the VM's network on its host.
-    pub fn peer_network(&self) -> Option<String> {
+    /// What the peer says is wrong with the VM's network on its host, and since when it says so.
+    pub fn peer_network(&self) -> Aged<Option<String>> {
         self.peer_network.lock().clone()
     }
 
     /// The peer says so.
     pub fn show_peer_network(&self, trouble: Option<String>) {
-        *self.peer_network.lock() = trouble;
+        *self.peer_network.lock() = Aged::now(trouble);
     }
 
-    /// The declared bound on the hold, in microseconds, if it changed since the start.
-    pub fn bound_us(&self) -> Option<u64> {
-        Some(self.bound_us.load(Ordering::Relaxed)).filter(|us| *us > 0)
+    /// The declared service, if it changed since the start.
+    pub fn declared(&self) -> Option<Declared> {
+        *self.declared.lock()
     }
 
-    /// Another bound on the hold is declared.
-    pub fn show_bound(&self, us: u64) {
-        self.bound_us.store(us, Ordering::Relaxed);
+    /// Another service is declared.
+    pub fn declare(&self, service: Declared) {
+        *self.declared.lock() = Some(service);
     }
 
     /// Whether the arbiter answered the last request.
     pub fn is_arbiter_reachable(&self) -> bool {
         !self.arbiter_silent.load(Ordering::Relaxed)
+    }
+
+    /// Calls on the arbiter that were left behind and have not returned.
+    pub fn arbiter_hangs(&self) -> &Arc<AtomicU64> {
+        &self.arbiter_hangs
     }
 
     /// Whether the arbiter answered the request just made.

@@ -44,10 +44,14 @@ pub trait Hands {
     fn read_cell(&mut self);
     /// Reads the cell and proves that it could be set; `CellRead` follows.
     fn probe_cell(&mut self);
-    /// Makes this durable on this host, in the place of what was recorded before.
+    /// Makes this durable on this host, in the place of what was recorded before. Where that
+    /// fails or takes too long, `Recorded` follows once it is durable.
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error>;
     /// Sets the cell if it has this generation; `CellSet` follows.
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell);
+    /// Waits no longer for the call on the arbiter that is under way: `CellRead` or `CellSet` follows, as of one whose
+    /// answer is lost, unless it has just been answered or too many calls hang already.
+    fn leave_arbiter(&mut self);
 
     /// Dials the peer until a connection is welcomed.
     fn dial(&mut self);

@@ -13,6 +13,8 @@ pub(super) struct Arbitration {
     /// When the newest request was made. What its answer says was true at some moment since then.
     pub(super) asked_at: Micros,
     pub(super) retry_at: Micros,
+    /// When the one under way was last given up.
+    left_at: Micros,
 }
 
 #[derive(Clone, Debug)]
@@ -42,6 +44,15 @@ impl Arbitration {
     pub(super) fn begin(&mut self, now: Micros, asked: Asked) {
         self.asked = Some(asked);
         self.asked_at = now;
+    }
+
+    /// Whether a request has been under way since then, and was not given up since.
+    fn is_overdue(&self, then: Micros) -> bool {
+        let is_under_way = match &self.asked {
+            Some(Asked::Read { .. } | Asked::Set { resend_at: None, .. }) => true,
+            Some(Asked::Set { resend_at: Some(_), .. }) | None => false,
+        };
+        is_under_way && self.asked_at.max(self.left_at) <= then
     }
 
     /// Whether the cell may be changing by our own request right now.
@@ -76,6 +87,15 @@ impl Core {
     pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
         self.out.push(Command::CompareAndSet { expected, new: new.clone() });
         self.arbiter.begin(self.now, Asked::Set { expected, new, in_doubt: false, resend_at: None });
+    }
+
+    /// A call on storage that hangs, or was replaced, may never return: another one is made in its place.
+    pub(super) fn leave_if_overdue(&mut self) {
+        let is_overdue = |then| self.arbiter.is_overdue(then);
+        if self.now.checked_sub(self.policy.patience_us).is_some_and(is_overdue) {
+            self.arbiter.left_at = self.now;
+            self.out.push(Command::LeaveArbiter);
+        }
     }
 
     /// A cell never goes back. One that does not follow from what this node knows is trouble with the arbiter: nothing

@@ -1,6 +1,8 @@
 //! How soon another pairing is tried after one that failed. A pairing that cannot be must not cost a full copy again
 //! and again: each failure makes the next attempt wait twice as long as the one before, and from the second on for as
 //! long as the attempt took at least. A pairing that reached protection and lasted makes up for the failures before it.
+//! A link that comes and goes takes the VM's protection each time, and each time costs a full copy: a few are free, and
+//! the waits between the others are so long that copies take a small part of the time.
 //!
 //! Both nodes count, each for itself: the backup dials later, the primary admits later.
 
@@ -9,8 +11,10 @@ use super::policy::Policy;
 
 /// A pairing that was protected for so long was well, whatever ended it.
 const LASTED_US: Micros = 60_000_000;
-/// So many connections in a row may be lost before protection without a wait: processes die, links hiccup.
+/// So many connections in a row may be lost without a wait: processes die, links hiccup.
 const LOST_FREELY: u32 = 3;
+/// A pairing that was protected, and lost, is made up for at the latest after so many times its copy's length.
+const COPIES_WAITED: u64 = 8;
 
 /// How a pairing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +58,7 @@ impl Attempts {
     pub(super) fn end(&mut self, now: Micros, how: Ending, policy: &Policy) -> Micros {
         let Some((began, protected_at)) = self.pairing.take() else { return self.wait_us(now) };
         self.streak = match (how, protected_at) {
-            (Ending::Lost, Some(_)) => 0,
-            (Ending::Failed, Some(since)) if now.saturating_sub(since) >= LASTED_US => 1,
+            (how, Some(since)) if now.saturating_sub(since) >= LASTED_US => u32::from(how == Ending::Failed),
             _ => self.streak.saturating_add(1),
         };
         let free = if how == Ending::Lost { LOST_FREELY } else { 0 };
@@ -65,7 +68,11 @@ impl Attempts {
             Some(0) => policy.pairing_wait_us_min,
             Some(doublings) => policy.pairing_wait_us_min.max(took_us).saturating_mul(1 << doublings.min(32)),
         };
-        self.next_at = now + wait_us.min(policy.pairing_wait_us_max);
+        let most_us = match (how, protected_at) {
+            (Ending::Lost, Some(_)) => policy.pairing_wait_us_min.max(took_us).saturating_mul(COPIES_WAITED),
+            _ => Micros::MAX,
+        };
+        self.next_at = now + wait_us.min(most_us).min(policy.pairing_wait_us_max);
         self.wait_us(now)
     }
 
@@ -122,11 +129,7 @@ mod tests {
     #[test]
     fn a_pairing_that_reached_protection_and_lasted_makes_up_for_it() {
         assert_eq!(waits(Ending::Failed, 0, Some(60), 3), [1, 1, 1]);
-        assert_eq!(
-            waits(Ending::Lost, 5, Some(0), 9),
-            [0; 9],
-            "a peer that dies is no pairing that cannot be"
-        );
+        assert_eq!(waits(Ending::Lost, 5, Some(60), 9), [0; 9]);
         let (mut attempts, policy) = (Attempts::default(), policy());
         for _ in 0..4 {
             attempts.begin(0);
@@ -134,7 +137,15 @@ mod tests {
         }
         attempts.begin(20 * SECOND);
         attempts.reach_protection(20 * SECOND);
-        assert_eq!(attempts.end(21 * SECOND, Ending::Lost, &policy), 0);
+        assert_eq!(attempts.end(80 * SECOND, Ending::Lost, &policy), 0);
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_under_protection_gets_a_copy_now_and_then() {
+        assert_eq!(waits(Ending::Lost, 5, Some(0), 3), [0; 3], "a loss costs nothing");
+        assert_eq!(waits(Ending::Lost, 5, Some(2), 9), [0, 0, 0, 1, 10, 20, 40, 40, 40]);
+        assert_eq!(waits(Ending::Lost, 0, Some(59), 9), [0, 0, 0, 1, 2, 4, 8, 8, 8]);
+        assert_eq!(waits(Ending::Lost, 90, Some(2), 8), [0, 0, 0, 1, 180, 360, 600, 600]);
     }
 
     #[test]

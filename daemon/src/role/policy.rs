@@ -85,7 +85,8 @@ pub struct Policy {
     pub probe_us: Micros,
     /// How long an arbiter's answer counts for the proof that the pair is protected.
     pub proof_us: Micros,
-    /// How long a switchover waits for the peer, and a backup that is to stop for the primary's going on without it.
+    /// How long a switchover waits for the peer, a backup that is to stop for the primary's going on without it, and
+    /// anybody for the answer of the arbiter.
     pub patience_us: Micros,
     /// How often a backup has it shown that the VM could go on from what it holds.
     pub rehearsal_us: Micros,

@@ -32,6 +32,8 @@ pub enum State {
     Waiting,
     /// The other replica has the VM; this one is stopped.
     Fenced,
+    /// Not known: the node shows no state of its own any more. It is said of it, never by it.
+    Stuck,
 }
 
 /// What the core tells of itself.
@@ -77,6 +79,7 @@ impl fmt::Display for State {
             Self::Resyncing => "resyncing",
             Self::Waiting => "waiting",
             Self::Fenced => "fenced",
+            Self::Stuck => "stuck",
         })
     }
 }

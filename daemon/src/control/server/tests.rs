@@ -82,6 +82,8 @@ pub(in super::super) fn status() -> Status {
         service: ServiceStatus {
             hold_ms_max: 100,
             hold_kept: true,
+            guest_speed_min_pct: 10,
+            speed_kept: true,
             guest_speed_pct: 100.0,
             slowed_by: None,
             carried_mbit_per_s: None,
@@ -101,7 +103,13 @@ pub(in super::super) fn status() -> Status {
             for_s: 50,
             trouble: None,
         },
-        network: Some(NetworkStatus { tap: "ftd-web".into(), trouble: None, for_s: 60, peer_trouble: None }),
+        network: Some(NetworkStatus {
+            tap: "ftd-web".into(),
+            trouble: None,
+            for_s: 60,
+            peer_trouble: None,
+            peer_for_s: 60,
+        }),
         view_age_ms: 1,
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
@@ -109,6 +117,7 @@ pub(in super::super) fn status() -> Status {
         arbiter: ArbiterStatus {
             place: "file /shared/web.cell".into(),
             reachable: true,
+            hanging_calls: 0,
             age_s: Some(0),
             peer_age_s: None,
         },

@@ -3,7 +3,8 @@
 use super::{HandsError, RealHands};
 use crate::clock;
 use crate::control::Tuning;
-use crate::keeper::{Order, Pairing};
+use crate::keeper::{Order, Pairing, Service};
+use crate::observe::Declared;
 use crate::outlet::Outlet;
 use crate::peer::{BackupReader, Link, LinkSide};
 use crate::replica::Input;
@@ -70,7 +71,8 @@ impl RealHands {
         if let Some(pairing) = &self.pairing {
             pairing.with_flow(|flow| flow.declare(service));
         }
-        self.window.show_bound(service.hold_us_max);
+        let Service { hold_us_max, speed_pct_min } = service;
+        self.window.declare(Declared { hold_us_max, speed_pct_min });
         Event::Retimed(times)
     }
 

@@ -11,12 +11,13 @@ mod resuming;
 pub use error::{HandsError, StartError};
 pub use parts::Parts;
 
-use super::arbiter_thread::{self, Question};
+use super::arbiter_thread::{ArbiterThread, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
+use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
-use crate::host::{Host, NetworkTrouble, RecordFile, Watchdog};
+use crate::host::{Host, NetworkTrouble, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
@@ -52,8 +53,8 @@ const LOSS_LINES: (u32, Duration) = (5, Duration::from_secs(10));
 pub struct RealHands {
     inputs: Sender<Input>,
     orders: Sender<Order>,
-    questions: Sender<Question>,
-    record_file: RecordFile,
+    arbiter: ArbiterThread,
+    record_thread: RecordThread,
     dialler: Dialler,
     local: Arc<Local>,
     /// The standby's receiver, for the dialler's hellos.
@@ -142,8 +143,14 @@ impl RealHands {
         output.on_held(move || drop(told.send(Order::Output)));
         Keeper::start(setup, for_keeper).map_err(failed("the keeper"))?;
         let answers = Outlet::into_queue(&inputs, Input::Arbiter);
-        let questions =
-            arbiter_thread::start(parts.arbiter, answers).map_err(failed("the arbiter's thread"))?;
+        let hangs = Arc::clone(parts.window.arbiter_hangs());
+        let arbiter =
+            ArbiterThread::start(parts.arbiter, answers, hangs).map_err(failed("the arbiter's thread"))?;
+        let record_thread = RecordThread::start(
+            move |record| parts.record_file.save(record),
+            Outlet::into_queue(&inputs, Input::Record),
+        )
+        .map_err(failed("the thread of the record"))?;
         let news = Outlet::into_queue(&inputs, Input::Peer);
         peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
@@ -152,8 +159,8 @@ impl RealHands {
         let hands = Self {
             inputs,
             orders,
-            questions,
-            record_file: parts.record_file,
+            arbiter,
+            record_thread,
             dialler,
             local,
             held,
@@ -219,7 +226,7 @@ impl RealHands {
         }
         let text: String =
             network.trouble.chars().filter(|c| !c.is_control()).take(PEER_TEXT_CHARS_MAX).collect();
-        let before = self.window.peer_network();
+        let before = self.window.peer_network().what;
         let now = (!text.is_empty()).then_some(text);
         if before != now {
             match &now {
@@ -370,21 +377,23 @@ impl Hands for RealHands {
     }
 
     fn read_cell(&mut self) {
-        // The arbiter's thread lives as long as we hold its sender.
-        let _ = self.questions.send(Question::Read);
+        self.arbiter.ask(Question::Read);
     }
 
     fn probe_cell(&mut self) {
-        let _ = self.questions.send(Question::Probe);
+        self.arbiter.ask(Question::Probe);
     }
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
-        self.record_file.save(record).inspect_err(|e| tracing::error!("cannot record the cell: {e}"))?;
-        Ok(())
+        Ok(self.record_thread.record(record)?)
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
-        let _ = self.questions.send(Question::Set { expected, new });
+        self.arbiter.ask(Question::Set { expected, new });
+    }
+
+    fn leave_arbiter(&mut self) {
+        self.arbiter.leave();
     }
 
     fn dial(&mut self) {

@@ -6,7 +6,7 @@ use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
 use crate::peer::{self, PeerPlace, Port};
 use crate::replica::Input;
-use ft_arbiter::Arbiter;
+use crate::replica::arbiter_thread::MakeArbiter;
 use ft_checkpoint::wire::message::Identity;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -42,8 +42,8 @@ pub struct Parts {
     pub contents: peer::TellContents,
     /// What this host lacks to be the backup.
     pub lacks: peer::TellLack,
-    /// The arbiter.
-    pub arbiter: Box<dyn Arbiter>,
+    /// The arbiter, once for each thread that asks it.
+    pub arbiter: MakeArbiter,
     /// Where this node's record of its cell is kept.
     pub record_file: RecordFile,
     /// Where an image of the VM is kept that this node could not resume.

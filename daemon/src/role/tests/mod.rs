@@ -3,6 +3,7 @@
 mod backup;
 mod cell;
 mod fenced;
+mod hanging;
 mod primary;
 mod proof;
 mod rehearsal;
