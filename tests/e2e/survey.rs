@@ -78,6 +78,24 @@ fn check_config_warns_of_what_lies_between_the_hosts_and_a_silent_peer_is_no_fai
 }
 
 #[test]
+fn check_config_beside_the_running_pair_says_that_it_runs_and_asks_the_peer() {
+    World::run("check_config_beside_the_running_pair_says_that_it_runs_and_asks_the_peer", |world| {
+        let mut pair = Pair::protected(world);
+        let before = pair.alpha.status().expect("it answers");
+        for (config, peer) in [(Config::alpha(world), "beta"), (Config::beta(world), "alpha")] {
+            let text = checked(world, &config);
+            for says in ["the VM's daemon runs on this host (process ", "not checked: replication.listen"] {
+                assert!(text.contains(says), "{says}: {text}");
+            }
+            assert!(text.contains(&format!("{peer}: fits this host")), "{text}");
+            assert!(!text.contains("warning"), "{text}");
+        }
+        pair.wait_protected();
+        assert_eq!(pair.alpha.status().expect("it answers").generation, before.generation);
+    });
+}
+
+#[test]
 fn whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing() {
     World::run("whoever_asks_a_protected_pair_what_its_hosts_are_disturbs_nothing", |world| {
         let mut pair = Pair::protected(world);

@@ -11,6 +11,7 @@
 //!   backup's arbiter has shown the backup the generation that names it.
 //!   It is said only when a machine of the backup has taken over that pairing's state, the last time that it tried, and
 //!   while nothing may still make the primary a lone owner.
+//! - I9 and I11: it is not said while what the node knows of the cell is not recorded durably.
 //! - I11: no node sets a generation that it has acted on before, even if the cell was put back to an older copy, nor
 //!   any generation of another cell.
 //! - A generation that was told survives a crash of the storage, and has one winner.
@@ -180,9 +181,12 @@ impl World {
             self.fail(format!("I3: {name} takes over at epoch {epoch} from {image:?}"));
         }
         let named = before.cell.standby.as_ref().map(|s| (s.node.as_str(), s.pairing));
-        // The operator takes what is held here for what a host had that is gone for good.
+        // The operator takes what is held here for what a host had that is gone for good. A peer that took the VM back
+        // meanwhile may have spoken since: an older copy is the VM's state no more, whatever became of the newer one.
         if self.nodes[n].fresh {
-            self.truth.lost = None;
+            if self.owner() == Some(n) {
+                self.truth.lost = None;
+            }
             return;
         }
         if named != Some((name, image.pairing)) {
@@ -340,6 +344,10 @@ impl World {
             _ => false,
         };
         if !idle || node.slow_us > 0 || !proven {
+            return;
+        }
+        if node.ledger.is_behind() {
+            self.fail(format!("I9: {} says protected, and its disk has not taken its record", NAMES[n]));
             return;
         }
         // By how much clocks drift, and what a tick takes.

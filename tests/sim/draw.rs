@@ -188,6 +188,18 @@ pub fn of_hosts(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     vec![(moment(&mut rng, until), fault)]
 }
 
+/// Draws what the disks of the state directories do, in the same way.
+pub fn of_the_disks(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0xd15c);
+    let many = if rng.random_bool(0.2) { rng.random_range(1..=2) } else { 0 };
+    (0..many)
+        .map(|_| {
+            let fault = Fault::DiskHangs { whom: whom(&mut rng), us: span(&mut rng) };
+            (moment(&mut rng, until), fault)
+        })
+        .collect()
+}
+
 /// The owner is held up with an answer before it, and the other one loses the link: what the owner may still do when it
 /// goes on is what that answer permits.
 fn late_answer(rng: &mut SmallRng, until: Micros) -> Vec<(When, Fault)> {

@@ -87,6 +87,11 @@ pub enum Fault {
         whom: Whom,
         down_us: Micros,
     },
+    /// For a while the disk of a node's state directory takes nothing.
+    DiskHangs {
+        whom: Whom,
+        us: Micros,
+    },
     /// The process comes to this after some more steps.
     Trip {
         whom: Whom,
@@ -267,6 +272,7 @@ impl World {
                 self.mount_other(self.pick(whom), generations, us);
             }
             Fault::LoseDisk { whom, down_us } => self.lose_disk(self.pick(whom), down_us),
+            Fault::DiskHangs { whom, us } => self.hang_disk(self.pick(whom), us),
             Fault::Trip { whom, steps, trip } => self.nodes[self.pick(whom)].trip = Some((steps, trip)),
             Fault::Slow { whom, us, step_us } => {
                 self.stats.add(Count::FaultSlow);
@@ -343,7 +349,7 @@ impl World {
             return;
         }
         self.stats.add(Count::FaultLoseDisk);
-        node.record = None;
+        node.ledger.record = None;
         node.disk = None;
         node.lost_disk = true;
         self.trip(n, Trip::Kill { silent: true, down_us, fresh: false });

@@ -70,11 +70,10 @@ impl Hands for SimHands<'_> {
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
         self.say(&format!("records {record:?}"));
-        if self.world.mutant != Some(Mutant::RecordsNothing) {
-            self.world.nodes[self.n].record = Some(record);
+        match self.world.give_record(self.n, record) || self.world.mutant == Some(Mutant::SaysItIsRecorded) {
+            true => Ok(()),
+            false => Err(Refused("the disk hangs")),
         }
-        self.world.nodes[self.n].acted = self.world.nodes[self.n].acted.max(record.generation);
-        Ok(())
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {
@@ -140,6 +139,7 @@ impl Hands for SimHands<'_> {
             self.world.check_attempt(self.n, Role::Primary);
         }
         self.world.nodes[self.n].exec.links.push(conn);
+        self.world.nodes[self.n].exec.heard_at = self.world.now;
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
         self.world.tell_network(self.n, conn);
         Ok(())
@@ -152,6 +152,7 @@ impl Hands for SimHands<'_> {
         let exec = &mut self.world.nodes[self.n].exec;
         exec.recv = Some((conn, pairing));
         exec.links.push(conn);
+        exec.heard_at = self.world.now;
         self.world.tell_network(self.n, conn);
         Ok(())
     }

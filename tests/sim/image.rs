@@ -124,7 +124,7 @@ impl World {
             return OnDisk::Unknown("it cannot be read".into());
         }
         let node = &self.nodes[n];
-        match (node.disk, node.record) {
+        match (node.disk, node.ledger.record) {
             (None, _) => OnDisk::Nothing,
             (Some(Shelf { saved, .. }), Some(record)) if self.mutant == Some(Mutant::BelievesOldImage) => {
                 OnDisk::Image(Saved { generation: record.generation, ..saved })

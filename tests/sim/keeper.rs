@@ -12,6 +12,8 @@ use crate::world::World;
 
 impl World {
     pub fn begin_run(&mut self, n: usize, counter: u64) {
+        // Whatever the operator gave up for it is given up now, and nothing after that.
+        self.nodes[n].fresh = false;
         self.run_from(n, counter, self.truth.newest_run().unwrap_or(0));
     }
 

@@ -14,12 +14,14 @@ mod faults;
 mod hands;
 mod image;
 mod keeper;
+mod ledger;
 mod model;
 mod net;
 mod network;
 mod node;
 mod operator;
 mod schedule;
+mod silence;
 mod stats;
 mod world;
 
@@ -176,6 +178,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultUnfit, 10),
         (Count::Unprepared, 5),
         (Count::Retimed, 10),
+        (Count::FaultDiskHangs, 50),
+        (Count::RecordedLate, 10),
         (Count::FaultBoot, 1),
         (Count::FaultMisfit, 10),
         (Count::Misfits, 1),

@@ -7,10 +7,11 @@ use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ftd::peer::Outgoing;
 use ftd::replica::Executor;
-use ftd::role::{ConnId, Event, Held, Micros, NodeRecord, PairingStart, Reach, RequestId};
+use ftd::role::{ConnId, Event, Held, Micros, PairingStart, Reach, RequestId};
 
 use crate::card::Card;
 use crate::image::Shelf;
+use crate::ledger::Ledger;
 
 /// The nodes' names, by index.
 pub const NAMES: [&str; 2] = ["a", "b"];
@@ -211,6 +212,8 @@ pub struct Exec {
     pub links: Vec<ConnId>,
     /// What their pulses' writers are to say next.
     pub pulses: Vec<(ConnId, Outgoing)>,
+    /// When anything of the peer was last taken in.
+    pub heard_at: Micros,
     pub dialling: bool,
     /// A dial loop is scheduled.
     pub dial_loop: bool,
@@ -250,20 +253,26 @@ pub struct Node {
     pub silent: bool,
     /// The real one. It is out of here while it takes a step.
     pub executor: Option<Executor>,
-    /// What the node has recorded of the cell. The file outlives its processes.
-    pub record: Option<NodeRecord>,
+    /// Where the node records what it knows of the cell.
+    pub ledger: Ledger,
     /// The highest generation that it was to record.
     pub acted: u64,
     /// The image that an earlier or this process could not resume. The file outlives them.
     pub disk: Option<Shelf>,
     /// The host's disk was lost, and with it the record: the operator lets this node found nothing.
     pub lost_disk: bool,
+    /// As the operator declared it last.
+    pub failure_timeout_us: Micros,
+    /// When the process last took anything in.
+    pub took_at: Micros,
     pub offset_us: u64,
     pub drift_ppm: i64,
     pub frozen_until: Option<Micros>,
     pub trip: Option<(u32, Trip)>,
     /// Longest pause between two steps of the executor.
     pub slow_us: Micros,
+    /// The executor waits so long before its next step.
+    pub held_up_us: Micros,
     pub stepping: bool,
     pub inbox: VecDeque<Input>,
     /// Arrived while the process was frozen.
@@ -368,6 +377,10 @@ pub enum Mutant {
     ForgetsRecord,
     /// What is recorded never reaches the disk.
     RecordsNothing,
+    /// What is still on its way to the disk is said to be there.
+    SaysItIsRecorded,
+    /// A record that is durable speaks for the one that is to replace it.
+    AnyRecordCounts,
     /// Whatever cell is found is the VM's.
     AnyCellIsOurs,
     /// A backup says that it has read the cell when it has only been told of it.
@@ -450,6 +463,8 @@ pub enum Mutant {
     UnnamedDiscards,
     /// What one caller asked for is answered to another one.
     SwapsAnswers,
+    /// A failure timeout counts as it was when the process began.
+    IgnoresRetimed,
 }
 
 impl Mutant {
@@ -483,19 +498,21 @@ impl Mutant {
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere => "network",
+            Self::IgnoresRetimed => "too late",
             Self::StampsAtArrival => "I2",
             Self::PulseIsEnough | Self::WaitsForTheStorage => "liveness",
             Self::LinkOverwrites | Self::SyncSkipped | Self::WriteUnflushed => "arbiter",
             Self::ForgetsRecord | Self::RecordsNothing => "I11",
             Self::AnyCellIsOurs => "the last copy",
             Self::StandsUnread | Self::ProofNeverAges => "I9",
+            Self::SaysItIsRecorded | Self::AnyRecordCounts => "I9",
             Self::WentBackIsLost => "the last copy",
             Self::IgnorePermit | Self::FollowAnyway | Self::NoPromise | Self::GrantsMore => "I2",
             Self::UnknownIsWon | Self::WildClocks | Self::ClockStopsInFreeze => "I2",
         }
     }
 
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 62] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -514,6 +531,8 @@ impl Mutant {
         Self::WriteUnflushed,
         Self::ForgetsRecord,
         Self::RecordsNothing,
+        Self::SaysItIsRecorded,
+        Self::AnyRecordCounts,
         Self::AnyCellIsOurs,
         Self::StandsUnread,
         Self::ProofNeverAges,
@@ -555,5 +574,6 @@ impl Mutant {
         Self::WaitsForTheStorage,
         Self::UnnamedDiscards,
         Self::SwapsAnswers,
+        Self::IgnoresRetimed,
     ];
 }

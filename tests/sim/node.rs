@@ -71,11 +71,12 @@ impl World {
             }
             self.step(n, snag);
             let node = &mut self.nodes[n];
-            if node.slow_us > 0 && node.up {
+            let held_up_us = std::mem::take(&mut node.held_up_us);
+            if (node.slow_us > 0 || held_up_us > 0) && node.up {
                 node.stepping = true;
                 let inc = node.inc;
-                let delay = self.rng.random_range(1..=self.nodes[n].slow_us);
-                self.later(delay, Act::Step { n, inc });
+                let slow_us = if node.slow_us > 0 { self.rng.random_range(1..=node.slow_us) } else { 0 };
+                self.later(held_up_us + slow_us, Act::Step { n, inc });
             }
         }
     }
@@ -143,7 +144,11 @@ impl World {
 
     /// The next thing that has happened, as the executor's threads tell it.
     fn next_event(&mut self, n: usize) -> Option<Event> {
-        let event = match self.nodes[n].inbox.pop_front()? {
+        let input = self.nodes[n].inbox.pop_front()?;
+        if !self.note_heard(n, &input) {
+            return None;
+        }
+        let event = match input {
             Input::Event(event) => event,
             Input::Reset(conn) if self.is_open(n, conn) => {
                 Event::PeerGone { conn, why: Gone::Lost("reset".into()) }

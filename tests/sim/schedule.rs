@@ -85,6 +85,11 @@ pub enum Act {
         inc: u32,
         pairing: u64,
     },
+    /// The disk of a node's state directory goes on.
+    Recorded {
+        n: usize,
+        inc: u32,
+    },
     /// A node's thread for images is done.
     Imaged {
         n: usize,

@@ -84,6 +84,8 @@ counts! {
     FaultRun: "fault: the host fails a machine that went on from an image",
     FaultHostDown: "fault: the host goes down, and says so",
     Retimed: "reloads of the failure timeout",
+    FaultDiskHangs: "fault: the disk of a state directory hangs",
+    RecordedLate: "records that it hung with",
     Unprepared: "pairings that the backup could not prepare for",
     FaultUnfit: "fault: no machine takes a state over",
     FaultBoot: "fault: the guest cannot be booted",

@@ -176,6 +176,7 @@ impl World {
             planned.extend(draw::of_hosts(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));
             planned.extend(draw::of_returns(seed, heal_at));
+            planned.extend(draw::of_the_disks(seed, heal_at));
             for (when, fault) in planned {
                 trace!(world, "plan: {when:?} {fault:?}");
                 match when {
@@ -264,18 +265,7 @@ impl World {
 
     fn perform(&mut self, act: Act) {
         match act {
-            Act::Tick { n, inc } => {
-                if self.lives(n, inc) {
-                    if let Some(until) = self.nodes[n].frozen_until {
-                        return self.at(until + 1, Act::Tick { n, inc });
-                    }
-                    self.incoming(n, Input::Event(Event::Tick));
-                    self.check_proof(n);
-                    let tick = self.knobs.tick_us;
-                    self.later(tick, Act::Tick { n, inc });
-                    self.look();
-                }
-            }
+            Act::Tick { n, inc } => self.tick(n, inc),
             Act::Step { n, inc } => {
                 if self.lives(n, inc) {
                     self.nodes[n].stepping = false;
@@ -336,6 +326,11 @@ impl World {
                     self.rehearsed(n, pairing);
                 }
             }
+            Act::Recorded { n, inc } => {
+                if self.awake_or_again(n, inc, &act) {
+                    self.take_record(n);
+                }
+            }
             Act::Imaged { n, inc, job } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.end_job(n, job);
@@ -358,6 +353,22 @@ impl World {
             Act::Start { n, fresh } => self.start(n, fresh),
             Act::Heal => self.heal(),
         }
+    }
+
+    /// A process is given the time, and looked at after that.
+    fn tick(&mut self, n: usize, inc: u32) {
+        if !self.lives(n, inc) {
+            return;
+        }
+        if let Some(until) = self.nodes[n].frozen_until {
+            return self.at(until + 1, Act::Tick { n, inc });
+        }
+        self.incoming(n, Input::Event(Event::Tick));
+        self.check_proof(n);
+        self.check_silence(n);
+        let tick = self.knobs.tick_us;
+        self.later(tick, Act::Tick { n, inc });
+        self.look();
     }
 
     pub fn lives(&self, n: usize, inc: u32) -> bool {
@@ -406,7 +417,7 @@ impl World {
         }
         let both_primary = self.knobs.both_primary;
         let forgets = self.mutant == Some(Mutant::ForgetsRecord);
-        let record = self.nodes[n].record.filter(|_| !forgets);
+        let record = self.nodes[n].ledger.record.filter(|_| !forgets);
         let founds = (n == 0 || both_primary) && !self.nodes[n].lost_disk;
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
         let tries_at_once = self.mutant == Some(Mutant::TriesAtOnce);
@@ -454,6 +465,8 @@ impl World {
         node.silent = false;
         node.fresh = false;
         node.bereft_since = self.now;
+        node.took_at = self.now;
+        node.failure_timeout_us = self.knobs.failure_timeout_us;
         node.may_end = false;
         node.powered_off = false;
         node.host_down = false;
@@ -492,6 +505,7 @@ impl World {
         node.exec = Exec::default();
         node.trip = None;
         node.frozen_until = None;
+        self.lose_record(n);
         if from_outside {
             let killed = (n, self.nodes[n].inc);
             self.truth.killed.push(killed);

@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::{self, Earlier, Log};
+use ftd::host::{self, Earlier, Log, RunningHere};
 use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
@@ -50,6 +50,7 @@ enum Cmd {
     /// Only creates the daemon's missing directories, and keeps the hashes of the VM's files there. If the peer's
     /// daemon answers, warns of what the handshake would refuse, of clocks that are apart, of two MTUs on the link, of
     /// two versions of ftd, and of memory that a backup lacks. That is no failure, nor is a peer that does not answer.
+    /// While the VM's daemon runs here, what it has in use is not checked: its ports, its TAP and its memory.
     CheckConfig {
         /// The configuration
         #[arg(long, value_name = "FILE")]
@@ -173,19 +174,25 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
             Ok(trouble) => eprintln!("ftd: warning: machine.net: {trouble}"),
             Err(e) => eprintln!("ftd: warning: machine.net: cannot look at the host's interfaces: {e}"),
         }
-        if let Err(e) = config.check() {
-            eprintln!("ftd: {e}");
-            return e.exit();
+        let running = match config.check() {
+            Ok(running) => running,
+            Err(e) => {
+                eprintln!("ftd: {e}");
+                return e.exit();
+            }
+        };
+        if let Some(running) = &running {
+            println!("{}: {running}", config.node);
         }
-        compare(&config);
+        compare(&config, running.as_ref());
     }
     println!("{}: fine", path.display());
     DaemonExit::Ok
 }
 
 /// Says what lies between this host and the peer's.
-fn compare(config: &Config) {
-    match peer::compare(config) {
+fn compare(config: &Config, running: Option<&RunningHere>) {
+    match peer::compare(config, running) {
         Ok(gaps) if gaps.is_empty() => println!("{}: fits this host, as its daemon says", config.peer.node),
         Ok(gaps) => gaps.iter().for_each(|gap| eprintln!("ftd: warning: {gap}")),
         Err(e) => eprintln!("ftd: {e}"),

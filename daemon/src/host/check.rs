@@ -1,6 +1,7 @@
 //! Checks, before the VM runs, that this host has everything the configuration needs. A missing piece gives one clear
 //! message and an exit code, instead of a failure in the middle.
 
+use super::service::InstanceLock;
 use crate::config::{ArbiterKind, Config};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
@@ -11,6 +12,7 @@ use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -126,6 +128,47 @@ pub enum ArbiterAnswer {
     Late,
 }
 
+/// The VM's own daemon runs on this host already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningHere {
+    /// Its process.
+    pub process: String,
+    /// The keys that were not checked, since it has what they name.
+    pub in_use: Vec<&'static str>,
+}
+
+impl fmt::Display for RunningHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { process, in_use } = self;
+        write!(f, "the VM's daemon runs on this host (process {process})")?;
+        match in_use[..] {
+            [] => Ok(()),
+            _ => write!(f, "; in use, and not checked: {}", in_use.join(", ")),
+        }
+    }
+}
+
+/// What only one daemon at a time can have.
+#[derive(Clone, Copy, Debug)]
+enum Claim {
+    /// The port at which the peer is waited for.
+    Replication,
+    Metrics,
+    Tap,
+}
+
+impl Claim {
+    const ALL: [Self; 3] = [Self::Replication, Self::Metrics, Self::Tap];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Replication => "replication.listen",
+            Self::Metrics => "metrics.listen",
+            Self::Tap => "machine.net.tap",
+        }
+    }
+}
+
 impl HostError {
     /// How the daemon ends.
     #[must_use]
@@ -140,11 +183,20 @@ impl HostError {
 }
 
 impl Config {
-    /// Checks everything that this host must offer, and that the arbiter answers.
-    pub fn check(&self) -> Result<(), HostError> {
-        self.check_host()?;
+    /// Checks everything that this host must offer, and that the arbiter answers. What the VM's own daemon has, where
+    /// that runs here, is rightly in use.
+    pub fn check(&self) -> Result<Option<RunningHere>, HostError> {
+        let holder = InstanceLock::holder(&self.state_dir);
+        self.check_needs()?;
+        let mut in_use = Vec::new();
+        for claim in Claim::ALL {
+            match self.claim(claim) {
+                Err(e) if holder.is_some() && e.exit() == DaemonExit::InUse => in_use.push(claim.key()),
+                claimed => claimed?,
+            }
+        }
         match self.ask_arbiter()? {
-            ArbiterAnswer::Given => Ok(()),
+            ArbiterAnswer::Given => Ok(holder.map(|process| RunningHere { process, in_use })),
             ArbiterAnswer::Late => Err(HostError::ArbiterHangs { place: self.arbiter().place() }),
         }
     }
@@ -164,8 +216,14 @@ impl Config {
     }
 
     /// Checks everything that this host must offer itself. Nothing is left changed but directories of the daemon's own
-    /// that it made; the TAP and the ports are taken for a moment, so a running daemon for the same VM is noticed.
+    /// that it made; the TAP and the ports are taken for a moment.
     pub fn check_host(&self) -> Result<(), HostError> {
+        self.check_needs()?;
+        Claim::ALL.into_iter().try_for_each(|claim| self.claim(claim))
+    }
+
+    /// Checks all but what only one daemon at a time can have.
+    fn check_needs(&self) -> Result<(), HostError> {
         if self.machine.engine == EngineKind::Kvm {
             OpenOptions::new()
                 .read(true)
@@ -189,18 +247,28 @@ impl Config {
             let found = nix::unistd::Group::from_name(group).ok().flatten();
             found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
         }
-        let listen = self.listen();
-        let address = listen
-            .address(self.peer.address)
-            .map_err(|source| HostError::NoWay { address: self.peer.address, source })?;
-        can_listen("replication.listen", address)?;
-        if let Some(address) = self.metrics.listen {
-            can_listen("metrics.listen", address)?;
-        }
-        if let Some(net) = &self.machine.net {
-            Tap::open(&net.tap)?.set_up()?;
-        }
         Ok(())
+    }
+
+    /// Takes it for a moment.
+    fn claim(&self, claim: Claim) -> Result<(), HostError> {
+        match claim {
+            Claim::Replication => {
+                let address = self
+                    .listen()
+                    .address(self.peer.address)
+                    .map_err(|source| HostError::NoWay { address: self.peer.address, source })?;
+                can_listen(claim.key(), address)
+            }
+            Claim::Metrics => match self.metrics.listen {
+                Some(address) => can_listen(claim.key(), address),
+                None => Ok(()),
+            },
+            Claim::Tap => match &self.machine.net {
+                Some(net) => Ok(Tap::open(&net.tap)?.set_up()?),
+                None => Ok(()),
+            },
+        }
     }
 
     /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
@@ -330,7 +398,7 @@ mod tests {
             self
         }
 
-        fn check(&self) -> Result<(), HostError> {
+        fn check(&self) -> Result<Option<RunningHere>, HostError> {
             Config::parse(&self.text, Path::new("test.toml")).unwrap().check()
         }
 
@@ -343,7 +411,7 @@ mod tests {
 
     #[test]
     fn a_host_that_can_run_it_passes() {
-        Host::new().check().unwrap();
+        assert_eq!(Host::new().check().unwrap(), None);
     }
 
     #[test]
@@ -351,7 +419,7 @@ mod tests {
         let there = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
         let host = Host::new().replaced("engine = \"soft\"", "engine = \"kvm\"");
         match there {
-            true => host.check().unwrap(),
+            true => drop(host.check().unwrap()),
             false => host.refused(DaemonExit::Host, "/dev/kvm"),
         }
     }
@@ -381,5 +449,16 @@ mod tests {
         host.refused(DaemonExit::InUse, "replication.listen = 127.0.0.1:");
         let host = Host::new().replaced("127.0.0.1:0", "192.0.2.1:7400");
         host.refused(DaemonExit::Host, "cannot listen there");
+    }
+
+    #[test]
+    fn what_the_vms_own_daemon_has_is_no_fault_and_what_it_has_not_is_checked() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = Host::new().replaced("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
+        let _running = InstanceLock::acquire(&host.directory.path().join("state")).unwrap();
+        let process = std::process::id().to_string();
+        let running = RunningHere { process, in_use: vec!["replication.listen"] };
+        assert_eq!(host.check().unwrap(), Some(running));
+        host.replaced("/web.cell", "/not-mounted/web.cell").refused(DaemonExit::Arbiter, "not-mounted");
     }
 }

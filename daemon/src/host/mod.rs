@@ -16,7 +16,7 @@ mod record;
 mod service;
 mod wiring;
 
-pub use check::{ArbiterAnswer, HostError};
+pub use check::{ArbiterAnswer, HostError, RunningHere};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
 pub use identity::{DescribeError, identity};

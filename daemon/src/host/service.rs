@@ -59,9 +59,7 @@ impl InstanceLock {
                     return Ok(Self(lock));
                 }
                 Err((held, nix::errno::Errno::EWOULDBLOCK)) => {
-                    let mut holder = String::new();
-                    let _ = File::open(&path).and_then(|file| file.take(20).read_to_string(&mut holder));
-                    let holder = holder.trim().to_owned();
+                    let holder = written_holder(&path);
                     if !is_dying(&holder) || Instant::now() >= patience {
                         return Err(LockError::Held { holder, path });
                     }
@@ -73,6 +71,27 @@ impl InstanceLock {
             }
         }
     }
+}
+
+impl InstanceLock {
+    /// The process that holds the lock in `state_dir`, if one does.
+    #[must_use]
+    pub fn holder(state_dir: &Path) -> Option<String> {
+        let path = state_dir.join("lock");
+        let file = File::open(&path).ok()?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Some(written_holder(&path)),
+            // Nobody's: given back at once.
+            _ => None,
+        }
+    }
+}
+
+/// The process id that the lock's holder has written into it.
+fn written_holder(path: &Path) -> String {
+    let mut holder = String::new();
+    let _ = File::open(path).and_then(|file| file.take(20).read_to_string(&mut holder));
+    holder.trim().to_owned()
 }
 
 /// Time that a killed daemon gets to be gone.
@@ -194,7 +213,9 @@ mod tests {
         let lock = InstanceLock::acquire(&state_dir).unwrap();
         let error = InstanceLock::acquire(&state_dir).unwrap_err();
         assert!(error.to_string().ends_with(&format!("(process {})", std::process::id())), "{error}");
+        assert_eq!(InstanceLock::holder(&state_dir), Some(std::process::id().to_string()));
         drop(lock);
+        assert_eq!(InstanceLock::holder(&state_dir), None);
         InstanceLock::acquire(&state_dir).unwrap();
     }
 

@@ -5,7 +5,7 @@ use super::error::HandshakeError;
 use super::handshake::{Local, check, shown};
 use super::stream::{PeerStream, PeerWriter, tune};
 use crate::config::Config;
-use crate::host::{Contents, DescribeError, HostError, Need, Unread, identity};
+use crate::host::{Contents, DescribeError, HostError, Need, RunningHere, Unread, identity};
 use ft_checkpoint::wire::handshake::{Refusal, Side};
 use ft_checkpoint::wire::message::{Fact, HostFiles, Identity, Survey};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
@@ -104,8 +104,8 @@ pub enum NotCompared {
     Describe(#[from] DescribeError),
 }
 
-/// Asks the peer, and compares its host with this one.
-pub fn compare(config: &Config) -> Result<Vec<HostGap>, NotCompared> {
+/// Asks the peer, and compares its host with this one, where the VM's daemon may have taken its memory already.
+pub fn compare(config: &Config, running: Option<&RunningHere>) -> Result<Vec<HostGap>, NotCompared> {
     let spec = config.machine_spec()?;
     let need = Need { ram_bytes: spec.ram_bytes, lock: config.machine.lock_memory };
     let ours = identity(config, &spec)?;
@@ -123,7 +123,7 @@ pub fn compare(config: &Config) -> Result<Vec<HostGap>, NotCompared> {
         files: read(&contents),
         release: RELEASE.to_owned(),
         mtu: answer.mtu,
-        lacks: need.shortage().map(|lack| lack.to_string()),
+        lacks: if running.is_some() { None } else { need.shortage().map(|lack| lack.to_string()) },
         clock_us: answer.clock_us,
     };
     Ok(gaps(&answer.theirs, &ours, answer.doubt))

@@ -114,11 +114,8 @@ impl Executor {
             Command::ReadCell => hands.read_cell(),
             Command::ProbeCell => hands.probe_cell(),
             Command::Record(record) => {
-                let recorded = hands.record(record);
-                self.own.push_back(match recorded {
-                    Ok(()) => Event::Recorded,
-                    Err(e) => Event::Unrecorded(e.to_string()),
-                });
+                let saved = hands.record(record);
+                self.own.push_back(Event::of_record(record, saved));
             }
             Command::CompareAndSet { expected, new } => hands.compare_and_set(expected, new),
             Command::LeaveArbiter => hands.leave_arbiter(),

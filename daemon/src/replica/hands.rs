@@ -44,7 +44,8 @@ pub trait Hands {
     fn read_cell(&mut self);
     /// Reads the cell and proves that it could be set; `CellRead` follows.
     fn probe_cell(&mut self);
-    /// Makes this durable on this host, in the place of what was recorded before.
+    /// Makes this durable on this host, in the place of what was recorded before. Where that
+    /// fails or takes too long, `Recorded` follows once it is durable.
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error>;
     /// Sets the cell if it has this generation; `CellSet` follows.
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell);

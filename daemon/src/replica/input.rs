@@ -1,6 +1,7 @@
 //! Input of the executor: the news of all rooms. The rooms know nothing of the core's events.
 
 use super::arbiter_thread::CellNews;
+use super::record_thread::RecordNews;
 use crate::control::Wish;
 use crate::host::NetworkTrouble;
 use crate::keeper::KeeperNews;
@@ -14,6 +15,8 @@ pub enum Input {
     Keeper(KeeperNews),
     /// Of the arbiter.
     Arbiter(CellNews),
+    /// Of this node's record.
+    Record(RecordNews),
     /// Of the VM's way to the network.
     Network(NetworkTrouble),
     /// Of the operator.

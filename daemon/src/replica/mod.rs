@@ -21,6 +21,7 @@ mod executor;
 mod hands;
 mod input;
 mod real;
+mod record_thread;
 
 pub use executor::Executor;
 pub use hands::{Closing, Hands, Verification};

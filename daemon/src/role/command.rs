@@ -63,7 +63,8 @@ pub enum Command {
     ReadCell,
     /// As `ReadCell`, and prove by writing beside it that it could be set.
     ProbeCell,
-    /// Make this durable on this host before anything else is done; answer with `Recorded`.
+    /// Make this durable on this host before anything else is done; answer with `Recorded`. If that fails or takes
+    /// too long, answer with `Unrecorded`, and with `Recorded` when it is durable after all.
     Record(NodeRecord),
     /// Compare-and-set the whole cell; answer with `CellSet`.
     CompareAndSet {

@@ -159,8 +159,8 @@ impl Core {
                 }
                 self.tell_peer();
             }
-            Event::Recorded => self.on_recorded(None),
-            Event::Unrecorded(why) => self.on_recorded(Some(why)),
+            Event::Recorded(record) => self.on_recorded(record, None),
+            Event::Unrecorded { record, why } => self.on_recorded(record, Some(why)),
             Event::StartRequested { request, how, until } => self.on_start(Wish { request, how, until }),
             Event::Retimed(Times { failure_timeout_us, takeover_delay_us }) => {
                 self.policy.failure_timeout_us = failure_timeout_us;

@@ -3,6 +3,7 @@
 use super::command::PairingStart;
 use super::network::{Reach, Whose};
 use super::policy::Times;
+use super::record::NodeRecord;
 use super::request::{Leave, RequestId, Start};
 use super::saved::OnDisk;
 use ft_arbiter::{ArbiterError, Cell, Outcome};
@@ -61,10 +62,16 @@ pub enum Event {
     CellRead(Result<Option<Cell>, ArbiterError>),
     /// The answer to [`super::Command::CompareAndSet`].
     CellSet(Outcome),
-    /// The answer to [`super::Command::Record`]: it is durable.
-    Recorded,
-    /// The answer to [`super::Command::Record`]: it could not be made durable.
-    Unrecorded(String),
+    /// The answer to [`super::Command::Record`], at once or after an `Unrecorded`: this is durable.
+    Recorded(NodeRecord),
+    /// The answer to [`super::Command::Record`]: this is not durable yet. Nothing waits for it, but nobody says
+    /// "protected" meanwhile.
+    Unrecorded {
+        /// What was to be recorded.
+        record: NodeRecord,
+        /// Why it is not.
+        why: String,
+    },
 
     /// A peer that may be our backup asks to be: its identity was checked, this is what it holds.
     PeerHello {
@@ -307,4 +314,14 @@ pub enum Event {
     BootFailed(String),
     /// The host failed the machine, which is gone. The guest has not come to an end.
     MachineFailed(String),
+}
+
+impl Event {
+    /// The answer to [`super::Command::Record`].
+    pub(crate) fn of_record(record: NodeRecord, saved: Result<(), impl std::fmt::Display>) -> Self {
+        match saved {
+            Ok(()) => Self::Recorded(record),
+            Err(e) => Self::Unrecorded { record, why: e.to_string() },
+        }
+    }
 }

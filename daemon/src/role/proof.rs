@@ -114,7 +114,7 @@ pub enum Lapse {
         /// Why.
         why: String,
     },
-    /// This node cannot record what it knows of the cell.
+    /// What this node knows of the cell is not recorded durably.
     Unrecorded {
         /// Why.
         why: String,
@@ -172,7 +172,7 @@ impl fmt::Display for Lapse {
                 f,
                 "the VM could not go on on {backup} when last tried; it is tried again every few seconds: {why}"
             ),
-            Self::Unrecorded { why } => write!(f, "this node cannot record the cell's generation: {why}"),
+            Self::Unrecorded { why } => write!(f, "this node has not recorded the cell's generation: {why}"),
             Self::NoPermit { backup } => write!(
                 f,
                 "the VM's output is held: neither {backup} nor the arbiter has permitted this node to let it out"

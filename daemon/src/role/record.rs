@@ -2,6 +2,10 @@
 //! cell is not to act on it: a node acts when it founds, owns or wins it, and as a backup when its primary is in the
 //! same one. The record outlives the process, and is made durable before anything is done by it. A cell that does not
 //! follow from the record is trouble with the arbiter: nobody founds, discards or fences because of it.
+//!
+//! A disk that fails or hangs does not keep a VM from going on. That only one node speaks rests on the cell alone; the
+//! record is for the day on which the cell goes back while this process is no more. Until it is durable the node knows
+//! as much by itself, and "protected" is not said.
 
 use ft_arbiter::{Cell, CellId};
 

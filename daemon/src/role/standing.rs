@@ -26,7 +26,7 @@ pub(super) struct Words {
     probe_at: Micros,
     /// Somebody wants to know what it says as of now: an answer to an earlier request is not enough.
     wanted_at: Micros,
-    /// Why the record could not be written, and since when.
+    /// Why the record is not durable, and since when.
     unrecorded: Option<(String, Micros)>,
 }
 
@@ -125,8 +125,11 @@ impl Core {
         }
     }
 
-    /// The record was made durable, or could not be.
-    pub(super) fn on_recorded(&mut self, trouble: Option<String>) {
+    /// This was made durable, or is not yet. What a newer record has replaced concerns nobody.
+    pub(super) fn on_recorded(&mut self, record: NodeRecord, trouble: Option<String>) {
+        if self.record != Some(record) {
+            return;
+        }
         let since = self.words.unrecorded.take().map_or(self.now, |(_, since)| since);
         self.words.unrecorded = trouble.map(|why| (why, since));
     }

@@ -1,7 +1,7 @@
 //! Errors of the daemon's hands.
 
-use crate::host::RecordError;
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
+use crate::replica::record_thread::Undurable;
 use ft_checkpoint::owed::OwedError;
 use ft_checkpoint::wire::FrameError;
 
@@ -20,9 +20,9 @@ pub enum HandsError {
     /// The keeper's thread has ended.
     #[error("the keeper has ended")]
     KeeperGone,
-    /// What is known of the cell cannot be recorded.
+    /// What is known of the cell is not recorded durably.
     #[error(transparent)]
-    Record(#[from] RecordError),
+    Record(#[from] Undurable),
     /// There is no fresh machine.
     #[error(transparent)]
     Prepare(#[from] PrepareError),

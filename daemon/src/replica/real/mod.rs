@@ -14,9 +14,10 @@ pub use parts::Parts;
 use super::arbiter_thread::{ArbiterThread, Question};
 use super::hands::{Closing, Hands, Verification};
 use super::input::Input;
+use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
-use crate::host::{Host, NetworkTrouble, RecordFile, Watchdog};
+use crate::host::{Host, NetworkTrouble, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
@@ -53,7 +54,7 @@ pub struct RealHands {
     inputs: Sender<Input>,
     orders: Sender<Order>,
     arbiter: ArbiterThread,
-    record_file: RecordFile,
+    record_thread: RecordThread,
     dialler: Dialler,
     local: Arc<Local>,
     /// The standby's receiver, for the dialler's hellos.
@@ -145,6 +146,11 @@ impl RealHands {
         let hangs = Arc::clone(parts.window.arbiter_hangs());
         let arbiter =
             ArbiterThread::start(parts.arbiter, answers, hangs).map_err(failed("the arbiter's thread"))?;
+        let record_thread = RecordThread::start(
+            move |record| parts.record_file.save(record),
+            Outlet::into_queue(&inputs, Input::Record),
+        )
+        .map_err(failed("the thread of the record"))?;
         let news = Outlet::into_queue(&inputs, Input::Peer);
         peer::listen(parts.port, Arc::clone(&local), Arc::clone(&ids), news.clone())
             .map_err(failed("the listener"))?;
@@ -154,7 +160,7 @@ impl RealHands {
             inputs,
             orders,
             arbiter,
-            record_file: parts.record_file,
+            record_thread,
             dialler,
             local,
             held,
@@ -380,8 +386,7 @@ impl Hands for RealHands {
     }
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
-        self.record_file.save(record).inspect_err(|e| tracing::error!("cannot record the cell: {e}"))?;
-        Ok(())
+        Ok(self.record_thread.record(record)?)
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) {

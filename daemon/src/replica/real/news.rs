@@ -8,6 +8,7 @@ use crate::keeper::{FromPrimary, KeeperNews};
 use crate::peer::{Beat, FromBackup, LinkEnd, PeerNews, Ticket};
 use crate::replica::Input;
 use crate::replica::arbiter_thread::CellNews;
+use crate::replica::record_thread::RecordNews;
 use crate::role::{ConnId, Event, Gone, PairingStart, Reach, Whose};
 use ft_arbiter::Outcome;
 use ft_checkpoint::wire::message::{Diverged, Network};
@@ -29,6 +30,7 @@ impl RealHands {
             Input::Peer(news) => self.take_peer(news),
             Input::Keeper(news) => self.take_keeper(news),
             Input::Arbiter(answer) => (Some(self.event_of_arbiter(answer)), None),
+            Input::Record(RecordNews { record, saved }) => (Some(Event::of_record(record, saved)), None),
             Input::Network(trouble) => {
                 let reach = if trouble.cuts_off() { Reach::CutOff } else { Reach::Open };
                 self.note_network(&trouble);

@@ -224,10 +224,15 @@ fn a_node_with_a_record_founds_no_other_cell() {
 }
 
 #[test]
-fn a_record_that_cannot_be_written_is_a_lapse() {
+fn a_record_that_is_not_durable_is_a_lapse_until_that_very_one_is() {
     let mut rig = Rig::protected();
-    rig.on(Event::Unrecorded("no space".into()));
+    let [older, newest] = [1, 2].map(|generation| NodeRecord { cell: CELL, generation });
+    rig.on(Event::Unrecorded { record: newest, why: "the disk is slow".into() });
     assert_eq!(rig.core.view().state, State::Degraded);
-    rig.on(Event::Recorded);
+    rig.on(Event::Recorded(older));
+    assert_eq!(rig.core.view().state, State::Degraded, "an older one is not enough");
+    rig.on(Event::Recorded(newest));
     assert_eq!(rig.core.view().state, State::Protected);
+    rig.on(Event::Unrecorded { record: older, why: "no space".into() });
+    assert_eq!(rig.core.view().state, State::Protected, "a newer one says all that it did");
 }
