@@ -106,6 +106,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
 
     let identity = identity(config, &host.spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
+    let disks = Arc::clone(&contents);
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
@@ -161,10 +162,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         peer,
         port,
         identity,
-        disks: {
-            let contents = Arc::clone(&contents);
-            Box::new(move || contents.disks())
-        },
+        disks: Box::new(move || disks.disks()),
         contents: Box::new(move || contents.facts()),
         lacks: lack(need, &window),
         host,

@@ -299,12 +299,7 @@ impl World {
             Fault::FailRun { whom, times } => self.nodes[self.pick(whom)].fail_runs = times,
             Fault::HostDown { whom, asks } => self.take_host_down(self.pick(whom), asks),
             Fault::FailBoot { whom } => self.nodes[self.pick(whom)].fail_boot = true,
-            Fault::Unfit { whom, us } => {
-                let n = self.pick(whom);
-                self.stats.add(Count::FaultUnfit);
-                self.nodes[n].unfit = true;
-                self.later(us, Act::Undo(Undo::Unfit(n)));
-            }
+            Fault::Unfit { whom, us } => self.make_unfit(self.pick(whom), us),
             Fault::Misfit { us } => self.misfit(us),
             Fault::WildAck => self.ack_wildly(owner),
             Fault::Narrow { us, us_per_kib } => {
@@ -328,6 +323,12 @@ impl World {
             self.stats.add(count);
             self.later(us, Act::Undo(Undo::CellGoesBack));
         }
+    }
+
+    fn make_unfit(&mut self, n: usize, us: Micros) {
+        self.stats.add(Count::FaultUnfit);
+        self.nodes[n].unfit = true;
+        self.later(us, Act::Undo(Undo::Unfit(n)));
     }
 
     fn misfit(&mut self, us: Micros) {
