@@ -16,6 +16,8 @@ use crate::world::World;
 pub(crate) struct Shelf {
     pub saved: Saved,
     pub image: Image,
+    /// The operator had it taken for what a host has shown that is gone for good.
+    pub released: bool,
 }
 
 /// What a node's thread for images does.
@@ -34,7 +36,7 @@ impl World {
             let why = "it is in a machine".into();
             return self.tell(n, Event::ImageUnsaved { generation: saved.generation, why });
         };
-        let shelf = Shelf { saved, image };
+        let shelf = Shelf { saved, image, released: self.nodes[n].fresh || self.nodes[n].exec.released };
         self.nodes[n].exec.saving = Some(saved.generation);
         self.begin_job(n, Job::Write(shelf));
     }
@@ -89,6 +91,7 @@ impl World {
                 let node = &mut self.nodes[n];
                 node.exec.sealed_off = Some(shelf.image);
                 node.exec.from_disk = true;
+                node.exec.released = shelf.released;
                 self.stats.add(Count::ImagesRead);
                 self.tell(n, Event::ImageRead);
             }
@@ -135,7 +138,7 @@ impl World {
 
     /// Whether this node may go on from what it has on disk, by the cell as it is.
     pub fn image_fits(&self, n: usize) -> bool {
-        let (Some(Shelf { saved, image }), Some(cell)) = (self.nodes[n].disk, &self.arbiter.cell) else {
+        let (Some(Shelf { saved, image, .. }), Some(cell)) = (self.nodes[n].disk, &self.arbiter.cell) else {
             return false;
         };
         let fits = (saved.cell, saved.generation) == (cell.id, cell.generation);
@@ -165,7 +168,7 @@ impl World {
             self.fail(format!("I3: {name} takes over from {image:?}, which was on disk"));
         }
         if self.owner() == Some(n) {
-            if image.counter < shown {
+            if image.counter < shown && !self.nodes[n].exec.released {
                 let counter = image.counter;
                 self.fail(format!("I1: {name} resumes from counter {counter}, the world has seen {shown}"));
             }

@@ -192,6 +192,8 @@ pub struct Exec {
     pub sealed_off: Option<Image>,
     /// And it came from the disk.
     pub from_disk: bool,
+    /// Where it had been kept since the operator released its owner.
+    pub released: bool,
     /// The generation whose image is being written to disk.
     pub saving: Option<u64>,
     /// The image on disk is being read.
