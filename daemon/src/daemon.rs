@@ -89,7 +89,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
     let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
-    let on_disk = image_file.look(record);
+    let on_disk = image_file.look(record.map(|record| record.cell));
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config)?;
     let telemetry = Arc::new(Telemetry::default());
@@ -106,6 +106,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
 
     let identity = identity(config, &host.spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
+    let disks = Arc::clone(&contents);
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
@@ -161,6 +162,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         peer,
         port,
         identity,
+        disks: Box::new(move || disks.disks()),
         contents: Box::new(move || contents.facts()),
         lacks: lack(need, &window),
         host,

@@ -492,7 +492,10 @@ impl World {
         }
         if new.owner.is_none() {
             let lives = self.nodes[node].inc == inc && self.nodes[node].up;
-            if self.truth.alive && self.truth.lost.is_none() && lives && !self.nodes[node].may_end {
+            // It goes down with its host, and nobody else could go on with it.
+            let solo = before.as_ref().is_some_and(|cell| cell.standby.is_none());
+            let may_end = self.nodes[node].may_end || solo && self.nodes[node].host_down;
+            if self.truth.alive && self.truth.lost.is_none() && lives && !may_end {
                 self.fail(format!("the VM was ended by {}, and nobody asked for it", NAMES[node]));
             }
             self.truth.alive = false;

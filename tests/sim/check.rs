@@ -131,6 +131,10 @@ impl World {
         if self.truth.alive && !self.nodes[n].fresh && !by_policy {
             self.fail(format!("boots silently: {}, over a state that exists or existed", NAMES[n]));
         }
+        if let Some(shelf) = self.image_given_up(n).filter(|_| !self.nodes[n].fresh && !self.nodes[n].may_end)
+        {
+            self.fail(format!("boots silently: {}, over {shelf:?} on its disk, which was good", NAMES[n]));
+        }
         self.truth.runs += 1;
         self.truth.shown = 0;
         self.truth.alive = true;
@@ -245,7 +249,7 @@ impl World {
         });
         let by_standby =
             cell.standby.as_ref().is_some_and(|s| index_of(&s.node).is_some_and(|n| holds(n, s.pairing)));
-        by_owner || by_standby || (0..2).any(|n| self.image_fits(n))
+        by_owner || by_standby || (0..2).any(|n| self.image_fits(n) || self.holds_image_read(n))
     }
 
     /// Something happened to a copy of the VM's state. Losing the last one needs a cause `from_outside`.
@@ -290,7 +294,7 @@ impl World {
     pub fn check_stopped(&mut self, n: usize, ended: bool) {
         let cell = self.arbiter.cell.as_ref();
         // The operator shuts down a VM that nobody else may go on with.
-        let shut_down = self.nodes[n].may_end
+        let shut_down = (self.nodes[n].may_end || self.nodes[n].host_down)
             && cell.is_some_and(|cell| cell.standby.is_none() && cell.owner.as_deref() == Some(NAMES[n]));
         if (ended || shut_down) && !self.has_copy() {
             // It had come to its end, and nobody may resume it from before that.

@@ -140,7 +140,9 @@ pub fn of_images(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     };
     let later = at + rng.random_range(100_000..1_500_000);
     let primary = Fault::Trip { whom: Whom::Owner, steps: 0, trip: down };
-    vec![(When::At(at), fails), (When::At(at), primary), (When::At(later), ends)]
+    // The machine of the process that goes on from the image fails in its turn.
+    let runs = Fault::FailRun { whom: Whom::Other, times: rng.random_range(0..3) };
+    [(at, fails), (at, runs), (at, primary), (later, ends)].map(|(at, fault)| (When::At(at), fault)).into()
 }
 
 /// Draws links that end badly, in the same way.
@@ -170,6 +172,20 @@ pub fn of_returns(seed: u64, until: Micros) -> Vec<(When, Fault)> {
             (moment(&mut rng, until), Fault::Return(fault))
         })
         .collect()
+}
+
+/// Draws hosts that go down with a process on them that is told of it, and machines of backups that fail, in the same
+/// way.
+pub fn of_hosts(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(24) ^ 0xd09);
+    if !rng.random_bool(0.2) {
+        return Vec::new();
+    }
+    let fault = match rng.random_bool(0.3) {
+        true => Fault::FailStandby,
+        false => Fault::HostDown { whom: whom(&mut rng), asks: rng.random_range(1..6) },
+    };
+    vec![(moment(&mut rng, until), fault)]
 }
 
 /// Draws what the disks of the state directories do, in the same way.

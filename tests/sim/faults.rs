@@ -135,6 +135,18 @@ pub enum Fault {
     BreakPairing,
     /// The owner's host fails its machine.
     FailMachine,
+    /// The host of the owner's backup fails the machine that stands ready there.
+    FailStandby,
+    /// So many machines that go on from an image on this node's disk fail soon after.
+    FailRun {
+        whom: Whom,
+        times: u32,
+    },
+    /// The host goes down: its process is told so many times, and dies with it.
+    HostDown {
+        whom: Whom,
+        asks: u32,
+    },
     /// The next boot on this node fails.
     FailBoot {
         whom: Whom,
@@ -283,13 +295,11 @@ impl World {
             Fault::FailLoad => self.nodes[1 - owner].fail_load = true,
             Fault::Diverge { at_once } => self.diverge(1 - owner, at_once),
             Fault::FailMachine => self.fail_machine(owner),
+            Fault::FailStandby => self.fail_standby(1 - owner),
+            Fault::FailRun { whom, times } => self.nodes[self.pick(whom)].fail_runs = times,
+            Fault::HostDown { whom, asks } => self.take_host_down(self.pick(whom), asks),
             Fault::FailBoot { whom } => self.nodes[self.pick(whom)].fail_boot = true,
-            Fault::Unfit { whom, us } => {
-                let n = self.pick(whom);
-                self.stats.add(Count::FaultUnfit);
-                self.nodes[n].unfit = true;
-                self.later(us, Act::Undo(Undo::Unfit(n)));
-            }
+            Fault::Unfit { whom, us } => self.make_unfit(self.pick(whom), us),
             Fault::Misfit { us } => self.misfit(us),
             Fault::WildAck => self.ack_wildly(owner),
             Fault::Narrow { us, us_per_kib } => {
@@ -313,6 +323,12 @@ impl World {
             self.stats.add(count);
             self.later(us, Act::Undo(Undo::CellGoesBack));
         }
+    }
+
+    fn make_unfit(&mut self, n: usize, us: Micros) {
+        self.stats.add(Count::FaultUnfit);
+        self.nodes[n].unfit = true;
+        self.later(us, Act::Undo(Undo::Unfit(n)));
     }
 
     fn misfit(&mut self, us: Micros) {
@@ -395,6 +411,16 @@ impl World {
             _ => Event::MachineFailed(why),
         };
         self.incoming(n, Input::Event(event));
+    }
+
+    /// The host fails the machine of a backup: what is sealed is beside it. In replay mode it is in it, and that is
+    /// what `diverge` does.
+    fn fail_standby(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        if node.up && node.exec.image.is_some() && !self.knobs.replay {
+            self.stats.add(Count::FaultStandby);
+            self.incoming(n, Input::Event(Event::MachineFailed("no memory".into())));
+        }
     }
 
     /// Whether a node whose machine fails may be about to be alone in the cell.
@@ -487,6 +513,7 @@ impl World {
             node.trip = None;
             node.slow_us = 0;
             node.fail_takeovers = 0;
+            node.fail_runs = 0;
             node.fail_load = false;
             node.fail_boot = false;
             node.unfit = false;

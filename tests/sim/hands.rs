@@ -1,6 +1,6 @@
 //! The simulator's hands: they carry out the executor's commands on a node, on models of sockets, keeper and receiver.
 
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
@@ -332,6 +332,10 @@ impl Hands for SimHands<'_> {
         self.world.later(delay, Act::Rehearsed { n, inc, pairing: image.pairing });
     }
 
+    fn renew(&mut self) {
+        self.say("has another machine stand ready");
+    }
+
     fn stop_receiving(&mut self) {
         self.world.nodes[self.n].exec.recv = None;
     }
@@ -363,6 +367,7 @@ impl Hands for SimHands<'_> {
             return Err(Refused("no memory"));
         }
         self.world.nodes[self.n].exec.sealed_off = None;
+        let from_disk = self.world.nodes[self.n].exec.from_disk;
         let speaks = match self.world.mutant {
             Some(Mutant::PassesAtSwitchover) => true,
             Some(Mutant::SpeaksBesideAnImage) => self.world.nodes[self.n].disk.is_some(),
@@ -370,6 +375,13 @@ impl Hands for SimHands<'_> {
         };
         if speaks {
             let _ = self.output.pass();
+        }
+        let fails = &mut self.world.nodes[self.n].fail_runs;
+        if from_disk && *fails > 0 {
+            *fails -= 1;
+            self.world.stats.add(Count::FaultRun);
+            let delay = self.world.rng.random_range(0..20_000);
+            self.world.later(delay, Act::Inject(Fault::FailMachine));
         }
         self.world.call_image_off(self.n);
         // The former primary may have taken the VM back: then this one never speaks.
@@ -393,9 +405,13 @@ impl Hands for SimHands<'_> {
         self.world.read_image(self.n);
     }
 
-    fn drop_image(&mut self) {
+    fn find_image(&mut self, _: CellId) {
+        self.world.find_image(self.n);
+    }
+
+    fn drop_image(&mut self, cell: CellId, below: u64) {
         self.say("removes its image on disk");
-        self.world.drop_image(self.n);
+        self.world.drop_image(self.n, cell, below);
     }
 
     fn announce(&mut self, generation: u64) {

@@ -173,6 +173,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultPairing, 20),
         (Count::FaultDiverge, 10),
         (Count::FaultMachine, 10),
+        (Count::FaultStandby, 5),
+        (Count::FaultHostDown, 20),
         (Count::FaultUnfit, 10),
         (Count::Unprepared, 5),
         (Count::Retimed, 10),

@@ -192,6 +192,8 @@ pub struct Exec {
     pub sealed_off: Option<Image>,
     /// And it came from the disk.
     pub from_disk: bool,
+    /// Where it had been kept since the operator released its owner.
+    pub released: bool,
     /// The generation whose image is being written to disk.
     pub saving: Option<u64>,
     /// The image on disk is being read.
@@ -284,6 +286,8 @@ pub struct Node {
     pub may_end: bool,
     /// The operator powers the VM off here.
     pub powered_off: bool,
+    /// Its host goes down: a VM that nobody else has ends here.
+    pub host_down: bool,
     /// Its machine failed while a request to be alone was under way, which nobody can call back.
     pub failed_in_race: bool,
     /// What the operator asked of this process and was not answered, and when.
@@ -294,6 +298,8 @@ pub struct Node {
     pub bereft_since: Micros,
     /// So many restores to come fail.
     pub fail_takeovers: u32,
+    /// So many runs from an image on disk fail soon.
+    pub fail_runs: u32,
     /// The next state that is loaded before the cell is asked is refused.
     pub fail_load: bool,
     pub fail_boot: bool,
@@ -423,6 +429,14 @@ pub enum Mutant {
     FailureIsACrash,
     /// A stop means: power off.
     StopPowersOff,
+    /// A host that goes down powers its VM off, whoever else has it.
+    HostDownPowersOff,
+    /// A backup whose machine fails ends, with all that it holds.
+    EndsWithItsMachine,
+    /// A good image on disk is said to be damaged.
+    CallsImagesDamaged,
+    /// An image on disk that cannot be seen at the moment counts as none.
+    UnseenIsNothing,
     /// A switchover whose time is over is not answered.
     ForgetsTheLate,
     /// A pairing that failed is tried again at once.
@@ -477,7 +491,9 @@ impl Mutant {
             Self::PassesAtSwitchover => "I",
             Self::BelievesOldImage | Self::SpeaksBesideAnImage => "I1",
             Self::SaysItIsLoaded => "I3",
-            Self::FailureIsACrash | Self::StopPowersOff => "the VM was ended",
+            Self::FailureIsACrash | Self::StopPowersOff | Self::HostDownPowersOff => "the VM was ended",
+            Self::EndsWithItsMachine => "the last copy",
+            Self::CallsImagesDamaged | Self::UnseenIsNothing => "boots silently",
             Self::ForgetsTheLate => "unanswered",
             Self::SwapsAnswers => "answered",
             Self::UnnamedDiscards => "given up",
@@ -498,7 +514,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 62] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -547,6 +563,10 @@ impl Mutant {
         Self::SaysItIsLoaded,
         Self::FailureIsACrash,
         Self::StopPowersOff,
+        Self::HostDownPowersOff,
+        Self::EndsWithItsMachine,
+        Self::CallsImagesDamaged,
+        Self::UnseenIsNothing,
         Self::ForgetsTheLate,
         Self::AnyHelloEvicts,
         Self::TriesAtOnce,

@@ -160,6 +160,9 @@ impl World {
             // The daemon's follower has ended before anything new is received: its news comes first.
             Event::StateLost(_) if !self.nodes[n].exec.diverged => return None,
             Event::StateLost(_) if self.mutant == Some(Mutant::SilentDivergence) => return None,
+            // A backup's. What it holds is beside it, and loses nothing.
+            Event::MachineFailed(_) if self.ends_with_its_machine(n) => return None,
+            Event::MachineFailed(_) if self.nodes[n].exec.image.is_some() => {}
             Event::MachineFailed(_) if self.mutant == Some(Mutant::IgnoresMachine) => return None,
             Event::MachineFailed(_) => self.note_race(n),
             Event::PeerGone { .. } => self.hook(Hook::PeerGone),
@@ -183,6 +186,15 @@ impl World {
             return None;
         }
         Some(event)
+    }
+
+    /// A mutant that drops what it holds because its machine failed.
+    fn ends_with_its_machine(&mut self, n: usize) -> bool {
+        let ends = self.mutant == Some(Mutant::EndsWithItsMachine) && self.nodes[n].exec.image.is_some();
+        if ends {
+            self.exits(n, Exit::Failed("the machine failed".into()));
+        }
+        ends
     }
 
     /// Mutants that stop as asked, whatever is lost by it.

@@ -1,6 +1,7 @@
 //! The operator: asks for switchovers and stops, and wants an answer to each.
 
 use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
+use rand::Rng;
 
 use crate::faults::{Fault, Return};
 use crate::model::{Desire, Input, Msg, Mutant, NAMES, Trip};
@@ -40,6 +41,26 @@ impl World {
         let powers_off = power_off || self.mutant == Some(Mutant::StopPowersOff);
         let vm = if powers_off { Leave::PowerOff { within_us: 50_000 } } else { Leave::Move };
         self.asks(n, Desire::Stop, |request| Event::StopRequested { request, vm });
+    }
+
+    /// The host goes down. Its process is told again and again, and then dies with it.
+    pub fn take_host_down(&mut self, n: usize, asks: u32) {
+        if !self.nodes[n].up || self.healed {
+            return;
+        }
+        self.stats.add(Count::FaultHostDown);
+        let Some(left) = asks.checked_sub(1) else {
+            let down_us = self.rng.random_range(50_000..800_000);
+            return self.trip(n, Trip::Kill { silent: false, down_us, fresh: false });
+        };
+        self.nodes[n].host_down = true;
+        let vm = match self.mutant {
+            Some(Mutant::HostDownPowersOff) => Leave::PowerOff { within_us: 50_000 },
+            _ => Leave::HostDown { within_us: 50_000 },
+        };
+        self.asks(n, Desire::Stop, |request| Event::StopRequested { request, vm });
+        let again = self.rng.random_range(20_000..200_000);
+        self.later(again, Act::HostDown { n, inc: self.nodes[n].inc, asks: left });
     }
 
     /// The VM is to boot here, or to go on without the node that owns it.

@@ -96,6 +96,12 @@ pub enum Act {
         inc: u32,
         job: Job,
     },
+    /// The host goes down around a process, which is told so many times more.
+    HostDown {
+        n: usize,
+        inc: u32,
+        asks: u32,
+    },
     /// A frame leaves a process that stood still in the middle of a release.
     Emitted {
         n: usize,

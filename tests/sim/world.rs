@@ -173,6 +173,7 @@ impl World {
             planned.extend(draw::of_replacements(seed, heal_at));
             planned.extend(draw::of_endings(seed, heal_at));
             planned.extend(draw::of_images(seed, heal_at));
+            planned.extend(draw::of_hosts(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));
             planned.extend(draw::of_returns(seed, heal_at));
             planned.extend(draw::of_the_disks(seed, heal_at));
@@ -335,6 +336,8 @@ impl World {
                     self.end_job(n, job);
                 }
             }
+            Act::HostDown { n, inc, asks } if self.nodes[n].inc == inc => self.take_host_down(n, asks),
+            Act::HostDown { .. } => {}
             Act::Emitted { n, frame } => self.emit(n, frame),
             Act::Inject(fault) => {
                 if !self.healed {
@@ -419,12 +422,13 @@ impl World {
         let promise_less = self.mutant == Some(Mutant::NoPromise) && n == 1;
         let tries_at_once = self.mutant == Some(Mutant::TriesAtOnce);
         let nonce = self.rng.random();
+        let on_disk = self.image_found(n);
         let policy = Policy {
             node: NAMES[n].into(),
             peer: NAMES[1 - n].into(),
             start_as: if founds { StartAs::Primary } else { StartAs::Backup },
             record,
-            on_disk: self.image_found(n),
+            on_disk,
             place: "file /shared/vm.cell".into(),
             boot_lost_after_us: match self.mutant {
                 Some(Mutant::WaitsForEver) => None,
@@ -465,6 +469,7 @@ impl World {
         node.failure_timeout_us = self.knobs.failure_timeout_us;
         node.may_end = false;
         node.powered_off = false;
+        node.host_down = false;
         node.failed_in_race = false;
         node.asked.clear();
         node.stepping = false;

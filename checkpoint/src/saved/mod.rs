@@ -57,6 +57,8 @@ pub struct ImageLabel {
     pub epoch: u64,
     /// The machine.
     pub spec: MachineSpec,
+    /// What its disks held: the hash of each by its name, where that was known.
+    pub disks: Vec<(String, Vec<u8>)>,
 }
 
 /// Why a saved image is not taken. Offsets are into the file.
@@ -132,6 +134,12 @@ pub enum SavedError {
 }
 
 impl SavedError {
+    /// Whether it may be a good image all the same, for another machine or another version of this program.
+    #[must_use]
+    pub fn is_unfit(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Machine { .. })
+    }
+
     /// Whether another attempt may go better.
     #[must_use]
     pub fn may_pass(&self) -> bool {

@@ -29,6 +29,7 @@ fn label() -> ImageLabel {
         pairing: 5,
         epoch: 99,
         spec: spec(),
+        disks: vec![("disk 1".into(), b"4096 abcdef".to_vec())],
     }
 }
 

@@ -18,7 +18,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 const GOING_DOWN: Duration = Duration::from_secs(30);
 
 /// SIGTERM and SIGINT ask for an orderly stop: a VM moves first. A signal cannot be refused, so a stop that is not
-/// possible is tried again until it is, and the log says why not yet. A second SIGINT, from a terminal, ends at once.
+/// possible is tried again until it is, and the log says why not yet. When the host goes down, it is tried for as long
+/// as the host leaves time; then the process dies with it, and the backup goes on with the VM. Only a VM that nobody
+/// else could go on with is asked to power off. A second SIGINT, from a terminal, ends at once.
 pub async fn stop_on_signals(wishes: Outlet<Wish>, log: Log) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -42,28 +44,40 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>, log: Log) {
 /// Asks until it is done, or the daemon ends.
 async fn leave(wishes: Outlet<Wish>) {
     let mut said = String::new();
-    let mut next = Leave::Move;
+    let mut vm = Leave::Move;
     loop {
-        let vm = std::mem::replace(&mut next, Leave::Move);
         let (done, outcome) = oneshot::channel();
         let reply = Box::new(move |result| drop(done.send(result)));
         if wishes.tell(Wish::Stop { vm, reply }).is_err() {
             return;
         }
-        let Ok(Err(why)) = outcome.await else { return };
-        // A guest that does not run cannot power off, and its state is not given up because of that.
-        let stands_still = matches!(why, WishError::Refused(RequestRefusal::Unsaved(_)));
-        let why = why.to_string();
-        if !stands_still && tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false) {
-            tracing::error!(
-                "this host goes down and the VM cannot move: {why}. Its guest is asked to power off"
-            );
-            next = Leave::PowerOff { within_us: GOING_DOWN.as_micros() as u64 };
-        } else if why != said {
-            tracing::error!("cannot stop: {why}. The VM goes on here, and moves as soon as it can");
-            said = why;
+        let Ok(Err(refused)) = outcome.await else { return };
+        let goes_down = tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false);
+        if goes_down {
+            vm = Leave::HostDown { within_us: GOING_DOWN.as_micros() as u64 };
+        }
+        let line = why_not_yet(&refused, goes_down);
+        if line != said {
+            tracing::error!("{line}");
+            said = line;
         }
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// For the log.
+fn why_not_yet(refused: &WishError, goes_down: bool) -> String {
+    match (goes_down, refused) {
+        (true, WishError::Refused(RequestRefusal::WouldEnd)) => {
+            "this host goes down, and no backup could go on with the VM: unless one can within two seconds, its guest \
+             is asked to power off"
+                .into()
+        }
+        (true, why) => format!(
+            "this host goes down and the VM is still here: {why}. The stop is tried again for as long as the host \
+             leaves time; then the other host goes on with what it holds"
+        ),
+        (false, why) => format!("cannot stop: {why}. The VM goes on here, and moves as soon as it can"),
     }
 }
 

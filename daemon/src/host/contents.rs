@@ -22,6 +22,8 @@ const SETTLED: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(2);
 /// In the state directory.
 const FILE_NAME: &str = "contents.json";
+/// Begins the keys of disks.
+const DISK: &str = "disk ";
 /// Of the thread that reads.
 const NICE: i32 = 10;
 
@@ -118,7 +120,7 @@ impl Contents {
             .disks
             .iter()
             .enumerate()
-            .map(|(at, disk)| Part { key: format!("disk {}", at + 1), path: disk.image.clone() });
+            .map(|(at, disk)| Part { key: format!("{DISK}{}", at + 1), path: disk.image.clone() });
         let boots = [("machine.kernel", &machine.kernel), ("machine.initrd", &machine.initrd)];
         let boots = boots
             .into_iter()
@@ -138,6 +140,11 @@ impl Contents {
     /// A fact for each file, or the first that is not known. Asks no more of the files than their metadata.
     pub fn facts(&self) -> Result<Vec<Fact>, Unread> {
         self.parts.iter().map(|part| self.fact(part)).collect()
+    }
+
+    /// As `facts`, of the disks alone.
+    pub fn disks(&self) -> Result<Vec<Fact>, Unread> {
+        self.parts.iter().filter(|part| part.key.starts_with(DISK)).map(|part| self.fact(part)).collect()
     }
 
     fn fact(&self, part: &Part) -> Result<Fact, Unread> {
@@ -291,6 +298,7 @@ mod tests {
         let here = contents(directory.path(), &image);
         let fact = wait(&here);
         assert_eq!(fact.name, "disk 1");
+        assert_eq!(here.disks(), Ok(vec![fact.clone()]));
         assert!(fact.shown.starts_with(&format!("{} (3145728 bytes, BLAKE3 ", image.display())), "{fact:?}");
         assert_eq!(wait(&contents(&directory.path().join("elsewhere"), &same)).value, fact.value);
         // One byte, and the time of the last change put back.

@@ -2,9 +2,10 @@
 //! is written aside, flushed and renamed; there is one for a VM at most. It holds all of the guest's memory, so nobody
 //! but the daemon's user may read it.
 
-use crate::role::{Held, NodeRecord, OnDisk, Saved};
+use crate::role::{Held, OnDisk, Saved};
 use ft_arbiter::CellId;
 use ft_checkpoint::saved::{self, ImageLabel, ImageReader, SavedError, Unwritten};
+use ft_checkpoint::wire::identity::Fact;
 use ft_ram::RamView;
 use ft_vm::spec::MachineSpec;
 use nix::sys::statvfs::statvfs;
@@ -74,6 +75,19 @@ pub enum ImageError {
         /// What it says.
         label: Box<ImageLabel>,
     },
+    /// The state in it is of a machine whose disk held something else.
+    #[error(
+        "{} does not fit {name}: {shown} has changed since it was written; bring the old file back",
+        path.display()
+    )]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Which disk.
+        name: String,
+        /// Its file.
+        shown: String,
+    },
     /// There is none any more.
     #[error("{}: no image is there any more", .0.display())]
     Gone(PathBuf),
@@ -86,10 +100,31 @@ impl ImageError {
         match self {
             Self::Io { .. } | Self::NoRoom { .. } | Self::Unwritten { .. } => true,
             Self::Unusable { source, .. } => source.may_pass(),
-            Self::Foreign { .. } | Self::Gone(_) => false,
+            Self::Foreign { .. } | Self::Disk { .. } | Self::Gone(_) => false,
+        }
+    }
+
+    /// The cell that it is of, as far as that can be told.
+    fn cell(&self) -> Option<CellId> {
+        match self {
+            Self::Foreign { label, .. } => Some(CellId(label.cell)),
+            _ => None,
+        }
+    }
+
+    /// Whether it may be whole, and of use to a node that is configured otherwise or to another version of ftd.
+    #[must_use]
+    pub fn is_unfit(&self) -> bool {
+        match self {
+            Self::Unusable { source, .. } => source.is_unfit(),
+            Self::Foreign { .. } | Self::Disk { .. } => true,
+            Self::Io { .. } | Self::NoRoom { .. } | Self::Unwritten { .. } | Self::Gone(_) => false,
         }
     }
 }
+
+/// What an image says of itself.
+type Head = Result<Saved, ImageError>;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -115,39 +150,47 @@ impl ImageFile {
         move |source| ImageError::Io { path: path.clone(), source }
     }
 
-    /// What a process finds as it starts that has this record. What an earlier one has left half-written goes.
+    /// What there is for a node in this cell. What an earlier process has left half-written goes.
     #[must_use]
-    pub fn look(&self, record: Option<NodeRecord>) -> OnDisk {
-        match self.find(record.map(|record| record.cell)) {
-            Ok(found) => found,
-            Err(why) => {
-                tracing::error!("the image on disk is of no use: {why}");
-                OnDisk::Unusable(format!("is of no use: {why}"))
+    pub fn look(&self, cell: Option<CellId>) -> OnDisk {
+        match self.find(cell) {
+            Ok(None) => OnDisk::Nothing,
+            Ok(Some((generation, Ok(saved)))) => {
+                let epoch = saved.held.epoch;
+                tracing::warn!(generation, epoch, "an image on disk keeps a state of the VM");
+                OnDisk::Image(saved)
             }
+            Ok(Some((generation, Err(why)))) if !why.may_pass() => {
+                tracing::error!(generation, "an image on disk cannot be gone on from: {why}");
+                match why.is_unfit() {
+                    true => OnDisk::Unfit { cell: why.cell(), generation, why: why.to_string() },
+                    false => OnDisk::Unusable(why.to_string()),
+                }
+            }
+            Ok(Some((_, Err(why)))) | Err(why) => OnDisk::Unknown(why.to_string()),
         }
     }
 
-    /// Of the images, the newest of this cell counts. There are several where a process died as it published one.
-    fn find(&self, cell: Option<CellId>) -> Result<OnDisk, ImageError> {
-        let mut found: Vec<Result<Saved, ImageError>> = Vec::new();
+    /// Of the images, the newest counts that is of this cell, or may be. There are several where a process died as it
+    /// published one. An older one says nothing of the cell that the newest is of: where that cannot be read, nothing
+    /// is known.
+    fn find(&self, cell: Option<CellId>) -> Result<Option<(u64, Head)>, ImageError> {
+        let mut found = Vec::new();
         for (path, generation) in self.files()? {
             match generation {
-                Some(generation) => found.push(self.head(&path, generation)),
-                None => remove(&path).map_err(self.failed(&path))?,
+                Some(generation) => found.push((generation, self.head(&path, generation))),
+                None => {
+                    remove(&path).unwrap_or_else(|e| tracing::debug!("{} stays: {e}", path.display()));
+                }
             }
         }
-        let rank = |head: &Result<Saved, ImageError>| {
-            head.as_ref().ok().map(|saved| (Some(saved.cell) == cell, saved.generation))
-        };
-        let Some(newest) = found.into_iter().max_by_key(rank) else { return Ok(OnDisk::Nothing) };
-        let saved = newest?;
-        let (generation, epoch) = (saved.generation, saved.held.epoch);
-        tracing::warn!(
-            generation,
-            epoch,
-            "an image on disk keeps a state of the VM that could not be resumed"
-        );
-        Ok(OnDisk::Image(saved))
+        Ok(found.into_iter().max_by_key(|(generation, head)| {
+            let of = match head {
+                Ok(saved) => Some(saved.cell),
+                Err(why) => why.cell(),
+            };
+            (cell.is_none() || of.is_none() || of == cell, *generation)
+        }))
     }
 
     /// What the image at this place says of itself.
@@ -156,7 +199,7 @@ impl ImageFile {
     }
 
     fn own(&self, path: &Path, named: u64, label: &ImageLabel) -> Result<Saved, ImageError> {
-        let ImageLabel { vm, node, cell, generation, pairing, epoch, spec: _ } = label;
+        let ImageLabel { vm, node, cell, generation, pairing, epoch, spec: _, disks: _ } = label;
         if (vm, node, *generation) != (&self.vm, &self.node, named) {
             return Err(ImageError::Foreign { path: path.to_owned(), label: Box::new(label.clone()) });
         }
@@ -173,12 +216,23 @@ impl ImageFile {
             .map_err(|source| ImageError::Unusable { path: path.to_owned(), source })
     }
 
-    /// Fills fresh memory from this image, and gives the state that belongs to it.
-    pub fn read(&self, saved: Saved, spec: &MachineSpec, ram: &RamView) -> Result<Vec<u8>, ImageError> {
+    /// Fills fresh memory from this image, and gives the state that belongs to it. The machine's disks hold what they
+    /// did.
+    pub fn read(
+        &self,
+        saved: Saved,
+        (spec, disks): (&MachineSpec, &[Fact]),
+        ram: &RamView,
+    ) -> Result<Vec<u8>, ImageError> {
         let path = self.path(saved.generation);
         let reader = self.open(&path)?;
         if self.own(&path, saved.generation, reader.label())? != saved {
             return Err(ImageError::Foreign { label: Box::new(reader.label().clone()), path });
+        }
+        for (name, value) in &reader.label().disks {
+            if let Some(disk) = disks.iter().find(|disk| disk.name == *name && disk.value != *value) {
+                return Err(ImageError::Disk { path, name: name.clone(), shown: disk.shown.clone() });
+            }
         }
         reader.take(spec, ram).map_err(|source| ImageError::Unusable { path, source })
     }
@@ -187,7 +241,7 @@ impl ImageFile {
     pub fn write(
         &self,
         saved: Saved,
-        spec: &MachineSpec,
+        (spec, disks): (&MachineSpec, &[Fact]),
         state: &[u8],
         ram: &RamView,
         mut looked_at: impl FnMut(u8) -> ControlFlow<()>,
@@ -201,6 +255,7 @@ impl ImageFile {
             pairing,
             epoch,
             spec: spec.clone(),
+            disks: disks.iter().map(|disk| (disk.name.clone(), disk.value.clone())).collect(),
         };
         let (need, pages) = saved::bytes_max(state, ram).map_err(self.failed(&self.directory))?;
         self.check_room(need)?;
@@ -208,7 +263,7 @@ impl ImageFile {
         let file = remove(&aside)
             .and_then(|()| OpenOptions::new().write(true).create_new(true).mode(MODE).open(&aside))
             .map_err(self.failed(&aside))?;
-        let aside = Aside { path: aside, of: self.clone(), generation };
+        let aside = Aside { path: aside, of: self.clone(), cell, generation };
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         let looked_at = |done: u64| looked_at((100 * done / pages.max(1)).min(100) as u8);
         let written = saved::write(out, &label, state, ram, looked_at)
@@ -228,24 +283,33 @@ impl ImageFile {
         Ok(())
     }
 
-    /// No image is left.
-    pub fn remove(&self) -> Result<(), ImageError> {
-        self.remove_all_but(None)
-    }
-
-    fn remove_all_but(&self, keep: Option<u64>) -> Result<(), ImageError> {
-        let failed = self.failed(&self.directory);
+    /// No image of this cell is left below this generation. One of another cell stays, and so does one that cannot be
+    /// read now: it may be of another.
+    pub fn remove_below(&self, cell: CellId, below: u64) -> Result<(), ImageError> {
         let mut removed = false;
+        let mut kept = None;
         for (path, generation) in self.files()? {
-            if generation.is_none() || generation != keep {
-                remove(&path).map_err(&failed)?;
+            let goes = match generation {
+                None => true,
+                Some(generation) if generation >= below => false,
+                Some(generation) => match self.head(&path, generation) {
+                    Ok(saved) => saved.cell == cell,
+                    Err(why) if why.may_pass() => {
+                        kept = Some(why);
+                        false
+                    }
+                    Err(why) => why.cell().is_none_or(|of| of == cell),
+                },
+            };
+            if goes {
+                remove(&path).map_err(self.failed(&path))?;
                 removed = true;
             }
         }
-        match removed {
-            true => self.flush().map_err(failed),
-            false => Ok(()),
+        if removed {
+            self.flush().map_err(self.failed(&self.directory))?;
         }
+        kept.map_or(Ok(()), Err)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -278,15 +342,19 @@ impl ImageFile {
 pub struct Aside {
     path: PathBuf,
     of: ImageFile,
+    cell: CellId,
     generation: u64,
 }
 
 impl Aside {
-    /// It is the VM's image from now on, in the place of any before.
+    /// It is the VM's image from now on, in the place of any before of its cell.
     pub fn publish(self) -> Result<PathBuf, ImageError> {
         let path = self.of.path(self.generation);
         fs::rename(&self.path, &path).and_then(|()| self.of.flush()).map_err(self.of.failed(&path))?;
-        self.of.remove_all_but(Some(self.generation))?;
+        // The newest counts, whatever else stays.
+        if let Err(e) = self.of.remove_below(self.cell, self.generation) {
+            tracing::warn!("a stale image of the VM cannot be removed: {e}");
+        }
         Ok(path)
     }
 }
@@ -331,12 +399,16 @@ mod tests {
     }
 
     fn write(file: &ImageFile, generation: u64) -> Aside {
-        file.write(saved(generation), &spec(), STATE, &memory(), |_| ControlFlow::Continue(())).unwrap()
+        file.write(saved(generation), (&spec(), &[]), STATE, &memory(), |_| ControlFlow::Continue(()))
+            .unwrap()
     }
 
     fn names(directory: &Path) -> Vec<String> {
         let names = fs::read_dir(directory).unwrap();
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        let mut names: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -353,12 +425,14 @@ mod tests {
             assert_eq!(file.look(None), OnDisk::Image(saved(generation)));
         }
         let ram = GuestRam::new(16 << 20).unwrap().view().unwrap();
-        assert_eq!(file.read(saved(4), &spec(), &ram).unwrap(), STATE);
+        assert_eq!(file.read(saved(4), (&spec(), &[]), &ram).unwrap(), STATE);
         let mut page = [0; 4096];
         ram.read_page(300, &mut page);
         assert_eq!(page, [7; 4096]);
-        file.remove().unwrap();
-        file.remove().unwrap();
+        file.remove_below(CellId(9), 4).unwrap();
+        assert_eq!(file.look(None), OnDisk::Image(saved(4)), "the cell is there");
+        file.remove_below(CellId(9), 5).unwrap();
+        file.remove_below(CellId(9), 5).unwrap();
         assert_eq!(file.look(None), OnDisk::Nothing);
     }
 
@@ -380,18 +454,42 @@ mod tests {
         let file = ImageFile::new(directory.path(), "web", "beta");
         let path = write(&file, 3).publish().unwrap();
         let of_alpha = ImageFile::new(directory.path(), "web", "alpha").look(None);
-        assert!(matches!(&of_alpha, OnDisk::Unusable(why) if why.contains("node beta")), "{of_alpha:?}");
+        let waits = |found: &OnDisk, what| match found {
+            OnDisk::Unfit { cell, generation: 3, why } => why.contains(what).then_some(*cell),
+            _ => None,
+        };
+        assert_eq!(waits(&of_alpha, "node beta"), Some(Some(CellId(9))), "{of_alpha:?}");
         let mut bytes = fs::read(&path).unwrap();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert_eq!(file.look(None), OnDisk::Image(saved(3)), "its head is whole");
         let ram = GuestRam::new(16 << 20).unwrap().view().unwrap();
-        let error = file.read(saved(3), &spec(), &ram).unwrap_err();
+        let error = file.read(saved(3), (&spec(), &[]), &ram).unwrap_err();
         assert!(!error.may_pass() && error.to_string().contains("damaged"), "{error}");
+        let mut newer = bytes.clone();
+        newer[8] = 9;
+        fs::write(&path, &newer).unwrap();
+        let found = file.look(None);
+        assert_eq!(waits(&found, "format version 9"), Some(None), "{found:?}");
         fs::write(&path, b"letters").unwrap();
         assert!(matches!(file.look(None), OnDisk::Unusable(_)));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_disk_that_has_changed_since_the_image_was_written_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = ImageFile::new(directory.path(), "web", "beta");
+        let disk = |hash: &str| Fact::equal_shown("disk 1", format!("4096 {hash}"), "/img/root.img");
+        let none = |_| ControlFlow::Continue(());
+        let spec = spec();
+        file.write(saved(3), (&spec, &[disk("ab")]), STATE, &memory(), none).unwrap().publish().unwrap();
+        let ram = GuestRam::new(16 << 20).unwrap().view().unwrap();
+        let error = file.read(saved(3), (&spec, &[disk("cd")]), &ram).unwrap_err();
+        assert!(error.is_unfit() && !error.may_pass(), "{error}");
+        assert!(error.to_string().contains("disk 1: /img/root.img has changed"), "{error}");
+        assert_eq!(file.read(saved(3), (&spec, &[disk("ab")]), &ram).unwrap(), STATE);
     }
 
     #[test]
@@ -399,17 +497,34 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = ImageFile::new(directory.path(), "web", "beta");
         let other = Saved { cell: CellId(1), ..saved(57) };
-        let of_other = file.write(other, &spec(), STATE, &memory(), |_| ControlFlow::Continue(()));
+        let of_other = file.write(other, (&spec(), &[]), STATE, &memory(), |_| ControlFlow::Continue(()));
         of_other.unwrap().publish().unwrap();
         let aside = write(&file, 3);
         // As a process leaves it that dies between the two steps of publishing.
         fs::rename(&aside.path, file.path(3)).unwrap();
-        let record = |cell| Some(NodeRecord { cell: CellId(cell), generation: 3 });
-        assert_eq!(file.look(record(9)), OnDisk::Image(saved(3)));
-        assert_eq!(file.look(record(1)), OnDisk::Image(other));
+        assert_eq!(file.look(Some(CellId(9))), OnDisk::Image(saved(3)));
+        assert_eq!(file.look(Some(CellId(1))), OnDisk::Image(other));
         drop(aside);
         write(&file, 4).publish().unwrap();
-        assert_eq!(names(directory.path()), ["web-4.image"]);
+        assert_eq!(names(directory.path()), ["web-4.image", "web-57.image"], "another cell's stays");
+    }
+
+    #[test]
+    fn a_newest_image_that_cannot_be_read_now_is_not_hidden_by_an_older_one_nor_removed_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = ImageFile::new(directory.path(), "web", "beta");
+        write(&file, 3).publish().unwrap();
+        // Reading a directory fails as a bad sector does.
+        let newest = file.path(7);
+        fs::create_dir(&newest).unwrap();
+        assert!(matches!(file.look(Some(CellId(9))), OnDisk::Unknown(_)));
+        file.remove_below(CellId(9), 7).unwrap();
+        assert_eq!(names(directory.path()), ["web-7.image"]);
+        assert!(file.remove_below(CellId(9), 8).is_err(), "it may be of another cell");
+        assert!(newest.exists());
+        fs::remove_dir(&newest).unwrap();
+        write(&file, 7).publish().unwrap();
+        assert_eq!(file.look(Some(CellId(9))), OnDisk::Image(saved(7)));
     }
 
     #[test]

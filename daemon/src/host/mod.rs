@@ -27,5 +27,5 @@ pub use memory::{Need, Shortage};
 pub use network::{Cable, LookError, NetworkFault, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};
-pub use service::{InstanceLock, LockError, Notifier, Watchdog};
+pub use service::{InstanceLock, LockError, Notifier, Watchdog, extend_stop};
 pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

@@ -137,6 +137,14 @@ impl Notifier {
     }
 }
 
+/// Between two pieces of news of a write that gets on.
+const EXTENSION: Duration = Duration::from_secs(300);
+
+/// A stop that is under way is not late before this time is over: it waits for a write that gets on.
+pub fn extend_stop() {
+    notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32)]);
+}
+
 /// A checkpoint loop that takes longer for one round hangs.
 const ROUND_LIMIT: Duration = Duration::from_secs(5);
 

@@ -134,6 +134,9 @@ pub enum StateLoss {
     /// The host failed it.
     #[error(transparent)]
     MachineFailed(MachineError),
+    /// What kept it failed. What was held was in it, and in nothing else.
+    #[error("the state was in the machine that executed the log, and that is gone: {0}")]
+    MachineGone(Box<KeepError>),
     /// It came no further.
     #[error("the machine does not execute the log beyond instruction {count}")]
     Stuck {

@@ -3,9 +3,11 @@
 //! off before its guest runs: an image is of one instant, or is none.
 
 use super::news::KeeperNews;
-use crate::host::{ImageError, ImageFile};
+use crate::host::{ImageError, ImageFile, Unread};
 use crate::outlet::Outlet;
-use crate::role::{Held, Saved};
+use crate::peer::TellContents;
+use crate::role::{Held, ImageTrouble, Saved};
+use ft_arbiter::CellId;
 use ft_checkpoint::image::Image;
 use ft_checkpoint::receiver::SealedImage;
 use ft_ram::{GuestRam, MemoryError};
@@ -24,6 +26,9 @@ pub enum SaveError {
     /// The file.
     #[error(transparent)]
     File(#[from] ImageError),
+    /// What the disks hold is not known.
+    #[error("whether its disks are as they were is not known yet: {0}")]
+    Contents(#[from] Unread),
     /// The memory cannot be mapped.
     #[error("guest memory: {0}")]
     Memory(#[from] MemoryError),
@@ -45,13 +50,15 @@ pub enum SaveError {
 }
 
 impl SaveError {
-    /// Whether another attempt may go better.
+    /// What this is to a node that reads an image.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn trouble(&self) -> ImageTrouble {
+        let why = self.to_string();
         match self {
-            Self::File(error) => error.may_pass(),
-            Self::Memory(_) | Self::Unprepared(_) => true,
-            Self::NothingHeld | Self::Replay | Self::CalledOff => false,
+            Self::File(error) if error.may_pass() => ImageTrouble::ForNow(why),
+            Self::File(error) if error.is_unfit() => ImageTrouble::Unfit(why),
+            Self::Contents(_) | Self::Memory(_) | Self::Unprepared(_) => ImageTrouble::ForNow(why),
+            Self::File(_) | Self::NothingHeld | Self::Replay | Self::CalledOff => ImageTrouble::ForGood(why),
         }
     }
 }
@@ -59,7 +66,8 @@ impl SaveError {
 enum Job {
     Write { saved: Saved, ram: GuestRam, sealed: Arc<SealedImage>, leave: Arc<Leave> },
     Read { saved: Saved, ram: GuestRam },
-    Remove,
+    Find(CellId),
+    RemoveBelow(CellId, u64),
 }
 
 /// The thread, and the write that it was last given.
@@ -71,10 +79,15 @@ pub struct Images {
 }
 
 impl Images {
-    /// Starts the thread.
-    pub fn start(file: ImageFile, spec: MachineSpec, news: Outlet<KeeperNews>) -> std::io::Result<Self> {
+    /// Starts the thread, for a machine with these disks.
+    pub fn start(
+        file: ImageFile,
+        spec: MachineSpec,
+        disks: TellContents,
+        news: Outlet<KeeperNews>,
+    ) -> std::io::Result<Self> {
         let (jobs, received) = channel();
-        let worker = Worker { file, spec, news };
+        let worker = Worker { file, spec, disks, news };
         std::thread::Builder::new().name("ftd-image".into()).spawn(move || worker.run(&received))?;
         Ok(Self { jobs, leave: None, wanted: false })
     }
@@ -102,10 +115,15 @@ impl Images {
         self.give(Job::Read { saved, ram });
     }
 
-    /// No image is there any more.
-    pub fn remove(&mut self) {
+    /// Looks what is there. `ImageFound` follows.
+    pub fn find(&self, cell: CellId) {
+        self.give(Job::Find(cell));
+    }
+
+    /// No image of this cell below this generation is there any more.
+    pub fn remove_below(&mut self, cell: CellId, generation: u64) {
         self.call_off();
-        self.give(Job::Remove);
+        self.give(Job::RemoveBelow(cell, generation));
     }
 
     /// A machine tries to go on with the VM: what is being written gets no name until it is known whether it does.
@@ -178,6 +196,7 @@ impl Leave {
 struct Worker {
     file: ImageFile,
     spec: MachineSpec,
+    disks: TellContents,
     news: Outlet<KeeperNews>,
 }
 
@@ -193,8 +212,9 @@ impl Worker {
                     let outcome = self.read(saved, &ram).map(|sealed| (ram, sealed));
                     self.news.tell(KeeperNews::ImageRead(outcome))
                 }
-                Job::Remove => {
-                    match self.file.remove() {
+                Job::Find(cell) => self.news.tell(KeeperNews::ImageFound(self.file.look(Some(cell)))),
+                Job::RemoveBelow(cell, generation) => {
+                    match self.file.remove_below(cell, generation) {
                         Ok(()) => tracing::info!("the VM has gone on: its image on disk is removed"),
                         // It is stale, and removed at the next start.
                         Err(e) => tracing::warn!("a stale image of the VM cannot be removed: {e}"),
@@ -226,7 +246,13 @@ impl Worker {
             }
             if leave.is_off() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let aside = match self.file.write(saved, &self.spec, &sealed.state, &ram.view()?, looked_at) {
+        // A state in need is written, whatever the disks do.
+        let disks = (self.disks)().unwrap_or_else(|why| {
+            tracing::warn!("the image on disk will fit any content of the VM's disks: {why}");
+            Vec::new()
+        });
+        let machine = (&self.spec, &disks[..]);
+        let aside = match self.file.write(saved, machine, &sealed.state, &ram.view()?, looked_at) {
             Err(_) if leave.is_off() => return Err(SaveError::CalledOff),
             written => written?,
         };
@@ -241,7 +267,7 @@ impl Worker {
 
     fn read(&self, saved: Saved, ram: &GuestRam) -> Result<Arc<SealedImage>, SaveError> {
         let view = ram.view()?;
-        let state = self.file.read(saved, &self.spec, &view)?;
+        let state = self.file.read(saved, (&self.spec, &(self.disks)()?), &view)?;
         let Saved { generation, held: Held { pairing, epoch }, .. } = saved;
         tracing::info!(generation, epoch, "the VM's state is read from disk");
         let image = Arc::new(Image::new(view));
@@ -278,7 +304,9 @@ mod tests {
     fn images(directory: &Path) -> (Images, Receiver<KeeperNews>, ImageFile) {
         let (queue, news) = channel();
         let file = ImageFile::new(directory, "web", "beta");
-        (Images::start(file.clone(), spec(), Outlet::into_queue(&queue, |news| news)).unwrap(), news, file)
+        let told = Outlet::into_queue(&queue, |news| news);
+        let images = Images::start(file.clone(), spec(), Box::new(|| Ok(Vec::new())), told).unwrap();
+        (images, news, file)
     }
 
     /// A write that begins while a machine tries to go on.
@@ -328,10 +356,13 @@ mod tests {
         let mut page = [0; 4096];
         ram.view().unwrap().read_page(300, &mut page);
         assert_eq!(page, [7; 4096]);
-        images.remove();
+        images.remove_below(SAVED.cell, SAVED.generation);
+        images.find(SAVED.cell);
+        assert!(matches!(news.recv(), Ok(KeeperNews::ImageFound(OnDisk::Image(SAVED)))), "the cell is there");
+        images.remove_below(SAVED.cell, SAVED.generation + 1);
         images.read(SAVED, memory());
         let Ok(KeeperNews::ImageRead(Err(why))) = news.recv() else { panic!("it is still there") };
-        assert!(!why.may_pass(), "{why}");
+        assert!(matches!(why.trouble(), ImageTrouble::ForGood(_)), "{why}");
         assert_eq!(file.look(None), OnDisk::Nothing);
     }
 }

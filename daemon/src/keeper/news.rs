@@ -4,7 +4,7 @@ use super::error::{KeepError, RestoreError, ShipError, StateLoss};
 use super::images::SaveError;
 use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
-use crate::role::{ConnId, GuestEnd, Micros};
+use crate::role::{ConnId, GuestEnd, Micros, OnDisk};
 use ft_checkpoint::receiver::SealedImage;
 use ft_checkpoint::wire::message::{Network, Standing};
 use ft_ram::GuestRam;
@@ -47,6 +47,8 @@ pub enum KeeperNews {
     ImageRead(Result<(GuestRam, Arc<SealedImage>), SaveError>),
     /// The guest has come to an end.
     GuestEnded(GuestEnd),
+    /// What is on disk of a VM that could not be resumed.
+    ImageFound(OnDisk),
     /// The machine failed for a reason of the host's, and is gone.
     MachineFailed(KeepError),
 

@@ -71,6 +71,11 @@ impl WarmStandby {
         Ok(Self { ram, feed, applier })
     }
 
+    /// The memory that is held.
+    pub fn ram(&self) -> GuestRam {
+        self.ram.clone()
+    }
+
     /// The receiver, for a connection.
     pub fn feed(&self) -> Feed {
         self.feed.clone()

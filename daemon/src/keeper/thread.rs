@@ -51,8 +51,9 @@ impl Keeper {
     pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
             let mut keeper = Self { setup, orders, vm: None, mode: Work::Quiet };
-            // A panic must not leave a VM that nobody keeps, and a daemon that says that it is kept.
-            if catch_unwind(AssertUnwindSafe(|| keeper.run())).is_err() {
+            // A panic must not leave a VM that nobody keeps, and a daemon that says that it is kept. It ends the
+            // machine, not the thread: what this node holds beside it may be the last copy, and needs another machine.
+            while catch_unwind(AssertUnwindSafe(|| keeper.run())).is_err() {
                 keeper.fail(KeepError::Panicked);
             }
         })
@@ -92,10 +93,13 @@ impl Keeper {
         }
     }
 
-    /// The machine itself failed. What the backup holds is the VM now.
+    /// The machine itself failed. What the backup holds is the VM now. In replay mode the backup holds it in the
+    /// machine that follows.
     fn fail(&mut self, why: KeepError) {
-        self.setup.tell(KeeperNews::MachineFailed(why));
-        self.mode = Work::Quiet;
+        self.setup.tell(match std::mem::replace(&mut self.mode, Work::Quiet) {
+            Work::Following(_) => KeeperNews::StateLost(StateLoss::MachineGone(Box::new(why))),
+            _ => KeeperNews::MachineFailed(why),
+        });
         self.drop_machine();
     }
 
@@ -336,9 +340,12 @@ impl Keeper {
     }
 
     fn follow(&mut self, state: &[u8], applier: &Applier) {
-        let Some(vm) = &mut self.vm else { return };
-        let follower = Follower::start(vm, state, applier)
-            .unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
+        let follower = match &mut self.vm {
+            Some(vm) => Follower::start(vm, state, applier),
+            None => Err(RestoreError::NotPrepared),
+        };
+        let follower =
+            follower.unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
         self.mode = Work::Following(Box::new(follower));
     }
 

@@ -166,8 +166,10 @@ impl Executor {
             }
             Command::SaveImage(saved) => hands.save_image(saved),
             Command::ReadImage(saved) => hands.read_image(saved),
-            Command::DropImage => hands.drop_image(),
+            Command::FindImage { cell } => hands.find_image(cell),
+            Command::DropImage { cell, below } => hands.drop_image(cell, below),
             Command::Rehearse { epoch } => hands.rehearse(epoch),
+            Command::Renew => hands.renew(),
             Command::Discard => {
                 hands.stop_receiving();
                 hands.discard();

@@ -5,7 +5,7 @@
 
 use crate::peer::Outgoing;
 use crate::role::{ConnId, Done, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Saved, View};
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Position;
 use ft_netbuf::OutputBuffer;
@@ -109,6 +109,9 @@ pub trait Hands {
     fn load(&mut self, epoch: u64) -> Verification;
     /// Backup: tries whether the VM could go on from what is held; `Rehearsed` or `RehearsalFailed` follows.
     fn rehearse(&mut self, epoch: u64);
+    /// Backup: has a fresh machine stand ready over the memory that is held. Where there is none, the take-over makes
+    /// one.
+    fn renew(&mut self);
     /// Backup: no connection reaches what is held any more; sending goes on.
     fn stop_receiving(&mut self);
     /// Backup: takes what is held out of the receiver, if it is at least this epoch, to go on from it. What was taken
@@ -123,8 +126,10 @@ pub trait Hands {
     /// Heir: has this image on disk read into fresh memory, to be gone on from as what was sealed off; `ImageRead` or
     /// `ImageUnread` follows.
     fn read_image(&mut self, saved: Saved);
-    /// No image is on disk from now on, nor comes there.
-    fn drop_image(&mut self);
+    /// Has it looked what is on disk; `ImageFound` follows.
+    fn find_image(&mut self, cell: CellId);
+    /// No image of this cell below this generation is on disk from now on, nor comes there.
+    fn drop_image(&mut self, cell: CellId, below: u64);
     /// Tells the network that the VM is here now.
     fn announce(&mut self, generation: u64);
     /// Backup: gives up what is held.

@@ -120,13 +120,8 @@ impl Backup {
                     self.discard(core, format!("this node cannot follow the primary: {why}"), Ending::Failed);
                 }
                 Gone::Unable(why) => self.lose_peer(core, why),
-                // The answer of the cell decides, not the peer's word.
-                Gone::Bye(why) if self.is_contesting() => self.lose_peer(core, why),
-                Gone::Bye(why) => {
-                    // The primary says so before it closes: it has ended the VM, or will not have us.
-                    self.link = None;
-                    self.discard(core, format!("the primary left: {why}"), Ending::Lost);
-                }
+                // It says that it has ended the VM, or will not have us. The cell decides, not the peer's word.
+                Gone::Bye(why) => self.lose_peer(core, format!("it left: {why}")),
             },
             Event::Heard { conn } => self.hear(conn, |hearing| hearing.stream(core.now)),
             Event::Heartbeat { conn, stamp, lease } if self.is_linked(conn) => {
@@ -166,7 +161,7 @@ impl Backup {
                 self.on_offer(core, conn, epoch)
             }
             // The cell may be ours already. If it is, the take-over fails over what is lost here, and says so.
-            Event::StateLost(_) | Event::MachineFailed(_) if core.arbiter.is_setting() => {}
+            Event::StateLost(_) if core.arbiter.is_setting() => {}
             Event::StateLost(why) if self.hold != Hold::Nothing => {
                 if let Some(link) = &self.link {
                     core.out.push(Command::SendBye { conn: link.conn, why: why.clone() });
@@ -174,11 +169,7 @@ impl Backup {
                 self.discard(core, why, Ending::Failed);
                 return self.stop_if_asked(core);
             }
-            Event::MachineFailed(why) => {
-                self.say_bye(core, &why);
-                core.out.push(Command::Discard);
-                return Some(Next::Ended(Exit::Failed(format!("the machine failed: {why}"))));
-            }
+            Event::MachineFailed(why) => return self.on_machine_failure(core, why),
             Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::IsBackup),
             Event::StopRequested { request, vm } => return self.on_stop(core, request, vm),
             _ => {}

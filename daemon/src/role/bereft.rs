@@ -5,7 +5,9 @@
 use super::command::Command;
 use super::core::{Core, Next};
 use super::event::{Event, Micros};
+use super::heir::Heir;
 use super::request::RequestRefusal;
+use super::saved::OnDisk;
 use super::start::{Founding, Starting, Wish};
 use ft_arbiter::Cell;
 
@@ -17,11 +19,16 @@ pub(super) struct Bereft {
     why: String,
     /// Since when nobody has shown up with the state.
     since: Micros,
+    /// When the disk is looked at again, if it could not be seen what is there.
+    look_at: Micros,
 }
+
+/// Between two looks at the disk, in intervals between two attempts at the arbiter.
+const LOOK_EVERY: Micros = 10;
 
 impl Bereft {
     pub(super) fn new(core: &Core, cell: Cell, why: String) -> Self {
-        Self { cell, why, since: core.now }
+        Self { cell, why, since: core.now, look_at: core.now }
     }
 
     pub(super) fn on_event(&mut self, core: &mut Core, event: Event) -> Option<Next> {
@@ -35,6 +42,8 @@ impl Bereft {
                 core.out.push(Command::Refuse { conn, why: "this node does not run the VM".into() });
             }
             Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::NoRole),
+            Event::ImageFound(found) => return self.on_found(core, found),
+            Event::Tick if matches!(core.on_disk, OnDisk::Unknown(_)) => self.look_if_due(core),
             Event::Tick
                 if self.boot_at(core).is_some_and(|at| core.now >= at) && !core.arbiter.is_setting() =>
             {
@@ -50,7 +59,27 @@ impl Bereft {
         Next::Starting(Starting::by(wish))
     }
 
+    fn look_if_due(&mut self, core: &mut Core) {
+        if core.now >= self.look_at {
+            self.look_at = core.now + LOOK_EVERY * core.policy.arbiter_retry_us;
+            core.out.push(Command::FindImage { cell: self.cell.id });
+        }
+    }
+
+    fn on_found(&mut self, core: &mut Core, found: OnDisk) -> Option<Next> {
+        core.on_disk = found;
+        if let Some(image) = core.on_disk.image_for(&self.cell) {
+            return Some(Next::Heir(Heir::of_image(core, self.cell.clone(), image)));
+        }
+        self.why = core.on_disk.why_not_for(&self.cell);
+        None
+    }
+
+    /// Never by itself while the state may be on this node's disk.
     fn boot_at(&self, core: &Core) -> Option<Micros> {
+        if core.on_disk.may_hold(&self.cell) {
+            return None;
+        }
         Some(self.since + core.policy.boot_lost_after_us?)
     }
 

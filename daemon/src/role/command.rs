@@ -4,7 +4,7 @@ use super::event::{ConnId, Micros};
 use super::record::NodeRecord;
 use super::request::{Done, RequestId, RequestRefusal};
 use super::saved::Saved;
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 
 /// How a backup is welcomed, and what it receives then.
@@ -181,6 +181,9 @@ pub enum Command {
         /// The epoch that is held.
         epoch: u64,
     },
+    /// Backup: the machine that stood ready is gone. Have a fresh one stand ready over the memory that is held, if that
+    /// is all that there is of the VM.
+    Renew,
     /// Backup: answer a heartbeat.
     SendEcho {
         /// Connection.
@@ -218,8 +221,18 @@ pub enum Command {
     SaveImage(Saved),
     /// Heir: hold what this image on disk has, in fresh memory; answer with `ImageRead` or `ImageUnread`.
     ReadImage(Saved),
-    /// Remove the image on disk, or call its writing off: the cell has moved past it.
-    DropImage,
+    /// Look what is on disk; answer with `ImageFound`.
+    FindImage {
+        /// The cell that counts.
+        cell: CellId,
+    },
+    /// Remove the images on disk that the cell has moved past, or call their writing off.
+    DropImage {
+        /// The cell.
+        cell: CellId,
+        /// Its generation.
+        below: u64,
+    },
     /// Tell the former primary that we run the VM.
     SendTookOver {
         /// Connection.

@@ -217,6 +217,11 @@ impl Core {
         }
     }
 
+    /// The image on disk is still to be gone on from, whatever generation the cell is in.
+    pub(super) fn reads_image(&self) -> bool {
+        matches!(&self.part, Part::Heir(heir) if heir.is_unread())
+    }
+
     fn in_part(&self) -> bool {
         matches!(self.part, Part::Primary(_) | Part::Backup(_) | Part::Heir(_) | Part::Ended { .. })
     }
@@ -305,8 +310,10 @@ impl Core {
 
     /// Makes the arbiter request that the state calls for, if none is under way.
     fn pursue(&mut self) {
-        if let (Part::Bereft(_) | Part::Starting(_), Some(Asked::Set { resend_at: Some(_), .. })) =
-            (&self.part, &self.arbiter.asked)
+        if let (
+            Part::Bereft(_) | Part::Starting(_) | Part::Heir(_),
+            Some(Asked::Set { resend_at: Some(_), .. }),
+        ) = (&self.part, &self.arbiter.asked)
         {
             // It was asked by a node that had a machine: whoever has the state must not lose it to one without.
             self.arbiter.asked = None;
@@ -358,6 +365,7 @@ impl Core {
             Part::Primary(primary) => primary.on_settled(core, settled),
             Part::Backup(backup) => backup.on_settled(core, settled),
             Part::Founding(founding) => founding.on_settled(core, settled),
+            Part::Heir(heir) => heir.on_settled(core, settled),
             // Its answer was waited for.
             Part::Starting(_) | Part::Bereft(_) if core.stop_requested => {
                 Some(Next::Ended(Exit::Stopped("stopped before it had a role".into())))

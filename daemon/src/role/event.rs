@@ -5,6 +5,7 @@ use super::network::{Reach, Whose};
 use super::policy::Times;
 use super::record::NodeRecord;
 use super::request::{Leave, RequestId, Start};
+use super::saved::OnDisk;
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 use ft_checkpoint::wire::message::Standing;
@@ -33,7 +34,9 @@ pub enum Gone {
 pub enum ImageTrouble {
     /// The host does not give it, or has no memory for it: that may pass.
     ForNow(String),
-    /// It is damaged, or of another machine.
+    /// It is whole, and of another machine than is configured.
+    Unfit(String),
+    /// It is damaged, or not there.
     ForGood(String),
 }
 
@@ -237,6 +240,9 @@ pub enum Event {
     ImageRead,
     /// Heir: the answer to [`super::Command::ReadImage`]: it is not held.
     ImageUnread(ImageTrouble),
+
+    /// The answer to [`super::Command::FindImage`].
+    ImageFound(OnDisk),
 
     /// Backup: the primary has stopped its VM at `epoch` for good and offers it to us.
     SwitchoverOffered {

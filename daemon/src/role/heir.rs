@@ -9,6 +9,7 @@
 mod saving;
 
 use self::saving::Saving;
+use super::arbitration::Settled;
 use super::backup::Backup;
 use super::bereft::Bereft;
 use super::command::{Command, Exit, Succession};
@@ -35,8 +36,8 @@ pub(super) struct Heir {
     failures: u32,
     why: String,
     saving: Saving,
-    /// The state is on disk, and not in memory yet.
-    unread: bool,
+    /// The state is in this image on disk, and not in memory yet.
+    unread: Option<Saved>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,33 +70,51 @@ impl Heir {
             failures: 0,
             why: String::new(),
             saving: Saving::NotYet,
-            unread: false,
+            unread: None,
         };
         heir.resume(core);
         heir
     }
 
     /// Owns `cell`, and has the state that it won it for on disk.
-    pub(super) fn of_image(core: &mut Core, cell: Cell, held: Held) -> Self {
-        let mut heir = Self {
+    pub(super) fn of_image(core: &mut Core, cell: Cell, image: Saved) -> Self {
+        let mut heir = Self::with_image(cell, image);
+        heir.resume(core);
+        heir
+    }
+
+    /// Has run the VM from an image, and the machine failed. Nothing has left it: the image is as good as before, and
+    /// is tried again after the longest pause.
+    pub(super) fn back_to_image(core: &Core, cell: Cell, image: Saved, why: String) -> Self {
+        let mut heir = Self::with_image(cell, image);
+        heir.step = Step::Resting { until: core.now + heir.pause_us_max(core) };
+        (heir.failures, heir.why) = (1, why);
+        heir
+    }
+
+    fn with_image(cell: Cell, image: Saved) -> Self {
+        Self {
             cell,
-            held,
+            held: image.held,
             succession: Succession::Image,
             former: None,
             step: Step::Reading,
             failures: 0,
             why: String::new(),
             saving: Saving::Done,
-            unread: true,
-        };
-        heir.resume(core);
-        heir
+            unread: Some(image),
+        }
+    }
+
+    /// The image on disk is all that it has.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread.is_some()
     }
 
     fn resume(&mut self, core: &mut Core) {
-        if self.unread {
+        if let Some(image) = self.unread {
             self.step = Step::Reading;
-            core.out.push(Command::ReadImage(self.saved()));
+            core.out.push(Command::ReadImage(image));
             return;
         }
         self.step = Step::Resuming;
@@ -121,17 +140,21 @@ impl Heir {
             }
             Event::TakeOverFailed(why) => self.on_failure(core, why),
             Event::ImageRead if self.step == Step::Reading => {
-                self.unread = false;
-                self.resume(core);
+                self.unread = None;
+                match core.stop_requested {
+                    true => self.save_and_rest(core),
+                    false => self.resume(core),
+                }
             }
             Event::ImageUnread(ImageTrouble::ForNow(why)) if self.step == Step::Reading => {
                 self.on_failure(core, format!("the image on disk cannot be read: {why}"));
             }
-            // It stays on disk, for people.
+            Event::ImageUnread(ImageTrouble::Unfit(why)) if self.step == Step::Reading => {
+                let (cell, generation) = (Some(self.cell.id), self.cell.generation);
+                return Some(self.leave_image(core, OnDisk::Unfit { cell, generation, why }));
+            }
             Event::ImageUnread(ImageTrouble::ForGood(why)) if self.step == Step::Reading => {
-                core.on_disk = OnDisk::Unusable(why);
-                let why = core.on_disk.why_not_for(&self.cell);
-                return Some(Next::Bereft(Bereft::new(core, self.cell.clone(), why)));
+                return Some(self.leave_image(core, OnDisk::Unusable(why)));
             }
             Event::ImageProgress { generation, percent } if generation == self.cell.generation => {
                 self.on_progress(percent);
@@ -144,8 +167,10 @@ impl Heir {
             }
             Event::Tick => {
                 self.save_if_due(core);
+                // One that is to stop has its state written, and tries no machine any more.
                 if let Step::Resting { until } = self.step
                     && core.now >= until
+                    && (self.is_unread() || !core.stop_requested)
                 {
                     self.resume(core);
                 }
@@ -155,7 +180,9 @@ impl Heir {
                 core.out.push(Command::Refuse { conn, why: "the VM is still being restored here".into() });
             }
             Event::SwitchoverRequested { request, .. } => core.refuse(request, RequestRefusal::NotRunning),
-            Event::StopRequested { request, vm: Leave::Move } => return self.on_stop(core, request),
+            Event::StopRequested { request, vm: Leave::Move | Leave::HostDown { .. } } => {
+                return self.on_stop(core, request);
+            }
             // Only the operator's word gives up what may be the last copy.
             Event::StopRequested { request, vm: Leave::PowerOff { .. } } => {
                 core.leave(request);
@@ -175,6 +202,13 @@ impl Heir {
         self.step = Step::Resting { until: core.now + pause.min(self.pause_us_max(core)) };
         self.turn_former_away(core, &format!("the VM cannot be resumed there: {why}"));
         self.why = why;
+    }
+
+    /// The image stays on disk, for people.
+    fn leave_image(&self, core: &mut Core, is: OnDisk) -> Next {
+        core.on_disk = is;
+        let why = core.on_disk.why_not_for(&self.cell);
+        Next::Bereft(Bereft::new(core, self.cell.clone(), why))
     }
 
     /// What an image of it is.
@@ -207,18 +241,41 @@ impl Heir {
         if cell.generation <= self.cell.generation {
             return None;
         }
+        if cell.owner.as_deref() == Some(&core.policy.node) {
+            self.move_on(cell);
+            return None;
+        }
         core.out.push(Command::Discard);
-        let why = "the former primary took the VM back";
+        let why = match cell.owner {
+            Some(_) => "the former primary took the VM back",
+            None => "the VM has ended",
+        };
         match core.stop_requested {
             true => Some(Next::Ended(Exit::Stopped(why.into()))),
             false => Some(Next::Backup(Backup::new(why))),
         }
     }
 
+    pub(super) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
+        match settled {
+            Settled::Won(cell) => self.on_cell(core, Ok(Some(cell))),
+            Settled::Lost(cell) => self.on_cell(core, Ok(cell)),
+            Settled::NotAttempted(_) => None,
+        }
+    }
+
+    /// The cell has moved past the image after all: by the request of the machine that ran from it and failed before it
+    /// knew. It showed nothing, so this process, and no other, still goes on from there.
+    fn move_on(&mut self, cell: Cell) {
+        self.cell = cell;
+        self.succession = Succession::Failover;
+        self.saving = Saving::NotYet;
+    }
+
     pub(super) fn detail(&self) -> String {
         let Held { epoch, .. } = self.held;
         let times = match self.failures {
-            0 if self.unread => {
+            0 if self.unread.is_some() => {
                 return format!("reading the VM's state of epoch {epoch} from the image on disk");
             }
             0 => return format!("resuming the VM from epoch {epoch}"),

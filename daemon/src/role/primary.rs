@@ -234,10 +234,10 @@ impl Primary {
             }
             Event::MachineFailed(why) => return Some(self.on_machine_failure(core, why)),
             Event::SwitchoverRequested { request, until } => self.on_switchover(core, request, until),
-            Event::StopRequested { request, vm: Leave::Move } => self.on_stop(core, request),
             Event::StopRequested { request, vm: Leave::PowerOff { within_us } } => {
                 self.on_power_off(core, request, within_us);
             }
+            Event::StopRequested { request, vm } => self.on_stop(core, request, vm),
             Event::GuestEnded(end) => return self.on_guest_end(core, end),
             _ => {}
         }

@@ -19,6 +19,12 @@ pub enum Leave {
         /// How long it is waited for.
         within_us: Micros,
     },
+    /// Its host goes down. It moves for as long as there is time; then the host's end is a failover. A VM that nobody
+    /// else could go on with ends with its host: its guest is asked to power off first.
+    HostDown {
+        /// How long the guest is waited for.
+        within_us: Micros,
+    },
 }
 
 /// What the operator gives up when he has the VM booted.

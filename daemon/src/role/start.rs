@@ -189,9 +189,9 @@ impl Core {
                 if how == Some(Start::Fresh) {
                     return Next::Founding(Founding::new(Some(&cell), over(&cell), wish));
                 }
-                if let Some(held) = self.on_disk.held_for(&cell) {
+                if let Some(image) = self.on_disk.image_for(&cell) {
                     self.refuse_wish(wish, RequestRefusal::HoldsState);
-                    return Next::Heir(Heir::of_image(self, cell, held));
+                    return Next::Heir(Heir::of_image(self, cell, image));
                 }
                 let generation = cell.generation;
                 let holder = cell.standby.as_ref().map(|standby| standby.node.clone());

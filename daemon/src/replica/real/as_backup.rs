@@ -48,6 +48,16 @@ impl RealHands {
         Ok(())
     }
 
+    /// In replay mode what was held was in the machine that is gone.
+    pub(super) fn renew_machine(&mut self) {
+        let Some(standby) = self.standby.as_ref().filter(|_| !self.replay.on) else { return };
+        let ram = standby.ram();
+        match self.order_and_wait(|reply| Order::Renew(ram, reply)).and_then(|renewed| Ok(renewed?)) {
+            Ok(()) => tracing::info!("a fresh machine stands ready in the place of the one that failed"),
+            Err(e) => tracing::error!("no machine stands ready for a take-over, which will try again: {e}"),
+        }
+    }
+
     /// Has it shown that the VM could go on from what is held. The first time the primary waits for it.
     pub(super) fn try_out(&mut self) {
         let Some(sealed) = self.standby.as_ref().and_then(WarmStandby::sealed) else { return };

@@ -2,9 +2,10 @@
 
 use super::RealHands;
 use super::resuming::Resuming;
+use crate::host::extend_stop;
 use crate::keeper::{KeeperNews, Order, SaveError};
 use crate::replica::Input;
-use crate::role::{Event, ImageTrouble, Saved};
+use crate::role::{Event, Saved};
 use ft_checkpoint::receiver::SealedImage;
 use ft_ram::GuestRam;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ impl RealHands {
         let why = match &self.resuming {
             Some(Resuming { sealed: Some((ram, sealed)), .. }) => {
                 let (ram, sealed) = (ram.clone(), Arc::clone(sealed));
+                extend_stop();
                 if self.unsaved.is_empty() {
                     tracing::warn!("no machine here takes the VM's state: writing it to disk");
                 }
@@ -78,10 +80,7 @@ impl RealHands {
                 tracing::error!("the VM's state is not read from disk: {why}");
                 // The memory was filled in part.
                 let _ = self.order_and_wait(Order::Stop);
-                match why.may_pass() {
-                    true => Event::ImageUnread(ImageTrouble::ForNow(why.to_string())),
-                    false => Event::ImageUnread(ImageTrouble::ForGood(why.to_string())),
-                }
+                Event::ImageUnread(why.trouble())
             }
         })
     }

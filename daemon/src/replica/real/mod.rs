@@ -29,7 +29,7 @@ use crate::peer::{self, ConnIds, Dialler, Fitting, HandshakeError, Link, LinkEnd
 use crate::role::{
     ConnId, Done, Lapsed, Micros, NodeRecord, PairingStart, RequestId, RequestRefusal, Saved, State, View,
 };
-use ft_arbiter::Cell;
+use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Network, Position, Refuse};
 use ft_netbuf::OutputBuffer;
@@ -121,8 +121,8 @@ impl RealHands {
             under_way: 0.into(),
         });
         let news = Outlet::into_queue(&inputs, Input::Keeper);
-        let images =
-            Images::start(parts.image_file, spec.clone(), news).map_err(failed("the thread for images"))?;
+        let images = Images::start(parts.image_file, spec.clone(), parts.disks, news)
+            .map_err(failed("the thread for images"))?;
         let setup = Setup {
             spec,
             boot,
@@ -275,6 +275,7 @@ impl RealHands {
             StateLoss::NotStarted(_)
             | StateLoss::LogRefused(_)
             | StateLoss::MachineFailed(_)
+            | StateLoss::MachineGone(_)
             | StateLoss::Stuck { .. } => {}
         }
     }
@@ -537,6 +538,10 @@ impl Hands for RealHands {
         self.try_out();
     }
 
+    fn renew(&mut self) {
+        self.renew_machine();
+    }
+
     fn stop_receiving(&mut self) {
         *self.held.lock() = None;
         for link in self.links.values_mut() {
@@ -560,8 +565,12 @@ impl Hands for RealHands {
         self.prepare_for_image(saved);
     }
 
-    fn drop_image(&mut self) {
-        self.images.remove();
+    fn find_image(&mut self, cell: CellId) {
+        self.images.find(cell);
+    }
+
+    fn drop_image(&mut self, cell: CellId, below: u64) {
+        self.images.remove_below(cell, below);
     }
 
     fn announce(&mut self, generation: u64) {

@@ -3,6 +3,7 @@
 use super::RealHands;
 use crate::clock;
 use crate::control::Wish;
+use crate::host::extend_stop;
 use crate::keeper::{FromPrimary, KeeperNews};
 use crate::peer::{Beat, FromBackup, LinkEnd, PeerNews, Ticket};
 use crate::replica::Input;
@@ -167,14 +168,21 @@ impl RealHands {
                 self.telemetry.rehearsal_failed();
                 Event::RehearsalFailed { pairing, why: why.to_string() }
             }
-            KeeperNews::ImageProgress { generation, percent } => Event::ImageProgress { generation, percent },
+            KeeperNews::ImageProgress { generation, percent } => {
+                extend_stop();
+                Event::ImageProgress { generation, percent }
+            }
             KeeperNews::ImageWritten { generation, outcome } => self.event_of_written(generation, outcome),
+            KeeperNews::ImageFound(found) => Event::ImageFound(found),
             KeeperNews::ImageRead(outcome) => return (self.event_of_read(outcome), None),
             KeeperNews::StateLost(why) => {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())
             }
-            KeeperNews::MachineFailed(why) => Event::MachineFailed(why.to_string()),
+            KeeperNews::MachineFailed(why) => {
+                tracing::error!("the host failed the machine: {why}");
+                Event::MachineFailed(why.to_string())
+            }
         };
         (Some(event), None)
     }

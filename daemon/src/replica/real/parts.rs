@@ -40,6 +40,8 @@ pub struct Parts {
     pub identity: Identity,
     /// What the machine's files hold.
     pub contents: peer::TellContents,
+    /// What its disks hold.
+    pub disks: peer::TellContents,
     /// What this host lacks to be the backup.
     pub lacks: peer::TellLack,
     /// The arbiter, once for each thread that asks it.

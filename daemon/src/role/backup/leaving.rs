@@ -12,10 +12,8 @@ impl Backup {
     pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId, vm: Leave) -> Option<Next> {
         match (vm, self.hold, self.stage) {
             (Leave::PowerOff { .. }, Hold::Sealed(_), _) => core.refuse(request, RequestRefusal::IsBackup),
-            (Leave::Move, Hold::Sealed(_), Stage::Offered { .. }) => {
-                core.refuse(request, RequestRefusal::UnderWay)
-            }
-            (Leave::Move, Hold::Sealed(_), Stage::Orphaned { .. } | Stage::Contesting(_)) => {
+            (_, Hold::Sealed(_), Stage::Offered { .. }) => core.refuse(request, RequestRefusal::UnderWay),
+            (_, Hold::Sealed(_), Stage::Orphaned { .. } | Stage::Contesting(_)) => {
                 core.refuse(request, RequestRefusal::LastCopy);
             }
             (_, _, _) => {
@@ -44,6 +42,25 @@ impl Backup {
                 self.say_bye(core, "the backup was stopped");
                 core.out.push(Command::Discard);
                 Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
+            }
+        }
+    }
+
+    /// The host failed the machine that stands ready. What is sealed is in memory, and is kept: a fresh machine stands
+    /// ready for it from now on. A copy that was not complete begins anew.
+    pub(super) fn on_machine_failure(&mut self, core: &mut Core, why: String) -> Option<Next> {
+        let why = format!("the machine failed: {why}");
+        match self.hold {
+            Hold::Nothing => None,
+            Hold::Sealed(_) => {
+                core.out.push(Command::Renew);
+                self.why = why;
+                None
+            }
+            Hold::Partial { .. } => {
+                self.say_bye(core, &why);
+                self.discard(core, why, Ending::Failed);
+                self.stop_if_asked(core)
             }
         }
     }

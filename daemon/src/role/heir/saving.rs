@@ -1,7 +1,7 @@
 //! What the heir does for a state that no machine takes: it has the image written to disk, where it outlives this
 //! process, and goes on trying meanwhile. A node that is asked to stop has it written at once, and stops when it is.
 
-use super::Heir;
+use super::{Heir, Step};
 use crate::role::command::{Command, Exit, Succession};
 use crate::role::core::{Core, Next};
 use crate::role::event::Micros;
@@ -28,6 +28,7 @@ impl Heir {
     /// Whether it is time.
     pub(super) fn save_if_due(&mut self, core: &mut Core) {
         let is_due = match &self.saving {
+            _ if self.unread.is_some() => false,
             Saving::NotYet => self.failures >= ATTEMPTS,
             Saving::Failed { again_at, .. } => core.now >= *again_at,
             Saving::UnderWay { .. } | Saving::Done => false,
@@ -48,12 +49,19 @@ impl Heir {
         core.out.push(Command::SaveImage(saved));
     }
 
+    pub(super) fn save_and_rest(&mut self, core: &mut Core) {
+        self.step = Step::Resting { until: core.now };
+        self.save(core);
+    }
+
     /// The node stops when what it holds is safe.
     pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId) -> Option<Next> {
         core.leave(request);
         match self.saving {
             Saving::Done => return Some(self.stop(core)),
             Saving::UnderWay { .. } => {}
+            // It comes into memory first.
+            Saving::NotYet | Saving::Failed { .. } if self.is_unread() => {}
             Saving::NotYet | Saving::Failed { .. } => self.save(core),
         }
         None
@@ -86,6 +94,7 @@ impl Heir {
     /// For the operator: where the state is.
     pub(super) fn whereabouts(&self) -> String {
         match &self.saving {
+            _ if self.unread.is_some() => "its state is kept on disk".into(),
             Saving::NotYet => "its state is kept".into(),
             Saving::UnderWay { percent } => {
                 format!("its state is kept in memory, and being written to disk ({percent} %)")
@@ -93,7 +102,6 @@ impl Heir {
             Saving::Failed { why, .. } => format!(
                 "its state is kept in memory only: it cannot be written to disk ({why}), which is tried again"
             ),
-            Saving::Done if self.unread => "its state is kept on disk".into(),
             Saving::Done => "its state is kept, on disk as well".into(),
         }
     }

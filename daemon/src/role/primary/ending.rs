@@ -5,8 +5,9 @@ use crate::role::bereft::Bereft;
 use crate::role::command::{Command, Exit};
 use crate::role::core::{Core, Next};
 use crate::role::event::{GuestEnd, Micros};
+use crate::role::heir::Heir;
 use crate::role::primary::switchover::Then;
-use crate::role::request::{RequestId, RequestRefusal};
+use crate::role::request::{Leave, RequestId, RequestRefusal};
 
 /// What the VM's end leads to, once the cell has been told of it. However long that takes: a cell that still names the
 /// VM's owner keeps everybody from booting it again.
@@ -23,10 +24,10 @@ impl Primary {
     }
 
     /// The node is to stop and the VM to go on: it moves, or both stay.
-    pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId) {
-        let refusal = match self.pair {
+    pub(super) fn on_stop(&mut self, core: &mut Core, request: RequestId, vm: Leave) {
+        let refusal = match (self.pair, vm) {
             _ if self.ending.is_some() || self.power_off_at.is_some() => RequestRefusal::VmEnding,
-            Pair::Protected { .. } => {
+            (Pair::Protected { .. }, _) => {
                 core.leave(request);
                 match &mut self.switchover {
                     Some(switchover) => switchover.then = Then::Stop,
@@ -34,18 +35,31 @@ impl Primary {
                 }
                 return;
             }
-            // The cell names the peer, which may hold the only copy that can go on: what the cell says next decides.
-            Pair::Alone { .. } | Pair::Rejoined { .. } | Pair::Confirming { .. } => {
-                RequestRefusal::Abandoned(format!("the VM cannot move now: {}", self.detail(core)))
+            // The cell names the peer, or may be about to, and the peer may hold the only copy that can go on: what the
+            // cell says next decides.
+            (
+                Pair::Enlisting { .. } | Pair::Alone { .. } | Pair::Rejoined { .. } | Pair::Confirming { .. },
+                _,
+            ) => RequestRefusal::Abandoned(format!("the VM cannot move now: {}", self.detail(core))),
+            (Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. }, Leave::HostDown { within_us }) => {
+                return self.on_host_down(core, request, within_us);
             }
-            Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. } | Pair::Enlisting { .. } => {
-                RequestRefusal::WouldEnd
-            }
+            (Pair::Solo | Pair::Copying { .. } | Pair::Sealing { .. }, _) => RequestRefusal::WouldEnd,
         };
         core.refuse(request, refusal);
     }
 
-    /// The operator ends the VM. The guest does it by itself if it can.
+    /// The host takes a VM with it that nobody else has. A backup that was to have it is turned away: what the guest
+    /// does from now on is its end, and no cell is to name anybody for that.
+    fn on_host_down(&mut self, core: &mut Core, request: RequestId, within_us: Micros) {
+        if self.pair != Pair::Solo {
+            self.say_bye(core, "the primary's host goes down, and the VM ends with it");
+            self.go_solo(core);
+        }
+        self.on_power_off(core, request, within_us);
+    }
+
+    /// The VM ends, by the operator's word or with its host. The guest does it by itself if it can.
     pub(super) fn on_power_off(&mut self, core: &mut Core, request: RequestId, within_us: Micros) {
         if self.switchover.is_some() {
             return core.refuse(request, RequestRefusal::UnderWay);
@@ -111,7 +125,14 @@ impl Primary {
         for conn in self.link.take().map(|link| link.hearing.conn).into_iter().chain(former) {
             core.drop_link(conn);
         }
-        Next::Bereft(Bereft::new(core, self.cell.clone(), format!("the machine failed: {why}")))
+        let why = format!("the machine failed: {why}");
+        // It ran from an image on disk, with its output held, and the cell has not moved past that.
+        match core.on_disk.image_for(&self.cell) {
+            Some(image) if self.ending.is_none() => {
+                Next::Heir(Heir::back_to_image(core, self.cell.clone(), image, why))
+            }
+            _ => Next::Bereft(Bereft::new(core, self.cell.clone(), why)),
+        }
     }
 
     /// The guest has reset, and is to be booted again.

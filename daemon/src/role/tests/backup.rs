@@ -191,6 +191,49 @@ fn a_good_bye_does_not_discard_a_state_that_the_cell_is_being_asked_for() {
 }
 
 #[test]
+fn a_good_bye_leaves_what_is_sealed_to_the_cell() {
+    let bye = || Event::PeerGone { conn: 7, why: Gone::Bye("the VM has ended".into()) };
+    let mut rig = Rig::sealed();
+    let commands = rig.on(bye());
+    assert!(!commands.contains(&Command::Discard) && commands.contains(&Command::ReadCell), "{commands:?}");
+    // The cell does not say so: the primary is gone, and this node goes on.
+    rig.on(Event::Verified { epoch: 1 });
+    rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert_eq!(asks(&rig.tick_after(2 * LEASE_US)), Some(&cell(3, Some("b"), None)));
+    // It does.
+    let mut rig = Rig::sealed();
+    rig.on(bye());
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, None, None)))));
+    assert!(commands.contains(&Command::Discard), "{commands:?}");
+}
+
+#[test]
+fn a_backup_whose_machine_fails_keeps_what_is_sealed_and_has_another_stand_ready() {
+    let failed = || Event::MachineFailed("the keeper panicked".into());
+    let mut rig = Rig::sealed();
+    assert_eq!(rig.on(failed()), [Command::Renew]);
+    let commands = rig.on(Event::Sealed { conn: 7, pairing: 5, epoch: 2, stamp: 4 });
+    assert_eq!(commands, [Command::SendAck { conn: 7, epoch: 2, stamp: 4 }], "it follows on");
+    // The last copy.
+    let mut rig = Rig::orphaned();
+    assert_eq!(rig.on(failed()), [Command::Renew]);
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5)))))));
+    assert_eq!(asks(&commands), Some(&cell(3, Some("b"), None)));
+    assert_eq!(rig.on(failed()), [Command::Renew], "while the cell is being asked");
+    let succession = Succession::Failover;
+    let commands = rig.won(cell(3, Some("b"), None));
+    assert!(commands.contains(&Command::TakeOver { epoch: 1, generation: 3, succession }), "{commands:?}");
+    // A copy that is not complete begins anew, later.
+    let mut rig = Rig::new("b", "a", StartAs::Backup);
+    rig.on(Event::CellRead(Ok(Some(cell(1, Some("a"), None)))));
+    assert_eq!(rig.on(failed()), []);
+    rig.on(Event::Welcomed { conn: 7, generation: 1, pairing: 5, how: PairingStart::Copy });
+    let commands = rig.on(failed());
+    assert!(matches!(commands[..2], [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }]));
+    assert!(commands.contains(&Command::Discard) && !exits(&commands), "{commands:?}");
+}
+
+#[test]
 fn the_cell_is_read_at_once_but_asked_for_only_when_every_promise_is_over() {
     let mut rig = Rig::sealed();
     assert!(rig.lose(7).contains(&Command::ReadCell));

@@ -47,6 +47,10 @@ fn stop() -> Event {
     Event::StopRequested { request: REQUEST, vm: Leave::Move }
 }
 
+fn host_down() -> Event {
+    Event::StopRequested { request: REQUEST, vm: Leave::HostDown { within_us: 50_000 } }
+}
+
 fn power_off(within_us: Micros) -> Event {
     Event::StopRequested { request: REQUEST, vm: Leave::PowerOff { within_us } }
 }

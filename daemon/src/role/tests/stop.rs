@@ -32,16 +32,17 @@ fn a_guest_has_the_time_given_to_power_off_before_the_cord_is_pulled() {
 
 #[test]
 fn a_stop_that_would_end_the_vm_is_refused() {
-    let mut solo = Rig::solo();
-    let mut enlisting = Rig::enlisting();
-    for rig in [&mut solo, &mut enlisting] {
-        let commands = rig.on(stop());
-        assert!(
-            matches!(commands[..], [Command::Answer { outcome: Err(RequestRefusal::WouldEnd), .. }]),
-            "{commands:?}"
-        );
-        assert!(!exits(&rig.tick_after(LEASE_US / 2)));
-    }
+    let mut rig = Rig::solo();
+    let commands = rig.on(stop());
+    assert!(
+        matches!(commands[..], [Command::Answer { outcome: Err(RequestRefusal::WouldEnd), .. }]),
+        "{commands:?}"
+    );
+    assert!(!exits(&rig.tick_after(LEASE_US / 2)));
+    let mut rig = Rig::enlisting();
+    let commands = rig.on(stop());
+    assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
+    assert!(!exits(&rig.tick_after(LEASE_US / 2)));
     let mut rig = Rig::alone();
     let commands = rig.on(stop());
     assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
@@ -203,4 +204,45 @@ fn a_switchover_whose_time_is_over_is_called_off_while_nothing_has_changed() {
     let commands = rig.tick_after(55_000);
     assert_eq!(refusal(&commands), Some(&RequestRefusal::Undecided), "the backup may run it");
     assert!(!commands.contains(&Command::Thaw), "{commands:?}");
+}
+
+#[test]
+fn a_host_that_goes_down_ends_no_vm_that_another_node_may_have() {
+    for mut rig in [Rig::enlisting(), Rig::alone()] {
+        let commands = rig.on(host_down());
+        assert!(matches!(refusal(&commands), Some(RequestRefusal::Abandoned(_))), "{commands:?}");
+        let commands = rig.tick_after(60_000);
+        assert!(!exits(&commands) && !commands.contains(&Command::StopVm), "{commands:?}");
+    }
+    // Protected, it moves, and again after a move that came to nothing.
+    let mut rig = Rig::protected();
+    for conn in [7, 7] {
+        rig.on(host_down());
+        rig.hear(Some(cell(2, Some("a"), Some(("b", PAIRING_OF_A)))));
+        rig.on(Event::FinalCaptured { epoch: 1 });
+        let commands = rig.on(Event::SwitchoverDeclined { conn, why: "no memory".into() });
+        assert!(refusal(&commands).is_some() && commands.contains(&Command::Thaw), "{commands:?}");
+        assert!(!commands.contains(&Command::PressPowerButton), "{commands:?}");
+    }
+    rig.on(host_down());
+    let commands = rig.tick_after(60_000);
+    assert!(!commands.contains(&Command::StopVm), "{commands:?}");
+}
+
+#[test]
+fn a_vm_that_nobody_else_has_is_asked_to_power_off_with_its_host_and_takes_no_backup_meanwhile() {
+    let mut rig = Rig::solo();
+    assert_eq!(rig.on(host_down()), [Command::PressPowerButton]);
+    let commands = rig.on(Event::PeerHello { conn: 7, nonce: 9, generation: 0, held: None });
+    assert!(matches!(commands[..], [Command::Refuse { conn: 7, .. }]), "{commands:?}");
+    let commands = rig.tick_after(60_000);
+    assert_eq!(asks(&commands), Some(&cell(2, None, None)), "{commands:?}");
+
+    let mut rig = Rig::solo();
+    rig.on(Event::PeerHello { conn: 7, nonce: 9, generation: 0, held: None });
+    rig.on(Event::FirstCaptured { pairing: PAIRING_OF_A });
+    let commands = rig.on(host_down());
+    assert!(matches!(commands[..2], [Command::SendBye { conn: 7, .. }, Command::DropLink { conn: 7 }]));
+    assert!(commands.contains(&Command::PressPowerButton), "{commands:?}");
+    assert_eq!(asks(&rig.on(Event::Ack { conn: 7, epoch: 1, stamp: 0 })), None, "nor names one");
 }
