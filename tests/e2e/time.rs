@@ -19,7 +19,7 @@ const ATTEMPTS: usize = 3;
 fn sleeps_pct_min(engine: Engine) -> u128 {
     match engine {
         Engine::Soft => 90,
-        Engine::Kvm => 75,
+        Engine::Kvm => 50,
     }
 }
 
