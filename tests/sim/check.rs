@@ -214,6 +214,8 @@ impl World {
             let shown = self.truth.shown;
             self.fail(format!("I1: {} takes counter {counter} back, the world has seen {shown}", NAMES[n]));
         }
+        // It was given up for lost while the cell named another, by a claim that a crash of the storage undid.
+        self.truth.lost = None;
         self.truth.runs += 1;
     }
 
