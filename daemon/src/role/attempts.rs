@@ -28,8 +28,10 @@ pub(super) enum Ending {
 /// The pairings so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Attempts {
-    /// Failures in a row.
-    streak: u32,
+    /// Pairings in a row that were not, or did not stay, what they are for.
+    failures: u32,
+    /// Connections in a row that were lost soon after protection was reached.
+    losses: u32,
     /// The one under way: when it began, and when it reached protection.
     pairing: Option<(Micros, Option<Micros>)>,
     /// None begins before.
@@ -57,20 +59,24 @@ impl Attempts {
     /// The pairing is over. How long the next one waits.
     pub(super) fn end(&mut self, now: Micros, how: Ending, policy: &Policy) -> Micros {
         let Some((began, protected_at)) = self.pairing.take() else { return self.wait_us(now) };
-        self.streak = match (how, protected_at) {
-            (how, Some(since)) if now.saturating_sub(since) >= LASTED_US => u32::from(how == Ending::Failed),
-            _ => self.streak.saturating_add(1),
+        let has_lasted = protected_at.is_some_and(|since| now.saturating_sub(since) >= LASTED_US);
+        let unit_us = policy.pairing_wait_us_min.max(protected_at.unwrap_or(now).saturating_sub(began));
+        let (streak, free, most_us) = match (how, protected_at) {
+            (Ending::Lost, Some(_)) => {
+                // Whatever made pairings fail before has passed.
+                self.failures = 0;
+                self.losses = if has_lasted { 0 } else { self.losses.saturating_add(1) };
+                (self.losses, LOST_FREELY, unit_us.saturating_mul(COPIES_WAITED))
+            }
+            (Ending::Lost | Ending::Failed, _) => {
+                self.failures = if has_lasted { 1 } else { self.failures.saturating_add(1) };
+                (self.failures, if how == Ending::Lost { LOST_FREELY } else { 0 }, Micros::MAX)
+            }
         };
-        let free = if how == Ending::Lost { LOST_FREELY } else { 0 };
-        let took_us = protected_at.unwrap_or(now).saturating_sub(began);
-        let wait_us = match self.streak.checked_sub(free + 1) {
+        let wait_us = match streak.checked_sub(free + 1) {
             None => 0,
             Some(0) => policy.pairing_wait_us_min,
-            Some(doublings) => policy.pairing_wait_us_min.max(took_us).saturating_mul(1 << doublings.min(32)),
-        };
-        let most_us = match (how, protected_at) {
-            (Ending::Lost, Some(_)) => policy.pairing_wait_us_min.max(took_us).saturating_mul(COPIES_WAITED),
-            _ => Micros::MAX,
+            Some(doublings) => unit_us.saturating_mul(1 << doublings.min(32)),
         };
         self.next_at = now + wait_us.min(most_us).min(policy.pairing_wait_us_max);
         self.wait_us(now)
@@ -78,7 +84,7 @@ impl Attempts {
 
     /// Failures in a row.
     pub(super) fn failures(&self) -> u32 {
-        self.streak
+        self.failures
     }
 
     /// Until the next one may begin.
@@ -146,6 +152,22 @@ mod tests {
         assert_eq!(waits(Ending::Lost, 5, Some(2), 9), [0, 0, 0, 1, 10, 20, 40, 40, 40]);
         assert_eq!(waits(Ending::Lost, 0, Some(59), 9), [0, 0, 0, 1, 2, 4, 8, 8, 8]);
         assert_eq!(waits(Ending::Lost, 90, Some(2), 8), [0, 0, 0, 1, 180, 360, 600, 600]);
+    }
+
+    #[test]
+    fn what_failed_before_protection_does_not_count_after_it() {
+        let (mut attempts, policy, mut now) = (Attempts::default(), policy(), 7);
+        for _ in 0..3 {
+            for wait_s in [1, 2, 4] {
+                attempts.begin(now);
+                let wait = attempts.end(now, Ending::Failed, &policy);
+                assert_eq!(wait / SECOND, wait_s);
+                now += wait;
+            }
+            attempts.begin(now);
+            attempts.reach_protection(now);
+            assert_eq!(attempts.end(now + SECOND, Ending::Lost, &policy), 0);
+        }
     }
 
     #[test]
