@@ -147,7 +147,7 @@ fn a_backup_whose_host_has_not_the_memory_is_told_on_both_before_any_copy() {
     World::run("a_backup_whose_host_has_not_the_memory_is_told_on_both_before_any_copy", |world| {
         let mut beta = Daemon::start(world, &Config::beta(world));
         beta.wait_until(Role::Backup, State::Waiting);
-        // Enough for what a daemon does by itself: each new thread of its own may reserve 64 MiB. Not enough for a copy.
+        // Enough for what a daemon does by itself: each new thread may reserve 64 MiB. Not enough for a copy.
         beta.limit_address_space(Some(150 << 20));
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         for daemon in [&mut alpha, &mut beta] {

@@ -22,7 +22,7 @@ const COUNTED: [(&str, &str, &str); 12] = [
     ("ftd_degraded", "tests/e2e/arbiter.rs", "\"ftd_degraded{\""),
     ("ftd_output_unpermitted", "tests/e2e/loss.rs", "\"ftd_output_unpermitted{\""),
     ("ftd_log_lines_lost_total", "daemon/src/host/log/queue.rs", "queue.lost() < 10"),
-    ("ftd_scrub_mismatches_total", "tests/e2e/scrub.rs", "mismatches(beta) > 0"),
+    ("ftd_scrub_mismatches_total", "tests/e2e/scrub.rs", "mismatches(&beta) > 0"),
     ("ftd_divergences_total", "tests/e2e/replay.rs", "divergences(status) > 1"),
 ];
 /// How a metric is written.
