@@ -3,8 +3,9 @@
 //!     cargo run --release -p ft-vm --example run -- --tap ftd0 [--engine kvm|soft] [--vcpus N] [--ram-mb N]
 //!         [--cmdline WORDS] [--kernel vmlinux [--initrd initramfs.cpio]] [--disk IMAGE] [--epoch-ms N]
 //!
-//! The disk is writable. Without a kernel it runs the built-in guest. The console is standard input and output. With `--epoch-ms` the machine
-//! is paused, captured and resumed at this interval, as under checkpoint protection. Ends when the guest does.
+//! The disk is writable. Without a kernel it runs the built-in guest. The console is standard input and output. With
+//! `--epoch-ms` the machine is paused, captured and resumed at this interval, as under checkpoint protection. Ends when
+//! the guest does.
 
 use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;

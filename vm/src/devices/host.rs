@@ -95,17 +95,17 @@ pub enum OnIoError {
     /// The guest gets an I/O error.
     #[default]
     Report,
-    /// The guest is told nothing: the request stays in flight until it is [tried again](super::DiskPort::try_again), here
-    /// or where the machine goes on. The owner is told.
+    /// The guest is told nothing: the request stays in flight until it is
+    /// [tried again](super::DiskPort::try_again), here or where the machine goes on. The owner is told.
     Stop,
 }
 
 /// Who is told of what happens to a disk. Called with the disk locked, on a vCPU's thread or the disk's own; must not
 /// block.
 pub trait DiskOwner: Send + Sync {
-    /// A change is about to be made, after all that were told before. In this order they are made wherever they touch the
-    /// same sectors. If it is refused, it and all later ones wait, and it is told again when the machine goes on or
-    /// [`DiskPort::try_again`](super::DiskPort::try_again) is called.
+    /// A change is about to be made, after all that were told before. In this order they are made wherever they touch
+    /// the same sectors. If it is refused, it and all later ones wait. It is told again when the machine goes on, when
+    /// the guest asks for something else, or when [`DiskPort::try_again`](super::DiskPort::try_again) is called.
     fn change(&self, change: &DiskChange<'_>) -> DiskAnswer;
 
     /// The host could not do a request, which stays in flight ([`OnIoError::Stop`]).

@@ -271,7 +271,7 @@ impl Devices {
 
     /// Stops the host threads' access: when it returns, and until [`Self::resume`], none of them touches guest memory,
     /// device state or an interrupt line. Before that, requests to disks that are under way are given a little time.
-    /// The vCPU threads are parked afterwards: an interrupt that is raised for a vCPU whose state was read would be lost.
+    /// The vCPU threads are parked afterwards: an interrupt for a vCPU whose state was read already would be lost.
     pub fn quiesce(&self) {
         if let Some(inbox) = &self.inbox {
             return inbox.open(false);

@@ -91,14 +91,14 @@ enum Kind {
 
 /// An image, and how it is to be read and written.
 pub struct ImageStore {
-    image: RawImage,
+    image: Arc<RawImage>,
     engine: IoEngine,
 }
 
 impl ImageStore {
-    /// By this engine.
-    pub fn new(image: RawImage, engine: IoEngine) -> Self {
-        Self { image, engine }
+    /// By this engine. Others in this process who have a part in the image share it: to open it again is refused.
+    pub fn new(image: impl Into<Arc<RawImage>>, engine: IoEngine) -> Self {
+        Self { image: image.into(), engine }
     }
 }
 
@@ -117,7 +117,7 @@ impl Store for ImageStore {
             Completion::By(finish) => finish,
             Completion::AtOnce => return Ok(Box::new(Prompt(image))),
         };
-        let (kind, queue) = start(Arc::new(image), engine, name, finish, uring::Ring::new)?;
+        let (kind, queue) = start(image, engine, name, finish, uring::Ring::new)?;
         tracing::debug!(disk = name, engine = ?kind, "disk engine started");
         Ok(queue)
     }
@@ -191,7 +191,7 @@ impl Drop for Asynchronous {
 }
 
 /// Carries out orders on the thread that orders.
-struct Prompt(RawImage);
+struct Prompt(Arc<RawImage>);
 
 impl IoQueue for Prompt {
     fn submit(&mut self, order: IoOrder) -> Option<IoDone> {

@@ -503,8 +503,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// In whatever order a disk does what it has, whenever the machine pauses, and wherever it goes on: each request comes
-    /// back once, and reads and the image are as if each had been done before the next was asked for.
+    /// In whatever order a disk does what it has, whenever the machine pauses, and wherever it goes on: each request
+    /// comes back once, and reads and the image are as if each had been done before the next was asked for.
     #[test]
     fn it_is_as_if_each_request_had_been_done_before_the_next(steps in steps()) {
         let mut guest = Guest::new();

@@ -72,7 +72,8 @@ impl Shared<Block> {
         self.device.lock().backend.stopping = true;
     }
 
-    /// Gives what is under way its time, counted from `begun`. A disk on which nothing happened the last time gets none.
+    /// Gives what is under way its time, counted from `begun`. A disk on which nothing happened the last time gets
+    /// none.
     pub(crate) fn drain(&self, begun: Instant) {
         let mut device = self.device.lock();
         if !device.backend.lively {

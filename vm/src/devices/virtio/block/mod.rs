@@ -1,7 +1,7 @@
 //! virtio-block on an image of the host. It is asynchronous: a notification takes requests from the ring and orders
 //! them of an engine, and what the engine has finished is given back on the engine's thread, both with the device
-//! locked. The guest's memory is read when a request is taken, and written when it is given back; the engine has buffers
-//! of its own.
+//! locked. The guest's memory is read when a request is taken, and written when it is given back; the engine has
+//! buffers of its own.
 //!
 //! At a stop of the machine nothing more is taken or ordered, and soon nothing is given back. What is in flight then is
 //! a part of the machine's state: it goes on when the machine does, here or elsewhere (see `flight`).
