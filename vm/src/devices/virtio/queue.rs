@@ -4,7 +4,8 @@
 //! virtio-queue ends a broken chain as if it were complete, and reads chains only as they become available. So chains
 //! are read here ([`Ring::chain_at`]), as often as they are needed. Without EVENT_IDX notifications are never
 //! suppressed, so every chain is followed by a notification that comes after it: serving the chains that are available
-//! when the notification arrives (at most the queue's size) leaves none behind. With it, [`Ring::rearm`] asks for the next one.
+//! when the notification arrives (at most the queue's size) leaves none behind. With it, [`Ring::rearm`] asks for the
+//! next one.
 
 use super::Malformed;
 use crate::devices::error::DeviceStateError;
