@@ -9,8 +9,9 @@ use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::spec::{Boot, DiskSpec, EngineKind, MachineSpec};
 use ft_vm::testing::{Remember, content, engines, spec};
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 128 << 20;
@@ -148,6 +149,57 @@ fn what_linux_has_synced_is_there_after_a_cold_boot_also_if_the_machine_was_move
         drop(vm);
         let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&image).output().unwrap();
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    }
+}
+
+#[test]
+fn what_linux_has_synced_is_there_after_its_process_was_killed_in_the_middle_of_writing() {
+    const TEST: &str = "what_linux_has_synced_is_there_after_its_process_was_killed_in_the_middle_of_writing";
+    if let Some(image) = std::env::var_os(KILLED) {
+        let guest = std::env::var_os("FTD_TEST_GUEST").map(PathBuf::from).unwrap();
+        write_until_killed(&guest, Path::new(&image));
+    }
+    let Some((guest, directory)) = needs("what Linux has synced is there after SIGKILL") else { return };
+    let image = directory.path().join("image");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([TEST, "--exact", "--nocapture"])
+        .env(KILLED, &image)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(told.any(|line| line.contains(SYNCED)), "the child ends before it has synced");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
+    vm.boot(&guest);
+    vm.machine.resume().unwrap();
+    vm.until("userland is up");
+    vm.command(MOUNT, "mounted");
+    vm.command(CHECK, "same");
+}
+
+/// Set for the process that is to be killed: where its image is.
+const KILLED: &str = "FTD_TEST_DISK_KILLED";
+const SYNCED: &str = "the guest has synced";
+
+fn write_until_killed(guest: &Path, image: &Path) -> ! {
+    let mut vm = Vm::new(EngineKind::Soft, image, &Remember::default());
+    vm.boot(guest);
+    vm.machine.resume().unwrap();
+    vm.until("userland is up");
+    vm.command(MOUNT, "mounted");
+    vm.command(FILL, "filled");
+    println!("{SYNCED}");
+    // More that is never synced.
+    vm.type_in(
+        "while :; do dd if=/dev/zero of=/mnt/more bs=64k count=64 conv=fsync 2>/dev/null; done",
+        "never",
+    );
+    loop {
+        assert!(!vm.says("never-"));
+        std::thread::sleep(MOVE_EVERY);
     }
 }
 
