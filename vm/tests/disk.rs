@@ -1,6 +1,6 @@
 //! A Linux guest with a file system on a writable disk. What it has synced is there after a cold boot, also if it was
 //! moved from machine to machine with requests in flight; a replay writes the same image. Needs a guest of
-//! scripts/guest/build: FTD_TEST_GUEST is its directory.
+//! scripts/guest/build: FTD_TEST_GUEST is its directory. With FTD_TEST_ENGINE on that engine only.
 
 use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;
@@ -18,6 +18,7 @@ const RAM_BYTES: u64 = 128 << 20;
 const DISK_BYTES: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(3600);
 const MOVE_EVERY: Duration = Duration::from_millis(500);
+const MOVES_MAX: usize = 20;
 
 /// The guest's directory, and a place for an image with an empty ext4.
 fn needs(test: &str) -> Option<(PathBuf, tempfile::TempDir)> {
@@ -94,7 +95,7 @@ impl Vm {
     }
 
     /// Goes on in another machine, as on another host that has the same image.
-    fn moved(mut self, engine: EngineKind, image: &Path) -> (Self, usize) {
+    fn moved(mut self, engine: EngineKind, image: &Path) -> Self {
         self.machine.pause().unwrap();
         let mut state = Vec::new();
         self.machine.capture(&mut state).unwrap();
@@ -106,7 +107,7 @@ impl Vm {
         pages.iter().for_each(|(index, page)| view.write_page(*index, page));
         next.machine.restore(&state).unwrap();
         next.machine.resume().unwrap();
-        (next, state.len())
+        next
     }
 }
 
@@ -119,7 +120,9 @@ const CHECK: &str = "md5sum -c /mnt/sums";
 fn what_linux_has_synced_is_there_after_a_cold_boot_also_if_the_machine_was_moved_meanwhile() {
     let Some((guest, directory)) = needs("what Linux has synced is there") else { return };
     let image = directory.path().join("image");
-    for engine in engines("what Linux has synced is there") {
+    let only = std::env::var("FTD_TEST_ENGINE").ok();
+    let wanted = |engine: &EngineKind| only.as_ref().is_none_or(|only| *only == engine.to_string());
+    for engine in engines("what Linux has synced is there").into_iter().filter(wanted) {
         let console = Remember::default();
         let mut vm = Vm::new(engine, &image, &console);
         vm.boot(&guest);
@@ -131,8 +134,11 @@ fn what_linux_has_synced_is_there_after_a_cold_boot_also_if_the_machine_was_move
         while !vm.says("filled-0") {
             assert!(begun.elapsed() < PATIENCE, "{}", console.text());
             std::thread::sleep(MOVE_EVERY);
-            vm = vm.moved(engine, &image).0;
-            moves += 1;
+            // A guest on a slow host comes to an end as well.
+            if moves < MOVES_MAX {
+                vm = vm.moved(engine, &image);
+                moves += 1;
+            }
         }
         eprintln!("{engine}: filled in {:?}, moved {moves} times", begun.elapsed());
         // The power fails.
