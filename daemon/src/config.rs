@@ -14,8 +14,9 @@ pub use recovery::RecoveryConfig;
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
+use ft_disk::IoEngine;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -228,6 +229,23 @@ pub struct DiskConfig {
     pub image: PathBuf,
     /// Must be true for now.
     pub read_only: bool,
+    /// What reads and writes it.
+    #[serde(default, deserialize_with = "io_engine")]
+    pub io_engine: IoEngine,
+}
+
+/// By its name in the file.
+fn io_engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IoEngine, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Name {
+        Auto,
+        Threads,
+    }
+    Ok(match Name::deserialize(deserializer)? {
+        Name::Auto => IoEngine::Auto,
+        Name::Threads => IoEngine::Threads,
+    })
 }
 
 /// How the VM is protected. Times in milliseconds.

@@ -156,7 +156,7 @@ fn a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected() {
     World::run("a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected", |world| {
         let image = world.file("root.img", [0; 8192]);
         let image = image.to_str().unwrap();
-        let says = ["machine.disk.read_only", image, "cannot be protected yet"];
+        let says = ["machine.disk.read_only", image, "writable disks are not replicated yet"];
         Daemon::start(world, &disk(Config::alpha(world), image, false)).must_fail(DaemonExit::Usage, &says);
         Pair::protected_with(world, |config| disk(config, image, true));
     });

@@ -1,15 +1,17 @@
 //! Runs one machine, unprotected, on a TAP: to look at a guest by hand, and to see that vm/ works without the daemon.
 //!
 //!     cargo run --release -p ft-vm --example run -- --tap ftd0 [--engine kvm|soft] [--vcpus N] [--ram-mb N]
-//!         [--cmdline WORDS] [--kernel vmlinux [--initrd initramfs.cpio]] [--epoch-ms N]
+//!         [--cmdline WORDS] [--kernel vmlinux [--initrd initramfs.cpio]] [--disk IMAGE] [--epoch-ms N]
 //!
-//! Without a kernel it runs the built-in guest. The console is standard input and output. With `--epoch-ms` the machine
-//! is paused, captured and resumed at this interval, as under checkpoint protection. Ends when the guest does.
+//! The disk is writable. Without a kernel it runs the built-in guest. The console is standard input and output. With
+//! `--epoch-ms` the machine is paused, captured and resumed at this interval, as under checkpoint protection. Ends when
+//! the guest does.
 
+use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;
-use ft_vm::devices::{ConsoleSink, Delivered, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{ConsoleSink, Delivered, Disk, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -64,6 +66,7 @@ struct Options {
     kernel: Option<String>,
     initrd: Option<String>,
     cmdline: Option<String>,
+    disk: Option<String>,
     epoch_ms: Option<u64>,
 }
 
@@ -76,6 +79,7 @@ fn options() -> Result<Options, AnyError> {
         kernel: None,
         initrd: None,
         cmdline: None,
+        disk: None,
         epoch_ms: None,
     };
     let mut words = std::env::args().skip(1);
@@ -90,6 +94,7 @@ fn options() -> Result<Options, AnyError> {
             "--kernel" => options.kernel = Some(value),
             "--initrd" => options.initrd = Some(value),
             "--cmdline" => options.cmdline = Some(value),
+            "--disk" => options.disk = Some(value),
             "--epoch-ms" => options.epoch_ms = Some(value.parse()?),
             _ => return Err(format!("unknown option {option}").into()),
         }
@@ -99,12 +104,13 @@ fn options() -> Result<Options, AnyError> {
 
 fn main() -> Result<(), AnyError> {
     let options = options()?;
+    let image = options.disk.map(|path| RawImage::open(path.as_ref(), Access::Writable)).transpose()?;
     let spec = MachineSpec {
         engine: options.engine,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
         net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
-        disks: Vec::new(),
+        disks: image.iter().map(|image| DiskSpec { bytes: image.bytes(), read_only: false }).collect(),
         rng: true,
     };
     let boot = match options.kernel {
@@ -121,7 +127,8 @@ fn main() -> Result<(), AnyError> {
     let tap = Arc::new(Tap::open(&options.tap)?);
     let ram = GuestRam::new(spec.ram_bytes)?;
     let frames = Arc::clone(&tap);
-    let wiring = Wiring { frames: Some(frames), console: Box::new(Stdout), disks: Vec::new() };
+    let disks = image.map(|image| Disk::new(ImageStore::new(image, IoEngine::Auto))).into_iter().collect();
+    let wiring = Wiring { frames: Some(frames), console: Box::new(Stdout), disks };
     let mut machine = Machine::new(&spec, &ram, wiring)?;
     machine.boot(&boot)?;
     pump_frames(tap, &machine);

@@ -13,7 +13,7 @@
 //! reach an interrupt controller that has been read already, and would be lost with the primary.
 
 use crate::boot::{self, BootError};
-use crate::devices::{DeviceCounters, Devices, DevicesState, NetPort, Wiring};
+use crate::devices::{DeviceCounters, Devices, DevicesState, DiskPort, NetPort, Wiring};
 use crate::engine::Engine;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
@@ -378,6 +378,11 @@ impl Machine {
         self.devices.net()
     }
 
+    /// A disk's host side.
+    pub fn disk(&self, index: usize) -> Option<DiskPort> {
+        self.devices.disk(index)
+    }
+
     /// The console's input.
     pub fn console(&self) -> ConsoleHandle {
         ConsoleHandle { devices: Arc::clone(&self.devices) }
@@ -400,6 +405,8 @@ impl Drop for Machine {
         if let Err(e) = self.pause() {
             tracing::error!("stopping the machine: {e}");
         }
+        // Whoever still has a port or the console keeps no image locked.
+        self.devices.end_disks();
     }
 }
 

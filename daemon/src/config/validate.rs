@@ -120,7 +120,7 @@ impl Config {
                     "machine.disk.read_only",
                     false,
                     format!(
-                        "a writable disk ({}) cannot be protected yet; set it to true",
+                        "writable disks are not replicated yet ({}); set it to true",
                         disk.image.display()
                     ),
                 );

@@ -43,6 +43,9 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// A disk's image cannot be opened, or somebody else uses it.
+    #[error("machine.disk.image: {0}")]
+    Image(#[from] ft_disk::ImageError),
     /// A file is not what it should be.
     #[error("{key} = {}: {problem}", path.display())]
     Unsuitable {
@@ -273,16 +276,7 @@ impl Config {
 
     /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
     fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
-        let unreadable = |path: &Path| {
-            let path = path.to_owned();
-            move |source| HostError::Unreadable { key: "machine.disk.image", path, source }
-        };
-        let disks = self
-            .machine
-            .disks
-            .iter()
-            .map(|disk| File::open(&disk.image).map_err(unreadable(&disk.image)))
-            .collect::<Result<_, _>>()?;
+        let disks = super::wiring::open_disks(&self.machine.disks)?;
         let ram = GuestRam::new(spec.ram_bytes)?;
         let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
         Machine::new(spec, &ram, wiring)?.boot(&self.boot())?;

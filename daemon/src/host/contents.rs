@@ -274,7 +274,11 @@ mod tests {
         let mut config = Config::parse(example, Path::new("ftd.toml")).unwrap();
         config.state_dir = directory.to_owned();
         (config.machine.kernel, config.machine.initrd) = (None, None);
-        config.machine.disks = vec![crate::config::DiskConfig { image: image.to_owned(), read_only: true }];
+        config.machine.disks = vec![crate::config::DiskConfig {
+            image: image.to_owned(),
+            read_only: true,
+            io_engine: Default::default(),
+        }];
         Contents::start(&config).unwrap()
     }
 

@@ -4,13 +4,12 @@ use super::check::{HostError, NoConsole};
 use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
-use crate::config::Config;
+use crate::config::{Config, DiskConfig};
+use ft_disk::{Access, Caching, ImageError, ImageStore, RawImage};
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
-use ft_vm::devices::{FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Disk, FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
 use ft_vm::machine::Machine;
 use ft_vm::spec::{Boot, MachineSpec};
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,14 +23,9 @@ pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
 /// Why a machine has no host side.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
-    /// A disk image cannot be opened.
-    #[error("disk image {}: {source}", path.display())]
-    Image {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// A disk image cannot be opened, or somebody else uses it.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
 /// What the replica needs of the host.
@@ -62,7 +56,7 @@ const ANNOUNCE_AGAIN: [Duration; 3] =
 pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let machine = &config.machine;
     let spec = config.machine_spec()?;
-    let images: Vec<PathBuf> = machine.disks.iter().map(|disk| disk.image.clone()).collect();
+    let images = machine.disks.clone();
     let console = ConsoleHub::start(&machine.console)?;
     let replication = &config.replication;
     let bounds = Bounds {
@@ -90,11 +84,11 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let hub = console.clone();
     let scratch_images = images.clone();
     let wiring = Box::new(move || {
-        let disks = open(&images)?;
+        let disks = open_disks(&images)?;
         Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
     });
     let scratch_wiring = Box::new(move || {
-        Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: open(&scratch_images)? })
+        Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: open_disks(&scratch_images)? })
     });
     let hub = console.clone();
     #[cfg(feature = "next-version")]
@@ -115,10 +109,18 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     Ok((Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network }, console))
 }
 
-fn open(images: &[PathBuf]) -> Result<Vec<File>, WiringError> {
-    let open =
-        |path: &PathBuf| File::open(path).map_err(|source| WiringError::Image { path: path.clone(), source });
-    images.iter().map(open).collect()
+/// Opens the images of a machine's disks, and locks them.
+pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ImageError> {
+    let open = |disk: &DiskConfig| {
+        let access = if disk.read_only { Access::ReadOnly } else { Access::Writable };
+        let image = RawImage::open(&disk.image, access)?;
+        if let (Caching::Cached { why }, Access::Writable) = (image.caching(), access) {
+            let image = disk.image.display();
+            tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
+        }
+        Ok(Disk::new(ImageStore::new(image, disk.io_engine)))
+    };
+    disks.iter().map(open).collect()
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

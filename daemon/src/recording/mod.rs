@@ -13,8 +13,10 @@ pub use replay::{Proof, ReplayOptions, replay};
 use crate::exit::DaemonExit;
 use crate::host::HostError;
 use ft_checkpoint::recording::{DiskImage, EndReason, RecordingError, machine_digest};
+use ft_disk::{ImageStore, IoEngine, RawImage};
 use ft_ram::{MemoryError, RamView};
 use ft_vm::boot::BootError;
+use ft_vm::devices::Disk;
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
 use ft_vm::state::StateError;
 use std::fs::File;
@@ -174,6 +176,11 @@ fn final_digest(machine: &mut Machine, ram: &RamView, why: EndReason) -> Result<
         machine.capture(&mut state)?;
     }
     machine_digest(&state, ram).map_err(|e| RunError::System("reading the guest's memory", e))
+}
+
+/// A disk that is read only: what a machine has on a writable one is in no recording.
+fn disk_of(file: File) -> std::io::Result<Disk> {
+    Ok(Disk::new(ImageStore::new(RawImage::reading(file)?, IoEngine::Auto)))
 }
 
 /// What a recording says of an image; and the image.

@@ -1,7 +1,7 @@
 //! `ftd record`: boots the VM and records its run.
 
 use super::console::{self, Printer, WhenFull};
-use super::{Run, RunError, end_of, final_digest, hash_image};
+use super::{Run, RunError, disk_of, end_of, final_digest, hash_image};
 use crate::config::Config;
 use crate::exit::DaemonExit;
 use crate::host::{HostError, Socket, start_pump};
@@ -9,7 +9,7 @@ use crate::nonce::random_nonce;
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, Writer};
 use ft_netbuf::{Emit, Tap};
 use ft_ram::{GuestRam, RamView};
-use ft_vm::devices::{FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Disk, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{ConsoleHandle, Machine, engine_fingerprint};
 use ft_vm::spec::EngineKind;
 use nix::sys::signal::{SigSet, Signal};
@@ -147,13 +147,13 @@ impl Recorder {
     }
 }
 
-fn open_disks(config: &Config) -> Result<(Vec<DiskImage>, Vec<File>), RunError> {
+fn open_disks(config: &Config) -> Result<(Vec<DiskImage>, Vec<Disk>), RunError> {
     let mut opened = (Vec::new(), Vec::new());
     for disk in &config.machine.disks {
         let (image, file) =
             hash_image(&disk.image).map_err(|source| RunError::File { path: disk.image.clone(), source })?;
         opened.0.push(image);
-        opened.1.push(file);
+        opened.1.push(disk_of(file).map_err(|source| RunError::File { path: disk.image.clone(), source })?);
     }
     Ok(opened)
 }

@@ -1,10 +1,10 @@
 //! `ftd replay`: executes a recording again and compares its digests.
 
 use super::console::{self, Printer, WhenFull};
-use super::{Run, RunError, end_of, final_digest, hash_image};
+use super::{Run, RunError, disk_of, end_of, final_digest, hash_image};
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, NextSection, Reader};
 use ft_ram::{GuestRam, RamView};
-use ft_vm::devices::{FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Disk, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, engine_fingerprint};
 use ft_vm::replay::log::LogReader;
 use ft_vm::spec::EngineKind;
@@ -238,7 +238,7 @@ impl ReplayEnd {
 }
 
 /// The images, where they were or where the command line says, as long as they are what they were.
-fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<File>, RunError> {
+fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<Disk>, RunError> {
     let disks = about.disks.len();
     if !given.is_empty() && given.len() != disks {
         return Err(RunError::Disks { given: given.len(), disks });
@@ -250,7 +250,7 @@ fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<File>, RunError> {
         if (image.bytes, image.hash) != (recorded.bytes, recorded.hash) {
             return Err(refused("it is not the image that the recorded VM had".into()));
         }
-        Ok(file)
+        disk_of(file).map_err(|e| refused(e.to_string()))
     };
     about.disks.iter().enumerate().map(open).collect()
 }

@@ -10,6 +10,7 @@ fn is_bound(file: &SourceFile) -> bool {
         "daemon/src/",
         "netbuf/src/",
         "vm/cpu/src/",
+        "vm/disk/src/",
         "vm/ram/src/",
         "vm/src/",
     ];

@@ -1,5 +1,6 @@
 //! Reasons why devices cannot be made, or refuse a captured state.
 
+use super::virtio::block::flight::RequestState;
 use crate::spec::SECTOR_BYTES;
 use ft_ram::layout::VIRTIO_DEVICES_MAX;
 
@@ -17,9 +18,17 @@ pub enum DeviceError {
         /// Images given.
         images: usize,
     },
-    /// A writable disk.
-    #[error("disk {0} is writable: writable disks in a protected VM are not supported yet, set read_only")]
-    DiskWritable(usize),
+    /// An image that was opened for reading alone.
+    #[error("disk {0} is writable, and its image was opened for reading only")]
+    DiskReadOnly(usize),
+    /// Its I/O cannot be done.
+    #[error("disk {index}: {source}")]
+    DiskEngine {
+        /// Place in the specification.
+        index: usize,
+        /// Why.
+        source: ft_disk::StoreError,
+    },
     /// The specified size is not one that a disk can have.
     #[error("disk {index}: {bytes} bytes is not a positive multiple of {SECTOR_BYTES}")]
     DiskSectors {
@@ -37,14 +46,6 @@ pub enum DeviceError {
         spec_bytes: u64,
         /// Size of the image.
         image_bytes: u64,
-    },
-    /// The image's size cannot be read.
-    #[error("disk {index}: cannot read the image's size: {source}")]
-    DiskMetadata {
-        /// Place in the specification.
-        index: usize,
-        /// The host's answer.
-        source: std::io::Error,
     },
 }
 
@@ -72,6 +73,17 @@ pub enum DeviceStateError {
     /// A queue's state is not one that it can be in.
     #[error("queue: {0}")]
     Queue(String),
+    /// Requests in flight, where the queue says another number.
+    #[error("{requests} requests in flight for {taken} chains taken")]
+    Requests {
+        /// In the state.
+        requests: usize,
+        /// By the queue's position.
+        taken: u16,
+    },
+    /// A request in flight that no disk like this takes.
+    #[error("no request that can be in flight: {0:?}")]
+    Request(RequestState),
     /// More received bytes than the UART holds.
     #[error("COM1: {bytes} bytes in the receive FIFO")]
     SerialFifo {

@@ -1,8 +1,9 @@
 //! The border between devices and the host: the host's parts that devices are given, and the requests that devices
 //! make.
 
-use std::fs::File;
+use ft_disk::{IoFault, Store};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest frame taken from the guest or given to it.
 pub const FRAME_BYTES_MAX: usize = 9216;
@@ -61,14 +62,97 @@ pub(crate) trait Random: Send {
     fn fill(&mut self, bytes: &mut [u8]) -> usize;
 }
 
+/// A disk on the host: its image, and how trouble with it is handled.
+pub struct Disk {
+    /// Does the I/O.
+    pub store: Box<dyn Store>,
+    /// What the guest sees of a request that the host cannot do.
+    pub on_io_error: OnIoError,
+    /// How long requests under way are waited for when the machine is to stop. The guest still runs meanwhile.
+    pub drain_within: Duration,
+    /// Told of each change, if anybody is.
+    pub owner: Option<Arc<dyn DiskOwner>>,
+}
+
+/// How long requests under way are waited for unless it is said.
+const DRAIN_WITHIN: Duration = Duration::from_micros(200);
+
+impl Disk {
+    /// A disk that reports errors to its guest, and whose changes are nobody else's business.
+    pub fn new(store: impl Store + 'static) -> Self {
+        Self {
+            store: Box::new(store),
+            on_io_error: OnIoError::default(),
+            drain_within: DRAIN_WITHIN,
+            owner: None,
+        }
+    }
+}
+
+/// What becomes of a request that the host cannot do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnIoError {
+    /// The guest gets an I/O error.
+    #[default]
+    Report,
+    /// The guest is told nothing: the request stays in flight until it is
+    /// [tried again](super::DiskPort::try_again), here or where the machine goes on. The owner is told.
+    Stop,
+}
+
+/// Who is told of what happens to a disk. Called with the disk locked, on a vCPU's thread or the disk's own; must not
+/// block.
+pub trait DiskOwner: Send + Sync {
+    /// A change is about to be made, after all that were told before. In this order they are made wherever they touch
+    /// the same sectors. If it is refused, it and all later ones wait. It is told again when the machine goes on, when
+    /// the guest asks for something else, or when [`DiskPort::try_again`](super::DiskPort::try_again) is called.
+    fn change(&self, change: &DiskChange<'_>) -> DiskAnswer;
+
+    /// The host could not do a request, which stays in flight ([`OnIoError::Stop`]).
+    fn stopped(&self, fault: &IoFault);
+}
+
+/// A change to a disk. Offsets and lengths are bytes, multiples of a sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskChange<'a> {
+    /// Bytes are written.
+    Write {
+        /// Where.
+        offset: u64,
+        /// What.
+        data: &'a [u8],
+    },
+    /// Bytes become zero.
+    Zeroes {
+        /// Where.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// Their space may be given back.
+        unmap: bool,
+    },
+    /// What the guest has seen completed is to be durable.
+    Flush,
+}
+
+/// What a disk's owner answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum DiskAnswer {
+    /// The change may be made.
+    Taken,
+    /// Not now.
+    Full,
+}
+
 /// The host's side of the devices.
 pub struct Wiring {
     /// Takes the frames that the guest transmits; without it the card's cable is unplugged.
     pub frames: Option<Arc<dyn FrameSink>>,
     /// Takes the guest's console output.
     pub console: Box<dyn ConsoleSink>,
-    /// The disks' images, one for each disk of the specification.
-    pub disks: Vec<File>,
+    /// One for each disk of the specification.
+    pub disks: Vec<Disk>,
 }
 
 /// What became of a frame for the guest.

@@ -2,6 +2,7 @@
 //! guest, until the engine's thread takes them. Waiting inputs are not part of the machine's state.
 
 use super::host::{Delivered, FRAME_BYTES_MAX};
+use ft_disk::IoDone;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub(crate) struct Inbox {
 struct State {
     frames: VecDeque<Vec<u8>>,
     console: VecDeque<u8>,
+    /// What disks have finished, with the disk's number.
+    finished: VecDeque<(usize, IoDone)>,
     /// Frames are taken in: the machine runs, and not by a log.
     open: bool,
 }
@@ -124,6 +127,23 @@ impl Inbox {
         bytes.len() - taken
     }
 
+    /// Takes in what a disk has finished. It is never refused: there is no more of it than the guest has asked for.
+    pub(crate) fn put_finished(&self, disk: usize, done: &mut Vec<IoDone>) {
+        let mut state = self.state.lock();
+        state.finished.extend(done.drain(..).map(|done| (disk, done)));
+        self.waiting.store(true, Ordering::Release);
+        drop(state);
+        self.bell.ring();
+    }
+
+    /// What a disk has finished, in the order in which it came.
+    pub(crate) fn take_finished(&self) -> Option<(usize, IoDone)> {
+        let mut state = self.state.lock();
+        let finished = state.finished.pop_front();
+        self.settle(&state);
+        finished
+    }
+
     /// Has the engine's thread look again at what it has put off.
     pub(crate) fn ring(&self) {
         self.bell.ring();
@@ -135,12 +155,12 @@ impl Inbox {
         self.room.notify_all();
     }
 
-    /// Forgets what waits.
+    /// Forgets what waits, but for what disks have finished: a disk tells what is still its business.
     pub(crate) fn clear(&self) {
         let mut state = self.state.lock();
         state.frames.clear();
         state.console.clear();
-        self.waiting.store(false, Ordering::Release);
+        self.settle(&state);
         self.room.notify_all();
     }
 
@@ -177,6 +197,8 @@ impl Inbox {
     }
 
     fn settle(&self, state: &State) {
-        self.waiting.store(!state.frames.is_empty() || !state.console.is_empty(), Ordering::Release);
+        let State { frames, console, finished, open: _ } = state;
+        let empty = frames.is_empty() && console.is_empty() && finished.is_empty();
+        self.waiting.store(!empty, Ordering::Release);
     }
 }

@@ -1,10 +1,11 @@
 //! The device model. `Devices` owns every device, dispatches port and memory-mapped accesses from the vCPU threads to
 //! them, and captures and restores them all.
 //!
-//! Every device has its own lock, taken by the vCPU thread that accesses it and by the host threads behind [`NetPort`]
-//! and [`Devices::console_input`]. Work is done synchronously under that lock and interrupts are raised synchronously,
-//! so a machine whose vCPUs stand still and whose devices are quiesced has nothing in flight. The captured state of a
-//! device is all that the guest can see of it, without host-side wiring and counters.
+//! Every device has its own lock, taken by the vCPU thread that accesses it and by the host threads behind [`NetPort`],
+//! [`Devices::console_input`] and the disks' engines. Interrupts are raised synchronously under that lock, so a machine
+//! whose vCPUs stand still and whose devices are quiesced changes no more; a disk's requests that are under way by then
+//! are in its state. The captured state of a device is all that the guest can see of it, without host-side wiring and
+//! counters.
 //!
 //! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness and
 //! inputs come from the engine, and the input of other threads waits in its `inbox`.
@@ -24,10 +25,15 @@ mod virtio;
 pub use counters::DeviceCounters;
 pub use error::{DeviceError, DeviceStateError};
 pub(crate) use host::Random;
-pub use host::{ConsoleSink, Delivered, DeviceEvent, FRAME_BYTES_MAX, FrameSink, IrqChip, Transmit, Wiring};
+pub use host::{
+    ConsoleSink, Delivered, DeviceEvent, Disk, DiskAnswer, DiskChange, DiskOwner, FRAME_BYTES_MAX, FrameSink,
+    IrqChip, OnIoError, Transmit, Wiring,
+};
 pub use platform::PlatformState;
 pub use power::PowerState;
 pub use serial::Com1State;
+pub use virtio::block::DiskOperation;
+pub use virtio::block::flight::RequestState;
 pub use virtio::net::NetPort;
 pub use virtio::queue::{RingPosition, RingState};
 pub(crate) use virtio::rng::HostRandom;
@@ -36,6 +42,7 @@ pub use virtio::{VirtioWindow, windows as virtio_windows};
 
 use crate::spec::{MachineSpec, SECTOR_BYTES};
 use counters::{Counters, add};
+use ft_disk::{Completion, Finish};
 use ft_ram::GuestRam;
 use ft_ram::layout::platform::POWER_BUTTON;
 use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
@@ -46,11 +53,11 @@ use platform::{GuestClock, Platform};
 use power::Power;
 use serde::{Deserialize, Serialize};
 use serial::{Com1, Console};
-use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use virtio::block::Block;
+use std::time::Instant;
+pub(crate) use virtio::block::Shown;
+use virtio::block::{self, Block, Landing, Mailbox, Showing};
 pub(crate) use virtio::net::Put;
 use virtio::net::{Net, Port};
 use virtio::rng::Rng;
@@ -84,6 +91,7 @@ pub struct Devices {
     platform: Platform,
     windows: Vec<Arc<dyn Window>>,
     card: Option<Arc<Shared<Net>>>,
+    disks: Vec<Arc<Shared<Block>>>,
     /// Where inputs wait for an engine that takes them when it wants.
     inbox: Option<Arc<Inbox>>,
     idle: Arc<Idle>,
@@ -160,9 +168,13 @@ impl Devices {
             net_card = Some(Arc::clone(&card));
             windows.push(card);
         }
-        for (index, (image, bytes)) in check_disks(spec, disks)?.into_iter().enumerate() {
-            let disk = Block::new(index, image, bytes, Arc::clone(&counters), Arc::clone(&quiesced));
-            windows.push(Shared::new(Virtio::new(disk, place()?, around.clone())));
+        check_disks(spec, &disks)?;
+        let mut started = Vec::with_capacity(disks.len());
+        for (index, disk) in disks.into_iter().enumerate() {
+            let to = DiskNews { quiesced: &quiesced, inbox: inbox.as_ref() };
+            let disk = start_disk(index, disk, place()?, around.clone(), to)?;
+            windows.push(Arc::clone(&disk) as Arc<dyn Window>);
+            started.push(disk);
         }
         if spec.rng {
             windows.push(Shared::new(Virtio::new(Rng::new(random), place()?, around)));
@@ -173,6 +185,7 @@ impl Devices {
             platform,
             windows,
             card: net_card,
+            disks: started,
             inbox,
             idle,
             quiesced,
@@ -257,11 +270,15 @@ impl Devices {
     }
 
     /// Stops the host threads' access: when it returns, and until [`Self::resume`], none of them touches guest memory,
-    /// device state or an interrupt line. The caller has parked the vCPU threads.
+    /// device state or an interrupt line. Before that, requests to disks that are under way are given a little time.
+    /// The vCPU threads are parked afterwards: an interrupt for a vCPU whose state was read already would be lost.
     pub fn quiesce(&self) {
         if let Some(inbox) = &self.inbox {
             return inbox.open(false);
         }
+        let begun = Instant::now();
+        self.disks.iter().for_each(|disk| disk.stop());
+        self.disks.iter().for_each(|disk| disk.drain(begun));
         self.idle.forbid();
         self.quiesced.store(true, Ordering::Relaxed);
         // Whoever holds a lock may have looked before the store; whoever takes it after us sees the store.
@@ -295,17 +312,53 @@ impl Devices {
             card.retry_transmit();
             card.changed.notify_all();
         }
+        self.disks.iter().for_each(|disk| disk.go_on());
     }
 
-    /// Serves what devices left to be done when the machine was stopped. It can take as long as a slow disk takes, so a
-    /// vCPU thread does it, like the guest's own requests.
-    pub(crate) fn serve_left(&self) {
-        self.windows.iter().for_each(|window| window.serve_left());
+    /// Ends the disks' engines, for good. Of what they still do, nobody is told.
+    pub(crate) fn end_disks(&self) {
+        self.disks.iter().for_each(|disk| disk.end());
+    }
+
+    /// The host's side of a disk.
+    pub fn disk(&self, index: usize) -> Option<DiskPort> {
+        self.disks.get(index).map(|disk| DiskPort(Arc::clone(disk)))
     }
 
     /// Puts a frame into the guest's receive queue; for the engine's thread.
     pub(crate) fn receive(&self, frame: &[u8]) -> Put {
         self.card.as_ref().map_or(Put::Lost, |card| card.put(frame))
+    }
+
+    /// Takes what disks have finished, without showing it to the guest, and orders what had to wait for it. For the
+    /// engine's thread, as are the three below.
+    pub(crate) fn take_finished(&self, inbox: &Inbox) {
+        while let Some((disk, done)) = inbox.take_finished() {
+            if let Some(disk) = self.disks.get(disk) {
+                disk.take_finished(done);
+            }
+        }
+        self.go_on_unseen();
+    }
+
+    /// Orders of the disks what can be ordered.
+    pub(crate) fn go_on_unseen(&self) {
+        self.disks.iter().for_each(|disk| disk.go_on_unseen());
+    }
+
+    /// A request that is finished and was not shown to the guest: the disk, the head of its chain, and whether it went
+    /// well.
+    pub(crate) fn next_finished(&self) -> Option<(u8, u16, bool)> {
+        // A machine has few disks.
+        (0u8..).zip(&self.disks).find_map(|(index, disk)| {
+            let (head, well) = disk.next_finished()?;
+            Some((index, head, well))
+        })
+    }
+
+    /// Shows the guest that a request is done, well or not.
+    pub(crate) fn show_request(&self, disk: usize, head: u16, well: bool) -> Shown {
+        self.disks.get(disk).map_or(Shown::Never, |disk| disk.show(head, well))
     }
 
     /// Presses the power button. For the machine's owner, and on a deterministic engine for its thread.
@@ -406,6 +459,24 @@ impl Devices {
     }
 }
 
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.end_disks();
+    }
+}
+
+/// The host's side of a disk, for other threads.
+#[derive(Clone)]
+pub struct DiskPort(Arc<Shared<Block>>);
+
+impl DiskPort {
+    /// Has the requests tried again that the host could not do ([`OnIoError::Stop`]) or that the owner has refused. Not
+    /// to be called from within a [`DiskOwner`]. While the machine is paused nothing is tried before it goes on.
+    pub fn try_again(&self) {
+        self.0.try_again();
+    }
+}
+
 /// What a Linux kernel without ACPI needs on its command line to find the virtio devices; empty when there are none.
 pub fn cmdline_additions(spec: &MachineSpec) -> String {
     virtio_windows(spec)
@@ -426,36 +497,60 @@ fn com1_register(port: u16) -> Option<u8> {
     port.checked_sub(COM1_PORT).filter(|&register| register < 8).map(|register| register as u8)
 }
 
-/// The disks' images with their sizes, if they are as specified.
-fn check_disks(spec: &MachineSpec, images: Vec<File>) -> Result<Vec<(File, u64)>, DeviceError> {
-    if images.len() != spec.disks.len() {
-        return Err(DeviceError::DiskCount { disks: spec.disks.len(), images: images.len() });
+/// Whether the disks are as specified.
+fn check_disks(spec: &MachineSpec, disks: &[Disk]) -> Result<(), DeviceError> {
+    if disks.len() != spec.disks.len() {
+        return Err(DeviceError::DiskCount { disks: spec.disks.len(), images: disks.len() });
     }
-    let mut checked = Vec::with_capacity(images.len());
-    for (index, (disk, image)) in spec.disks.iter().zip(images).enumerate() {
-        if !disk.read_only {
-            return Err(DeviceError::DiskWritable(index));
-        }
-        let spec_bytes = disk.bytes;
+    for (index, (specified, disk)) in spec.disks.iter().zip(disks).enumerate() {
+        let spec_bytes = specified.bytes;
         if spec_bytes == 0 || !spec_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(DeviceError::DiskSectors { index, bytes: spec_bytes });
         }
-        let image_bytes =
-            image_bytes(&image).map_err(|source| DeviceError::DiskMetadata { index, source })?;
+        let image_bytes = disk.store.bytes();
         if image_bytes != spec_bytes {
             return Err(DeviceError::DiskSize { index, spec_bytes, image_bytes });
         }
-        checked.push((image, spec_bytes));
+        if !specified.read_only && !disk.store.is_writable() {
+            return Err(DeviceError::DiskReadOnly(index));
+        }
     }
-    Ok(checked)
+    Ok(())
 }
 
-/// Size of a file or block device.
-fn image_bytes(mut image: &File) -> std::io::Result<u64> {
-    let metadata = image.metadata()?;
-    if metadata.file_type().is_block_device() {
-        use std::io::{Seek, SeekFrom};
-        return image.seek(SeekFrom::End(0));
-    }
-    Ok(metadata.len())
+/// Where a disk tells what it has finished.
+struct DiskNews<'a> {
+    quiesced: &'a Arc<AtomicBool>,
+    inbox: Option<&'a Arc<Inbox>>,
+}
+
+/// A disk with its engine. Where the machine's engine decides what happens when, a disk that is never written answers
+/// at the instruction that asks: what it reads is the same at any time.
+fn start_disk(
+    index: usize,
+    disk: Disk,
+    place: VirtioWindow,
+    around: Surroundings,
+    to: DiskNews<'_>,
+) -> Result<Arc<Shared<Block>>, DeviceError> {
+    let Disk { store, on_io_error, drain_within, owner } = disk;
+    let (bytes, writable) = (store.bytes(), store.is_writable());
+    let landing = Arc::new(Landing::new(Arc::clone(to.quiesced)));
+    let (completion, showing) = match to.inbox {
+        None => (Completion::By(Arc::clone(&landing) as Arc<dyn Finish>), Showing::Finished),
+        Some(_) if !writable => (Completion::AtOnce, Showing::Finished),
+        Some(inbox) => {
+            let mailbox = Mailbox { inbox: Arc::clone(inbox), disk: index };
+            (Completion::By(Arc::new(mailbox) as Arc<dyn Finish>), Showing::Told)
+        }
+    };
+    let queue = store
+        .start(&format!("ftd-disk-{index}"), completion)
+        .map_err(|source| DeviceError::DiskEngine { index, source })?;
+    let counters = Arc::clone(&around.counters);
+    let parts =
+        block::Parts { index, bytes, writable, queue, showing, on_io_error, drain_within, owner, counters };
+    let disk = Shared::new(Virtio::new(Block::new(parts), place, around));
+    landing.is_for(&disk);
+    Ok(disk)
 }

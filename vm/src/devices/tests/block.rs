@@ -76,27 +76,6 @@ fn a_host_read_error_is_an_io_error_to_the_guest_and_counted() {
 }
 
 #[test]
-fn once_a_stop_is_asked_for_one_request_is_the_last_and_the_others_are_served_when_the_machine_goes_on() {
-    let rig = Rig::new();
-    let ring = &mut rig.start(DISK, 1)[0];
-    rig.poke(HEADER, &[0; 16]);
-    for place in [0, 1] {
-        let data = DATA + 0x1000 * place;
-        ring.offer(&rig, &[(HEADER, 16, 0), (data, 512, WRITE), (STATUS + place, 1, WRITE)]);
-    }
-    rig.devices.quiesce();
-    ring.notify(&rig);
-    assert_eq!(ring.take_used(&rig).len(), 1, "the machine is to stop");
-    let state = rig.devices.capture();
-    rig.devices.restore(&state).unwrap();
-    rig.devices.resume();
-    rig.devices.serve_left();
-    assert_eq!(ring.take_used(&rig).len(), 1, "nothing is forgotten");
-    rig.devices.serve_left();
-    assert_eq!((rig.devices.counters().block_requests, rig.malformed()), (2, 0));
-}
-
-#[test]
 fn random_bytes_fill_the_buffers_up_to_the_bound() {
     let rig = Rig::new();
     let ring = &mut rig.start(RNG, 1)[0];
@@ -113,7 +92,8 @@ fn random_bytes_fill_the_buffers_up_to_the_bound() {
 #[test]
 fn disks_that_cannot_work_are_refused_by_name() {
     let ram = GuestRam::new(RAM_BYTES).unwrap();
-    let refuse = |disks: Vec<DiskSpec>, images: Vec<File>| {
+    let refuse = |disks: Vec<DiskSpec>, images: usize| {
+        let images = (0..images).map(|_| AtOnce::reading(&disk_image())).collect();
         let wiring = Wiring { frames: None, console: Box::new(Screen::default()), disks: images };
         let spec = MachineSpec { disks, ..spec() };
         let Err(error) = Devices::new(&spec, &ram, Arc::new(Chip::default()), wiring) else {
@@ -125,10 +105,11 @@ fn disks_that_cannot_work_are_refused_by_name() {
     let writable = DiskSpec { read_only: false, ..good.clone() };
     let other = DiskSpec { bytes: 1024, ..good.clone() };
     let odd = DiskSpec { bytes: 1000, ..good.clone() };
-    let images = |count: usize| (0..count).map(|_| disk_image()).collect::<Vec<_>>();
-    assert!(refuse(vec![good.clone(), writable], images(2)).starts_with("disk 1 is writable"));
-    assert!(refuse(vec![good.clone(), other], images(2)).contains("disk 1: the image has 262144 bytes"));
-    assert!(refuse(vec![odd], images(1)).starts_with("disk 0: 1000 bytes"));
-    assert!(refuse(vec![good.clone()], images(0)).starts_with("0 disk images for 1 disks"));
-    assert!(refuse(vec![good; 15], images(15)).starts_with("17 virtio devices"));
+    assert!(
+        refuse(vec![good.clone(), writable], 2).starts_with("disk 1 is writable, and its image was opened")
+    );
+    assert!(refuse(vec![good.clone(), other], 2).contains("disk 1: the image has 262144 bytes"));
+    assert!(refuse(vec![odd], 1).starts_with("disk 0: 1000 bytes"));
+    assert!(refuse(vec![good.clone()], 0).starts_with("0 disk images for 1 disks"));
+    assert!(refuse(vec![good; 15], 15).starts_with("17 virtio devices"));
 }

@@ -4,15 +4,20 @@
 
 mod block;
 mod bus;
+mod disk;
+mod hand;
 mod hostile;
 mod net;
 mod state;
+mod told;
 
 use super::*;
 use crate::spec::{DiskSpec, EngineKind, NetSpec};
+use ft_disk::{ImageStore, IoEngine, IoQueue, RawImage, Store, StoreError};
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::Write;
 use std::sync::LazyLock;
 
@@ -107,6 +112,30 @@ fn disk_image() -> File {
     image
 }
 
+/// A disk that has done what it is asked for before the notification returns.
+struct AtOnce(ImageStore);
+
+impl AtOnce {
+    fn reading(image: &File) -> Disk {
+        let image = RawImage::reading(image.try_clone().unwrap()).unwrap();
+        Disk::new(Self(ImageStore::new(image, IoEngine::Auto)))
+    }
+}
+
+impl Store for AtOnce {
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.0.is_writable()
+    }
+
+    fn start(self: Box<Self>, name: &str, _: Completion) -> Result<Box<dyn IoQueue>, StoreError> {
+        Box::new(self.0).start(name, Completion::AtOnce)
+    }
+}
+
 struct Rig {
     ram: GuestRam,
     view: RamView,
@@ -124,17 +153,33 @@ impl Rig {
 
     /// Devices around this memory.
     fn on(ram: GuestRam) -> Self {
+        let disk = disk_image();
+        Self::with_disk(ram, AtOnce::reading(&disk), disk)
+    }
+
+    /// With this disk, which is writable if its image is.
+    fn with_disk(ram: GuestRam, made: Disk, disk: File) -> Self {
+        Self::made(ram, made, disk, Devices::new)
+    }
+
+    fn made(
+        ram: GuestRam,
+        made: Disk,
+        disk: File,
+        make: impl FnOnce(&MachineSpec, &GuestRam, Arc<dyn IrqChip>, Wiring) -> Result<Devices, DeviceError>,
+    ) -> Self {
         let chip = Arc::new(Chip::default());
         let sink = Arc::new(Sink { room: Mutex::new(usize::MAX), frames: Mutex::default() });
         let screen = Screen::default();
-        let disk = disk_image();
+        let mut spec = spec();
+        spec.disks[0].read_only = !made.store.is_writable();
         let wiring = Wiring {
             frames: Some(Arc::clone(&sink) as Arc<dyn FrameSink>),
             console: Box::new(screen.clone()),
-            disks: vec![disk.try_clone().unwrap()],
+            disks: vec![made],
         };
         let irq = Arc::clone(&chip) as Arc<dyn IrqChip>;
-        let devices = Devices::new(&spec(), &ram, irq, wiring).unwrap();
+        let devices = make(&spec, &ram, irq, wiring).unwrap();
         let view = ram.view().unwrap();
         Self { ram, view, devices, chip, sink, screen, disk }
     }
@@ -230,7 +275,11 @@ impl Rig {
 
     /// Brings a device up as a driver does, with `queues` queues.
     fn start(&self, window: u64, queues: u32) -> Vec<Ring> {
-        self.negotiate(window, VERSION_1);
+        self.start_with(window, queues, VERSION_1)
+    }
+
+    fn start_with(&self, window: u64, queues: u32, features: u64) -> Vec<Ring> {
+        self.negotiate(window, features);
         let rings: Vec<_> = (0..queues).map(|queue| Ring::new(window, queue)).collect();
         for ring in &rings {
             self.poke(ring.avail, &[0; 4]);

@@ -50,6 +50,10 @@ pub(crate) enum Malformed {
     Order { head: u16 },
     #[error("chain {head}: wrong number or size of buffers for this device")]
     Shape { head: u16 },
+    #[error("chain {head}: given to the device twice")]
+    Twice { head: u16 },
+    #[error("chain {head}: changed while the device had it")]
+    Changed { head: u16 },
     #[error("frame asks for offloads that were not negotiated")]
     Offload,
     #[error("status {from:#x} to {to:#x}")]

@@ -1,9 +1,11 @@
 //! One virtqueue: virtio-queue's ring, set up from the driver's registers and its chains checked whole before a device
 //! sees them.
 //!
-//! virtio-queue ends a broken chain as if it were complete; [`Ring::pop`] tells the two apart. EVENT_IDX is not offered
-//! and notifications are never suppressed, so every chain is followed by a notification that comes after it: serving
-//! the chains that are available when the notification arrives (at most the queue's size) leaves none behind.
+//! virtio-queue ends a broken chain as if it were complete, and reads chains only as they become available. So chains
+//! are read here ([`Ring::chain_at`]), as often as they are needed. Without EVENT_IDX notifications are never
+//! suppressed, so every chain is followed by a notification that comes after it: serving the chains that are available
+//! when the notification arrives (at most the queue's size) leaves none behind. With it, [`Ring::rearm`] asks for the
+//! next one.
 
 use super::Malformed;
 use crate::devices::error::DeviceStateError;
@@ -11,8 +13,12 @@ use ft_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+/// Of a descriptor: address, length, flags, next.
+const DESCRIPTOR_BYTES: u64 = 16;
 
 /// A queue as the driver set it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,13 +65,81 @@ fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| buffer.bytes as u64).sum()
 }
 
+/// A table of descriptors: the queue's, or one that a descriptor in it refers to.
+struct Table {
+    base: u64,
+    entries: u32,
+    is_indirect: bool,
+}
+
+impl Table {
+    fn descriptor(&self, memory: &GuestMemory, index: u16) -> Option<Descriptor> {
+        let offset = (u32::from(index) < self.entries).then_some(u64::from(index) * DESCRIPTOR_BYTES)?;
+        memory.read_obj(GuestAddress(self.base.checked_add(offset)?)).ok()
+    }
+
+    /// The table that a descriptor of this one refers to: of as many entries as there are indices.
+    fn indirect(&self, descriptor: &Descriptor) -> Option<Self> {
+        let bytes = u64::from(descriptor.len());
+        let entries = u16::try_from(bytes / DESCRIPTOR_BYTES).ok()?;
+        let whole = !self.is_indirect && bytes.is_multiple_of(DESCRIPTOR_BYTES);
+        let base = descriptor.addr().0;
+        whole.then_some(Self { base, entries: u32::from(entries), is_indirect: true })
+    }
+}
+
 impl Chain {
+    /// Adds the buffer of a descriptor, if it lies in RAM.
+    fn add(&mut self, descriptor: &Descriptor, memory: &GuestMemory) -> Result<(), Malformed> {
+        let (address, bytes, head) = (descriptor.addr(), descriptor.len(), self.head);
+        let in_ram = bytes == 0
+            || address.0.checked_add(u64::from(bytes)).is_some()
+                && memory.check_range(address, bytes as usize);
+        if !in_ram {
+            return Err(Malformed::Buffer { head, address: address.0, bytes });
+        }
+        // The order of the buffers is a rule for empty ones as well (virtio 1.2 §2.7.4.2); they hold nothing.
+        let buffer = Buffer { address, bytes: bytes as usize };
+        if descriptor.is_write_only() {
+            self.writable.push(buffer);
+        } else if self.writable.is_empty() {
+            self.readable.push(buffer);
+        } else {
+            return Err(Malformed::Order { head });
+        }
+        Ok(())
+    }
+
     pub(crate) fn readable_bytes(&self) -> u64 {
         total(&self.readable)
     }
 
     pub(crate) fn writable_bytes(&self) -> u64 {
         total(&self.writable)
+    }
+
+    /// Copies the readable bytes from `skip` on; the caller has checked that there are as many.
+    pub(crate) fn read_at(
+        &self,
+        memory: &GuestMemory,
+        mut skip: u64,
+        mut out: &mut [u8],
+    ) -> Result<(), Malformed> {
+        for buffer in &self.readable {
+            let bytes = buffer.bytes as u64;
+            if skip >= bytes {
+                skip -= bytes;
+                continue;
+            }
+            let now = out.len().min((bytes - skip) as usize);
+            let (into, rest) = std::mem::take(&mut out).split_at_mut(now);
+            memory.read_slice(into, GuestAddress(buffer.address.0 + skip)).map_err(|_| Malformed::Ring)?;
+            (out, skip) = (rest, 0);
+            if out.is_empty() {
+                break;
+            }
+        }
+        if out.is_empty() { Ok(()) } else { Err(Malformed::Shape { head: self.head }) }
     }
 
     /// Appends the readable bytes to `out`.
@@ -109,13 +183,16 @@ pub(crate) struct Ring {
     pub(crate) desc: u64,
     pub(crate) avail: u64,
     pub(crate) used: u64,
+    /// Both sides say how far they want to be left alone. As of when the queue became ready.
+    event_index: bool,
     /// There when the queue is ready.
     queue: Option<Queue>,
 }
 
 impl Ring {
     pub(crate) fn new(max_size: u16) -> Self {
-        Self { max_size, size: u32::from(max_size), desc: 0, avail: 0, used: 0, queue: None }
+        let size = u32::from(max_size);
+        Self { max_size, size, desc: 0, avail: 0, used: 0, event_index: false, queue: None }
     }
 
     pub(crate) fn max_size(&self) -> u16 {
@@ -131,14 +208,15 @@ impl Ring {
     }
 
     /// The driver says that the queue is set up.
-    pub(crate) fn enable(&mut self, memory: &GuestMemory) -> Result<(), Malformed> {
+    pub(crate) fn enable(&mut self, event_index: bool, memory: &GuestMemory) -> Result<(), Malformed> {
+        self.event_index = event_index;
         let start = RingPosition { next_avail: 0, next_used: 0 };
         self.queue = Some(self.queue_at(start, memory)?);
         Ok(())
     }
 
     fn queue_at(&self, position: RingPosition, memory: &GuestMemory) -> Result<Queue, Malformed> {
-        let &Self { max_size, size, desc, avail, used, queue: _ } = self;
+        let &Self { max_size, size, desc, avail, used, event_index, queue: _ } = self;
         let entries = u16::try_from(size).map_err(|_| Malformed::QueueSize(size))?;
         if !entries.is_power_of_two() || entries > max_size {
             return Err(Malformed::QueueSize(size));
@@ -160,7 +238,7 @@ impl Ring {
             max_size,
             next_avail: position.next_avail,
             next_used: position.next_used,
-            event_idx_enabled: false,
+            event_idx_enabled: event_index,
             size: entries,
             ready: true,
             desc_table: desc,
@@ -178,46 +256,70 @@ impl Ring {
         if waiting > queue.size() { Err(Malformed::AvailIndex(waiting)) } else { Ok(waiting) }
     }
 
-    /// Takes the next chain; false when there is none.
+    /// Takes the next chain; false when there is none. One that breaks the rules is not taken.
     pub(crate) fn pop(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<bool, Malformed> {
         if self.available(memory)? == 0 {
             return Ok(false);
         }
         let Some(queue) = &mut self.queue else { return Ok(false) };
-        let entries = usize::from(queue.size());
-        let mut descriptors =
-            queue.iter(memory).map_err(|_| Malformed::Ring)?.next().ok_or(Malformed::Ring)?;
-        let head = descriptors.head_index();
+        let head =
+            queue.iter(memory).map_err(|_| Malformed::Ring)?.next().ok_or(Malformed::Ring)?.head_index();
+        self.chain_at(memory, head, chain).inspect_err(|_| self.unpop())?;
+        Ok(true)
+    }
+
+    /// Reads the chain that begins at descriptor `head`.
+    pub(crate) fn chain_at(
+        &self,
+        memory: &GuestMemory,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<(), Malformed> {
+        let broken = Malformed::Chain { head };
+        let entries = self.queue.as_ref().ok_or(broken)?.size();
         chain.head = head;
         chain.readable.clear();
         chain.writable.clear();
-        let mut complete = false;
-        for descriptor in descriptors.by_ref().take(entries) {
-            let (address, bytes) = (descriptor.addr(), descriptor.len());
-            let in_ram = bytes == 0
-                || address.0.checked_add(u64::from(bytes)).is_some()
-                    && memory.check_range(address, bytes as usize);
-            if !in_ram {
-                return Err(Malformed::Buffer { head, address: address.0, bytes });
+        let mut table = Table { base: self.desc, entries: u32::from(entries), is_indirect: false };
+        let (mut index, mut bytes_in_all) = (head, 0u32);
+        for _ in 0..entries {
+            let mut descriptor = table.descriptor(memory, index).ok_or(broken)?;
+            if descriptor.refers_to_indirect_table() {
+                table = table.indirect(&descriptor).ok_or(broken)?;
+                descriptor = table.descriptor(memory, 0).ok_or(broken)?;
+                // No table in a table.
+                (!descriptor.refers_to_indirect_table()).then_some(()).ok_or(broken)?;
             }
-            // The order of the buffers is a rule for empty ones as well (virtio 1.2 §2.7.4.2); they hold nothing.
-            let buffer = Buffer { address, bytes: bytes as usize };
-            if descriptor.is_write_only() {
-                chain.writable.push(buffer);
-            } else if chain.writable.is_empty() {
-                chain.readable.push(buffer);
-            } else {
-                return Err(Malformed::Order { head });
+            // Virtio 1.2 §2.7.5.2
+            bytes_in_all = bytes_in_all.checked_add(descriptor.len()).ok_or(broken)?;
+            chain.add(&descriptor, memory)?;
+            if !descriptor.has_next() {
+                return Ok(());
             }
-            complete = !descriptor.has_next();
+            index = descriptor.next();
         }
-        if complete { Ok(true) } else { Err(Malformed::Chain { head }) }
+        Err(broken)
     }
 
     /// Puts the chain that was taken last back to the front.
     pub(crate) fn unpop(&mut self) {
         if let Some(queue) = &mut self.queue {
             queue.go_to_previous_position();
+        }
+    }
+
+    /// How many chains were taken and not given back.
+    pub(crate) fn taken(&self) -> u16 {
+        let taken = |queue: &Queue| queue.next_avail().wrapping_sub(queue.next_used());
+        self.queue.as_ref().map_or(0, taken)
+    }
+
+    /// Nothing is left in the ring: asks the driver for a notification of what comes next. Whether something has come
+    /// meanwhile, of which there may be none.
+    pub(crate) fn rearm(&mut self, memory: &GuestMemory) -> Result<bool, Malformed> {
+        match &mut self.queue {
+            Some(queue) if self.event_index => queue.enable_notification(memory).map_err(|_| Malformed::Ring),
+            _ => Ok(false),
         }
     }
 
@@ -232,8 +334,11 @@ impl Ring {
         queue.add_used(memory, chain.head, written).map_err(|_| Malformed::Ring)
     }
 
-    /// Whether the driver wants an interrupt for chains given back.
-    pub(crate) fn wants_interrupt(&self, memory: &GuestMemory) -> Result<bool, Malformed> {
+    /// Whether the driver wants an interrupt for the chains given back since this was asked last.
+    pub(crate) fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, Malformed> {
+        if let (Some(queue), true) = (&mut self.queue, self.event_index) {
+            return queue.needs_notification(memory).map_err(|_| Malformed::Ring);
+        }
         // The used index must be visible before the flag is read, or both sides could miss each other.
         fence(Ordering::SeqCst);
         let flags: u16 =
@@ -242,7 +347,7 @@ impl Ring {
     }
 
     pub(crate) fn capture(&self) -> RingState {
-        let &Self { max_size: _, size, desc, avail, used, ref queue } = self;
+        let &Self { max_size: _, size, desc, avail, used, event_index: _, ref queue } = self;
         let position = queue
             .as_ref()
             .map(|queue| RingPosition { next_avail: queue.next_avail(), next_used: queue.next_used() });
@@ -252,16 +357,15 @@ impl Ring {
     /// A queue of `max_size` as captured, if that is a state a queue can be in.
     pub(crate) fn from_state(
         max_size: u16,
+        event_index: bool,
         state: &RingState,
         memory: &GuestMemory,
     ) -> Result<Self, DeviceStateError> {
         let &RingState { size, desc, avail, used, position } = state;
-        let mut ring = Self { max_size, size, desc, avail, used, queue: None };
+        let mut ring = Self { max_size, size, desc, avail, used, event_index, queue: None };
         if let Some(position) = position {
             let queue =
                 ring.queue_at(position, memory).map_err(|e| DeviceStateError::Queue(e.to_string()))?;
-            // Chains are served to the end while the queue is locked: at most one, which broke the rules, was taken
-            // and not given back.
             let taken = position.next_avail.wrapping_sub(position.next_used);
             if taken > queue.size() {
                 return Err(DeviceStateError::Queue(format!("{taken} chains taken of {}", queue.size())));

@@ -1,10 +1,11 @@
 //! The virtio-mmio transport (virtio 1.2 §4.2, version 2; the legacy interface is refused): registers, feature
 //! negotiation, queue set-up, interrupt status, and stopping a device whose driver breaks the rules.
 //!
-//! Notifications are served on the vCPU thread that sent them, with the device locked, so nothing is ever in flight
-//! when the vCPUs stand still.
+//! Notifications are served on the vCPU thread that sent them, with the device locked. What a device has taken from a
+//! queue and not given back by the time the machine stands still is a part of its state ([`VirtioState::requests`]).
 
 use super::Malformed;
+use super::block::flight::RequestState;
 use super::queue::{Ring, RingState};
 use crate::devices::counters::{Counters, add, count};
 use crate::devices::error::DeviceStateError;
@@ -19,7 +20,7 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -32,11 +33,12 @@ const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_FAILED;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const INT_VRING: u32 = VIRTIO_MMIO_INT_VRING;
 const INT_CONFIG: u32 = VIRTIO_MMIO_INT_CONFIG;
 
-/// What a virtio device is, behind its transport. It keeps no state of its own between notifications: what the guest
-/// can see is in the registers and the rings, which the transport captures.
+/// What a virtio device is, behind its transport. What the guest can see of it is in the registers and the rings, which
+/// the transport captures, and in the requests that it has taken and not given back.
 pub(crate) trait Backend: Send {
     /// Device type (virtio 1.2 §5).
     const DEVICE_ID: u32;
@@ -54,10 +56,27 @@ pub(crate) trait Backend: Send {
     /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt.
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
 
-    /// Serves what [`Self::notify`] has left because the machine was to stop. Says whether to interrupt.
-    fn serve_left(&mut self, _: &mut [Ring], _: &GuestMemory) -> Result<bool, Malformed> {
-        Ok(false)
+    /// The driver has taken these features.
+    fn negotiated(&mut self, _: u64) {}
+
+    /// Forgets the requests that it has taken and not given back.
+    fn reset(&mut self) {}
+
+    /// The requests that it has taken and not given back.
+    fn capture(&self) -> Vec<RequestState> {
+        Vec::new()
     }
+
+    /// What is wrong with requests that come with these rings, which are untrusted.
+    fn check(&self, requests: &[RequestState], _: &[Ring]) -> Result<(), DeviceStateError> {
+        match requests.len() {
+            0 => Ok(()),
+            requests => Err(DeviceStateError::Requests { requests, taken: 0 }),
+        }
+    }
+
+    /// Takes over what [`Self::check`] passed.
+    fn restore(&mut self, _: &[RequestState]) {}
 }
 
 /// Registers and queues of a virtio device.
@@ -79,9 +98,17 @@ pub struct VirtioState {
     pub interrupt_status: u32,
     /// The queues.
     pub rings: Vec<RingState>,
+    /// What a disk has taken from its queue and not given back, in the order in which it was taken.
+    pub requests: Vec<RequestState>,
 }
 
 /// A checked [`VirtioState`], to be taken over by the device that checked it.
+pub(crate) struct Checked {
+    registers: Registers,
+    requests: Vec<RequestState>,
+}
+
+/// What the driver has set, and how far its queues have come.
 pub(crate) struct Registers {
     status: u32,
     driver_features: u64,
@@ -245,12 +272,14 @@ impl<B: Backend> Virtio<B> {
         if value & 1 == 0 {
             if let Some(ring) = self.registers.rings.get_mut(self.registers.queue_select as usize) {
                 ring.disable();
+                self.backend.reset();
             }
             return;
         }
         let mut result = Ok(());
         let ram = self.around.ram.clone();
-        self.set_up_queue(|ring| result = ring.enable(ram.memory()));
+        let event_index = self.registers.driver_features & EVENT_IDX != 0;
+        self.set_up_queue(|ring| result = ring.enable(event_index, ram.memory()));
         if let Err(malformed) = result {
             self.stop(malformed);
         }
@@ -271,6 +300,8 @@ impl<B: Backend> Virtio<B> {
             // Left clear when the driver's choice will not do; the driver reads it back (virtio 1.2 §3.1.1).
             if features & !self.features() != 0 || features & VERSION_1 == 0 {
                 to &= !VIRTIO_CONFIG_S_FEATURES_OK;
+            } else {
+                self.backend.negotiated(features);
             }
         }
         if added & VIRTIO_CONFIG_S_DRIVER_OK != 0 && to & VIRTIO_CONFIG_S_FEATURES_OK == 0 {
@@ -341,6 +372,7 @@ impl<B: Backend> Virtio<B> {
             self.acknowledge(u32::MAX);
         }
         self.registers = Registers::new(B::QUEUES);
+        self.backend.reset();
     }
 
     fn capture(&self) -> VirtioState {
@@ -362,10 +394,11 @@ impl<B: Backend> Virtio<B> {
             queue_select,
             interrupt_status,
             rings: rings.iter().map(Ring::capture).collect(),
+            requests: self.backend.capture(),
         }
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError> {
+    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
         let &VirtioState {
             device_id,
             status,
@@ -375,6 +408,7 @@ impl<B: Backend> Virtio<B> {
             queue_select,
             interrupt_status,
             ref rings,
+            ref requests,
         } = state;
         let refuse = |why: String| DeviceStateError::Virtio { device: B::NAME, index: self.index, why };
         if device_id != B::DEVICE_ID {
@@ -398,13 +432,15 @@ impl<B: Backend> Virtio<B> {
         if !negotiated && rings.iter().any(|ring| ring.position.is_some()) {
             return Err(refuse("queues in use before feature negotiation".into()));
         }
+        let event_index = driver_features & EVENT_IDX != 0;
         let rings = rings
             .iter()
             .zip(B::QUEUES)
-            .map(|(ring, &max_size)| Ring::from_state(max_size, ring, self.around.ram.memory()))
-            .collect::<Result<_, _>>()
+            .map(|(ring, &max_size)| Ring::from_state(max_size, event_index, ring, self.around.ram.memory()))
+            .collect::<Result<Vec<_>, _>>()
             .map_err(|e| refuse(e.to_string()))?;
-        Ok(Registers {
+        self.backend.check(requests, &rings).map_err(|e| refuse(e.to_string()))?;
+        let registers = Registers {
             status,
             driver_features,
             device_features_select,
@@ -412,7 +448,15 @@ impl<B: Backend> Virtio<B> {
             queue_select,
             interrupt_status,
             rings,
-        })
+        };
+        Ok(Checked { registers, requests: requests.clone() })
+    }
+
+    fn restore(&mut self, checked: Checked) {
+        let Checked { registers, requests } = checked;
+        self.registers = registers;
+        self.backend.restore(&requests);
+        self.backend.negotiated(self.registers.driver_features);
     }
 }
 
@@ -442,15 +486,13 @@ pub(crate) trait Window: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     fn write(&self, offset: u64, data: &[u8]);
     fn reset(&self);
-    /// Serves what was left when the machine stopped.
-    fn serve_left(&self);
     /// Returns when nobody is working on the device.
     fn settle(&self);
     fn capture(&self) -> VirtioState;
     /// Checks a state, which is untrusted, without taking it over.
-    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError>;
+    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError>;
     /// Takes over what [`Self::check`] passed. Leaves the interrupt line alone.
-    fn restore(&self, registers: Registers);
+    fn restore(&self, checked: Checked);
     /// Puts the interrupt line to where the interrupt status says it is.
     fn drive_line(&self);
 }
@@ -470,13 +512,6 @@ impl<B: Backend> Window for Shared<B> {
         self.changed.notify_all();
     }
 
-    fn serve_left(&self) {
-        let mut device = self.device.lock();
-        if device.running() {
-            device.serve(|backend, rings, memory| backend.serve_left(rings, memory));
-        }
-    }
-
     fn settle(&self) {
         drop(self.device.lock());
     }
@@ -485,12 +520,12 @@ impl<B: Backend> Window for Shared<B> {
         self.device.lock().capture()
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Registers, DeviceStateError> {
+    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
         self.device.lock().check(state)
     }
 
-    fn restore(&self, registers: Registers) {
-        self.device.lock().registers = registers;
+    fn restore(&self, checked: Checked) {
+        self.device.lock().restore(checked);
     }
 
     fn drive_line(&self) {

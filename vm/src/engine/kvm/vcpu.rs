@@ -425,9 +425,6 @@ impl<'a> Runner<'a> {
     /// Runs the guest until somebody asks for a stop (none) or it has ended.
     fn run(&mut self) -> Option<Ended> {
         let mut event = None;
-        if self.index == 0 {
-            self.around.devices.serve_left();
-        }
         loop {
             let devices = &self.around.devices;
             let said = match self.fd.run() {

@@ -55,6 +55,11 @@ impl Replayer {
         Some(entry.input)
     }
 
+    /// Puts back what was taken at `count`: the machine is not ready for it.
+    pub(super) fn put_back(&mut self, count: u64, input: LogInput) {
+        self.ahead.push_front(LogEntry { count, input });
+    }
+
     /// A machine at `count` has executed all there is.
     pub(super) fn is_done(&self, count: u64) -> bool {
         self.ahead.is_empty() && self.fed() == count

@@ -25,6 +25,7 @@ pub(super) const TAG_RANDOM: u8 = 4;
 pub(super) const TAG_CONTROL: u8 = 5;
 pub(super) const TAG_DIGEST: u8 = 6;
 pub(super) const TAG_PACE: u8 = 7;
+pub(super) const TAG_DISK: u8 = 8;
 
 /// Over a batch but for the place of the checksum itself.
 pub(super) fn checksum(batch: &[u8]) -> u32 {

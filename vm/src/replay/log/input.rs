@@ -21,6 +21,15 @@ pub enum LogInput {
     },
     /// Random bytes that a device read from the host.
     Random(Vec<u8>),
+    /// A disk gives a request back.
+    Disk {
+        /// Which disk.
+        disk: u8,
+        /// The first descriptor of the request's chain.
+        head: u16,
+        /// Whether the host could do it.
+        well: bool,
+    },
     /// What the machine's owner did to it.
     Control(ControlAction),
     /// Not an input: what the recorder's machine looked like at this count.
@@ -71,7 +80,10 @@ impl Batch {
         let content = |entry: &LogEntry| match &entry.input {
             LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => bytes.len(),
             LogInput::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
-            LogInput::Advance { .. } | LogInput::Pace { .. } | LogInput::Control(_) => 0,
+            LogInput::Advance { .. }
+            | LogInput::Pace { .. }
+            | LogInput::Control(_)
+            | LogInput::Disk { .. } => 0,
         };
         self.entries.iter().map(|entry| size_of::<LogEntry>() + content(entry)).sum()
     }

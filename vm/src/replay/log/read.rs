@@ -193,6 +193,12 @@ fn read_input(reader: &mut Reader<'_>, tag: u8) -> Result<LogInput, &'static str
         TAG_CONTROL => {
             LogInput::Control(ControlAction::from_wire(reader.u8()?).ok_or("unknown control action")?)
         }
+        TAG_DISK => {
+            let (disk, well) = (reader.u8()?, reader.u8()?);
+            let well = [false, true].get(usize::from(well)).ok_or("a disk request neither well nor not")?;
+            let head = u16::try_from(reader.varint()?).map_err(|_| "a descriptor beyond any queue")?;
+            LogInput::Disk { disk, head, well: *well }
+        }
         TAG_DIGEST => LogInput::Digest(Box::new(Digest::read(reader)?)),
         _ => return Err("unknown kind of event"),
     })

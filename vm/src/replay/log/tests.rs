@@ -22,6 +22,7 @@ fn input() -> impl Strategy<Value = LogInput> {
         4 => any::<u64>().prop_map(|ns| LogInput::Advance { ns }),
         1 => any::<u32>().prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
         1 => bytes().prop_map(LogInput::Random),
+        2 => any::<(u8, u16, bool)>().prop_map(|(disk, head, well)| LogInput::Disk { disk, head, well }),
         1 => Just(LogInput::Control(ControlAction::FlushTranslations)),
         1 => Just(LogInput::Control(ControlAction::PressPowerButton)),
         1 => digest().prop_map(|digest| LogInput::Digest(Box::new(digest))),

@@ -86,7 +86,10 @@ impl LogWriter {
             LogInput::Console(bytes) => ("bytes of console input", bytes.len(), INPUT_BYTES_MAX),
             LogInput::Random(bytes) => ("random bytes", bytes.len(), INPUT_BYTES_MAX),
             LogInput::Digest(digest) => ("pages of a digest", digest.pages.len(), DIGEST_PAGES_MAX),
-            LogInput::Advance { .. } | LogInput::Pace { .. } | LogInput::Control(_) => return Ok(()),
+            LogInput::Advance { .. }
+            | LogInput::Pace { .. }
+            | LogInput::Control(_)
+            | LogInput::Disk { .. } => return Ok(()),
         };
         if length > max {
             return Err(LogError::TooLong { batch: self.index, what, length: length as u64, max });
@@ -109,6 +112,10 @@ impl LogWriter {
             LogInput::Advance { ns } => put_varint(out, *ns),
             LogInput::Pace { ns_per_256 } => put_varint(out, u64::from(*ns_per_256)),
             LogInput::Control(action) => out.push(*action as u8),
+            LogInput::Disk { disk, head, well } => {
+                out.extend([*disk, u8::from(*well)]);
+                put_varint(out, u64::from(*head));
+            }
             LogInput::Digest(digest) => digest.put(out),
         }
     }
@@ -166,6 +173,7 @@ fn tag(input: &LogInput) -> u8 {
         LogInput::Pace { .. } => TAG_PACE,
         LogInput::Random(_) => TAG_RANDOM,
         LogInput::Control(_) => TAG_CONTROL,
+        LogInput::Disk { .. } => TAG_DISK,
         LogInput::Digest(_) => TAG_DIGEST,
     }
 }
@@ -177,6 +185,7 @@ fn size_max(input: &LogInput) -> usize {
         LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => 10 + bytes.len(),
         LogInput::Advance { .. } | LogInput::Pace { .. } => 10,
         LogInput::Control(_) => 1,
+        LogInput::Disk { .. } => 2 + 3,
         LogInput::Digest(digest) => digest.size_max(),
     }
 }

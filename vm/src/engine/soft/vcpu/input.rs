@@ -1,7 +1,7 @@
 //! Inputs, as they take effect between two instructions, and the guest's requests to its surroundings.
 
 use super::{Mode, Worker};
-use crate::devices::Put;
+use crate::devices::{Put, Shown};
 use crate::engine::soft::state::TIME_MAX_NS;
 use crate::error::MachineEvent;
 use crate::replay::log::{ControlAction, LogInput};
@@ -23,6 +23,8 @@ pub(super) enum Applied {
     NoRoom,
     /// It cannot tell that it was there.
     Nothing,
+    /// The host has not done yet what the guest is to see done.
+    NotYet,
 }
 
 impl Worker {
@@ -62,6 +64,13 @@ impl Worker {
                     return Applied::Nothing;
                 }
                 self.cpu.clock.set_pace(self.cpu.count, *ns_per_256);
+            }
+            LogInput::Disk { disk, head, well } => {
+                match self.reach.devices.show_request(usize::from(*disk), *head, *well) {
+                    Shown::Done => {}
+                    Shown::NotYet => return Applied::NotYet,
+                    Shown::Never => return Applied::Nothing,
+                }
             }
             LogInput::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
             LogInput::Control(ControlAction::PressPowerButton) => self.reach.devices.press_power_button(),

@@ -26,6 +26,7 @@ impl Worker {
             self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
         }
         self.throttled_until = None;
+        self.reach.devices.go_on_unseen();
         self.reach.inbox.open(!matches!(self.mode, Mode::Replaying(_)));
     }
 

@@ -13,8 +13,11 @@ impl Worker {
     pub(super) fn replay(&mut self) {
         let Mode::Replaying(replayer) = &mut self.mode else { return };
         let count = self.cpu.count;
+        if self.reach.inbox.is_waiting() {
+            self.reach.devices.take_finished(&self.reach.inbox);
+        }
         if let Some(input) = replayer.take(count) {
-            return self.replay_input(&input);
+            return self.replay_input(input);
         }
         let next = replayer.next();
         if next < count {
@@ -45,21 +48,27 @@ impl Worker {
         }
     }
 
-    fn replay_input(&mut self, input: &LogInput) {
-        if let LogInput::Digest(recorded) = input {
+    fn replay_input(&mut self, input: LogInput) {
+        if let LogInput::Digest(recorded) = &input {
             let digest = self.digest();
             if let Some(mismatch) = recorded.mismatch(&digest) {
                 self.diverge(mismatch.to_string());
             }
             return;
         }
-        if self.apply(input) == Applied::Done {
-            return self.settle();
+        match (self.apply(&input), &mut self.mode) {
+            (Applied::Done, _) => return self.settle(),
+            (Applied::NotYet, Mode::Replaying(replayer)) => {
+                replayer.put_back(self.cpu.count, input);
+                return self.reach.bell.wait(None);
+            }
+            _ => {}
         }
         let what = match input {
             LogInput::Frame(_) => "a frame that was received in the recording",
             LogInput::Console(_) => "console input that was taken in the recording",
             LogInput::Advance { .. } | LogInput::Pace { .. } => "a step of time",
+            LogInput::Disk { .. } => "a disk's request that was done in the recording",
             _ => "an input",
         };
         self.diverge(format!("{what} cannot be delivered"));

@@ -1,0 +1,251 @@
+//! Images: raw files and block devices, opened for one writer alone or for readers, with their size and with the way
+//! in which the host's page cache takes part.
+//!
+//! A writable image is read and written past the page cache where the file system allows it. The guest has a cache of
+//! its own, a flush then has little to do, and a host that is short of memory does not stop the guest's writes. A
+//! read-only one goes through the cache: it is shared by the host's VMs, and nothing can be lost.
+
+use crate::SECTOR_BYTES;
+use crate::buffer::Buffer;
+use crate::lock;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What an image is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Shared with other readers.
+    ReadOnly,
+    /// For one alone.
+    Writable,
+}
+
+/// Whether the host's page cache takes part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// It does not: O_DIRECT.
+    Direct,
+    /// It does.
+    Cached {
+        /// Why.
+        why: &'static str,
+    },
+}
+
+/// Why an image is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The host refuses.
+    #[error("disk image {}: {source}", path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Neither a file nor a block device.
+    #[error("disk image {}: neither a regular file nor a block device", path.display())]
+    Kind {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Of a size that no disk has.
+    #[error("disk image {}: {bytes} bytes is not a positive multiple of {SECTOR_BYTES}", path.display())]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Somebody else uses it.
+    #[error("disk image {}: in use by {holders}; stop it, or give this VM an image of its own", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// By whom.
+        holders: String,
+    },
+    /// Where it lies nothing can be locked.
+    #[error(
+        "disk image {}: cannot be locked ({source}), so two writers could not be told apart; \
+         a writable image needs a file system with locks", path.display()
+    )]
+    NoLocks {
+        /// The image.
+        path: PathBuf,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// An open image. It is locked until this is dropped, by whatever still reads or writes it.
+#[derive(Debug)]
+pub struct RawImage {
+    file: File,
+    bytes: u64,
+    access: Access,
+    caching: Caching,
+}
+
+impl RawImage {
+    /// Opens and locks an image.
+    pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        let is_device = metadata.file_type().is_block_device();
+        if !is_device && !metadata.is_file() {
+            return Err(ImageError::Kind { path: path.to_owned() });
+        }
+        // For a block device O_EXCL says that it is neither mounted nor a part of another device, nor will be.
+        let exclusive = if is_device && access == Access::Writable { libc::O_EXCL } else { 0 };
+        let in_use = |file: &File| ImageError::InUse { path: path.to_owned(), holders: lock::holders(file) };
+        let (file, caching) = open_as(path, access, exclusive).map_err(|source| {
+            match (source.raw_os_error(), File::open(path)) {
+                (Some(libc::EBUSY), Ok(file)) if is_device => in_use(&file),
+                _ => failed(source),
+            }
+        })?;
+        lock_as(path, &file, access)?;
+        if access == Access::Writable && !lock::loops_over(&file).is_empty() {
+            return Err(in_use(&file));
+        }
+        let bytes = size(&file).map_err(failed)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(ImageError::Size { path: path.to_owned(), bytes });
+        }
+        Ok(Self { file, bytes, access, caching })
+    }
+
+    /// An open file, to be read only. It is not locked.
+    pub fn reading(file: File) -> io::Result<Self> {
+        let bytes = size(&file)?;
+        let caching = Caching::Cached { why: "it is read only" };
+        Ok(Self { file, bytes, access: Access::ReadOnly, caching })
+    }
+
+    /// Its size when it was opened.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What it was opened for.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether the host's page cache takes part.
+    pub fn caching(&self) -> Caching {
+        self.caching
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+fn open_as(path: &Path, access: Access, flags: libc::c_int) -> io::Result<(File, Caching)> {
+    let open = |more: libc::c_int| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::Writable).custom_flags(flags | more).open(path)
+    };
+    if access == Access::ReadOnly {
+        return Ok((open(0)?, Caching::Cached { why: "it is read only" }));
+    }
+    let invalid = |e: &io::Error| e.raw_os_error() == Some(libc::EINVAL);
+    let cached = |why| Ok((open(0)?, Caching::Cached { why }));
+    match open(libc::O_DIRECT) {
+        Ok(file) => match file.read_at(&mut Buffer::zeroed(SECTOR_BYTES as usize), 0) {
+            // Of larger sectors only whole ones are taken; the guest's are of 512 bytes.
+            Err(e) if invalid(&e) => cached("the device's sectors are larger than 512 bytes"),
+            _ => Ok((file, Caching::Direct)),
+        },
+        Err(e) if invalid(&e) => cached("its file system has no O_DIRECT"),
+        Err(e) => Err(e),
+    }
+}
+
+fn lock_as(path: &Path, file: &File, access: Access) -> Result<(), ImageError> {
+    let Err(source) = lock::lock(file, access) else { return Ok(()) };
+    if matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
+        return Err(ImageError::InUse { path: path.to_owned(), holders: lock::holders(file) });
+    }
+    match access {
+        Access::Writable => Err(ImageError::NoLocks { path: path.to_owned(), source }),
+        Access::ReadOnly => {
+            let image = path.display();
+            tracing::warn!(%image, "a disk image cannot be locked ({source}): nothing keeps a writer away");
+            Ok(())
+        }
+    }
+}
+
+/// Of a file or block device.
+fn size(mut file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        return file.seek(SeekFrom::End(0));
+    }
+    Ok(metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(directory: &Path, bytes: u64) -> PathBuf {
+        let path = directory.join("image");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_writer_is_alone_and_readers_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), 1 << 20);
+        let refused = |access| {
+            let error = RawImage::open(&path, access).unwrap_err().to_string();
+            assert!(error.contains("in use by") && error.contains("this process itself"), "{error}");
+            assert!(error.contains(&*path.to_string_lossy()), "{error}");
+        };
+        let writer = RawImage::open(&path, Access::Writable).unwrap();
+        assert_eq!(writer.bytes(), 1 << 20);
+        refused(Access::Writable);
+        refused(Access::ReadOnly);
+        drop(writer);
+        let readers = [(); 2].map(|()| RawImage::open(&path, Access::ReadOnly).unwrap());
+        refused(Access::Writable);
+        drop(readers);
+        RawImage::open(&path, Access::Writable).unwrap();
+    }
+
+    #[test]
+    fn images_that_cannot_be_are_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let refused = |path: &Path, what: &str| {
+            for access in [Access::ReadOnly, Access::Writable] {
+                let error = RawImage::open(path, access).unwrap_err().to_string();
+                assert!(error.contains(what), "{what}: {error}");
+            }
+        };
+        refused(&directory.path().join("nowhere"), "No such file");
+        refused(directory.path(), "neither a regular file nor a block device");
+        refused(Path::new("/dev/null"), "neither a regular file nor a block device");
+        refused(&image(directory.path(), 0), "0 bytes is not a positive multiple of 512");
+        refused(&image(directory.path(), 1000), "1000 bytes is not a positive multiple of 512");
+    }
+
+    #[test]
+    fn where_the_page_cache_takes_part_the_reason_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), 4096);
+        let reader = RawImage::open(&path, Access::ReadOnly).unwrap();
+        assert_eq!(reader.caching(), Caching::Cached { why: "it is read only" });
+        drop(reader);
+        match RawImage::open(&path, Access::Writable).unwrap().caching() {
+            Caching::Direct => {}
+            Caching::Cached { why } => assert!(why.contains("O_DIRECT") || why.contains("sectors"), "{why}"),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Requests that the disk has taken from the guest and not given back, in the order in which they were taken.
+//!
+//! ```text
+//!              chain read again                 nothing in the way             engine says so
+//!   Recorded ───────────────────> Waiting ───────────────────────> Issued ──────────────────> Finished ──> given back
+//!   (from a checkpoint)             ^ taken from the ring            │
+//!                                   └───────── the machine goes on ── Failed (policy: stop)
+//! ```
+//!
+//! A request waits for those before it that touch the same sectors, where one of the two is a change: so what the image
+//! holds, and what a read sees, does not depend on the engine. A device that is reset forgets its requests; what the
+//! engine still has of them is an orphan, which stays in the way until it is finished.
+
+use super::request::{DiskOperation, Request};
+use crate::devices::virtio::queue::Chain;
+use ft_disk::{Buffer, Io, IoDone, IoFault};
+use serde::{Deserialize, Serialize};
+
+/// A request in flight, as a checkpoint holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestState {
+    /// The first descriptor of its chain, by which the guest gets it back.
+    pub head: u16,
+    /// What it does.
+    pub operation: DiskOperation,
+    /// Where, in bytes.
+    pub offset: u64,
+    /// To how many bytes.
+    pub bytes: u64,
+}
+
+impl RequestState {
+    pub(super) fn request(&self) -> Request {
+        let &Self { head: _, operation, offset, bytes } = self;
+        Request { operation, offset, bytes }
+    }
+}
+
+/// How far a request has come.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// Its chain was not read again yet.
+    Recorded,
+    /// It may be issued when nothing is in its way. Of a write it has the data.
+    Waiting(Option<Buffer>),
+    /// The engine has it.
+    Issued { tag: u64 },
+    /// The engine is done with it. Of a read that went well it has the data.
+    Finished { ok: bool, data: Option<Buffer> },
+    /// The host could not do it, and the guest is not to know. Of a write it has the data.
+    Failed(Option<Buffer>),
+}
+
+pub(super) struct Taken {
+    pub head: u16,
+    /// Its buffers; empty while it is recorded.
+    pub chain: Chain,
+    pub request: Request,
+    pub stage: Stage,
+    /// The disk's owner knows of the change.
+    pub told: bool,
+}
+
+/// What the engine has of a request that is forgotten.
+struct Orphan {
+    tag: u64,
+    request: Request,
+}
+
+#[derive(Default)]
+pub(super) struct Flight {
+    pub taken: Vec<Taken>,
+    orphans: Vec<Orphan>,
+    next_tag: u64,
+}
+
+impl Flight {
+    pub(super) fn has(&self, head: u16) -> bool {
+        self.taken.iter().any(|taken| taken.head == head)
+    }
+
+    /// Bytes of all that is in flight.
+    pub(super) fn bytes(&self) -> u64 {
+        self.taken.iter().map(|taken| taken.request.transfer_bytes()).sum()
+    }
+
+    /// Whether the engine has any of them.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.taken.iter().any(|taken| matches!(taken.stage, Stage::Issued { .. }))
+    }
+
+    /// Whether there is one that is not with the engine.
+    pub(super) fn has_work(&self) -> bool {
+        self.taken.iter().any(|taken| !matches!(taken.stage, Stage::Issued { .. }))
+    }
+
+    /// Whether something before request `at` has to be finished first.
+    pub(super) fn is_blocked(&self, at: usize) -> bool {
+        let request = &self.taken[at].request;
+        let unfinished = |taken: &&Taken| !matches!(taken.stage, Stage::Finished { .. });
+        self.orphans.iter().any(|orphan| orphan.request.conflicts(request))
+            || self.taken[..at].iter().filter(unfinished).any(|taken| taken.request.conflicts(request))
+    }
+
+    pub(super) fn new_tag(&mut self) -> u64 {
+        self.next_tag += 1;
+        self.next_tag
+    }
+
+    /// The request that the engine has finished, with its buffer; none when it was forgotten.
+    pub(super) fn finished(&mut self, done: IoDone) -> Option<(&mut Taken, Result<Option<Buffer>, Failure>)> {
+        let IoDone { tag, io, result } = done;
+        self.orphans.retain(|orphan| orphan.tag != tag);
+        let taken = self
+            .taken
+            .iter_mut()
+            .find(|taken| matches!(taken.stage, Stage::Issued { tag: of } if of == tag))?;
+        let (read, written) = match io {
+            Io::Read { into, .. } => (Some(into), None),
+            Io::Write { from, .. } => (None, Some(from)),
+            Io::Flush | Io::WriteZeroes { .. } => (None, None),
+        };
+        Some((taken, result.map(|()| read).map_err(|fault| Failure { fault, data: written })))
+    }
+
+    /// The first that is finished: its head, and whether it went well.
+    pub(super) fn next_finished(&self) -> Option<(u16, bool)> {
+        self.taken.iter().find_map(|taken| match taken.stage {
+            Stage::Finished { ok, .. } => Some((taken.head, ok)),
+            _ => None,
+        })
+    }
+
+    /// Forgets all requests.
+    pub(super) fn forget(&mut self) {
+        let orphan = |taken: Taken| match taken.stage {
+            Stage::Issued { tag } => Some(Orphan { tag, request: taken.request }),
+            _ => None,
+        };
+        self.orphans.extend(self.taken.drain(..).filter_map(orphan));
+    }
+
+    pub(super) fn capture(&self) -> Vec<RequestState> {
+        let state = |taken: &Taken| {
+            let Request { operation, offset, bytes } = taken.request;
+            RequestState { head: taken.head, operation, offset, bytes }
+        };
+        self.taken.iter().map(state).collect()
+    }
+
+    /// Takes over what a checkpoint has, which was checked.
+    pub(super) fn restore(&mut self, requests: &[RequestState]) {
+        self.forget();
+        self.taken.extend(requests.iter().map(|state| Taken {
+            head: state.head,
+            chain: Chain::default(),
+            request: state.request(),
+            stage: Stage::Recorded,
+            told: false,
+        }));
+    }
+
+    /// Those that failed are to be tried again.
+    pub(super) fn try_again(&mut self) {
+        for taken in &mut self.taken {
+            if let Stage::Failed(data) = &mut taken.stage {
+                taken.stage = Stage::Waiting(data.take());
+            }
+        }
+    }
+}
+
+/// Why the engine could not.
+pub(super) struct Failure {
+    pub fault: IoFault,
+    /// What was to be written.
+    pub data: Option<Buffer>,
+}
