@@ -135,11 +135,9 @@ impl<M: Medium> Journal<M> {
             return Err(JournalError::Small { least: RING_START + RING_BYTES_MIN, has });
         }
         let start = Position::default();
-        // Both slots are written: no older one may win.
         let count = Superblock::read(&medium).map_or(0, |old| old.count);
         let mut superblock =
             Superblock { count, head: start, cut: start, session, ring_bytes, applied: None };
-        superblock.write(&medium)?;
         superblock.write(&medium)?;
         Ok(Self {
             ring: Ring { medium, bytes: ring_bytes },

@@ -1,4 +1,5 @@
-//! Where the ring begins and what its image has, in one of two slots that are written in turn: one is always whole.
+//! Where the ring begins and what its image has, in two slots that are written one after the other: one is always whole,
+//! and when one is damaged later the other has the same.
 //!
 //! ```text
 //!  0 "FTJS"   4 version u32   8 count u64   16 head u64   24 head sequence u64   32 cut u64   40 cut sequence u64
@@ -26,7 +27,7 @@ pub(super) struct Position {
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Superblock {
-    /// The newer of two slots has the higher one.
+    /// Counts what was written; of two slots that differ the higher one is the newer.
     pub(super) count: u64,
     /// The oldest record that the image may lack.
     pub(super) head: Position,
@@ -103,7 +104,10 @@ impl Superblock {
     pub(super) fn write(&mut self, medium: &impl Medium) -> Result<(), JournalError> {
         medium.sync()?;
         self.count += 1;
-        medium.write((self.count % 2) * SLOT_BYTES, &self.encode())?;
-        Ok(medium.sync()?)
+        for slot in 0..2 {
+            medium.write(slot * SLOT_BYTES, &self.encode())?;
+            medium.sync()?;
+        }
+        Ok(())
     }
 }

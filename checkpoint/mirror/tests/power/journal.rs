@@ -2,7 +2,7 @@
 //! a checkpoint that was sealed, and never of one before the last that was made durable.
 
 use crate::lossy::{Lossy, Luck};
-use ft_mirror::{Change, Extent, Journal, JournalError, Medium, Sealed, Unmap};
+use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, Sealed, Unmap};
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::io;
@@ -16,11 +16,19 @@ enum Step {
     Change(Change<'static>),
     Seal,
     Sync,
-    Apply { budget: u64 },
+    Apply {
+        budget: u64,
+    },
     FlushAndRelease,
     LoseLink,
     Die,
-    LosePower { luck: u64 },
+    LosePower {
+        luck: u64,
+    },
+    /// In the midst of something.
+    LosePowerSoon {
+        calls: u32,
+    },
 }
 
 fn changes() -> impl Strategy<Value = Change<'static>> {
@@ -45,6 +53,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::LoseLink),
         1 => Just(Step::Die),
         2 => any::<u64>().prop_map(|luck| Step::LosePower { luck }),
+        2 => (0..6_u32).prop_map(|calls| Step::LosePowerSoon { calls }),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -87,52 +96,60 @@ impl<'a> Backup<'a> {
         }
     }
 
-    fn change(&mut self, change: &Change<'_>) {
+    fn change(&mut self, change: &Change<'_>) -> Result<(), JournalError> {
         match self.journal.append(change) {
-            Ok(()) => {}
             Err(JournalError::Full { .. }) => {
                 // The guest waits meanwhile. What fills it may be the epoch itself, which then ends.
-                self.seal();
-                self.sync();
-                self.apply(u64::MAX);
-                self.flush_and_release();
-                self.journal.append(change).unwrap();
+                self.seal()?;
+                self.sync()?;
+                self.apply(u64::MAX)?;
+                self.flush_and_release()?;
+                self.journal.append(change)?;
             }
-            Err(error) => panic!("{error}"),
+            appended => appended?,
         }
         let Change::Write { offset, data, .. } = change else {
             let bytes = change.extent().bytes;
             self.model.coming[bytes.start as usize..bytes.end as usize].fill(0);
-            return;
+            return Ok(());
         };
         let at = *offset as usize;
         self.model.coming[at..at + data.len()].copy_from_slice(data);
+        Ok(())
     }
 
-    fn seal(&mut self) {
-        self.journal.seal(Sealed { pairing: PAIRING, epoch: self.model.sealed.len() as u64 }).unwrap();
+    fn seal(&mut self) -> Result<(), JournalError> {
+        let epoch = self.model.sealed.len() as u64;
+        // It may take effect although it fails.
         self.model.sealed.push(self.model.coming.clone());
+        self.journal.seal(Sealed { pairing: PAIRING, epoch })
     }
 
-    fn sync(&mut self) {
-        self.journal.sync().unwrap();
+    fn sync(&mut self) -> Result<(), JournalError> {
+        self.journal.sync()?;
         self.model.durable = self.model.sealed.len() - 1;
+        Ok(())
     }
 
-    fn apply(&mut self, budget: u64) {
+    fn apply(&mut self, budget: u64) -> Result<(), JournalError> {
         let image = self.image;
-        self.journal.apply(budget, |change| carry_out(&image, change)).unwrap();
+        match self.journal.apply(budget, |change| carry_out(&image, change)) {
+            Ok(_) => Ok(()),
+            Err(ApplyError::Journal(error)) => Err(error),
+            Err(ApplyError::Image(error)) => Err(error.into()),
+        }
     }
 
-    fn flush_and_release(&mut self) {
-        self.image.sync().unwrap();
-        self.journal.release().unwrap();
+    fn flush_and_release(&mut self) -> Result<(), JournalError> {
+        self.image.sync()?;
+        self.journal.release()
     }
 
-    fn lose_link(&mut self) {
-        self.journal.drop_unsealed().unwrap();
+    fn lose_link(&mut self) -> Result<(), JournalError> {
+        self.journal.drop_unsealed()?;
         self.model.coming.clone_from(self.model.sealed.last().unwrap());
         self.model.durable = self.model.sealed.len() - 1;
+        Ok(())
     }
 
     /// Another process goes on; it finds this checkpoint.
@@ -141,7 +158,7 @@ impl<'a> Backup<'a> {
         let Sealed { pairing, epoch } = self.journal.sealed().unwrap();
         assert_eq!(pairing, PAIRING);
         let epoch = epoch as usize;
-        self.apply(u64::MAX);
+        self.apply(u64::MAX).unwrap();
         assert_eq!(self.journal.waiting(), 0);
         assert_eq!(self.journal.applied(), self.journal.sealed());
         assert!(self.image.content() == self.model.sealed[epoch], "the image is not that of epoch {epoch}");
@@ -152,8 +169,15 @@ impl<'a> Backup<'a> {
         epoch
     }
 
+    fn lose_power(&mut self, luck: u64) {
+        let mut luck = Luck(luck);
+        self.store.lose_power(&mut luck);
+        self.image.lose_power(&mut luck);
+        self.start_again();
+    }
+
     fn step(&mut self, step: &Step) {
-        match step {
+        let done = match step {
             Step::Change(change) => self.change(change),
             Step::Seal => self.seal(),
             Step::Sync => self.sync(),
@@ -162,14 +186,23 @@ impl<'a> Backup<'a> {
             Step::LoseLink => self.lose_link(),
             Step::Die => {
                 let last = self.model.sealed.len() - 1;
+                self.store.lose_power_never();
                 assert_eq!(self.start_again(), last, "a process that dies loses nothing that is sealed");
+                Ok(())
             }
             Step::LosePower { luck } => {
-                let mut luck = Luck(*luck);
-                self.store.lose_power(&mut luck);
-                self.image.lose_power(&mut luck);
-                self.start_again();
+                self.lose_power(*luck);
+                Ok(())
             }
+            Step::LosePowerSoon { calls } => {
+                self.store.lose_power_after(*calls);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) => {}
+            Err(JournalError::Io(_)) => self.lose_power(self.model.sealed.len() as u64),
+            Err(error) => panic!("{error}"),
         }
     }
 }
@@ -190,7 +223,7 @@ proptest! {
     #[test]
     fn a_bit_that_changed_is_found_or_was_of_nothing_that_counts(
         steps in steps(),
-        at in 0..JOURNAL_BYTES,
+        at in prop_oneof![1 => 0..100_usize, 1 => 4096..4196_usize, 4 => 8192..JOURNAL_BYTES],
         bit in 0..8_u8,
     ) {
         let (store, image) = (Lossy::new(JOURNAL_BYTES), Lossy::new(IMAGE_BYTES as usize));
@@ -199,6 +232,7 @@ proptest! {
             backup.step(step);
         }
         let (durable, last) = (backup.model.durable, backup.journal.sealed().unwrap().epoch as usize);
+        store.lose_power_never();
         store.flip(at, bit);
         match Journal::open(&store) {
             Ok(mut found) => {
