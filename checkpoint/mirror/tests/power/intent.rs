@@ -1,0 +1,98 @@
+//! Writes go into an image only where the map covers them. After any loss, each extent that may differ is set.
+
+use crate::lossy::{Lossy, Luck};
+use ft_mirror::{Damage, IntentError, IntentMap, Medium};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+
+const EXTENT: u64 = 1 << 20;
+const DISK: u64 = 70_000 * EXTENT - 512;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { offset: u64, bytes: u64 },
+    Settle { luck: u64 },
+    Commit,
+    Die,
+    LosePower { luck: u64 },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => (0..DISK - (8 << 20), 1..8_u64 << 20).prop_map(|(offset, bytes)| Step::Write { offset, bytes }),
+        2 => any::<u64>().prop_map(|luck| Step::Settle { luck }),
+        3 => Just(Step::Commit),
+        1 => Just(Step::Die),
+        2 => any::<u64>().prop_map(|luck| Step::LosePower { luck }),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+proptest! {
+    #[test]
+    fn what_may_differ_is_set_after_any_loss(steps in steps()) {
+        let store = Lossy::new(IntentMap::<Lossy>::bytes_for(DISK, EXTENT).unwrap() as usize);
+        let mut map = IntentMap::create(&store, DISK, EXTENT, 9).unwrap();
+        // Extents that were written and not settled.
+        let mut differ = BTreeSet::new();
+        for step in steps {
+            match step {
+                Step::Write { offset, bytes } => {
+                    let range = offset..offset + bytes;
+                    if !map.covers(&range) {
+                        map.mark(&range);
+                        prop_assert!(!map.covers(&range));
+                        map.commit().unwrap();
+                    }
+                    prop_assert!(map.covers(&range));
+                    differ.extend(range.start / EXTENT..range.end.div_ceil(EXTENT));
+                }
+                Step::Settle { luck } => {
+                    let mut luck = Luck(luck);
+                    for extent in map.set().filter(|_| luck.next().is_multiple_of(2)).collect::<Vec<_>>() {
+                        map.clear(extent);
+                        differ.remove(&extent);
+                    }
+                }
+                Step::Commit => map.commit().unwrap(),
+                Step::Die => map = IntentMap::open(&store, DISK).unwrap().0,
+                Step::LosePower { luck } => {
+                    store.lose_power(&mut Luck(luck));
+                    map = IntentMap::open(&store, DISK).unwrap().0;
+                }
+            }
+            let set: BTreeSet<_> = map.set().collect();
+            prop_assert!(differ.is_subset(&set), "{:?}", differ.difference(&set).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_damaged_block_counts_as_all_set_and_a_damaged_head_as_no_map() {
+    let bytes = IntentMap::<Lossy>::bytes_for(DISK, EXTENT).unwrap() as usize;
+    let store = Lossy::new(bytes);
+    let mut map = IntentMap::create(&store, DISK, EXTENT, 9).unwrap();
+    map.mark(&(0..1));
+    map.commit().unwrap();
+    store.flip(4096 * 2 + 100, 3);
+    let (map, damage) = IntentMap::open(&store, DISK).unwrap();
+    assert_eq!(damage, Damage { blocks: 1 });
+    assert_eq!(map.set().count(), 1 + 4088 * 8);
+    assert_eq!(map.range(69_999), 69_999 * EXTENT..DISK);
+    assert!(matches!(IntentMap::open(&store, DISK + 1), Err(IntentError::Size { .. })));
+    store.flip(9, 0);
+    assert!(matches!(IntentMap::open(&store, DISK), Err(IntentError::NoMap)));
+    store.write(0, &[0; 40]).unwrap();
+    assert!(matches!(IntentMap::open(&store, DISK), Err(IntentError::NoMap)));
+}
+
+#[test]
+fn a_map_of_before_does_not_shine_through_a_new_one() {
+    let bytes = IntentMap::<Lossy>::bytes_for(DISK, EXTENT).unwrap() as usize;
+    let store = Lossy::new(bytes);
+    let mut map = IntentMap::create(&store, DISK, EXTENT, 9).unwrap();
+    map.mark(&(0..DISK));
+    map.commit().unwrap();
+    drop(IntentMap::create(&store, DISK, EXTENT, 10).unwrap());
+    assert_eq!(IntentMap::open(&store, DISK).unwrap().0.set().count(), 0);
+}
