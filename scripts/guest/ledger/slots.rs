@@ -1,5 +1,5 @@
-//! A ledger in one file of 256 slots of 32 KiB, `slots`. Entry n is written into slot n modulo 256, over what was there,
-//! and is kept once `fdatasync` has returned. At most one entry is being written at a time.
+//! A ledger in one file of 256 slots of 32 KiB, `slots`. Entry n is written into slot n modulo 256, over what was
+//! there, and is kept once `fdatasync` has returned. At most one entry is being written at a time.
 //!
 //! | bytes of a slot | |
 //! |---|---|
@@ -24,7 +24,7 @@ pub const FILE: &str = "slots";
 pub const SLOTS: u64 = 256;
 /// Bytes of a slot.
 pub const SLOT_BYTES: usize = 32 << 10;
-const MAGIC: &[u8; 8] = b"FTLEDGER";
+const LABEL: &[u8; 8] = b"FTLEDGER";
 const HEAD: usize = 32;
 
 /// The file, open for writing.
@@ -62,7 +62,7 @@ pub fn record(number: u64) -> Vec<u8> {
     counted.extend(body);
     let sum = checksum(&counted);
     let mut record = Vec::with_capacity(HEAD + bytes);
-    record.extend(MAGIC);
+    record.extend(LABEL);
     record.extend(&counted[..16]);
     record.extend(sum.to_le_bytes());
     record.extend(&counted[16..]);

@@ -1,5 +1,6 @@
 //! A ledger of names: each entry makes, renames, links, truncates and removes files and directories, and is kept once
-//! all directories that it changed are synced. Entry n belongs to place n modulo 48, and replaces the one that was there:
+//! all directories that it changed are synced. Entry n belongs to place n modulo 48, and replaces the one that was
+//! there:
 //!
 //! 1. `tmp/N` is made with the entry's bytes, truncated to the length that it shall have, and synced.
 //! 2. It is renamed to `a/P`, over the older entry.

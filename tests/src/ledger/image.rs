@@ -1,6 +1,6 @@
-//! Reads the ledger in an image that nobody uses: as the next boot would find it, on a copy. The file system's journal is
-//! carried out, `e2fsck -fn` has to find nothing, and the entries have to be there. Needs e2fsprogs, and sqlite3 for
-//! the ledgers that are databases; no root.
+//! Reads the ledger in an image that nobody uses: as the next boot would find it, on a copy. The file system's journal
+//! is carried out, `e2fsck -fn` has to find nothing, and the entries have to be there. Needs e2fsprogs, and sqlite3
+//! for the ledgers that are databases; no root.
 
 use super::table::{self, Database};
 use super::trouble::Trouble;

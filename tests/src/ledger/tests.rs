@@ -79,43 +79,40 @@ fn names_that_are_not_as_they_were_made_are_found() {
     let path = directory.path();
     assert_eq!(tree::verify(path, 0).unwrap(), 0);
     let mut writer = Tree::open(path).unwrap();
-    let last = PLACES * 2 + 5;
+    let last = PLACES + 5;
     for number in 1..=last {
         writer.commit(number).unwrap();
         assert_eq!(tree::verify(path, number).unwrap(), number);
     }
-    let (a, b) = (
-        |place: u64| path.join(format!("tree/a/{place}")),
-        |place: u64| path.join(format!("tree/b/{place}")),
-    );
+    let at = |directory: &str, place: u64| path.join(format!("tree/{directory}/{place}"));
     // Anything may be missing of the last one, if it was not acknowledged.
-    fs::remove_file(b(5)).unwrap();
+    fs::remove_file(at("b", 5)).unwrap();
     assert_eq!(tree::verify(path, last - 1).unwrap(), last);
     assert!(damage(tree::verify(path, last)).contains("place 5"));
     writer.commit(last).unwrap();
     tree::verify(path, last).unwrap();
 
     // Of older ones nothing, whoever knows of them.
-    fs::remove_file(b(9)).unwrap();
-    assert!(damage(tree::verify(path, 0)).contains("place 9"));
-    fs::hard_link(a(8), b(9)).unwrap();
-    assert!(damage(tree::verify(path, 0)).contains("place 9"));
-    fs::remove_file(b(9)).unwrap();
-    fs::hard_link(a(9), b(9)).unwrap();
+    fs::remove_file(at("b", 3)).unwrap();
+    assert!(damage(tree::verify(path, 0)).contains("place 3"));
+    fs::hard_link(at("a", 2), at("b", 3)).unwrap();
+    assert!(damage(tree::verify(path, 0)).contains("place 3"));
+    fs::remove_file(at("b", 3)).unwrap();
+    fs::hard_link(at("a", 3), at("b", 3)).unwrap();
     tree::verify(path, last).unwrap();
 
     // A directory that comes back, and one that is gone.
-    fs::create_dir(path.join("tree/c/9-9")).unwrap();
-    assert!(damage(tree::verify(path, last)).contains("place 9"));
-    fs::remove_dir(path.join("tree/c/9-9")).unwrap();
-    let made = path.join(format!("tree/c/9-{}", PLACES + 9));
+    let (older, made) = (path.join("tree/c/3-3"), path.join(format!("tree/c/3-{}", PLACES + 3)));
+    fs::create_dir(&older).unwrap();
+    assert!(damage(tree::verify(path, last)).contains("place 3"));
+    fs::remove_dir(&older).unwrap();
     fs::remove_dir_all(&made).unwrap();
-    assert!(damage(tree::verify(path, last)).contains("place 9"));
+    assert!(damage(tree::verify(path, last)).contains("place 3"));
     fs::create_dir(&made).unwrap();
     tree::verify(path, last).unwrap();
 
     // A file that is shorter than it was when it was synced.
-    fs::OpenOptions::new().write(true).open(a(20)).unwrap().set_len(8).unwrap();
+    fs::OpenOptions::new().write(true).open(at("a", 20)).unwrap().set_len(8).unwrap();
     assert!(damage(tree::verify(path, last)).contains("no entry's file"));
 }
 
