@@ -285,6 +285,7 @@ impl Hands for SimHands<'_> {
     }
 
     fn freeze(&mut self) {
+        self.world.check_asked(self.n);
         self.world.begin_last(self.n);
     }
 

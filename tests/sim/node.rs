@@ -9,7 +9,7 @@ use rand::Rng;
 
 use crate::card::{Pace, Snag};
 use crate::hands::{SimHands, event_of};
-use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Trip};
+use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Replication, Trip};
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
@@ -99,8 +99,15 @@ impl World {
                     Some(Mutant::StandsUnread) => self.standing_unread(&event),
                     _ => None,
                 };
+                let is_in_step = |repl: &Replication| !repl.copying && repl.last.is_none();
+                let pauses = self.mutant == Some(Mutant::PausesUnasked)
+                    && matches!(event, Event::SwitchoverRequested { .. })
+                    && self.nodes[n].exec.repl.as_ref().is_some_and(is_in_step);
                 let mut hands = SimHands { world: self, n, output };
                 executor.begin(event, &mut hands);
+                if pauses {
+                    hands.freeze();
+                }
                 if let Some((conn, message)) = answer {
                     hands.send(conn, message);
                 }
