@@ -4,7 +4,7 @@
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Standing};
 use ftd::replica::Hands;
-use ftd::role::{ConnId, Event, Exit, Gone, Held};
+use ftd::role::{ConnId, Event, Exit, Gone, Held, Micros};
 use rand::Rng;
 
 use crate::card::{Pace, Snag};
@@ -141,10 +141,11 @@ impl World {
             place: "unread".into(),
             cell: Some((cell.id.0, generation)),
             named: cell.standby.as_ref().map(|standby| standby.pairing),
-            age_us: Some(0),
+            asked_us: Some(Micros::MAX),
             trouble: None,
             unfit: None,
             asks: false,
+            stamp_us: 0,
         };
         Some((conn, Message::Standing(standing)))
     }
