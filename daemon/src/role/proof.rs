@@ -3,8 +3,8 @@
 //! lapses, each with since when.
 //!
 //! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
-//! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old. It is as old
-//! as the question that it answers: how long it was on its way makes nothing fresh.
+//! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old. It is as
+//! old as the question that it answers: how long it was on its way makes nothing fresh.
 
 use super::event::Micros;
 use ft_arbiter::{Cell, CellId};
