@@ -442,10 +442,11 @@ impl World {
     /// Frames that have left are looked at, each at the time that it left. Says whether the snag was met.
     pub fn end_output(&mut self, n: usize) -> bool {
         let left = self.nodes[n].exec.card.end();
+        let inc = self.nodes[n].inc;
         for (late_us, frame) in left.frames {
             match late_us {
                 0 => self.emit(n, frame),
-                us => self.later(us, Act::Emitted { n, frame }),
+                us => self.later(us, Act::Emitted { n, inc, frame }),
             }
         }
         left.stalled_us > 0 || left.dead
