@@ -193,6 +193,9 @@ impl Hands for SimHands<'_> {
             Message::Standing(standing) if self.world.mutant == Some(Mutant::HidesARehearsal) => {
                 standing.unfit = None;
             }
+            Message::Standing(standing) if self.world.mutant == Some(Mutant::DatesByArrival) => {
+                standing.asked_us = standing.asked_us.map(|_| Micros::MAX);
+            }
             Message::Switchover { .. } => {
                 self.world.check_move(self.n);
                 self.world.hook(Hook::HandOver);

@@ -469,6 +469,8 @@ pub enum Mutant {
     IgnoresRetimed,
     /// A VM that is to move is paused before anybody has asked the arbiters.
     PausesUnasked,
+    /// What a peer says of its arbiter counts from its arrival.
+    DatesByArrival,
 }
 
 impl Mutant {
@@ -498,7 +500,7 @@ impl Mutant {
             Self::CallsImagesDamaged | Self::UnseenIsNothing => "boots silently",
             Self::ForgetsTheLate => "unanswered",
             Self::SwapsAnswers => "answered",
-            Self::PausesUnasked => "paused",
+            Self::PausesUnasked | Self::DatesByArrival => "paused",
             Self::UnnamedDiscards => "given up",
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
@@ -517,7 +519,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 64] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -581,5 +583,6 @@ impl Mutant {
         Self::SwapsAnswers,
         Self::IgnoresRetimed,
         Self::PausesUnasked,
+        Self::DatesByArrival,
     ];
 }
