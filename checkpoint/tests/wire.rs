@@ -135,9 +135,11 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             prop::option::of(".{0,90}"),
             prop::option::of((".{0,90}", n())),
             any::<bool>(),
+            n(),
         )
-            .prop_map(|(place, cell, named, age_us, trouble, unfit, asks)| {
-                Message::Standing(Standing { place, cell, named, age_us, trouble, unfit, asks })
+            .prop_map(|(place, cell, named, asked_us, trouble, unfit, asks, stamp_us)| {
+                let standing = Standing { place, cell, named, asked_us, trouble, unfit, asks, stamp_us };
+                Message::Standing(standing)
             }),
     ]
 }

@@ -25,8 +25,8 @@ declare -A pair_peer=([a]=b [b]=a)
 declare -A pair_storage=()
 pair_port=7400
 pair_client_port=7777
-# Exit codes of ftd (its --help): lost the arbitration.
-pair_exit_fenced=20
+# Exit codes of ftd (its --help): cannot pair with the peer, lost the arbitration.
+pair_exit_peer=13 pair_exit_fenced=20
 
 # pair_config HOST START_AS: the configuration, on stdout.
 pair_config() {

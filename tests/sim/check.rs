@@ -22,7 +22,7 @@ use ft_netbuf::Gate;
 use ftd::role::{Micros, Role, State};
 
 use crate::arbiter::Entry;
-use crate::model::{Frame, Mutant, NAMES, Replication, index_of};
+use crate::model::{Desire, Frame, Mutant, NAMES, Replication, index_of};
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -263,6 +263,20 @@ impl World {
         self.truth.lost = Some(cause.to_string());
         if !from_outside {
             self.fail(format!("the last copy of the VM's state was given up: {cause}"));
+        }
+    }
+
+    /// A node pauses its VM to hand it over. Where the operator asked for that, both arbiters have answered since.
+    pub fn check_asked(&mut self, n: usize) {
+        let moves = self.nodes[n].asked.iter().filter(|(.., desire)| *desire == Desire::Move);
+        let Some(since) = moves.map(|(_, at, _)| *at).min() else { return };
+        // By how much clocks drift, over the time that a switchover has.
+        let margin = self.knobs.patience_us / 10;
+        for (m, of) in NAMES.iter().enumerate() {
+            if self.arbiter_answered(m).is_none_or(|(at, _)| at + margin < since) {
+                let name = NAMES[n];
+                self.fail(format!("paused: {name} has not heard from {of}'s arbiter since {since}"));
+            }
         }
     }
 

@@ -193,6 +193,9 @@ impl Hands for SimHands<'_> {
             Message::Standing(standing) if self.world.mutant == Some(Mutant::HidesARehearsal) => {
                 standing.unfit = None;
             }
+            Message::Standing(standing) if self.world.mutant == Some(Mutant::DatesByArrival) => {
+                standing.asked_us = standing.asked_us.map(|_| Micros::MAX);
+            }
             Message::Switchover { .. } => {
                 self.world.check_move(self.n);
                 self.world.hook(Hook::HandOver);
@@ -285,6 +288,7 @@ impl Hands for SimHands<'_> {
     }
 
     fn freeze(&mut self) {
+        self.world.check_asked(self.n);
         self.world.begin_last(self.n);
     }
 

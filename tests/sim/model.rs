@@ -467,6 +467,10 @@ pub enum Mutant {
     SwapsAnswers,
     /// A failure timeout counts as it was when the process began.
     IgnoresRetimed,
+    /// A VM that is to move is paused before anybody has asked the arbiters.
+    PausesUnasked,
+    /// What a peer says of its arbiter counts from its arrival.
+    DatesByArrival,
 }
 
 impl Mutant {
@@ -496,6 +500,7 @@ impl Mutant {
             Self::CallsImagesDamaged | Self::UnseenIsNothing => "boots silently",
             Self::ForgetsTheLate => "unanswered",
             Self::SwapsAnswers => "answered",
+            Self::PausesUnasked | Self::DatesByArrival => "paused",
             Self::UnnamedDiscards => "given up",
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
@@ -514,7 +519,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 64] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -577,5 +582,7 @@ impl Mutant {
         Self::UnnamedDiscards,
         Self::SwapsAnswers,
         Self::IgnoresRetimed,
+        Self::PausesUnasked,
+        Self::DatesByArrival,
     ];
 }

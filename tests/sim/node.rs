@@ -4,12 +4,12 @@
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Ack, Standing};
 use ftd::replica::Hands;
-use ftd::role::{ConnId, Event, Exit, Gone, Held};
+use ftd::role::{ConnId, Event, Exit, Gone, Held, Micros};
 use rand::Rng;
 
 use crate::card::{Pace, Snag};
 use crate::hands::{SimHands, event_of};
-use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Trip};
+use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Replication, Trip};
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;
@@ -99,8 +99,15 @@ impl World {
                     Some(Mutant::StandsUnread) => self.standing_unread(&event),
                     _ => None,
                 };
+                let is_in_step = |repl: &Replication| !repl.copying && repl.last.is_none();
+                let pauses = self.mutant == Some(Mutant::PausesUnasked)
+                    && matches!(event, Event::SwitchoverRequested { .. })
+                    && self.nodes[n].exec.repl.as_ref().is_some_and(is_in_step);
                 let mut hands = SimHands { world: self, n, output };
                 executor.begin(event, &mut hands);
+                if pauses {
+                    hands.freeze();
+                }
                 if let Some((conn, message)) = answer {
                     hands.send(conn, message);
                 }
@@ -134,10 +141,11 @@ impl World {
             place: "unread".into(),
             cell: Some((cell.id.0, generation)),
             named: cell.standby.as_ref().map(|standby| standby.pairing),
-            age_us: Some(0),
+            asked_us: Some(Micros::MAX),
             trouble: None,
             unfit: None,
             asks: false,
+            stamp_us: 0,
         };
         Some((conn, Message::Standing(standing)))
     }
@@ -434,10 +442,11 @@ impl World {
     /// Frames that have left are looked at, each at the time that it left. Says whether the snag was met.
     pub fn end_output(&mut self, n: usize) -> bool {
         let left = self.nodes[n].exec.card.end();
+        let inc = self.nodes[n].inc;
         for (late_us, frame) in left.frames {
             match late_us {
                 0 => self.emit(n, frame),
-                us => self.later(us, Act::Emitted { n, frame }),
+                us => self.later(us, Act::Emitted { n, inc, frame }),
             }
         }
         left.stalled_us > 0 || left.dead

@@ -102,9 +102,10 @@ pub enum Act {
         inc: u32,
         asks: u32,
     },
-    /// A frame leaves a process that stood still in the middle of a release.
+    /// A frame leaves a process that stood still in the middle of a release, unless it has died meanwhile.
     Emitted {
         n: usize,
+        inc: u32,
         frame: Frame,
     },
     /// The VM's network on a node's host comes or goes.

@@ -338,7 +338,8 @@ impl World {
             }
             Act::HostDown { n, inc, asks } if self.nodes[n].inc == inc => self.take_host_down(n, asks),
             Act::HostDown { .. } => {}
-            Act::Emitted { n, frame } => self.emit(n, frame),
+            Act::Emitted { n, inc, frame } if self.lives(n, inc) => self.emit(n, frame),
+            Act::Emitted { .. } => {}
             Act::Inject(fault) => {
                 if !self.healed {
                     self.inject(fault);

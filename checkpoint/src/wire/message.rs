@@ -126,8 +126,9 @@ pub struct Standing {
     pub cell: Option<(u64, u64)>,
     /// The pairing with which that cell names the backup.
     pub named: Option<u64>,
-    /// How long ago the arbiter answered last, in microseconds; none: it never did.
-    pub age_us: Option<u64>,
+    /// When the arbiter was asked last that has answered, by the receiver's clock: at the earliest, as the sender knows
+    /// that clock by the stamps that have come from it. None: it has not been since the first of them.
+    pub asked_us: Option<u64>,
     /// Why the last request had no answer, for people.
     pub trouble: Option<String>,
     /// A backup: why the VM could not go on from what it holds when that was last tried, and since when it is so, in
@@ -135,6 +136,8 @@ pub struct Standing {
     pub unfit: Option<(String, u64)>,
     /// The receiver shall ask its own arbiter now, and say the same of it.
     pub asks: bool,
+    /// The sender's clock.
+    pub stamp_us: u64,
 }
 
 /// How the VM's way to the network is on the sender's host: said when a connection begins, and at each change.

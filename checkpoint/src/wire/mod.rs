@@ -19,7 +19,7 @@
 //!     Position{count, lag} --------------------------->    replay mode: how far it has executed
 //!     Diverged{count, what} -------------------------->    ... and that it has diverged; Bye follows
 //!     <------------------------------ Paired{generation}   the cell names this backup
-//!     Standing{place, cell, named, age} <------------->    what the sender's own arbiter says
+//!     Standing{place, cell, named, stamp} <----------->    what the sender's own arbiter says
 //!     <------------------------------- Switchover{epoch}   planned switchover: the guest stands still at this epoch
 //!     Decline{why} or TookOver{generation} ----------->
 //!     Network{is_cut_off, trouble} <------------------>   the VM's way to the network on the sender's host

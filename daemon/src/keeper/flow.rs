@@ -37,6 +37,9 @@ const LEAST_FIRST: u64 = 2 << 10;
 const CARRIED_SPAN_US: u64 = 100_000;
 /// The speed shown is that of about this time.
 const SPEED_SPAN_US: u64 = 500_000;
+/// Of the latency, the part after which the estimate of a checkpoint that is not encoded yet is not relied on: it is a
+/// guess from what the guest wrote before.
+const ESTIMATE_PCT: u64 = 10;
 /// The hold may grow beyond its bound for so long: links hiccup, and a window takes some acks to be found.
 const OVERLOAD_US: u64 = 10_000_000;
 
@@ -60,6 +63,8 @@ struct Flying {
     at: Micros,
     /// Bytes that it is long; an estimate until it is encoded.
     bytes: u64,
+    /// Bytes captured, until it is encoded.
+    raw: Option<u64>,
     /// Bytes in flight at its capture, its own among them.
     with_it: u64,
     /// Time that the guest ran for it.
@@ -88,6 +93,8 @@ pub struct Flow {
     least: u64,
     /// Bytes of checkpoint that the guest makes in a microsecond.
     rate: f64,
+    /// Bytes of memory that it dirties in a microsecond, by the last capture.
+    raw_rate: f64,
     gait: Gait,
     late_since: Option<Micros>,
 }
@@ -149,6 +156,7 @@ impl Flow {
             ratio: 1.0,
             least: LEAST_FIRST,
             rate: 0.0,
+            raw_rate: 0.0,
             gait: Gait::default(),
             late_since: None,
         }
@@ -178,10 +186,13 @@ impl Flow {
     /// The open epoch is captured: so many bytes of pages and state.
     pub fn captured(&mut self, now: Micros, epoch: u64, raw_bytes: u64) {
         let bytes = (raw_bytes as f64 * self.ratio) as u64;
-        let with_it = self.bytes_in_flight() + bytes;
+        let with_it = self.counted().map(|flying| flying.bytes).sum::<u64>() + bytes;
         let ran_us = std::mem::take(&mut self.gait.ran_us);
+        if ran_us >= *STINT_US.start() {
+            self.raw_rate = raw_bytes as f64 / ran_us as f64;
+        }
         let began = self.captured_at.replace(now).unwrap_or(now);
-        self.flying.push_back(Flying { epoch, began, at: now, bytes, with_it, ran_us });
+        self.flying.push_back(Flying { epoch, began, at: now, bytes, raw: Some(raw_bytes), with_it, ran_us });
     }
 
     /// It is encoded: `bytes` of the `raw_bytes` that were captured.
@@ -192,6 +203,7 @@ impl Flow {
         let mut behind = self.flying.iter_mut().skip_while(|flying| flying.epoch != epoch);
         self.least = self.least.min(bytes);
         let Some(this) = behind.next() else { return };
+        this.raw = None;
         let before = std::mem::replace(&mut this.bytes, bytes);
         this.with_it = this.with_it + bytes - before;
         let ran_us = this.ran_us;
@@ -246,7 +258,7 @@ impl Flow {
 
     /// What the guest does next in an epoch that is due at `due`. Without `may_end`, it cannot end for another reason.
     pub fn turn(&self, now: Micros, due: Micros, may_end: bool) -> Turn {
-        let in_flight = self.bytes_in_flight();
+        let in_flight = self.bytes_in_flight(now);
         let open = self.open_bytes(now);
         // Behind so much that is in flight already a checkpoint only waits: the epoch takes what the guest writes in.
         let crowded = in_flight > self.window / 2 && in_flight + open > self.window * 5 / 4;
@@ -296,7 +308,7 @@ impl Flow {
     /// it may.
     pub fn queueing(&self, now: Micros) -> (u64, Duration) {
         let (bytes, us) = self.carried;
-        let ahead_us = (self.bytes_in_flight() * us).checked_div(bytes).unwrap_or(0);
+        let ahead_us = (self.bytes_in_flight(now) * us).checked_div(bytes).unwrap_or(0);
         // Where no ack comes, nothing is known of what is carried.
         let oldest_us = self.flying.front().map_or(0, |oldest| now.saturating_sub(oldest.at));
         let late_us = if self.is_tried && oldest_us > self.service.hold_us_max { oldest_us } else { 0 };
@@ -323,13 +335,27 @@ impl Flow {
         (ran * 1000).checked_div(ran + stood).unwrap_or(1000)
     }
 
-    fn bytes_in_flight(&self) -> u64 {
-        self.flying.iter().skip((!self.is_tried).into()).map(|flying| flying.bytes).sum()
+    /// What is in flight. The first checkpoint takes more than its way, and counts once it is acked.
+    fn counted(&self) -> impl Iterator<Item = &Flying> {
+        self.flying.iter().skip((!self.is_tried).into())
+    }
+
+    /// Whether the encoder is so late that what the guest writes now may be far more than what it wrote before.
+    fn is_unsure(&self, now: Micros) -> bool {
+        let oldest = self.counted().find(|flying| flying.raw.is_some());
+        oldest.is_some_and(|flying| now.saturating_sub(flying.at) > self.latency_us * ESTIMATE_PCT / 100)
+    }
+
+    fn bytes_in_flight(&self, now: Micros) -> u64 {
+        let unsure = self.is_unsure(now);
+        let bytes = |flying: &Flying| flying.raw.filter(|_| unsure).unwrap_or(flying.bytes);
+        self.counted().map(bytes).sum()
     }
 
     /// Bytes that the open epoch has come to, as far as anybody can tell before it is captured.
     fn open_bytes(&self, now: Micros) -> u64 {
-        (self.rate * (self.gait.ran_us + self.gait.running_us(now)) as f64) as u64
+        let rate = if self.is_unsure(now) { self.rate.max(self.raw_rate) } else { self.rate };
+        (rate * (self.gait.ran_us + self.gait.running_us(now)) as f64) as u64
     }
 
     /// The time in which the guest writes so many bytes.

@@ -12,6 +12,8 @@ pub(super) struct Arbitration {
     pub(super) asked: Option<Asked>,
     /// When the newest request was made. What its answer says was true at some moment since then.
     pub(super) asked_at: Micros,
+    /// The same by the peer's clock, at the earliest. None: nothing of that clock was known.
+    pub(super) asked_at_theirs: Option<Micros>,
     pub(super) retry_at: Micros,
     /// When the one under way was last given up.
     left_at: Micros,
@@ -38,12 +40,6 @@ impl Arbitration {
     /// Whether a new request may be made now.
     pub(super) fn is_free(&self, now: Micros) -> bool {
         self.asked.is_none() && now >= self.retry_at
-    }
-
-    /// A request is made.
-    pub(super) fn begin(&mut self, now: Micros, asked: Asked) {
-        self.asked = Some(asked);
-        self.asked_at = now;
     }
 
     /// Whether a request has been under way since then, and was not given up since.
@@ -79,14 +75,26 @@ impl Arbitration {
 }
 
 impl Core {
+    /// A request is made.
+    pub(super) fn begin_asking(&mut self, asked: Asked) {
+        self.arbiter.asked = Some(asked);
+        self.note_asking();
+    }
+
+    /// It is made now.
+    pub(super) fn note_asking(&mut self) {
+        self.arbiter.asked_at = self.now;
+        self.arbiter.asked_at_theirs = self.words.their_clock(self.now);
+    }
+
     pub(super) fn ask_read(&mut self) {
-        self.arbiter.begin(self.now, Asked::Read { void: false });
+        self.begin_asking(Asked::Read { void: false });
         self.out.push(Command::ReadCell);
     }
 
     pub(super) fn ask_set(&mut self, expected: Option<u64>, new: Cell) {
         self.out.push(Command::CompareAndSet { expected, new: new.clone() });
-        self.arbiter.begin(self.now, Asked::Set { expected, new, in_doubt: false, resend_at: None });
+        self.begin_asking(Asked::Set { expected, new, in_doubt: false, resend_at: None });
     }
 
     /// A call on storage that hangs, or was replaced, may never return: another one is made in its place.

@@ -322,9 +322,8 @@ impl Core {
             && resend_at.is_some_and(|at| self.now >= at)
         {
             *resend_at = None;
-            self.arbiter.asked_at = self.now;
             self.out.push(Command::CompareAndSet { expected: *expected, new: new.clone() });
-            return;
+            return self.note_asking();
         }
         if !self.arbiter.is_free(self.now) {
             return self.leave_if_overdue();

@@ -3,7 +3,8 @@
 //! lapses, each with since when.
 //!
 //! The facts are each node's own. A node asks its arbiter every few seconds while it has no other question, and tells
-//! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old.
+//! the peer what came of it ([`Standing`]). Silence needs no message: a word that is not repeated grows old. It is as
+//! old as the question that it answers: how long it was on its way makes nothing fresh.
 
 use super::event::Micros;
 use ft_arbiter::{Cell, CellId};
@@ -37,16 +38,17 @@ impl Witness {
         self.named = cell.and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing);
     }
 
-    /// This, as the peer is told it.
-    pub(super) fn to_message(&self, now: Micros, asks: bool) -> Standing {
+    /// This, as the peer is told it. `asked`: when the arbiter was asked, by the peer's clock.
+    pub(super) fn to_message(&self, now: Micros, asked: Option<Micros>, asks: bool) -> Standing {
         Standing {
             place: self.place.clone(),
             cell: self.cell.map(|(id, generation)| (id.0, generation)),
             named: self.named,
-            age_us: self.at.map(|at| now.saturating_sub(at)),
+            asked_us: asked,
             trouble: self.trouble.clone(),
             unfit: self.unfit.clone().map(|(why, since)| (why, now.saturating_sub(since))),
             asks,
+            stamp_us: now,
         }
     }
 
@@ -58,7 +60,8 @@ impl Witness {
         Self {
             unfit,
             place: said.place,
-            at: said.age_us.map(|age| now.saturating_sub(age)),
+            // By this node's clock; what it does not know yet, nobody does.
+            at: said.asked_us.map(|at| at.min(now)),
             cell: said.cell.map(|(id, generation)| (CellId(id), generation)),
             named: said.named,
             trouble: said.trouble,
@@ -362,12 +365,21 @@ mod tests {
     fn a_failed_rehearsal_lasts_from_its_first_word_to_the_word_that_it_went_well() {
         let since = |witness: &Witness| witness.unfit.as_ref().map(|(_, since)| *since);
         let mine = Witness { unfit: Some(("why".into(), 300)), ..Witness::default() };
-        let first = Witness::of_message(9_000, mine.to_message(400, false), None);
+        let first = Witness::of_message(9_000, mine.to_message(400, None, false), None);
         assert_eq!(since(&first), Some(8_900), "by this node's clock");
-        let later = Witness::of_message(9_977, mine.to_message(1_400, false), Some(&first));
+        let later = Witness::of_message(9_977, mine.to_message(1_400, None, false), Some(&first));
         assert_eq!(since(&later), Some(8_900), "however long the word was on its way");
-        let well = Witness::of_message(9_990, Witness::default().to_message(1_500, false), Some(&later));
+        let well =
+            Witness::of_message(9_990, Witness::default().to_message(1_500, None, false), Some(&later));
         assert_eq!(since(&well), None);
+    }
+
+    #[test]
+    fn a_word_is_as_old_as_its_question_and_never_from_the_future() {
+        for (asked_us, at) in [(None, None), (Some(70), Some(70)), (Some(Micros::MAX), Some(900))] {
+            let said = Witness::default().to_message(5, asked_us, false);
+            assert_eq!(Witness::of_message(900, said, None).at, at);
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub(super) struct Words {
     pub(super) mine: Witness,
     /// The peer's, over the present connection.
     pub(super) theirs: Option<Witness>,
+    /// The peer's clock when it sent its newest word over that connection, and this node's when it came.
+    heard: Option<(Micros, Micros)>,
+    /// When the arbiter was asked for `mine`, by the peer's clock.
+    asked_at_theirs: Option<Micros>,
     /// When this process began.
     born: Micros,
     /// Since when the pair is in step.
@@ -36,6 +40,12 @@ impl Words {
         Self { mine, born: now, ..Self::default() }
     }
 
+    /// The peer's clock, at the earliest: its newest word may have been on its way for any time.
+    pub(super) fn their_clock(&self, now: Micros) -> Option<Micros> {
+        let (stamp, at) = self.heard?;
+        Some(stamp.saturating_add(now.saturating_sub(at)))
+    }
+
     /// Whether both nodes' arbiters have answered since then.
     pub(super) fn both_since(&self, then: Micros) -> bool {
         let answered = |witness: &Witness| witness.at.is_some_and(|at| at >= then);
@@ -50,6 +60,7 @@ impl Core {
             Ok(cell) => {
                 let asked_at = self.arbiter.asked_at;
                 self.words.mine.saw(asked_at, cell);
+                self.words.asked_at_theirs = self.arbiter.asked_at_theirs;
                 let is_enough = asked_at >= self.words.wanted_at;
                 self.words.probe_at = if is_enough { asked_at + self.policy.probe_us } else { self.now };
             }
@@ -64,7 +75,7 @@ impl Core {
     pub(super) fn probe_if_due(&mut self) {
         if self.arbiter.is_free(self.now) && self.now >= self.words.probe_at {
             self.words.probe_at = self.now + self.policy.probe_us;
-            self.arbiter.begin(self.now, Asked::Read { void: false });
+            self.begin_asking(Asked::Read { void: false });
             self.out.push(Command::ProbeCell);
         }
     }
@@ -78,13 +89,15 @@ impl Core {
 
     /// Tells the peer what this node's arbiter says.
     pub(super) fn tell_standing(&mut self, conn: ConnId, asks: bool) {
-        let standing = self.words.mine.to_message(self.now, asks);
+        let standing = self.words.mine.to_message(self.now, self.words.asked_at_theirs, asks);
         self.out.push(Command::SendStanding { conn, standing });
     }
 
     /// The peer tells the same.
     pub(super) fn on_standing(&mut self, said: Standing) {
-        if said.asks {
+        // An answer to what was asked before its first word could not be dated for it.
+        let is_first = self.words.heard.replace((said.stamp_us, self.now)).is_none();
+        if said.asks || is_first {
             self.probe_soon();
         }
         self.words.theirs = Some(Witness::of_message(self.now, said, self.words.theirs.as_ref()));
@@ -100,7 +113,8 @@ impl Core {
 
     /// A connection begins or ends: what the peer said before is history.
     pub(super) fn forget_their_word(&mut self) {
-        self.words.theirs = None;
+        (self.words.theirs, self.words.heard) = (None, None);
+        (self.words.asked_at_theirs, self.arbiter.asked_at_theirs) = (None, None);
         self.networks.set(Whose::Peers, Reach::Unknown);
     }
 

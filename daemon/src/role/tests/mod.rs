@@ -142,16 +142,22 @@ impl Rig {
     }
 
     fn hear_on(&mut self, conn: ConnId, cell: Option<Cell>) -> Vec<Command> {
-        let said = Standing {
+        let said = self.word(cell);
+        self.on(Event::Standing { conn, said })
+    }
+
+    /// What the peer says when its arbiter has just answered.
+    fn word(&self, cell: Option<Cell>) -> Standing {
+        Standing {
             place: "file /other/web.cell".into(),
             named: cell.as_ref().and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing),
             cell: cell.map(|cell| (cell.id.0, cell.generation)),
-            age_us: Some(0),
+            asked_us: Some(self.now),
             trouble: None,
             unfit: None,
             asks: false,
-        };
-        self.on(Event::Standing { conn, said })
+            stamp_us: self.now,
+        }
     }
 
     fn tick_after(&mut self, us: Micros) -> Vec<Command> {

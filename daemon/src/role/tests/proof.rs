@@ -87,6 +87,38 @@ fn a_switchover_asks_both_arbiters_before_it_pauses_the_vm() {
 }
 
 #[test]
+fn what_the_peer_asked_before_the_switchover_began_is_no_answer_however_late_it_comes() {
+    let mut rig = Rig::protected();
+    rig.now += 10;
+    let began = rig.now;
+    rig.on(switchover());
+    rig.now += 5_000;
+    for (asked_us, is_answer) in [(None, false), (Some(began - 1), false), (Some(began), true)] {
+        let said = Standing { asked_us, ..rig.word(Some(named(2))) };
+        let commands = rig.on(Event::Standing { conn: 7, said });
+        assert_eq!(commands.contains(&Command::FinalCheckpoint), is_answer, "{asked_us:?}");
+    }
+}
+
+#[test]
+fn a_word_is_dated_by_the_clock_of_the_peer_which_has_asked_for_it() {
+    const THEIRS: Micros = 77_000_000;
+    let mut rig = Rig::protected();
+    let mut commands = Vec::new();
+    rig.now += 10;
+    let said = Standing { asks: true, stamp_us: THEIRS, ..rig.word(Some(named(2))) };
+    rig.core.handle(rig.now, Event::Standing { conn: 7, said }, &mut commands);
+    assert!(commands.contains(&Command::ProbeCell), "{commands:?}");
+    rig.now += 3_000;
+    rig.core.handle(rig.now, Event::CellRead(Ok(Some(named(2)))), &mut commands);
+    let told = commands.into_iter().rev().find_map(|command| match command {
+        Command::SendStanding { standing, .. } => Some((standing.asked_us, standing.stamp_us)),
+        _ => None,
+    });
+    assert_eq!(told, Some((Some(THEIRS), rig.now)));
+}
+
+#[test]
 fn a_backup_gives_nothing_up_for_a_cell_that_is_not_its_primarys() {
     for found in [elsewhere(cell(9, Some("a"), None)), elsewhere(cell(9, None, None))] {
         let mut rig = Rig::orphaned();
