@@ -14,7 +14,7 @@ pub struct Extent {
 
 /// What becomes of the space under zeroes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmap {
+pub enum Space {
     /// It stays allocated.
     Keep,
     /// It may be given back.
@@ -38,7 +38,7 @@ pub enum Change<'a> {
         /// Where.
         extent: Extent,
         /// Whether their space may be given back.
-        unmap: Unmap,
+        space: Space,
     },
     /// Anything may be there now.
     Discard {

@@ -9,17 +9,17 @@
 //! Everything is bytes on a [`Medium`], which may lose or tear what was not flushed.
 //!
 //! ```
-//! use ft_mirror::{Change, Journal, MemoryMedium, Sealed};
+//! use ft_mirror::{Change, Journal, MemoryMedium, SealedEpoch};
 //!
 //! let medium = MemoryMedium::new(1 << 20);
 //! let mut journal = Journal::create(&medium, 7)?;
 //! journal.append(&Change::write(0, 4096, b"letters"))?;
-//! journal.seal(Sealed { pairing: 5, epoch: 9 })?;
+//! journal.seal(SealedEpoch { pairing: 5, epoch: 9 })?;
 //! journal.append(&Change::write(0, 8192, b"of an epoch that was never sealed"))?;
 //! drop(journal);
 //!
 //! let mut journal = Journal::open(&medium)?;
-//! assert_eq!(journal.sealed(), Some(Sealed { pairing: 5, epoch: 9 }));
+//! assert_eq!(journal.sealed(), Some(SealedEpoch { pairing: 5, epoch: 9 }));
 //! journal.sync()?;
 //! let mut applied = Vec::new();
 //! journal.apply(u64::MAX, |change| -> std::io::Result<()> {
@@ -38,9 +38,9 @@ mod medium;
 mod slots;
 mod stamp;
 
-pub use change::{Change, Extent, Unmap};
+pub use change::{Change, Extent, Space};
 pub use intent::{Damage, IntentError, IntentMap};
-pub use journal::{ApplyError, Glance, Journal, JournalError, Sealed};
+pub use journal::{ApplyError, Glance, Journal, JournalError, SealedEpoch};
 pub use medium::{Medium, MemoryMedium};
 pub use stamp::{
     CellView, Foreign, History, Holder, ImageOf, Judgement, Stamp, StampError, StampFile, judge,

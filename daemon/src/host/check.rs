@@ -45,7 +45,7 @@ pub enum HostError {
     },
     /// A disk's image cannot be opened, or somebody else uses it.
     #[error("machine.disk.image: {0}")]
-    Image(#[from] ft_disk::ImageError),
+    Image(#[from] ft_disk::DiskImageError),
     /// A file is not what it should be.
     #[error("{key} = {}: {problem}", path.display())]
     Unsuitable {

@@ -5,7 +5,7 @@ use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::{Config, DiskConfig};
-use ft_disk::{Access, Caching, ImageError, ImageStore, RawImage};
+use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage};
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
 use ft_vm::devices::{Disk, FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
 use ft_vm::machine::Machine;
@@ -25,7 +25,7 @@ pub type Attach = Box<dyn Fn(Option<&Machine>) + Send>;
 pub enum WiringError {
     /// A disk image cannot be opened, or somebody else uses it.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(#[from] DiskImageError),
 }
 
 /// What the replica needs of the host.
@@ -110,7 +110,7 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
 }
 
 /// Opens the images of a machine's disks, and locks them.
-pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ImageError> {
+pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, DiskImageError> {
     let open = |disk: &DiskConfig| {
         let access = if disk.read_only { Access::ReadOnly } else { Access::Writable };
         let image = RawImage::open(&disk.image, access)?;

@@ -36,7 +36,7 @@ pub enum Caching {
 
 /// Why an image is not opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
+pub enum DiskImageError {
     /// The host refuses.
     #[error("disk image {}: {source}", path.display())]
     Open {
@@ -91,16 +91,17 @@ pub struct RawImage {
 
 impl RawImage {
     /// Opens and locks an image.
-    pub fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
-        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+    pub fn open(path: &Path, access: Access) -> Result<Self, DiskImageError> {
+        let failed = |source| DiskImageError::Open { path: path.to_owned(), source };
         let metadata = std::fs::metadata(path).map_err(failed)?;
         let is_device = metadata.file_type().is_block_device();
         if !is_device && !metadata.is_file() {
-            return Err(ImageError::Kind { path: path.to_owned() });
+            return Err(DiskImageError::Kind { path: path.to_owned() });
         }
         // For a block device O_EXCL says that it is neither mounted nor a part of another device, nor will be.
         let exclusive = if is_device && access == Access::Writable { libc::O_EXCL } else { 0 };
-        let in_use = |file: &File| ImageError::InUse { path: path.to_owned(), holders: lock::holders(file) };
+        let in_use =
+            |file: &File| DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) };
         let (file, caching) = open_as(path, access, exclusive).map_err(|source| {
             match (source.raw_os_error(), File::open(path)) {
                 (Some(libc::EBUSY), Ok(file)) if is_device => in_use(&file),
@@ -113,7 +114,7 @@ impl RawImage {
         }
         let bytes = size(&file).map_err(failed)?;
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(ImageError::Size { path: path.to_owned(), bytes });
+            return Err(DiskImageError::Size { path: path.to_owned(), bytes });
         }
         Ok(Self { file, bytes, access, caching })
     }
@@ -166,13 +167,13 @@ fn open_as(path: &Path, access: Access, flags: libc::c_int) -> io::Result<(File,
     }
 }
 
-fn lock_as(path: &Path, file: &File, access: Access) -> Result<(), ImageError> {
+fn lock_as(path: &Path, file: &File, access: Access) -> Result<(), DiskImageError> {
     let Err(source) = lock::lock(file, access) else { return Ok(()) };
     if matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-        return Err(ImageError::InUse { path: path.to_owned(), holders: lock::holders(file) });
+        return Err(DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) });
     }
     match access {
-        Access::Writable => Err(ImageError::NoLocks { path: path.to_owned(), source }),
+        Access::Writable => Err(DiskImageError::NoLocks { path: path.to_owned(), source }),
         Access::ReadOnly => {
             let image = path.display();
             tracing::warn!(%image, "a disk image cannot be locked ({source}): nothing keeps a writer away");

@@ -31,7 +31,7 @@ use std::io;
 
 /// A sealed checkpoint: the pairing, and the epoch in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Sealed {
+pub struct SealedEpoch {
     /// The pairing.
     pub pairing: u64,
     /// The epoch.
@@ -107,11 +107,11 @@ pub struct Journal<M> {
     superblock: Superblock,
     tail: Position,
     /// Behind the last seal.
-    sealed: (Position, Option<Sealed>),
+    sealed: (Position, Option<SealedEpoch>),
     /// Behind the last seal that is durable.
     durable: Position,
     /// Behind the last record that was carried out, and the last seal before that.
-    applied: (Position, Option<Sealed>),
+    applied: (Position, Option<SealedEpoch>),
     health: Health,
 }
 
@@ -153,13 +153,13 @@ impl<M: Medium> Journal<M> {
     }
 
     /// The last seal: what this backup holds. What was appended behind it is in no checkpoint.
-    pub fn sealed(&self) -> Option<Sealed> {
+    pub fn sealed(&self) -> Option<SealedEpoch> {
         self.sealed.1
     }
 
     /// The checkpoint that the image is of, when everything sealed was carried out; else it is on its way from this
     /// one.
-    pub fn applied(&self) -> Option<Sealed> {
+    pub fn applied(&self) -> Option<SealedEpoch> {
         self.applied.1
     }
 
@@ -196,7 +196,7 @@ impl<M: Medium> Journal<M> {
     }
 
     /// What was appended since the last seal is this checkpoint's.
-    pub fn seal(&mut self, sealed: Sealed) -> Result<(), JournalError> {
+    pub fn seal(&mut self, sealed: SealedEpoch) -> Result<(), JournalError> {
         self.room_for_seal()?;
         self.put(&Entry::Seal(sealed))?;
         self.sealed = (self.tail, Some(sealed));

@@ -7,8 +7,8 @@
 //!
 //! `a` and `b` are offset and length of a change, pairing and epoch of a seal; `a` is the sequence number of a mark.
 
-use super::Sealed;
-use crate::change::{Change, Extent, Unmap};
+use super::SealedEpoch;
+use crate::change::{Change, Extent, Space};
 use std::borrow::Cow;
 
 pub(super) const HEAD_BYTES: usize = 48;
@@ -21,7 +21,7 @@ pub(super) const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 pub(super) enum Entry<'a> {
     Change(Change<'a>),
     /// What stands before it, back to the seal before it, is a checkpoint's.
-    Seal(Sealed),
+    Seal(SealedEpoch),
     /// Everything up to this sequence number was made durable before this was written.
     Durable(u64),
 }
@@ -70,17 +70,17 @@ impl Entry<'_> {
     pub(super) fn encode(&self, place: Place) -> ([u8; HEAD_BYTES], &[u8]) {
         let (kind, disk, a, b) = match self {
             Self::Change(Change::Write { disk, offset, data }) => (1, *disk, *offset, data.len() as u64),
-            Self::Change(Change::Zeroes { extent, unmap }) => {
-                let kind = match unmap {
-                    Unmap::Keep => 2,
-                    Unmap::May => 3,
+            Self::Change(Change::Zeroes { extent, space }) => {
+                let kind = match space {
+                    Space::Keep => 2,
+                    Space::May => 3,
                 };
                 (kind, extent.disk, extent.bytes.start, extent.bytes.end - extent.bytes.start)
             }
             Self::Change(Change::Discard { extent }) => {
                 (4, extent.disk, extent.bytes.start, extent.bytes.end - extent.bytes.start)
             }
-            Self::Seal(Sealed { pairing, epoch }) => (5, 0, *pairing, *epoch),
+            Self::Seal(SealedEpoch { pairing, epoch }) => (5, 0, *pairing, *epoch),
             Self::Durable(sequence) => (6, 0, *sequence, 0),
         };
         let payload = self.payload();
@@ -123,10 +123,10 @@ impl Head {
             1 if b == payload.len() as u64 && a.checked_add(b).is_some() => {
                 Entry::Change(Change::Write { disk, offset: a, data: Cow::Owned(payload) })
             }
-            2 => Entry::Change(Change::Zeroes { extent: extent()?, unmap: Unmap::Keep }),
-            3 => Entry::Change(Change::Zeroes { extent: extent()?, unmap: Unmap::May }),
+            2 => Entry::Change(Change::Zeroes { extent: extent()?, space: Space::Keep }),
+            3 => Entry::Change(Change::Zeroes { extent: extent()?, space: Space::May }),
             4 => Entry::Change(Change::Discard { extent: extent()? }),
-            5 => Entry::Seal(Sealed { pairing: a, epoch: b }),
+            5 => Entry::Seal(SealedEpoch { pairing: a, epoch: b }),
             6 => Entry::Durable(a),
             _ => return None,
         })
@@ -145,9 +145,9 @@ mod tests {
             (any::<u16>(), 0..1_u64 << 40, prop::collection::vec(any::<u8>(), 0..100)).prop_map(
                 |(disk, offset, data)| Entry::Change(Change::Write { disk, offset, data: Cow::Owned(data) })
             ),
-            extent.clone().prop_map(|extent| Entry::Change(Change::Zeroes { extent, unmap: Unmap::May })),
+            extent.clone().prop_map(|extent| Entry::Change(Change::Zeroes { extent, space: Space::May })),
             extent.prop_map(|extent| Entry::Change(Change::Discard { extent })),
-            any::<(u64, u64)>().prop_map(|(pairing, epoch)| Entry::Seal(Sealed { pairing, epoch })),
+            any::<(u64, u64)>().prop_map(|(pairing, epoch)| Entry::Seal(SealedEpoch { pairing, epoch })),
             any::<u64>().prop_map(Entry::Durable),
         ]
     }

@@ -3,16 +3,16 @@
 use super::record::{Entry, Head};
 use super::ring::Ring;
 use super::superblock::{Position, RING_START, Superblock};
-use super::{Health, Journal, JournalError, Sealed};
+use super::{Health, Journal, JournalError, SealedEpoch};
 use crate::medium::Medium;
 
 /// What a journal holds, for those who only look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
     /// The last seal.
-    pub sealed: Option<Sealed>,
+    pub sealed: Option<SealedEpoch>,
     /// The last one that the image has for certain.
-    pub applied: Option<Sealed>,
+    pub applied: Option<SealedEpoch>,
     /// Bytes that the image may lack.
     pub waiting: u64,
     /// Bytes for all.
@@ -55,7 +55,7 @@ fn begin(medium: &impl Medium) -> Result<Superblock, JournalError> {
 fn last_seal<M: Medium>(
     ring: &Ring<M>,
     superblock: &Superblock,
-) -> Result<(Position, Option<Sealed>), JournalError> {
+) -> Result<(Position, Option<SealedEpoch>), JournalError> {
     let mut walk = Walk { ring, superblock, at: superblock.head };
     let mut sealed = (superblock.head, superblock.applied);
     while let Some(entry) = walk.step()? {
@@ -122,7 +122,7 @@ impl<M: Medium> Walk<'_, M> {
 }
 
 /// For a message: the checkpoint, as an operator reads it.
-impl std::fmt::Display for Sealed {
+impl std::fmt::Display for SealedEpoch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "epoch {} of pairing {:016x}", self.epoch, self.pairing)
     }

@@ -6,7 +6,7 @@
 //! 48 session u64   56 ring bytes u64   64 has applied u64   72 pairing u64   80 epoch u64   88 crc32c u32 over 0..88
 //! ```
 
-use super::{JournalError, Sealed};
+use super::{JournalError, SealedEpoch};
 use crate::medium::Medium;
 use crate::slots::{self, Found, SLOTS_END};
 
@@ -36,14 +36,14 @@ pub(super) struct Superblock {
     pub(super) session: u64,
     pub(super) ring_bytes: u64,
     /// The last seal before the head.
-    pub(super) applied: Option<Sealed>,
+    pub(super) applied: Option<SealedEpoch>,
     /// The slot that does not say this yet.
     pub(super) behind: Option<u64>,
 }
 
 impl Superblock {
     fn encode(&self) -> [u8; BYTES] {
-        let Sealed { pairing, epoch } = self.applied.unwrap_or_default();
+        let SealedEpoch { pairing, epoch } = self.applied.unwrap_or_default();
         let words = [
             self.count,
             self.head.at,
@@ -76,7 +76,7 @@ impl Superblock {
         if half(4) != JOURNAL_VERSION {
             return Err(JournalError::Version(half(4)));
         }
-        let sealed = Sealed { pairing: word(72), epoch: word(80) };
+        let sealed = SealedEpoch { pairing: word(72), epoch: word(80) };
         Ok(Self {
             count: word(8),
             head: Position { at: word(16), sequence: word(24) },

@@ -2,7 +2,7 @@
 //! of a checkpoint that was sealed, and never of one before the last that was made durable.
 
 use crate::lossy::{Lossy, Luck};
-use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, Sealed, Unmap};
+use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, SealedEpoch, Space};
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::io;
@@ -39,7 +39,7 @@ fn changes() -> impl Strategy<Value = Change<'static>> {
             let data = (0..bytes).map(|i| fill.wrapping_add((i / 512) as u8)).collect();
             Change::Write { disk: 0, offset, data: Cow::Owned(data) }
         }),
-        1 => extent.prop_map(|extent| Change::Zeroes { extent, unmap: Unmap::May }),
+        1 => extent.prop_map(|extent| Change::Zeroes { extent, space: Space::May }),
     ]
 }
 
@@ -86,7 +86,7 @@ impl<'a> Backup<'a> {
     fn new(store: &'a Lossy, image: &'a Lossy) -> Self {
         let empty = vec![0; IMAGE_BYTES as usize];
         let mut journal = Journal::create(store, 3).unwrap();
-        journal.seal(Sealed { pairing: PAIRING, epoch: 0 }).unwrap();
+        journal.seal(SealedEpoch { pairing: PAIRING, epoch: 0 }).unwrap();
         journal.sync().unwrap();
         Self {
             store,
@@ -122,7 +122,7 @@ impl<'a> Backup<'a> {
         let epoch = self.model.sealed.len() as u64;
         // It may take effect although it fails.
         self.model.sealed.push(self.model.coming.clone());
-        self.journal.seal(Sealed { pairing: PAIRING, epoch })
+        self.journal.seal(SealedEpoch { pairing: PAIRING, epoch })
     }
 
     fn sync(&mut self) -> Result<(), JournalError> {
@@ -155,7 +155,7 @@ impl<'a> Backup<'a> {
     /// Another process goes on; it finds this checkpoint.
     fn start_again(&mut self) -> usize {
         self.journal = Journal::open(self.store).unwrap();
-        let Sealed { pairing, epoch } = self.journal.sealed().unwrap();
+        let SealedEpoch { pairing, epoch } = self.journal.sealed().unwrap();
         assert_eq!(pairing, PAIRING);
         let epoch = epoch as usize;
         self.apply(u64::MAX).unwrap();
@@ -273,7 +273,7 @@ fn a_full_journal_takes_the_seal_and_nothing_else() {
         }
     };
     assert!(matches!(error, JournalError::Full { .. }), "{error}");
-    let sealed = Sealed { pairing: 1, epoch: 1 };
+    let sealed = SealedEpoch { pairing: 1, epoch: 1 };
     journal.seal(sealed).unwrap();
     journal.sync().unwrap();
     let mut again = Journal::open(&store).unwrap();
