@@ -115,7 +115,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
         (
             "[replication]",
             "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]",
-            "a writable disk (/i)",
+            "writable disks are not replicated yet (/i)",
         ),
         (
             "#mode = \"checkpoint\"",
