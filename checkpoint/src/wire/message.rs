@@ -127,7 +127,7 @@ pub struct Standing {
     /// The pairing with which that cell names the backup.
     pub named: Option<u64>,
     /// When the arbiter was asked last that has answered, by the receiver's clock: at the earliest, as the sender knows
-    /// that clock by the stamps that have come from it. None: it has not been since the first of them.
+    /// that clock by the stamps that have come from it. 0: before the first of them. None: it never answered.
     pub asked_us: Option<u64>,
     /// Why the last request had no answer, for people.
     pub trouble: Option<String>,

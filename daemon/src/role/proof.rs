@@ -11,6 +11,10 @@ use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 use std::fmt;
 
+/// When the arbiter was asked, if nothing was known of the receiver's clock then. Such an answer proves nothing; what it
+/// denies counts.
+const UNDATED: Micros = 0;
+
 /// What is known of one node's arbiter, and of a backup's rehearsals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Witness {
@@ -19,6 +23,8 @@ pub(super) struct Witness {
     /// When the last request was made whose answer was believed: what it said was true since then, and not before. By
     /// this node's clock.
     pub(super) at: Option<Micros>,
+    /// There was such an answer, if only at a time that is not known.
+    pub(super) has_read: bool,
     /// The cell as it was then.
     pub(super) cell: Option<(CellId, u64)>,
     /// The pairing with which the cell named the backup.
@@ -32,19 +38,19 @@ pub(super) struct Witness {
 impl Witness {
     /// The arbiter has answered, and the answer is believed.
     pub(super) fn saw(&mut self, asked_at: Micros, cell: Option<&Cell>) {
-        self.at = Some(asked_at);
+        (self.at, self.has_read) = (Some(asked_at), true);
         self.trouble = None;
         self.cell = cell.map(|cell| (cell.id, cell.generation));
         self.named = cell.and_then(|cell| cell.standby.as_ref()).map(|standby| standby.pairing);
     }
 
-    /// This, as the peer is told it. `asked`: when the arbiter was asked, by the peer's clock.
+    /// This, as the peer is told it. `asked`: when the arbiter was asked, by the peer's clock, if that is known.
     pub(super) fn to_message(&self, now: Micros, asked: Option<Micros>, asks: bool) -> Standing {
         Standing {
             place: self.place.clone(),
             cell: self.cell.map(|(id, generation)| (id.0, generation)),
             named: self.named,
-            asked_us: asked,
+            asked_us: self.has_read.then(|| asked.unwrap_or(UNDATED)),
             trouble: self.trouble.clone(),
             unfit: self.unfit.clone().map(|(why, since)| (why, now.saturating_sub(since))),
             asks,
@@ -61,7 +67,8 @@ impl Witness {
             unfit,
             place: said.place,
             // By this node's clock; what it does not know yet, nobody does.
-            at: said.asked_us.map(|at| at.min(now)),
+            at: said.asked_us.filter(|at| *at != UNDATED).map(|at| at.min(now)),
+            has_read: said.asked_us.is_some(),
             cell: said.cell.map(|(id, generation)| (CellId(id), generation)),
             named: said.named,
             trouble: said.trouble,
@@ -223,11 +230,14 @@ impl Case<'_> {
         let overdue = now.saturating_sub(self.since) > limit;
         let mut pending = false;
         match said {
-            Some(said) if said.at.is_some() => {
+            Some(said) if said.has_read => {
                 lapses.extend(silence((backup, said), self.since, now, limit));
                 match self.contradiction(said) {
                     Some(lapse) => lapses.push(Lapsed { lapse, since: self.since }),
-                    None => pending = said.cell.is_none_or(|(_, generation)| generation < self.generation),
+                    None => {
+                        let is_old = |(_, generation)| generation < self.generation;
+                        pending = said.at.is_none() || said.cell.is_none_or(is_old);
+                    }
                 }
             }
             Some(said) => {
@@ -302,7 +312,7 @@ mod tests {
     const CELL: CellId = CellId(0xa);
 
     fn witness(place: &str, at: Micros, cell: Option<(CellId, u64)>, named: Option<u64>) -> Witness {
-        Witness { place: place.into(), at: Some(at), cell, named, ..Witness::default() }
+        Witness { place: place.into(), at: Some(at), has_read: true, cell, named, ..Witness::default() }
     }
 
     fn judged(
@@ -376,10 +386,22 @@ mod tests {
 
     #[test]
     fn a_word_is_as_old_as_its_question_and_never_from_the_future() {
-        for (asked_us, at) in [(None, None), (Some(70), Some(70)), (Some(Micros::MAX), Some(900))] {
-            let said = Witness::default().to_message(5, asked_us, false);
-            assert_eq!(Witness::of_message(900, said, None).at, at);
+        let mine = Witness { has_read: true, ..Witness::default() };
+        let heard = |of: &Witness, asked| Witness::of_message(900, of.to_message(5, asked, false), None);
+        for (asked, at) in [(None, None), (Some(70), Some(70)), (Some(Micros::MAX), Some(900))] {
+            assert_eq!(heard(&mine, asked), Witness { at, ..mine.clone() });
         }
+        assert_eq!(heard(&Witness::default(), Some(70)), Witness::default(), "it never answered");
+    }
+
+    #[test]
+    fn a_word_without_a_date_proves_nothing_and_what_it_denies_counts() {
+        let primary = witness("/a", 150, Some((CELL, 2)), Some(7));
+        let undated = |cell, named| Witness { at: None, ..witness("/b", 0, cell, named) };
+        assert_eq!(judged(&primary, Some(&undated(Some((CELL, 2)), Some(7))), 200), Ok(false));
+        assert_eq!(judged(&primary, Some(&undated(None, None)), 200), Err(vec![("other_cell", 100)]));
+        let other = undated(Some((CellId(0xb), 9)), Some(7));
+        assert_eq!(judged(&primary, Some(&other), 200), Err(vec![("other_cell", 100)]));
     }
 
     #[test]
