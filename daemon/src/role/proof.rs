@@ -11,8 +11,8 @@ use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 use std::fmt;
 
-/// When the arbiter was asked, if nothing was known of the receiver's clock then. Such an answer proves nothing; what it
-/// denies counts.
+/// When the arbiter was asked, if nothing was known of the receiver's clock then. Such an answer proves nothing, and
+/// what it denies counts.
 const UNDATED: Micros = 0;
 
 /// What is known of one node's arbiter, and of a backup's rehearsals.
