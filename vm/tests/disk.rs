@@ -60,12 +60,16 @@ impl Vm {
         Self { machine, ram, console: console.clone() }
     }
 
+    /// Linux is up, and its disk is mounted.
     fn boot(&mut self, guest: &Path) {
         let words = std::fs::read_to_string(guest.join("cmdline")).unwrap();
         let cmdline: Vec<_> = words.split_whitespace().filter(|word| !word.starts_with("ip=")).collect();
         let initrd = Some(guest.join("initramfs.cpio"));
         let boot = Boot::Linux { kernel: guest.join("kernel"), initrd, cmdline: cmdline.join(" ") };
         self.machine.boot(&boot).unwrap();
+        self.machine.resume().unwrap();
+        self.until("userland is up");
+        self.command(MOUNT, "mounted");
     }
 
     fn says(&self, words: &str) -> bool {
@@ -126,9 +130,6 @@ fn what_linux_has_synced_is_there_after_a_cold_boot_also_if_the_machine_was_move
         let console = Remember::default();
         let mut vm = Vm::new(engine, &image, &console);
         vm.boot(&guest);
-        vm.machine.resume().unwrap();
-        vm.until("userland is up");
-        vm.command(MOUNT, "mounted");
         vm.type_in(FILL, "filled");
         let (begun, mut moves) = (Instant::now(), 0);
         while !vm.says("filled-0") {
@@ -147,9 +148,6 @@ fn what_linux_has_synced_is_there_after_a_cold_boot_also_if_the_machine_was_move
         let console = Remember::default();
         let mut vm = Vm::new(engine, &image, &console);
         vm.boot(&guest);
-        vm.machine.resume().unwrap();
-        vm.until("userland is up");
-        vm.command(MOUNT, "mounted");
         vm.command(CHECK, "same");
         vm.command("rm /mnt/* 2>/dev/null; umount /mnt", "clean");
         drop(vm);
@@ -180,9 +178,6 @@ fn what_linux_has_synced_is_there_after_its_process_was_killed_in_the_middle_of_
 
     let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
     vm.boot(&guest);
-    vm.machine.resume().unwrap();
-    vm.until("userland is up");
-    vm.command(MOUNT, "mounted");
     vm.command(CHECK, "same");
 }
 
@@ -193,9 +188,6 @@ const SYNCED: &str = "the guest has synced";
 fn write_until_killed(guest: &Path, image: &Path) -> ! {
     let mut vm = Vm::new(EngineKind::Soft, image, &Remember::default());
     vm.boot(guest);
-    vm.machine.resume().unwrap();
-    vm.until("userland is up");
-    vm.command(MOUNT, "mounted");
     vm.command(FILL, "filled");
     println!("{SYNCED}");
     // More that is never synced.
@@ -215,9 +207,6 @@ fn a_replay_writes_the_same_image_and_comes_to_the_same_state() {
     let (image, replayed) = (directory.path().join("image"), directory.path().join("replayed"));
     let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
     vm.boot(&guest);
-    vm.machine.resume().unwrap();
-    vm.until("userland is up");
-    vm.command(MOUNT, "mounted");
 
     // The replay begins here: with a copy of the memory and of the image, and with what is in flight.
     vm.type_in(FILL, "filled");
