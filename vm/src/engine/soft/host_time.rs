@@ -5,8 +5,11 @@
 use ft_cpu::{PACES, Pace};
 use std::time::{Duration, Instant};
 
-/// How long the guest's speed is measured before the pace is set by it.
+/// How long the guest's speed is measured before the pace is set by it...
 const WINDOW: Duration = Duration::from_millis(10);
+/// ...but at once where virtual time is ahead of the host's by so much. A guest that works in short pieces takes long to
+/// have worked for a window, and its time, at the pace of a moment in which the host was busy, runs away until then.
+const FAST_NS: u64 = 10_000_000;
 /// A difference is made good within about this time.
 const CATCH_UP_NS: i64 = 100_000_000;
 
@@ -16,19 +19,24 @@ pub(super) struct HostTime {
     start: Instant,
     /// ...and its virtual time then.
     start_ns: u64,
-    /// Since when the guest computes without a break...
-    busy_since: Instant,
-    /// ...and its count then.
-    busy_count: u64,
+    /// How long the guest has computed since its speed was measured, in one piece or many...
+    busy: Duration,
+    /// ...and how many instructions.
+    executed: u64,
     /// Since when the guest stands still, by no doing of its own.
     still_since: Option<Instant>,
 }
 
 impl HostTime {
-    /// Of a machine that is let run now, at this virtual time and count.
-    pub(super) fn start(virtual_ns: u64, count: u64) -> Self {
-        let start = Instant::now();
-        Self { start, start_ns: virtual_ns, busy_since: start, busy_count: count, still_since: None }
+    /// Of a machine that is let run now, at this virtual time.
+    pub(super) fn start(virtual_ns: u64) -> Self {
+        Self {
+            start: Instant::now(),
+            start_ns: virtual_ns,
+            busy: Duration::ZERO,
+            executed: 0,
+            still_since: None,
+        }
     }
 
     /// The guest stands still from now on, if it does not already.
@@ -45,29 +53,25 @@ impl HostTime {
     /// not by more than it stood still: what it lags besides is made good by its pace.
     pub(super) fn go_on(&mut self, virtual_ns: u64) -> u64 {
         let Some(since) = self.still_since.take() else { return 0 };
-        let now = Instant::now();
-        let still = now.saturating_duration_since(since);
-        // The guest's speed is that of the time in which it ran.
-        self.busy_since = (self.busy_since + still).min(now);
-        let still_ns = u64::try_from(still.as_nanos()).unwrap_or(u64::MAX);
+        let still_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.due_ns().saturating_sub(virtual_ns).min(still_ns)
     }
 
-    /// The guest has done nothing for a while, and computes from now on.
-    pub(super) fn begin_again(&mut self, count: u64) {
-        (self.busy_since, self.busy_count) = (Instant::now(), count);
+    /// The guest has computed: so long, and so many instructions. Its speed is that of the time in which it ran.
+    pub(super) fn note_work(&mut self, took: Duration, executed: u64) {
+        self.busy += took;
+        self.executed = self.executed.saturating_add(executed);
     }
 
     /// Another pace than `pace`, if the guest computes at another speed or virtual time is not where it should be.
-    pub(super) fn follow(&mut self, pace: Pace, virtual_ns: u64, count: u64) -> Option<Pace> {
-        let elapsed = self.busy_since.elapsed();
-        if elapsed < WINDOW {
+    pub(super) fn follow(&mut self, pace: Pace, virtual_ns: u64) -> Option<Pace> {
+        let due_ns = self.due_ns();
+        if self.executed == 0 || (self.busy < WINDOW && virtual_ns < due_ns.saturating_add(FAST_NS)) {
             return None;
         }
-        let executed = count.saturating_sub(self.busy_count).max(1);
-        self.begin_again(count);
-        let measured = (elapsed.as_nanos() << 8) / u128::from(executed);
-        let lag_ns = i128::from(self.due_ns()) - i128::from(virtual_ns);
+        let (busy, executed) = (std::mem::take(&mut self.busy), std::mem::take(&mut self.executed));
+        let measured = (busy.as_nanos() << 8) / u128::from(executed);
+        let lag_ns = i128::from(due_ns) - i128::from(virtual_ns);
         // From half of what was measured to four times as much.
         let limit = i128::from(CATCH_UP_NS);
         let factor = limit + lag_ns.clamp(-limit / 2, 3 * limit);

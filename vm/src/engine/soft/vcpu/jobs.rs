@@ -23,7 +23,7 @@ impl Worker {
     pub(crate) fn resume(&mut self) {
         (self.running, self.ended) = (true, false);
         if !self.host_time.stands_still() {
-            self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+            self.host_time = HostTime::start(self.virtual_ns());
         }
         self.throttled_until = None;
         self.reach.devices.go_on_unseen();
@@ -86,7 +86,7 @@ impl Worker {
         self.reach.devices.set_signal(idle.signalled);
         self.outbox.set_waiting(outbox);
         self.reach.now_ns.store(self.virtual_ns(), Ordering::Relaxed);
-        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+        self.host_time = HostTime::start(self.virtual_ns());
         (self.stuck, self.ended) = (None, false);
         self.publish();
         Ok(())
@@ -205,7 +205,7 @@ impl Worker {
             return refuse("the machine runs: pause it");
         }
         self.go_live();
-        self.host_time = HostTime::start(self.virtual_ns(), self.cpu.count);
+        self.host_time = HostTime::start(self.virtual_ns());
         Ok(())
     }
 

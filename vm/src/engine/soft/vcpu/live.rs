@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Virtual time that a busy guest may be ahead of the host's.
-const AHEAD_NS: u64 = 100_000_000;
+pub(super) const AHEAD_NS: u64 = 100_000_000;
 /// How long a run of the guest should take, between two looks at the host's clock.
 const SLICE: Duration = Duration::from_millis(1);
 /// A timer that stays due though it fires to no effect is looked at this often.
@@ -48,6 +48,8 @@ impl Worker {
             limit = limit.min(recorder.digest_due());
         }
         let exit = self.run(limit);
+        let (took, executed) = (begun.elapsed(), self.cpu.count - count);
+        self.host_time.note_work(took, executed);
         self.note_random();
         let waits = match exit {
             CpuExit::Limit | CpuExit::Attention => false,
@@ -66,16 +68,24 @@ impl Worker {
                 recorder.note_digest(self.cpu.count, digest);
             }
         }
+        self.follow_host();
         if waits {
             let now_ns = self.virtual_ns();
             let timer = self.cpu.bus.next_timer_ns();
             return self.wait_until(timer.map(|ns| if ns > now_ns { ns } else { now_ns + STALE_TIMER_NS }));
         }
-        self.keep_pace(begun.elapsed(), self.cpu.count - count);
+        self.after_work(took, executed);
     }
 
-    /// After the guest was busy for so long, and has executed so much.
-    fn keep_pace(&mut self, elapsed: Duration, executed: u64) {
+    /// Sets the pace anew where virtual time does not go as the host's.
+    fn follow_host(&mut self) {
+        if let Some(ns_per_256) = self.host_time.follow(self.cpu.clock.pace(), self.virtual_ns()) {
+            self.input(&LogInput::Pace { ns_per_256 });
+        }
+    }
+
+    /// After the guest was busy for so long, has executed so much, and has more to do.
+    fn after_work(&mut self, elapsed: Duration, executed: u64) {
         if executed >= *SLICE_COUNTS.start() {
             let wanted = SLICE.as_nanos() * u128::from(executed) / elapsed.as_nanos().max(1);
             let wanted = u64::try_from(wanted).unwrap_or(u64::MAX);
@@ -87,9 +97,6 @@ impl Worker {
             self.throttled_until = Instant::now().checked_add(pause);
         }
         let (due_ns, now_ns) = (self.host_time.due_ns(), self.virtual_ns());
-        if let Some(ns_per_256) = self.host_time.follow(self.cpu.clock.pace(), now_ns, self.cpu.count) {
-            self.input(&LogInput::Pace { ns_per_256 });
-        }
         if now_ns > due_ns + AHEAD_NS {
             self.host_time.stand_still();
             self.reach.bell.wait(self.host_time.instant_of(now_ns));
@@ -105,7 +112,6 @@ impl Worker {
         {
             self.advance_to(due_ns.max(self.host_time.due_ns()));
         }
-        self.host_time.begin_again(self.cpu.count);
     }
 
     /// Whether the guest does nothing before an input or a timer.

@@ -178,7 +178,7 @@ impl Worker {
             quit: false,
             stuck: None,
             idle_until_ns: None,
-            host_time: HostTime::start(0, 0),
+            host_time: HostTime::start(0),
             slice: *SLICE_COUNTS.start(),
             throttled_until: None,
             mode: Mode::Live,

@@ -3,6 +3,7 @@
 
 mod nmi;
 mod splits;
+mod time;
 
 use super::Worker;
 use crate::devices::{ConsoleSink, Devices, DevicesState, FrameSink, Transmit, Wiring};
