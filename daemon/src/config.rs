@@ -284,6 +284,10 @@ pub struct ReplicationConfig {
     pub rehearsal_s: u64,
     /// Head start that the backup gives to the primary in the arbitration.
     pub takeover_delay_ms: u64,
+    /// The journal of writable disks on this host.
+    pub journal_mib: u64,
+    /// What the backup has of a checkpoint's disk writes when it acknowledges it.
+    pub durability: Durability,
 }
 
 impl Default for ReplicationConfig {
@@ -305,8 +309,20 @@ impl Default for ReplicationConfig {
             failure_timeout_ms: 300,
             rehearsal_s: 60,
             takeover_delay_ms: 5,
+            journal_mib: 256,
+            durability: Durability::Commit,
         }
     }
+}
+
+/// What the backup has of a checkpoint's disk writes when it acknowledges it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// They are in its journal: its host's loss of power may take them, the primary has them.
+    Commit,
+    /// They are on its stable storage.
+    Sync,
 }
 
 /// What happens where link or backup carry less than the slowest guest writes.

@@ -145,6 +145,7 @@ impl Config {
         within("recovery.boot_delay_s", self.recovery.boot_delay_s, 1..=86_400)?;
         within("replication.rehearsal_s", r.rehearsal_s, 1..=86_400)?;
         within("replication.takeover_delay_ms", r.takeover_delay_ms, 0..=60_000)?;
+        within("replication.journal_mib", r.journal_mib, 64..=1 << 20)?;
         if r.hold_ms_max < 2 * r.epoch_ms {
             let allowed = format!(
                 "must be at least twice epoch_ms ({}): a frame waits for its epoch's end first",

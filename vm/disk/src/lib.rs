@@ -15,7 +15,7 @@ mod lock;
 
 pub use buffer::Buffer;
 pub use engine::{Completion, Finish, ImageStore, IoEngine, IoQueue, Store, StoreError};
-pub use image::{Access, Caching, ImageError, RawImage};
+pub use image::{Access, Caching, ImageError, RawImage, image_bytes};
 pub use io::{Io, IoDone, IoFault, IoOrder, Persist, Unmap};
 
 /// Bytes of a sector, the unit of all offsets and lengths.

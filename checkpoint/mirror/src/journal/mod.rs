@@ -137,7 +137,7 @@ impl<M: Medium> Journal<M> {
         let start = Position::default();
         let count = Superblock::read(&medium).map_or(0, |old| old.count);
         let mut superblock =
-            Superblock { count, head: start, cut: start, session, ring_bytes, applied: None };
+            Superblock { count, head: start, cut: start, session, ring_bytes, applied: None, behind: None };
         superblock.write(&medium)?;
         Ok(Self {
             ring: Ring { medium, bytes: ring_bytes },

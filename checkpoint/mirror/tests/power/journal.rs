@@ -173,6 +173,10 @@ impl<'a> Backup<'a> {
         let mut luck = Luck(luck);
         self.store.lose_power(&mut luck);
         self.image.lose_power(&mut luck);
+        // And again, while what it left is opened.
+        self.store.lose_power_after((luck.next() % 8) as u32);
+        drop(Journal::open(self.store));
+        self.store.lose_power(&mut luck);
         self.start_again();
     }
 
