@@ -51,9 +51,6 @@ pub enum IntentError {
     /// A map of nothing.
     #[error("extents of {0} bytes are none")]
     Extent(u64),
-    /// The storage failed before, and nobody knows what it has taken.
-    #[error("failed before, and must be opened again")]
-    Unknown,
 }
 
 /// What a map has lost.
@@ -247,11 +244,9 @@ impl<M: Medium> IntentMap<M> {
         }
     }
 
-    /// Makes durable what was set and cleared. After an error nothing more is covered.
+    /// Makes durable what was set and cleared. After an error nothing is covered until another attempt, which writes all
+    /// of it again, goes well.
     pub fn commit(&mut self) -> Result<(), IntentError> {
-        if !self.is_sound {
-            return Err(IntentError::Unknown);
-        }
         if self.blocks.iter().all(|block| !block.is_dirty) {
             return Ok(());
         }

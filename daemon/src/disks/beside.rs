@@ -4,6 +4,7 @@
 
 use super::error::BesideError;
 use super::files;
+use super::intents::{Intent, Intents};
 use super::stamps::{StampOf, Stamps, whose};
 use crate::config::{Config, DiskConfig};
 use crate::nonce::random_nonce;
@@ -20,7 +21,7 @@ const EXTENT_BYTES: u64 = 1 << 20;
 /// See the module.
 pub struct Beside {
     journal: Arc<Mutex<Journal<File>>>,
-    intents: Vec<(u16, IntentMap<File>)>,
+    intents: Arc<Intents>,
     stamps: Arc<Stamps>,
 }
 
@@ -52,8 +53,12 @@ impl Beside {
         let mut intents = Vec::new();
         for (disk, is_known) in disks.iter().zip(known) {
             let path = directory.join(format!("{}.intent", disk.number + 1));
-            intents.push((disk.number, open_intents(&path, disk.bytes, is_known)?));
+            let map = open_intents(&path, disk.bytes, is_known)?;
+            let image = File::open(&disk.config.image).map_err(files::failed(&disk.config.image))?;
+            let flush = Box::new(move || image.sync_data());
+            intents.push(Intent { disk: disk.number, map, flush });
         }
+        let intents = Intents::start(intents).map_err(BesideError::Thread)?;
         let stamps = Stamps::new(stamps);
         let path = directory.join("journal");
         let journal_bytes = config.replication.journal_mib << 20;
@@ -64,7 +69,11 @@ impl Beside {
                 make_journal(&path, journal_bytes, None)?
             }
         };
-        Ok(Some(Self { journal: Arc::new(Mutex::new(journal)), intents, stamps: Arc::new(stamps) }))
+        Ok(Some(Self {
+            journal: Arc::new(Mutex::new(journal)),
+            intents: Arc::new(intents),
+            stamps: Arc::new(stamps),
+        }))
     }
 
     /// The journal of this node as a backup.
@@ -79,8 +88,9 @@ impl Beside {
         &self.stamps
     }
 
-    /// The maps of its images, each with the disk's number from 0.
-    pub fn intents(&self) -> &[(u16, IntentMap<File>)] {
+    /// The maps of its images.
+    #[must_use]
+    pub fn intents(&self) -> &Arc<Intents> {
         &self.intents
     }
 }

@@ -29,6 +29,9 @@ pub enum BesideError {
         /// Bytes that are left.
         left: u64,
     },
+    /// The system gives no more threads.
+    #[error("cannot start the thread of the intent maps: {0}")]
+    Thread(io::Error),
     /// An image.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ImageError),

@@ -64,8 +64,20 @@ impl Node {
     }
 }
 
-fn set(beside: &mut Beside) -> Vec<u64> {
-    beside.intents()[0].1.set().collect()
+/// The second disk of the configuration.
+const DISK: u16 = 1;
+
+fn set(beside: &Beside) -> Vec<u64> {
+    beside.intents().set(DISK)
+}
+
+/// Both images are the same there, durably.
+fn clear(beside: &Beside, extents: std::ops::Range<u64>) {
+    let (tells, cleared) = std::sync::mpsc::channel();
+    let tells = Mutex::new(tells);
+    beside.intents().on_ready(Some(Arc::new(move || drop(tells.lock().send(())))));
+    beside.intents().equal(DISK, extents);
+    cleared.recv().unwrap();
 }
 
 fn owned(generation: u64) -> CellView {
@@ -75,18 +87,16 @@ fn owned(generation: u64) -> CellView {
 #[test]
 fn what_one_process_wrote_the_next_one_finds() {
     let node = Node::new();
-    let mut beside = node.open();
-    assert_eq!(beside.intents()[0].0, 1, "the second disk of the configuration");
-    assert_eq!(set(&mut beside), [0, 1, 2, 3, 4, 5], "nothing is known of a new image");
+    let beside = node.open();
+    assert_eq!(set(&beside), [0, 1, 2, 3, 4, 5], "nothing is known of a new image");
     assert_eq!(beside.stamps().say(), [None]);
     beside.stamps().write(CELL, History::Ran { generation: 3 }).unwrap();
-    beside.intents[0].1.clear(4);
-    beside.intents[0].1.commit().unwrap();
+    clear(&beside, 4..5);
     beside.journal().lock().seal(SEALED).unwrap();
     drop(beside);
-    let mut beside = node.open();
+    let beside = node.open();
     assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Right);
-    assert_eq!(set(&mut beside), [0, 1, 2, 3, 5]);
+    assert_eq!(set(&beside), [0, 1, 2, 3, 5]);
     assert_eq!(beside.journal().lock().sealed(), Some(SEALED));
     assert_eq!(node.names(), ["2.intent", "2.stamp", "journal"]);
     let allocated = |name: &str| {
@@ -131,23 +141,22 @@ fn a_journal_or_stamp_that_was_cut_or_damaged_is_said_with_what_to_do() {
 #[test]
 fn a_damaged_map_costs_a_comparison_and_hides_nothing() {
     let node = Node::new();
-    let clear = || {
-        let mut beside = node.open();
+    let clear_all = || {
+        let beside = node.open();
         beside.stamps().write(CELL, History::Ran { generation: 3 }).unwrap();
-        (0..6).for_each(|extent| beside.intents[0].1.clear(extent));
-        beside.intents[0].1.commit().unwrap();
+        clear(&beside, 0..6);
     };
-    let all_set = || assert_eq!(set(&mut node.open()).len(), 6);
+    let all_set = || assert_eq!(set(&node.open()).len(), 6);
     for at in [9, 5000] {
-        clear();
-        assert_eq!(set(&mut node.open()).len(), 0);
+        clear_all();
+        assert_eq!(set(&node.open()).len(), 0);
         node.flip("2.intent", at);
         all_set();
     }
-    clear();
+    clear_all();
     fs::remove_file(node.file("2.intent")).unwrap();
     all_set();
-    clear();
+    clear_all();
     node.cut("2.intent");
     all_set();
 }
@@ -155,24 +164,23 @@ fn a_damaged_map_costs_a_comparison_and_hides_nothing() {
 #[test]
 fn an_image_that_was_shrunken_or_exchanged_is_not_taken_for_the_stamps() {
     let mut node = Node::new();
-    let mut beside = node.open();
+    let beside = node.open();
     beside.stamps().write(CELL, History::Ran { generation: 3 }).unwrap();
-    (0..6).for_each(|extent| beside.intents[0].1.clear(extent));
-    beside.intents[0].1.commit().unwrap();
+    clear(&beside, 0..6);
     drop(beside);
     let image = node.config.machine.disks[1].image.clone();
     File::options().write(true).open(&image).unwrap().set_len(2 * MIB).unwrap();
-    let mut beside = node.open();
+    let beside = node.open();
     let why = Foreign::Size { stamped: DISK_BYTES, now: 2 * MIB };
     assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Foreign(why));
-    assert_eq!(set(&mut beside), [0, 1], "everything may differ");
+    assert_eq!(set(&beside), [0, 1], "everything may differ");
     drop(beside);
     let other = node.directory.path().join("other.img");
     File::create(&other).unwrap().set_len(DISK_BYTES).unwrap();
     node.config.machine.disks[1].image = other;
-    let mut beside = node.open();
+    let beside = node.open();
     assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Foreign(Foreign::Image));
-    assert_eq!(set(&mut beside).len(), 6);
+    assert_eq!(set(&beside).len(), 6);
     fs::remove_file(image).unwrap();
     node.config.machine.disks.remove(0);
     node.config.machine.disks[0].image = node.directory.path().join("nowhere");
