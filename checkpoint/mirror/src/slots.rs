@@ -1,5 +1,5 @@
-//! Two slots at the beginning of a medium that say the same and are written one after the other: one is always whole, and
-//! when one is damaged later the other has what it had.
+//! Two slots at the beginning of a medium that say the same and are written one after the other: one is always whole,
+//! and when one is damaged later the other has what it had.
 
 use crate::medium::Medium;
 use std::io;

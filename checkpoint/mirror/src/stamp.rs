@@ -12,7 +12,7 @@
 
 mod verdict;
 
-pub use verdict::{CellView, Foreign, Holder, Verdict, judge};
+pub use verdict::{CellView, Foreign, Holder, Judgement, judge};
 
 use crate::medium::Medium;
 use crate::slots::{self, Found, SLOTS_END};
@@ -27,7 +27,7 @@ const CRC_AT: usize = RECORD_BYTES - 4;
 
 /// Which image of which VM, as tags of the names that the operator gave them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Whose {
+pub struct ImageOf {
     /// The VM.
     pub vm: u64,
     /// The image's place on this host.
@@ -74,7 +74,7 @@ impl fmt::Display for History {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// The image.
-    pub of: Whose,
+    pub of: ImageOf,
     /// The arbiter's cell in which it came to be so.
     pub cell: u64,
     /// How.
@@ -170,7 +170,7 @@ fn read(medium: &impl Medium) -> Result<Found<Stamp>, StampError> {
 }
 
 fn encode(count: u64, stamp: &Stamp) -> [u8; RECORD_BYTES] {
-    let Stamp { of: Whose { vm, image, disk_bytes }, cell, history } = *stamp;
+    let Stamp { of: ImageOf { vm, image, disk_bytes }, cell, history } = *stamp;
     let (kind, generation, pairing) = match history {
         History::Ran { generation } => (1, generation, 0),
         History::Follows { pairing, named_in } => (2, named_in.unwrap_or(0), pairing),
@@ -204,6 +204,6 @@ fn decode(bytes: &[u8; RECORD_BYTES]) -> Result<(u64, Stamp), StampError> {
         3 => History::Mixed { pairing },
         _ => return Err(StampError::Damaged),
     };
-    let of = Whose { vm: word(16), image: word(24), disk_bytes: word(32) };
+    let of = ImageOf { vm: word(16), image: word(24), disk_bytes: word(32) };
     Ok((word(8), Stamp { of, cell: word(40), history }))
 }

@@ -1,6 +1,6 @@
-//! The files beside the images of a VM's writable disks, in the directory `disks` of its state directory: one `journal`,
-//! and for each disk, by its number in the configuration from 1, `N.intent` and `N.stamp`. All room is taken when they
-//! are made: nothing of this fills a file system later.
+//! The files beside the images of a VM's writable disks, in the directory `disks` of its state directory: one
+//! `journal`, and for each disk, by its number in the configuration from 1, `N.intent` and `N.stamp`. All room is taken
+//! when they are made: nothing of this fills a file system later.
 
 use super::error::BesideError;
 use super::files;
@@ -26,11 +26,23 @@ pub struct Beside {
 }
 
 /// A writable disk.
-struct Writable<'a> {
+pub(super) struct Writable<'a> {
     /// In the configuration, from 0.
-    number: u16,
-    config: &'a DiskConfig,
-    bytes: u64,
+    pub(super) number: u16,
+    pub(super) config: &'a DiskConfig,
+    pub(super) bytes: u64,
+}
+
+impl Writable<'_> {
+    /// A file beside its image.
+    pub(super) fn file(&self, directory: &Path, kind: &str) -> PathBuf {
+        directory.join(format!("{}.{kind}", self.number + 1))
+    }
+}
+
+/// Where the files are.
+pub(super) fn directory(config: &Config) -> PathBuf {
+    config.state_dir.join(DIRECTORY)
 }
 
 impl Beside {
@@ -40,19 +52,19 @@ impl Beside {
         if disks.is_empty() {
             return Ok(None);
         }
-        let directory = config.state_dir.join(DIRECTORY);
+        let directory = directory(config);
         files::directory(&directory)?;
         let mut stamps = Vec::new();
         for disk in &disks {
             let of = whose(config.vm.as_str(), &disk.config.image, disk.bytes);
-            let path = directory.join(format!("{}.stamp", disk.number + 1));
+            let path = disk.file(&directory, "stamp");
             stamps.push(StampOf::open(path, disk.config.image.clone(), of)?);
         }
         let known: Vec<bool> =
             stamps.iter().map(|one| one.stamp().is_some_and(|stamp| stamp.of == one.of)).collect();
         let mut intents = Vec::new();
         for (disk, is_known) in disks.iter().zip(known) {
-            let path = directory.join(format!("{}.intent", disk.number + 1));
+            let path = disk.file(&directory, "intent");
             let map = open_intents(&path, disk.bytes, is_known)?;
             let image = File::open(&disk.config.image).map_err(files::failed(&disk.config.image))?;
             let flush = Box::new(move || image.sync_data());
@@ -63,7 +75,12 @@ impl Beside {
         let path = directory.join("journal");
         let journal_bytes = config.replication.journal_mib << 20;
         let journal = match files::open(&path)? {
-            Some(file) => open_journal(&path, file, journal_bytes)?,
+            Some(file) => match open_journal(&path, file, journal_bytes)? {
+                journal if journal.sealed().is_some() && !all_follow(&stamps) => {
+                    make_journal(&path, journal_bytes, None)?
+                }
+                journal => journal,
+            },
             None => {
                 not_without_journal(&stamps)?;
                 make_journal(&path, journal_bytes, None)?
@@ -95,7 +112,8 @@ impl Beside {
     }
 }
 
-fn writable(config: &Config) -> Result<Vec<Writable<'_>>, BesideError> {
+/// The disks that the guest may write to.
+pub(super) fn writable(config: &Config) -> Result<Vec<Writable<'_>>, BesideError> {
     let numbered = (0..).zip(&config.machine.disks).filter(|(_, disk)| !disk.read_only);
     numbered
         .map(|(number, config)| Ok(Writable { number, config, bytes: ft_disk::image_bytes(&config.image)? }))
@@ -124,6 +142,12 @@ fn open_intents(path: &Path, disk_bytes: u64, is_known: bool) -> Result<IntentMa
         map.commit().map_err(failed)?;
         Ok(map)
     })
+}
+
+/// Whether what the journal holds is of these images. They may have been run from since, or been made equal anew, and
+/// to carry it out would put old bytes over newer ones.
+fn all_follow(stamps: &Stamps) -> bool {
+    stamps.say().iter().all(|stamp| matches!(stamp, Some(Stamp { history: History::Follows { .. }, .. })))
 }
 
 /// Without its journal an image that follows may be in the middle of a change.

@@ -35,6 +35,42 @@ pub enum BesideError {
     /// An image.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ImageError),
+    /// Two disks would write over one another.
+    #[error(
+        "machine.disk.image: {} and {} are one and the same, by a link, another name or a loop device: give each disk \
+         an image of its own", one.display(), other.display()
+    )]
+    Same {
+        /// An image.
+        one: PathBuf,
+        /// And again.
+        other: PathBuf,
+    },
+    /// A file of another program.
+    #[error(
+        "machine.disk.image = {}: it is a {format} file, and ftd takes raw images: convert it \
+         (qemu-img convert -O raw)",
+        image.display()
+    )]
+    Container {
+        /// The image.
+        image: PathBuf,
+        /// What it is.
+        format: &'static str,
+    },
+    /// An image became shorter or longer.
+    #[error(
+        "machine.disk.image = {}: it had {then} bytes when ftd last used it, and has {now}: bring back the image as it \
+         was; if its content is right all the same, ftd disk adopt says so", image.display()
+    )]
+    Resized {
+        /// The image.
+        image: PathBuf,
+        /// Its size then.
+        then: u64,
+        /// Its size now.
+        now: u64,
+    },
     /// The journal.
     #[error("{}: {source}; {}", path.display(), journal_help(source))]
     Journal {

@@ -1,6 +1,6 @@
 //! The intent maps of a VM's disks, and the thread that makes them durable. A change of an extent is refused until the
-//! extent's bit is durable; then whoever is told tries again. A bit goes when both images are durably the same there: the
-//! peer has said so, this host's image was flushed since, and nothing is under way there.
+//! extent's bit is durable; then whoever is told tries again. A bit goes when both images are durably the same there:
+//! the peer has said so, this host's image was flushed since, and nothing is under way there.
 //!
 //! ```text
 //!   may_change ── wanted ──> thread: mark, commit ──> covered ── ready() ──> the device tries again
@@ -48,7 +48,7 @@ pub struct Intent<M> {
 /// Whether a change may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Leave {
+pub enum Clearance {
     /// Its extents are set, durably.
     Given,
     /// Not before they are. Whoever is told of it tries again.
@@ -123,10 +123,10 @@ impl Intents {
     }
 
     /// A change of these bytes is about to be made, in this epoch. Called where nothing may block.
-    pub fn may_change(&self, disk: u16, bytes: &Range<u64>, epoch: u64) -> Leave {
+    pub fn may_change(&self, disk: u16, bytes: &Range<u64>, epoch: u64) -> Clearance {
         let mut desk = self.shared.desk.lock();
         let leave = desk.may_change(self.places(disk, bytes), epoch);
-        if leave == Leave::Later {
+        if leave == Clearance::Later {
             self.shared.changed.notify_all();
         }
         leave
@@ -135,7 +135,7 @@ impl Intents {
     /// As `may_change`, for who can wait. It waits as long as the storage of the map does.
     pub fn wait_for_leave(&self, disk: u16, bytes: &Range<u64>, epoch: u64) {
         let mut desk = self.shared.desk.lock();
-        while desk.may_change(self.places(disk, bytes), epoch) == Leave::Later {
+        while desk.may_change(self.places(disk, bytes), epoch) == Clearance::Later {
             self.shared.changed.notify_all();
             self.shared.changed.wait(&mut desk);
         }

@@ -4,11 +4,12 @@ use super::error::BesideError;
 use super::files;
 use ft_arbiter::CellId;
 use ft_checkpoint::wire::vm_id;
-use ft_mirror::{CellView, History, Stamp, StampFile, Verdict, Whose, judge};
+use ft_mirror::{CellView, History, ImageOf, Judgement, Stamp, StampFile, judge};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An image, and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,29 +17,33 @@ pub struct Judged {
     /// The image.
     pub image: PathBuf,
     /// What it is.
-    pub verdict: Verdict,
+    pub verdict: Judgement,
 }
 
 /// See the module.
-pub struct Stamps(Mutex<Vec<StampOf>>);
+pub struct Stamps {
+    all: Mutex<Vec<StampOf>>,
+    /// The VM runs from the images here: their stamps follow the cell.
+    runs: AtomicBool,
+}
 
 pub(super) struct StampOf {
     pub(super) path: PathBuf,
     pub(super) image: PathBuf,
-    pub(super) of: Whose,
+    pub(super) of: ImageOf,
     pub(super) file: Option<StampFile<File>>,
 }
 
 /// Whose an image is, as its stamp says it.
-pub(super) fn whose(vm: &str, image: &Path, disk_bytes: u64) -> Whose {
+pub(super) fn whose(vm: &str, image: &Path, disk_bytes: u64) -> ImageOf {
     let mut place = [0; 8];
     place.copy_from_slice(&blake3::hash(image.as_os_str().as_bytes()).as_bytes()[..8]);
-    Whose { vm: vm_id(vm), image: u64::from_le_bytes(place), disk_bytes }
+    ImageOf { vm: vm_id(vm), image: u64::from_le_bytes(place), disk_bytes }
 }
 
 impl StampOf {
     /// The stamp beside this image, if it has one.
-    pub(super) fn open(path: PathBuf, image: PathBuf, of: Whose) -> Result<Self, BesideError> {
+    pub(super) fn open(path: PathBuf, image: PathBuf, of: ImageOf) -> Result<Self, BesideError> {
         let opened = files::open(&path)?.map(StampFile::open).transpose();
         let file = opened.map_err(|source| BesideError::Stamp { path: path.clone(), source })?;
         Ok(Self { path, image, of, file })
@@ -64,28 +69,53 @@ impl StampOf {
 
 impl Stamps {
     pub(super) fn new(all: Vec<StampOf>) -> Self {
-        Self(Mutex::new(all))
+        Self { all: Mutex::new(all), runs: false.into() }
     }
 
     /// What each image is, by the cell as it was before this node asked for it.
     #[must_use]
-    pub fn judge(&self, view: CellView) -> Vec<Judged> {
+    pub fn judge(&self, view: Option<CellView>) -> Vec<Judged> {
         let judged = |one: &StampOf| Judged {
             image: one.image.clone(),
             verdict: judge(view, one.of, one.stamp().as_ref()),
         };
-        self.0.lock().iter().map(judged).collect()
+        self.all.lock().iter().map(judged).collect()
     }
 
     /// What each image's stamp says; none: it has none.
     #[must_use]
     pub fn say(&self) -> Vec<Option<Stamp>> {
-        self.0.lock().iter().map(StampOf::stamp).collect()
+        self.all.lock().iter().map(StampOf::stamp).collect()
     }
 
-    /// From here on all images have this history, durably.
+    /// From here on all images have this history, durably. Whoever changes them is told first.
     pub fn write(&self, cell: CellId, history: History) -> Result<(), BesideError> {
-        let mut all = self.0.lock();
-        all.iter_mut().try_for_each(|one| one.write(Stamp { of: one.of, cell: cell.0, history }))
+        let mut all = self.all.lock();
+        self.runs.store(matches!(history, History::Ran { .. }), Ordering::Release);
+        write(&mut all, cell, history)
     }
+
+    /// The VM runs from them no more.
+    pub fn rest(&self) {
+        self.runs.store(false, Ordering::Release);
+    }
+
+    /// Whether the VM runs from them.
+    #[must_use]
+    pub fn run(&self) -> bool {
+        self.runs.load(Ordering::Acquire)
+    }
+
+    /// The cell says that this node owns the VM in this generation. That is stamped if the VM runs here.
+    pub fn owned(&self, cell: CellId, generation: u64) -> Result<(), BesideError> {
+        let mut all = self.all.lock();
+        if !self.run() {
+            return Ok(());
+        }
+        write(&mut all, cell, History::Ran { generation })
+    }
+}
+
+fn write(all: &mut [StampOf], cell: CellId, history: History) -> Result<(), BesideError> {
+    all.iter_mut().try_for_each(|one| one.write(Stamp { of: one.of, cell: cell.0, history }))
 }

@@ -9,12 +9,14 @@
 
 mod buffer;
 mod engine;
+mod format;
 mod image;
 mod io;
 mod lock;
 
 pub use buffer::Buffer;
 pub use engine::{Completion, Finish, ImageStore, IoEngine, IoQueue, Store, StoreError};
+pub use format::{container, is_same_storage};
 pub use image::{Access, Caching, ImageError, RawImage, image_bytes};
 pub use io::{Io, IoDone, IoFault, IoOrder, Persist, Unmap};
 

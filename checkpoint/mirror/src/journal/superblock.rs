@@ -1,5 +1,5 @@
-//! Where the ring begins and what its image has, in two slots that are written one after the other: one is always whole,
-//! and when one is damaged later the other has the same.
+//! Where the ring begins and what its image has, in two slots that are written one after the other: one is always
+//! whole, and when one is damaged later the other has the same.
 //!
 //! ```text
 //!  0 "FTJS"   4 version u32   8 count u64   16 head u64   24 head sequence u64   32 cut u64   40 cut sequence u64

@@ -1,5 +1,5 @@
-//! A backup takes epochs in, carries them out, and dies or loses power at any moment. Its image then comes to be that of
-//! a checkpoint that was sealed, and never of one before the last that was made durable.
+//! A backup takes epochs in, carries them out, and dies or loses power at any moment. Its image then comes to be that
+//! of a checkpoint that was sealed, and never of one before the last that was made durable.
 
 use crate::lossy::{Lossy, Luck};
 use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, Sealed, Unmap};
@@ -278,6 +278,8 @@ fn a_full_journal_takes_the_seal_and_nothing_else() {
     journal.sync().unwrap();
     let mut again = Journal::open(&store).unwrap();
     assert_eq!(again.sealed(), Some(sealed));
+    let glance = Journal::look(&&store).unwrap();
+    assert_eq!((glance.sealed, glance.applied, glance.waiting), (Some(sealed), None, again.waiting()));
     again.apply(u64::MAX, |_| -> io::Result<()> { Ok(()) }).unwrap();
     again.release().unwrap();
     again.append(&Change::write(0, 0, &data)).unwrap();

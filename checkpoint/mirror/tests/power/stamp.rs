@@ -1,7 +1,7 @@
 //! A stamp is the old one or the new one after any loss of power, and never one that nobody wrote.
 
 use crate::lossy::{Lossy, Luck};
-use ft_mirror::{History, Medium, Stamp, StampError, StampFile, Whose};
+use ft_mirror::{History, ImageOf, Medium, Stamp, StampError, StampFile};
 use proptest::prelude::*;
 
 const BYTES: usize = StampFile::<Lossy>::BYTES as usize;
@@ -14,7 +14,7 @@ fn stamps() -> impl Strategy<Value = Stamp> {
         any::<u64>().prop_map(|pairing| History::Mixed { pairing }),
     ];
     (any::<[u64; 4]>(), history).prop_map(|([vm, image, disk_bytes, cell], history)| Stamp {
-        of: Whose { vm, image, disk_bytes },
+        of: ImageOf { vm, image, disk_bytes },
         cell,
         history,
     })
@@ -43,7 +43,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn first() -> Stamp {
-    let of = Whose { vm: 1, image: 2, disk_bytes: 4096 };
+    let of = ImageOf { vm: 1, image: 2, disk_bytes: 4096 };
     Stamp { of, cell: 3, history: History::Ran { generation: 1 } }
 }
 

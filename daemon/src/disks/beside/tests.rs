@@ -1,8 +1,9 @@
 //! What an earlier process left is found, what is missing is made, and what is wrong is said by name.
 
 use super::*;
+use crate::disks::{Claim, Ground, Unfit};
 use ft_arbiter::CellId;
-use ft_mirror::{CellView, Change, Foreign, Holder, Verdict};
+use ft_mirror::{CellView, Change, Foreign, Holder, Judgement};
 use std::fs;
 use std::os::unix::fs::FileExt;
 
@@ -10,6 +11,7 @@ const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 5 * MIB + 512;
 const CELL: CellId = CellId(9);
 const SEALED: Sealed = Sealed { pairing: 5, epoch: 7 };
+const FOLLOWS: History = History::Follows { pairing: 5, named_in: Some(2) };
 
 struct Node {
     directory: tempfile::TempDir,
@@ -26,7 +28,12 @@ impl Node {
         let image = directory.path().join("disk.img");
         File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
         config.machine.disks = [true, false]
-            .map(|read_only| DiskConfig { image: image.clone(), read_only, io_engine: Default::default() })
+            .map(|read_only| DiskConfig {
+                image: image.clone(),
+                read_only,
+                io_engine: Default::default(),
+                on_io_error: Default::default(),
+            })
             .into();
         Self { directory, config }
     }
@@ -75,13 +82,15 @@ fn set(beside: &Beside) -> Vec<u64> {
 fn clear(beside: &Beside, extents: std::ops::Range<u64>) {
     let (tells, cleared) = std::sync::mpsc::channel();
     let tells = Mutex::new(tells);
-    beside.intents().on_ready(Some(Arc::new(move || drop(tells.lock().send(())))));
+    beside.intents().on_ready(Some(Arc::new(move || {
+        let _ = tells.lock().send(());
+    })));
     beside.intents().equal(DISK, extents);
     cleared.recv().unwrap();
 }
 
-fn owned(generation: u64) -> CellView {
-    CellView { cell: Some(CELL.0), holder: Holder::This { generation } }
+fn owned(generation: u64) -> Option<CellView> {
+    Some(CellView { cell: CELL.0, generation, holder: Holder::This })
 }
 
 #[test]
@@ -90,12 +99,13 @@ fn what_one_process_wrote_the_next_one_finds() {
     let beside = node.open();
     assert_eq!(set(&beside), [0, 1, 2, 3, 4, 5], "nothing is known of a new image");
     assert_eq!(beside.stamps().say(), [None]);
-    beside.stamps().write(CELL, History::Ran { generation: 3 }).unwrap();
+    beside.stamps().write(CELL, FOLLOWS).unwrap();
     clear(&beside, 4..5);
     beside.journal().lock().seal(SEALED).unwrap();
     drop(beside);
     let beside = node.open();
-    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Right);
+    let verdict = Judgement::RightOnceCarriedOut { pairing: SEALED.pairing };
+    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, verdict);
     assert_eq!(set(&beside), [0, 1, 2, 3, 5]);
     assert_eq!(beside.journal().lock().sealed(), Some(SEALED));
     assert_eq!(node.names(), ["2.intent", "2.stamp", "journal"]);
@@ -172,14 +182,14 @@ fn an_image_that_was_shrunken_or_exchanged_is_not_taken_for_the_stamps() {
     File::options().write(true).open(&image).unwrap().set_len(2 * MIB).unwrap();
     let beside = node.open();
     let why = Foreign::Size { stamped: DISK_BYTES, now: 2 * MIB };
-    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Foreign(why));
+    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Judgement::Foreign(why));
     assert_eq!(set(&beside), [0, 1], "everything may differ");
     drop(beside);
     let other = node.directory.path().join("other.img");
     File::create(&other).unwrap().set_len(DISK_BYTES).unwrap();
     node.config.machine.disks[1].image = other;
     let beside = node.open();
-    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Verdict::Foreign(Foreign::Image));
+    assert_eq!(beside.stamps().judge(owned(3))[0].verdict, Judgement::Foreign(Foreign::Image));
     assert_eq!(set(&beside).len(), 6);
     fs::remove_file(image).unwrap();
     node.config.machine.disks.remove(0);
@@ -190,17 +200,20 @@ fn an_image_that_was_shrunken_or_exchanged_is_not_taken_for_the_stamps() {
 #[test]
 fn an_image_that_follows_is_nobodys_without_its_journal() {
     let node = Node::new();
-    let follows = History::Follows { pairing: 5, named_in: Some(2) };
-    node.open().stamps().write(CELL, follows).unwrap();
-    assert_eq!(node.open().stamps().judge(owned(3))[0].verdict, Verdict::RightOnceCarriedOut { pairing: 5 });
+    node.open().stamps().write(CELL, FOLLOWS).unwrap();
+    assert_eq!(
+        node.open().stamps().judge(owned(3))[0].verdict,
+        Judgement::RightOnceCarriedOut { pairing: 5 }
+    );
     fs::remove_file(node.file("journal")).unwrap();
-    assert_eq!(node.open().stamps().judge(owned(3))[0].verdict, Verdict::Nobodys { pairing: 5 });
+    assert_eq!(node.open().stamps().judge(owned(3))[0].verdict, Judgement::Nobodys { pairing: 5 });
 }
 
 #[test]
 fn a_journal_gets_another_size_when_nothing_in_it_waits() {
     let mut node = Node::new();
     let beside = node.open();
+    beside.stamps().write(CELL, FOLLOWS).unwrap();
     let mut journal = beside.journal().lock();
     journal.append(&Change::write(1, 0, b"data")).unwrap();
     journal.seal(SEALED).unwrap();
@@ -233,4 +246,79 @@ fn a_full_file_system_is_said_and_nothing_half_is_left() {
     let text = node.refused();
     assert!(text.contains("/journal: it takes") && text.contains("MiB left: make room"), "{text}");
     assert!(!node.names().iter().any(|name| name.starts_with("journal")), "{:?}", node.names());
+}
+
+fn cell(generation: u64, owner: Option<&str>) -> ft_arbiter::Cell {
+    ft_arbiter::Cell { id: CELL, generation, owner: owner.map(str::to_owned), standby: None }
+}
+
+/// The cell as it changed before this node's eyes.
+fn ground(cells: &[ft_arbiter::Cell]) -> Ground {
+    let mut ground = Ground::default();
+    ground.note(None);
+    cells.iter().for_each(|cell| ground.note(Some(cell)));
+    ground
+}
+
+#[test]
+fn a_vm_boots_from_images_that_are_right_and_from_no_others() {
+    let node = Node::new();
+    let beside = node.open();
+    let stamps = beside.stamps();
+    let claim = |cells: &[ft_arbiter::Cell]| ground(cells).claim(stamps, "alpha");
+    assert_eq!(claim(&[cell(1, Some("alpha"))]), Ok(Claim::AtOnce), "the VM is new");
+    assert_eq!(claim(&[cell(1, None), cell(2, Some("alpha"))]), Ok(Claim::AtOnce));
+    assert_eq!(claim(&[cell(1, Some("beta"))]), Err(Unfit::Unseen));
+    stamps.write(CELL, History::Ran { generation: 4 }).unwrap();
+    let own = |generation| [cell(generation - 1, Some("alpha")), cell(generation, Some("alpha"))];
+    for generation in [4, 5, 6] {
+        assert_eq!(claim(&own(generation)), Ok(Claim::AtOnce), "{generation}");
+    }
+    let text = claim(&own(7)).unwrap_err().to_string();
+    assert!(text.contains("disk.img: it is stale: the VM ran from it in generation 4"), "{text}");
+    assert!(text.contains("ftd disk adopt"), "{text}");
+    let from_beta = claim(&[cell(5, Some("beta")), cell(6, Some("alpha"))]).unwrap_err().to_string();
+    assert!(from_beta.contains("it is behind"), "{from_beta}");
+    assert_eq!(claim(&[cell(3, Some("alpha")), cell(6, Some("alpha"))]), Err(Unfit::Unseen));
+    stamps.write(CELL, History::Follows { pairing: 5, named_in: Some(5) }).unwrap();
+    assert_eq!(claim(&own(7)), Ok(Claim::OnceCarriedOut));
+    let text = claim(&own(6)).unwrap_err().to_string();
+    assert!(text.contains("it is stale: it follows the peer's, in pairing 0000000000000005"), "{text}");
+}
+
+#[test]
+fn the_stamps_follow_the_cell_as_long_as_the_vm_runs_here() {
+    let node = Node::new();
+    let beside = node.open();
+    let stamps = beside.stamps();
+    let history = || stamps.say()[0].map(|stamp| stamp.history);
+    stamps.owned(CELL, 3).unwrap();
+    assert_eq!(history(), None);
+    stamps.write(CELL, History::Ran { generation: 3 }).unwrap();
+    stamps.owned(CELL, 4).unwrap();
+    assert_eq!(history(), Some(History::Ran { generation: 4 }));
+    let ways: [&dyn Fn(); 2] =
+        [&|| stamps.rest(), &|| stamps.write(CELL, History::Mixed { pairing: 5 }).unwrap()];
+    for ends in ways {
+        ends();
+        let before = history();
+        stamps.owned(CELL, 9).unwrap();
+        assert_eq!(history(), before, "a late word of the cell changes nothing");
+    }
+}
+
+#[test]
+fn what_a_journal_holds_is_dropped_once_the_vm_ran_from_the_images_or_they_are_mixed() {
+    for history in [History::Ran { generation: 3 }, History::Mixed { pairing: 6 }] {
+        let node = Node::new();
+        let beside = node.open();
+        beside.stamps().write(CELL, FOLLOWS).unwrap();
+        beside.journal().lock().append(&Change::write(1, 0, b"old")).unwrap();
+        beside.journal().lock().seal(SEALED).unwrap();
+        beside.stamps().write(CELL, history).unwrap();
+        drop(beside);
+        let beside = node.open();
+        let journal = beside.journal().lock();
+        assert_eq!((journal.waiting(), journal.sealed()), (0, None), "{history:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What those who change a disk and the thread of the maps know of each other: which extents are covered, wanted,
 //! changed and under way. It waits for nothing.
 
-use super::{Leave, Outcome};
+use super::{Clearance, Outcome};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// An extent of a disk.
@@ -56,7 +56,8 @@ pub(super) struct Desk {
     under_way: HashMap<Order, Vec<Place>>,
     /// The image may lack a change that the peer's has. Only a comparison of the two ends that.
     doubtful: HashSet<Place>,
-    /// Extents, of all disks, that stay set: those that were changed last. Beyond twice as many, what may be cleared is.
+    /// Extents, of all disks, that stay set: those that were changed last. Beyond twice as many, what may be cleared
+    /// is.
     kept: usize,
     pub(super) trouble: Option<String>,
     pub(super) closed: bool,
@@ -71,13 +72,17 @@ impl Desk {
         self.covered.len() > 2 * self.kept
     }
 
-    pub(super) fn may_change(&mut self, places: impl Iterator<Item = Place> + Clone, epoch: u64) -> Leave {
-        let mut leave = Leave::Given;
+    pub(super) fn may_change(
+        &mut self,
+        places: impl Iterator<Item = Place> + Clone,
+        epoch: u64,
+    ) -> Clearance {
+        let mut leave = Clearance::Given;
         for place in places.clone().filter(|place| !self.covered.contains(place)) {
             self.wanted.insert(place);
-            leave = Leave::Later;
+            leave = Clearance::Later;
         }
-        if leave == Leave::Given {
+        if leave == Clearance::Given {
             self.turn += 1;
             let last = Last { epoch, turn: self.turn };
             for place in places {
@@ -143,7 +148,7 @@ impl Desk {
 
     /// What is to be made durable next, if there is something.
     pub(super) fn take(&mut self) -> Option<Work> {
-        let clear = self.to_clear();
+        let clear = self.take_clearable();
         if self.wanted.is_empty() && clear.is_empty() {
             return None;
         }
@@ -156,7 +161,7 @@ impl Desk {
         Some(Work { set: self.wanted.iter().copied().collect(), clear })
     }
 
-    fn to_clear(&mut self) -> Vec<Place> {
+    fn take_clearable(&mut self) -> Vec<Place> {
         let busy: HashSet<Place> = self.under_way.values().flatten().copied().collect();
         let mut clear: Vec<Place> =
             self.equal.iter().filter(|place| !busy.contains(place)).copied().collect();

@@ -1,4 +1,5 @@
-//! A change is never allowed before its bit is durable, and a bit is cleared only where both images are durably the same.
+//! A change is never allowed before its bit is durable, and a bit is cleared only where both images are durably the
+//! same.
 
 use super::*;
 use ft_mirror::MemoryMedium;
@@ -41,29 +42,11 @@ impl Medium for Gated {
 
 struct Bench {
     intents: Arc<Intents>,
-    medium: Arc<Gated>,
+    medium: &'static Gated,
     begun: Receiver<()>,
     ends: Sender<bool>,
     ready: Receiver<()>,
     flushed: Receiver<()>,
-}
-
-impl Medium for Arc<Gated> {
-    fn bytes(&self) -> io::Result<u64> {
-        (**self).bytes()
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        (**self).read(offset, into)
-    }
-
-    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
-        (**self).write(offset, from)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        (**self).sync()
-    }
 }
 
 impl Bench {
@@ -71,31 +54,35 @@ impl Bench {
         let (begins, begun) = channel();
         let (ends, ended) = channel();
         let bytes = IntentMap::<MemoryMedium>::bytes_for(DISK, EXTENT).unwrap() as usize;
-        let medium = Arc::new(Gated { memory: MemoryMedium::new(bytes), begins, ends: Mutex::new(ended) });
+        // The thread has it as long as it likes.
+        let medium: &'static Gated =
+            Box::leak(Box::new(Gated { memory: MemoryMedium::new(bytes), begins, ends: Mutex::new(ended) }));
         // The blocks, then the head.
         (0..2).for_each(|_| ends.send(true).unwrap());
-        let map = IntentMap::create(Arc::clone(&medium), DISK, EXTENT, 7).unwrap();
+        let map = IntentMap::create(medium, DISK, EXTENT, 7).unwrap();
         (0..2).for_each(|_| begun.recv().unwrap());
         let (flushes, flushed) = channel();
         let flush = Box::new(move || flushes.send(()).map_err(io::Error::other));
         let intents = Arc::new(Intents::start(vec![Intent { disk: 0, map, flush }]).unwrap());
         let (tells, ready) = channel();
         let tells = Mutex::new(tells);
-        intents.on_ready(Some(Arc::new(move || drop(tells.lock().send(())))));
+        intents.on_ready(Some(Arc::new(move || {
+            let _ = tells.lock().send(());
+        })));
         Self { intents, medium, begun, ends, ready, flushed }
     }
 
-    fn may_change(&self, extent: u64, epoch: u64) -> Leave {
+    fn may_change(&self, extent: u64, epoch: u64) -> Clearance {
         self.intents.may_change(0, &(extent * EXTENT..extent * EXTENT + 512), epoch)
     }
 
     /// Changes these extents, in this order.
     fn change(&self, extents: Range<u64>, epoch: u64) {
         let all = extents.start * EXTENT..extents.end * EXTENT;
-        if self.intents.may_change(0, &all, epoch) == Leave::Later {
+        if self.intents.may_change(0, &all, epoch) == Clearance::Later {
             self.commit();
         }
-        extents.for_each(|extent| assert_eq!(self.may_change(extent, epoch), Leave::Given));
+        extents.for_each(|extent| assert_eq!(self.may_change(extent, epoch), Clearance::Given));
     }
 
     /// The thread flushes the map.
@@ -114,34 +101,34 @@ impl Bench {
 #[test]
 fn a_change_waits_until_its_bit_is_durable_and_then_whoever_asked_is_told() {
     let bench = Bench::new();
-    assert_eq!(bench.may_change(3, 1), Leave::Later);
+    assert_eq!(bench.may_change(3, 1), Clearance::Later);
     bench.begun.recv().unwrap();
-    assert_eq!(bench.may_change(3, 1), Leave::Later, "the flush is under way");
-    assert_eq!(bench.may_change(4, 1), Leave::Later);
+    assert_eq!(bench.may_change(3, 1), Clearance::Later, "the flush is under way");
+    assert_eq!(bench.may_change(4, 1), Clearance::Later);
     assert!(bench.ready.try_recv().is_err());
     bench.ends.send(true).unwrap();
     bench.ready.recv().unwrap();
-    assert_eq!(bench.may_change(3, 1), Leave::Given);
+    assert_eq!(bench.may_change(3, 1), Clearance::Given);
     bench.commit();
-    assert_eq!(bench.may_change(4, 1), Leave::Given);
+    assert_eq!(bench.may_change(4, 1), Clearance::Given);
     assert_eq!(bench.durable(), [3, 4]);
-    assert_eq!(bench.intents.may_change(0, &(7..7), 1), Leave::Given, "nothing is changed");
+    assert_eq!(bench.intents.may_change(0, &(7..7), 1), Clearance::Given, "nothing is changed");
 }
 
 #[test]
 fn a_map_that_cannot_be_made_durable_is_said_and_tried_again() {
     let bench = Bench::new();
-    assert_eq!(bench.may_change(3, 1), Leave::Later);
+    assert_eq!(bench.may_change(3, 1), Clearance::Later);
     bench.begun.recv().unwrap();
     bench.ends.send(false).unwrap();
     // The second attempt has begun.
     bench.begun.recv().unwrap();
     assert_eq!(bench.intents.trouble().unwrap(), "disk 1: its intent map: the disk is gone");
-    assert_eq!(bench.may_change(3, 1), Leave::Later);
+    assert_eq!(bench.may_change(3, 1), Clearance::Later);
     bench.ends.send(true).unwrap();
     bench.ready.recv().unwrap();
     assert_eq!(bench.intents.trouble(), None);
-    assert_eq!(bench.may_change(3, 1), Leave::Given);
+    assert_eq!(bench.may_change(3, 1), Clearance::Given);
 }
 
 #[test]
@@ -168,7 +155,7 @@ fn what_is_settled_is_cleared_after_a_flush_but_for_what_was_changed_last() {
     let kept: BTreeSet<u64> = (600 - (KEPT as u64 - 2)..600).chain([10, 20]).collect();
     assert_eq!(bench.intents.set(0), kept.into_iter().collect::<Vec<_>>());
     assert_eq!(bench.durable(), bench.intents.set(0));
-    assert_eq!(bench.may_change(0, 8), Leave::Later, "it is set again first");
+    assert_eq!(bench.may_change(0, 8), Clearance::Later, "it is set again first");
     bench.commit();
 }
 
@@ -243,7 +230,7 @@ struct Model {
 impl Model {
     fn change(&mut self, extent: u64) {
         let place = Place { disk: 0, extent };
-        if self.desk.may_change([place].into_iter(), self.epoch) == Leave::Later {
+        if self.desk.may_change([place].into_iter(), self.epoch) == Clearance::Later {
             return;
         }
         let clearing = self.working.as_ref().is_some_and(|work| work.clear.contains(&place));
