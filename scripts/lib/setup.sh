@@ -16,6 +16,8 @@ setup_packages_for() {
     linux-guest)
         echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static
         ;;
+    # The ledger's database, its disk's file system, and what reads both.
+    disk-guest) echo libsqlite3-dev sqlite3 e2fsprogs ;;
     # What tests look at their subject with.
     tests) echo acpica-tools ;;
     # To compare the software engine with.
@@ -30,7 +32,7 @@ setup_packages_for() {
 }
 
 # All that setup_need knows.
-setup_needs=(build shim network linux-guest tests qemu systemd tree scripts)
+setup_needs=(build shim network linux-guest disk-guest tests qemu systemd tree scripts)
 
 # setup_need NEED...: of setup_needs.
 setup_need() {

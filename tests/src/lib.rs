@@ -1,6 +1,6 @@
 //! End-to-end and simulation tests of ftd, and the tools they use: the client that checks every answer ([`kv`]), the
 //! proxy that harms the stream between the hosts ([`proxy`]), the witness on the client's wire ([`wire`]), and the
-//! benchmark ([`mod@bench`]).
+//! benchmark ([`mod@bench`]). [`ledger`] is about what a guest has on its disk.
 //!
 //! The client knows each answer from those before it. A service that has forgotten acknowledged writes is found out:
 //!
@@ -16,5 +16,6 @@
 
 pub mod bench;
 pub mod kv;
+pub mod ledger;
 pub mod proxy;
 pub mod wire;
