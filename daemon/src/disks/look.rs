@@ -56,6 +56,9 @@ impl DiskLook {
 pub fn look(config: &Config) -> Result<Look, BesideError> {
     let directory = directory(config);
     let disks = writable(config)?;
+    if disks.is_empty() {
+        return Ok(Look { disks: Vec::new(), journal: None });
+    }
     let disks = disks.iter().map(|disk| look_at(config, &directory, disk)).collect::<Result<_, _>>()?;
     let path = directory.join("journal");
     let glance = |file: File| {
