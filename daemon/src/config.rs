@@ -2,11 +2,13 @@
 //! value and the allowed values. [`Config::load`] checks everything that the file alone can show; the room `host`
 //! checks the rest against this host when the daemon starts.
 
+mod disk;
 mod file;
 mod log;
 mod recovery;
 mod validate;
 
+pub use disk::{DiskConfig, Durability, OnDiskError};
 pub use file::keys;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use recovery::RecoveryConfig;
@@ -14,9 +16,8 @@ pub use recovery::RecoveryConfig;
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
-use ft_disk::IoEngine;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -221,33 +222,6 @@ fn mtu_default() -> u16 {
     MTU_DEFAULT
 }
 
-/// A disk.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// Raw image on this host.
-    pub image: PathBuf,
-    /// Must be true for now.
-    pub read_only: bool,
-    /// What reads and writes it.
-    #[serde(default, deserialize_with = "io_engine")]
-    pub io_engine: IoEngine,
-}
-
-/// By its name in the file.
-fn io_engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IoEngine, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Name {
-        Auto,
-        Threads,
-    }
-    Ok(match Name::deserialize(deserializer)? {
-        Name::Auto => IoEngine::Auto,
-        Name::Threads => IoEngine::Threads,
-    })
-}
-
 /// How the VM is protected. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -284,6 +258,10 @@ pub struct ReplicationConfig {
     pub rehearsal_s: u64,
     /// Head start that the backup gives to the primary in the arbitration.
     pub takeover_delay_ms: u64,
+    /// The journal of writable disks on this host.
+    pub journal_mib: u64,
+    /// What the backup has of a checkpoint's disk writes when it acknowledges it.
+    pub durability: Durability,
 }
 
 impl Default for ReplicationConfig {
@@ -305,6 +283,8 @@ impl Default for ReplicationConfig {
             failure_timeout_ms: 300,
             rehearsal_s: 60,
             takeover_delay_ms: 5,
+            journal_mib: 256,
+            durability: Durability::Commit,
         }
     }
 }

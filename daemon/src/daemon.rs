@@ -4,6 +4,7 @@
 use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
+use crate::disks::{Beside, BesideError};
 use crate::exit::DaemonExit;
 use crate::host::{
     self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
@@ -49,6 +50,9 @@ pub enum DaemonError {
     /// This node's record of the cell cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// What stands beside the images cannot be used.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
@@ -72,7 +76,9 @@ impl DaemonError {
         match self {
             Self::Host(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
-            Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
+            Self::Lock(_) | Self::Record(_) | Self::Beside(_) | Self::Control(_) | Self::Identity(_) => {
+                DaemonExit::Host
+            }
             Self::Config(_) => DaemonExit::Usage,
             Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
@@ -83,13 +89,12 @@ impl DaemonError {
 pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
-    if config.ask_arbiter()? == ArbiterAnswer::Late {
-        tracing::warn!("the arbiter at {} does not answer yet; waiting for it", config.arbiter().place());
-    }
+    ask_arbiter(config)?;
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
     let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
     let on_disk = image_file.look(record.map(|record| record.cell));
+    let beside = Beside::open(config)?;
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config)?;
     let telemetry = Arc::new(Telemetry::default());
@@ -169,6 +174,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         arbiter: Box::new(move || config.arbiter()),
         record_file,
         image_file,
+        stamps: beside.as_ref().map(|beside| Arc::clone(beside.stamps())),
         inputs: (inputs, received),
         window,
         telemetry,
@@ -179,6 +185,14 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+/// An arbiter that does not answer yet is waited for.
+fn ask_arbiter(config: &Config) -> Result<(), HostError> {
+    if config.ask_arbiter()? == ArbiterAnswer::Late {
+        tracing::warn!("the arbiter at {} does not answer yet; waiting for it", config.arbiter().place());
+    }
+    Ok(())
 }
 
 fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {

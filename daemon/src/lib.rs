@@ -51,6 +51,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod disks;
 pub mod exit;
 pub mod host;
 pub mod keeper;

@@ -1,7 +1,10 @@
 //! The daemon: `ftd run` protects one VM on this node, and `ftd check-config` says whether it could. `ftd record` runs
 //! a VM alone and records it; `ftd replay` executes the recording again.
 
+mod disk;
+
 use clap::{Parser, Subcommand};
+use disk::DiskCmd;
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
@@ -59,6 +62,9 @@ enum Cmd {
         #[arg(long)]
         syntax_only: bool,
     },
+    /// The images of writable disks: whose is right, comparing, importing
+    #[command(subcommand)]
+    Disk(DiskCmd),
     /// Boot the VM alone and unprotected on the deterministic engine, and record its run into a file
     ///
     /// The recording begins when the machine boots. It ends when the guest powers off, crashes or resets (whatever
@@ -114,6 +120,7 @@ fn main() -> ExitCode {
         Cmd::Run { config } => run(&config),
         Cmd::Init { config, forget } => init(&config, if forget { Earlier::Forget } else { Earlier::Keep }),
         Cmd::CheckConfig { config, syntax_only } => check(&config, syntax_only),
+        Cmd::Disk(command) => disk::run(&command),
         Cmd::Record { config, out, limit, stdin, quiet } => {
             record(&config, &RecordOptions { out, limit, stdin, quiet })
         }
@@ -153,6 +160,7 @@ fn init(path: &Path, earlier: Earlier) -> DaemonExit {
     match host::initialise(&config, earlier) {
         Ok(cell) => {
             println!("{}: cell {} at {}: {cell}", config.vm, cell.id, config.arbiter().place());
+            disk::warn(&config);
             DaemonExit::Ok
         }
         Err(e) => {

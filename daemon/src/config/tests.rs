@@ -117,6 +117,13 @@ fn what_cannot_work_is_refused_with_its_reason() {
             "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]",
             "writable disks are not replicated yet (/i)",
         ),
+        ("#journal_mib = 256", "journal_mib = 63", "replication.journal_mib = 63: must be 64 to 1048576"),
+        ("#durability = \"commit\"", "durability = \"async\"", "unknown variant `async`"),
+        (
+            "[replication]",
+            "[[machine.disk]]\nimage = \"/i\"\nread_only = false\non_io_error = \"panic\"\n[replication]",
+            "unknown variant `panic`",
+        ),
         (
             "#mode = \"checkpoint\"",
             "mode = \"replay\"",
@@ -153,6 +160,9 @@ fn what_cannot_work_is_refused_with_its_reason() {
         1,
     );
     assert_eq!(parse(&replay).unwrap().replication.mode, Mode::Replay);
+    let disk = "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]";
+    let disk = message(&replay.replacen("[replication]", disk, 1));
+    assert!(disk.contains("a writable disk (/i) is not replicated in mode = \"replay\""), "{disk}");
     let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
     assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
     let long = format!("control_socket = \"/{}\"", "s".repeat(107));

@@ -19,6 +19,7 @@ impl Config {
         }
         self.validate_paths()?;
         self.validate_machine()?;
+        self.validate_disks()?;
         self.validate_replication()?;
         self.validate_engine()
     }
@@ -112,19 +113,6 @@ impl Config {
                 return refuse("machine.net.uplink", uplink, "must be an interface name");
             }
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
-        }
-        within("machine.disk (their number)", machine.disks.len() as u64, 0..=8)?;
-        for disk in &machine.disks {
-            if !disk.read_only {
-                return refuse(
-                    "machine.disk.read_only",
-                    false,
-                    format!(
-                        "writable disks are not replicated yet ({}); set it to true",
-                        disk.image.display()
-                    ),
-                );
-            }
         }
         Ok(())
     }
@@ -236,11 +224,15 @@ impl BadValue {
     }
 }
 
-fn refuse(key: &'static str, value: impl Display, allowed: impl Into<String>) -> Result<(), BadValue> {
+pub(super) fn refuse(
+    key: &'static str,
+    value: impl Display,
+    allowed: impl Into<String>,
+) -> Result<(), BadValue> {
     Err(BadValue::new(key, value, allowed))
 }
 
-fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), BadValue> {
+pub(super) fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Result<(), BadValue> {
     if range.contains(&value) {
         return Ok(());
     }

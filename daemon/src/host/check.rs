@@ -2,10 +2,11 @@
 //! message and an exit code, instead of a failure in the middle.
 
 use super::service::InstanceLock;
-use crate::config::{ArbiterKind, Config};
+use crate::config::{ArbiterKind, Config, DiskConfig};
+use crate::disks::{self, BesideError};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
-use ft_arbiter::{Arbiter, ArbiterError, FileArbiter, Place};
+use ft_arbiter::{Arbiter, ArbiterError, Cell, FileArbiter, Place};
 use ft_netbuf::{Tap, TapError};
 use ft_ram::{GuestRam, MemoryError};
 use ft_vm::boot::BootError;
@@ -46,6 +47,9 @@ pub enum HostError {
     /// A disk's image cannot be opened, or somebody else uses it.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ft_disk::DiskImageError),
+    /// Images, or what stands beside them.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
     /// A file is not what it should be.
     #[error("{key} = {}: {problem}", path.display())]
     Unsuitable {
@@ -158,16 +162,19 @@ enum Claim {
     Replication,
     Metrics,
     Tap,
+    /// The images, and the machine that is made with them.
+    Images,
 }
 
 impl Claim {
-    const ALL: [Self; 3] = [Self::Replication, Self::Metrics, Self::Tap];
+    const ALL: [Self; 4] = [Self::Images, Self::Replication, Self::Metrics, Self::Tap];
 
     fn key(self) -> &'static str {
         match self {
             Self::Replication => "replication.listen",
             Self::Metrics => "metrics.listen",
             Self::Tap => "machine.net.tap",
+            Self::Images => "machine.disk.image",
         }
     }
 }
@@ -178,7 +185,9 @@ impl HostError {
     pub fn exit(&self) -> DaemonExit {
         match self {
             Self::Arbiter(_) | Self::ArbiterHangs { .. } => DaemonExit::Arbiter,
-            Self::Tap(TapError::InUse { .. }) => DaemonExit::InUse,
+            Self::Tap(TapError::InUse { .. }) | Self::Image(ft_disk::DiskImageError::InUse { .. }) => {
+                DaemonExit::InUse
+            }
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => DaemonExit::InUse,
             _ => DaemonExit::Host,
         }
@@ -206,16 +215,28 @@ impl Config {
 
     /// Whether the arbiter could be read and set now. Storage that hangs keeps a thread, and nobody else.
     pub fn ask_arbiter(&self) -> Result<ArbiterAnswer, HostError> {
+        let answer = self.in_time(|arbiter| arbiter.probe())?;
+        Ok(answer.map_or(ArbiterAnswer::Late, |_| ArbiterAnswer::Given))
+    }
+
+    /// The cell, if the arbiter answers in time.
+    pub fn read_cell(&self) -> Result<Option<Cell>, HostError> {
+        let answer = self.in_time(|arbiter| arbiter.read())?;
+        answer.ok_or_else(|| HostError::ArbiterHangs { place: self.arbiter().place() })
+    }
+
+    /// What the arbiter answers; none: nothing in time.
+    fn in_time<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut dyn Arbiter) -> Result<T, ArbiterError> + Send + 'static,
+    ) -> Result<Option<T>, HostError> {
         let (answer, answered) = sync_channel(1);
         let mut arbiter = self.arbiter();
         std::thread::Builder::new()
             .name("ftd-check".into())
-            .spawn(move || drop(answer.send(arbiter.probe())))
+            .spawn(move || drop(answer.send(ask(arbiter.as_mut()))))
             .map_err(HostError::Thread)?;
-        match answered.recv_timeout(ARBITER_LIMIT) {
-            Ok(outcome) => Ok(outcome.map(|_| ArbiterAnswer::Given)?),
-            Err(_) => Ok(ArbiterAnswer::Late),
-        }
+        Ok(answered.recv_timeout(ARBITER_LIMIT).ok().transpose()?)
     }
 
     /// Checks everything that this host must offer itself. Nothing is left changed but directories of the daemon's own
@@ -238,10 +259,10 @@ impl Config {
             [("machine.kernel", &self.machine.kernel), ("machine.initrd", &self.machine.initrd)]
         {
             if let Some(path) = path {
-                file_bytes(key, path)?;
+                readable_file(key, path)?;
             }
         }
-        self.try_boot(&self.machine_spec()?)?;
+        disks::check(self)?;
         writable_directory("state_dir", &self.state_dir)?;
         if let Some(directory) = self.control_socket.parent() {
             writable_directory("control_socket", directory)?;
@@ -271,6 +292,7 @@ impl Config {
                 Some(net) => Ok(Tap::open(&net.tap)?.set_up()?),
                 None => Ok(()),
             },
+            Claim::Images => self.try_boot(&self.machine_spec()?),
         }
     }
 
@@ -285,16 +307,10 @@ impl Config {
 
     /// The machine, as both nodes must agree on it. Reads the disks' sizes.
     pub fn machine_spec(&self) -> Result<MachineSpec, HostError> {
-        let mut disks = Vec::new();
-        for disk in &self.machine.disks {
-            const KEY: &str = "machine.disk.image";
-            let bytes = file_bytes(KEY, &disk.image)?;
-            if bytes == 0 || bytes % 512 != 0 {
-                let problem = format!("its {bytes} bytes are not a positive multiple of 512");
-                return Err(HostError::Unsuitable { key: KEY, path: disk.image.clone(), problem });
-            }
-            disks.push(DiskSpec { bytes, read_only: disk.read_only });
-        }
+        let spec = |disk: &DiskConfig| {
+            Ok(DiskSpec { bytes: ft_disk::image_bytes(&disk.image)?, read_only: disk.read_only })
+        };
+        let disks = self.machine.disks.iter().map(spec).collect::<Result<_, HostError>>()?;
         Ok(MachineSpec {
             engine: self.machine.engine,
             vcpus: self.machine.vcpus,
@@ -327,8 +343,8 @@ impl ConsoleSink for NoConsole {
     fn write(&mut self, _: &[u8]) {}
 }
 
-/// The length of a readable regular file.
-fn file_bytes(key: &'static str, path: &Path) -> Result<u64, HostError> {
+/// Whether it is a readable regular file.
+fn readable_file(key: &'static str, path: &Path) -> Result<(), HostError> {
     let unreadable = |source| HostError::Unreadable { key, path: path.to_owned(), source };
     // Judged before it is opened: opening a FIFO would wait for its writer.
     let metadata = fs::metadata(path).map_err(unreadable)?;
@@ -336,8 +352,7 @@ fn file_bytes(key: &'static str, path: &Path) -> Result<u64, HostError> {
         let problem = "it is not a regular file".to_owned();
         return Err(HostError::Unsuitable { key, path: path.to_owned(), problem });
     }
-    File::open(path).map_err(unreadable)?;
-    Ok(metadata.len())
+    File::open(path).map(drop).map_err(unreadable)
 }
 
 fn writable_directory(key: &'static str, path: &Path) -> Result<(), HostError> {
@@ -436,7 +451,7 @@ mod tests {
         let image = host.directory.path().join("disk");
         fs::write(&image, [0; 700]).unwrap();
         let host = host.with(&format!("[[machine.disk]]\nimage = \"{}\"\nread_only = true", image.display()));
-        host.refused(DaemonExit::Host, "700 bytes are not a positive multiple of 512");
+        host.refused(DaemonExit::Host, "disk: 700 bytes is not a positive multiple of 512");
 
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new().replaced("127.0.0.1:0", &taken.local_addr().unwrap().to_string());

@@ -120,6 +120,8 @@ impl Contents {
             .disks
             .iter()
             .enumerate()
+            // What a guest may write to is mirrored, not compared.
+            .filter(|(_, disk)| disk.read_only)
             .map(|(at, disk)| Part { key: format!("{DISK}{}", at + 1), path: disk.image.clone() });
         let boots = [("machine.kernel", &machine.kernel), ("machine.initrd", &machine.initrd)];
         let boots = boots
@@ -278,6 +280,7 @@ mod tests {
             image: image.to_owned(),
             read_only: true,
             io_engine: Default::default(),
+            on_io_error: Default::default(),
         }];
         Contents::start(&config).unwrap()
     }

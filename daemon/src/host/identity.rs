@@ -6,7 +6,7 @@ use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions};
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::{EngineKind, MachineSpec};
+use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec};
 use ft_vm::state::{STATE_OLDEST, STATE_VERSION};
 
 /// Why this host cannot be described.
@@ -33,8 +33,29 @@ pub fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, Describ
     })
 }
 
+/// A writable disk is told by its size: its content is made equal.
+fn disk_facts(config: &Config, disks: &[DiskSpec]) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    for (number, disk) in (1..).zip(disks) {
+        facts.push(Fact::equal(format!("disk {number}: machine.disk.read_only"), disk.read_only));
+        if !disk.read_only {
+            facts.push(Fact::equal(format!("disk {number}: bytes of its image"), disk.bytes));
+        }
+    }
+    if config.has_writable_disk() {
+        let replication = &config.replication;
+        facts.push(Fact::equal("replication.journal_mib", replication.journal_mib));
+        facts.push(Fact::equal(
+            "replication.durability",
+            format!("{:?}", replication.durability).to_lowercase(),
+        ));
+    }
+    facts
+}
+
 fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
-    // Every field by name, so that a new one cannot be forgotten here. Disks are told by content, see `contents`.
+    // Every field by name, so that a new one cannot be forgotten here. Read-only disks are told by content, see
+    // `contents`.
     let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = spec;
     let (machine, replication) = (&config.machine, &config.replication);
     let card = match net {
@@ -62,6 +83,7 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
         Fact::equal("machine.guest", format!("{:?}", machine.guest).to_lowercase()),
         Fact::equal_shown(cmdline, machine.cmdline.as_str(), format!("{:?}", machine.cmdline)),
     ];
+    facts.extend(disk_facts(config, disks));
     // As long as it has none, the version before may have the same machine.
     #[cfg(feature = "next-version")]
     if machine.mark != 0 {

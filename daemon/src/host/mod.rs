@@ -1,10 +1,12 @@
 //! The host's side of the daemon: TAP, console and disk images of the machine (`wiring`, `console`, `pump`), the TAP's
 //! way to the network (`network`), the checks at start (`check`), the service (`service`) and its messages (`log`), and
-//! this node's record of the cell (`record`, `init`) and its image of a VM that it could not resume (`image`).
+//! this node's record of the cell (`record`, `init`), its image of a VM that it could not resume (`image`), and the
+//! tools for its disks (`disk`).
 
 mod check;
 mod console;
 mod contents;
+mod disk;
 mod identity;
 mod image;
 mod init;
@@ -19,6 +21,7 @@ mod wiring;
 pub use check::{ArbiterAnswer, HostError, RunningHere};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
+pub use disk::{DiskStatus, DiskToolError, adopt};
 pub use identity::{DescribeError, identity};
 pub use image::{ImageError, ImageFile};
 pub use init::{Earlier, InitError, initialise};

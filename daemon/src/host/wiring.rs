@@ -118,7 +118,8 @@ pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, DiskImageErr
             let image = disk.image.display();
             tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
         }
-        Ok(Disk::new(ImageStore::new(image, disk.io_engine)))
+        let on_io_error = disk.on_io_error.of_device();
+        Ok(Disk { on_io_error, ..Disk::new(ImageStore::new(image, disk.io_engine)) })
     };
     disks.iter().map(open).collect()
 }

@@ -93,11 +93,7 @@ impl RawImage {
     /// Opens and locks an image.
     pub fn open(path: &Path, access: Access) -> Result<Self, DiskImageError> {
         let failed = |source| DiskImageError::Open { path: path.to_owned(), source };
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        let is_device = metadata.file_type().is_block_device();
-        if !is_device && !metadata.is_file() {
-            return Err(DiskImageError::Kind { path: path.to_owned() });
-        }
+        let is_device = is_block_device(path)?;
         // For a block device O_EXCL says that it is neither mounted nor a part of another device, nor will be.
         let exclusive = if is_device && access == Access::Writable { libc::O_EXCL } else { 0 };
         let in_use =
@@ -112,10 +108,7 @@ impl RawImage {
         if access == Access::Writable && !lock::loops_over(&file).is_empty() {
             return Err(in_use(&file));
         }
-        let bytes = size(&file).map_err(failed)?;
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DiskImageError::Size { path: path.to_owned(), bytes });
-        }
+        let bytes = disk_bytes(path, &file)?;
         Ok(Self { file, bytes, access, caching })
     }
 
@@ -143,6 +136,34 @@ impl RawImage {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+}
+
+/// The size of an image, which is opened for a moment and not locked.
+pub fn image_bytes(path: &Path) -> Result<u64, DiskImageError> {
+    // Judged before it is opened: opening a FIFO would wait for its writer.
+    is_block_device(path)?;
+    let file = File::open(path).map_err(|source| DiskImageError::Open { path: path.to_owned(), source })?;
+    disk_bytes(path, &file)
+}
+
+/// Whether an image is one; else it is a file.
+fn is_block_device(path: &Path) -> Result<bool, DiskImageError> {
+    let failed = |source| DiskImageError::Open { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    match metadata.file_type().is_block_device() {
+        false if !metadata.is_file() => Err(DiskImageError::Kind { path: path.to_owned() }),
+        is_device => Ok(is_device),
+    }
+}
+
+/// The size of an open image, if it is one that a disk may have.
+fn disk_bytes(path: &Path, file: &File) -> Result<u64, DiskImageError> {
+    match size(file).map_err(|source| DiskImageError::Open { path: path.to_owned(), source })? {
+        bytes if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) => {
+            Err(DiskImageError::Size { path: path.to_owned(), bytes })
+        }
+        bytes => Ok(bytes),
     }
 }
 

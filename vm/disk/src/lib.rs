@@ -9,13 +9,15 @@
 
 mod buffer;
 mod engine;
+mod format;
 mod image;
 mod io;
 mod lock;
 
 pub use buffer::Buffer;
 pub use engine::{Completion, Finish, ImageStore, IoEngine, IoQueue, Store, StoreError};
-pub use image::{Access, Caching, DiskImageError, RawImage};
+pub use format::{container, is_same_storage};
+pub use image::{Access, Caching, DiskImageError, RawImage, image_bytes};
 pub use io::{Io, IoDone, IoFault, IoOrder, Persist, Unmap};
 
 /// Bytes of a sector, the unit of all offsets and lengths.

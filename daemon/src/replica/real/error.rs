@@ -1,5 +1,6 @@
 //! Errors of the daemon's hands.
 
+use crate::disks::{BesideError, Unfit};
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use crate::replica::record_thread::Undurable;
 use ft_checkpoint::owed::OwedError;
@@ -52,6 +53,15 @@ pub enum HandsError {
         /// What the receiver has.
         held: u64,
     },
+    /// The VM may not run from its images.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// What stands beside them cannot be written.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
+    /// This node won the VM and ended before its journal was carried out.
+    #[error("the journal of this node's disks has changes that their images lack")]
+    JournalWaits,
     /// What the backup says that it holds does not fit what is owed to it.
     #[error(transparent)]
     Owed(#[from] OwedError),

@@ -4,9 +4,11 @@ mod as_backup;
 mod as_primary;
 mod error;
 mod imaging;
+mod network;
 mod news;
 mod parts;
 mod resuming;
+mod stamping;
 
 pub use error::{HandsError, StartError};
 pub use parts::Parts;
@@ -17,7 +19,7 @@ use super::input::Input;
 use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
-use crate::host::{Host, NetworkTrouble, Watchdog};
+use crate::host::{Host, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
@@ -35,14 +37,13 @@ use ft_checkpoint::wire::message::{Diverged, Network, Position, Refuse};
 use ft_netbuf::OutputBuffer;
 use parking_lot::Mutex;
 use resuming::{Resuming, Settling};
+use stamping::Stamping;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Of the peer's words that people are shown.
-const PEER_TEXT_CHARS_MAX: usize = 1000;
 /// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -93,6 +94,7 @@ pub struct RealHands {
     undialled: String,
     /// The VM's way to the network on this host.
     network: Network,
+    stamping: Stamping,
 }
 
 impl RealHands {
@@ -103,6 +105,7 @@ impl RealHands {
         let (orders, for_keeper) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
+        let node = parts.identity.node.clone();
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
@@ -156,6 +159,7 @@ impl RealHands {
             .map_err(failed("the listener"))?;
         let dialler =
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
+        let stamping = Stamping::start(node, parts.stamps).map_err(failed("the thread of stamps"))?;
         let hands = Self {
             inputs,
             orders,
@@ -190,6 +194,7 @@ impl RealHands {
             losses: Limited::new(LOSS_LINES),
             undialled: String::new(),
             network: Network::default(),
+            stamping,
         };
         Ok((hands, received))
     }
@@ -204,41 +209,6 @@ impl RealHands {
         let conn = fitting.conn;
         self.arriving.insert(conn, fitting);
         conn
-    }
-
-    /// The VM's way to the network on this host is another.
-    pub(super) fn note_network(&mut self, trouble: &NetworkTrouble) {
-        match trouble.is_none() {
-            true => tracing::info!("the VM's network is well on this host again"),
-            false => tracing::warn!("the VM's network on this host: {trouble}"),
-        }
-        self.window.show_network(trouble);
-        self.network = Network { is_cut_off: trouble.cuts_off(), trouble: trouble.to_string() };
-        for link in self.links.values() {
-            link.send(Message::Network(self.network.clone()));
-        }
-    }
-
-    /// The VM's way to the network on the peer's host, as the peer says; false if it is no peer of ours.
-    pub(super) fn note_peer_network(&self, conn: ConnId, network: Network) -> bool {
-        if !self.links.contains_key(&conn) {
-            return false;
-        }
-        let text: String =
-            network.trouble.chars().filter(|c| !c.is_control()).take(PEER_TEXT_CHARS_MAX).collect();
-        let before = self.window.peer_network().what;
-        let now = (!text.is_empty()).then_some(text);
-        if before != now {
-            match &now {
-                Some(trouble) => tracing::warn!("the VM's network on the peer's host: {trouble}"),
-                None if before.is_some() => {
-                    tracing::info!("the VM's network is well on the peer's host again")
-                }
-                None => {}
-            }
-            self.window.show_peer_network(now);
-        }
-        true
     }
 
     /// A connection begins its work: the peer hears how the VM's network is here.
@@ -458,6 +428,7 @@ impl Hands for RealHands {
     }
 
     fn boot(&mut self) -> Result<(), Self::Error> {
+        self.stamping.claim()?;
         self.order_and_wait(Order::Boot)??;
         tracing::info!("the guest is booting");
         Ok(())
@@ -471,6 +442,7 @@ impl Hands for RealHands {
     fn stop_vm(&mut self) {
         // A keeper that is gone has no machine either.
         let _ = self.order_and_wait(Order::Stop);
+        self.stamping.rest();
     }
 
     fn begin_pairing(&mut self, conn: ConnId, pairing: u64) {
@@ -554,6 +526,7 @@ impl Hands for RealHands {
     }
 
     fn resume_vm(&mut self) -> Result<(), Self::Error> {
+        self.stamping.ran()?;
         self.resume_sealed()
     }
 

@@ -191,10 +191,14 @@ impl RealHands {
         match answer {
             CellNews::Read(cell) => {
                 self.window.show_arbiter(cell.is_ok());
+                if let Ok(cell) = &cell {
+                    self.stamping.note_cell(cell.as_ref());
+                }
                 Event::CellRead(cell)
             }
             CellNews::Set(outcome) => {
                 self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
+                self.stamping.note_outcome(&outcome);
                 Event::CellSet(outcome)
             }
         }

@@ -1,0 +1,105 @@
+//! `[[machine.disk]]`: images, and how they are read, written and mirrored.
+
+use super::Config;
+use super::validate::{BadValue, refuse, within};
+use ft_checkpoint::wire::message::Mode;
+use ft_disk::IoEngine;
+use ft_vm::devices::OnIoError;
+use serde::{Deserialize, Deserializer};
+use std::path::PathBuf;
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Raw image on this host: a file or a block device.
+    pub image: PathBuf,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+    /// What reads and writes it.
+    #[serde(default, deserialize_with = "io_engine")]
+    pub io_engine: IoEngine,
+    /// What becomes of a request that this host cannot do.
+    #[serde(default)]
+    pub on_io_error: OnDiskError,
+}
+
+/// By its name in the file.
+fn io_engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IoEngine, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Name {
+        Auto,
+        Threads,
+    }
+    Ok(match Name::deserialize(deserializer)? {
+        Name::Auto => IoEngine::Auto,
+        Name::Threads => IoEngine::Threads,
+    })
+}
+
+/// What becomes of a request that the host cannot do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDiskError {
+    /// The guest gets an I/O error.
+    #[default]
+    Report,
+    /// The guest waits for it, until it is tried again.
+    Stop,
+    /// The guest waits for it, and the VM moves to the other host.
+    Switchover,
+}
+
+impl OnDiskError {
+    /// What the device does.
+    #[must_use]
+    pub fn of_device(self) -> OnIoError {
+        match self {
+            Self::Report => OnIoError::Report,
+            Self::Stop | Self::Switchover => OnIoError::Stop,
+        }
+    }
+}
+
+/// What the backup has of a checkpoint's disk writes when it acknowledges it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// They are in its journal: its host's loss of power may take them, the primary has them.
+    Commit,
+    /// They are on its stable storage.
+    Sync,
+}
+
+impl Config {
+    pub(super) fn validate_disks(&self) -> Result<(), BadValue> {
+        let disks = &self.machine.disks;
+        within("machine.disk (their number)", disks.len() as u64, 0..=8)?;
+        within("replication.journal_mib", self.replication.journal_mib, 64..=1 << 20)?;
+        for disk in disks.iter().filter(|disk| !disk.read_only) {
+            if self.replication.mode == Mode::Replay {
+                let allowed = format!(
+                    "a writable disk ({}) is not replicated in mode = \"replay\" yet; set it to true, or mode to \
+                     \"checkpoint\"",
+                    disk.image.display()
+                );
+                return refuse("machine.disk.read_only", false, allowed);
+            }
+        }
+        match disks.iter().find(|disk| !disk.read_only) {
+            Some(disk) => refuse(
+                "machine.disk.read_only",
+                false,
+                format!("writable disks are not replicated yet ({}); set it to true", disk.image.display()),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a disk that the guest may write to.
+    #[must_use]
+    pub fn has_writable_disk(&self) -> bool {
+        self.machine.disks.iter().any(|disk| !disk.read_only)
+    }
+}

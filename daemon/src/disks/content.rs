@@ -1,0 +1,266 @@
+//! What images hold, offline: two compared extent by extent, and one made from another disk.
+
+use ft_disk::{Access, DiskImageError, RawImage, SECTOR_BYTES};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes that are read and compared in one go.
+const EXTENT_BYTES: u64 = 1 << 20;
+/// Where as many bytes are zero, a new file keeps a hole.
+const HOLE_BYTES: usize = 64 << 10;
+
+/// Why images are not compared, or none is made.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// An image, or somebody has it in use.
+    #[error(transparent)]
+    Image(#[from] DiskImageError),
+    /// They are of two sizes.
+    #[error("{} has {one_bytes} bytes, {} has {other_bytes}: two disks", one.display(), other.display())]
+    Sizes {
+        /// An image.
+        one: PathBuf,
+        /// Its size.
+        one_bytes: u64,
+        /// Another one.
+        other: PathBuf,
+        /// Its size.
+        other_bytes: u64,
+    },
+    /// A file of another program.
+    #[error("{}: it is a {format} file, and ftd reads raw ones: qemu-img convert -O raw makes one", path.display())]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: &'static str,
+    },
+    /// The new image is there already.
+    #[error("{}: it is there already, and is not overwritten: name a new file, or a block device", .0.display())]
+    Exists(PathBuf),
+    /// The block device is too small.
+    #[error("{}: it has {has} bytes, the disk takes {need}", path.display())]
+    Small {
+        /// The device.
+        path: PathBuf,
+        /// What it has.
+        has: u64,
+        /// What it would take.
+        need: u64,
+    },
+    /// The host.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Told how many bytes of how many are done.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// What two images hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compared {
+    /// The BLAKE3 of each, in hexadecimal.
+    pub hashes: [String; 2],
+    /// Where they differ, in whole extents of 1 MiB.
+    pub differ: Vec<Range<u64>>,
+    /// Bytes of each.
+    pub bytes: u64,
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> ContentError + use<> {
+    let path = path.to_owned();
+    move |source| ContentError::Io { path: path.clone(), source }
+}
+
+/// An image that nobody writes to meanwhile: it is locked as long as the first is kept.
+fn open(path: &Path) -> Result<(RawImage, File), ContentError> {
+    let image = RawImage::open(path, Access::ReadOnly)?;
+    Ok((image, File::open(path).map_err(failed(path))?))
+}
+
+/// Compares two images that nobody writes to.
+pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Compared, ContentError> {
+    let paths = [one, other];
+    let [(first, a), (second, b)] = [open(one)?, open(other)?];
+    let bytes = first.bytes();
+    if second.bytes() != bytes {
+        return Err(ContentError::Sizes {
+            one: one.to_owned(),
+            one_bytes: bytes,
+            other: other.to_owned(),
+            other_bytes: second.bytes(),
+        });
+    }
+    let mut hashers = [blake3::Hasher::new(), blake3::Hasher::new()];
+    let mut buffers = [vec![0; EXTENT_BYTES as usize], vec![0; EXTENT_BYTES as usize]];
+    let mut differ: Vec<Range<u64>> = Vec::new();
+    for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
+        let end = (start + EXTENT_BYTES).min(bytes);
+        let length = (end - start) as usize;
+        for (at, file) in [&a, &b].into_iter().enumerate() {
+            let extent = &mut buffers[at][..length];
+            file.read_exact_at(extent, start).map_err(failed(paths[at]))?;
+            hashers[at].update(extent);
+        }
+        if buffers[0][..length] != buffers[1][..length] {
+            match differ.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => differ.push(start..end),
+            }
+        }
+        progress(end, bytes);
+    }
+    let hashes = hashers.map(|hasher| hasher.finalize().to_hex().to_string());
+    Ok(Compared { hashes, differ, bytes })
+}
+
+/// Makes an image of what a raw file or block device holds, and says its BLAKE3. A new file has holes where the source
+/// has zeroes. What is half made is removed.
+pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
+    let (from, file) = open(source)?;
+    if let Some(format) = ft_disk::container(source).map_err(failed(source))? {
+        return Err(ContentError::Container { path: source.to_owned(), format });
+    }
+    let target = Target::open(image, from.bytes())?;
+    let made = copy((source, &file), &target, from.bytes(), progress);
+    if made.is_err() && !target.is_device {
+        // It holds nothing that anybody has seen.
+        let _ = fs::remove_file(image);
+    }
+    made
+}
+
+struct Target {
+    path: PathBuf,
+    file: File,
+    is_device: bool,
+}
+
+impl Target {
+    /// A new file of this size, or a block device that nobody uses.
+    fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
+        let failed = failed(path);
+        let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if is_device {
+            // Neither mounted nor a part of another device.
+            let file = options.custom_flags(libc::O_EXCL).open(path).map_err(&failed)?;
+            let has = ft_disk::image_bytes(path)?;
+            return match has < bytes {
+                true => Err(ContentError::Small { path: path.to_owned(), has, need: bytes }),
+                false => Ok(Self { path: path.to_owned(), file, is_device }),
+            };
+        }
+        let file = options.create_new(true).mode(0o600).open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => ContentError::Exists(path.to_owned()),
+            _ => failed(e),
+        })?;
+        file.set_len(bytes).map_err(&failed)?;
+        Ok(Self { path: path.to_owned(), file, is_device })
+    }
+
+    fn write(&self, extent: &[u8], start: u64) -> Result<(), ContentError> {
+        for (at, piece) in (start..).step_by(HOLE_BYTES).zip(extent.chunks(HOLE_BYTES)) {
+            if self.is_device || piece.iter().any(|byte| *byte != 0) {
+                self.file.write_all_at(piece, at).map_err(failed(&self.path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn copy(
+    (source, from): (&Path, &File),
+    target: &Target,
+    bytes: u64,
+    progress: Progress<'_>,
+) -> Result<String, ContentError> {
+    debug_assert!(bytes.is_multiple_of(SECTOR_BYTES));
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; EXTENT_BYTES as usize];
+    for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
+        let end = (start + EXTENT_BYTES).min(bytes);
+        let extent = &mut buffer[..(end - start) as usize];
+        from.read_exact_at(extent, start).map_err(failed(source))?;
+        hasher.update(extent);
+        target.write(extent, start)?;
+        progress(end, bytes);
+    }
+    target.file.sync_all().map_err(failed(&target.path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const MIB: usize = 1 << 20;
+
+    fn disk(path: &Path, bytes: usize, at: &[usize]) {
+        let mut content = vec![0; bytes];
+        at.iter().for_each(|at| content[*at] = 7);
+        fs::write(path, content).unwrap();
+    }
+
+    #[test]
+    fn images_are_told_apart_by_where_they_differ() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| directory.path().join(name));
+        let bytes = 5 * MIB + 512;
+        disk(&one, bytes, &[]);
+        disk(&other, bytes, &[MIB, 2 * MIB + 5, bytes - 1]);
+        let mut said = Vec::new();
+        let compared = compare(&one, &other, &mut |done, all| said.push((done, all))).unwrap();
+        let mib = MIB as u64;
+        assert_eq!(compared.differ, [mib..3 * mib, 5 * mib..bytes as u64]);
+        assert_ne!(compared.hashes[0], compared.hashes[1]);
+        assert_eq!((said.len(), said.last()), (6, Some(&(bytes as u64, bytes as u64))));
+        let same = compare(&other, &other, &mut |_, _| ()).unwrap();
+        assert_eq!(same.differ, []);
+        assert_eq!(same.hashes[0], compared.hashes[1]);
+        disk(&one, MIB, &[]);
+        let text = compare(&one, &other, &mut |_, _| ()).unwrap_err().to_string();
+        assert!(text.contains("has 1048576 bytes") && text.contains("two disks"), "{text}");
+        let _in_use = RawImage::open(&one, Access::Writable).unwrap();
+        assert!(compare(&one, &one, &mut |_, _| ()).unwrap_err().to_string().contains("in use by"));
+    }
+
+    #[test]
+    fn an_imported_image_is_the_same_and_has_holes_for_zeroes() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
+        disk(&source, 8 * MIB + 512, &[3 * MIB, 8 * MIB + 511]);
+        let hash = import(&source, &image, &mut |_, _| ()).unwrap();
+        assert_eq!(compare(&source, &image, &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
+        assert!(fs::metadata(&image).unwrap().blocks() * 512 < MIB as u64);
+    }
+
+    #[test]
+    fn what_cannot_be_imported_is_said_and_nothing_is_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
+        let refused = |what: &str| {
+            let text = import(&source, &image, &mut |_, _| ()).unwrap_err().to_string();
+            assert!(text.contains(what), "{what}: {text}");
+        };
+        refused("source: No such file");
+        fs::write(&source, [&b"QFI\xfb"[..], &[0; 508]].concat()).unwrap();
+        refused("it is a qcow2 file");
+        fs::write(&source, [1; 700]).unwrap();
+        refused("700 bytes");
+        disk(&source, 512, &[]);
+        fs::write(&image, "precious").unwrap();
+        refused("there already");
+        assert_eq!(fs::read(&image).unwrap(), b"precious");
+    }
+}

@@ -1,0 +1,202 @@
+//! What those who change a disk and the thread of the maps know of each other: which extents are covered, wanted,
+//! changed and under way. It waits for nothing.
+
+use super::{Clearance, Outcome};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// An extent of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Place {
+    pub(super) disk: u16,
+    pub(super) extent: u64,
+}
+
+/// The last change of an extent: its epoch, and its place in the order of all.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    epoch: u64,
+    turn: u64,
+}
+
+/// A change that an image was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Order {
+    pub(super) disk: u16,
+    /// Whose it is.
+    pub(super) queue: u64,
+    /// Its number there.
+    pub(super) tag: u64,
+}
+
+/// What is made durable next.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) set: Vec<Place>,
+    pub(super) clear: Vec<Place>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Desk {
+    /// Set, durably, and not being cleared: changes there may be made.
+    covered: HashSet<Place>,
+    /// A change there waits.
+    wanted: BTreeSet<Place>,
+    /// Being cleared. Until that is durable they may be set.
+    leaving: HashSet<Place>,
+    /// Of those that are covered. What is not in it was changed in no epoch that counts.
+    changed: HashMap<Place, Last>,
+    turn: u64,
+    /// Through this epoch the peer's image is durable; looked at by the thread or not.
+    settled: Option<u64>,
+    is_settled_new: bool,
+    /// The same on both hosts, if nothing was changed there since.
+    equal: BTreeSet<Place>,
+    /// Changes that the image was asked for, with their extents.
+    under_way: HashMap<Order, Vec<Place>>,
+    /// The image may lack a change that the peer's has. Only a comparison of the two ends that.
+    doubtful: HashSet<Place>,
+    /// Extents, of all disks, that stay set: those that were changed last. Beyond twice as many, what may be cleared
+    /// is.
+    kept: usize,
+    pub(super) trouble: Option<String>,
+    pub(super) closed: bool,
+}
+
+impl Desk {
+    pub(super) fn new(covered: HashSet<Place>, kept: usize) -> Self {
+        Self { covered, kept, ..Self::default() }
+    }
+
+    fn is_large(&self) -> bool {
+        self.covered.len() > 2 * self.kept
+    }
+
+    pub(super) fn may_change(
+        &mut self,
+        places: impl Iterator<Item = Place> + Clone,
+        epoch: u64,
+    ) -> Clearance {
+        let mut leave = Clearance::Given;
+        for place in places.clone().filter(|place| !self.covered.contains(place)) {
+            self.wanted.insert(place);
+            leave = Clearance::Later;
+        }
+        if leave == Clearance::Given {
+            self.turn += 1;
+            let last = Last { epoch, turn: self.turn };
+            for place in places {
+                self.changed.insert(place, last);
+                self.equal.remove(&place);
+            }
+        }
+        leave
+    }
+
+    pub(super) fn begun(&mut self, order: Order, places: Vec<Place>) {
+        self.under_way.insert(order, places);
+    }
+
+    pub(super) fn ended(&mut self, order: Order, outcome: Outcome) {
+        let places = self.under_way.remove(&order).unwrap_or_default();
+        if outcome == Outcome::InDoubt {
+            self.doubtful.extend(places);
+        }
+    }
+
+    /// Nothing more is heard of what this queue was asked for.
+    pub(super) fn abandoned(&mut self, queue: u64) {
+        let gone = self.under_way.extract_if(|order, _| order.queue == queue);
+        self.doubtful.extend(gone.flat_map(|(_, places)| places));
+    }
+
+    /// What was written into this image may not be durable, whatever is said later.
+    pub(super) fn doubt(&mut self, disk: u16) {
+        let changed = self.changed.keys().filter(|place| place.disk == disk);
+        self.doubtful.extend(changed);
+    }
+
+    /// Whether the thread has something to do now.
+    pub(super) fn settled(&mut self, through: u64) -> bool {
+        self.is_settled_new |= self.settled < Some(through);
+        self.settled = self.settled.max(Some(through));
+        self.is_settled_new && self.is_large()
+    }
+
+    pub(super) fn equal(&mut self, places: impl Iterator<Item = Place>) {
+        let covered = &self.covered;
+        self.equal.extend(places.filter(|place| covered.contains(place)));
+        for place in &self.equal {
+            self.changed.remove(place);
+            self.doubtful.remove(place);
+        }
+    }
+
+    pub(super) fn forget_epochs(&mut self) {
+        self.changed.clear();
+        self.settled = None;
+        self.is_settled_new = false;
+        self.equal.clear();
+    }
+
+    pub(super) fn set(&self, disk: u16) -> Vec<u64> {
+        let all = self.covered.iter().chain(&self.leaving).chain(&self.wanted);
+        let extents: BTreeSet<u64> =
+            all.filter(|place| place.disk == disk).map(|place| place.extent).collect();
+        extents.into_iter().collect()
+    }
+
+    /// What is to be made durable next, if there is something.
+    pub(super) fn take(&mut self) -> Option<Work> {
+        let clear = self.take_clearable();
+        if self.wanted.is_empty() && clear.is_empty() {
+            return None;
+        }
+        for place in &clear {
+            self.covered.remove(place);
+            self.changed.remove(place);
+            self.equal.remove(place);
+            self.leaving.insert(*place);
+        }
+        Some(Work { set: self.wanted.iter().copied().collect(), clear })
+    }
+
+    fn take_clearable(&mut self) -> Vec<Place> {
+        let busy: HashSet<Place> = self.under_way.values().flatten().copied().collect();
+        let mut clear: Vec<Place> =
+            self.equal.iter().filter(|place| !busy.contains(place)).copied().collect();
+        if let Some(through) = self.settled
+            && std::mem::take(&mut self.is_settled_new)
+            && self.is_large()
+        {
+            let mut by_turn: Vec<(Place, Last)> =
+                self.changed.iter().map(|(place, last)| (*place, *last)).collect();
+            by_turn.sort_unstable_by_key(|(_, last)| std::cmp::Reverse(last.turn));
+            let old = by_turn.into_iter().skip(self.kept).filter(|(_, last)| last.epoch <= through);
+            let may_go = |place: &Place| !busy.contains(place) && !self.doubtful.contains(place);
+            clear.extend(old.map(|(place, _)| place).filter(may_go));
+        }
+        clear
+    }
+
+    /// It is durable.
+    pub(super) fn done(&mut self, work: &Work) {
+        self.trouble = None;
+        for place in &work.clear {
+            self.leaving.remove(place);
+        }
+        for place in &work.set {
+            self.wanted.remove(place);
+            self.covered.insert(*place);
+        }
+    }
+
+    /// It is not, and may be in part. What was to be cleared is set again: a change there waits for that.
+    pub(super) fn failed(&mut self, work: Work, why: String) {
+        self.trouble = Some(why);
+        for place in work.clear {
+            self.leaving.remove(&place);
+            self.wanted.insert(place);
+        }
+    }
+}
