@@ -134,7 +134,7 @@ impl Feed {
     /// ahead of its ack.
     fn said(
         &self,
-        received: Received,
+        received: Received<'_>,
         receiver: &Receiver,
         telemetry: &Telemetry,
     ) -> Result<Option<FromPrimary>, LinkEnd> {
@@ -163,7 +163,11 @@ impl Feed {
                 telemetry.copy(received_pages.into(), total_pages.into());
                 return Ok(None);
             }
-            Received::Nothing | Received::CopyStarted { .. } | Received::TookOver { .. } => return Ok(None),
+            Received::Nothing
+            | Received::Change(_)
+            | Received::Compare(_)
+            | Received::CopyStarted { .. }
+            | Received::TookOver { .. } => return Ok(None),
         }))
     }
 
