@@ -91,7 +91,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
     let on_disk = image_file.look(record.map(|record| record.cell));
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
-    let (mut host, console) = prepare_host(config)?;
+    let (mut host, console) = prepare_host(config, record)?;
     let telemetry = Arc::new(Telemetry::default());
     let peer = Arc::new(PeerPlace::new(config.peer.clone()));
     let port = open_port(config, &peer, &telemetry)?;

@@ -46,6 +46,9 @@ pub enum HostError {
     /// A disk's image cannot be opened, or somebody else uses it.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ft_disk::ImageError),
+    /// A writable disk, or what lies beside it, cannot be used.
+    #[error(transparent)]
+    Disks(#[from] crate::disks::DisksError),
     /// A file is not what it should be.
     #[error("{key} = {}: {problem}", path.display())]
     Unsuitable {

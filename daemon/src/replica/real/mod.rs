@@ -4,6 +4,7 @@ mod as_backup;
 mod as_primary;
 mod error;
 mod imaging;
+mod network;
 mod news;
 mod parts;
 mod resuming;
@@ -17,7 +18,8 @@ use super::input::Input;
 use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
-use crate::host::{Host, NetworkTrouble, Watchdog};
+use crate::disks::Disks;
+use crate::host::{Host, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
@@ -41,8 +43,6 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Of the peer's words that people are shown.
-const PEER_TEXT_CHARS_MAX: usize = 1000;
 /// Time that an ending process gives its last messages to leave.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -93,6 +93,8 @@ pub struct RealHands {
     undialled: String,
     /// The VM's way to the network on this host.
     network: Network,
+    /// The VM's writable disks, if it has any.
+    disks: Option<Arc<Disks>>,
 }
 
 impl RealHands {
@@ -112,7 +114,8 @@ impl RealHands {
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network: _ } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network: _ } =
+            parts.host;
         let rehearser = Arc::new(Rehearser {
             spec: spec.clone(),
             wiring: scratch_wiring,
@@ -134,6 +137,7 @@ impl RealHands {
             lock_memory: parts.lock_memory,
             wiring,
             attach,
+            disks: disks.clone(),
             output: output.clone(),
             news: Outlet::into_queue(&inputs, Input::Keeper),
             telemetry: Arc::clone(&parts.telemetry),
@@ -190,6 +194,7 @@ impl RealHands {
             losses: Limited::new(LOSS_LINES),
             undialled: String::new(),
             network: Network::default(),
+            disks,
         };
         Ok((hands, received))
     }
@@ -204,41 +209,6 @@ impl RealHands {
         let conn = fitting.conn;
         self.arriving.insert(conn, fitting);
         conn
-    }
-
-    /// The VM's way to the network on this host is another.
-    pub(super) fn note_network(&mut self, trouble: &NetworkTrouble) {
-        match trouble.is_none() {
-            true => tracing::info!("the VM's network is well on this host again"),
-            false => tracing::warn!("the VM's network on this host: {trouble}"),
-        }
-        self.window.show_network(trouble);
-        self.network = Network { is_cut_off: trouble.cuts_off(), trouble: trouble.to_string() };
-        for link in self.links.values() {
-            link.send(Message::Network(self.network.clone()));
-        }
-    }
-
-    /// The VM's way to the network on the peer's host, as the peer says; false if it is no peer of ours.
-    pub(super) fn note_peer_network(&self, conn: ConnId, network: Network) -> bool {
-        if !self.links.contains_key(&conn) {
-            return false;
-        }
-        let text: String =
-            network.trouble.chars().filter(|c| !c.is_control()).take(PEER_TEXT_CHARS_MAX).collect();
-        let before = self.window.peer_network().what;
-        let now = (!text.is_empty()).then_some(text);
-        if before != now {
-            match &now {
-                Some(trouble) => tracing::warn!("the VM's network on the peer's host: {trouble}"),
-                None if before.is_some() => {
-                    tracing::info!("the VM's network is well on the peer's host again")
-                }
-                None => {}
-            }
-            self.window.show_peer_network(now);
-        }
-        true
     }
 
     /// A connection begins its work: the peer hears how the VM's network is here.
@@ -276,6 +246,7 @@ impl RealHands {
             | StateLoss::LogRefused(_)
             | StateLoss::MachineFailed(_)
             | StateLoss::MachineGone(_)
+            | StateLoss::Disks(_)
             | StateLoss::Stuck { .. } => {}
         }
     }
@@ -386,6 +357,9 @@ impl Hands for RealHands {
     }
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
+        if let Some(disks) = &self.disks {
+            disks.follower().know_cell(record.cell);
+        }
         Ok(self.record_thread.record(record)?)
     }
 
