@@ -6,7 +6,7 @@
 //! right because the backup takes epochs in order and without gaps, or not at all.
 
 use crate::arena::Capture;
-use crate::digest::Chain;
+use crate::digest::{Chain, Changes};
 use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
 use crate::scrub::Sample;
 use crate::shadow::Shadow;
@@ -94,6 +94,10 @@ pub struct EncodedCheckpoint {
     epoch: u64,
     bytes: usize,
     frames: Vec<(FrameType, SharedPayload)>,
+    /// Changes of disks that were sent ahead of the next one.
+    ahead: Vec<SharedPayload>,
+    /// Bytes of those that were sent ahead of this one.
+    ahead_bytes: usize,
     /// Pieces of the checkpoint that was here before, for those of the next.
     spares: Vec<Vec<u8>>,
 }
@@ -109,6 +113,16 @@ impl EncodedCheckpoint {
         self.bytes
     }
 
+    /// Bytes of it that were sent ahead, as changes of disks.
+    pub fn ahead_bytes(&self) -> usize {
+        self.ahead_bytes
+    }
+
+    /// These changes of disks belong to the next checkpoint that is encoded into this, and were sent ahead of it.
+    pub fn ahead(&mut self, changes: Vec<SharedPayload>) {
+        self.ahead = changes;
+    }
+
     /// Sends it (again) and flushes.
     pub fn send(&self, out: &mut impl WireSink) -> Result<(), FrameError> {
         for (kind, payload) in &self.frames {
@@ -119,10 +133,15 @@ impl EncodedCheckpoint {
 
     fn restart(&mut self, epoch: u64) {
         (self.epoch, self.bytes) = (epoch, 0);
+        self.ahead_bytes = self.ahead.iter().map(|change| change.len()).sum();
         let mut frames = std::mem::take(&mut self.frames);
         // A piece that a connection has yet to send is that connection's.
         for piece in frames.drain(..).filter_map(|(_, payload)| Arc::into_inner(payload)) {
             self.keep_spare(piece);
+        }
+        for change in std::mem::take(&mut self.ahead) {
+            self.bytes += change.len();
+            frames.push((FrameType::Disk, change));
         }
         self.frames = frames;
     }
@@ -163,6 +182,7 @@ struct EpochChain {
     nonce: u64,
     last_epoch: Option<u64>,
     chain: Chain,
+    changes: Changes,
 }
 
 impl Encoder {
@@ -191,7 +211,12 @@ impl Encoder {
     pub(crate) fn begin_copy(&mut self, pairing: u64, out: &mut impl WireSink) -> Result<(), FrameError> {
         self.shadow.clear();
         self.last_state.clear();
-        self.chain = Some(EpochChain { nonce: pairing, last_epoch: None, chain: Chain::new(pairing) });
+        self.chain = Some(EpochChain {
+            nonce: pairing,
+            last_epoch: None,
+            chain: Chain::new(pairing),
+            changes: Changes::default(),
+        });
         Message::CopyBegin(CopyBegin { pairing, total_pages: self.ram_pages }).write(0, out)
     }
 
@@ -218,6 +243,14 @@ impl Encoder {
         }
         stats.elapsed += started.elapsed();
         Ok(())
+    }
+
+    /// A change of a disk is sent, in this payload (see [`crate::wire::disk`]). It belongs to the epoch that is encoded
+    /// next, whose checkpoint keeps it ([`EncodedCheckpoint::ahead`]).
+    pub fn change(&mut self, payload: &[u8]) {
+        if let Some(pairing) = &mut self.chain {
+            pairing.changes.add(payload);
+        }
     }
 
     /// Encodes an epoch into `reuse` (see [`crate::owed::Owed::spare`]), sending each piece as soon as it is complete.
@@ -250,6 +283,7 @@ impl Encoder {
         pieces.cut(FrameType::State);
 
         let digest = self.chain.as_mut().map_or(0, |pairing| {
+            pairing.chain.changes(std::mem::take(&mut pairing.changes));
             pairing.chain.epoch(capture.epoch, &capture.state);
             pairing.chain.value()
         });

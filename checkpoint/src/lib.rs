@@ -13,6 +13,7 @@
 //!   Hello / Welcome / Refuse  <---------------->   (wire::handshake)
 //!   CopyBegin{pairing} ------------------------>   image emptied, nothing held
 //!   CopyPages* (whole RAM, then re-dirtied) --->   straight into the image
+//!   Disk* (as the guest changes a disk) -------->   ahead of the checkpoint that it is a part of
 //!   EpochBegin Pages* State* EpochEnd{digest} ->   decoded aside, verified, sealed
 //!                                 <------ Ack{epoch}   ...and applied later, in order
 //!   Paired{generation} ------------------------>   the cell names this pairing: may contest from now on

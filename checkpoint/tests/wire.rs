@@ -6,6 +6,7 @@ use ft_checkpoint::wire::handshake::{Refusal, Side, check};
 use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, STATE_FORMAT, TEXT_BYTES_MAX, Versions, Weight};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
+use ft_mirror::{Change, Extent, Unmap};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -87,6 +88,18 @@ fn any_survey() -> impl Strategy<Value = Survey> {
     })
 }
 
+fn any_change() -> impl Strategy<Value = Change<'static>> {
+    let extent = (any::<u16>(), 0..1_u64 << 40, 0..1_u64 << 40)
+        .prop_map(|(disk, start, bytes)| Extent { disk, bytes: start..start + bytes });
+    let write = (any::<u16>(), 0..1_u64 << 40, prop::collection::vec(any::<u8>(), 0..100));
+    prop_oneof![
+        write.prop_map(|(disk, offset, data)| Change::Write { disk, offset, data: data.into() }),
+        extent.clone().prop_map(|extent| Change::Zeroes { extent, unmap: Unmap::Keep }),
+        extent.clone().prop_map(|extent| Change::Zeroes { extent, unmap: Unmap::May }),
+        extent.prop_map(|extent| Change::Discard { extent }),
+    ]
+}
+
 fn any_message() -> impl Strategy<Value = Message<'static>> {
     let n = any::<u64>;
     prop_oneof![
@@ -126,6 +139,14 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         (any::<bool>(), ".{0,90}")
             .prop_map(|(is_cut_off, trouble)| Message::Network(Network { is_cut_off, trouble })),
         prop::option::of(any_survey().prop_map(Box::new)).prop_map(Message::Survey),
+        any_change().prop_map(Message::Disk),
+        (any::<(u16, u32)>(), any::<[u8; 32]>())
+            .prop_map(|((disk, extent), hash)| Message::Compare(Compare { disk, extent, hash })),
+        (any::<(u16, u32)>(), any::<bool>()).prop_map(|((disk, extent), same)| Message::Compared(Compared {
+            disk,
+            extent,
+            same
+        })),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
         (
             ".{0,90}",

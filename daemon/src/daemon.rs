@@ -96,7 +96,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let on_disk = image_file.look(record.map(|record| record.cell));
     let beside = Beside::open(config)?;
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
-    let (mut host, console) = prepare_host(config)?;
+    let (mut host, console) = prepare_host(config, record)?;
     let telemetry = Arc::new(Telemetry::default());
     let peer = Arc::new(PeerPlace::new(config.peer.clone()));
     let port = open_port(config, &peer, &telemetry)?;

@@ -91,6 +91,16 @@ pub enum ReceiveError {
         /// The bound.
         max: usize,
     },
+    /// A change of a disk that the machine does not change, of what is not on it, or of parts of sectors.
+    #[error("epoch {epoch}: a change of bytes {} to {} of disk {}, {what}", .extent.bytes.start, .extent.bytes.end, .extent.disk)]
+    Change {
+        /// The epoch, 0 in a copy.
+        epoch: u64,
+        /// What it changes.
+        extent: ft_mirror::Extent,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// More or less came than was announced.
     #[error("epoch {epoch}: {received} {what} came, but {announced} were announced")]
     Count {

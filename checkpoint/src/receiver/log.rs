@@ -19,7 +19,7 @@ impl Receiver {
         kind: FrameType,
         epoch: u64,
         part: &[u8],
-    ) -> Result<Received, ReceiveError> {
+    ) -> Result<Received<'static>, ReceiveError> {
         let due = match (&self.incoming_log, &self.holding) {
             (Some(incoming), _) => incoming.epoch,
             _ if self.mode != Mode::Replay => {
@@ -42,7 +42,7 @@ impl Receiver {
     }
 
     /// The epoch has all its parts.
-    pub(super) fn log_end(&mut self, epoch: u64, end: LogEnd) -> Result<Received, ReceiveError> {
+    pub(super) fn log_end(&mut self, epoch: u64, end: LogEnd) -> Result<Received<'static>, ReceiveError> {
         let (Some(incoming), Holding::Sealed(sealed)) = (self.incoming_log.take(), &mut self.holding) else {
             return Err(ReceiveError::Unexpected {
                 kind: FrameType::LogEnd,

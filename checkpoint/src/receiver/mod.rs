@@ -11,6 +11,7 @@
 //! connection. Memory is bounded: a checkpoint by [`Limits::epoch_pages`], the backlog by [`Limits::backlog_pages`]
 //! (beyond it the receiver applies by itself before it takes more, which slows the sender down through the channel).
 
+mod changes;
 mod error;
 mod incoming;
 mod log;
@@ -23,8 +24,10 @@ use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::scrub::SAMPLES_MAX;
-use crate::wire::message::{Bye, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
+use crate::wire::message::{Bye, Compare, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
 use crate::wire::{Frame, FrameType, Message};
+use changes::IncomingChanges;
+use ft_mirror::Change;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
 use incoming::{Incoming, no_base};
@@ -53,9 +56,14 @@ impl Limits {
 
 /// What a frame came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Received {
+pub enum Received<'f> {
     /// Part of something; nothing to do.
     Nothing,
+    /// A change of a disk, after all that came before it: a part of the epoch that is sealed next. It is nothing until
+    /// then, and comes again with the whole of its epoch if the connection is lost.
+    Change(Change<'f>),
+    /// In a copy: an extent of a disk is to be compared, after all changes that came before.
+    Compare(Compare),
     /// A full copy has begun; nothing is held from now on.
     CopyStarted {
         /// The pairing.
@@ -140,6 +148,9 @@ pub struct Receiver {
     holding: Holding,
     incoming: Option<Incoming>,
     incoming_log: Option<IncomingLog>,
+    /// Bytes of each disk that the machine changes.
+    disks: Vec<u64>,
+    incoming_changes: IncomingChanges,
     /// The backlog as of the incoming epoch's beginning, newest first.
     bases: Vec<Arc<SealedCheckpoint>>,
     spare_state: Vec<u8>,
@@ -167,11 +178,20 @@ impl Receiver {
             holding: Holding::Nothing,
             incoming: None,
             incoming_log: None,
+            disks: Vec::new(),
+            incoming_changes: IncomingChanges::default(),
             bases: Vec::new(),
             spare_state: Vec::new(),
             scrubbed: 0,
             disagreed: None,
         }
+    }
+
+    /// The machine changes disks of these sizes.
+    #[must_use]
+    pub fn with_disks(mut self, bytes: Vec<u64>) -> Self {
+        self.disks = bytes;
+        self
     }
 
     /// The worker for the backlog.
@@ -215,6 +235,7 @@ impl Receiver {
     pub fn drop_partial(&mut self) {
         self.bases.clear();
         self.incoming_log = None;
+        self.incoming_changes = IncomingChanges::default();
         if let Some(incoming) = self.incoming.take() {
             self.pool.put(incoming.pages);
             self.spare_state = incoming.state;
@@ -225,7 +246,7 @@ impl Receiver {
     }
 
     /// Takes a frame. After an error the connection is to be closed; what is held is as before.
-    pub fn on_frame(&mut self, frame: &Frame<'_>) -> Result<Received, ReceiveError> {
+    pub fn on_frame<'f>(&mut self, frame: &Frame<'f>) -> Result<Received<'f>, ReceiveError> {
         let result = self.take(frame);
         if result.is_err() {
             self.drop_partial();
@@ -233,7 +254,7 @@ impl Receiver {
         result
     }
 
-    fn take(&mut self, frame: &Frame<'_>) -> Result<Received, ReceiveError> {
+    fn take<'f>(&mut self, frame: &Frame<'f>) -> Result<Received<'f>, ReceiveError> {
         let kind = frame.kind;
         if frame.generation != self.generation && !matches!(kind, FrameType::Paired | FrameType::TookOver) {
             let (theirs, ours) = (frame.generation, self.generation);
@@ -244,7 +265,7 @@ impl Receiver {
             FrameType::Log | FrameType::LogEnd => self.incoming_log.is_some(),
             FrameType::EpochEnd => self.incoming.is_some(),
             // The sender lets these overtake the pages.
-            FrameType::Paired | FrameType::Standing | FrameType::Bye => true,
+            FrameType::Paired | FrameType::Standing | FrameType::Network | FrameType::Bye => true,
             _ => false,
         };
         if (self.incoming.is_some() || self.incoming_log.is_some()) && !in_epoch {
@@ -256,6 +277,8 @@ impl Receiver {
             Message::EpochBegin(begin) => self.epoch_begin(frame.epoch, begin),
             Message::Pages(batch) => self.pages(frame.epoch, batch),
             Message::State(batch) => self.state(frame.epoch, batch),
+            Message::Disk(change) => self.change(frame, change),
+            Message::Compare(compare) => self.compare(frame, compare),
             Message::Log(part) => self.log_part(kind, frame.epoch, part),
             Message::LogEnd(end, part) => {
                 self.log_part(kind, frame.epoch, part)?;
@@ -283,6 +306,7 @@ impl Receiver {
             | Message::Echo { .. }
             | Message::Decline { .. }
             | Message::Position(_)
+            | Message::Compared(_)
             | Message::Survey(_)
             | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
             #[cfg(feature = "next-version")]
@@ -290,20 +314,21 @@ impl Receiver {
         }
     }
 
-    fn copy_begin(&mut self, begin: CopyBegin) -> Result<Received, ReceiveError> {
+    fn copy_begin(&mut self, begin: CopyBegin) -> Result<Received<'static>, ReceiveError> {
         let ours = self.image.view().pages();
         if begin.total_pages != ours {
             return Err(ReceiveError::MemorySize { theirs: begin.total_pages, ours });
         }
         let pairing = begin.pairing;
         self.disagreed = None;
+        self.incoming_changes = IncomingChanges::default();
         self.holding = Holding::Copy { pairing, received: 0, chain: Chain::new(pairing) };
         self.backlog.discard();
         self.image.empty();
         Ok(Received::CopyStarted { pairing })
     }
 
-    fn copy_pages(&mut self, batch: &[u8]) -> Result<Received, ReceiveError> {
+    fn copy_pages(&mut self, batch: &[u8]) -> Result<Received<'static>, ReceiveError> {
         let Holding::Copy { received, chain, .. } = &mut self.holding else {
             return Err(ReceiveError::Unexpected { kind: FrameType::CopyPages, when: "outside a copy" });
         };
@@ -330,7 +355,7 @@ impl Receiver {
         Ok(Received::CopyProgress { received_pages: *received, total_pages: total })
     }
 
-    fn epoch_begin(&mut self, epoch: u64, begin: EpochBegin) -> Result<Received, ReceiveError> {
+    fn epoch_begin(&mut self, epoch: u64, begin: EpochBegin) -> Result<Received<'static>, ReceiveError> {
         let total = self.image.view().pages();
         let (pairing, chain, due) = match &self.holding {
             Holding::Nothing => {
@@ -354,6 +379,7 @@ impl Receiver {
         if epoch != due {
             return Err(ReceiveError::Epoch { theirs: epoch, ours: due });
         }
+        self.incoming_changes.belong_to(epoch)?;
         let bounded = |what, announced: u32, max: usize| match announced as usize {
             announced if announced > max => Err(ReceiveError::TooMuch { epoch, what, announced, max }),
             _ => Ok(()),
@@ -379,7 +405,7 @@ impl Receiver {
         Ok(Received::Nothing)
     }
 
-    fn pages(&mut self, epoch: u64, batch: &[u8]) -> Result<Received, ReceiveError> {
+    fn pages(&mut self, epoch: u64, batch: &[u8]) -> Result<Received<'static>, ReceiveError> {
         let incoming = due(&mut self.incoming, epoch, FrameType::Pages)?;
         let total = self.image.view().pages();
         for record in Records::new(batch) {
@@ -398,7 +424,7 @@ impl Receiver {
         Ok(Received::Nothing)
     }
 
-    fn state(&mut self, epoch: u64, batch: &[u8]) -> Result<Received, ReceiveError> {
+    fn state(&mut self, epoch: u64, batch: &[u8]) -> Result<Received<'static>, ReceiveError> {
         let incoming = due(&mut self.incoming, epoch, FrameType::State)?;
         let last: &[u8] = match &self.holding {
             Holding::Sealed(sealed) => &sealed.state,
@@ -411,7 +437,7 @@ impl Receiver {
         Ok(Received::Nothing)
     }
 
-    fn epoch_end(&mut self, epoch: u64, end: EpochEnd) -> Result<Received, ReceiveError> {
+    fn epoch_end(&mut self, epoch: u64, end: EpochEnd) -> Result<Received<'static>, ReceiveError> {
         let incoming = due(&mut self.incoming, epoch, FrameType::EpochEnd)?;
         if incoming.count != incoming.begin.pages as usize {
             return Err(incoming.miscounted("pages", incoming.count, incoming.begin.pages));
@@ -420,6 +446,7 @@ impl Receiver {
             let announced = incoming.begin.state_bytes;
             return Err(incoming.miscounted("bytes of state", incoming.state.len(), announced));
         }
+        incoming.chain.changes(self.incoming_changes.digest());
         incoming.chain.epoch(epoch, &incoming.state);
         let (computed, stated) = (incoming.chain.value(), end.digest);
         if computed != stated {
@@ -447,6 +474,7 @@ impl Receiver {
                 self.spare_state = before.state;
             }
             self.bases.clear();
+            self.incoming_changes = IncomingChanges::default();
             self.backlog.push(SealedCheckpoint::new(epoch, incoming.pages, Arc::clone(&self.pool)));
             self.holding =
                 Holding::Sealed(Sealed { pairing, epoch, chain: incoming.chain, state: incoming.state });

@@ -63,6 +63,9 @@ pub enum FrameType {
     Network = 23,
     Pulse = 24,
     Survey = 25,
+    Disk = 26,
+    Compare = 27,
+    Compared = 28,
     #[cfg(feature = "next-version")]
     Build = 1000,
 }
@@ -102,6 +105,9 @@ impl FrameType {
         Self::Network,
         Self::Pulse,
         Self::Survey,
+        Self::Disk,
+        Self::Compare,
+        Self::Compared,
         #[cfg(feature = "next-version")]
         Self::Build,
     ];

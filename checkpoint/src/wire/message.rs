@@ -4,6 +4,7 @@
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 pub use super::identity::{Fact, Identity};
 use crate::scrub::Sample;
+use ft_mirror::Change;
 use serde::{Deserialize, Serialize};
 
 /// How a pair replicates: what its epochs are made of. On the wire it is a number, in a configuration a word.
@@ -138,6 +139,28 @@ pub struct Standing {
     pub asks: bool,
     /// The sender's clock.
     pub stamp_us: u64,
+}
+
+/// Primary to backup, while a copy is under way: what an extent of a disk is like, after all changes that came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compare {
+    /// The disk's number.
+    pub disk: u16,
+    /// The extent's: it begins at so many times [`EXTENT_BYTES`](super::disk::EXTENT_BYTES).
+    pub extent: u32,
+    /// BLAKE3 of its bytes.
+    pub hash: [u8; 32],
+}
+
+/// The backup's answer to a [`Compare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// The disk's number.
+    pub disk: u16,
+    /// The extent's.
+    pub extent: u32,
+    /// The backup's is the same.
+    pub same: bool,
 }
 
 /// How the VM's way to the network is on the sender's host: said when a connection begins, and at each change.
@@ -293,6 +316,13 @@ pub enum Message<'a> {
     },
     /// None asks for a [`Survey`], which is all that is answered; nothing follows.
     Survey(Option<Box<Survey>>),
+    /// A change of a disk, ahead of the checkpoint that it belongs to. In a full copy, where no epoch is (0), it is also
+    /// what makes the backup's disk equal.
+    Disk(Change<'a>),
+    /// See [`Compare`].
+    Compare(Compare),
+    /// See [`Compared`].
+    Compared(Compared),
     /// The next version: the backup names its build.
     #[cfg(feature = "next-version")]
     Build {
@@ -330,6 +360,9 @@ impl<'a> Message<'a> {
             Self::Network(_) => FrameType::Network,
             Self::Pulse { .. } => FrameType::Pulse,
             Self::Survey(_) => FrameType::Survey,
+            Self::Disk(_) => FrameType::Disk,
+            Self::Compare(_) => FrameType::Compare,
+            Self::Compared(_) => FrameType::Compared,
             #[cfg(feature = "next-version")]
             Self::Build { .. } => FrameType::Build,
         }
@@ -385,6 +418,9 @@ impl<'a> Message<'a> {
                 survey.iter().try_for_each(|survey| checked(&survey.whole(), kind))?;
                 Self::Survey(survey)
             }
+            FrameType::Disk => Self::Disk(super::disk::decode(frame.payload)?),
+            FrameType::Compare => Self::Compare(parse(frame)?),
+            FrameType::Compared => Self::Compared(parse(frame)?),
             #[cfg(feature = "next-version")]
             FrameType::Build => Self::Build { text: parse(frame)? },
         })
@@ -406,6 +442,7 @@ impl<'a> Message<'a> {
             Self::CopyPages(bytes) | Self::Pages(bytes) | Self::State(bytes) | Self::Log(bytes) => {
                 return Ok((*bytes).into());
             }
+            Self::Disk(change) => return Ok(super::disk::encode(change).into()),
             Self::Hello(m) => postcard::to_stdvec(m),
             Self::Welcome(m) => postcard::to_stdvec(m),
             Self::Refuse(m) => postcard::to_stdvec(m),
@@ -427,6 +464,8 @@ impl<'a> Message<'a> {
             Self::Diverged(m) => postcard::to_stdvec(m),
             Self::Standing(m) => postcard::to_stdvec(m),
             Self::Network(m) => postcard::to_stdvec(m),
+            Self::Compare(m) => postcard::to_stdvec(m),
+            Self::Compared(m) => postcard::to_stdvec(m),
             Self::Survey(m) => postcard::to_stdvec(m),
             #[cfg(feature = "next-version")]
             Self::Build { text } => postcard::to_stdvec(text),

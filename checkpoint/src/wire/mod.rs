@@ -11,7 +11,9 @@
 //!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows
 //!     <------------------------ or: resume_from = E        the epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
-//!     <-------- EpochBegin Pages* State* EpochEnd{digest, stamp}
+//!     <--------- Compare{extent, hash} and Disk*, in a copy
+//!     Compared{extent, same} ------------------------->   until all extents of the disks are
+//!     <-------- Disk* EpochBegin Pages* State* EpochEnd{digest, stamp}
 //!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch
 //!     Ack{epoch, stamp} ------------------------------>   releases the epoch's output until stamp + lease
 //!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
@@ -29,6 +31,7 @@
 //! The role core (`daemon/src/role`) says what the messages permit and promise. The [`receiver`](crate::receiver) says
 //! what they do to the backup's memory.
 
+pub mod disk;
 pub mod frame;
 pub mod handshake;
 pub mod identity;

@@ -2,6 +2,7 @@
 //! way, and after a take-over.
 
 mod damage;
+mod disks;
 mod history;
 mod lazy;
 mod log;

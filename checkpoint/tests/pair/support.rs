@@ -3,7 +3,7 @@
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::bench_support::{Noise, noise_page, structured_page};
 use ft_checkpoint::copy::FullCopy;
-use ft_checkpoint::encoder::Encoder;
+use ft_checkpoint::encoder::{EncodedCheckpoint, Encoder};
 use ft_checkpoint::owed::Owed;
 use ft_checkpoint::page::{Page, ZERO_PAGE};
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
@@ -106,6 +106,16 @@ impl Primary {
 
     /// Pauses, captures, encodes, keeps.
     pub fn checkpoint(&mut self, out: &mut impl WireSink) -> Result<(), FrameError> {
+        let spare = self.owed.spare();
+        self.checkpoint_into(spare, out)
+    }
+
+    /// As [`Self::checkpoint`], into what may have changes of disks ahead of it.
+    pub fn checkpoint_into(
+        &mut self,
+        reuse: EncodedCheckpoint,
+        out: &mut impl WireSink,
+    ) -> Result<(), FrameError> {
         self.epoch += 1;
         self.capture.reset();
         self.capture.epoch = self.epoch;
@@ -115,8 +125,7 @@ impl Primary {
         self.capture.copy_pages(&self.view).unwrap();
         std::mem::swap(&mut self.capture.samples, &mut self.samples);
         self.owed.begin(self.epoch).unwrap();
-        let spare = self.owed.spare();
-        let encoded = self.encoder.encode(&self.capture, spare, out).unwrap();
+        let encoded = self.encoder.encode(&self.capture, reuse, out).unwrap();
         self.owed.keep(encoded.checkpoint).unwrap();
         encoded.sent
     }

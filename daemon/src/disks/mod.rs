@@ -1,21 +1,40 @@
-//! What makes two images on two hosts one disk, on this host's side: the files beside the images (`beside`), with the
-//! stamps that say whose image is right (`stamps`), and the thread that keeps the intent maps (`intents`).
+//! A VM's writable disks: two images on two hosts that are one disk.
+//!
+//! ```text
+//!   primary   device ── change ──> tap ── with its epoch ──> keeper's shipper ──> ...
+//!                                   ^ intents: no change before its bit is durable
+//!   a copy    equalize: extents are compared, and sent where they differ, among the changes
+//!   backup    ... ──> follower: journal, seal, behind it the images
+//! ```
+//!
+//! What lies beside the images: their journal and maps (`beside`, `intents`), and the stamps that say whose image is
+//! right (`stamps`).
 
 mod adopt;
 mod beside;
 mod content;
+mod equalize;
 mod error;
 mod files;
+mod follower;
 mod ground;
+mod images;
 mod intents;
 mod look;
+mod replicated;
 mod stamps;
+mod tap;
 
 pub use adopt::adopt;
 pub use beside::Beside;
 pub use content::{Compared, ContentError, Progress, compare, import};
+pub use equalize::{EqualizeError, Equalized, Equalizer};
 pub use error::BesideError;
+pub use follower::{Durability, FollowError, Follower, Turn};
 pub use ground::{Claim, Ground, Unfit, view};
+pub use images::{Images, ImagesError, NumberedImage};
 pub use intents::{Clearance, Flush, Intent, Intents, TellReady, Watched};
 pub use look::{DiskLook, Look, MapLook, check, look};
+pub use replicated::{Disks, DisksError, NoStore};
 pub use stamps::{Judged, Stamps};
+pub use tap::{Take, Tap, Tapped, TappedDisk, Told};

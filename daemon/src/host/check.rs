@@ -50,6 +50,9 @@ pub enum HostError {
     /// Images, or what stands beside them.
     #[error(transparent)]
     Beside(#[from] BesideError),
+    /// A writable disk, or what lies beside it, cannot be used.
+    #[error(transparent)]
+    Disks(#[from] crate::disks::DisksError),
     /// A file is not what it should be.
     #[error("{key} = {}: {problem}", path.display())]
     Unsuitable {

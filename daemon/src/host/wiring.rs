@@ -5,7 +5,9 @@ use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::{Config, DiskConfig};
-use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage};
+use crate::disks::{Disks, NoStore, TappedDisk};
+use crate::role::NodeRecord;
+use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes};
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
 use ft_vm::devices::{Disk, FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
 use ft_vm::machine::Machine;
@@ -36,8 +38,11 @@ pub struct Host {
     pub boot: Boot,
     /// Makes the host side of its devices.
     pub wiring: MakeWiring,
-    /// The same for a machine that nobody hears: its disks are those images, its frames and its console go nowhere.
+    /// The same for a machine that nobody hears: its frames and its console go nowhere, and nothing is behind its
+    /// writable disks.
     pub scratch_wiring: ScratchWiring,
+    /// Its writable disks, if it has any.
+    pub disks: Option<Arc<Disks>>,
     /// Told about every machine that comes and goes.
     pub attach: Attach,
     /// Output commit.
@@ -52,11 +57,16 @@ pub struct Host {
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
 
-/// Opens everything on this host that the machine will be wired to. Nothing runs yet.
-pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
+/// Opens everything on this host that the machine will be wired to. Nothing runs yet. What this node has on record of the
+/// cell is what stamps of its disks are made with.
+pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host, ConsoleHub), HostError> {
     let machine = &config.machine;
     let spec = config.machine_spec()?;
     let images = machine.disks.clone();
+    let disks = Disks::open(config)?;
+    if let (Some(disks), Some(record)) = (&disks, record) {
+        disks.follower().know_cell(record.cell);
+    }
     let console = ConsoleHub::start(&machine.console)?;
     let replication = &config.replication;
     let bounds = Bounds {
@@ -83,22 +93,31 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
     let frames = machine.net.as_ref().map(|_| Arc::new(HoldingSink(output.clone())) as Arc<dyn FrameSink>);
     let hub = console.clone();
     let scratch_images = images.clone();
+    let replicated = disks.clone();
     let wiring = Box::new(move || {
-        let disks = open_disks(&images)?;
+        let disks = wire_disks(&images, replicated.as_deref())?;
         Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
     });
     let scratch_wiring = Box::new(move || {
-        Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: open_disks(&scratch_images)? })
+        Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: wire_disks(&scratch_images, None)? })
     });
     let hub = console.clone();
     #[cfg(feature = "next-version")]
     let mark = machine.mark;
+    let attached = disks.clone();
     let attach = Box::new(move |machine: Option<&Machine>| {
         #[cfg(feature = "next-version")]
         if let Some(machine) = machine {
             machine.mark(mark);
         }
         socket.plug(machine.and_then(Machine::net));
+        if let Some(disks) = &attached {
+            let port = |number: u16| {
+                let port = machine?.disk(usize::from(number))?;
+                Some((number, Box::new(port) as Box<dyn TappedDisk>))
+            };
+            disks.tap().plug(disks.numbers().filter_map(port).collect());
+        }
         hub.plug(machine.map(Machine::console));
     });
     let announce: Arc<dyn Fn() + Send + Sync> = match &machine.net {
@@ -106,22 +125,36 @@ pub fn prepare_host(config: &Config) -> Result<(Host, ConsoleHub), HostError> {
         None => Arc::new(|| {}),
     };
     let boot = config.boot();
-    Ok((Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network }, console))
+    Ok((Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network }, console))
+}
+
+/// A machine's disks. Without the writable ones there is nothing behind those.
+fn wire_disks(disks: &[DiskConfig], replicated: Option<&Disks>) -> Result<Vec<Disk>, ImageError> {
+    let wire = |(number, disk): (u16, &DiskConfig)| match (disk.read_only, replicated) {
+        (true, _) => open_disk(disk),
+        (false, Some(replicated)) => match replicated.disk(number) {
+            Some(disk) => Ok(disk),
+            None => open_disk(disk),
+        },
+        (false, None) => Ok(Disk::new(NoStore { bytes: image_bytes(&disk.image)? })),
+    };
+    (0..).zip(disks).map(wire).collect()
 }
 
 /// Opens the images of a machine's disks, and locks them.
 pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, DiskImageError> {
-    let open = |disk: &DiskConfig| {
-        let access = if disk.read_only { Access::ReadOnly } else { Access::Writable };
-        let image = RawImage::open(&disk.image, access)?;
-        if let (Caching::Cached { why }, Access::Writable) = (image.caching(), access) {
-            let image = disk.image.display();
-            tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
-        }
-        let on_io_error = disk.on_io_error.of_device();
-        Ok(Disk { on_io_error, ..Disk::new(ImageStore::new(image, disk.io_engine)) })
-    };
-    disks.iter().map(open).collect()
+    disks.iter().map(open_disk).collect()
+}
+
+fn open_disk(disk: &DiskConfig) -> Result<Disk, DiskImageError> {
+    let access = if disk.read_only { Access::ReadOnly } else { Access::Writable };
+    let image = RawImage::open(&disk.image, access)?;
+    if let (Caching::Cached { why }, Access::Writable) = (image.caching(), access) {
+        let image = disk.image.display();
+        tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
+    }
+    let on_io_error = disk.on_io_error.of_device();
+    Ok(Disk { on_io_error, ..Disk::new(ImageStore::new(image, disk.io_engine)) })
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

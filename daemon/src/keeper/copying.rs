@@ -7,11 +7,14 @@ use super::error::{KeepError, ShipError};
 use super::news::KeeperNews;
 use super::pairing::Pairing;
 use super::setup::Setup;
+use super::shipper::{Dispatch, Shipment};
 use super::vm::Vm;
 use crate::clock;
 use crate::config::OnOverload;
+use crate::disks::{Disks, EqualizeError, Equalizer, Tapped};
 use ft_checkpoint::copy::{CopyProgress, FullCopy};
 use ft_checkpoint::encoder::{CopyError, Encoder};
+use ft_checkpoint::wire::{FrameType, WireSink};
 use ft_ram::PageIndex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +30,8 @@ const LINK_INTERVAL: Duration = Duration::from_millis(1);
 pub(super) struct Copying {
     pub(super) pairing: Arc<Pairing>,
     pub(super) encoder: Encoder,
+    pub(super) dispatch: Dispatch,
+    pub(super) disks: Option<CopyingDisks>,
     copy: FullCopy,
     pace: CopyPace,
     /// The pages that this round sends, and how many of them are sent. The first round sends all of memory.
@@ -38,6 +43,35 @@ pub(super) struct Copying {
     pub(super) stands: bool,
     /// What waits in front of the connection is to go first.
     waits: bool,
+}
+
+/// The writable disks' part in a copy.
+pub(super) struct CopyingDisks {
+    /// Ends first: then the equalizer waits for nobody.
+    pub(super) tapped: Tapped,
+    pub(super) equalizing: Equalizing,
+}
+
+/// What makes the backup's disks equal.
+pub(super) struct Equalizing {
+    disks: Arc<Disks>,
+    equalizer: Arc<Equalizer>,
+}
+
+impl Drop for Equalizing {
+    fn drop(&mut self) {
+        self.disks.equalized();
+    }
+}
+
+impl CopyingDisks {
+    /// Their changes are told from now on, and what differs is sent.
+    fn begin(disks: &Arc<Disks>, dispatch: &Dispatch) -> Result<Self, EqualizeError> {
+        let work = dispatch.work.clone();
+        let tapped = disks.tap().begin(Box::new(move |told| work.send(Shipment::Ahead(told)).is_ok()));
+        let equalizer = disks.equalize()?;
+        Ok(Self { tapped, equalizing: Equalizing { disks: Arc::clone(disks), equalizer } })
+    }
 }
 
 /// How a copy stands after a step.
@@ -60,11 +94,24 @@ impl Copying {
         // Before the first page is read: what changes while it is copied is dirty afterwards.
         vm.machine.start_dirty_log()?;
         let mut encoder = Encoder::new(vm.ram.pages(), setup.shadow_bytes);
+        let dispatch = Dispatch::open();
         let pace = CopyPace::begin(clock::now_us(), setup.service.speed_pct_min);
         let begun = FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink());
-        Ok(begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok().map(|copy| Self {
+        let begun = begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok();
+        let Some(copy) = begun else { return Ok(None) };
+        let disks = setup.disks.as_ref().map(|disks| CopyingDisks::begin(disks, &dispatch)).transpose();
+        let disks = match disks {
+            Ok(disks) => disks,
+            Err(why) => {
+                setup.tell(KeeperNews::PairingBroken { pairing: pairing.nonce, why: why.into() });
+                return Ok(None);
+            }
+        };
+        Ok(Some(Self {
             pairing,
             encoder,
+            dispatch,
+            disks,
             copy,
             pace,
             dirty: Vec::new(),
@@ -88,6 +135,11 @@ impl Copying {
         if self.waits {
             return Ok(CopyStep::Going);
         }
+        if let Err(e) = self.send_disks() {
+            tracing::debug!("full copy stopped: {e}");
+            self.let_run(vm)?;
+            return Ok(CopyStep::Broken);
+        }
         match self.send(vm) {
             Ok(Some(progress)) => {
                 setup.telemetry.copying(progress);
@@ -100,6 +152,22 @@ impl Copying {
                 Ok(CopyStep::Broken)
             }
         }
+    }
+
+    /// Sends what there is of the disks, as far as the link has room.
+    fn send_disks(&mut self) -> Result<(), CopyError> {
+        let Some(disks) = &self.disks else { return Ok(()) };
+        let mut sink = self.pairing.copy_sink();
+        while self.pairing.has_copy_room(QUEUE_BYTES_MAX)
+            && let Ok(Shipment::Ahead(told)) = self.dispatch.queue.try_recv()
+        {
+            if told.kind == FrameType::Disk {
+                self.encoder.change(&told.payload);
+            }
+            sink.shared(told.kind, 0, &told.payload)?;
+            disks.equalizing.disks.tap().left(&told);
+        }
+        Ok(())
     }
 
     /// Sends the next pages of this round; none if it is over.
@@ -120,6 +188,21 @@ impl Copying {
 
     /// Every page of this round is sent.
     fn next_round(&mut self, vm: &mut Vm, setup: &Setup) -> Result<CopyStep, KeepError> {
+        if let Some(disks) = &self.disks {
+            match disks.equalizing.equalizer.is_done() {
+                Ok(true) => {}
+                Ok(false) => {
+                    // Pages wait for the disks, and not the other way round.
+                    self.waits = true;
+                    return Ok(CopyStep::Going);
+                }
+                Err(why) => {
+                    self.let_run(vm)?;
+                    setup.tell(KeeperNews::PairingBroken { pairing: self.pairing.nonce, why: why.into() });
+                    return Ok(CopyStep::Broken);
+                }
+            }
+        }
         if self.is_last {
             return Ok(CopyStep::Converged);
         }

@@ -13,6 +13,7 @@ use super::shipper::Shipper;
 use super::vm::Vm;
 use crate::clock;
 use crate::config::OnOverload;
+use crate::disks::Tapped;
 use crate::observe::PauseParts;
 use crate::role::Micros;
 use ft_checkpoint::scrub::{Sample, Scrubber};
@@ -38,6 +39,8 @@ const RESERVE_PAGES_MIN: usize = 1024;
 /// The pairing that epochs are shipped to, and the epoch under way.
 pub(super) struct Epochs {
     pairing: Arc<Pairing>,
+    /// Its disks' changes go to the shipper, which ends only when they do not.
+    _tapped: Option<Tapped>,
     shipper: Shipper,
     scrubber: Scrubber,
     /// Hashed during the epoch under way.
@@ -73,13 +76,15 @@ pub(super) enum Looked {
 impl Epochs {
     /// The copy has converged: the first checkpoint, which is due at once, holds the rest.
     pub(super) fn begin(copying: Copying, ram_pages: PageIndex, setup: &Setup) -> Result<Self, KeepError> {
-        let Copying { pairing, encoder, stands, .. } = copying;
+        let Copying { pairing, encoder, dispatch, disks, stands, .. } = copying;
         let (news, telemetry) = (setup.news.clone(), Arc::clone(&setup.telemetry));
-        let shipper = Shipper::start(encoder, Arc::clone(&pairing), ram_pages as usize, news, telemetry)
-            .map_err(KeepError::Shipper)?;
+        let shipper =
+            Shipper::start(encoder, dispatch, Arc::clone(&pairing), ram_pages as usize, news, telemetry)
+                .map_err(KeepError::Shipper)?;
         Ok(Self {
             pairing,
             shipper,
+            _tapped: disks.map(|disks| disks.tapped),
             scrubber: Scrubber::new(ram_pages),
             samples: Vec::new(),
             last: 0,
@@ -259,6 +264,9 @@ impl Epochs {
         let pages = capture.pages.len();
         let raw_bytes = (pages * PAGE_SIZE + capture.state.len()) as u64;
         (self.last, self.last_pages, self.began) = (epoch, pages, clock::now_us());
+        if let Some(disks) = &setup.disks {
+            disks.tap().captured(epoch);
+        }
         self.pairing.with_flow(|flow| flow.captured(stamp_us, epoch, raw_bytes));
         self.frozen = self.freezing;
         if !self.freezing {

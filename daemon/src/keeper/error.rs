@@ -1,6 +1,7 @@
 //! Errors of the machine and of its replication, one enum per operation.
 
 use super::flow::Service;
+use crate::disks::{EqualizeError, FollowError};
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
 use ft_checkpoint::encoder::EncodeError;
@@ -33,6 +34,9 @@ pub enum StartGuestError {
     /// There is no machine for it.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// Its disks are not what was sealed last.
+    #[error("the VM's disks: {0}")]
+    Disks(#[from] FollowError),
     /// The machine does not take it.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -47,6 +51,9 @@ pub enum RestoreError {
     /// None is prepared for it.
     #[error("no machine is prepared here")]
     NotPrepared,
+    /// Its disks are not the checkpoint's.
+    #[error("the VM's disks: {0}")]
+    Disks(#[from] FollowError),
     /// Another epoch is held, or none.
     #[error("epoch {0} is not held here")]
     NotHeld(u64),
@@ -113,6 +120,9 @@ pub enum ShipError {
     /// The backup's version of ftd has no place for a part of the machine's state.
     #[error("the backup runs an older version of ftd: {0}: upgrade it")]
     NotCarried(StateError),
+    /// The backup's disks are not made equal.
+    #[error("the VM's disks: {0}")]
+    Disks(#[from] EqualizeError),
     /// What the operator declared cannot be kept.
     #[error(
         "what the VM writes takes link and backup longer than hold_ms_max ({} ms) even at guest_speed_min_pct ({} %)",
@@ -143,6 +153,9 @@ pub enum StateLoss {
         /// Where it stopped.
         count: u64,
     },
+    /// Its disks follow no more.
+    #[error("the VM's disks on this node: {0}")]
+    Disks(FollowError),
     /// Its memory is not the primary's.
     #[error("the memory held here is not the primary's: {0}")]
     Scrubbed(ReceiveError),

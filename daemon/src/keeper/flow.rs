@@ -218,6 +218,21 @@ impl Flow {
         }
     }
 
+    /// So many bytes went out ahead of it: changes of disks, which are no part of what its pages come to.
+    pub fn ahead(&mut self, epoch: u64, bytes: u64) {
+        let mut behind = self.flying.iter_mut().skip_while(|flying| flying.epoch != epoch);
+        if let Some(this) = behind.next() {
+            this.bytes += bytes;
+            this.with_it += bytes;
+        }
+        behind.for_each(|later| later.with_it += bytes);
+    }
+
+    /// Bytes that may be in flight for their acks to come within the latency wanted.
+    pub fn window(&self) -> u64 {
+        self.window
+    }
+
     /// The backup has sealed everything up to `epoch`.
     pub fn acked(&mut self, now: Micros, epoch: u64) {
         let Some(&Flying { at: first_at, .. }) = self.flying.front() else { return };

@@ -35,6 +35,8 @@ struct Inner {
     raw_bytes: usize,
     /// The epoch that is being encoded and streamed, if its frames went to the current outbox from the first on.
     streaming: Option<u64>,
+    /// Changes of disks that went ahead of a checkpoint that is not begun: its epoch, and the frames' contents.
+    ahead: (u64, Vec<SharedPayload>),
     /// Somebody was refused a place, or waits for acks.
     wanting: bool,
     flow: Flow,
@@ -57,6 +59,7 @@ impl Pairing {
             unencoded: 0,
             raw_bytes: 0,
             streaming: None,
+            ahead: (0, Vec::new()),
             wanting: false,
             flow: Flow::new(service, bytes_max as u64),
         };
@@ -98,6 +101,21 @@ impl Pairing {
         std::mem::take(&mut self.inner.lock().wanting)
     }
 
+    /// A change of a disk goes out ahead of the checkpoint of its epoch, the next that is begun, and is kept with it.
+    pub fn ship_ahead(&self, epoch: u64, change: SharedPayload) {
+        let outbox = {
+            let mut inner = self.inner.lock();
+            inner.ahead.0 = epoch;
+            inner.ahead.1.push(Arc::clone(&change));
+            inner.outbox.clone()
+        };
+        if let Some(outbox) = outbox {
+            let bytes = change.len();
+            // If that connection is gone or goes, it is sent again over the next one.
+            let _ = outbox.ship(Bulk::Frame(FrameType::Disk, epoch, change), bytes);
+        }
+    }
+
     /// Encoding of a reserved epoch begins: a buffer for it, and the sink for its frames.
     pub fn begin(self: &Arc<Self>, epoch: u64) -> Result<(EncodedCheckpoint, PairingSink), OwedError> {
         let mut inner = self.inner.lock();
@@ -105,7 +123,9 @@ impl Pairing {
         inner.unencoded = inner.unencoded.saturating_sub(1);
         inner.streaming = Some(epoch);
         let outbox = inner.outbox.clone();
-        Ok((inner.owed.spare(), PairingSink { outbox }))
+        let mut reuse = inner.owed.spare();
+        reuse.ahead(std::mem::take(&mut inner.ahead.1));
+        Ok((reuse, PairingSink { outbox }))
     }
 
     /// As [`Self::begin`], for an epoch that goes out as a whole when it is kept.
@@ -122,7 +142,9 @@ impl Pairing {
         let mut inner = self.inner.lock();
         inner.raw_bytes = inner.raw_bytes.saturating_sub(raw_bytes);
         let epoch = checkpoint.epoch();
-        inner.flow.encoded(epoch, raw_bytes as u64, checkpoint.bytes() as u64);
+        let ahead = checkpoint.ahead_bytes();
+        inner.flow.encoded(epoch, raw_bytes as u64, (checkpoint.bytes() - ahead) as u64);
+        inner.flow.ahead(epoch, ahead as u64);
         inner.owed.keep(checkpoint)?;
         if inner.streaming.take() != Some(epoch) {
             let inner = &*inner;
@@ -147,6 +169,14 @@ impl Pairing {
         inner.streaming = None;
         inner.outbox = Some(outbox);
         send_again(inner.outbox.as_ref(), lacking);
+        let (epoch, changes) = &inner.ahead;
+        for change in changes {
+            // Bounded by the tap, as what is owed is by its bound.
+            let piece = Bulk::Frame(FrameType::Disk, *epoch, Arc::clone(change));
+            if inner.outbox.as_ref().is_none_or(|outbox| outbox.ship_now(piece).is_err()) {
+                break;
+            }
+        }
         Ok(())
     }
 

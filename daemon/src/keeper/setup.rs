@@ -4,6 +4,7 @@ use super::flow::Service;
 use super::news::KeeperNews;
 use super::progress::Replay;
 use crate::config::OnOverload;
+use crate::disks::Disks;
 use crate::host::{Attach, MakeWiring, Watchdog};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
@@ -37,6 +38,8 @@ pub struct Setup {
     pub wiring: MakeWiring,
     /// Told about every machine that comes and goes.
     pub attach: Attach,
+    /// The machine's writable disks, if it has any.
+    pub disks: Option<Arc<Disks>>,
     /// Output commit.
     pub output: OutputBuffer,
     /// Where news goes.

@@ -3,11 +3,13 @@
 use super::error::ShipError;
 use super::news::KeeperNews;
 use super::pairing::Pairing;
+use crate::disks::Told;
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
 use ft_ram::layout::PAGE_SIZE;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -23,9 +25,14 @@ pub struct LogEpoch {
     pub log: Vec<u8>,
 }
 
-enum Shipment {
+/// What the shipper is given, in order.
+pub(super) enum Shipment {
+    /// A checkpoint.
     Checkpoint(Capture),
+    /// An epoch of the log.
     Log(LogEpoch),
+    /// A part of an epoch that goes ahead of its checkpoint: changes of disks.
+    Ahead(Told),
 }
 
 impl Shipment {
@@ -33,7 +40,21 @@ impl Shipment {
         match self {
             Self::Checkpoint(capture) => capture.bytes(),
             Self::Log(log) => log.log.len(),
+            Self::Ahead(_) => 0,
         }
+    }
+}
+
+/// The way to the shipper, which is open before there is one.
+pub(super) struct Dispatch {
+    pub(super) work: Sender<Shipment>,
+    pub(super) queue: Receiver<Shipment>,
+}
+
+impl Dispatch {
+    pub(super) fn open() -> Self {
+        let (work, queue) = channel();
+        Self { work, queue }
     }
 }
 
@@ -54,31 +75,44 @@ impl Shipper {
     /// Starts the thread. It owns the encoder, which has sent the full copy.
     pub fn start(
         encoder: Encoder,
+        dispatch: Dispatch,
         pairing: Arc<Pairing>,
         pages_max: usize,
         news: Outlet<KeeperNews>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
-        let (sender, work) = channel();
+        let Dispatch { work: sender, queue } = dispatch;
         let (give_back, returned) = channel();
         let shipped_to = Arc::clone(&pairing);
         let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
+            let mut ahead = Ahead::default();
             let mut encoder = encoder;
-            while let Ok(work) = work.recv() {
+            while let Ok(work) = queue.recv() {
                 // A panic must not leave a guest waiting for the ack of what never goes out.
-                let shipped = catch_unwind(AssertUnwindSafe(|| match &work {
-                    Shipment::Checkpoint(capture) => ship(&mut encoder, &pairing, capture, &telemetry),
-                    Shipment::Log(log) => ship_log(&mut encoder, &pairing, log),
+                let shipped = catch_unwind(AssertUnwindSafe(|| match work {
+                    Shipment::Checkpoint(capture) => {
+                        ship(&mut encoder, &pairing, &capture, &telemetry)?;
+                        ahead.shipped(capture.epoch, &mut encoder, &pairing);
+                        Ok(Some(capture))
+                    }
+                    Shipment::Log(log) => ship_log(&mut encoder, &pairing, &log).map(|()| None),
+                    Shipment::Ahead(told) => {
+                        ahead.ship(told, &mut encoder, &pairing);
+                        Ok(None)
+                    }
                 }));
-                if let Err(why) = shipped.unwrap_or(Err(ShipError::Panicked)) {
-                    // The daemon may be ending: then nobody misses it.
-                    let _ = news.tell(KeeperNews::PairingBroken { pairing: pairing.nonce, why });
-                    return;
-                }
-                if let Shipment::Checkpoint(capture) = work
-                    && give_back.send(capture).is_err()
-                {
-                    return;
+                match shipped.unwrap_or(Err(ShipError::Panicked)) {
+                    Err(why) => {
+                        // The daemon may be ending: then nobody misses it.
+                        let _ = news.tell(KeeperNews::PairingBroken { pairing: pairing.nonce, why });
+                        return;
+                    }
+                    Ok(Some(capture)) => {
+                        if give_back.send(capture).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => {}
                 }
             }
         })?;
@@ -129,6 +163,32 @@ impl Drop for Shipper {
         self.work = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Changes of disks. A guest that runs on before its checkpoint is handed over may be ahead of it: what it changes then
+/// waits here for that.
+#[derive(Default)]
+struct Ahead {
+    /// The newest epoch that was shipped.
+    shipped: u64,
+    early: VecDeque<Told>,
+}
+
+impl Ahead {
+    fn ship(&mut self, told: Told, encoder: &mut Encoder, pairing: &Pairing) {
+        if told.epoch > self.shipped + 1 {
+            return self.early.push_back(told);
+        }
+        encoder.change(&told.payload);
+        pairing.ship_ahead(told.epoch, told.payload);
+    }
+
+    fn shipped(&mut self, epoch: u64, encoder: &mut Encoder, pairing: &Pairing) {
+        self.shipped = epoch;
+        for told in std::mem::take(&mut self.early) {
+            self.ship(told, encoder, pairing);
         }
     }
 }

@@ -6,6 +6,7 @@ use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
 use super::rehearsal::Sealed;
+use crate::disks::{Disks, FollowError, Turn};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
@@ -13,7 +14,7 @@ use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::FrameType;
-use ft_checkpoint::wire::message::{Held, Mode};
+use ft_checkpoint::wire::message::{Compare, Compared, Held, Mode};
 use ft_ram::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct Feed {
     receiver: Arc<Mutex<Option<Receiver>>>,
     /// Replay mode: where the checkpoint and the log go, to be executed.
     follower: Option<Following>,
+    /// Where changes of disks go.
+    disks: Option<Arc<Disks>>,
 }
 
 /// Replay mode: the way to the machine that executes.
@@ -53,10 +56,16 @@ const UNEXECUTED_BYTES_MAX: u64 = 256 << 20;
 
 impl WarmStandby {
     /// Ready for a full copy into `ram`. In replay mode the taker of these orders executes the sealed log.
-    pub fn new(ram: GuestRam, replay: &Replay, orders: &Sender<Order>) -> Result<Self, StandbyError> {
+    pub fn new(
+        ram: GuestRam,
+        replay: &Replay,
+        orders: &Sender<Order>,
+        disks: Option<&Arc<Disks>>,
+    ) -> Result<Self, StandbyError> {
         let view = ram.view()?;
         let mode = if replay.on { Mode::Replay } else { Mode::Checkpoint };
-        let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode);
+        let sizes = disks.map(|disks| disks.sizes()).unwrap_or_default();
+        let receiver = Receiver::of_mode(view, Limits::of_memory(ram.pages()), mode).with_disks(sizes);
         let applier = receiver.applier();
         let follower = replay.on.then(|| Following {
             orders: orders.clone(),
@@ -67,7 +76,8 @@ impl WarmStandby {
             .name("ftd-apply".into())
             .spawn(move || applier.run())
             .map_err(StandbyError::Thread)?;
-        let feed = Feed { receiver: Arc::new(Mutex::new(Some(receiver))), follower };
+        let receiver = Arc::new(Mutex::new(Some(receiver)));
+        let feed = Feed { receiver, follower, disks: disks.cloned() };
         Ok(Self { ram, feed, applier })
     }
 
@@ -123,18 +133,20 @@ impl Feed {
         Some((held.to_vec(), receiver.applier()))
     }
 
-    /// A connection was welcomed in this generation.
-    pub fn connected(&self, generation: u64) {
+    /// A connection was welcomed in this generation. What the last one left half received is dropped.
+    pub fn connected(&self, generation: u64) -> Result<(), FollowError> {
+        let turn = self.disks.as_ref().map(|disks| disks.follower().turn());
         if let Some(receiver) = &mut *self.receiver.lock() {
             receiver.connected(generation);
         }
+        turn.map_or(Ok(()), |mut turn| turn.connected())
     }
 
     /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed,
     /// ahead of its ack.
     fn said(
         &self,
-        received: Received,
+        received: Received<'_>,
         receiver: &Receiver,
         telemetry: &Telemetry,
     ) -> Result<Option<FromPrimary>, LinkEnd> {
@@ -163,7 +175,11 @@ impl Feed {
                 telemetry.copy(received_pages.into(), total_pages.into());
                 return Ok(None);
             }
-            Received::Nothing | Received::CopyStarted { .. } | Received::TookOver { .. } => return Ok(None),
+            Received::Nothing
+            | Received::Change(_)
+            | Received::Compare(_)
+            | Received::CopyStarted { .. }
+            | Received::TookOver { .. } => return Ok(None),
         }))
     }
 
@@ -189,7 +205,8 @@ impl Feed {
             {
                 return Some(LinkEnd::Lost(LinkError::TooMuchLog));
             }
-            let said = {
+            let mut turn = self.disks.as_ref().map(|disks| disks.follower().turn());
+            let (of_disks, held, said) = {
                 let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
                     return None;
@@ -201,15 +218,29 @@ impl Feed {
                         news.tell(KeeperNews::StateLost(StateLoss::Scrubbed(e))).ok()?;
                         return Some(LinkEnd::Lost(LinkError::Distrusted));
                     }
-                    received => received.map_err(|e| LinkEnd::Lost(e.into())),
+                    Err(e) => return Some(LinkEnd::Lost(e.into())),
+                    Ok(received) => received,
                 };
+                let of_disks = turn.as_ref().map(|_| received.clone());
                 // Under the lock: in order, also when another connection goes on where this one ends.
-                received.and_then(|received| self.said(received, receiver, telemetry))
+                match self.said(received, receiver, telemetry) {
+                    Ok(said) => (of_disks, receiver.held(), said),
+                    Err(end) => return Some(end),
+                }
             };
-            let said = match said {
-                Ok(said) => said,
-                Err(end) => return Some(end),
+            let said = match turn.as_mut().zip(of_disks) {
+                None => said,
+                // Others look at the receiver meanwhile: this may take its time.
+                Some((turn, received)) => match follow_disks(turn, &received, held, intake) {
+                    Ok(compared) => said.or(compared),
+                    Err(FollowError::GivenUp) => return None,
+                    Err(why) => {
+                        news.tell(KeeperNews::StateLost(StateLoss::Disks(why))).ok()?;
+                        return Some(LinkEnd::Lost(LinkError::Distrusted));
+                    }
+                },
             };
+            drop(turn);
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;
             let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
@@ -219,4 +250,31 @@ impl Feed {
             }
         }
     }
+}
+
+/// What came in of the disks, in order. The answer to a comparison comes out.
+fn follow_disks(
+    turn: &mut Turn<'_>,
+    received: &Received<'_>,
+    held: Option<Held>,
+    intake: &Intake,
+) -> Result<Option<FromPrimary>, FollowError> {
+    let is_stopped = || intake.is_stopped();
+    match received {
+        &Received::CopyStarted { pairing } => turn.copy_begins(pairing, &is_stopped)?,
+        Received::Change(change) => turn.take(change, &is_stopped)?,
+        &Received::Compare(compare) => {
+            let Compare { disk, extent, .. } = compare;
+            let same = turn.compare(&compare)?;
+            return Ok(Some(FromPrimary::Compared(Compared { disk, extent, same })));
+        }
+        &Received::Sealed { pairing, epoch, .. } => turn.sealed(Held { pairing, epoch })?,
+        &Received::Paired { generation } => {
+            if let Some(held) = held {
+                turn.named(held.pairing, generation)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(None)
 }

@@ -14,6 +14,7 @@ use super::pairing::Pairing;
 use super::setup::Setup;
 use super::standby::Feed;
 use super::vm::Vm;
+use crate::disks::FollowError;
 use ft_checkpoint::backlog::Applier;
 use ft_ram::GuestRam;
 use ft_vm::machine::MachineError;
@@ -245,6 +246,8 @@ impl Keeper {
     }
 
     fn boot(&mut self) -> Result<(), StartGuestError> {
+        // What an earlier process had sealed as a backup, and the cell was won with.
+        self.settle_disks()?;
         let boot = self.setup.boot.clone();
         self.new_vm()?.machine.boot(&boot)?;
         if let Some(vm) = &mut self.vm {
@@ -261,10 +264,12 @@ impl Keeper {
     }
 
     fn load(&mut self, epoch: u64, feed: &Feed) {
-        let loaded = match (&mut self.vm, feed.sealed(epoch)) {
-            (None, _) => Err(RestoreError::NotPrepared),
-            (_, None) => Err(RestoreError::NotHeld(epoch)),
-            (Some(vm), Some((state, applier))) => {
+        let disks = self.settle_disks();
+        let loaded = match (&mut self.vm, feed.sealed(epoch), disks) {
+            (_, _, Err(why)) => Err(why.into()),
+            (None, ..) => Err(RestoreError::NotPrepared),
+            (_, None, _) => Err(RestoreError::NotHeld(epoch)),
+            (Some(vm), Some((state, applier)), Ok(())) => {
                 while applier.apply_next().is_some() {}
                 vm.load(epoch, &state)
             }
@@ -275,7 +280,19 @@ impl Keeper {
         });
     }
 
+    /// Waits until the machine's disks have, durably, what is sealed of them. It takes as long as the disks do; how much
+    /// may wait is bounded.
+    fn settle_disks(&self) -> Result<(), FollowError> {
+        let Some(disks) = &self.setup.disks else { return Ok(()) };
+        let is_stopped = || {
+            self.setup.watchdog.round();
+            false
+        };
+        disks.follower().carry_out(&is_stopped)
+    }
+
     fn restore(&mut self, epoch: u64, state: &[u8]) -> Result<(), RestoreError> {
+        self.settle_disks()?;
         self.vm.as_mut().ok_or(RestoreError::NotPrepared)?.restore(epoch, state, &self.setup)
     }
 

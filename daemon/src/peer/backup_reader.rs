@@ -47,6 +47,7 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
         Message::Network(network) => FromBackup::Network(network),
+        Message::Compared(compared) if mode == Mode::Checkpoint => FromBackup::Compared(compared),
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),

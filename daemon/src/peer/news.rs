@@ -5,7 +5,7 @@ use super::intake::Ticket;
 use super::pulse::Beat;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
-use ft_checkpoint::wire::message::{Diverged, Hello, Network, Position, Standing, Welcome};
+use ft_checkpoint::wire::message::{Compared, Diverged, Hello, Network, Position, Standing, Welcome};
 
 /// What happens on connections, for the executor.
 pub enum PeerNews {
@@ -79,6 +79,8 @@ pub enum FromBackup {
     Position(Position),
     /// How the VM's network is on its host.
     Network(Network),
+    /// In a copy: it has compared an extent of a disk.
+    Compared(Compared),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
     /// The next version: its build.

@@ -10,6 +10,8 @@ use crate::buffer::Buffer;
 use crate::lock;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -134,6 +136,17 @@ impl RawImage {
         self.caching
     }
 
+    /// Whether the file system knows that nothing was ever written there: it reads as zeros.
+    pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
+        let from = bytes.start.cast_signed();
+        // SAFETY: moves the file's offset, which nobody here reads or writes by.
+        let data = unsafe { libc::lseek(self.file.as_raw_fd(), from, libc::SEEK_DATA) };
+        match data {
+            -1 => io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
+            data => data.cast_unsigned() >= bytes.end,
+        }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
@@ -240,6 +253,18 @@ mod tests {
         refused(Access::Writable);
         drop(readers);
         RawImage::open(&path, Access::Writable).unwrap();
+    }
+
+    #[test]
+    fn what_was_never_written_is_a_hole_where_the_file_system_knows() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = image(directory.path(), 4 << 20);
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_at(&[1; 4096], 2 << 20).unwrap();
+        let image = RawImage::open(&path, Access::Writable).unwrap();
+        assert!(!image.is_hole(&(0..4 << 20)) && !image.is_hole(&(2 << 20..3 << 20)));
+        // A file system without holes says that there is data everywhere.
+        let knows = image.is_hole(&(0..1 << 20));
+        assert_eq!(image.is_hole(&(3 << 20..4 << 20)), knows);
     }
 
     #[test]

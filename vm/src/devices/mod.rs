@@ -53,6 +53,7 @@ use platform::{GuestClock, Platform};
 use power::Power;
 use serde::{Deserialize, Serialize};
 use serial::{Com1, Console};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -474,6 +475,11 @@ impl DiskPort {
     /// to be called from within a [`DiskOwner`]. While the machine is paused nothing is tried before it goes on.
     pub fn try_again(&self) {
         self.0.try_again();
+    }
+
+    /// Whether a change of any of these bytes was told to the owner and is not made yet.
+    pub fn is_changing(&self, bytes: &Range<u64>) -> bool {
+        self.0.is_changing(bytes)
     }
 }
 

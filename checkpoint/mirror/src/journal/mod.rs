@@ -168,6 +168,21 @@ impl<M: Medium> Journal<M> {
         self.sealed.0.at - self.applied.0.at
     }
 
+    /// Bytes that are durable, and wait to be carried out.
+    pub fn ready(&self) -> u64 {
+        self.durable.at - self.applied.0.at
+    }
+
+    /// Whether the image has everything that is sealed, durably.
+    pub fn is_carried_out(&self) -> bool {
+        self.superblock.head == self.sealed.0
+    }
+
+    /// Where it lies.
+    pub fn medium(&self) -> &M {
+        &self.ring.medium
+    }
+
     /// Bytes that changes may still take.
     pub fn free(&self) -> u64 {
         (self.ring.bytes - (self.tail.at - self.superblock.head.at)).saturating_sub(RESERVE)

@@ -8,6 +8,8 @@ use crate::peer::{Link, LinkSide};
 use crate::replica::Input;
 use crate::role::ConnId;
 use ft_checkpoint::lazy::LazyApply;
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::Compared;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +17,7 @@ impl RealHands {
     pub(super) fn follow_primary(&mut self, conn: ConnId) -> Result<(), HandsError> {
         let fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
         let feed = self.standby.as_ref().ok_or(HandsError::NothingHeld)?.feed();
-        feed.connected(fitting.generation);
+        feed.connected(fitting.generation)?;
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
         let from = fitting.writer.get_ref().peer_addr().ok();
@@ -35,6 +37,13 @@ impl RealHands {
         Ok(())
     }
 
+    /// An extent of a disk was compared here; the primary shall know.
+    pub(super) fn tell_compared(&self, conn: ConnId, compared: Compared) {
+        if let Some(link) = self.links.get(&conn) {
+            link.send(Message::Compared(compared));
+        }
+    }
+
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
         self.resuming = None;
         let ram = self.order_and_wait(Order::Prepare)??;
@@ -42,7 +51,7 @@ impl RealHands {
             self.rehearser.make_ready(&ram);
         }
         self.replay.progress.reset();
-        let standby = WarmStandby::new(ram, &self.replay, &self.orders)?;
+        let standby = WarmStandby::new(ram, &self.replay, &self.orders, self.disks.as_ref())?;
         *self.held.lock() = Some(standby.feed());
         self.standby = Some(standby);
         Ok(())

@@ -10,7 +10,7 @@ use crate::peer::{BackupReader, Link, LinkSide};
 use crate::replica::Input;
 use crate::role::{ConnId, Event, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Identity, Mode, Welcome};
+use ft_checkpoint::wire::message::{Compared, Identity, Mode, Welcome};
 use std::sync::Arc;
 
 /// Epochs of log in flight at most. They are small: bytes bound them.
@@ -63,6 +63,13 @@ impl RealHands {
         self.order(Order::BeginPairing(pairing));
     }
 
+    /// The backup has compared an extent of a disk.
+    pub(super) fn note_compared(&self, conn: ConnId, compared: Compared) {
+        if let Some(disks) = self.disks.as_ref().filter(|_| self.pairing_over == Some(conn)) {
+            disks.compared(compared);
+        }
+    }
+
     /// What is declared of output and speed is another from now on.
     pub(super) fn retune(&mut self, tuning: Tuning) -> Event {
         let Tuning { service, on_overload, times } = tuning;
@@ -82,6 +89,9 @@ impl RealHands {
         };
         tracing::info!(epoch = held, "the backup has reconnected: re-sending the epochs that it lacks");
         pairing.resume(held, Arc::clone(&link.outbox))?;
+        if let Some(disks) = &self.disks {
+            disks.tap().acked(held, pairing.with_flow(|flow| flow.window()));
+        }
         self.pairing_over = Some(conn);
         self.order(Order::Room);
         Ok(())
@@ -101,6 +111,9 @@ impl RealHands {
         // Late news of an old connection, or of a pairing that has ended, is the core's to ignore.
         let (Some(pairing), true) = (&self.pairing, self.links.contains_key(&conn)) else { return Ok(()) };
         let committed = pairing.ack(epoch)?;
+        if let Some(disks) = &self.disks {
+            disks.tap().acked(epoch, pairing.with_flow(|flow| flow.window()));
+        }
         self.telemetry.acked(epoch, committed, clock::now_us().saturating_sub(stamp));
         if pairing.was_wanting() {
             self.order(Order::Room);

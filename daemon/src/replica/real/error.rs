@@ -1,6 +1,6 @@
 //! Errors of the daemon's hands.
 
-use crate::disks::{BesideError, Unfit};
+use crate::disks::{BesideError, FollowError, Unfit};
 use crate::keeper::{GoLiveError, PrepareError, RestoreError, SealedError, StandbyError, StartGuestError};
 use crate::replica::record_thread::Undurable;
 use ft_checkpoint::owed::OwedError;
@@ -42,6 +42,9 @@ pub enum HandsError {
     /// There is no sealed checkpoint to go on from.
     #[error(transparent)]
     Sealed(#[from] SealedError),
+    /// This node's disks do not follow.
+    #[error("the VM's disks: {0}")]
+    Disks(#[from] FollowError),
     /// There is nothing to go on from.
     #[error("no state is held")]
     NothingHeld,

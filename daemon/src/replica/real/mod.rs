@@ -19,6 +19,7 @@ use super::input::Input;
 use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
+use crate::disks::Disks;
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
@@ -95,6 +96,8 @@ pub struct RealHands {
     /// The VM's way to the network on this host.
     network: Network,
     stamping: Stamping,
+    /// The VM's writable disks, if it has any.
+    disks: Option<Arc<Disks>>,
 }
 
 impl RealHands {
@@ -115,7 +118,8 @@ impl RealHands {
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
         let ids = Arc::new(ConnIds::default());
-        let Host { spec, boot, wiring, scratch_wiring, attach, output, announce, network: _ } = parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network: _ } =
+            parts.host;
         let rehearser = Arc::new(Rehearser {
             spec: spec.clone(),
             wiring: scratch_wiring,
@@ -137,6 +141,7 @@ impl RealHands {
             lock_memory: parts.lock_memory,
             wiring,
             attach,
+            disks: disks.clone(),
             output: output.clone(),
             news: Outlet::into_queue(&inputs, Input::Keeper),
             telemetry: Arc::clone(&parts.telemetry),
@@ -195,6 +200,7 @@ impl RealHands {
             undialled: String::new(),
             network: Network::default(),
             stamping,
+            disks,
         };
         Ok((hands, received))
     }
@@ -246,6 +252,7 @@ impl RealHands {
             | StateLoss::LogRefused(_)
             | StateLoss::MachineFailed(_)
             | StateLoss::MachineGone(_)
+            | StateLoss::Disks(_)
             | StateLoss::Stuck { .. } => {}
         }
     }
@@ -356,6 +363,9 @@ impl Hands for RealHands {
     }
 
     fn record(&mut self, record: NodeRecord) -> Result<(), Self::Error> {
+        if let Some(disks) = &self.disks {
+            disks.follower().know_cell(record.cell);
+        }
         Ok(self.record_thread.record(record)?)
     }
 

@@ -8,6 +8,7 @@ use ft_checkpoint::wire::message::Network;
 
 /// Of the peer's words that people are shown.
 const PEER_TEXT_CHARS_MAX: usize = 1000;
+
 impl RealHands {
     /// The VM's way to the network on this host is another.
     pub(super) fn note_network(&mut self, trouble: &NetworkTrouble) {

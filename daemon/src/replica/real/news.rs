@@ -110,6 +110,10 @@ impl RealHands {
                 self.note_position(conn, position);
                 return None;
             }
+            FromBackup::Compared(compared) => {
+                self.note_compared(conn, compared);
+                return None;
+            }
             FromBackup::Network(network) => return self.event_of_network(conn, network),
             FromBackup::Diverged(Diverged { count, what }) => {
                 tracing::error!("the backup diverged at instruction {count}: {what}");
@@ -131,6 +135,10 @@ impl RealHands {
     fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Option<Event> {
         Some(match said {
             FromPrimary::Network(network) => return self.event_of_network(conn, network),
+            FromPrimary::Compared(compared) => {
+                self.tell_compared(conn, compared);
+                return None;
+            }
             FromPrimary::Alive => Event::Heard { conn },
             FromPrimary::Sealed { pairing, epoch, stamp } => {
                 self.telemetry.sealed(epoch);

@@ -15,6 +15,7 @@ use super::request::{DiskOperation, Request};
 use crate::devices::virtio::queue::Chain;
 use ft_disk::{Buffer, Io, IoDone, IoFault};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// A request in flight, as a checkpoint holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,17 @@ impl Flight {
     /// Whether the engine has any of them.
     pub(super) fn is_under_way(&self) -> bool {
         self.taken.iter().any(|taken| matches!(taken.stage, Stage::Issued { .. }))
+    }
+
+    /// Whether a change of any of these bytes is with the engine, or was told and is about to be.
+    pub(super) fn is_changing(&self, bytes: &Range<u64>) -> bool {
+        let touches = |request: &Request| {
+            let Request { offset, bytes: length, .. } = *request;
+            request.is_change() && offset < bytes.end && bytes.start < offset + length
+        };
+        let under_way = |taken: &&Taken| taken.told && !matches!(taken.stage, Stage::Finished { .. });
+        self.orphans.iter().any(|orphan| touches(&orphan.request))
+            || self.taken.iter().filter(under_way).any(|taken| touches(&taken.request))
     }
 
     /// Whether there is one that is not with the engine.

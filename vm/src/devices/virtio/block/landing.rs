@@ -5,6 +5,7 @@ use super::{Block, Showing, Shown};
 use crate::devices::inbox::Inbox;
 use crate::devices::virtio::transport::Shared;
 use ft_disk::{Finish, IoDone, IoOrder, IoQueue};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -107,6 +108,11 @@ impl Shared<Block> {
         device.backend.flight.try_again();
         // A queue without a thread of its own leaves nothing to be tried again.
         device.backend.queue.nudge();
+    }
+
+    /// Whether a change of any of these bytes was told to the owner and is not made yet.
+    pub(crate) fn is_changing(&self, bytes: &Range<u64>) -> bool {
+        self.device.lock().backend.flight.is_changing(bytes)
     }
 
     /// For the engine that decides when the machine sees something: takes what was finished, without showing it.

@@ -1,0 +1,276 @@
+//! Makes the backup's disks equal while a copy is under way. Each extent is hashed here and compared there, in the stream
+//! among the changes, so that both hashes are of the same moment of it; what differs is sent, and compared again. While
+//! an extent is read nothing changes it: its changes are held back, and those under way are waited for.
+
+use super::images::{Images, ImagesError, NumberedImage};
+use super::tap::Tap;
+use ft_checkpoint::wire::FrameType;
+use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
+use ft_checkpoint::wire::message::{Compare, Compared};
+use ft_disk::Buffer;
+use ft_mirror::{Change, Extent, Unmap};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Extents whose comparison is under way at most.
+const UNANSWERED_MAX: usize = 64;
+/// Until an extent that changes is looked at again.
+const QUIET_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Why the disks are not made equal.
+#[derive(Debug, thiserror::Error)]
+pub enum EqualizeError {
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] ImagesError),
+    /// No thread for it.
+    #[error("cannot start a thread to compare disks: {0}")]
+    Thread(std::io::Error),
+    /// A fault of ftd's own; the log has it.
+    #[error("the thread that compares disks panicked")]
+    Panicked,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Equalized {
+    /// Extents of all disks.
+    pub extents: u64,
+    /// Those that are the same on both hosts.
+    pub same: u64,
+    /// Those that were sent.
+    pub sent: u64,
+}
+
+/// An extent: the disk's number and its own.
+type Place = (u16, u32);
+
+/// What is to be done with an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// It is compared.
+    Compare,
+    /// It differs: it is sent, and compared again.
+    Send,
+}
+
+struct Work {
+    /// Not offered yet, by disk: its number, its next extent, and how many it has.
+    rest: VecDeque<(u16, u32, u32)>,
+    differing: VecDeque<Place>,
+    unanswered: Vec<Place>,
+    done: Equalized,
+    failed: Option<EqualizeError>,
+    is_over: bool,
+}
+
+impl Work {
+    fn next(&mut self) -> Option<(Place, Task)> {
+        if let Some(place) = self.differing.pop_front() {
+            self.unanswered.push(place);
+            return Some((place, Task::Send));
+        }
+        if self.unanswered.len() >= UNANSWERED_MAX {
+            return None;
+        }
+        let (disk, next, extents) = self.rest.front_mut()?;
+        let place = (*disk, *next);
+        *next += 1;
+        if next == extents {
+            self.rest.pop_front();
+        }
+        self.unanswered.push(place);
+        Some((place, Task::Compare))
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.same == self.done.extents
+    }
+}
+
+struct Shared {
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+/// See the module.
+pub struct Equalizer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Equalizer {
+    /// Begins to compare every extent of these images. What is to be sent goes into the tap, which has begun.
+    pub fn start(tap: &Arc<Tap>, images: &[NumberedImage]) -> Result<Self, EqualizeError> {
+        let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let extents = |bytes: u64| bytes.div_ceil(EXTENT_BYTES) as u32;
+        let work = Work {
+            rest: sizes.iter().map(|(disk, bytes)| (*disk, 0, extents(*bytes))).collect(),
+            differing: VecDeque::new(),
+            unanswered: Vec::new(),
+            done: Equalized {
+                extents: sizes.iter().map(|(_, bytes)| u64::from(extents(*bytes))).sum(),
+                ..Equalized::default()
+            },
+            failed: None,
+            is_over: false,
+        };
+        let shared = Arc::new(Shared { work: Mutex::new(work), changed: Condvar::new() });
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            tap: Arc::clone(tap),
+            images: Images::new(images, None)?,
+            sizes,
+        };
+        let spawned = std::thread::Builder::new().name("ftd-equalize".into()).spawn(move || worker.run());
+        Ok(Self { shared, thread: Some(spawned.map_err(EqualizeError::Thread)?) })
+    }
+
+    /// The backup's answer. Those to what was not asked are ignored.
+    pub fn answered(&self, Compared { disk, extent, same }: Compared) {
+        let mut work = self.shared.work.lock();
+        let Some(at) = work.unanswered.iter().position(|place| *place == (disk, extent)) else { return };
+        work.unanswered.swap_remove(at);
+        match same {
+            true => work.done.same += 1,
+            false => work.differing.push_back((disk, extent)),
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Equalized {
+        self.shared.work.lock().done
+    }
+
+    /// Whether every extent is the same, or why that will not be.
+    pub fn is_done(&self) -> Result<bool, EqualizeError> {
+        let mut work = self.shared.work.lock();
+        match work.failed.take() {
+            Some(why) => Err(why),
+            None => Ok(work.is_done()),
+        }
+    }
+}
+
+impl Drop for Equalizer {
+    /// The tap has ended, or nothing is left to be done: it waits for nobody.
+    fn drop(&mut self) {
+        self.shared.work.lock().is_over = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    tap: Arc<Tap>,
+    images: Images,
+    sizes: Vec<(u16, u64)>,
+}
+
+/// Notes a panic of the thread.
+struct NotesPanic(Arc<Shared>);
+
+impl Drop for NotesPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.work.lock().failed = Some(EqualizeError::Panicked);
+        }
+    }
+}
+
+impl Worker {
+    fn run(mut self) {
+        let _notes = NotesPanic(Arc::clone(&self.shared));
+        while let Some((place, task)) = self.await_task() {
+            let told = self.tell(place, task);
+            self.tap.release();
+            match told {
+                Ok(true) => {}
+                // The pairing is over.
+                Ok(false) => return,
+                Err(why) => return self.shared.work.lock().failed = Some(why),
+            }
+        }
+    }
+
+    /// The next task; none when all is done or nobody needs it any more.
+    fn await_task(&self) -> Option<(Place, Task)> {
+        let mut work = self.shared.work.lock();
+        loop {
+            if work.is_over || work.is_done() {
+                return None;
+            }
+            if let Some(next) = work.next() {
+                work.done.sent += u64::from(next.1 == Task::Send);
+                return Some(next);
+            }
+            self.shared.changed.wait(&mut work);
+        }
+    }
+
+    /// False: the pairing is over.
+    fn tell(&mut self, (number, extent): Place, task: Task) -> Result<bool, EqualizeError> {
+        let bytes = self.sizes.iter().find(|(of, _)| *of == number).map_or(0, |(_, bytes)| *bytes);
+        let place = extent_at(number, extent, bytes);
+        if !self.tap.hold(place.clone()) || !self.await_quiet(&place) {
+            return Ok(false);
+        }
+        let content = self.images.read(&place)?;
+        if task == Task::Send && !self.send(&place, content.as_ref()) {
+            return Ok(false);
+        }
+        let hash = hash(&place, content.as_ref());
+        let compare = Compare { disk: number, extent, hash };
+        let payload = postcard::to_stdvec(&compare).unwrap_or_default();
+        Ok(self.tap.put(FrameType::Compare, payload))
+    }
+
+    fn send(&self, place: &Extent, content: Option<&Buffer>) -> bool {
+        let change = match content {
+            Some(content) => Change::write(place.disk, place.bytes.start, content),
+            None => Change::Zeroes { extent: place.clone(), unmap: Unmap::May },
+        };
+        disk::pieces(&change).all(|piece| self.tap.put(FrameType::Disk, disk::encode(&piece)))
+    }
+
+    /// Waits until what was told before is made. False: nobody needs it any more.
+    fn await_quiet(&self, place: &Extent) -> bool {
+        while !self.tap.is_quiet(place) {
+            if self.shared.work.lock().is_over {
+                return false;
+            }
+            std::thread::sleep(QUIET_INTERVAL);
+        }
+        true
+    }
+}
+
+/// An extent of a disk of so many bytes.
+pub(super) fn extent_at(disk: u16, extent: u32, disk_bytes: u64) -> Extent {
+    let start = u64::from(extent) * EXTENT_BYTES;
+    Extent { disk, bytes: start.min(disk_bytes)..(start + EXTENT_BYTES).min(disk_bytes) }
+}
+
+/// The hash of an extent's bytes: what was never written is zeros.
+pub(super) fn hash(place: &Extent, content: Option<&Buffer>) -> [u8; 32] {
+    match content {
+        Some(content) => *blake3::hash(content).as_bytes(),
+        None => zeroes_hash((place.bytes.end - place.bytes.start) as usize),
+    }
+}
+
+fn zeroes_hash(bytes: usize) -> [u8; 32] {
+    static WHOLE: std::sync::OnceLock<[u8; 32]> = std::sync::OnceLock::new();
+    let of = |bytes: usize| *blake3::hash(&vec![0; bytes]).as_bytes();
+    match bytes as u64 {
+        EXTENT_BYTES => *WHOLE.get_or_init(|| of(bytes)),
+        _ => of(bytes),
+    }
+}

@@ -1,0 +1,389 @@
+//! A backup's disks follow its primary's. Changes go into the journal as they come, a seal makes them a checkpoint's, and
+//! a thread carries out behind it: it makes the journal durable, changes the images, flushes them, and makes room. While
+//! a pairing begins, the images are nobody's: what comes then changes them at once.
+//!
+//! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
+//! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
+
+use super::equalize::{extent_at, hash};
+use super::error::BesideError;
+use super::images::{Images, ImagesError, NumberedImage};
+use super::intents::Intents;
+use super::stamps::Stamps;
+use ft_arbiter::CellId;
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
+use ft_checkpoint::wire::message::{Compare, Held};
+use ft_mirror::{ApplyError, Change, History, Journal, JournalError, Sealed};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Bytes that are carried out before the journal is left to others.
+const APPLY_BYTES: u64 = 256 << 10;
+/// Who waits looks so often whether it still should.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What a seal waits for on the backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// That its journal has it.
+    Commit,
+    /// That its journal has it durably.
+    Sync,
+}
+
+/// Why a backup's disks do not follow.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The journal.
+    #[error("the journal of this node's disks {0}")]
+    Journal(#[from] JournalError),
+    /// An image.
+    #[error(transparent)]
+    Image(#[from] ImagesError),
+    /// A stamp.
+    #[error(transparent)]
+    Stamp(#[from] BesideError),
+    /// A copy begins, and it is not known of which cell.
+    #[error("this node knows no cell of the VM")]
+    NoCell,
+    /// No thread.
+    #[error("cannot start a thread to change disks: {0}")]
+    Thread(std::io::Error),
+    /// It failed before.
+    #[error("this node's disks follow no more since: {0}")]
+    Failed(Arc<str>),
+    /// The copy ended before every extent was the same.
+    #[error("the primary ends its copy, and {0} extents of the disks have not been found the same")]
+    Unequal(usize),
+    /// Whoever waited was told not to.
+    #[error("given up")]
+    GivenUp,
+}
+
+impl From<ApplyError<ImagesError>> for FollowError {
+    fn from(error: ApplyError<ImagesError>) -> Self {
+        match error {
+            ApplyError::Journal(why) => Self::Journal(why),
+            ApplyError::Image(why) => Self::Image(why),
+        }
+    }
+}
+
+/// What that is which comes in.
+enum Phase {
+    /// Part of the checkpoint that is sealed next.
+    Following(Pending),
+    /// Part of a copy: these extents have not been found the same.
+    Mixed(BTreeSet<(u16, u32)>),
+}
+
+/// Whether anything is in the journal behind the last seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pending {
+    Nothing,
+    Changes,
+}
+
+struct Shared {
+    journal: Arc<Mutex<Journal<File>>>,
+    /// The journal has work, or room, or there is nothing left to be done.
+    changed: Condvar,
+    failed: Mutex<Option<Arc<str>>>,
+    is_ending: AtomicBool,
+}
+
+/// See the module.
+pub struct Follower {
+    shared: Arc<Shared>,
+    incoming: Mutex<Incoming>,
+    /// What says of the images what they are, and the cell that this is said of.
+    stamps: Option<Arc<Stamps>>,
+    cell: Mutex<Option<CellId>>,
+    durability: Durability,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The reader's part.
+struct Incoming {
+    phase: Phase,
+    /// The reader's own way to the images, while they are mixed.
+    images: Images,
+    sizes: Vec<(u16, u64)>,
+}
+
+impl Follower {
+    /// Goes on from what the journal holds.
+    pub fn start(
+        journal: Arc<Mutex<Journal<File>>>,
+        stamps: Option<Arc<Stamps>>,
+        intents: Option<&Arc<Intents>>,
+        images: &[NumberedImage],
+        durability: Durability,
+    ) -> Result<Self, FollowError> {
+        let sizes = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let incoming = Incoming {
+            phase: Phase::Following(Pending::Nothing),
+            images: Images::new(images, intents)?,
+            sizes,
+        };
+        let shared = Arc::new(Shared {
+            journal,
+            changed: Condvar::new(),
+            failed: Mutex::default(),
+            is_ending: false.into(),
+        });
+        let carrier = Carrier { shared: Arc::clone(&shared), images: Images::new(images, intents)? };
+        let spawned = std::thread::Builder::new().name("ftd-disks".into()).spawn(move || carrier.run());
+        let thread = Some(spawned.map_err(FollowError::Thread)?);
+        Ok(Self {
+            shared,
+            incoming: Mutex::new(incoming),
+            stamps,
+            cell: Mutex::default(),
+            durability,
+            thread,
+        })
+    }
+
+    /// The VM's cell, as far as this node knows.
+    pub fn know_cell(&self, cell: CellId) {
+        *self.cell.lock() = Some(cell);
+    }
+
+    /// From here on the images have this history, durably.
+    fn stamp(&self, history: History) -> Result<(), FollowError> {
+        let Some(stamps) = &self.stamps else { return Ok(()) };
+        let cell = self.cell.lock().ok_or(FollowError::NoCell)?;
+        Ok(stamps.write(cell, history)?)
+    }
+
+    /// What comes in, one after the other: held from before the receiver takes a frame until what it means for the disks
+    /// is done, so that nothing of a connection that was lost comes after the next one has begun.
+    pub fn turn(&self) -> Turn<'_> {
+        Turn { follower: self, incoming: self.incoming.lock() }
+    }
+
+    /// The VM is to go on here: waits until the images have, durably, all that is sealed.
+    pub fn carry_out(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+        let mut journal = self.shared.sound()?;
+        self.shared.await_carried_out(&mut journal, is_stopped)
+    }
+
+    /// Bytes that wait to be carried out.
+    pub fn waiting(&self) -> u64 {
+        self.shared.journal.lock().waiting()
+    }
+}
+
+/// See [`Follower::turn`].
+pub struct Turn<'f> {
+    follower: &'f Follower,
+    incoming: MutexGuard<'f, Incoming>,
+}
+
+impl Turn<'_> {
+    /// A connection begins: what the last one left behind the last seal comes again, or never counts.
+    pub fn connected(&mut self) -> Result<(), FollowError> {
+        match &mut self.incoming.phase {
+            Phase::Following(pending) if *pending == Pending::Changes => {
+                *pending = Pending::Nothing;
+                Ok(self.follower.shared.sound()?.drop_unsealed()?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A copy begins. What is sealed is carried out, and then the images are nobody's.
+    pub fn copy_begins(&mut self, pairing: u64, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+        self.connected()?;
+        self.follower.carry_out(is_stopped)?;
+        self.follower.stamp(History::Mixed { pairing })?;
+        let of = |(disk, bytes): &(u16, u64)| {
+            let disk = *disk;
+            (0..bytes.div_ceil(EXTENT_BYTES) as u32).map(move |extent| (disk, extent))
+        };
+        self.incoming.phase = Phase::Mixed(self.incoming.sizes.iter().flat_map(of).collect());
+        Ok(())
+    }
+
+    /// A change came in. Waits while there is no room for it.
+    pub fn take(&mut self, change: &Change<'_>, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+        let Incoming { phase, images, .. } = &mut *self.incoming;
+        let pending = match phase {
+            Phase::Mixed(_) => return Ok(images.carry_out(change)?),
+            Phase::Following(pending) => pending,
+        };
+        let shared = &self.follower.shared;
+        let mut journal = shared.sound()?;
+        loop {
+            match journal.append(change) {
+                Err(JournalError::Full { .. }) if is_stopped() => return Err(FollowError::GivenUp),
+                Err(JournalError::Full { .. }) => {
+                    shared.changed.notify_all();
+                    shared.changed.wait_for(&mut journal, LOOK_INTERVAL);
+                    shared.look()?;
+                }
+                appended => {
+                    *pending = Pending::Changes;
+                    return Ok(appended?);
+                }
+            }
+        }
+    }
+
+    /// Whether an extent is the same here. In a copy.
+    pub fn compare(&mut self, compare: &Compare) -> Result<bool, FollowError> {
+        let Incoming { phase, images, sizes } = &mut *self.incoming;
+        let Compare { disk, extent, hash: theirs } = *compare;
+        let bytes = sizes.iter().find(|(of, _)| *of == disk).map_or(0, |(_, bytes)| *bytes);
+        let place = extent_at(disk, extent, bytes);
+        let is_same = hash(&place, images.read(&place)?.as_ref()) == theirs;
+        if let Phase::Mixed(unequal) = phase {
+            match is_same {
+                true => unequal.remove(&(disk, extent)),
+                false => unequal.insert((disk, extent)),
+            };
+        }
+        Ok(is_same)
+    }
+
+    /// The receiver has sealed a checkpoint. Its ack may go out when this returns.
+    pub fn sealed(&mut self, held: Held) -> Result<(), FollowError> {
+        let Incoming { phase, images, .. } = &mut *self.incoming;
+        let shared = &self.follower.shared;
+        let mut history = None;
+        let durability = match phase {
+            // A checkpoint without a change is the one before, as far as the disks go.
+            Phase::Following(Pending::Nothing) => return Ok(()),
+            Phase::Following(Pending::Changes) => self.follower.durability,
+            Phase::Mixed(unequal) if !unequal.is_empty() => return Err(FollowError::Unequal(unequal.len())),
+            Phase::Mixed(_) => {
+                images.flush()?;
+                history = Some(History::Follows { pairing: held.pairing, named_in: None });
+                Durability::Sync
+            }
+        };
+        let mut journal = shared.sound()?;
+        journal.seal(Sealed { pairing: held.pairing, epoch: held.epoch })?;
+        if durability == Durability::Sync {
+            journal.sync()?;
+        }
+        *phase = Phase::Following(Pending::Nothing);
+        shared.changed.notify_all();
+        drop(journal);
+        history.map_or(Ok(()), |history| self.follower.stamp(history))
+    }
+
+    /// The cell names this node and the pairing since this generation.
+    pub fn named(&mut self, pairing: u64, generation: u64) -> Result<(), FollowError> {
+        self.follower.stamp(History::Follows { pairing, named_in: Some(generation) })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        {
+            let _journal = self.shared.journal.lock();
+            self.shared.is_ending.store(true, Ordering::SeqCst);
+            self.shared.changed.notify_all();
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn look(&self) -> Result<(), FollowError> {
+        self.failed.lock().as_ref().map_or(Ok(()), |why| Err(FollowError::Failed(Arc::clone(why))))
+    }
+
+    /// The journal, unless what carries it out has failed.
+    fn sound(&self) -> Result<MutexGuard<'_, Journal<File>>, FollowError> {
+        self.look()?;
+        Ok(self.journal.lock())
+    }
+
+    fn await_carried_out(
+        &self,
+        journal: &mut MutexGuard<'_, Journal<File>>,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<(), FollowError> {
+        while !journal.is_carried_out() {
+            if is_stopped() {
+                return Err(FollowError::GivenUp);
+            }
+            self.changed.notify_all();
+            self.changed.wait_for(journal, LOOK_INTERVAL);
+            self.look()?;
+        }
+        Ok(())
+    }
+}
+
+/// The thread that carries out.
+struct Carrier {
+    shared: Arc<Shared>,
+    images: Images,
+}
+
+impl Carrier {
+    fn run(mut self) {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.carry_on())) {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => "the thread that changes the images panicked".to_owned(),
+        };
+        tracing::error!("this node's disks cannot follow the primary's any more: {why}; restart ftd here");
+        *self.shared.failed.lock() = Some(why.into());
+        self.shared.changed.notify_all();
+    }
+
+    fn carry_on(&mut self) -> Result<(), FollowError> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            {
+                let mut journal = shared.journal.lock();
+                while journal.is_carried_out() {
+                    if shared.is_ending.load(Ordering::SeqCst) {
+                        return Ok(());
+                    }
+                    shared.changed.wait(&mut journal);
+                }
+                if shared.is_ending.load(Ordering::SeqCst) {
+                    // The next process goes on from the journal.
+                    return Ok(());
+                }
+            }
+            self.round()?;
+        }
+    }
+
+    /// Carries out what is sealed by now.
+    fn round(&mut self) -> Result<(), FollowError> {
+        // The most of it without keeping anybody from the journal.
+        let file = self.shared.journal.lock().medium().try_clone().map_err(JournalError::from)?;
+        file.sync_data().map_err(JournalError::from)?;
+        self.shared.journal.lock().sync()?;
+        loop {
+            let mut journal = self.shared.journal.lock();
+            if journal.ready() == 0 {
+                break;
+            }
+            journal.apply(APPLY_BYTES, |change| self.images.carry_out(change))?;
+        }
+        self.images.flush()?;
+        self.shared.journal.lock().release()?;
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

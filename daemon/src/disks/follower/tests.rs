@@ -1,0 +1,235 @@
+//! The images are those of the last seal, whenever the connection or the process ends; and what makes them equal ends
+//! only when they are.
+
+use super::*;
+use crate::disks::{Equalizer, Tap, TappedDisk};
+use ft_checkpoint::wire::{Frame, FrameType, Message};
+use ft_disk::{Access, RawImage};
+use ft_mirror::{Extent, Unmap};
+use ft_vm::devices::{DiskAnswer, DiskChange};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::mpsc::channel;
+
+const DISK: u16 = 1;
+const DISK_BYTES: u64 = (3 << 20) + 4096;
+const JOURNAL_BYTES: u64 = 1 << 20;
+const GOES_ON: &dyn Fn() -> bool = &|| false;
+
+struct Node {
+    directory: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self { directory: tempfile::tempdir().unwrap() };
+        let image = File::create(node.path("image")).unwrap();
+        image.set_len(DISK_BYTES).unwrap();
+        let journal =
+            File::options().read(true).write(true).create_new(true).open(node.path("journal")).unwrap();
+        journal.set_len(JOURNAL_BYTES).unwrap();
+        Journal::create(journal, 1).unwrap();
+        node
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn image(&self) -> NumberedImage {
+        (DISK, Arc::new(RawImage::open(&self.path("image"), Access::Writable).unwrap()))
+    }
+
+    /// As a process begins.
+    fn follower(&self) -> Follower {
+        let journal = File::options().read(true).write(true).open(self.path("journal")).unwrap();
+        let journal = Arc::new(Mutex::new(Journal::open(journal).unwrap()));
+        Follower::start(journal, None, None, &[self.image()], Durability::Commit).unwrap()
+    }
+
+    fn sector(&self, sector: u64) -> u8 {
+        let mut bytes = [0; 512];
+        File::open(self.path("image")).unwrap().read_exact_at(&mut bytes, 512 * sector).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "sector {sector} is torn");
+        bytes[0]
+    }
+
+    fn content(&self) -> Vec<u8> {
+        std::fs::read(self.path("image")).unwrap()
+    }
+}
+
+fn write(follower: &Follower, sector: u64, byte: u8) {
+    follower.turn().take(&Change::write(DISK, 512 * sector, &[byte; 512]), GOES_ON).unwrap();
+}
+
+fn seal(follower: &Follower, epoch: u64) {
+    follower.turn().sealed(Held { pairing: 5, epoch }).unwrap();
+}
+
+#[test]
+fn only_what_is_sealed_reaches_the_image() {
+    let node = Node::new();
+    let follower = node.follower();
+    write(&follower, 1, 7);
+    write(&follower, 2, 8);
+    assert_eq!((node.sector(1), node.sector(2)), (0, 0));
+    seal(&follower, 1);
+    write(&follower, 1, 9);
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(1), node.sector(2)), (7, 8), "the open epoch's are its own");
+
+    // The connection is lost: the epoch comes again, and is another one.
+    follower.turn().connected().unwrap();
+    write(&follower, 2, 3);
+    seal(&follower, 2);
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(1), node.sector(2)), (7, 3));
+}
+
+#[test]
+fn a_process_that_ends_anywhere_leaves_the_last_seal_to_the_next() {
+    let node = Node::new();
+    for epoch in 1..20 {
+        let follower = node.follower();
+        for sector in 0..40 {
+            write(&follower, sector, epoch as u8);
+        }
+        seal(&follower, epoch);
+        write(&follower, 41, 99);
+        drop(follower);
+    }
+    let follower = node.follower();
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(0), node.sector(39), node.sector(41)), (19, 19, 0));
+}
+
+#[test]
+fn a_full_journal_waits_for_room_and_gives_up_when_it_is_told_to() {
+    let node = Node::new();
+    let follower = node.follower();
+    // Far more than the journal holds, in epochs that each fit.
+    for epoch in 1..60 {
+        for at in 0..10 {
+            let data = [epoch as u8; 8192];
+            follower.turn().take(&Change::write(DISK, 8192 * at, &data), GOES_ON).unwrap();
+        }
+        seal(&follower, epoch);
+    }
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!(node.sector(159), 59);
+    let data = [1; 65536];
+    let change = Change::write(DISK, 0, &data);
+    let stops = AtomicBool::new(false);
+    let looks = || stops.swap(true, Ordering::SeqCst);
+    let refused = (0..100).find_map(|_| follower.turn().take(&change, &looks).err());
+    assert!(matches!(refused, Some(FollowError::GivenUp)), "{refused:?}");
+}
+
+#[test]
+fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
+    let node = Node::new();
+    let follower = node.follower();
+    write(&follower, 1, 7);
+    seal(&follower, 1);
+    follower.turn().copy_begins(6, GOES_ON).unwrap();
+    assert_eq!(node.sector(1), 7, "what was sealed was carried out first");
+    write(&follower, 9, 4);
+    let zeroes = Change::Zeroes { extent: Extent { disk: DISK, bytes: 512..1024 }, unmap: Unmap::May };
+    follower.turn().take(&zeroes, GOES_ON).unwrap();
+    assert_eq!((node.sector(9), node.sector(1)), (4, 0));
+
+    let content = node.content();
+    let of = |extent: u32| {
+        let start = extent as usize * EXTENT_BYTES as usize;
+        let bytes = &content[start..content.len().min(start + EXTENT_BYTES as usize)];
+        Compare { disk: DISK, extent, hash: *blake3::hash(bytes).as_bytes() }
+    };
+    for extent in 0..4 {
+        assert!(follower.turn().compare(&of(extent)).unwrap());
+    }
+    assert!(!follower.turn().compare(&Compare { hash: [0; 32], ..of(2) }).unwrap());
+    let early = follower.turn().sealed(Held { pairing: 6, epoch: 1 });
+    assert!(matches!(early, Err(FollowError::Unequal(1))), "{early:?}");
+    assert!(follower.turn().compare(&of(2)).unwrap());
+    follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
+    write(&follower, 9, 5);
+    assert_eq!(node.sector(9), 4, "from the first seal on the journal is before the image");
+    drop(follower);
+    assert_eq!(node.follower().shared.journal.lock().sealed(), Some(Sealed { pairing: 6, epoch: 1 }));
+}
+
+/// A disk whose changes are made late.
+struct LateDisk(Arc<Mutex<Option<Range<u64>>>>);
+
+impl TappedDisk for LateDisk {
+    fn try_again(&self) {}
+
+    fn is_changing(&self, bytes: &Range<u64>) -> bool {
+        self.0.lock().as_ref().is_some_and(|late| late.start < bytes.end && bytes.start < late.end)
+    }
+}
+
+#[test]
+fn two_images_become_one_disk_while_the_guest_writes() {
+    let (primary, backup) = (Node::new(), Node::new());
+    let image = File::options().write(true).open(primary.path("image")).unwrap();
+    image.write_all_at(&[6; 70_000], 2 << 20).unwrap();
+    let other = File::options().write(true).open(backup.path("image")).unwrap();
+    other.write_all_at(&[8; 4096], 3 << 20).unwrap();
+    let follower = backup.follower();
+    follower.turn().copy_begins(6, GOES_ON).unwrap();
+
+    let tap = Tap::new(100_000, None);
+    let late = Arc::new(Mutex::new(None));
+    tap.plug(vec![(DISK, Box::new(LateDisk(Arc::clone(&late))) as Box<dyn TappedDisk>)]);
+    let (sender, stream) = channel();
+    let pairing = tap.begin(Box::new(move |told| sender.send(told).is_ok()));
+    let equalizer = Arc::new(Equalizer::start(&tap, &[primary.image()]).unwrap());
+    let writer = {
+        let (owner, image) = (tap.owner(DISK), image.try_clone().unwrap());
+        std::thread::spawn(move || {
+            for n in 0..3000_u64 {
+                let offset = 512 * (n * 7919 % (DISK_BYTES / 512));
+                let data = [n as u8; 512];
+                *late.lock() = Some(offset..offset + 512);
+                while owner.change(&DiskChange::Write { offset, data: &data }) == DiskAnswer::Full {
+                    *late.lock() = None;
+                    std::thread::sleep(Duration::from_micros(200));
+                    *late.lock() = Some(offset..offset + 512);
+                }
+                image.write_all_at(&data, offset).unwrap();
+                *late.lock() = None;
+            }
+        })
+    };
+    while !(writer.is_finished() && equalizer.is_done().unwrap()) {
+        let Ok(told) = stream.recv_timeout(Duration::from_millis(10)) else { continue };
+        let (vm, generation, epoch, sequence) = (0, 0, 0, 0);
+        let frame = Frame { kind: told.kind, vm, generation, epoch, sequence, payload: &told.payload };
+        match Message::decode(&frame).unwrap() {
+            Message::Disk(change) => follower.turn().take(&change, GOES_ON).unwrap(),
+            Message::Compare(compare) => {
+                let same = follower.turn().compare(&compare).unwrap();
+                let Compare { disk, extent, .. } = compare;
+                equalizer.answered(ft_checkpoint::wire::message::Compared { disk, extent, same });
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(told.kind, FrameType::Disk | FrameType::Compare));
+        tap.left(&told);
+    }
+    writer.join().unwrap();
+    for told in stream.try_iter() {
+        let payload = &told.payload;
+        let frame = Frame { kind: told.kind, vm: 0, generation: 0, epoch: 0, sequence: 0, payload };
+        if let Message::Disk(change) = Message::decode(&frame).unwrap() {
+            follower.turn().take(&change, GOES_ON).unwrap();
+        }
+    }
+    follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
+    assert!(equalizer.progress().sent >= 2);
+    drop(pairing);
+    assert!(primary.content() == backup.content());
+}

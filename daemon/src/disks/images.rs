@@ -1,0 +1,114 @@
+//! The images of a VM's writable disks, read and written by a thread that waits for each request.
+
+use super::intents::Intents;
+use ft_disk::{
+    Buffer, Completion, ImageStore, Io, IoEngine, IoFault, IoOrder, IoQueue, Persist, RawImage, Store,
+    StoreError,
+};
+use ft_mirror::{Change, Extent, Unmap};
+use std::sync::Arc;
+
+/// An image, with its disk's number in the configuration from 0.
+pub type NumberedImage = (u16, Arc<RawImage>);
+
+/// Why an image was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ImagesError {
+    /// The host.
+    #[error("disk {disk}: {source}")]
+    Fault {
+        /// Its number in the configuration.
+        disk: u16,
+        /// What the host says.
+        source: IoFault,
+    },
+    /// It cannot be begun.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The engine gave no answer.
+    #[error("disk {0}: its engine ended")]
+    Ended(u16),
+    /// There is no such disk.
+    #[error("disk {0}: is none of this VM's writable disks")]
+    Unknown(u16),
+}
+
+/// A change of a backup's image is of no epoch that its intent map could be told of: its bits stay until the extents are
+/// compared.
+const NEVER: u64 = u64::MAX;
+
+/// See the module.
+pub struct Images {
+    all: Vec<(u16, Arc<RawImage>, Box<dyn IoQueue>)>,
+    intents: Option<Arc<Intents>>,
+}
+
+impl Images {
+    /// Each is shared with whoever else has a part in it. Who changes them does so by the leave of their intent maps.
+    pub fn new(images: &[NumberedImage], intents: Option<&Arc<Intents>>) -> Result<Self, ImagesError> {
+        let one = |(disk, image): &NumberedImage| {
+            let store = Box::new(ImageStore::new(Arc::clone(image), IoEngine::Threads));
+            let store: Box<dyn Store> = match intents {
+                Some(intents) => Box::new(intents.watch(*disk, store)),
+                None => store,
+            };
+            Ok((*disk, Arc::clone(image), store.start("mirror", Completion::AtOnce)?))
+        };
+        let all = images.iter().map(one).collect::<Result<_, StoreError>>()?;
+        Ok(Self { all, intents: intents.cloned() })
+    }
+
+    /// Makes a change.
+    pub fn carry_out(&mut self, change: &Change<'_>) -> Result<(), ImagesError> {
+        let Extent { disk, bytes } = change.extent();
+        if let Some(intents) = &self.intents {
+            intents.wait_for_leave(disk, &bytes, NEVER);
+        }
+        let (offset, length) = (bytes.start, bytes.end - bytes.start);
+        let io = match change {
+            Change::Write { data, .. } => {
+                let mut from = Buffer::zeroed(data.len());
+                from.copy_from_slice(data);
+                Io::Write { offset, from, persist: Persist::Later }
+            }
+            Change::Zeroes { unmap: Unmap::Keep, .. } => {
+                Io::WriteZeroes { offset, bytes: length, unmap: ft_disk::Unmap::Keep }
+            }
+            Change::Zeroes { unmap: Unmap::May, .. } | Change::Discard { .. } => {
+                Io::WriteZeroes { offset, bytes: length, unmap: ft_disk::Unmap::May }
+            }
+        };
+        self.order(disk, io).map(drop)
+    }
+
+    /// What is there; none where nothing was ever written.
+    pub fn read(&mut self, extent: &Extent) -> Result<Option<Buffer>, ImagesError> {
+        let (_, image, _) = self.find(extent.disk)?;
+        if image.is_hole(&extent.bytes) {
+            return Ok(None);
+        }
+        let offset = extent.bytes.start;
+        let into = Buffer::zeroed((extent.bytes.end - offset) as usize);
+        match self.order(extent.disk, Io::Read { offset, into })? {
+            Io::Read { into, .. } => Ok(Some(into)),
+            _ => Err(ImagesError::Ended(extent.disk)),
+        }
+    }
+
+    /// Makes durable what was written to them.
+    pub fn flush(&mut self) -> Result<(), ImagesError> {
+        let disks: Vec<u16> = self.all.iter().map(|(disk, ..)| *disk).collect();
+        disks.into_iter().try_for_each(|disk| self.order(disk, Io::Flush).map(drop))
+    }
+
+    fn find(&mut self, disk: u16) -> Result<&mut (u16, Arc<RawImage>, Box<dyn IoQueue>), ImagesError> {
+        self.all.iter_mut().find(|(number, ..)| *number == disk).ok_or(ImagesError::Unknown(disk))
+    }
+
+    fn order(&mut self, disk: u16, io: Io) -> Result<Io, ImagesError> {
+        let (_, _, queue) = self.find(disk)?;
+        let done = queue.submit(IoOrder { tag: 0, io }).ok_or(ImagesError::Ended(disk))?;
+        done.result.map_err(|source| ImagesError::Fault { disk, source })?;
+        Ok(done.io)
+    }
+}

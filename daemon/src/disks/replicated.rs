@@ -1,0 +1,163 @@
+//! The writable disks of this node's VM: their images, opened once for as long as the daemon runs, and all that has a
+//! part in them.
+
+use super::beside::Beside;
+use super::equalize::{EqualizeError, Equalizer};
+use super::error::BesideError;
+use super::follower::{Durability, FollowError, Follower};
+use super::images::NumberedImage;
+use super::intents::Intents;
+use super::tap::Tap;
+use crate::config::Config;
+use ft_checkpoint::wire::message::Compared;
+use ft_disk::{
+    Access, Completion, ImageError, ImageStore, IoDone, IoEngine, IoOrder, IoQueue, RawImage, Store,
+    StoreError,
+};
+use ft_vm::devices::Disk;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Of the backup's journal, which is as large as this node's, and of what may be in flight, the part that changes of
+/// disks may take on their way. The rest is for what is acked and not carried out, and for pages.
+const ON_THE_WAY: u64 = 4;
+
+/// Why the disks cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DisksError {
+    /// An image.
+    #[error("machine.disk.image: {0}")]
+    Image(#[from] ImageError),
+    /// What lies beside the images.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
+    /// They cannot follow a primary's.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+}
+
+/// See the module.
+pub struct Disks {
+    images: Vec<(NumberedImage, IoEngine)>,
+    intents: Arc<Intents>,
+    tap: Arc<Tap>,
+    follower: Follower,
+    /// Primary: what makes the backup's equal, while a copy is under way.
+    equalizer: Mutex<Option<Arc<Equalizer>>>,
+}
+
+impl Disks {
+    /// Opens the images, and what lies beside them. None: the VM has no writable disk.
+    pub fn open(config: &Config) -> Result<Option<Arc<Self>>, DisksError> {
+        let mut images = Vec::new();
+        for (number, disk) in (0..).zip(&config.machine.disks).filter(|(_, disk)| !disk.read_only) {
+            let image = RawImage::open(&disk.image, Access::Writable)?;
+            images.push(((number, Arc::new(image)), disk.io_engine));
+        }
+        let Some(beside) = Beside::open(config)? else { return Ok(None) };
+        let numbered: Vec<NumberedImage> = images.iter().map(|(image, _)| image.clone()).collect();
+        let intents = Arc::clone(beside.intents());
+        let r = &config.replication;
+        let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
+        let tap = Tap::new(on_the_way, Some(Arc::clone(&intents)));
+        let again = Arc::downgrade(&tap);
+        intents.on_ready(Some(Arc::new(move || {
+            if let Some(tap) = again.upgrade() {
+                tap.try_again();
+            }
+        })));
+        let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
+        let follower = Follower::start(journal, Some(stamps), Some(&intents), &numbered, Durability::Commit)?;
+        Ok(Some(Arc::new(Self { images, intents, tap, follower, equalizer: Mutex::default() })))
+    }
+
+    /// What a machine's disk of this number stands on, if it is writable.
+    pub fn disk(&self, number: u16) -> Option<Disk> {
+        let ((_, image), engine) = self.images.iter().find(|((of, _), _)| *of == number)?;
+        let store = Box::new(ImageStore::new(Arc::clone(image), *engine));
+        let mut disk = Disk::new(self.intents.watch(number, store));
+        disk.owner = Some(self.tap.owner(number));
+        Some(disk)
+    }
+
+    /// Bytes of each disk of the machine up to the last that is writable; 0 for those that are not.
+    pub fn sizes(&self) -> Vec<u64> {
+        let mut sizes = Vec::new();
+        for ((number, image), _) in &self.images {
+            sizes.resize(usize::from(*number), 0);
+            sizes.push(image.bytes());
+        }
+        sizes
+    }
+
+    /// Their numbers.
+    pub fn numbers(&self) -> impl Iterator<Item = u16> {
+        self.images.iter().map(|((number, _), _)| *number)
+    }
+
+    /// Primary: where their changes go.
+    pub fn tap(&self) -> &Arc<Tap> {
+        &self.tap
+    }
+
+    /// Backup: where the primary's changes go.
+    pub fn follower(&self) -> &Follower {
+        &self.follower
+    }
+
+    /// A copy begins; the tap has begun.
+    pub fn equalize(&self) -> Result<Arc<Equalizer>, EqualizeError> {
+        self.intents.forget_epochs();
+        let images: Vec<NumberedImage> = self.images.iter().map(|(image, _)| image.clone()).collect();
+        let equalizer = Arc::new(Equalizer::start(&self.tap, &images)?);
+        *self.equalizer.lock() = Some(Arc::clone(&equalizer));
+        Ok(equalizer)
+    }
+
+    /// The copy is over.
+    pub fn equalized(&self) {
+        let equalizer = self.equalizer.lock().take();
+        // Not under the lock: it may wait for its thread.
+        drop(equalizer);
+    }
+
+    /// The backup has compared an extent.
+    pub fn compared(&self, compared: Compared) {
+        let equalizer = self.equalizer.lock().clone();
+        if let Some(equalizer) = equalizer {
+            equalizer.answered(compared);
+        }
+    }
+}
+
+/// The disk of a machine that never asks for anything: it only takes a state over.
+pub struct NoStore {
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Store for NoStore {
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn start(self: Box<Self>, _: &str, _: Completion) -> Result<Box<dyn IoQueue>, StoreError> {
+        Ok(Box::new(Nothing))
+    }
+}
+
+struct Nothing;
+
+impl IoQueue for Nothing {
+    fn submit(&mut self, _: IoOrder) -> Option<IoDone> {
+        None
+    }
+
+    fn nudge(&self) -> bool {
+        false
+    }
+}

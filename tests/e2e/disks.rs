@@ -1,0 +1,184 @@
+//! A Linux guest with a file system on a writable disk that both hosts have an image of: what the guest goes on with on
+//! the other host is on that host's disk, and the two images become one.
+
+use crate::fixture::{Config, Daemon, Engine, Pair, World, eventually};
+use ftd::control::api::{Role, State};
+use ftd::control::client::Client;
+use ftd::exit::DaemonExit;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use toml::{Table, Value};
+
+const DISK_BYTES: u64 = 64 << 20;
+
+/// What the guest does: each file says in its name and its content which one it is.
+const WRITE: &str = "i=0; while [ ! -e /stop ]; do i=$((i+1)); head -c 30000 /dev/urandom >/mnt/data; \
+                     echo number $i >/mnt/$((i % 50)); sync; echo $i >/count; done; echo stopped-$?";
+/// What it finds: the last fifty, of the disk and not of its memory.
+const CHECK: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /count); for j in $(seq $((n > 49 ? n-49 : 1)) $n); \
+                     do [ \"$(cat /mnt/$((j % 50)))\" = \"number $j\" ] || echo bad-$j; done; echo checked-$n-$?";
+
+/// Where the Linux guest of this run is, and the tools for its file system.
+fn guest(test: &str) -> Option<PathBuf> {
+    let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
+        eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
+        return None;
+    };
+    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+        eprintln!("SKIPPED {test}: there is no mkfs.ext4 (package e2fsprogs)");
+        return None;
+    }
+    Some(kernel.into())
+}
+
+fn image(world: &World, node: &str) -> PathBuf {
+    world.path(format!("{node}.img"))
+}
+
+/// A configuration with the guest, and a disk on the node's own image.
+fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
+    let cmdline = fs::read_to_string(kernel.with_file_name("cmdline")).unwrap();
+    let mut disk = Table::new();
+    disk.insert("image".into(), image(world, config.node).display().to_string().into());
+    disk.insert("read_only".into(), false.into());
+    config
+        .with("machine.guest", "linux")
+        .with("machine.kernel", kernel.display().to_string())
+        .with("machine.initrd", kernel.with_file_name("initramfs.cpio").display().to_string())
+        .with("machine.cmdline", cmdline.trim())
+        .with("machine.memory_mib", 64)
+        .with("machine.disk", vec![Value::Table(disk)])
+        .with("replication.journal_mib", 64)
+}
+
+/// A file system on alpha's image, and something else on beta's.
+fn make_images(world: &World) {
+    let made = |node| {
+        let file = File::create_new(image(world, node)).unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        file
+    };
+    made("alpha");
+    let status = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image(world, "alpha")).status().unwrap();
+    assert!(status.success());
+    let beta = made("beta");
+    beta.write_all_at(&[0xaa; 1 << 20], 7 << 20).unwrap();
+}
+
+/// The guest's console, by way of a node.
+struct Shell {
+    input: Box<dyn Write>,
+    seen: Arc<Mutex<String>>,
+}
+
+impl Shell {
+    fn on(daemon: &Daemon) -> Self {
+        let (mut output, input) = Client::connect(daemon.socket()).unwrap().console().unwrap();
+        let seen = Arc::new(Mutex::new(String::new()));
+        let sees = Arc::clone(&seen);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                sees.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..length]));
+            }
+        });
+        Self { input: Box::new(input), seen }
+    }
+
+    fn types(&mut self, command: &str) {
+        self.input.write_all(format!("{command}\n").as_bytes()).unwrap();
+        self.input.flush().unwrap();
+    }
+
+    /// Waits for a line that begins so, and answers with it.
+    fn line(&self, begins: &str) -> String {
+        let text = || self.seen.lock().unwrap().clone();
+        let found = || text().lines().find(|line| line.trim().starts_with(begins)).map(str::to_owned);
+        eventually(begins, found, text)
+    }
+
+    /// Types a command that succeeds.
+    fn does(&mut self, command: &str, word: &str) {
+        self.types(&format!("{command}; echo {word}-$?"));
+        self.line(&format!("{word}-0"));
+    }
+
+    /// Everything that was written is on the disk.
+    fn finds_all(&mut self) {
+        self.types(CHECK);
+        let checked = self.line("checked-");
+        let seen = self.seen.lock().unwrap().clone();
+        assert!(checked.trim().ends_with("-0") && !seen.lines().any(|l| l.starts_with("bad-")), "{seen}");
+    }
+}
+
+/// A protected pair whose guest writes.
+fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
+    make_images(world);
+    let pair = Pair::protected_with(world, |config| with_disk(world, kernel, config));
+    let mut shell = Shell::on(&pair.alpha);
+    shell.does("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt", "mounted");
+    shell.types(&format!("({WRITE}) &"));
+    shell.does("while [ \"$(cat /count 2>/dev/null || echo 0)\" -lt 60 ]; do sleep 0.1; done", "written");
+    (pair, shell)
+}
+
+/// The guest stops writing, finds everything, and lets go of its disk.
+fn ends(shell: &mut Shell) {
+    shell.types("touch /stop");
+    shell.line("stopped-");
+    shell.finds_all();
+    shell.does("umount /mnt && sync", "unmounted");
+}
+
+fn must_be_sound(image: &Path) {
+    let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(image).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
+fn same_content(world: &World) -> Option<()> {
+    let content = |node| fs::read(image(world, node)).unwrap();
+    (content("alpha") == content("beta")).then_some(())
+}
+
+#[test]
+fn a_guest_whose_host_dies_goes_on_with_what_is_on_the_other_hosts_disk() {
+    const NAME: &str = "a_guest_whose_host_dies_goes_on_with_what_is_on_the_other_hosts_disk";
+    let Some(kernel) = guest(NAME) else { return };
+    World::run_on(Engine::Kvm, NAME, move |world| {
+        let (mut pair, _) = writing(world, &kernel);
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        let mut shell = Shell::on(&pair.beta);
+        ends(&mut shell);
+        must_be_sound(&image(world, "beta"));
+        // Alpha's is behind, and becomes the same again.
+        pair.alpha = Daemon::start(world, &pair.alpha_config);
+        pair.wait_protected_the_other_way_round();
+        eventually("both images are the same", || same_content(world), || pair.alpha.log());
+        must_be_sound(&image(world, "alpha"));
+    });
+}
+
+#[test]
+fn after_a_switchover_under_load_both_images_become_the_same() {
+    const NAME: &str = "after_a_switchover_under_load_both_images_become_the_same";
+    let Some(kernel) = guest(NAME) else { return };
+    World::run_on(Engine::Kvm, NAME, move |world| {
+        let (mut pair, _) = writing(world, &kernel);
+        let output = pair.alpha.ctl(&["failover", "--yes"]);
+        assert_eq!(output.code, 0, "{output:?}");
+        pair.wait_protected_the_other_way_round();
+        let mut shell = Shell::on(&pair.beta);
+        ends(&mut shell);
+        eventually("both images are the same", || same_content(world), || pair.alpha.log());
+        must_be_sound(&image(world, "alpha"));
+        let output = pair.beta.ctl(&["stop", "--power-off", "--timeout", "0"]);
+        assert_eq!(output.code, 0, "{output:?}");
+        pair.beta.must_end(DaemonExit::Ok);
+    });
+}
