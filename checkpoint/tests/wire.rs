@@ -6,7 +6,7 @@ use ft_checkpoint::wire::handshake::{Refusal, Side, check};
 use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, STATE_FORMAT, TEXT_BYTES_MAX, Versions, Weight};
 use ft_checkpoint::wire::message::*;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
-use ft_mirror::{Change, Extent, Unmap};
+use ft_mirror::{Change, Extent, Space};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -94,8 +94,8 @@ fn any_change() -> impl Strategy<Value = Change<'static>> {
     let write = (any::<u16>(), 0..1_u64 << 40, prop::collection::vec(any::<u8>(), 0..100));
     prop_oneof![
         write.prop_map(|(disk, offset, data)| Change::Write { disk, offset, data: data.into() }),
-        extent.clone().prop_map(|extent| Change::Zeroes { extent, unmap: Unmap::Keep }),
-        extent.clone().prop_map(|extent| Change::Zeroes { extent, unmap: Unmap::May }),
+        extent.clone().prop_map(|extent| Change::Zeroes { extent, space: Space::Keep }),
+        extent.clone().prop_map(|extent| Change::Zeroes { extent, space: Space::May }),
         extent.prop_map(|extent| Change::Discard { extent }),
     ]
 }

@@ -4,7 +4,6 @@
 use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
 use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
-use crate::disks::{Beside, BesideError};
 use crate::exit::DaemonExit;
 use crate::host::{
     self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
@@ -50,9 +49,6 @@ pub enum DaemonError {
     /// This node's record of the cell cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// What stands beside the images cannot be used.
-    #[error(transparent)]
-    Beside(#[from] BesideError),
     /// No control socket.
     #[error(transparent)]
     Control(#[from] BindError),
@@ -76,9 +72,7 @@ impl DaemonError {
         match self {
             Self::Host(e) => e.exit(),
             Self::Lock(LockError::Held { .. }) | Self::Control(BindError::InUse { .. }) => DaemonExit::InUse,
-            Self::Lock(_) | Self::Record(_) | Self::Beside(_) | Self::Control(_) | Self::Identity(_) => {
-                DaemonExit::Host
-            }
+            Self::Lock(_) | Self::Record(_) | Self::Control(_) | Self::Identity(_) => DaemonExit::Host,
             Self::Config(_) => DaemonExit::Usage,
             Self::Start(_) | Self::Runtime(_) => DaemonExit::Failure,
         }
@@ -94,7 +88,6 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let record = record_file.load()?;
     let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
     let on_disk = image_file.look(record.map(|record| record.cell));
-    let beside = Beside::open(config)?;
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config, record)?;
     let telemetry = Arc::new(Telemetry::default());
@@ -174,7 +167,6 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         arbiter: Box::new(move || config.arbiter()),
         record_file,
         image_file,
-        stamps: beside.as_ref().map(|beside| Arc::clone(beside.stamps())),
         inputs: (inputs, received),
         window,
         telemetry,

@@ -8,7 +8,7 @@
 //! pieces that each fit a frame; the seal of their epoch makes them one.
 
 use super::frame::{FrameError, FrameType};
-use ft_mirror::{Change, Extent, Unmap};
+use ft_mirror::{Change, Extent, Space};
 use std::borrow::Cow;
 
 /// Most bytes of data in a frame.
@@ -33,8 +33,8 @@ pub fn pieces<'a>(change: &'a Change<'a>) -> Box<dyn Iterator<Item = Change<'a>>
 pub fn encode(change: &Change<'_>) -> Vec<u8> {
     let (kind, data) = match change {
         Change::Write { data, .. } => (1, &data[..]),
-        Change::Zeroes { unmap: Unmap::Keep, .. } => (2, &[][..]),
-        Change::Zeroes { unmap: Unmap::May, .. } => (3, &[][..]),
+        Change::Zeroes { space: Space::Keep, .. } => (2, &[][..]),
+        Change::Zeroes { space: Space::May, .. } => (3, &[][..]),
         Change::Discard { .. } => (4, &[][..]),
     };
     let Extent { disk, bytes } = change.extent();
@@ -65,8 +65,8 @@ pub(super) fn decode(payload: &[u8]) -> Result<Change<'_>, FrameError> {
         }
         1 => Ok(Change::Write { disk, offset, data: Cow::Borrowed(data) }),
         _ if !data.is_empty() => Err(malformed("it has data that is none of a write")),
-        2 => Ok(Change::Zeroes { extent, unmap: Unmap::Keep }),
-        3 => Ok(Change::Zeroes { extent, unmap: Unmap::May }),
+        2 => Ok(Change::Zeroes { extent, space: Space::Keep }),
+        3 => Ok(Change::Zeroes { extent, space: Space::May }),
         4 => Ok(Change::Discard { extent }),
         _ => Err(malformed("it is of no known kind")),
     }

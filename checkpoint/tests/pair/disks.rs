@@ -9,7 +9,7 @@ use ft_checkpoint::wire::disk::{self, DATA_BYTES_MAX};
 use ft_checkpoint::wire::frame::NoSink;
 use ft_checkpoint::wire::message::{Compare, CopyBegin, Mode};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, Message, SharedPayload, WireSink};
-use ft_mirror::{Change, Extent, Journal, MemoryMedium, Sealed, Unmap};
+use ft_mirror::{Change, Extent, Journal, MemoryMedium, SealedEpoch, Space};
 use ft_ram::GuestRam;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -67,8 +67,8 @@ impl Writer {
             let (byte, kind) = (noise.next_u64() as u8, noise.below(5));
             let extent = Extent { disk: 1, bytes: at..at + 512 * sectors as u64 };
             match kind {
-                0 => self.change(&Change::Zeroes { extent, unmap: Unmap::Keep }, out),
-                1 => self.change(&Change::Zeroes { extent, unmap: Unmap::May }, out),
+                0 => self.change(&Change::Zeroes { extent, space: Space::Keep }, out),
+                1 => self.change(&Change::Zeroes { extent, space: Space::May }, out),
                 _ => self.change(&Change::write(1, at, &vec![byte; 512 * sectors]), out),
             }
         }
@@ -132,7 +132,7 @@ impl Mirror {
                     self.journal.append(&change).unwrap();
                 }
                 Ok(Received::Sealed { pairing, epoch, .. }) => {
-                    self.journal.seal(Sealed { pairing, epoch }).unwrap();
+                    self.journal.seal(SealedEpoch { pairing, epoch }).unwrap();
                     sealed.push(epoch);
                 }
                 Ok(_) => {}
@@ -223,7 +223,7 @@ fn an_epoch_with_changes_cut_at_any_frame_and_byte_leaves_the_last_seal() {
     let before = writer.image.clone();
     let next = stream(|out| {
         writer.change(&Change::write(1, 4096, &[7; 1024]), out);
-        writer.change(&Change::Zeroes { extent: Extent { disk: 1, bytes: 0..512 }, unmap: Unmap::May }, out);
+        writer.change(&Change::Zeroes { extent: Extent { disk: 1, bytes: 0..512 }, space: Space::May }, out);
         writer.checkpoint(out);
     });
     let kinds: Vec<_> = frames(&next).iter().map(|frame| frame.0).collect();
@@ -283,7 +283,7 @@ fn what_is_no_change_of_these_disks_is_refused_by_name() {
     let data = vec![0; 512];
     let at = |disk, offset| Message::Disk(Change::write(disk, offset, &data));
     let zeroes =
-        |bytes| Message::Disk(Change::Zeroes { extent: Extent { disk: 1, bytes }, unmap: Unmap::Keep });
+        |bytes| Message::Disk(Change::Zeroes { extent: Extent { disk: 1, bytes }, space: Space::Keep });
     for (epoch, message, what) in [
         (2, at(2, 0), "a change of bytes 0 to 512 of disk 2, of which there is none"),
         (2, at(0, 0), "of disk 0, which is read only"),

@@ -8,7 +8,7 @@ use super::intents::{Intent, Intents};
 use super::stamps::{StampOf, Stamps, whose};
 use crate::config::{Config, DiskConfig};
 use crate::nonce::random_nonce;
-use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, Sealed, Stamp};
+use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, SealedEpoch, Stamp};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -163,7 +163,7 @@ fn not_without_journal(stamps: &Stamps) -> Result<(), BesideError> {
     Ok(())
 }
 
-fn make_journal(path: &Path, bytes: u64, applied: Option<Sealed>) -> Result<Journal<File>, BesideError> {
+fn make_journal(path: &Path, bytes: u64, applied: Option<SealedEpoch>) -> Result<Journal<File>, BesideError> {
     let failed = |source| BesideError::Journal { path: path.to_owned(), source };
     files::make(path, bytes, |file| {
         let mut journal = Journal::create(file, random_nonce()).map_err(failed)?;
@@ -175,7 +175,7 @@ fn make_journal(path: &Path, bytes: u64, applied: Option<Sealed>) -> Result<Jour
 }
 
 /// The image of the new journal is that of the old one.
-fn carry_over(journal: &mut Journal<File>, sealed: Sealed) -> Result<(), JournalError> {
+fn carry_over(journal: &mut Journal<File>, sealed: SealedEpoch) -> Result<(), JournalError> {
     journal.seal(sealed)?;
     journal.sync()?;
     journal.apply(u64::MAX, |_| Ok::<(), std::convert::Infallible>(())).map_err(|e| match e {

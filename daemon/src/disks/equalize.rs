@@ -8,7 +8,7 @@ use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
 use ft_checkpoint::wire::message::{Compare, Compared};
 use ft_disk::Buffer;
-use ft_mirror::{Change, Extent, Unmap};
+use ft_mirror::{Change, Extent, Space};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -235,7 +235,7 @@ impl Worker {
     fn send(&self, place: &Extent, content: Option<&Buffer>) -> bool {
         let change = match content {
             Some(content) => Change::write(place.disk, place.bytes.start, content),
-            None => Change::Zeroes { extent: place.clone(), unmap: Unmap::May },
+            None => Change::Zeroes { extent: place.clone(), space: Space::May },
         };
         disk::pieces(&change).all(|piece| self.tap.put(FrameType::Disk, disk::encode(&piece)))
     }

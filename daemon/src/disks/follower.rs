@@ -13,7 +13,7 @@ use super::stamps::Stamps;
 use ft_arbiter::CellId;
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compare, Held};
-use ft_mirror::{ApplyError, Change, History, Journal, JournalError, Sealed};
+use ft_mirror::{ApplyError, Change, History, Journal, JournalError, SealedEpoch};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -270,7 +270,7 @@ impl Turn<'_> {
             }
         };
         let mut journal = shared.sound()?;
-        journal.seal(Sealed { pairing: held.pairing, epoch: held.epoch })?;
+        journal.seal(SealedEpoch { pairing: held.pairing, epoch: held.epoch })?;
         if durability == Durability::Sync {
             journal.sync()?;
         }

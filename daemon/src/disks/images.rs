@@ -5,7 +5,7 @@ use ft_disk::{
     Buffer, Completion, ImageStore, Io, IoEngine, IoFault, IoOrder, IoQueue, Persist, RawImage, Store,
     StoreError,
 };
-use ft_mirror::{Change, Extent, Unmap};
+use ft_mirror::{Change, Extent, Space};
 use std::sync::Arc;
 
 /// An image, with its disk's number in the configuration from 0.
@@ -71,10 +71,10 @@ impl Images {
                 from.copy_from_slice(data);
                 Io::Write { offset, from, persist: Persist::Later }
             }
-            Change::Zeroes { unmap: Unmap::Keep, .. } => {
+            Change::Zeroes { space: Space::Keep, .. } => {
                 Io::WriteZeroes { offset, bytes: length, unmap: ft_disk::Unmap::Keep }
             }
-            Change::Zeroes { unmap: Unmap::May, .. } | Change::Discard { .. } => {
+            Change::Zeroes { space: Space::May, .. } | Change::Discard { .. } => {
                 Io::WriteZeroes { offset, bytes: length, unmap: ft_disk::Unmap::May }
             }
         };

@@ -7,11 +7,12 @@ use super::error::BesideError;
 use super::follower::{Durability, FollowError, Follower};
 use super::images::NumberedImage;
 use super::intents::Intents;
+use super::stamps::Stamps;
 use super::tap::Tap;
 use crate::config::Config;
 use ft_checkpoint::wire::message::Compared;
 use ft_disk::{
-    Access, Completion, ImageError, ImageStore, IoDone, IoEngine, IoOrder, IoQueue, RawImage, Store,
+    Access, Completion, DiskImageError, ImageStore, IoDone, IoEngine, IoOrder, IoQueue, RawImage, Store,
     StoreError,
 };
 use ft_vm::devices::Disk;
@@ -27,7 +28,7 @@ const ON_THE_WAY: u64 = 4;
 pub enum DisksError {
     /// An image.
     #[error("machine.disk.image: {0}")]
-    Image(#[from] ImageError),
+    Image(#[from] DiskImageError),
     /// What lies beside the images.
     #[error(transparent)]
     Beside(#[from] BesideError),
@@ -40,6 +41,7 @@ pub enum DisksError {
 pub struct Disks {
     images: Vec<(NumberedImage, IoEngine)>,
     intents: Arc<Intents>,
+    stamps: Arc<Stamps>,
     tap: Arc<Tap>,
     follower: Follower,
     /// Primary: what makes the backup's equal, while a copy is under way.
@@ -67,8 +69,9 @@ impl Disks {
             }
         })));
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
-        let follower = Follower::start(journal, Some(stamps), Some(&intents), &numbered, Durability::Commit)?;
-        Ok(Some(Arc::new(Self { images, intents, tap, follower, equalizer: Mutex::default() })))
+        let of_follower = Some(Arc::clone(&stamps));
+        let follower = Follower::start(journal, of_follower, Some(&intents), &numbered, Durability::Commit)?;
+        Ok(Some(Arc::new(Self { images, intents, stamps, tap, follower, equalizer: Mutex::default() })))
     }
 
     /// What a machine's disk of this number stands on, if it is writable.
@@ -93,6 +96,11 @@ impl Disks {
     /// Their numbers.
     pub fn numbers(&self) -> impl Iterator<Item = u16> {
         self.images.iter().map(|((number, _), _)| *number)
+    }
+
+    /// What says whose image is right.
+    pub fn stamps(&self) -> &Arc<Stamps> {
+        &self.stamps
     }
 
     /// Primary: where their changes go.

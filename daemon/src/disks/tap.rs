@@ -2,10 +2,10 @@
 //! What is told and not acked has a bound: beyond it the guest's disk waits, and so do changes of an extent that is
 //! being compared.
 
-use super::intents::{Intents, Leave};
+use super::intents::{Intents, Clearance};
 use ft_checkpoint::wire::{FrameType, SharedPayload, disk};
 use ft_disk::IoFault;
-use ft_mirror::{Change, Extent, Journal, Unmap};
+use ft_mirror::{Change, Extent, Journal, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange, DiskOwner, DiskPort};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -216,7 +216,7 @@ impl Tap {
             DiskChange::Write { offset, data } => Change::write(disk, offset, data),
             DiskChange::Zeroes { offset, bytes, unmap } => Change::Zeroes {
                 extent: Extent { disk, bytes: offset..offset + bytes },
-                unmap: if unmap { Unmap::May } else { Unmap::Keep },
+                space: if unmap { Space::May } else { Space::Keep },
             },
             // What the backup holds is as durable as the seal of its epoch.
             DiskChange::Flush => return DiskAnswer::Taken,
@@ -231,7 +231,7 @@ impl Tap {
             }
         }
         if let Some(intents) = &self.intents
-            && intents.may_change(disk, &extent.bytes, inner.epoch) == Leave::Later
+            && intents.may_change(disk, &extent.bytes, inner.epoch) == Clearance::Later
         {
             return DiskAnswer::Full;
         }

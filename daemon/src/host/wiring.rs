@@ -129,7 +129,7 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
 }
 
 /// A machine's disks. Without the writable ones there is nothing behind those.
-fn wire_disks(disks: &[DiskConfig], replicated: Option<&Disks>) -> Result<Vec<Disk>, ImageError> {
+fn wire_disks(disks: &[DiskConfig], replicated: Option<&Disks>) -> Result<Vec<Disk>, DiskImageError> {
     let wire = |(number, disk): (u16, &DiskConfig)| match (disk.read_only, replicated) {
         (true, _) => open_disk(disk),
         (false, Some(replicated)) => match replicated.disk(number) {

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 5 * MIB + 512;
 const CELL: CellId = CellId(9);
-const SEALED: Sealed = Sealed { pairing: 5, epoch: 7 };
+const SEALED: SealedEpoch = SealedEpoch { pairing: 5, epoch: 7 };
 const FOLLOWS: History = History::Follows { pairing: 5, named_in: Some(2) };
 
 struct Node {

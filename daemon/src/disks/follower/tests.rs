@@ -5,7 +5,7 @@ use super::*;
 use crate::disks::{Equalizer, Tap, TappedDisk};
 use ft_checkpoint::wire::{Frame, FrameType, Message};
 use ft_disk::{Access, RawImage};
-use ft_mirror::{Extent, Unmap};
+use ft_mirror::{Extent, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -136,7 +136,7 @@ fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
     follower.turn().copy_begins(6, GOES_ON).unwrap();
     assert_eq!(node.sector(1), 7, "what was sealed was carried out first");
     write(&follower, 9, 4);
-    let zeroes = Change::Zeroes { extent: Extent { disk: DISK, bytes: 512..1024 }, unmap: Unmap::May };
+    let zeroes = Change::Zeroes { extent: Extent { disk: DISK, bytes: 512..1024 }, space: Space::May };
     follower.turn().take(&zeroes, GOES_ON).unwrap();
     assert_eq!((node.sector(9), node.sector(1)), (4, 0));
 
@@ -157,7 +157,7 @@ fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
     write(&follower, 9, 5);
     assert_eq!(node.sector(9), 4, "from the first seal on the journal is before the image");
     drop(follower);
-    assert_eq!(node.follower().shared.journal.lock().sealed(), Some(Sealed { pairing: 6, epoch: 1 }));
+    assert_eq!(node.follower().shared.journal.lock().sealed(), Some(SealedEpoch { pairing: 6, epoch: 1 }));
 }
 
 /// A disk whose changes are made late.

@@ -62,9 +62,6 @@ pub enum HandsError {
     /// What stands beside them cannot be written.
     #[error(transparent)]
     Beside(#[from] BesideError),
-    /// This node won the VM and ended before its journal was carried out.
-    #[error("the journal of this node's disks has changes that their images lack")]
-    JournalWaits,
     /// What the backup says that it holds does not fit what is owed to it.
     #[error(transparent)]
     Owed(#[from] OwedError),

@@ -164,7 +164,8 @@ impl RealHands {
             .map_err(failed("the listener"))?;
         let dialler =
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
-        let stamping = Stamping::start(node, parts.stamps).map_err(failed("the thread of stamps"))?;
+        let stamps = disks.as_ref().map(|disks| Arc::clone(disks.stamps()));
+        let stamping = Stamping::start(node, stamps).map_err(failed("the thread of stamps"))?;
         let hands = Self {
             inputs,
             orders,
@@ -438,7 +439,7 @@ impl Hands for RealHands {
     }
 
     fn boot(&mut self) -> Result<(), Self::Error> {
-        self.stamping.claim()?;
+        self.claim_images()?;
         self.order_and_wait(Order::Boot)??;
         tracing::info!("the guest is booting");
         Ok(())

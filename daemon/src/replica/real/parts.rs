@@ -1,7 +1,6 @@
 //! The parts that a replica is made of.
 
 use crate::config::OnOverload;
-use crate::disks::Stamps;
 use crate::host::{Host, ImageFile, RecordFile, Watchdog};
 use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
@@ -51,8 +50,6 @@ pub struct Parts {
     pub record_file: RecordFile,
     /// Where an image of the VM is kept that this node could not resume.
     pub image_file: ImageFile,
-    /// The stamps of its writable disks' images, if it has any.
-    pub stamps: Option<Arc<Stamps>>,
     /// Inputs; the sender's clones are everywhere.
     pub inputs: (Sender<Input>, Receiver<Input>),
     /// For other threads to look through.

@@ -1,7 +1,7 @@
 //! The stamps of this node's images, as the VM comes and goes: written before it runs from them, and after each change
 //! of the cell while it does.
 
-use super::HandsError;
+use super::{HandsError, RealHands};
 use crate::disks::{Claim, Ground, Stamps, Unfit};
 use ft_arbiter::{Cell, CellId, Outcome};
 use ft_mirror::History;
@@ -52,13 +52,10 @@ impl Stamping {
         }
     }
 
-    /// The VM is about to boot here. Its images must be right, and say so before it changes them.
-    pub(super) fn claim(&self) -> Result<(), HandsError> {
-        let Some(stamped) = &self.stamped else { return Ok(()) };
-        match self.ground.claim(&stamped.stamps, &self.node)? {
-            Claim::AtOnce => self.ran(),
-            Claim::OnceCarriedOut => Err(HandsError::JournalWaits),
-        }
+    /// The VM is about to boot here: whether it may, from the images as they are.
+    pub(super) fn claim(&self) -> Result<Claim, Unfit> {
+        let claim = |stamped: &Stamped| self.ground.claim(&stamped.stamps, &self.node);
+        self.stamped.as_ref().map_or(Ok(Claim::AtOnce), claim)
     }
 
     /// The VM is about to run here: what it has is in the images.
@@ -73,6 +70,19 @@ impl Stamping {
         if let Some(stamped) = &self.stamped {
             stamped.stamps.rest();
         }
+    }
+}
+
+impl RealHands {
+    /// The VM is about to boot here. Its images must be right, and say so before it changes them; what is sealed of them
+    /// is carried out before they say so.
+    pub(super) fn claim_images(&self) -> Result<(), HandsError> {
+        if self.stamping.claim()? == Claim::OnceCarriedOut
+            && let Some(disks) = &self.disks
+        {
+            disks.follower().carry_out(&|| false)?;
+        }
+        self.stamping.ran()
     }
 }
 
