@@ -1,9 +1,10 @@
 //! The intent map of an image: a bit an extent, set durably before the first write into it, cleared when both images
 //! are known to have the same there, durably. So what may differ after any loss is in the map of one host or of the
-//! other.
+//! other, if both maps have the same base: the pairing in which the images were the same last.
 //!
 //! ```text
-//! block 0     0 "FTIM"   4 version u32   8 id u64   16 disk bytes u64   24 extent bytes u64   32 crc32c u32 over 0..32
+//! block 0     0 "FTIM"   4 version u32   8 id u64   16 disk bytes u64   24 extent bytes u64   32 base u64, 0 none
+//!             40 crc32c u32 over 0..40
 //! block 1...  0 crc32c u32 over the id, the block's number, and 8..4096   4 zero   8 bits, the lowest first
 //! ```
 //!
@@ -19,7 +20,8 @@ const INTENT_VERSION: u32 = 1;
 const BLOCK_BYTES: usize = 4096;
 const BLOCK_HEAD_BYTES: usize = 8;
 const BITS_PER_BLOCK: u64 = ((BLOCK_BYTES - BLOCK_HEAD_BYTES) * 8) as u64;
-const HEAD_BYTES: usize = 36;
+const HEAD_BYTES: usize = 44;
+const CRC_AT: usize = 40;
 
 /// Why there is no map.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +67,7 @@ pub struct Damage {
 pub struct IntentMap<M> {
     medium: M,
     shape: Shape,
+    base: u64,
     blocks: Vec<Block>,
     is_sound: bool,
 }
@@ -106,28 +109,30 @@ impl Shape {
         bytes.start / self.extent_bytes..end.div_ceil(self.extent_bytes)
     }
 
-    fn encode(&self) -> [u8; HEAD_BYTES] {
+    fn encode(&self, base: u64) -> [u8; HEAD_BYTES] {
         let mut bytes = [0; HEAD_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4..8].copy_from_slice(&INTENT_VERSION.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.id.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.disk_bytes.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.extent_bytes.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..32]);
-        bytes[32..].copy_from_slice(&crc.to_le_bytes());
+        bytes[32..40].copy_from_slice(&base.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    fn decode(bytes: &[u8; HEAD_BYTES]) -> Result<Self, IntentError> {
+    /// The shape, and the base.
+    fn decode(bytes: &[u8; HEAD_BYTES]) -> Result<(Self, u64), IntentError> {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if bytes[..4] != MAGIC || crc32c::crc32c(&bytes[..32]) != half(32) || word(24) == 0 {
+        if bytes[..4] != MAGIC || crc32c::crc32c(&bytes[..CRC_AT]) != half(CRC_AT) || word(24) == 0 {
             return Err(IntentError::NoMap);
         }
         if half(4) != INTENT_VERSION {
             return Err(IntentError::Version(half(4)));
         }
-        Ok(Self { id: word(8), disk_bytes: word(16), extent_bytes: word(24) })
+        Ok((Self { id: word(8), disk_bytes: word(16), extent_bytes: word(24) }, word(32)))
     }
 }
 
@@ -155,7 +160,7 @@ impl<M: Medium> IntentMap<M> {
         Ok(Shape { id: 0, disk_bytes, extent_bytes }.bytes())
     }
 
-    /// A new map, durable, in which nothing is set. `id` differs from that of any map that was there before.
+    /// A new map, durable, in which nothing is set, and without a base. `id` differs from that of any map that was there before.
     pub fn create(medium: M, disk_bytes: u64, extent_bytes: u64, id: u64) -> Result<Self, IntentError> {
         let (need, has) = (Self::bytes_for(disk_bytes, extent_bytes)?, medium.bytes()?);
         if has < need {
@@ -163,10 +168,10 @@ impl<M: Medium> IntentMap<M> {
         }
         let shape = Shape { id, disk_bytes, extent_bytes };
         let blocks = vec![Block::filled(0); shape.blocks() as usize];
-        let mut map = Self { medium, shape, blocks, is_sound: true };
+        let mut map = Self { medium, shape, base: 0, blocks, is_sound: true };
         // The blocks first: until the head names their id they are nobody's.
         map.commit()?;
-        map.medium.write(0, &shape.encode())?;
+        map.medium.write(0, &shape.encode(0))?;
         map.medium.sync()?;
         Ok(map)
     }
@@ -175,7 +180,7 @@ impl<M: Medium> IntentMap<M> {
     pub fn open(medium: M, disk_bytes: u64) -> Result<(Self, Damage), IntentError> {
         let mut head = [0; HEAD_BYTES];
         medium.read(0, &mut head)?;
-        let shape = Shape::decode(&head)?;
+        let (shape, base) = Shape::decode(&head)?;
         if shape.disk_bytes != disk_bytes {
             return Err(IntentError::Size { map: shape.disk_bytes, disk: disk_bytes });
         }
@@ -198,7 +203,22 @@ impl<M: Medium> IntentMap<M> {
             }
             blocks.push(block);
         }
-        Ok((Self { medium, shape, blocks, is_sound: true }, damage))
+        Ok((Self { medium, shape, base, blocks, is_sound: true }, damage))
+    }
+
+    /// The pairing in which both images were the same last: what is set in neither host's map of this base is the same.
+    pub fn base(&self) -> Option<u64> {
+        Some(self.base).filter(|base| *base != 0)
+    }
+
+    /// In this pairing both images were the same, but for what is set here or there, durably. Durable when it returns;
+    /// after an error there is no base.
+    pub fn rebase(&mut self, pairing: u64) -> Result<(), IntentError> {
+        self.base = 0;
+        self.medium.write(0, &self.shape.encode(pairing))?;
+        self.medium.sync()?;
+        self.base = pairing;
+        Ok(())
     }
 
     /// Bytes of an extent.

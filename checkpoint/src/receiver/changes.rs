@@ -5,7 +5,7 @@ use super::{Holding, ReceiveError, Received, Receiver};
 use crate::digest::Changes;
 use crate::wire::Frame;
 use crate::wire::disk::EXTENT_BYTES;
-use crate::wire::message::{Compare, Mode};
+use crate::wire::message::{Compare, DiskMap, Mode};
 use ft_mirror::{Change, Extent};
 
 /// Changes come in sectors.
@@ -66,12 +66,29 @@ impl Receiver {
         frame: &Frame<'_>,
         compare: Compare,
     ) -> Result<Received<'static>, ReceiveError> {
-        if !matches!(self.holding, Holding::Copy { .. }) || self.mode == Mode::Replay {
-            return Err(ReceiveError::Unexpected { kind: frame.kind, when: "outside a copy" });
-        }
+        self.check_copy(frame)?;
         let start = u64::from(compare.extent) * EXTENT_BYTES;
         self.check_extent(frame.epoch, Extent { disk: compare.disk, bytes: start..start + SECTOR_BYTES })?;
         Ok(Received::Compare(compare))
+    }
+
+    /// What may differ of a disk, as the primary's map has it.
+    pub(super) fn disk_map(
+        &self,
+        frame: &Frame<'_>,
+        map: DiskMap,
+    ) -> Result<Received<'static>, ReceiveError> {
+        self.check_copy(frame)?;
+        let start = u64::from(map.at) * EXTENT_BYTES;
+        self.check_extent(frame.epoch, Extent { disk: map.disk, bytes: start..start + SECTOR_BYTES })?;
+        Ok(Received::DiskMap(map))
+    }
+
+    fn check_copy(&self, frame: &Frame<'_>) -> Result<(), ReceiveError> {
+        match self.holding {
+            Holding::Copy { .. } if self.mode != Mode::Replay => Ok(()),
+            _ => Err(ReceiveError::Unexpected { kind: frame.kind, when: "outside a copy" }),
+        }
     }
 
     fn check_extent(&self, epoch: u64, extent: Extent) -> Result<(), ReceiveError> {

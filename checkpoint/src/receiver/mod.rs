@@ -24,7 +24,9 @@ use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
 use crate::page::{Encoding, Records, ZERO_PAGE};
 use crate::scrub::SAMPLES_MAX;
-use crate::wire::message::{Bye, Compare, CopyBegin, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
+use crate::wire::message::{
+    Bye, Compare, CopyBegin, DiskMap, EpochBegin, EpochEnd, Held, Mode, Network, Standing,
+};
 use crate::wire::{Frame, FrameType, Message};
 use changes::IncomingChanges;
 use ft_mirror::Change;
@@ -64,6 +66,8 @@ pub enum Received<'f> {
     Change(Change<'f>),
     /// In a copy: an extent of a disk is to be compared, after all changes that came before.
     Compare(Compare),
+    /// In a copy: a part of what the primary's map of a disk says.
+    DiskMap(DiskMap),
     /// A full copy has begun; nothing is held from now on.
     CopyStarted {
         /// The pairing.
@@ -279,6 +283,7 @@ impl Receiver {
             Message::State(batch) => self.state(frame.epoch, batch),
             Message::Disk(change) => self.change(frame, change),
             Message::Compare(compare) => self.compare(frame, compare),
+            Message::DiskMap(map) => self.disk_map(frame, map),
             Message::Log(part) => self.log_part(kind, frame.epoch, part),
             Message::LogEnd(end, part) => {
                 self.log_part(kind, frame.epoch, part)?;
@@ -307,6 +312,7 @@ impl Receiver {
             | Message::Decline { .. }
             | Message::Position(_)
             | Message::Compared(_)
+            | Message::Settled(_)
             | Message::Survey(_)
             | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
             #[cfg(feature = "next-version")]

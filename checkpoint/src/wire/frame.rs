@@ -66,6 +66,8 @@ pub enum FrameType {
     Disk = 26,
     Compare = 27,
     Compared = 28,
+    DiskMap = 29,
+    Settled = 30,
     #[cfg(feature = "next-version")]
     Build = 1000,
 }
@@ -108,6 +110,8 @@ impl FrameType {
         Self::Disk,
         Self::Compare,
         Self::Compared,
+        Self::DiskMap,
+        Self::Settled,
         #[cfg(feature = "next-version")]
         Self::Build,
     ];

@@ -163,6 +163,29 @@ pub struct Compared {
     pub same: bool,
 }
 
+/// Both, when a copy begins: a part of what may differ from the peer's image of a disk, extent by extent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMap {
+    /// The disk's number.
+    pub disk: u16,
+    /// The pairing in which both images were the same last, but for what is set in either host's map. None: all may
+    /// differ.
+    pub base: Option<u64>,
+    /// The extent of the first bit, a multiple of 8. Parts come in order, the first at 0.
+    pub at: u32,
+    /// A bit for each extent, the lowest first.
+    pub bits: Vec<u8>,
+}
+
+/// Backup to primary: its images have, durably, what the guest had written by the end of this epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// The pairing.
+    pub pairing: u64,
+    /// The epoch.
+    pub epoch: u64,
+}
+
 /// How the VM's way to the network is on the sender's host: said when a connection begins, and at each change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -323,6 +346,10 @@ pub enum Message<'a> {
     Compare(Compare),
     /// See [`Compared`].
     Compared(Compared),
+    /// See [`DiskMap`].
+    DiskMap(DiskMap),
+    /// See [`Settled`].
+    Settled(Settled),
     /// The next version: the backup names its build.
     #[cfg(feature = "next-version")]
     Build {
@@ -363,6 +390,8 @@ impl<'a> Message<'a> {
             Self::Disk(_) => FrameType::Disk,
             Self::Compare(_) => FrameType::Compare,
             Self::Compared(_) => FrameType::Compared,
+            Self::DiskMap(_) => FrameType::DiskMap,
+            Self::Settled(_) => FrameType::Settled,
             #[cfg(feature = "next-version")]
             Self::Build { .. } => FrameType::Build,
         }
@@ -421,6 +450,8 @@ impl<'a> Message<'a> {
             FrameType::Disk => Self::Disk(super::disk::decode(frame.payload)?),
             FrameType::Compare => Self::Compare(parse(frame)?),
             FrameType::Compared => Self::Compared(parse(frame)?),
+            FrameType::DiskMap => Self::DiskMap(parse(frame)?),
+            FrameType::Settled => Self::Settled(parse(frame)?),
             #[cfg(feature = "next-version")]
             FrameType::Build => Self::Build { text: parse(frame)? },
         })
@@ -466,6 +497,8 @@ impl<'a> Message<'a> {
             Self::Network(m) => postcard::to_stdvec(m),
             Self::Compare(m) => postcard::to_stdvec(m),
             Self::Compared(m) => postcard::to_stdvec(m),
+            Self::DiskMap(m) => postcard::to_stdvec(m),
+            Self::Settled(m) => postcard::to_stdvec(m),
             Self::Survey(m) => postcard::to_stdvec(m),
             #[cfg(feature = "next-version")]
             Self::Build { text } => postcard::to_stdvec(text),

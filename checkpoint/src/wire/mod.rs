@@ -11,11 +11,13 @@
 //!     <---- Welcome{identity, pairing, resume_from: none}  a full copy follows
 //!     <------------------------ or: resume_from = E        the epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
+//!     DiskMap{base, bits} <--------------------------->   in a copy: which extents of the disks may differ
 //!     <--------- Compare{extent, hash} and Disk*, in a copy
-//!     Compared{extent, same} ------------------------->   until all extents of the disks are
+//!     Compared{extent, same} ------------------------->   until all these extents are
 //!     <-------- Disk* EpochBegin Pages* State* EpochEnd{digest, stamp}
 //!     <-------- ------- or: Log* LogEnd{digest, stamp}  replay mode, after the first epoch
 //!     Ack{epoch, stamp} ------------------------------>   releases the epoch's output until stamp + lease
+//!     Settled{pairing, epoch} ------------------------>   its disks are durable so far
 //!     <-------------------------------- Heartbeat{stamp}   overtakes pages that wait to be sent
 //!     Echo{stamp} ------------------------------------>   extends the permission
 //!     Position{count, lag} --------------------------->    replay mode: how far it has executed

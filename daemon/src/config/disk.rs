@@ -87,14 +87,7 @@ impl Config {
                 return refuse("machine.disk.read_only", false, allowed);
             }
         }
-        match disks.iter().find(|disk| !disk.read_only) {
-            Some(disk) => refuse(
-                "machine.disk.read_only",
-                false,
-                format!("writable disks are not replicated yet ({}); set it to true", disk.image.display()),
-            ),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether there is a disk that the guest may write to.

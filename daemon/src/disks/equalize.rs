@@ -1,16 +1,20 @@
-//! Makes the backup's disks equal while a copy is under way. Each extent is hashed here and compared there, in the stream
+//! Makes the backup's disks equal while a copy is under way. Both hosts tell which extents may differ by their maps. Each
+//! of these is hashed here and compared there, in the stream
 //! among the changes, so that both hashes are of the same moment of it; what differs is sent, and compared again. While
 //! an extent is read nothing changes it: its changes are held back, and those under way are waited for.
 
+use super::agreement::Agreement;
 use super::images::{Images, ImagesError, NumberedImage};
+use super::intents::Intents;
 use super::tap::Tap;
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
-use ft_checkpoint::wire::message::{Compare, Compared};
+use ft_checkpoint::wire::message::{Compare, Compared, DiskMap};
 use ft_disk::Buffer;
 use ft_mirror::{Change, Extent, Space};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,8 +41,8 @@ pub enum EqualizeError {
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Equalized {
-    /// Extents of all disks.
-    pub extents: u64,
+    /// Extents of all disks that may differ; none: the backup has not told yet.
+    pub extents: Option<u64>,
     /// Those that are the same on both hosts.
     pub same: u64,
     /// Those that were sent.
@@ -58,8 +62,10 @@ enum Task {
 }
 
 struct Work {
-    /// Not offered yet, by disk: its number, its next extent, and how many it has.
-    rest: VecDeque<(u16, u32, u32)>,
+    /// What the maps say, until the backup has told its own.
+    maps: Vec<Agreement>,
+    /// Not offered yet, by disk.
+    rest: VecDeque<(u16, Range<u32>)>,
     differing: VecDeque<Place>,
     unanswered: Vec<Place>,
     done: Equalized,
@@ -76,10 +82,9 @@ impl Work {
         if self.unanswered.len() >= UNANSWERED_MAX {
             return None;
         }
-        let (disk, next, extents) = self.rest.front_mut()?;
-        let place = (*disk, *next);
-        *next += 1;
-        if next == extents {
+        let (disk, run) = self.rest.front_mut()?;
+        let place = (*disk, run.next()?);
+        if run.start == run.end {
             self.rest.pop_front();
         }
         self.unanswered.push(place);
@@ -87,7 +92,7 @@ impl Work {
     }
 
     fn is_done(&self) -> bool {
-        self.done.same == self.done.extents
+        self.done.extents == Some(self.done.same)
     }
 }
 
@@ -103,18 +108,20 @@ pub struct Equalizer {
 }
 
 impl Equalizer {
-    /// Begins to compare every extent of these images. What is to be sent goes into the tap, which has begun.
-    pub fn start(tap: &Arc<Tap>, images: &[NumberedImage]) -> Result<Self, EqualizeError> {
+    /// Begins to compare these images where they may differ. What is to be sent goes into the tap, which has begun.
+    pub fn start(
+        tap: &Arc<Tap>,
+        intents: &Intents,
+        images: &[NumberedImage],
+    ) -> Result<Self, EqualizeError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
-        let extents = |bytes: u64| bytes.div_ceil(EXTENT_BYTES) as u32;
+        let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
         let work = Work {
-            rest: sizes.iter().map(|(disk, bytes)| (*disk, 0, extents(*bytes))).collect(),
+            maps: sizes.iter().map(map).collect(),
+            rest: VecDeque::new(),
             differing: VecDeque::new(),
             unanswered: Vec::new(),
-            done: Equalized {
-                extents: sizes.iter().map(|(_, bytes)| u64::from(extents(*bytes))).sum(),
-                ..Equalized::default()
-            },
+            done: Equalized::default(),
             failed: None,
             is_over: false,
         };
@@ -122,11 +129,27 @@ impl Equalizer {
         let worker = Worker {
             shared: Arc::clone(&shared),
             tap: Arc::clone(tap),
-            images: Images::new(images, None)?,
+            images: Images::new(images)?,
             sizes,
         };
         let spawned = std::thread::Builder::new().name("ftd-equalize".into()).spawn(move || worker.run());
         Ok(Self { shared, thread: Some(spawned.map_err(EqualizeError::Thread)?) })
+    }
+
+    /// The backup has told a part of its map of a disk.
+    pub fn mapped(&self, part: &DiskMap) {
+        let mut work = self.shared.work.lock();
+        if work.done.extents.is_some() {
+            return;
+        }
+        work.maps.iter_mut().filter(|map| map.disk == part.disk).for_each(|map| map.take(part));
+        if work.maps.iter().all(Agreement::is_whole) {
+            for map in std::mem::take(&mut work.maps) {
+                work.rest.extend(map.differing().into_iter().map(|run| (map.disk, run)));
+            }
+            work.done.extents = Some(work.rest.iter().map(|(_, run)| run.len() as u64).sum());
+            self.shared.changed.notify_all();
+        }
     }
 
     /// The backup's answer. Those to what was not asked are ignored.
@@ -188,6 +211,9 @@ impl Drop for NotesPanic {
 impl Worker {
     fn run(mut self) {
         let _notes = NotesPanic(Arc::clone(&self.shared));
+        if !self.tell_maps() {
+            return;
+        }
         while let Some((place, task)) = self.await_task() {
             let told = self.tell(place, task);
             self.tap.release();
@@ -198,6 +224,13 @@ impl Worker {
                 Err(why) => return self.shared.work.lock().failed = Some(why),
             }
         }
+    }
+
+    /// False: the pairing is over.
+    fn tell_maps(&self) -> bool {
+        let parts: Vec<DiskMap> = self.shared.work.lock().maps.iter().flat_map(Agreement::parts).collect();
+        let encoded = parts.iter().map(|part| postcard::to_stdvec(part).unwrap_or_default());
+        encoded.into_iter().all(|part| self.tap.put(FrameType::DiskMap, part))
     }
 
     /// The next task; none when all is done or nobody needs it any more.
@@ -250,6 +283,11 @@ impl Worker {
         }
         true
     }
+}
+
+/// Extents of a disk of so many bytes.
+pub(super) fn extents(disk_bytes: u64) -> u32 {
+    disk_bytes.div_ceil(EXTENT_BYTES) as u32
 }
 
 /// An extent of a disk of so many bytes.

@@ -5,14 +5,15 @@
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
 
-use super::equalize::{extent_at, hash};
+use super::agreement::Agreement;
+use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
 use super::images::{Images, ImagesError, NumberedImage};
 use super::intents::Intents;
 use super::stamps::Stamps;
+use crate::config::Durability;
 use ft_arbiter::CellId;
-use ft_checkpoint::wire::disk::EXTENT_BYTES;
-use ft_checkpoint::wire::message::{Compare, Held};
+use ft_checkpoint::wire::message::{Compare, DiskMap, Held, Settled};
 use ft_mirror::{ApplyError, Change, History, Journal, JournalError, SealedEpoch};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
@@ -21,21 +22,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that are carried out before the journal is left to others.
 const APPLY_BYTES: u64 = 256 << 10;
+/// How often the primary is told, at most, how far the images are.
+const SETTLED_INTERVAL: Duration = Duration::from_millis(100);
 /// Who waits looks so often whether it still should.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// What a seal waits for on the backup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// That its journal has it.
-    Commit,
-    /// That its journal has it durably.
-    Sync,
-}
 
 /// Why a backup's disks do not follow.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +73,28 @@ impl From<ApplyError<ImagesError>> for FollowError {
 enum Phase {
     /// Part of the checkpoint that is sealed next.
     Following(Pending),
-    /// Part of a copy: these extents have not been found the same.
-    Mixed(BTreeSet<(u16, u32)>),
+    /// Part of a copy.
+    Mixed(Mixed),
+}
+
+/// A copy under way.
+struct Mixed {
+    maps: Vec<Agreement>,
+    /// Extents that may differ and have not been found the same.
+    unequal: BTreeSet<(u16, u32)>,
+}
+
+impl Mixed {
+    /// A part of the primary's map.
+    fn take(&mut self, part: &DiskMap) {
+        let Some(map) = self.maps.iter_mut().find(|map| map.disk == part.disk) else { return };
+        map.take(part);
+        if map.is_whole() {
+            let disk = map.disk;
+            self.unequal.retain(|(of, _)| *of != disk);
+            self.unequal.extend(map.differing().into_iter().flatten().map(|extent| (disk, extent)));
+        }
+    }
 }
 
 /// Whether anything is in the journal behind the last seal.
@@ -94,8 +108,18 @@ struct Shared {
     journal: Arc<Mutex<Journal<File>>>,
     /// The journal has work, or room, or there is nothing left to be done.
     changed: Condvar,
+    carried: Mutex<Carried>,
     failed: Mutex<Option<Arc<str>>>,
     is_ending: AtomicBool,
+}
+
+/// What the images have, durably.
+#[derive(Clone, Copy, Debug, Default)]
+struct Carried {
+    /// The last checkpoint of these that changed a disk...
+    through: Option<SealedEpoch>,
+    /// ...and whether none was sealed since that did.
+    is_all: bool,
 }
 
 /// See the module.
@@ -114,7 +138,10 @@ struct Incoming {
     phase: Phase,
     /// The reader's own way to the images, while they are mixed.
     images: Images,
+    intents: Arc<Intents>,
     sizes: Vec<(u16, u64)>,
+    /// What the primary was told last of how far they are, and when.
+    told: Option<(Settled, Instant)>,
 }
 
 impl Follower {
@@ -122,23 +149,26 @@ impl Follower {
     pub fn start(
         journal: Arc<Mutex<Journal<File>>>,
         stamps: Option<Arc<Stamps>>,
-        intents: Option<&Arc<Intents>>,
+        intents: Arc<Intents>,
         images: &[NumberedImage],
         durability: Durability,
     ) -> Result<Self, FollowError> {
         let sizes = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let incoming = Incoming {
             phase: Phase::Following(Pending::Nothing),
-            images: Images::new(images, intents)?,
+            images: Images::new(images)?,
+            intents,
             sizes,
+            told: None,
         };
         let shared = Arc::new(Shared {
             journal,
             changed: Condvar::new(),
+            carried: Mutex::default(),
             failed: Mutex::default(),
             is_ending: false.into(),
         });
-        let carrier = Carrier { shared: Arc::clone(&shared), images: Images::new(images, intents)? };
+        let carrier = Carrier { shared: Arc::clone(&shared), images: Images::new(images)? };
         let spawned = std::thread::Builder::new().name("ftd-disks".into()).spawn(move || carrier.run());
         let thread = Some(spawned.map_err(FollowError::Thread)?);
         Ok(Self {
@@ -199,17 +229,35 @@ impl Turn<'_> {
         }
     }
 
-    /// A copy begins. What is sealed is carried out, and then the images are nobody's.
-    pub fn copy_begins(&mut self, pairing: u64, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+    /// A copy begins. What is sealed is carried out, and then the images are nobody's. The primary shall know this
+    /// host's maps.
+    pub fn copy_begins(
+        &mut self,
+        pairing: u64,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Vec<DiskMap>, FollowError> {
         self.connected()?;
         self.follower.carry_out(is_stopped)?;
         self.follower.stamp(History::Mixed { pairing })?;
-        let of = |(disk, bytes): &(u16, u64)| {
+        let Incoming { phase, intents, sizes, .. } = &mut *self.incoming;
+        let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
+        let maps: Vec<Agreement> = sizes.iter().map(map).collect();
+        let parts = maps.iter().flat_map(Agreement::parts).collect();
+        // Until the primary has told its maps.
+        let all = |(disk, bytes): &(u16, u64)| {
             let disk = *disk;
-            (0..bytes.div_ceil(EXTENT_BYTES) as u32).map(move |extent| (disk, extent))
+            (0..extents(*bytes)).map(move |extent| (disk, extent))
         };
-        self.incoming.phase = Phase::Mixed(self.incoming.sizes.iter().flat_map(of).collect());
-        Ok(())
+        let unequal = sizes.iter().flat_map(all).collect();
+        *phase = Phase::Mixed(Mixed { maps, unequal });
+        Ok(parts)
+    }
+
+    /// In a copy: a part of the primary's map.
+    pub fn mapped(&mut self, part: &DiskMap) {
+        if let Phase::Mixed(mixed) = &mut self.incoming.phase {
+            mixed.take(part);
+        }
     }
 
     /// A change came in. Waits while there is no room for it.
@@ -239,12 +287,12 @@ impl Turn<'_> {
 
     /// Whether an extent is the same here. In a copy.
     pub fn compare(&mut self, compare: &Compare) -> Result<bool, FollowError> {
-        let Incoming { phase, images, sizes } = &mut *self.incoming;
+        let Incoming { phase, images, sizes, .. } = &mut *self.incoming;
         let Compare { disk, extent, hash: theirs } = *compare;
         let bytes = sizes.iter().find(|(of, _)| *of == disk).map_or(0, |(_, bytes)| *bytes);
         let place = extent_at(disk, extent, bytes);
         let is_same = hash(&place, images.read(&place)?.as_ref()) == theirs;
-        if let Phase::Mixed(unequal) = phase {
+        if let Phase::Mixed(Mixed { unequal, .. }) = phase {
             match is_same {
                 true => unequal.remove(&(disk, extent)),
                 false => unequal.insert((disk, extent)),
@@ -255,14 +303,16 @@ impl Turn<'_> {
 
     /// The receiver has sealed a checkpoint. Its ack may go out when this returns.
     pub fn sealed(&mut self, held: Held) -> Result<(), FollowError> {
-        let Incoming { phase, images, .. } = &mut *self.incoming;
+        let Incoming { phase, images, intents, .. } = &mut *self.incoming;
         let shared = &self.follower.shared;
         let mut history = None;
         let durability = match phase {
             // A checkpoint without a change is the one before, as far as the disks go.
             Phase::Following(Pending::Nothing) => return Ok(()),
             Phase::Following(Pending::Changes) => self.follower.durability,
-            Phase::Mixed(unequal) if !unequal.is_empty() => return Err(FollowError::Unequal(unequal.len())),
+            Phase::Mixed(Mixed { unequal, .. }) if !unequal.is_empty() => {
+                return Err(FollowError::Unequal(unequal.len()));
+            }
             Phase::Mixed(_) => {
                 images.flush()?;
                 history = Some(History::Follows { pairing: held.pairing, named_in: None });
@@ -276,8 +326,29 @@ impl Turn<'_> {
         }
         *phase = Phase::Following(Pending::Nothing);
         shared.changed.notify_all();
-        drop(journal);
-        history.map_or(Ok(()), |history| self.follower.stamp(history))
+        let mut carried = shared.carried.lock();
+        match history {
+            None => carried.is_all = false,
+            Some(_) => *carried = Carried { through: journal.sealed(), is_all: true },
+        }
+        drop((journal, carried));
+        if let Some(history) = history {
+            self.follower.stamp(history)?;
+            intents.same(held.pairing);
+        }
+        Ok(())
+    }
+
+    /// How far the images are, when the primary should be told again.
+    pub fn settled(&mut self, held: Held) -> Option<Settled> {
+        let Carried { through, is_all } = *self.follower.shared.carried.lock();
+        let Held { pairing, epoch } = held;
+        let through = through.filter(|through| through.pairing == pairing)?.epoch;
+        let settled = Settled { pairing, epoch: if is_all { epoch } else { through } };
+        let told = &mut self.incoming.told;
+        let is_due = |(last, at): &(Settled, Instant)| *last != settled && at.elapsed() >= SETTLED_INTERVAL;
+        let is_due = told.as_ref().is_none_or(|told| told.0.pairing != pairing || is_due(told));
+        is_due.then(|| told.insert((settled, Instant::now())).0)
     }
 
     /// The cell names this node and the pairing since this generation.
@@ -379,7 +450,11 @@ impl Carrier {
             journal.apply(APPLY_BYTES, |change| self.images.carry_out(change))?;
         }
         self.images.flush()?;
-        self.shared.journal.lock().release()?;
+        let mut journal = self.shared.journal.lock();
+        journal.release()?;
+        *self.shared.carried.lock() =
+            Carried { through: journal.applied(), is_all: journal.is_carried_out() };
+        drop(journal);
         self.shared.changed.notify_all();
         Ok(())
     }

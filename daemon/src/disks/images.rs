@@ -1,6 +1,5 @@
 //! The images of a VM's writable disks, read and written by a thread that waits for each request.
 
-use super::intents::Intents;
 use ft_disk::{
     Buffer, Completion, ImageStore, Io, IoEngine, IoFault, IoOrder, IoQueue, Persist, RawImage, Store,
     StoreError,
@@ -33,37 +32,25 @@ pub enum ImagesError {
     Unknown(u16),
 }
 
-/// A change of a backup's image is of no epoch that its intent map could be told of: its bits stay until the extents are
-/// compared.
-const NEVER: u64 = u64::MAX;
-
 /// See the module.
 pub struct Images {
     all: Vec<(u16, Arc<RawImage>, Box<dyn IoQueue>)>,
-    intents: Option<Arc<Intents>>,
 }
 
 impl Images {
-    /// Each is shared with whoever else has a part in it. Who changes them does so by the leave of their intent maps.
-    pub fn new(images: &[NumberedImage], intents: Option<&Arc<Intents>>) -> Result<Self, ImagesError> {
+    /// Each is shared with whoever else has a part in it. What a backup changes is in its primary's intent maps.
+    pub fn new(images: &[NumberedImage]) -> Result<Self, ImagesError> {
         let one = |(disk, image): &NumberedImage| {
             let store = Box::new(ImageStore::new(Arc::clone(image), IoEngine::Threads));
-            let store: Box<dyn Store> = match intents {
-                Some(intents) => Box::new(intents.watch(*disk, store)),
-                None => store,
-            };
             Ok((*disk, Arc::clone(image), store.start("mirror", Completion::AtOnce)?))
         };
         let all = images.iter().map(one).collect::<Result<_, StoreError>>()?;
-        Ok(Self { all, intents: intents.cloned() })
+        Ok(Self { all })
     }
 
     /// Makes a change.
     pub fn carry_out(&mut self, change: &Change<'_>) -> Result<(), ImagesError> {
         let Extent { disk, bytes } = change.extent();
-        if let Some(intents) = &self.intents {
-            intents.wait_for_leave(disk, &bytes, NEVER);
-        }
         let (offset, length) = (bytes.start, bytes.end - bytes.start);
         let io = match change {
             Change::Write { data, .. } => {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   may_change ── wanted ──> thread: mark, commit ──> covered ── ready() ──> the device tries again
-//!   settled(epoch) ────────> thread: flush the image, clear, commit
+//!   settled(epoch) ────────> thread: the new base, flush the image, clear, commit
 //! ```
 //!
 //! The extents that were written last stay set: to clear and set them again would cost two flushes each time.
@@ -95,9 +95,10 @@ impl Intents {
             intent.map.set().map(move |extent| Place { disk, extent }).collect::<Vec<_>>()
         };
         let covered = disks.iter().flat_map(set).collect();
+        let bases = disks.iter().map(|intent| (intent.disk, intent.map.base())).collect();
         let extent_bytes = disks.iter().map(|intent| (intent.disk, intent.map.extent_bytes())).collect();
         let shared = Arc::new(Shared {
-            desk: Mutex::new(Desk::new(covered, KEPT)),
+            desk: Mutex::new(Desk::new(covered, bases, KEPT)),
             changed: Condvar::new(),
             ready: Mutex::new(None),
         });
@@ -169,28 +170,36 @@ impl Intents {
         self.shared.desk.lock().doubt(disk);
     }
 
-    /// The peer's image is durable through this epoch, and is the same as this one was at its end.
-    pub fn settled(&self, through: u64) {
-        if self.shared.desk.lock().settled(through) {
+    /// Primary: a pairing begins, whose copy compares every extent that is set now, here or there.
+    pub fn begin_pairing(&self) {
+        self.shared.desk.lock().begin_pairing();
+    }
+
+    /// Primary: the peer's image is durable through this epoch of the pairing, and is the same as this one was at its
+    /// end.
+    pub fn settled(&self, pairing: u64, through: u64) {
+        if self.shared.desk.lock().settled(pairing, through) {
             self.shared.changed.notify_all();
         }
     }
 
-    /// Both images are the same in these extents, and the peer's is durable there.
-    pub fn equal(&self, disk: u16, extents: impl IntoIterator<Item = u64>) {
-        self.shared.desk.lock().equal(extents.into_iter().map(|extent| Place { disk, extent }));
+    /// Backup: this image is the same as the peer's, durably. Later changes of it are in the peer's map.
+    pub fn same(&self, pairing: u64) {
+        self.shared.desk.lock().same(pairing);
         self.shared.changed.notify_all();
-    }
-
-    /// A pairing is over, or begins: the epochs of another one say nothing of what is set now.
-    pub fn forget_epochs(&self) {
-        self.shared.desk.lock().forget_epochs();
     }
 
     /// The extents in which the images may differ, by number.
     #[must_use]
     pub fn set(&self, disk: u16) -> Vec<u64> {
         self.shared.desk.lock().set(disk)
+    }
+
+    /// The pairing in which the images were the same but for what is set in one map or the other, and what is set.
+    #[must_use]
+    pub fn map(&self, disk: u16) -> (Option<u64>, Vec<u64>) {
+        let desk = self.shared.desk.lock();
+        (desk.base(disk), desk.set(disk))
     }
 
     /// Bytes of an extent of this disk; none: it is not writable.
@@ -271,14 +280,18 @@ fn carry_out<M: Medium>(disks: &mut BTreeMap<u16, Intent<M>>, work: &Work) -> Re
         if !clear.is_empty() {
             flush().map_err(|source| Trouble::Flush { disk, source })?;
         }
+        let failed = |source| Trouble::Map { disk, source };
         for extent in set {
             let bytes = map.range(extent);
             map.mark(&bytes);
         }
+        if let Some(base) = work.base {
+            map.commit().and_then(|()| map.rebase(base)).map_err(failed)?;
+        }
         for extent in clear {
             map.clear(extent);
         }
-        map.commit().map_err(|source| Trouble::Map { disk, source })?;
+        map.commit().map_err(failed)?;
     }
     Ok(())
 }

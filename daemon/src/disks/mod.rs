@@ -11,6 +11,7 @@
 //! right (`stamps`).
 
 mod adopt;
+mod agreement;
 mod beside;
 mod content;
 mod equalize;
@@ -30,7 +31,7 @@ pub use beside::Beside;
 pub use content::{Compared, ContentError, Progress, compare, import};
 pub use equalize::{EqualizeError, Equalized, Equalizer};
 pub use error::BesideError;
-pub use follower::{Durability, FollowError, Follower, Turn};
+pub use follower::{FollowError, Follower, Turn};
 pub use ground::{Claim, Ground, Unfit, view};
 pub use images::{Images, ImagesError, NumberedImage};
 pub use intents::{Clearance, Flush, Intent, Intents, TellReady, Watched};

@@ -4,15 +4,15 @@
 use super::beside::Beside;
 use super::equalize::{EqualizeError, Equalizer};
 use super::error::BesideError;
-use super::follower::{Durability, FollowError, Follower};
+use super::follower::{FollowError, Follower};
 use super::images::NumberedImage;
 use super::intents::Intents;
 use super::stamps::Stamps;
-use super::tap::Tap;
-use crate::config::Config;
-use ft_checkpoint::wire::message::Compared;
+use super::tap::{Take, Tap, Tapped};
+use crate::config::{Config, DiskConfig};
+use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
 use ft_disk::{
-    Access, Completion, DiskImageError, ImageStore, IoDone, IoEngine, IoOrder, IoQueue, RawImage, Store,
+    Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store,
     StoreError,
 };
 use ft_vm::devices::Disk;
@@ -39,7 +39,7 @@ pub enum DisksError {
 
 /// See the module.
 pub struct Disks {
-    images: Vec<(NumberedImage, IoEngine)>,
+    images: Vec<(NumberedImage, DiskConfig)>,
     intents: Arc<Intents>,
     stamps: Arc<Stamps>,
     tap: Arc<Tap>,
@@ -54,7 +54,7 @@ impl Disks {
         let mut images = Vec::new();
         for (number, disk) in (0..).zip(&config.machine.disks).filter(|(_, disk)| !disk.read_only) {
             let image = RawImage::open(&disk.image, Access::Writable)?;
-            images.push(((number, Arc::new(image)), disk.io_engine));
+            images.push(((number, Arc::new(image)), disk.clone()));
         }
         let Some(beside) = Beside::open(config)? else { return Ok(None) };
         let numbered: Vec<NumberedImage> = images.iter().map(|(image, _)| image.clone()).collect();
@@ -70,16 +70,17 @@ impl Disks {
         })));
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
-        let follower = Follower::start(journal, of_follower, Some(&intents), &numbered, Durability::Commit)?;
+        let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
         Ok(Some(Arc::new(Self { images, intents, stamps, tap, follower, equalizer: Mutex::default() })))
     }
 
     /// What a machine's disk of this number stands on, if it is writable.
     pub fn disk(&self, number: u16) -> Option<Disk> {
-        let ((_, image), engine) = self.images.iter().find(|((of, _), _)| *of == number)?;
-        let store = Box::new(ImageStore::new(Arc::clone(image), *engine));
+        let ((_, image), config) = self.images.iter().find(|((of, _), _)| *of == number)?;
+        let store = Box::new(ImageStore::new(Arc::clone(image), config.io_engine));
         let mut disk = Disk::new(self.intents.watch(number, store));
         disk.owner = Some(self.tap.owner(number));
+        disk.on_io_error = config.on_io_error.of_device();
         Some(disk)
     }
 
@@ -113,13 +114,27 @@ impl Disks {
         &self.follower
     }
 
-    /// A copy begins; the tap has begun.
-    pub fn equalize(&self) -> Result<Arc<Equalizer>, EqualizeError> {
-        self.intents.forget_epochs();
+    /// A copy begins: the changes are told from now on, and what may differ is compared.
+    pub fn equalize(&self, take: Take) -> Result<(Tapped, Arc<Equalizer>), EqualizeError> {
+        self.intents.begin_pairing();
+        let tapped = self.tap.begin(take);
         let images: Vec<NumberedImage> = self.images.iter().map(|(image, _)| image.clone()).collect();
-        let equalizer = Arc::new(Equalizer::start(&self.tap, &images)?);
+        let equalizer = Arc::new(Equalizer::start(&self.tap, &self.intents, &images)?);
         *self.equalizer.lock() = Some(Arc::clone(&equalizer));
-        Ok(equalizer)
+        Ok((tapped, equalizer))
+    }
+
+    /// The backup has told a part of its map.
+    pub fn mapped(&self, part: &DiskMap) {
+        let equalizer = self.equalizer.lock().clone();
+        if let Some(equalizer) = equalizer {
+            equalizer.mapped(part);
+        }
+    }
+
+    /// The backup's images are durable so far.
+    pub fn settled(&self, Settled { pairing, epoch }: Settled) {
+        self.intents.settled(pairing, epoch);
     }
 
     /// The copy is over.

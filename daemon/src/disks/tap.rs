@@ -85,6 +85,11 @@ impl Inner {
         })
     }
 
+    /// What is told to nobody is of no epoch that a backup could be through.
+    fn epoch_of_changes(&self) -> u64 {
+        if self.take.is_some() { self.epoch } else { u64::MAX }
+    }
+
     /// What is larger than the bound goes alone.
     fn has_room(&self, cost: u64) -> bool {
         self.cost == 0 || self.cost + cost <= self.allowed
@@ -231,7 +236,7 @@ impl Tap {
             }
         }
         if let Some(intents) = &self.intents
-            && intents.may_change(disk, &extent.bytes, inner.epoch) == Clearance::Later
+            && intents.may_change(disk, &extent.bytes, inner.epoch_of_changes()) == Clearance::Later
         {
             return DiskAnswer::Full;
         }

@@ -68,8 +68,8 @@ impl CopyingDisks {
     /// Their changes are told from now on, and what differs is sent.
     fn begin(disks: &Arc<Disks>, dispatch: &Dispatch) -> Result<Self, EqualizeError> {
         let work = dispatch.work.clone();
-        let tapped = disks.tap().begin(Box::new(move |told| work.send(Shipment::Ahead(told)).is_ok()));
-        let equalizer = disks.equalize()?;
+        let take = Box::new(move |told| work.send(Shipment::Ahead(told)).is_ok());
+        let (tapped, equalizer) = disks.equalize(take)?;
         Ok(Self { tapped, equalizing: Equalizing { disks: Arc::clone(disks), equalizer } })
     }
 }

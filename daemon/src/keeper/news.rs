@@ -6,7 +6,8 @@ use super::rehearsal::RehearsalError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros, OnDisk};
 use ft_checkpoint::receiver::SealedImage;
-use ft_checkpoint::wire::message::{Compared, Network, Standing};
+use ft_checkpoint::wire::Message;
+use ft_checkpoint::wire::message::{Network, Standing};
 use ft_ram::GuestRam;
 use std::sync::Arc;
 
@@ -108,8 +109,8 @@ pub enum FromPrimary {
     },
     /// It says what its arbiter says.
     Standing(Standing),
-    /// An extent of a disk was compared; the primary shall know.
-    Compared(Compared),
+    /// What it asked of the disks, or is to know of them.
+    Answers(Vec<Message<'static>>),
     /// It has stopped its VM at `epoch` for good and offers it to us.
     Offered {
         /// The final epoch.

@@ -13,7 +13,7 @@ use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
 use crate::role::ConnId;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
-use ft_checkpoint::wire::FrameType;
+use ft_checkpoint::wire::{FrameType, Message};
 use ft_checkpoint::wire::message::{Compare, Compared, Held, Mode};
 use ft_ram::GuestRam;
 use parking_lot::Mutex;
@@ -178,6 +178,7 @@ impl Feed {
             Received::Nothing
             | Received::Change(_)
             | Received::Compare(_)
+            | Received::DiskMap(_)
             | Received::CopyStarted { .. }
             | Received::TookOver { .. } => return Ok(None),
         }))
@@ -228,11 +229,11 @@ impl Feed {
                     Err(end) => return Some(end),
                 }
             };
-            let said = match turn.as_mut().zip(of_disks) {
-                None => said,
+            let answers = match turn.as_mut().zip(of_disks) {
+                None => Vec::new(),
                 // Others look at the receiver meanwhile: this may take its time.
                 Some((turn, received)) => match follow_disks(turn, &received, held, intake) {
-                    Ok(compared) => said.or(compared),
+                    Ok(answers) => answers,
                     Err(FollowError::GivenUp) => return None,
                     Err(why) => {
                         news.tell(KeeperNews::StateLost(StateLoss::Disks(why))).ok()?;
@@ -244,7 +245,8 @@ impl Feed {
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;
             let said = said.or_else(|| frames.is_multiple_of(ALIVE_EVERY).then_some(FromPrimary::Alive));
-            if let Some(said) = said {
+            let answers = (!answers.is_empty()).then_some(FromPrimary::Answers(answers));
+            for said in said.into_iter().chain(answers) {
                 let ticket = intake.enter()?;
                 news.tell(KeeperNews::FromPrimary { conn, said, ticket }).ok()?;
             }
@@ -252,23 +254,31 @@ impl Feed {
     }
 }
 
-/// What came in of the disks, in order. The answer to a comparison comes out.
+/// What came in of the disks, in order. What the primary is to know comes out.
 fn follow_disks(
     turn: &mut Turn<'_>,
     received: &Received<'_>,
     held: Option<Held>,
     intake: &Intake,
-) -> Result<Option<FromPrimary>, FollowError> {
+) -> Result<Vec<Message<'static>>, FollowError> {
     let is_stopped = || intake.is_stopped();
     match received {
-        &Received::CopyStarted { pairing } => turn.copy_begins(pairing, &is_stopped)?,
+        &Received::CopyStarted { pairing } => {
+            let maps = turn.copy_begins(pairing, &is_stopped)?;
+            return Ok(maps.into_iter().map(Message::DiskMap).collect());
+        }
+        Received::DiskMap(part) => turn.mapped(part),
         Received::Change(change) => turn.take(change, &is_stopped)?,
         &Received::Compare(compare) => {
             let Compare { disk, extent, .. } = compare;
             let same = turn.compare(&compare)?;
-            return Ok(Some(FromPrimary::Compared(Compared { disk, extent, same })));
+            return Ok(vec![Message::Compared(Compared { disk, extent, same })]);
         }
-        &Received::Sealed { pairing, epoch, .. } => turn.sealed(Held { pairing, epoch })?,
+        &Received::Sealed { pairing, epoch, .. } => {
+            let held = Held { pairing, epoch };
+            turn.sealed(held)?;
+            return Ok(turn.settled(held).map(Message::Settled).into_iter().collect());
+        }
         &Received::Paired { generation } => {
             if let Some(held) = held {
                 turn.named(held.pairing, generation)?;
@@ -276,5 +286,5 @@ fn follow_disks(
         }
         _ => {}
     }
-    Ok(None)
+    Ok(Vec::new())
 }

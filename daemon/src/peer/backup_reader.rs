@@ -2,7 +2,7 @@
 
 use super::error::{LinkEnd, LinkError};
 use super::intake::Intake;
-use super::news::{FromBackup, PeerNews};
+use super::news::{FromBackup, OfDisks, PeerNews};
 use super::stream::PeerReader;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
@@ -47,7 +47,11 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
         Message::Network(network) => FromBackup::Network(network),
-        Message::Compared(compared) if mode == Mode::Checkpoint => FromBackup::Compared(compared),
+        Message::DiskMap(part) if mode == Mode::Checkpoint => FromBackup::OfDisks(OfDisks::Map(part)),
+        Message::Compared(compared) if mode == Mode::Checkpoint => {
+            FromBackup::OfDisks(OfDisks::Compared(compared))
+        }
+        Message::Settled(settled) if mode == Mode::Checkpoint => FromBackup::OfDisks(OfDisks::Settled(settled)),
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),

@@ -23,7 +23,7 @@ pub use handshake::{ConnIds, Dialler, Local, TellContents, TellLack, listen};
 pub use intake::{Intake, Ticket};
 pub use lifeline::{COMMAND as LIFELINE_COMMAND, run as run_lifeline};
 pub use link::{Bulk, Link, PeerOutbox};
-pub use news::{FromBackup, PeerNews};
+pub use news::{FromBackup, OfDisks, PeerNews};
 pub use outbox::Closed;
 pub use port::{Listen, PeerPlace, Port};
 pub use pulse::{Beat, LinkSide, Outgoing};

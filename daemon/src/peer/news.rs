@@ -5,7 +5,9 @@ use super::intake::Ticket;
 use super::pulse::Beat;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
-use ft_checkpoint::wire::message::{Compared, Diverged, Hello, Network, Position, Standing, Welcome};
+use ft_checkpoint::wire::message::{
+    Compared, DiskMap, Diverged, Hello, Network, Position, Settled, Standing, Welcome,
+};
 
 /// What happens on connections, for the executor.
 pub enum PeerNews {
@@ -79,11 +81,21 @@ pub enum FromBackup {
     Position(Position),
     /// How the VM's network is on its host.
     Network(Network),
-    /// In a copy: it has compared an extent of a disk.
-    Compared(Compared),
+    /// How the disks are there.
+    OfDisks(OfDisks),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
     /// The next version: its build.
     #[cfg(feature = "next-version")]
     Build(String),
+}
+
+/// What a backup says of its disks.
+pub enum OfDisks {
+    /// In a copy: a part of its map of one.
+    Map(DiskMap),
+    /// In a copy: it has compared an extent of one.
+    Compared(Compared),
+    /// How far they are.
+    Settled(Settled),
 }

@@ -2,7 +2,7 @@
 //! changed and under way. It waits for nothing.
 
 use super::{Clearance, Outcome};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// An extent of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +32,8 @@ pub(super) struct Order {
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) set: Vec<Place>,
+    /// The maps' new base, before anything is cleared.
+    pub(super) base: Option<u64>,
     pub(super) clear: Vec<Place>,
 }
 
@@ -40,6 +42,8 @@ pub(super) struct Work {
 pub(super) struct Desk {
     /// Set, durably, and not being cleared: changes there may be made.
     covered: HashSet<Place>,
+    /// What the maps are relative to, durably.
+    bases: BTreeMap<u16, Option<u64>>,
     /// A change there waits.
     wanted: BTreeSet<Place>,
     /// Being cleared. Until that is durable they may be set.
@@ -47,6 +51,10 @@ pub(super) struct Desk {
     /// Of those that are covered. What is not in it was changed in no epoch that counts.
     changed: HashMap<Place, Last>,
     turn: u64,
+    /// The pairing whose epochs these are, once both images were the same in it; and the maps' base, until that is
+    /// durable.
+    pairing: Option<u64>,
+    base: Option<u64>,
     /// Through this epoch the peer's image is durable; looked at by the thread or not.
     settled: Option<u64>,
     is_settled_new: bool,
@@ -64,8 +72,8 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(covered: HashSet<Place>, kept: usize) -> Self {
-        Self { covered, kept, ..Self::default() }
+    pub(super) fn new(covered: HashSet<Place>, bases: BTreeMap<u16, Option<u64>>, kept: usize) -> Self {
+        Self { covered, bases, kept, ..Self::default() }
     }
 
     fn is_large(&self) -> bool {
@@ -116,27 +124,36 @@ impl Desk {
         self.doubtful.extend(changed);
     }
 
+    /// A pairing begins, whose copy compares every extent that is set: each counts as changed before its first epoch.
+    pub(super) fn begin_pairing(&mut self) {
+        let before = Last { epoch: 0, turn: 0 };
+        self.changed = self.covered.iter().map(|place| (*place, before)).collect();
+        (self.pairing, self.base, self.settled) = (None, None, None);
+        self.is_settled_new = false;
+        self.doubtful.clear();
+        self.equal.clear();
+    }
+
     /// Whether the thread has something to do now.
-    pub(super) fn settled(&mut self, through: u64) -> bool {
+    pub(super) fn settled(&mut self, pairing: u64, through: u64) -> bool {
+        if self.pairing != Some(pairing) {
+            (self.pairing, self.base) = (Some(pairing), Some(pairing));
+        }
         self.is_settled_new |= self.settled < Some(through);
         self.settled = self.settled.max(Some(through));
-        self.is_settled_new && self.is_large()
+        self.base.is_some() || (self.is_settled_new && self.is_large())
     }
 
-    pub(super) fn equal(&mut self, places: impl Iterator<Item = Place>) {
-        let covered = &self.covered;
-        self.equal.extend(places.filter(|place| covered.contains(place)));
-        for place in &self.equal {
-            self.changed.remove(place);
-            self.doubtful.remove(place);
-        }
-    }
-
-    pub(super) fn forget_epochs(&mut self) {
+    /// This image was made the same as the peer's, durably, and nobody here changes it.
+    pub(super) fn same(&mut self, pairing: u64) {
+        self.begin_pairing();
+        (self.pairing, self.base) = (Some(pairing), Some(pairing));
+        self.equal = self.covered.iter().copied().collect();
         self.changed.clear();
-        self.settled = None;
-        self.is_settled_new = false;
-        self.equal.clear();
+    }
+
+    pub(super) fn base(&self, disk: u16) -> Option<u64> {
+        self.bases.get(&disk).copied().flatten()
     }
 
     pub(super) fn set(&self, disk: u16) -> Vec<u64> {
@@ -149,7 +166,7 @@ impl Desk {
     /// What is to be made durable next, if there is something.
     pub(super) fn take(&mut self) -> Option<Work> {
         let clear = self.take_clearable();
-        if self.wanted.is_empty() && clear.is_empty() {
+        if self.wanted.is_empty() && clear.is_empty() && self.base.is_none() {
             return None;
         }
         for place in &clear {
@@ -158,7 +175,7 @@ impl Desk {
             self.equal.remove(place);
             self.leaving.insert(*place);
         }
-        Some(Work { set: self.wanted.iter().copied().collect(), clear })
+        Some(Work { set: self.wanted.iter().copied().collect(), base: self.base.take(), clear })
     }
 
     fn take_clearable(&mut self) -> Vec<Place> {
@@ -182,6 +199,9 @@ impl Desk {
     /// It is durable.
     pub(super) fn done(&mut self, work: &Work) {
         self.trouble = None;
+        if work.base.is_some() {
+            self.bases.values_mut().for_each(|base| *base = work.base);
+        }
         for place in &work.clear {
             self.leaving.remove(place);
         }
@@ -194,6 +214,10 @@ impl Desk {
     /// It is not, and may be in part. What was to be cleared is set again: a change there waits for that.
     pub(super) fn failed(&mut self, work: Work, why: String) {
         self.trouble = Some(why);
+        if work.base.is_some() {
+            self.bases.values_mut().for_each(|base| *base = None);
+            self.base = self.base.or(work.base);
+        }
         for place in work.clear {
             self.leaving.remove(&place);
             self.wanted.insert(place);

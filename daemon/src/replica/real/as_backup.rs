@@ -8,8 +8,6 @@ use crate::peer::{Link, LinkSide};
 use crate::replica::Input;
 use crate::role::ConnId;
 use ft_checkpoint::lazy::LazyApply;
-use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::Compared;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,13 +33,6 @@ impl RealHands {
         }
         self.greet(conn, link);
         Ok(())
-    }
-
-    /// An extent of a disk was compared here; the primary shall know.
-    pub(super) fn tell_compared(&self, conn: ConnId, compared: Compared) {
-        if let Some(link) = self.links.get(&conn) {
-            link.send(Message::Compared(compared));
-        }
     }
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {

@@ -6,11 +6,11 @@ use crate::control::Tuning;
 use crate::keeper::{Order, Pairing, Service};
 use crate::observe::Declared;
 use crate::outlet::Outlet;
-use crate::peer::{BackupReader, Link, LinkSide};
+use crate::peer::{BackupReader, Link, LinkSide, OfDisks};
 use crate::replica::Input;
 use crate::role::{ConnId, Event, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Compared, Identity, Mode, Welcome};
+use ft_checkpoint::wire::message::{Identity, Mode, Welcome};
 use std::sync::Arc;
 
 /// Epochs of log in flight at most. They are small: bytes bound them.
@@ -63,10 +63,14 @@ impl RealHands {
         self.order(Order::BeginPairing(pairing));
     }
 
-    /// The backup has compared an extent of a disk.
-    pub(super) fn note_compared(&self, conn: ConnId, compared: Compared) {
+    /// What the backup says of the disks.
+    pub(super) fn note_disks(&self, conn: ConnId, said: OfDisks) {
         if let Some(disks) = self.disks.as_ref().filter(|_| self.pairing_over == Some(conn)) {
-            disks.compared(compared);
+            match said {
+                OfDisks::Map(part) => disks.mapped(&part),
+                OfDisks::Compared(compared) => disks.compared(compared),
+                OfDisks::Settled(settled) => disks.settled(settled),
+            }
         }
     }
 

@@ -110,8 +110,8 @@ impl RealHands {
                 self.note_position(conn, position);
                 return None;
             }
-            FromBackup::Compared(compared) => {
-                self.note_compared(conn, compared);
+            FromBackup::OfDisks(said) => {
+                self.note_disks(conn, said);
                 return None;
             }
             FromBackup::Network(network) => return self.event_of_network(conn, network),
@@ -135,8 +135,10 @@ impl RealHands {
     fn event_of_primary(&mut self, conn: ConnId, said: FromPrimary) -> Option<Event> {
         Some(match said {
             FromPrimary::Network(network) => return self.event_of_network(conn, network),
-            FromPrimary::Compared(compared) => {
-                self.tell_compared(conn, compared);
+            FromPrimary::Answers(answers) => {
+                if let Some(link) = self.links.get(&conn) {
+                    answers.into_iter().for_each(|answer| link.send(answer));
+                }
                 return None;
             }
             FromPrimary::Alive => Event::Heard { conn },
