@@ -147,9 +147,8 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
             extent,
             same
         })),
-        (any::<(u16, u32)>(), prop::option::of(n()), prop::collection::vec(any::<u8>(), 0..90)).prop_map(
-            |((disk, at), base, bits)| Message::DiskMap(DiskMap { disk, base, at, bits })
-        ),
+        (any::<(u16, u32)>(), prop::option::of(n()), prop::collection::vec(any::<u8>(), 0..90))
+            .prop_map(|((disk, at), base, bits)| Message::DiskMap(DiskMap { disk, base, at, bits })),
         (n(), n()).prop_map(|(pairing, epoch)| Message::Settled(Settled { pairing, epoch })),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
         (

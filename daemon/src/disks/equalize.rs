@@ -109,11 +109,7 @@ pub struct Equalizer {
 
 impl Equalizer {
     /// Begins to compare these images where they may differ. What is to be sent goes into the tap, which has begun.
-    pub fn start(
-        tap: &Arc<Tap>,
-        intents: &Intents,
-        images: &[NumberedImage],
-    ) -> Result<Self, EqualizeError> {
+    pub fn start(tap: &Arc<Tap>, intents: &Intents, images: &[NumberedImage]) -> Result<Self, EqualizeError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
         let work = Work {
@@ -126,12 +122,8 @@ impl Equalizer {
             is_over: false,
         };
         let shared = Arc::new(Shared { work: Mutex::new(work), changed: Condvar::new() });
-        let worker = Worker {
-            shared: Arc::clone(&shared),
-            tap: Arc::clone(tap),
-            images: Images::new(images)?,
-            sizes,
-        };
+        let worker =
+            Worker { shared: Arc::clone(&shared), tap: Arc::clone(tap), images: Images::new(images)?, sizes };
         let spawned = std::thread::Builder::new().name("ftd-equalize".into()).spawn(move || worker.run());
         Ok(Self { shared, thread: Some(spawned.map_err(EqualizeError::Thread)?) })
     }

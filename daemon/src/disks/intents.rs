@@ -133,15 +133,6 @@ impl Intents {
         leave
     }
 
-    /// As `may_change`, for who can wait. It waits as long as the storage of the map does.
-    pub fn wait_for_leave(&self, disk: u16, bytes: &Range<u64>, epoch: u64) {
-        let mut desk = self.shared.desk.lock();
-        while desk.may_change(self.places(disk, bytes), epoch) == Clearance::Later {
-            self.shared.changed.notify_all();
-            self.shared.changed.wait(&mut desk);
-        }
-    }
-
     /// A store whose orders are known here, so that no bit is cleared while a change is under way or has failed. All of
     /// a disk's changes go through one.
     pub fn watch(self: &Arc<Self>, disk: u16, store: Box<dyn Store>) -> Watched {

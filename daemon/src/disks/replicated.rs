@@ -12,8 +12,7 @@ use super::tap::{Take, Tap, Tapped};
 use crate::config::{Config, DiskConfig};
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
 use ft_disk::{
-    Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store,
-    StoreError,
+    Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
 };
 use ft_vm::devices::Disk;
 use parking_lot::Mutex;

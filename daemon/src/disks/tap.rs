@@ -2,7 +2,7 @@
 //! What is told and not acked has a bound: beyond it the guest's disk waits, and so do changes of an extent that is
 //! being compared.
 
-use super::intents::{Intents, Clearance};
+use super::intents::{Clearance, Intents};
 use ft_checkpoint::wire::{FrameType, SharedPayload, disk};
 use ft_disk::IoFault;
 use ft_mirror::{Change, Extent, Journal, Space};

@@ -51,7 +51,9 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Compared(compared) if mode == Mode::Checkpoint => {
             FromBackup::OfDisks(OfDisks::Compared(compared))
         }
-        Message::Settled(settled) if mode == Mode::Checkpoint => FromBackup::OfDisks(OfDisks::Settled(settled)),
+        Message::Settled(settled) if mode == Mode::Checkpoint => {
+            FromBackup::OfDisks(OfDisks::Settled(settled))
+        }
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),

@@ -2,10 +2,12 @@
 //! only when they are.
 
 use super::*;
-use crate::disks::{Equalizer, Tap, TappedDisk};
-use ft_checkpoint::wire::{Frame, FrameType, Message};
+use crate::disks::{Clearance, Equalized, Equalizer, Intent, Tap, TappedDisk, Told};
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
+use ft_checkpoint::wire::message::Compared;
+use ft_checkpoint::wire::{Frame, Message};
 use ft_disk::{Access, RawImage};
-use ft_mirror::{Extent, Space};
+use ft_mirror::{Extent, IntentMap, MemoryMedium, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -43,9 +45,13 @@ impl Node {
 
     /// As a process begins.
     fn follower(&self) -> Follower {
+        self.follower_with(intents())
+    }
+
+    fn follower_with(&self, intents: Arc<Intents>) -> Follower {
         let journal = File::options().read(true).write(true).open(self.path("journal")).unwrap();
         let journal = Arc::new(Mutex::new(Journal::open(journal).unwrap()));
-        Follower::start(journal, None, None, &[self.image()], Durability::Commit).unwrap()
+        Follower::start(journal, None, intents, &[self.image()], Durability::Commit).unwrap()
     }
 
     fn sector(&self, sector: u64) -> u8 {
@@ -58,6 +64,14 @@ impl Node {
     fn content(&self) -> Vec<u8> {
         std::fs::read(self.path("image")).unwrap()
     }
+}
+
+/// Those of one disk, with nothing set and no base.
+fn intents() -> Arc<Intents> {
+    let bytes = IntentMap::<MemoryMedium>::bytes_for(DISK_BYTES, EXTENT_BYTES).unwrap() as usize;
+    let map = IntentMap::create(MemoryMedium::new(bytes), DISK_BYTES, EXTENT_BYTES, 7).unwrap();
+    let intent = Intent { disk: DISK, map, flush: Box::new(|| Ok(())) };
+    Arc::new(Intents::start(vec![intent]).unwrap())
 }
 
 fn write(follower: &Follower, sector: u64, byte: u8) {
@@ -171,65 +185,150 @@ impl TappedDisk for LateDisk {
     }
 }
 
+/// A primary's disk.
+struct Guest {
+    node: Node,
+    intents: Arc<Intents>,
+    tap: Arc<Tap>,
+    image: File,
+    late: Arc<Mutex<Option<Range<u64>>>>,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let (node, intents) = (Node::new(), intents());
+        let image = File::options().write(true).open(node.path("image")).unwrap();
+        let tap = Tap::new(100_000, Some(Arc::clone(&intents)));
+        let late = Arc::new(Mutex::new(None));
+        tap.plug(vec![(DISK, Box::new(LateDisk(Arc::clone(&late))) as Box<dyn TappedDisk>)]);
+        Self { node, intents, tap, image, late }
+    }
+
+    fn write(&self, sector: u64, byte: u8) {
+        let (offset, data) = (512 * sector, [byte; 512]);
+        let owner = self.tap.owner(DISK);
+        *self.late.lock() = Some(offset..offset + 512);
+        while owner.change(&DiskChange::Write { offset, data: &data }) == DiskAnswer::Full {
+            *self.late.lock() = None;
+            std::thread::sleep(Duration::from_micros(200));
+            *self.late.lock() = Some(offset..offset + 512);
+        }
+        self.image.write_all_at(&data, offset).unwrap();
+        *self.late.lock() = None;
+    }
+
+    /// A backup's image becomes the same, at the latest when the guest has written all that it wants to.
+    fn copy_to(&self, follower: &Follower, pairing: u64, has_written: impl Fn() -> bool) -> Equalized {
+        let parts = follower.turn().copy_begins(pairing, GOES_ON).unwrap();
+        self.intents.begin_pairing();
+        let (sender, stream) = channel();
+        let tapped = self.tap.begin(Box::new(move |told| sender.send(told).is_ok()));
+        let equalizer = Equalizer::start(&self.tap, &self.intents, &[self.node.image()]).unwrap();
+        parts.iter().for_each(|part| equalizer.mapped(part));
+        let take = |told: &Told| {
+            let (vm, generation, epoch, sequence) = (0, 0, 0, 0);
+            let frame = Frame { kind: told.kind, vm, generation, epoch, sequence, payload: &told.payload };
+            match Message::decode(&frame).unwrap() {
+                Message::Disk(change) => follower.turn().take(&change, GOES_ON).unwrap(),
+                Message::DiskMap(part) => follower.turn().mapped(&part),
+                Message::Compare(compare) => {
+                    let same = follower.turn().compare(&compare).unwrap();
+                    let Compare { disk, extent, .. } = compare;
+                    equalizer.answered(Compared { disk, extent, same });
+                }
+                other => panic!("{other:?}"),
+            }
+            self.tap.left(told);
+        };
+        while !(has_written() && equalizer.is_done().unwrap()) {
+            if let Ok(told) = stream.recv_timeout(Duration::from_millis(10)) {
+                take(&told);
+            }
+        }
+        stream.try_iter().for_each(|told| take(&told));
+        let held = Held { pairing, epoch: 1 };
+        follower.turn().sealed(held).unwrap();
+        let settled = follower.turn().settled(held).unwrap();
+        assert_eq!(settled, Settled { pairing, epoch: 1 }, "what ends a copy is durable");
+        self.intents.settled(pairing, 1);
+        drop(tapped);
+        equalizer.progress()
+    }
+}
+
+fn await_base(intents: &Intents, pairing: u64) {
+    while intents.map(DISK).0 != Some(pairing) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn two_images_become_one_disk_while_the_guest_writes() {
-    let (primary, backup) = (Node::new(), Node::new());
-    let image = File::options().write(true).open(primary.path("image")).unwrap();
-    image.write_all_at(&[6; 70_000], 2 << 20).unwrap();
+    let (guest, backup) = (Guest::new(), Node::new());
+    guest.image.write_all_at(&[6; 70_000], 2 << 20).unwrap();
     let other = File::options().write(true).open(backup.path("image")).unwrap();
     other.write_all_at(&[8; 4096], 3 << 20).unwrap();
     let follower = backup.follower();
-    follower.turn().copy_begins(6, GOES_ON).unwrap();
+    let done = std::thread::scope(|scope| {
+        let writes = || (0..3000).for_each(|n| guest.write(n * 7919 % (DISK_BYTES / 512), n as u8));
+        let writer = scope.spawn(writes);
+        guest.copy_to(&follower, 6, || writer.is_finished())
+    });
+    assert_eq!(done.extents, Some(4), "nothing is known of two images that never met");
+    assert!(done.sent >= 2);
+    assert!(guest.node.content() == backup.content());
+}
 
-    let tap = Tap::new(100_000, None);
-    let late = Arc::new(Mutex::new(None));
-    tap.plug(vec![(DISK, Box::new(LateDisk(Arc::clone(&late))) as Box<dyn TappedDisk>)]);
-    let (sender, stream) = channel();
-    let pairing = tap.begin(Box::new(move |told| sender.send(told).is_ok()));
-    let equalizer = Arc::new(Equalizer::start(&tap, &[primary.image()]).unwrap());
-    let writer = {
-        let (owner, image) = (tap.owner(DISK), image.try_clone().unwrap());
-        std::thread::spawn(move || {
-            for n in 0..3000_u64 {
-                let offset = 512 * (n * 7919 % (DISK_BYTES / 512));
-                let data = [n as u8; 512];
-                *late.lock() = Some(offset..offset + 512);
-                while owner.change(&DiskChange::Write { offset, data: &data }) == DiskAnswer::Full {
-                    *late.lock() = None;
-                    std::thread::sleep(Duration::from_micros(200));
-                    *late.lock() = Some(offset..offset + 512);
-                }
-                image.write_all_at(&data, offset).unwrap();
-                *late.lock() = None;
-            }
-        })
-    };
-    while !(writer.is_finished() && equalizer.is_done().unwrap()) {
-        let Ok(told) = stream.recv_timeout(Duration::from_millis(10)) else { continue };
-        let (vm, generation, epoch, sequence) = (0, 0, 0, 0);
-        let frame = Frame { kind: told.kind, vm, generation, epoch, sequence, payload: &told.payload };
-        match Message::decode(&frame).unwrap() {
-            Message::Disk(change) => follower.turn().take(&change, GOES_ON).unwrap(),
-            Message::Compare(compare) => {
-                let same = follower.turn().compare(&compare).unwrap();
-                let Compare { disk, extent, .. } = compare;
-                equalizer.answered(ft_checkpoint::wire::message::Compared { disk, extent, same });
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(matches!(told.kind, FrameType::Disk | FrameType::Compare));
-        tap.left(&told);
+#[test]
+fn a_host_that_comes_back_is_compared_only_where_either_was_changed() {
+    let (guest, backup, of_backup) = (Guest::new(), Node::new(), intents());
+    let follower = backup.follower_with(Arc::clone(&of_backup));
+    guest.write(1, 5);
+    guest.copy_to(&follower, 6, || true);
+    await_base(&guest.intents, 6);
+    await_base(&of_backup, 6);
+    // Extent 0 was changed lately, and stays set. The backup had the VM for a while, too.
+    guest.write(2, 6);
+    while of_backup.may_change(DISK, &(3 << 20..(3 << 20) + 512), u64::MAX) == Clearance::Later {
+        std::thread::sleep(Duration::from_millis(1));
     }
-    writer.join().unwrap();
-    for told in stream.try_iter() {
-        let payload = &told.payload;
-        let frame = Frame { kind: told.kind, vm: 0, generation: 0, epoch: 0, sequence: 0, payload };
-        if let Message::Disk(change) = Message::decode(&frame).unwrap() {
-            follower.turn().take(&change, GOES_ON).unwrap();
+    let other = File::options().write(true).open(backup.path("image")).unwrap();
+    other.write_all_at(&[8; 512], 3 << 20).unwrap();
+    let done = guest.copy_to(&follower, 7, || true);
+    assert_eq!(done, Equalized { extents: Some(2), same: 2, sent: 2 });
+    assert!(guest.node.content() == backup.content());
+
+    // Another host has been the backup since: what this one knows says nothing.
+    await_base(&guest.intents, 7);
+    let stranger = Node::new();
+    guest.copy_to(&stranger.follower(), 8, || true);
+    await_base(&guest.intents, 8);
+    assert!(guest.node.content() == stranger.content());
+    other.write_all_at(&[9; 512], 1 << 20).unwrap();
+    let done = guest.copy_to(&follower, 9, || true);
+    assert_eq!((done.extents, done.sent), (Some(4), 1));
+    assert!(guest.node.content() == backup.content());
+}
+
+#[test]
+fn the_primary_is_told_of_what_the_images_have_durably_and_of_nothing_more() {
+    let node = Node::new();
+    let follower = node.follower();
+    let settled = |epoch| follower.turn().settled(Held { pairing: 5, epoch });
+    assert_eq!(settled(3), None, "there is no copy of this pairing");
+    Guest::new().copy_to(&follower, 5, || true);
+    // Nothing carries out while the journal is ours.
+    let journal = Arc::clone(&follower.shared.journal);
+    {
+        write(&follower, 1, 7);
+        seal(&follower, 2);
+        let _journal = journal.lock();
+        if !follower.shared.carried.lock().is_all {
+            std::thread::sleep(2 * SETTLED_INTERVAL);
+            assert_eq!(settled(2), None, "epoch 2 is not in the images");
         }
     }
-    follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
-    assert!(equalizer.progress().sent >= 2);
-    drop(pairing);
-    assert!(primary.content() == backup.content());
+    follower.carry_out(GOES_ON).unwrap();
+    std::thread::sleep(2 * SETTLED_INTERVAL);
+    assert_eq!(settled(9), Some(Settled { pairing: 5, epoch: 9 }), "nothing was changed after 2");
 }
