@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Bytes that are carried out before the journal is left to others.
 const APPLY_BYTES: u64 = 256 << 10;
+/// Until an image is tried again that could not be changed.
+const RETRY: Duration = Duration::from_secs(1);
 /// How often the primary is told, at most, how far the images are.
 const SETTLED_INTERVAL: Duration = Duration::from_millis(100);
 /// Who waits looks so often whether it still should.
@@ -432,7 +434,25 @@ impl Carrier {
                     return Ok(());
                 }
             }
-            self.round()?;
+            match self.round() {
+                Err(FollowError::Image(why)) => self.wait_for_image(&why),
+                done => done?,
+            }
+        }
+    }
+
+    /// An image could not be changed. What is sealed is not lost: it stays in the journal.
+    fn wait_for_image(&self, why: &ImagesError) {
+        let why: Arc<str> = why.to_string().into();
+        let mut journal = self.shared.journal.lock();
+        // A flush that failed says nothing of what was written before: the next one would not either.
+        journal.again();
+        let before = self.shared.failed.lock().replace(Arc::clone(&why));
+        if before != Some(Arc::clone(&why)) {
+            tracing::error!("this node's disks cannot be changed as the primary's are, and this is tried again: {why}");
+        }
+        if !self.shared.is_ending.load(Ordering::SeqCst) {
+            self.shared.changed.wait_for(&mut journal, RETRY);
         }
     }
 
@@ -454,7 +474,11 @@ impl Carrier {
         journal.release()?;
         *self.shared.carried.lock() =
             Carried { through: journal.applied(), is_all: journal.is_carried_out() };
+        let failed = self.shared.failed.lock().take();
         drop(journal);
+        if failed.is_some() {
+            tracing::info!("this node's disks have been changed after all: they can follow again");
+        }
         self.shared.changed.notify_all();
         Ok(())
     }

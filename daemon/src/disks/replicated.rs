@@ -16,7 +16,7 @@ use ft_disk::{
 };
 use ft_vm::devices::Disk;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Of the backup's journal, which is as large as this node's, and of what may be in flight, the part that changes of
 /// disks may take on their way. The rest is for what is acked and not carried out, and for pages.
@@ -39,6 +39,8 @@ pub enum DisksError {
 /// See the module.
 pub struct Disks {
     images: Vec<(NumberedImage, DiskConfig)>,
+    /// The machine's own share of each image.
+    lent: Mutex<Vec<(u16, Weak<RawImage>)>>,
     intents: Arc<Intents>,
     stamps: Arc<Stamps>,
     tap: Arc<Tap>,
@@ -70,17 +72,30 @@ impl Disks {
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
         let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
-        Ok(Some(Arc::new(Self { images, intents, stamps, tap, follower, equalizer: Mutex::default() })))
+        let lent = Mutex::default();
+        Ok(Some(Arc::new(Self { images, lent, intents, stamps, tap, follower, equalizer: Mutex::default() })))
     }
 
-    /// What a machine's disk of this number stands on, if it is writable.
-    pub fn disk(&self, number: u16) -> Option<Disk> {
-        let ((_, image), config) = self.images.iter().find(|((of, _), _)| *of == number)?;
-        let store = Box::new(ImageStore::new(Arc::clone(image), config.io_engine));
+    /// What a machine's disk of this number stands on, if it is writable. Refused while the kernel has in hand what an
+    /// earlier machine asked for: that would be done late, over what comes then.
+    pub fn disk(&self, number: u16) -> Result<Option<Disk>, DiskImageError> {
+        let Some(((_, image), config)) = self.images.iter().find(|((of, _), _)| *of == number) else {
+            return Ok(None);
+        };
+        let mut lent = self.lent.lock();
+        lent.retain(|(_, share)| share.strong_count() != 0);
+        let path = || config.image.clone();
+        if lent.iter().any(|(of, _)| *of == number) {
+            return Err(DiskImageError::Late { path: path() });
+        }
+        let share = image.share().map_err(|source| DiskImageError::Open { path: path(), source })?;
+        let share = Arc::new(share);
+        lent.push((number, Arc::downgrade(&share)));
+        let store = Box::new(ImageStore::new(share, config.io_engine));
         let mut disk = Disk::new(self.intents.watch(number, store));
         disk.owner = Some(self.tap.owner(number));
         disk.on_io_error = config.on_io_error.of_device();
-        Some(disk)
+        Ok(Some(disk))
     }
 
     /// Bytes of each disk of the machine up to the last that is writable; 0 for those that are not.

@@ -132,7 +132,7 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
 fn wire_disks(disks: &[DiskConfig], replicated: Option<&Disks>) -> Result<Vec<Disk>, DiskImageError> {
     let wire = |(number, disk): (u16, &DiskConfig)| match (disk.read_only, replicated) {
         (true, _) => open_disk(disk),
-        (false, Some(replicated)) => match replicated.disk(number) {
+        (false, Some(replicated)) => match replicated.disk(number)? {
             Some(disk) => Ok(disk),
             None => open_disk(disk),
         },

@@ -34,9 +34,6 @@ pub enum StartGuestError {
     /// There is no machine for it.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
-    /// Its disks are not what was sealed last.
-    #[error("the VM's disks: {0}")]
-    Disks(#[from] FollowError),
     /// The machine does not take it.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -246,8 +246,6 @@ impl Keeper {
     }
 
     fn boot(&mut self) -> Result<(), StartGuestError> {
-        // What an earlier process had sealed as a backup, and the cell was won with.
-        self.settle_disks()?;
         let boot = self.setup.boot.clone();
         self.new_vm()?.machine.boot(&boot)?;
         if let Some(vm) = &mut self.vm {

@@ -39,6 +39,12 @@ pub enum Caching {
 /// Why an image is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskImageError {
+    /// The kernel still has in hand what it was asked for before.
+    #[error("disk image {}: its disk has not finished what an earlier machine asked it for", path.display())]
+    Late {
+        /// The image.
+        path: PathBuf,
+    },
     /// The host refuses.
     #[error("disk image {}: {source}", path.display())]
     Open {
@@ -112,6 +118,11 @@ impl RawImage {
         }
         let bytes = disk_bytes(path, &file)?;
         Ok(Self { file, bytes, access, caching })
+    }
+
+    /// The same open image again, under the same lock: whoever is given it can be told from others.
+    pub fn share(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, ..*self })
     }
 
     /// An open file, to be read only. It is not locked.

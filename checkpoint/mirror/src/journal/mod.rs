@@ -261,6 +261,11 @@ impl<M: Medium> Journal<M> {
         Ok(self.sealed.0.at - self.applied.0.at)
     }
 
+    /// The image may lack what was carried out since the last release: all of it is carried out again.
+    pub fn again(&mut self) {
+        self.applied = (self.superblock.head, self.superblock.applied);
+    }
+
     /// The image was flushed: what was carried out before that is not needed any more.
     pub fn release(&mut self) -> Result<(), JournalError> {
         let (head, applied) = self.applied;
