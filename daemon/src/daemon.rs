@@ -121,6 +121,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
             output: host.output.clone(),
             log: Some(log.clone()),
             position: progress.map(|progress| Box::new(move || (progress.get(), progress.age())) as _),
+            disks: host.disks.clone().map(|disks| Box::new(move || disks.status()) as _),
         },
     ));
     let wishes = Outlet::into_queue(&inputs, Input::Control);

@@ -1,7 +1,7 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
 use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
-use crate::observe::{Bottleneck, Percentiles, ServiceStatus};
+use crate::observe::{Bottleneck, DisksCopyStatus, DisksStatus, Percentiles, ServiceStatus};
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -27,6 +27,7 @@ pub fn block(status: &Status, palette: Palette) -> String {
         let percent = 100.0 * copy.done_bytes as f64 / copy.total_bytes.max(1) as f64;
         rows.add("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
     }
+    rows.disks(status);
     rows.add("generation", status.generation.to_string());
     match &status.replay {
         Some(replay) => rows.replay(status, replay),
@@ -86,6 +87,36 @@ impl Rows {
         self.add("output held", times(status.hold_us));
         let sent = bytes(status.bytes_sent);
         self.add("sent", format!("{sent}, compressed {:.1} : 1", status.compression_ratio));
+    }
+
+    /// The writable disks.
+    fn disks(&mut self, status: &Status) {
+        let Some(disks) = &status.disks else { return };
+        let DisksStatus { differing_bytes, unacked_bytes, waits, journal_bytes, copy, trouble } = disks;
+        match (copy, status.role) {
+            (Some(DisksCopyStatus { total_bytes: None, .. }), _) => {
+                self.add("disks", "asking the backup what its images have".into());
+            }
+            (Some(DisksCopyStatus { total_bytes: Some(total), same_bytes, sent_bytes }), _) => {
+                let percent = 100.0 * *same_bytes as f64 / (*total).max(1) as f64;
+                let sent = bytes(*sent_bytes);
+                self.add("disks", format!("{percent:.0} % of {} compared, {sent} sent", bytes(*total)));
+            }
+            (None, Role::Backup) => {
+                self.add("disks", format!("{} wait to be written into the images", bytes(*journal_bytes)));
+            }
+            (None, Role::Primary) => {
+                let waits = if *waits { "; the guest's writes wait" } else { "" };
+                let (differing, unacked) = (bytes(*differing_bytes), bytes(*unacked_bytes));
+                self.add(
+                    "disks",
+                    format!("{differing} may differ from the peer's, {unacked} not acked{waits}"),
+                );
+            }
+        }
+        if let Some(trouble) = trouble {
+            self.add("", trouble.clone());
+        }
     }
 
     /// What the guest and its clients do not get.
@@ -248,6 +279,35 @@ mod tests {
            up  1 min 0 s
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_writable_disks_show_what_differs_and_how_far_a_copy_is() {
+        let line = |disks: DisksStatus, role| {
+            let text = block(&Status { disks: Some(disks), role, ..status() }, Palette::Plain);
+            let lines = text.lines().skip_while(|line| !line.trim_start().starts_with("disks"));
+            lines.take(2).map(str::trim).collect::<Vec<_>>().join(" | ")
+        };
+        let copy =
+            Some(DisksCopyStatus { total_bytes: Some(4 << 30), same_bytes: 1 << 30, sent_bytes: 8 << 20 });
+        let expected = "disks  25 % of 4.0 GiB compared, 8.0 MiB sent | generation  3";
+        assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
+        let copy = Some(DisksCopyStatus { total_bytes: None, same_bytes: 0, sent_bytes: 0 });
+        let expected = "disks  asking the backup what its images have | generation  3";
+        assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
+        let waits = DisksStatus {
+            differing_bytes: 3 << 20,
+            unacked_bytes: 64 << 20,
+            waits: true,
+            trouble: Some("disk 1: its intent map: the disk is gone".into()),
+            ..DisksStatus::default()
+        };
+        let expected = "disks  3.0 MiB may differ from the peer's, 64.0 MiB not acked; the guest's writes wait | \
+                        disk 1: its intent map: the disk is gone";
+        assert_eq!(line(waits, Role::Primary), expected);
+        let behind = DisksStatus { journal_bytes: 2 << 20, ..DisksStatus::default() };
+        let expected = "disks  2.0 MiB wait to be written into the images | generation  3";
+        assert_eq!(line(behind, Role::Backup), expected);
     }
 
     #[test]

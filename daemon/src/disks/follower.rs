@@ -122,6 +122,8 @@ struct Carried {
     through: Option<SealedEpoch>,
     /// ...and whether none was sealed since that did.
     is_all: bool,
+    /// Bytes of the journal that they lack.
+    waiting: u64,
 }
 
 /// See the module.
@@ -207,9 +209,14 @@ impl Follower {
         self.shared.await_carried_out(&mut journal, is_stopped)
     }
 
-    /// Bytes that wait to be carried out.
+    /// Bytes that wait to be carried out, as of the last seal or round.
     pub fn waiting(&self) -> u64 {
-        self.shared.journal.lock().waiting()
+        self.shared.carried.lock().waiting
+    }
+
+    /// Why it does not follow.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.failed.lock().as_ref().map(|why| why.to_string())
     }
 }
 
@@ -330,8 +337,8 @@ impl Turn<'_> {
         shared.changed.notify_all();
         let mut carried = shared.carried.lock();
         match history {
-            None => carried.is_all = false,
-            Some(_) => *carried = Carried { through: journal.sealed(), is_all: true },
+            None => (carried.is_all, carried.waiting) = (false, journal.waiting()),
+            Some(_) => *carried = Carried { through: journal.sealed(), is_all: true, waiting: 0 },
         }
         drop((journal, carried));
         if let Some(history) = history {
@@ -343,7 +350,7 @@ impl Turn<'_> {
 
     /// How far the images are, when the primary should be told again.
     pub fn settled(&mut self, held: Held) -> Option<Settled> {
-        let Carried { through, is_all } = *self.follower.shared.carried.lock();
+        let Carried { through, is_all, .. } = *self.follower.shared.carried.lock();
         let Held { pairing, epoch } = held;
         let through = through.filter(|through| through.pairing == pairing)?.epoch;
         let settled = Settled { pairing, epoch: if is_all { epoch } else { through } };
@@ -449,7 +456,9 @@ impl Carrier {
         journal.again();
         let before = self.shared.failed.lock().replace(Arc::clone(&why));
         if before != Some(Arc::clone(&why)) {
-            tracing::error!("this node's disks cannot be changed as the primary's are, and this is tried again: {why}");
+            tracing::error!(
+                "this node's disks cannot be changed as the primary's are, and this is tried again: {why}"
+            );
         }
         if !self.shared.is_ending.load(Ordering::SeqCst) {
             self.shared.changed.wait_for(&mut journal, RETRY);
@@ -472,8 +481,11 @@ impl Carrier {
         self.images.flush()?;
         let mut journal = self.shared.journal.lock();
         journal.release()?;
-        *self.shared.carried.lock() =
-            Carried { through: journal.applied(), is_all: journal.is_carried_out() };
+        *self.shared.carried.lock() = Carried {
+            through: journal.applied(),
+            is_all: journal.is_carried_out(),
+            waiting: journal.waiting(),
+        };
         let failed = self.shared.failed.lock().take();
         drop(journal);
         if failed.is_some() {

@@ -186,6 +186,13 @@ impl Intents {
         self.shared.desk.lock().set(disk)
     }
 
+    /// Bytes of the extents in which the images may differ, on all disks.
+    #[must_use]
+    pub fn set_bytes(&self) -> u64 {
+        let desk = self.shared.desk.lock();
+        self.extent_bytes.iter().map(|(disk, bytes)| bytes * desk.count(*disk)).sum()
+    }
+
     /// The pairing in which the images were the same but for what is set in one map or the other, and what is set.
     #[must_use]
     pub fn map(&self, disk: u16) -> (Option<u64>, Vec<u64>) {

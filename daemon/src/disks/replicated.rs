@@ -2,14 +2,16 @@
 //! part in them.
 
 use super::beside::Beside;
-use super::equalize::{EqualizeError, Equalizer};
+use super::equalize::{EqualizeError, Equalized, Equalizer};
 use super::error::BesideError;
 use super::follower::{FollowError, Follower};
 use super::images::NumberedImage;
 use super::intents::Intents;
 use super::stamps::Stamps;
-use super::tap::{Take, Tap, Tapped};
+use super::tap::{OnTheWay, Take, Tap, Tapped};
 use crate::config::{Config, DiskConfig};
+use crate::observe::{DisksCopyStatus, DisksStatus};
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
 use ft_disk::{
     Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
@@ -149,6 +151,29 @@ impl Disks {
     /// The backup's images are durable so far.
     pub fn settled(&self, Settled { pairing, epoch }: Settled) {
         self.intents.settled(pairing, epoch);
+    }
+
+    /// How they are. It waits for no disk.
+    pub fn status(&self) -> DisksStatus {
+        let equalizer = self.equalizer.lock().clone();
+        let copy = equalizer.map(|equalizer| {
+            let Equalized { extents, same, sent } = equalizer.progress();
+            let bytes = |extents: u64| extents * EXTENT_BYTES;
+            DisksCopyStatus {
+                total_bytes: extents.map(bytes),
+                same_bytes: bytes(same),
+                sent_bytes: bytes(sent),
+            }
+        });
+        let OnTheWay { bytes, waits } = self.tap.on_the_way();
+        DisksStatus {
+            differing_bytes: self.intents.set_bytes(),
+            unacked_bytes: bytes,
+            waits,
+            journal_bytes: self.follower.waiting(),
+            copy,
+            trouble: self.follower.trouble().or_else(|| self.intents.trouble()),
+        }
     }
 
     /// The copy is over.

@@ -116,6 +116,15 @@ impl Inner {
     }
 }
 
+/// What is told and not acked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnTheWay {
+    /// Bytes, as the backup's journal counts them.
+    pub bytes: u64,
+    /// A change waits until some of it is.
+    pub waits: bool,
+}
+
 impl Tap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
@@ -143,6 +152,12 @@ impl Tap {
         *self.inner.lock() = inner;
         self.room.notify_all();
         self.try_again();
+    }
+
+    /// What is on its way now.
+    pub fn on_the_way(&self) -> OnTheWay {
+        let inner = self.inner.lock();
+        OnTheWay { bytes: inner.cost, waits: inner.refused }
     }
 
     /// The machine is paused, and captured as of `epoch`: what it changes from now on is the next one's.

@@ -195,6 +195,15 @@ metrics! {
     copy_done_bytes: Gauge "ftd_copy_done_bytes" "Bytes of guest memory that the current full copy has covered",
     copy_total_bytes: Gauge "ftd_copy_total_bytes"
         "Bytes of guest memory that the current full copy has to cover; 0 when there is none",
+    disk_differing_bytes: Gauge "ftd_disk_differing_bytes"
+        "Bytes of extents in which the hosts' disk images may differ, as this node's maps have it",
+    disk_unacked_bytes: Gauge "ftd_disk_unacked_bytes"
+        "Bytes of changes of the VM's disks that the backup has not acked",
+    disk_journal_bytes: Gauge "ftd_disk_journal_bytes"
+        "Bytes of this backup's journal that are not in its disk images yet",
+    disk_compared_bytes: Gauge "ftd_disk_compared_bytes"
+        "Bytes of disk images that the copy under way has found, or made, the same",
+    disk_copied_bytes: Gauge "ftd_disk_copied_bytes" "Bytes of disk images that the copy under way has sent",
     held_frames: Gauge "ftd_held_frames" "Frames of the VM that wait for an ack now",
     oldest_held_us: Gauge "ftd_oldest_held_us"
         "Microseconds for which the oldest frame that waits for an ack has been held; 0 when there is none",

@@ -4,8 +4,8 @@
 use super::metrics::{Percentiles, Rate};
 use super::service::{Declared, Holds, ServiceStatus, ServiceWatch};
 use super::status::{
-    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus, ReplayStatus,
-    STATUS_SCHEMA, STUCK_MS, Status,
+    ArbiterStatus, CopyStatus, DisksStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus,
+    ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
@@ -30,6 +30,9 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// Says how far the backup has come, and how long ago that was said, if ever.
 pub type TellPosition = Box<dyn Fn() -> (Position, Option<Duration>) + Send + Sync>;
 
+/// Says how the VM's writable disks are. It waits for no disk.
+pub type TellDisks = Box<dyn Fn() -> DisksStatus + Send + Sync>;
+
 /// Where the figures come from.
 pub struct Sources {
     /// The arbiter, for people.
@@ -46,6 +49,8 @@ pub struct Sources {
     pub log: Option<Log>,
     /// Replay mode.
     pub position: Option<TellPosition>,
+    /// With writable disks.
+    pub disks: Option<TellDisks>,
 }
 
 /// See the module.
@@ -84,6 +89,7 @@ fn initial_status(config: &Config) -> Status {
         unknown_instructions: 0,
         replay: None,
         copy: None,
+        disks: None,
         take_over: None,
         rehearsal: None,
         peer: PeerStatus {
@@ -166,7 +172,8 @@ impl Publisher {
     }
 
     fn publish(&self) {
-        let Sources { arbiter_place, window, telemetry, peer: place, output, log, position } = &self.sources;
+        let Sources { arbiter_place, window, telemetry, peer: place, output, log, position, .. } =
+            &self.sources;
         let Some(shown) = window.view() else { return };
         let view_age_ms = shown.age().as_millis() as u64;
         let view = shown.what;
@@ -239,6 +246,7 @@ impl Publisher {
                 total_bytes: copy_total,
                 age_ms: telemetry.copy_age().as_millis() as u64,
             }),
+            disks: self.disks(),
             take_over: telemetry.take_over(),
             rehearsal,
             peer: PeerStatus {
@@ -309,6 +317,17 @@ impl Publisher {
             Lapse::Silent { node, .. } => node == self.config.node.as_str(),
             _ => false,
         })
+    }
+
+    fn disks(&self) -> Option<DisksStatus> {
+        let disks = self.sources.disks.as_ref()?();
+        let metrics = &self.sources.telemetry.metrics;
+        metrics.disk_differing_bytes.set(disks.differing_bytes);
+        metrics.disk_unacked_bytes.set(disks.unacked_bytes);
+        metrics.disk_journal_bytes.set(disks.journal_bytes);
+        metrics.disk_compared_bytes.set(disks.copy.map_or(0, |copy| copy.same_bytes));
+        metrics.disk_copied_bytes.set(disks.copy.map_or(0, |copy| copy.sent_bytes));
+        Some(disks)
     }
 
     fn network(&self) -> Option<NetworkStatus> {
@@ -384,6 +403,7 @@ mod tests {
             output: OutputBuffer::new(Box::new(Unplugged), bounds),
             log: None,
             position: None,
+            disks: None,
         };
         Publisher::new(&config, sources)
     }

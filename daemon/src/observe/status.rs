@@ -70,6 +70,9 @@ pub struct Status {
     pub replay: Option<ReplayStatus>,
     /// The full copy under way.
     pub copy: Option<CopyStatus>,
+    /// The VM's writable disks, if it has any.
+    #[serde(default)]
+    pub disks: Option<DisksStatus>,
     /// The last take-over by this daemon.
     pub take_over: Option<TakeOver>,
     /// The VM's network on this host, if it has a card.
@@ -137,6 +140,35 @@ pub struct CopyStatus {
     /// Milliseconds since it last moved.
     #[serde(default)]
     pub age_ms: u64,
+}
+
+/// The VM's writable disks, all together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksStatus {
+    /// Bytes of the extents in which this node's images and the peer's may differ, as this node's maps have it: what is
+    /// compared when the peer comes back, beside what its own maps have.
+    pub differing_bytes: u64,
+    /// Primary: bytes of changes that the backup has not acked.
+    pub unacked_bytes: u64,
+    /// Primary: a disk of the guest waits for the backup, or for its map.
+    pub waits: bool,
+    /// Backup: bytes of the journal that are not in the images yet.
+    pub journal_bytes: u64,
+    /// Primary: the images are being made the same.
+    pub copy: Option<DisksCopyStatus>,
+    /// Why this node's disks, or what is kept beside them, cannot be written.
+    pub trouble: Option<String>,
+}
+
+/// How far two hosts' images are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksCopyStatus {
+    /// Bytes that are to be compared; null: the backup has not told its maps yet.
+    pub total_bytes: Option<u64>,
+    /// Bytes that were found the same, or are by now.
+    pub same_bytes: u64,
+    /// Bytes that differed, and were sent.
+    pub sent_bytes: u64,
 }
 
 /// The VM's network on this host.

@@ -95,6 +95,7 @@ pub(in super::super) fn status() -> Status {
         unknown_instructions: 0,
         replay: None,
         copy: None,
+        disks: None,
         peer: PeerStatus {
             node: "beta".into(),
             address: "10.0.0.2:7400".into(),

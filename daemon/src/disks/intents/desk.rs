@@ -156,6 +156,14 @@ impl Desk {
         self.bases.get(&disk).copied().flatten()
     }
 
+    /// How many extents are set.
+    pub(super) fn count(&self, disk: u16) -> u64 {
+        let of = |place: &&Place| place.disk == disk;
+        let pending =
+            self.leaving.iter().chain(self.wanted.iter().filter(|place| !self.leaving.contains(place)));
+        (self.covered.iter().filter(of).count() + pending.filter(of).count()) as u64
+    }
+
     pub(super) fn set(&self, disk: u16) -> Vec<u64> {
         let all = self.covered.iter().chain(&self.leaving).chain(&self.wanted);
         let extents: BTreeSet<u64> =
