@@ -306,5 +306,10 @@ arbiter_return() {
     mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" \
         findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" \
         2>/dev/null | tail -n 1) || return 0
-    [[ $mounted != lost ]] || nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter"
+    [[ $mounted != lost ]] || arbiter_unmount "$1"
+}
+
+# arbiter_unmount HOST: what was mounted over the shared storage goes, as soon as the daemon does not ask it.
+arbiter_unmount() {
+    wait_until 10 nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter" 2>/dev/null
 }

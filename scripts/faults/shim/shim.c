@@ -3,7 +3,7 @@
  * Loaded with LD_PRELOAD. FT_SHIM names a file of 64 bytes, which is mapped. It says what fails from the moment that it
  * is written: "CALL SKIP TIMES ERRNO ID ." and blanks. CALL is run, lapic, msrs or mmap; the first SKIP calls of the kind
  * go through, the next TIMES fail with ERRNO (-1: all that follow). ID tells an order from the same one given before.
- * Each call that fails is told on standard error.
+ * Each call that fails is told on standard error, with the time in microseconds since 1970.
  * Build: cc -shared -fPIC -O2 -o shim.so shim.c -ldl
  */
 #define _GNU_SOURCE
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ORDER_BYTES 64
@@ -79,8 +80,12 @@ static int failure(unsigned asked) {
         }
     }
     pthread_mutex_unlock(&lock);
-    if (fails)
-        dprintf(STDERR_FILENO, "shim: %s fails with errno %d\n", calls[asked].name, fails);
+    if (fails) {
+        struct timespec now;
+        clock_gettime(CLOCK_REALTIME, &now);
+        long long us = now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+        dprintf(STDERR_FILENO, "shim: %s fails with errno %d at %lld\n", calls[asked].name, fails, us);
+    }
     return fails;
 }
 

@@ -63,7 +63,7 @@ struct RunArgs {
     /// Number of keys
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..))]
     keys: u16,
-    /// Begins the names of the keys; clients that run at the same time need different ones [default: from the process]
+    /// Begins the names of the keys; clients that run at the same time need different ones [default: from the process and the time]
     #[arg(long)]
     name: Option<String>,
     /// Chooses the sequence of operations
@@ -125,10 +125,16 @@ fn call(addr: SocketAddr, timeout_s: f64, request: &str) -> ExitCode {
     }
 }
 
+/// A name that no client had before: a process number comes round, and the guest still has what the earlier one wrote.
+fn own_name() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("c{}-{:x}", std::process::id(), now.as_millis())
+}
+
 fn check(args: RunArgs) -> ExitCode {
     let plan = LoadPlan {
         addr: args.addr,
-        name: args.name.unwrap_or_else(|| format!("c{}", std::process::id())),
+        name: args.name.unwrap_or_else(own_name),
         keys: usize::from(args.keys),
         value_bytes: usize::from(args.value_bytes),
         rate: args.rate,
