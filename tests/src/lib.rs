@@ -14,6 +14,7 @@
 //! assert_eq!(key.check(&Operation::Get, "VALUE 1"), Verdict::Lost { writes: 2 });
 //! ```
 
+pub mod bad_disk;
 pub mod bench;
 pub mod kv;
 pub mod ledger;

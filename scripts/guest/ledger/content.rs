@@ -1,5 +1,5 @@
-//! What an entry of a ledger holds: bytes that its number alone determines. Whoever reads it, in the guest or on a host,
-//! knows every byte that must be there.
+//! What an entry of a ledger holds: bytes that its number alone determines. Whoever reads it, in the guest or on a
+//! host, knows every byte that must be there.
 
 /// Draws numbers, the same ones for the same entry (splitmix64).
 pub struct Draw(u64);
