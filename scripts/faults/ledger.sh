@@ -3,6 +3,8 @@
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 ledger_port=7778
+# The least, so that it is full now and then.
+export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
 
 # What was acknowledged belongs to the images, which a new pair makes anew.
 ledger_acked() { echo "$run_dir/a/ledger.acked"; }

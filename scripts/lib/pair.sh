@@ -120,7 +120,8 @@ pair_guest_config() {
 # The guest linux-disk has a writable one; both hosts begin with the same image.
 pair_disk_config() {
     [[ ${FT_GUEST:-} == linux-disk ]] || return 0
-    printf '\n[[machine.disk]]\nimage = "%s"\n%s\n' "$run_dir/$1/disk.img" "${FT_DISK:-}"
+    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' \
+        "$run_dir/$1/disk.img" "${FT_DISK:-}"
 }
 
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.

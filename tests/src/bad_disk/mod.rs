@@ -7,11 +7,10 @@ mod cache;
 pub use cache::Cache;
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo, LockOwner, OpenFlags, ReplyAttr,
+    ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use parking_lot::Mutex;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -87,7 +86,7 @@ fn suffer(mood: Mood, kind: Kind, bytes: usize) -> Result<usize, Errno> {
     Ok(bytes)
 }
 
-/// The file system: one file.
+/// The file system: its root is the file.
 pub struct BadDisk {
     image: File,
     bytes: u64,
@@ -109,7 +108,7 @@ impl BadDisk {
         text.parse().unwrap_or(Mood::Fine)
     }
 
-    fn read(&self, offset: u64, bytes: usize) -> Result<Vec<u8>, Errno> {
+    fn read_image(&self, offset: u64, bytes: usize) -> Result<Vec<u8>, Errno> {
         let bytes = suffer(self.mood(), Kind::Read, bytes)?;
         let mut data = vec![0; bytes.min(self.bytes.saturating_sub(offset) as usize)];
         match &self.cache {
@@ -119,7 +118,7 @@ impl BadDisk {
         Ok(data)
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
+    fn write_image(&self, offset: u64, data: &[u8]) -> Result<usize, Errno> {
         if offset + data.len() as u64 > self.bytes {
             return Err(Errno::EFBIG);
         }
@@ -181,11 +180,6 @@ impl BadDisk {
 const FOR_LONG: Duration = Duration::from_secs(3600);
 
 impl Filesystem for BadDisk {
-    fn lookup(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
-        // The file is the root: it has no names in it.
-        reply.entry(&FOR_LONG, &self.attributes(), Generation(0));
-    }
-
     fn getattr(&self, _: &Request, _: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         reply.attr(&FOR_LONG, &self.attributes());
     }
@@ -206,7 +200,7 @@ impl Filesystem for BadDisk {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.read(offset, size as usize) {
+        match self.read_image(offset, size as usize) {
             Ok(data) => reply.data(&data),
             Err(errno) => reply.error(errno),
         }
@@ -224,7 +218,7 @@ impl Filesystem for BadDisk {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.write(offset, data) {
+        match self.write_image(offset, data) {
             Ok(bytes) => reply.written(bytes as u32),
             Err(errno) => reply.error(errno),
         }
