@@ -1,9 +1,10 @@
-//! The intent map of an image: a bit an extent, set durably before the first write into it, cleared when both images are
-//! known to have the same there, durably. So what may differ after any loss is in the map of one host or of the other.
+//! The intent map of an image: a bit an extent, set durably before the first write into it, cleared when both images
+//! are known to have the same there, durably. So what may differ after any loss is in the map of one host or of the
+//! other.
 //!
 //! ```text
-//! block 0      0 "FTIM"   4 version u32   8 id u64   16 disk bytes u64   24 extent bytes u64   32 crc32c u32 over 0..32
-//! block 1...   0 crc32c u32 over the id, the block's number, and 8..4096   4 zero   8 bits, the lowest first
+//! block 0     0 "FTIM"   4 version u32   8 id u64   16 disk bytes u64   24 extent bytes u64   32 crc32c u32 over 0..32
+//! block 1...  0 crc32c u32 over the id, the block's number, and 8..4096   4 zero   8 bits, the lowest first
 //! ```
 //!
 //! A block that power has torn, or that is damaged, counts as all set: it costs a comparison, and hides nothing.
@@ -51,9 +52,6 @@ pub enum IntentError {
     /// A map of nothing.
     #[error("extents of {0} bytes are none")]
     Extent(u64),
-    /// The storage failed before, and nobody knows what it has taken.
-    #[error("failed before, and must be opened again")]
-    Unknown,
 }
 
 /// What a map has lost.
@@ -247,11 +245,9 @@ impl<M: Medium> IntentMap<M> {
         }
     }
 
-    /// Makes durable what was set and cleared. After an error nothing more is covered.
+    /// Makes durable what was set and cleared. After an error nothing is covered until another attempt, which writes
+    /// all of it again, goes well.
     pub fn commit(&mut self) -> Result<(), IntentError> {
-        if !self.is_sound {
-            return Err(IntentError::Unknown);
-        }
         if self.blocks.iter().all(|block| !block.is_dirty) {
             return Ok(());
         }

@@ -1,8 +1,10 @@
 //! What lies beside the images of a replicated disk, so that two images on two hosts are one disk.
 //!
-//! - The **journal** of a backup: the primary's changes, in order, until the image has them. Its image is at every moment
-//!   that of a sealed checkpoint, or becomes it by carrying out what the journal holds, however often that is begun.
+//! - The **journal** of a backup: the primary's changes, in order, until the image has them. Its image is at every
+//!   moment that of a sealed checkpoint, or becomes it by carrying out what the journal holds, however often that is
+//!   begun.
 //! - The **intent map** of either host: which extents its image may have changed since both images were equal.
+//! - The **stamp** of an image: how it came to hold what it holds, from which [`judge`] tells whether it is right.
 //!
 //! Everything is bytes on a [`Medium`], which may lose or tear what was not flushed.
 //!
@@ -33,8 +35,13 @@ mod change;
 mod intent;
 mod journal;
 mod medium;
+mod slots;
+mod stamp;
 
 pub use change::{Change, Extent, Unmap};
 pub use intent::{Damage, IntentError, IntentMap};
-pub use journal::{ApplyError, Journal, JournalError, Sealed};
+pub use journal::{ApplyError, Glance, Journal, JournalError, Sealed};
 pub use medium::{Medium, MemoryMedium};
+pub use stamp::{
+    CellView, Foreign, History, Holder, ImageOf, Judgement, Stamp, StampError, StampFile, judge,
+};

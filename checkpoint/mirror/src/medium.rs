@@ -5,8 +5,8 @@ use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
-/// Storage of a fixed size. What was written is there for the next read; only what was flushed survives a loss of power.
-/// A write that was not flushed may survive in part, sector by sector.
+/// Storage of a fixed size. What was written is there for the next read; only what was flushed survives a loss of
+/// power. A write that was not flushed may survive in part, sector by sector.
 pub trait Medium {
     /// Its size in bytes.
     fn bytes(&self) -> io::Result<u64>;

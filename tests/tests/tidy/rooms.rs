@@ -4,15 +4,19 @@ use crate::imports::Crate;
 use crate::tree::{Breach, SourceFile, file, files, must_be_empty};
 
 /// Each crate's manifest, and the workspace's crates that it may stand on.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("vm/ram/Cargo.toml", &[]),
     ("vm/cpu/Cargo.toml", &["ft-ram"]),
     ("vm/disk/Cargo.toml", &[]),
     ("vm/Cargo.toml", &["ft-ram", "ft-cpu", "ft-disk"]),
     ("netbuf/Cargo.toml", &[]),
+    ("checkpoint/mirror/Cargo.toml", &[]),
     ("checkpoint/Cargo.toml", &["ft-ram", "ft-vm"]),
     ("daemon/arbiter/Cargo.toml", &[]),
-    ("daemon/Cargo.toml", &["ft-arbiter", "ft-ram", "ft-disk", "ft-vm", "ft-checkpoint", "ft-netbuf"]),
+    (
+        "daemon/Cargo.toml",
+        &["ft-arbiter", "ft-ram", "ft-disk", "ft-vm", "ft-checkpoint", "ft-mirror", "ft-netbuf"],
+    ),
 ];
 /// Rooms that know nothing of the executor, which wraps them.
 const BELOW_THE_EXECUTOR: [&str; 5] = ["host", "keeper", "observe", "peer", "role"];

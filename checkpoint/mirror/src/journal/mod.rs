@@ -1,5 +1,5 @@
-//! The journal of a backup: a ring of fixed size, so that it cannot fill a disk, of the primary's changes in order and the
-//! seals between them.
+//! The journal of a backup: a ring of fixed size, so that it cannot fill a disk, of the primary's changes in order and
+//! the seals between them.
 //!
 //! ```text
 //!   head                applied            durable             sealed        tail
@@ -11,14 +11,16 @@
 //! made whole by carrying out again what stands from the head on, up to the last seal: changes are in order, and each
 //! says what is there afterwards.
 //!
-//! A stretch that power may have torn is told from damage: what lies before the **cut** was made durable, and the ring has
-//! marks that say how far later syncs came. From the cut on, only records of the newest **session** count, so nothing of
-//! an epoch that was dropped comes back between what was written in its place.
+//! A stretch that power may have torn is told from damage: what lies before the **cut** was made durable, and the ring
+//! has marks that say how far later syncs came. From the cut on, only records of the newest **session** count, so
+//! nothing of an epoch that was dropped comes back between what was written in its place.
 
 mod record;
 mod recover;
 mod ring;
 mod superblock;
+
+pub use recover::Glance;
 
 use self::record::{Entry, HEAD_BYTES, PAYLOAD_BYTES_MAX, Place, span};
 use self::ring::Ring;
@@ -137,7 +139,7 @@ impl<M: Medium> Journal<M> {
         let start = Position::default();
         let count = Superblock::read(&medium).map_or(0, |old| old.count);
         let mut superblock =
-            Superblock { count, head: start, cut: start, session, ring_bytes, applied: None };
+            Superblock { count, head: start, cut: start, session, ring_bytes, applied: None, behind: None };
         superblock.write(&medium)?;
         Ok(Self {
             ring: Ring { medium, bytes: ring_bytes },
@@ -155,7 +157,8 @@ impl<M: Medium> Journal<M> {
         self.sealed.1
     }
 
-    /// The checkpoint that the image is of, when everything sealed was carried out; else it is on its way from this one.
+    /// The checkpoint that the image is of, when everything sealed was carried out; else it is on its way from this
+    /// one.
     pub fn applied(&self) -> Option<Sealed> {
         self.applied.1
     }
@@ -216,8 +219,8 @@ impl<M: Medium> Journal<M> {
         Ok(())
     }
 
-    /// Carries out what is sealed and durable, in order, until it is some `budget` bytes of the journal or all. Says how
-    /// many bytes still wait. A change that failed is the first one the next time.
+    /// Carries out what is sealed and durable, in order, until it is some `budget` bytes of the journal or all. Says
+    /// how many bytes still wait. A change that failed is the first one the next time.
     pub fn apply<E>(
         &mut self,
         budget: u64,

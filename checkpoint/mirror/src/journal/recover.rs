@@ -6,29 +6,65 @@ use super::superblock::{Position, RING_START, Superblock};
 use super::{Health, Journal, JournalError, Sealed};
 use crate::medium::Medium;
 
+/// What a journal holds, for those who only look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glance {
+    /// The last seal.
+    pub sealed: Option<Sealed>,
+    /// The last one that the image has for certain.
+    pub applied: Option<Sealed>,
+    /// Bytes that the image may lack.
+    pub waiting: u64,
+    /// Bytes for all.
+    pub ring_bytes: u64,
+}
+
 impl<M: Medium> Journal<M> {
     /// Opens what an earlier process left. What it had not sealed is dropped; what is sealed is durable afterwards.
     pub fn open(medium: M) -> Result<Self, JournalError> {
-        let superblock = Superblock::read(&medium)?;
-        let (says, has) = (superblock.ring_bytes.saturating_add(RING_START), medium.bytes()?);
-        if says > has || superblock.ring_bytes == 0 {
-            return Err(JournalError::Cut { says, has });
-        }
+        let superblock = begin(&medium)?;
         let ring = Ring { medium, bytes: superblock.ring_bytes };
-        let mut walk = Walk { ring: &ring, superblock: &superblock, at: superblock.head };
-        let mut sealed = (superblock.head, superblock.applied);
-        while let Some(entry) = walk.step()? {
-            if let Entry::Seal(of) = entry {
-                sealed = (walk.at, Some(of));
-            }
-        }
-        walk.check_the_end()?;
+        let sealed = last_seal(&ring, &superblock)?;
         let applied = (superblock.head, superblock.applied);
         let (tail, durable) = (sealed.0, sealed.0);
         let mut journal = Self { ring, superblock, tail, sealed, durable, applied, health: Health::Sound };
         journal.drop_unsealed()?;
         Ok(journal)
     }
+
+    /// What it holds. Nothing is changed; of a journal that is in use it may be of two moments.
+    pub fn look(medium: &M) -> Result<Glance, JournalError> {
+        let superblock = begin(medium)?;
+        let ring = Ring { medium, bytes: superblock.ring_bytes };
+        let (end, sealed) = last_seal(&ring, &superblock)?;
+        let Superblock { applied, head, ring_bytes, .. } = superblock;
+        Ok(Glance { sealed, applied, waiting: end.at - head.at, ring_bytes })
+    }
+}
+
+fn begin(medium: &impl Medium) -> Result<Superblock, JournalError> {
+    let superblock = Superblock::read(medium)?;
+    let (says, has) = (superblock.ring_bytes.saturating_add(RING_START), medium.bytes()?);
+    if says > has || superblock.ring_bytes == 0 {
+        return Err(JournalError::Cut { says, has });
+    }
+    Ok(superblock)
+}
+
+/// The last seal, and the position behind it.
+fn last_seal<M: Medium>(
+    ring: &Ring<M>,
+    superblock: &Superblock,
+) -> Result<(Position, Option<Sealed>), JournalError> {
+    let mut walk = Walk { ring, superblock, at: superblock.head };
+    let mut sealed = (superblock.head, superblock.applied);
+    while let Some(entry) = walk.step()? {
+        if let Entry::Seal(of) = entry {
+            sealed = (walk.at, Some(of));
+        }
+    }
+    walk.check_the_end()?;
+    Ok(sealed)
 }
 
 struct Walk<'a, M> {

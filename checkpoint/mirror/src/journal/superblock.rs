@@ -1,5 +1,5 @@
-//! Where the ring begins and what its image has, in two slots that are written one after the other: one is always whole,
-//! and when one is damaged later the other has the same.
+//! Where the ring begins and what its image has, in two slots that are written one after the other: one is always
+//! whole, and when one is damaged later the other has the same.
 //!
 //! ```text
 //!  0 "FTJS"   4 version u32   8 count u64   16 head u64   24 head sequence u64   32 cut u64   40 cut sequence u64
@@ -8,13 +8,13 @@
 
 use super::{JournalError, Sealed};
 use crate::medium::Medium;
+use crate::slots::{self, Found, SLOTS_END};
 
 const MAGIC: [u8; 4] = *b"FTJS";
 /// Version of the journal's format.
 pub(super) const JOURNAL_VERSION: u32 = 1;
-const SLOT_BYTES: u64 = 4096;
 /// Where the ring lies.
-pub(super) const RING_START: u64 = 2 * SLOT_BYTES;
+pub(super) const RING_START: u64 = SLOTS_END;
 const BYTES: usize = 92;
 
 /// A position in the ring, counted on over its end, and the sequence number of the record there.
@@ -37,6 +37,8 @@ pub(super) struct Superblock {
     pub(super) ring_bytes: u64,
     /// The last seal before the head.
     pub(super) applied: Option<Sealed>,
+    /// The slot that does not say this yet.
+    pub(super) behind: Option<u64>,
 }
 
 impl Superblock {
@@ -82,32 +84,27 @@ impl Superblock {
             session: word(48),
             ring_bytes: word(56),
             applied: (word(64) == 1).then_some(sealed),
+            behind: None,
         })
     }
 
-    /// The newer of the two.
+    /// The newer of the two; the other one, if it does not say the same, is mended at the next writing.
     pub(super) fn read(medium: &impl Medium) -> Result<Self, JournalError> {
-        let slot = |slot: u64| {
-            let mut bytes = [0; BYTES];
-            medium.read(slot * SLOT_BYTES, &mut bytes)?;
-            Self::decode(&bytes)
-        };
-        match (slot(0), slot(1)) {
-            (Ok(a), Ok(b)) => Ok(if a.count > b.count { a } else { b }),
-            (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
-            // What says more than that there is none comes first.
-            (Err(JournalError::NoJournal), Err(why)) | (Err(why), Err(_)) => Err(why),
-        }
+        let decode = |bytes: &[u8; BYTES]| Self::decode(bytes).map(|found| (found.count, found));
+        let Found { newest, behind, .. } =
+            slots::read(medium, decode, |why| matches!(why, JournalError::NoJournal))?;
+        Ok(Self { behind, ..newest })
     }
 
     /// Makes durable what was written before, and then this.
     pub(super) fn write(&mut self, medium: &impl Medium) -> Result<(), JournalError> {
         medium.sync()?;
-        self.count += 1;
-        for slot in 0..2 {
-            medium.write(slot * SLOT_BYTES, &self.encode())?;
-            medium.sync()?;
+        // Of two slots that differ one may be torn: the whole one stays until the other is whole again.
+        if let Some(slot) = self.behind {
+            slots::write_one(medium, slot, &self.encode())?;
+            self.behind = None;
         }
-        Ok(())
+        self.count += 1;
+        Ok(slots::write(medium, &self.encode())?)
     }
 }

@@ -1,5 +1,5 @@
-//! A backup takes epochs in, carries them out, and dies or loses power at any moment. Its image then comes to be that of
-//! a checkpoint that was sealed, and never of one before the last that was made durable.
+//! A backup takes epochs in, carries them out, and dies or loses power at any moment. Its image then comes to be that
+//! of a checkpoint that was sealed, and never of one before the last that was made durable.
 
 use crate::lossy::{Lossy, Luck};
 use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, Sealed, Unmap};
@@ -173,6 +173,10 @@ impl<'a> Backup<'a> {
         let mut luck = Luck(luck);
         self.store.lose_power(&mut luck);
         self.image.lose_power(&mut luck);
+        // And again, while what it left is opened.
+        self.store.lose_power_after((luck.next() % 8) as u32);
+        drop(Journal::open(self.store));
+        self.store.lose_power(&mut luck);
         self.start_again();
     }
 
@@ -274,6 +278,8 @@ fn a_full_journal_takes_the_seal_and_nothing_else() {
     journal.sync().unwrap();
     let mut again = Journal::open(&store).unwrap();
     assert_eq!(again.sealed(), Some(sealed));
+    let glance = Journal::look(&&store).unwrap();
+    assert_eq!((glance.sealed, glance.applied, glance.waiting), (Some(sealed), None, again.waiting()));
     again.apply(u64::MAX, |_| -> io::Result<()> { Ok(()) }).unwrap();
     again.release().unwrap();
     again.append(&Change::write(0, 0, &data)).unwrap();

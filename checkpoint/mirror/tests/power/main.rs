@@ -1,5 +1,6 @@
-//! Power fails under the journal and the intent map: what was not flushed is lost or torn, sector by sector.
+//! Power fails under the journal, the intent map and the stamp: what was not flushed is lost or torn, sector by sector.
 
 mod intent;
 mod journal;
 mod lossy;
+mod stamp;
