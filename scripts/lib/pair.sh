@@ -5,7 +5,9 @@
 # bind mount: so one host can lose the shared storage while the other keeps it.
 #
 # Settings, from the environment of the script:
-#   FT_GUEST builtin|linux|debian, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_GUEST builtin|linux|debian|linux-disk, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
+#   FT_DISK (further lines for the configuration's [[machine.disk]]),
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
@@ -49,6 +51,7 @@ vcpus = ${FT_VCPUS:-1}
 memory_mib = $(pair_memory_mib)
 $(pair_guest_config)
 console = "file:$dir/console.log"
+$(pair_disk_config "$host")
 
 [machine.net]
 tap = "vm"
@@ -85,7 +88,13 @@ pair_can_run() {
 }
 
 # pair_linux_kernel: which of the guest builder's kernels the Linux guest has.
-pair_linux_kernel() { if [[ $FT_GUEST == debian ]]; then echo debian; else echo small; fi; }
+pair_linux_kernel() {
+    case $FT_GUEST in
+    debian) echo debian ;;
+    linux-disk) echo disk ;;
+    *) echo small ;;
+    esac
+}
 
 # pair_find_guest: the Linux guest's directory, in FT_LINUX_DIR; it is built if it was not given.
 pair_find_guest() {
@@ -96,14 +105,23 @@ pair_find_guest() {
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
     builtin) echo 'guest = "builtin"' ;;
-    linux | debian)
+    linux | debian | linux-disk)
+        local words=''
+        [[ $FT_GUEST != linux-disk ]] || words=" ft.ledger=${FT_LEDGER:-slots}"
         echo 'guest = "linux"'
         echo "kernel = \"$FT_LINUX_DIR/kernel\""
         echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
-        echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")\""
+        echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")$words\""
         ;;
     *) die "unknown guest \`$FT_GUEST\`" ;;
     esac
+}
+
+# The guest linux-disk has a writable one; both hosts begin with the same image.
+pair_disk_config() {
+    [[ ${FT_GUEST:-} == linux-disk ]] || return 0
+    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' \
+        "$run_dir/$1/disk.img" "${FT_DISK:-}"
 }
 
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
@@ -115,6 +133,8 @@ pair_prepare() {
     pair_cell=$run_dir/arbiter/shared/$pair_vm.cell
     for host in a b; do
         mkdir -p "$run_dir/$host"/{state,arbiter}
+        [[ ${FT_GUEST:-} != linux-disk ]] ||
+            "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}"
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"

@@ -1,0 +1,56 @@
+# The ledger of the guest linux-disk under a fault: a client on the client's host that counts what is acknowledged, and
+# the verdicts on the guest's disk and on the hosts' images. Sourced in the place of lib.sh.
+source "${BASH_SOURCE[0]%/*}/lib.sh"
+
+ledger_port=7778
+# The least, so that it is full now and then.
+export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
+
+# What was acknowledged belongs to the images, which a new pair makes anew.
+ledger_acked() { echo "$run_dir/a/ledger.acked"; }
+ledger_number() { cat "$(ledger_acked)" 2>/dev/null || echo 0; }
+
+ledger_answers() {
+    in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 2 --addr "$net_vm_address:$ledger_port" PING \
+        >>"$trial_dir/calls.log" 2>&1
+}
+
+# ledger_beyond NUMBER: so many entries are acknowledged; fails as well when the client has ended.
+ledger_beyond() { [[ $(ledger_number) -gt $1 ]]; }
+
+# ledger_start: the guest checks its disk and writes on, and is followed.
+ledger_start() {
+    wait_until "$faults_patience_s" ledger_answers || { violation 'the ledger does not answer' && return 1; }
+    local before
+    before=$(ledger_number)
+    rm -f "$trial_dir/ledger.stop"
+    spawn "${trial_dir##*/}/ledger" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-ledger" follow \
+        --acked "$(ledger_acked)" --addr "$net_vm_address:$ledger_port" --stop-file "$trial_dir/ledger.stop"
+    wait_until "$faults_patience_s" ledger_beyond "$before" ||
+        { violation "the ledger acknowledges nothing: $(tail -n 1 "$trial_dir/ledger.log")" && return 1; }
+}
+
+# ledger_goes_on: new entries are acknowledged, over the same connection.
+ledger_goes_on() {
+    wait_until "$faults_patience_s" ledger_beyond "$(ledger_number)" ||
+        violation "no entry was acknowledged any more: $(tail -n 1 "$trial_dir/ledger.log")"
+}
+
+# ledger_end: no more entries; all must be on the guest's disk.
+ledger_end() {
+    local name=${trial_dir##*/}/ledger
+    touch "$trial_dir/ledger.stop"
+    wait_until "$faults_patience_s" has_ended "$name" || { end_spawned "$name" KILL && return 0; }
+    [[ $(spawned_exit "$name") == 0 ]] || violation "the ledger: $(tail -n 1 "$trial_dir/ledger.log")"
+}
+
+# ledger_forget: its connection is gone for good.
+ledger_forget() { end_spawned "${trial_dir##*/}/ledger" KILL; }
+
+# ledger_image HOST [NUMBER]: the host's image, which nobody uses, has all that was acknowledged, or so much of it.
+ledger_image() {
+    local said acked=$trial_dir/acked-$1
+    echo "${2:-$(ledger_number)}" >"$acked"
+    said=$("$FTD_BIN_DIR/ft-ledger" image --work "$FT_LEDGER" --acked "$acked" "$run_dir/$1/disk.img" 2>&1) ||
+        violation "host $1's image: $said"
+}
