@@ -90,7 +90,7 @@ impl Fixture {
             unknown_instructions: 0,
             replay: None,
             copy: None,
-        disks: None,
+            disks: None,
             network: None,
             view_age_ms: 0,
             peer: PeerStatus {

@@ -463,7 +463,7 @@ pub fn event_of(conn: ConnId, message: Message<'static>) -> Option<Event> {
         Message::Paired { generation } => Event::Paired { conn, generation },
         Message::Switchover { epoch } => Event::SwitchoverOffered { conn, epoch },
         Message::TookOver { generation } => Event::PeerTookOver { conn, generation },
-        Message::Network(network) => crate::network::seen(&network),
+        Message::Network(network) => crate::surroundings::seen(&network),
         Message::Decline { text } => Event::SwitchoverDeclined { conn, why: text },
         Message::Bye(bye) => Event::PeerGone { conn, why: ftd::role::Gone::Bye(bye.text) },
         _ => return None,

@@ -17,12 +17,12 @@ mod keeper;
 mod ledger;
 mod model;
 mod net;
-mod network;
 mod node;
 mod operator;
 mod schedule;
 mod silence;
 mod stats;
+mod surroundings;
 mod world;
 
 use std::sync::Mutex;
@@ -187,6 +187,8 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultNarrow, 20),
         (Count::FaultUplink, 100),
         (Count::MovedForNetwork, 5),
+        (Count::FaultDisk, 100),
+        (Count::MovedForDisk, 5),
         (Count::FaultStuck, 50),
         (Count::OperatorStop, 5),
         (Count::OperatorPowerOff, 5),

@@ -311,6 +311,11 @@ pub struct Node {
     pub must_end: bool,
     /// How the VM's network on this host is, in schedules in which that matters.
     pub is_cut_off: Option<bool>,
+    /// When it last was cut off.
+    pub was_cut_off_at: Option<Micros>,
+    /// A disk of the VM stands still on this host; and when one last did.
+    pub disk_stands: bool,
+    pub disk_stood_at: Option<Micros>,
     /// Frozen between two frames: nothing wakes it before its time.
     pub frozen_in_release: bool,
 }
@@ -455,6 +460,8 @@ pub enum Mutant {
     AnyHelloEvicts,
     /// Whatever the peer says, the VM would be reached there.
     MovesAnywhere,
+    /// A disk that has stood still never goes on again.
+    DiskStandsForEver,
     /// An answer to a heartbeat counts from its arrival, not from the heartbeat's stamp.
     StampsAtArrival,
     /// A link lives as long as its pulse beats.
@@ -504,7 +511,7 @@ impl Mutant {
             Self::UnnamedDiscards => "given up",
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
-            Self::MovesAnywhere => "network",
+            Self::MovesAnywhere | Self::DiskStandsForEver => "network",
             Self::IgnoresRetimed => "too late",
             Self::StampsAtArrival => "I2",
             Self::PulseIsEnough | Self::WaitsForTheStorage => "liveness",
@@ -519,7 +526,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 64] = [
+    pub const ALL: [Self; 65] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -576,6 +583,7 @@ impl Mutant {
         Self::AnyHelloEvicts,
         Self::TriesAtOnce,
         Self::MovesAnywhere,
+        Self::DiskStandsForEver,
         Self::StampsAtArrival,
         Self::PulseIsEnough,
         Self::WaitsForTheStorage,

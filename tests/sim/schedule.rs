@@ -113,6 +113,11 @@ pub enum Act {
         n: usize,
         is_cut_off: bool,
     },
+    /// A disk of the VM on a node's host stands still, or goes on.
+    Disk {
+        n: usize,
+        stands: bool,
+    },
     Inject(Fault),
     Undo(Undo),
     Thaw {

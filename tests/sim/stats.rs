@@ -94,6 +94,8 @@ counts! {
     FaultNarrow: "fault: link narrower than the checkpoints",
     FaultUplink: "fault: the VM's network comes or goes",
     MovedForNetwork: "hand-overs because of that",
+    FaultDisk: "fault: the VM's disk stands still, or goes on",
+    MovedForDisk: "hand-overs because of that",
     FaultStuck: "fault: stream stands still, pulse beats",
     OperatorStop: "operator: stop",
     OperatorPowerOff: "operator: power off",

@@ -17,9 +17,9 @@ use crate::faults::{Fault, When};
 use crate::hands::SimHands;
 use crate::model::{Exec, Input, Knobs, Mutant, NAMES, Node};
 use crate::net::Net;
-use crate::network;
 use crate::schedule::{Act, Entry, Hook};
 use crate::stats::{Count, Stats};
+use crate::surroundings;
 
 /// Adds a line to the trace of a replay; costs nothing otherwise.
 #[macro_export]
@@ -184,7 +184,9 @@ impl World {
                     When::On(hook, nth) => world.hooks.push((hook, nth, fault)),
                 }
             }
-            for (at, act) in network::draw(seed, heal_at) {
+            for (at, act) in
+                surroundings::draw(seed, heal_at).into_iter().chain(surroundings::draw_disks(seed, heal_at))
+            {
                 world.at(at, act);
             }
         }
@@ -321,6 +323,7 @@ impl World {
                 }
             }
             Act::Uplink { n, is_cut_off } => self.uplink(n, is_cut_off),
+            Act::Disk { n, stands } => self.disk(n, stands),
             Act::Rehearsed { n, inc, pairing } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.rehearsed(n, pairing);

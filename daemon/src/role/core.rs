@@ -8,7 +8,6 @@ use super::command::{Command, Exit};
 use super::event::{ConnId, Event, Micros};
 use super::fenced::Fenced;
 use super::heir::Heir;
-use super::network::Networks;
 use super::policy::{Policy, Times};
 use super::primary::Primary;
 use super::proof::Lapsed;
@@ -18,6 +17,7 @@ use super::saved::OnDisk;
 use super::standing::Words;
 use super::start::{Founding, Starting, Wish};
 use super::streak::Streak;
+use super::surroundings::Surroundings;
 use super::view::{Role, State, View};
 use ft_arbiter::Cell;
 
@@ -46,7 +46,7 @@ pub struct Core {
     pub(super) attempts: Attempts,
     /// The operator's other name for the peer, until nobody counts on the old one.
     next_peer: Option<String>,
-    pub(super) networks: Networks,
+    pub(super) surroundings: Surroundings,
 }
 
 /// The part that the node plays.
@@ -110,7 +110,7 @@ impl Core {
             fences: Streak::default(),
             attempts: Attempts::default(),
             next_peer: None,
-            networks: Networks::default(),
+            surroundings: Surroundings::default(),
         };
         core.pursue();
         let commands = std::mem::take(&mut core.out);
@@ -167,7 +167,8 @@ impl Core {
                 self.policy.takeover_delay_us = takeover_delay_us;
             }
             Event::PeerReplaced { node } => self.next_peer = Some(node),
-            Event::NetworkSeen { whose, reach } => self.networks.set(whose, reach),
+            Event::NetworkSeen { whose, reach } => self.surroundings.set(whose, reach),
+            Event::DiskSeen { stands } => self.surroundings.set_disk(stands),
             // The cell may be becoming ours: its answer comes first, else it would name a node that never ran the VM.
             Event::StopRequested { request, .. } if !self.in_part() && self.arbiter.is_setting() => {
                 self.leave(request);

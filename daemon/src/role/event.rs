@@ -1,11 +1,11 @@
 //! Events that can happen to a node. The protocol core learns everything about the world through them.
 
 use super::command::PairingStart;
-use super::network::{Reach, Whose};
 use super::policy::Times;
 use super::record::NodeRecord;
 use super::request::{Leave, RequestId, Start};
 use super::saved::OnDisk;
+use super::surroundings::{Reach, Whose};
 use ft_arbiter::{ArbiterError, Cell, Outcome};
 pub use ft_checkpoint::wire::message::Held;
 use ft_checkpoint::wire::message::Standing;
@@ -277,6 +277,12 @@ pub enum Event {
         whose: Whose,
         /// How it is.
         reach: Reach,
+    },
+    /// A disk of the VM stands still on this host, or goes on again. Told of disks for which the operator wishes that the
+    /// VM moves then.
+    DiskSeen {
+        /// One stands still now.
+        stands: bool,
     },
     /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
     PeerReplaced {

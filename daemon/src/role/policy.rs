@@ -1,9 +1,9 @@
 //! The configuration that the core's decisions depend on.
 
 use super::event::Micros;
-use super::network::OnUplinkLoss;
 use super::record::NodeRecord;
 use super::saved::OnDisk;
+use super::surroundings::OnUplinkLoss;
 use serde::{Deserialize, Serialize};
 
 /// Who boots the VM while the arbiter's cell names nobody.

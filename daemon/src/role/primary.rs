@@ -281,7 +281,7 @@ impl Primary {
         if matches!(self.pair, Pair::Protected { .. })
             && self.switchover.is_none()
             && self.ending.is_none()
-            && core.networks.moves(core.policy.on_uplink_loss, core.now)
+            && core.surroundings.moves(core.policy.on_uplink_loss, core.now)
         {
             self.begin_switchover(core, Then::Follow, None);
         }

@@ -5,9 +5,9 @@ use super::arbitration::Asked;
 use super::command::Command;
 use super::core::Core;
 use super::event::{ConnId, Micros};
-use super::network::{Reach, Whose};
 use super::proof::{Case, Lapse, Lapsed, Verdict, Witness, silence};
 use super::record::NodeRecord;
+use super::surroundings::{Reach, Whose};
 use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::message::Standing;
 
@@ -115,7 +115,7 @@ impl Core {
     pub(super) fn forget_their_word(&mut self) {
         (self.words.theirs, self.words.heard) = (None, None);
         (self.words.asked_at_theirs, self.arbiter.asked_at_theirs) = (None, None);
-        self.networks.set(Whose::Peers, Reach::Unknown);
+        self.surroundings.set(Whose::Peers, Reach::Unknown);
     }
 
     /// The pair is in step from now on; what that is worth has to be shown.

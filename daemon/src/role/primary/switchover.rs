@@ -42,9 +42,9 @@ pub(super) enum Step {
 }
 
 impl Switchover {
-    /// Nobody asked for it: the VM leaves a host for its network, and would not be reached on the other either.
+    /// Nobody asked for it: the VM leaves a host for its network or disk, and would not be better off on the other.
     fn is_in_vain(&self, core: &Core) -> bool {
-        self.asked.is_none() && self.then == Then::Follow && !core.networks.are_better_there()
+        self.asked.is_none() && self.then == Then::Follow && !core.surroundings.are_better_there()
     }
 }
 

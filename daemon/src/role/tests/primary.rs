@@ -273,6 +273,25 @@ fn moves(rig: &mut Rig) -> bool {
 }
 
 #[test]
+fn a_vm_whose_disk_stands_still_moves_unless_it_would_not_be_reached_there() {
+    let mut rig = Rig::protected();
+    rig.on(Event::DiskSeen { stands: true });
+    assert!(moves(&mut rig));
+    let mut rig = Rig::protected();
+    rig.on(Event::DiskSeen { stands: true });
+    rig.on(Event::DiskSeen { stands: false });
+    assert!(!moves(&mut rig), "it goes on again");
+    rig.on(Event::NetworkSeen { whose: Whose::Peers, reach: Reach::CutOff });
+    rig.on(Event::DiskSeen { stands: true });
+    assert!(!moves(&mut rig), "nobody would reach it");
+    rig.on(Event::NetworkSeen { whose: Whose::Ours, reach: Reach::CutOff });
+    assert!(moves(&mut rig), "nobody reaches it here either");
+    let mut rig = Rig::solo();
+    rig.on(Event::DiskSeen { stands: true });
+    assert!(!moves(&mut rig), "there is nobody to move to");
+}
+
+#[test]
 fn a_vm_that_nobody_reaches_moves_only_to_a_host_where_it_is_reached_and_not_again_at_once() {
     let see = |rig: &mut Rig, whose, reach| rig.on(Event::NetworkSeen { whose, reach });
     let mut rig = Rig::protected();

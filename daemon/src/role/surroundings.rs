@@ -1,5 +1,5 @@
-//! When the VM moves because its network is lost: only if the operator wishes so, and only to a host from which the VM
-//! is reached.
+//! When the VM moves because its network is lost or a disk stands still: only if the operator wishes so, and only to a
+//! host where that is better.
 
 use super::event::Micros;
 use serde::{Deserialize, Serialize};
@@ -41,13 +41,15 @@ const AGAIN_AFTER_US: Micros = 30_000_000;
 
 /// What is known of both hosts.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Networks {
+pub(super) struct Surroundings {
     ours: Reach,
     peers: Reach,
+    /// A disk of the VM stands still here for which the operator wishes that it moves.
+    disk_stands: bool,
     moved_at: Option<Micros>,
 }
 
-impl Networks {
+impl Surroundings {
     pub(super) fn set(&mut self, whose: Whose, reach: Reach) {
         match whose {
             Whose::Ours => self.ours = reach,
@@ -55,15 +57,30 @@ impl Networks {
         }
     }
 
-    /// Whether nobody reaches the VM here, and it would be reached on the peer's host.
-    pub(super) fn are_better_there(&self) -> bool {
+    pub(super) fn set_disk(&mut self, stands: bool) {
+        self.disk_stands = stands;
+    }
+
+    /// Nobody reaches the VM here, and it would be reached on the peer's host.
+    fn is_reached_there(&self) -> bool {
         (self.ours, self.peers) == (Reach::CutOff, Reach::Open)
+    }
+
+    /// A disk stands still here. Reached by nobody, a VM has little of its disk.
+    fn has_disk_there(&self) -> bool {
+        self.disk_stands && (self.peers != Reach::CutOff || self.ours == Reach::CutOff)
+    }
+
+    /// Whether the VM is better off on the peer's host.
+    pub(super) fn are_better_there(&self) -> bool {
+        self.is_reached_there() || self.has_disk_there()
     }
 
     /// Whether a protected primary shall move the VM now. If so, that counts as an attempt.
     pub(super) fn moves(&mut self, wish: OnUplinkLoss, now: Micros) -> bool {
         let is_rested = self.moved_at.is_none_or(|at| now.saturating_sub(at) >= AGAIN_AFTER_US);
-        let moves = wish == OnUplinkLoss::Switchover && self.are_better_there() && is_rested;
+        let for_network = wish == OnUplinkLoss::Switchover && self.is_reached_there();
+        let moves = (for_network || self.has_disk_there()) && is_rested;
         if moves {
             self.moved_at = Some(now);
         }

@@ -1,4 +1,5 @@
-//! The VM's way to the network on each host. In some schedules it comes and goes, and a VM that nobody reaches moves.
+//! The VM's way to the network and its disk on each host. In some schedules they come and go, and a VM that nobody
+//! reaches, or whose disk stands still, moves.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Network;
@@ -10,6 +11,21 @@ use crate::model::{Input, Msg, Mutant, NAMES};
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::world::World;
+
+/// What was the matter not longer ago than this may still be what a VM moves for.
+const LATELY_US: Micros = 10_000_000;
+
+/// Draws when a node's disk stands still, for a time.
+pub fn draw_disks(seed: u64, until: Micros) -> Vec<(Micros, Act)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(24) ^ 0xd15c);
+    if !rng.random_bool(0.15) {
+        return Vec::new();
+    }
+    let n = rng.random_range(0..2);
+    let from = rng.random_range(100_000..until);
+    let to = from + rng.random_range(50_000..3_000_000);
+    vec![(from, Act::Disk { n, stands: true }), (to, Act::Disk { n, stands: false })]
+}
 
 /// Draws when it comes and goes, on which node, from numbers of its own. Both nodes begin by saying that it is well.
 pub fn draw(seed: u64, until: Micros) -> Vec<(Micros, Act)> {
@@ -38,10 +54,25 @@ impl World {
     /// The network of a node's host is so now, and stays so whatever becomes of the process.
     pub fn uplink(&mut self, n: usize, is_cut_off: bool) {
         self.stats.add(Count::FaultUplink);
+        if self.nodes[n].is_cut_off == Some(true) {
+            self.nodes[n].was_cut_off_at = Some(self.now);
+        }
         self.nodes[n].is_cut_off = Some(is_cut_off);
         self.look_at_network(n);
         for conn in self.nodes[n].exec.links.clone() {
             self.tell_network(n, conn);
+        }
+    }
+
+    /// A disk of the VM stands still on this node, or goes on again.
+    pub fn disk(&mut self, n: usize, stands: bool) {
+        self.stats.add(Count::FaultDisk);
+        self.nodes[n].disk_stands = stands;
+        if !stands {
+            self.nodes[n].disk_stood_at = Some(self.now);
+        }
+        if stands || self.mutant != Some(Mutant::DiskStandsForEver) {
+            self.incoming(n, Input::Event(Event::DiskSeen { stands }));
         }
     }
 
@@ -83,9 +114,25 @@ impl World {
         if exec.was_asked_to_move {
             return;
         }
+        let reach = exec.peer_reach;
+        let node = &self.nodes[n];
+        let lately = |at: Option<Micros>| at.is_some_and(|at| self.now.saturating_sub(at) < LATELY_US);
+        let is_cut_off = node.is_cut_off == Some(true) || lately(node.was_cut_off_at);
+        if node.disk_stands || lately(node.disk_stood_at) {
+            self.stats.add(Count::MovedForDisk);
+            if reach == Reach::CutOff && !is_cut_off {
+                self.fail(format!(
+                    "network: {} moves the VM for its disk to a host that is cut off",
+                    NAMES[n]
+                ));
+            }
+            return;
+        }
+        if !is_cut_off {
+            return self.fail(format!("network: {} moves the VM without a cause", NAMES[n]));
+        }
         self.stats.add(Count::MovedForNetwork);
-        if exec.peer_reach != Reach::Open {
-            let reach = exec.peer_reach;
+        if reach != Reach::Open {
             self.fail(format!("network: {} moves the VM to a host that said: {reach:?}", NAMES[n]));
         }
     }
