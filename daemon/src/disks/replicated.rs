@@ -7,9 +7,10 @@ use super::error::BesideError;
 use super::follower::{FollowError, Follower};
 use super::images::NumberedImage;
 use super::intents::Intents;
+use super::nurse::TellStands;
 use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tap, Tapped};
-use crate::config::{Config, DiskConfig};
+use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
@@ -33,6 +34,9 @@ pub enum DisksError {
     /// What lies beside the images.
     #[error(transparent)]
     Beside(#[from] BesideError),
+    /// No thread.
+    #[error("cannot start a thread for disks that stand still: {0}")]
+    Thread(std::io::Error),
     /// They cannot follow a primary's.
     #[error(transparent)]
     Follow(#[from] FollowError),
@@ -65,6 +69,8 @@ impl Disks {
         let r = &config.replication;
         let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
         let tap = Tap::new(on_the_way, Some(Arc::clone(&intents)));
+        let moving = images.iter().filter(|(_, config)| config.on_io_error == OnDiskError::Switchover);
+        tap.nurse(moving.map(|((number, _), _)| *number).collect()).map_err(DisksError::Thread)?;
         let again = Arc::downgrade(&tap);
         intents.on_ready(Some(Arc::new(move || {
             if let Some(tap) = again.upgrade() {
@@ -120,6 +126,11 @@ impl Disks {
         &self.stamps
     }
 
+    /// Who is told while a disk stands still for which the operator wishes that the VM moves.
+    pub fn on_stand(&self, tell: TellStands) {
+        self.tap.on_stand(tell);
+    }
+
     /// Primary: where their changes go.
     pub fn tap(&self) -> &Arc<Tap> {
         &self.tap
@@ -172,7 +183,11 @@ impl Disks {
             waits,
             journal_bytes: self.follower.waiting(),
             copy,
-            trouble: self.follower.trouble().or_else(|| self.intents.trouble()),
+            trouble: self
+                .tap
+                .trouble()
+                .or_else(|| self.follower.trouble())
+                .or_else(|| self.intents.trouble()),
         }
     }
 

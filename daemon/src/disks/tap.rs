@@ -3,15 +3,16 @@
 //! being compared.
 
 use super::intents::{Clearance, Intents};
+use super::nurse::{Nurse, TellStands};
 use ft_checkpoint::wire::{FrameType, SharedPayload, disk};
 use ft_disk::IoFault;
 use ft_mirror::{Change, Extent, Journal, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange, DiskOwner, DiskPort};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A disk is not slowed below so many bytes on their way: one of the longest requests is as many.
 const COST_LEAST: u64 = 256 << 10;
@@ -58,6 +59,8 @@ pub struct Tap {
     cost_max: u64,
     /// Which extents may be changed.
     intents: Option<Arc<Intents>>,
+    /// Who is told of disks that stand still.
+    nurse: OnceLock<Nurse>,
 }
 
 #[derive(Default)]
@@ -129,7 +132,26 @@ impl Tap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
         let (inner, room, ports) = (Mutex::default(), Condvar::new(), Mutex::default());
-        Arc::new(Self { inner, room, ports, cost_max, intents })
+        Arc::new(Self { inner, room, ports, cost_max, intents, nurse: OnceLock::new() })
+    }
+
+    /// Disks that stand still are tried again from now on.
+    pub(super) fn nurse(self: &Arc<Self>, moving: BTreeSet<u16>) -> std::io::Result<()> {
+        let nurse = Nurse::start(Arc::downgrade(self), moving)?;
+        let _ = self.nurse.set(nurse);
+        Ok(())
+    }
+
+    /// Who is told while a disk stands still for which the VM shall move.
+    pub(super) fn on_stand(&self, tell: TellStands) {
+        if let Some(nurse) = self.nurse.get() {
+            nurse.on_stand(tell);
+        }
+    }
+
+    /// Which disks stand still, in words.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.nurse.get().and_then(Nurse::trouble)
     }
 
     /// The owner of a disk.
@@ -281,7 +303,9 @@ impl DiskOwner for TapOfDisk {
     }
 
     fn stopped(&self, fault: &IoFault) {
-        tracing::error!(disk = self.disk, "the VM's disk stands still: {fault}");
+        if let Some(nurse) = self.tap.nurse.get() {
+            nurse.note(self.disk, fault.to_string());
+        }
     }
 }
 

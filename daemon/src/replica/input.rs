@@ -19,6 +19,11 @@ pub enum Input {
     Record(RecordNews),
     /// Of the VM's way to the network.
     Network(NetworkTrouble),
+    /// Of the VM's disks: one stands still, or none, for which the VM shall move.
+    Disk {
+        /// One does.
+        stands: bool,
+    },
     /// Of the operator.
     Control(Wish),
 }

@@ -164,6 +164,10 @@ impl RealHands {
             .map_err(failed("the listener"))?;
         let dialler =
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
+        if let Some(disks) = &disks {
+            let inputs = inputs.clone();
+            disks.on_stand(Box::new(move |stands| drop(inputs.send(Input::Disk { stands }))));
+        }
         let stamps = disks.as_ref().map(|disks| Arc::clone(disks.stamps()));
         let stamping = Stamping::start(node, stamps).map_err(failed("the thread of stamps"))?;
         let hands = Self {

@@ -36,6 +36,7 @@ impl RealHands {
                 self.note_network(&trouble);
                 (Some(Event::NetworkSeen { whose: Whose::Ours, reach }), None)
             }
+            Input::Disk { stands } => (Some(Event::DiskSeen { stands }), None),
             Input::Control(Wish::Retune(tuning)) => (Some(self.retune(tuning)), None),
             Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop { vm, reply }) => {
