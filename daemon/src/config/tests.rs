@@ -112,11 +112,6 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ("52:54:00:12:34:56", "53:54:00:12:34:56", "not a unicast address"),
         ("52:54:00:12:34:56", "52:54:00:12:34", "not of the form"),
         ("52:54:00:12:34:56", "52:54:00:12:34:+6", "not of the form"),
-        (
-            "[replication]",
-            "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]",
-            "writable disks are not replicated yet (/i)",
-        ),
         ("#journal_mib = 256", "journal_mib = 63", "replication.journal_mib = 63: must be 64 to 1048576"),
         ("#durability = \"commit\"", "durability = \"async\"", "unknown variant `async`"),
         (

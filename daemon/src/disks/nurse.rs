@@ -137,7 +137,9 @@ mod tests {
         tap.plug(vec![(2, Box::new(Port(tries)) as _)]);
         let nurse = Nurse::start(Arc::downgrade(&tap), BTreeSet::from([2])).unwrap();
         let (tells, told) = channel();
-        nurse.on_stand(Box::new(move |stands| drop(tells.send(stands))));
+        nurse.on_stand(Box::new(move |stands| {
+            let _ = tells.send(stands);
+        }));
         nurse.note(1, "it is full".into());
         nurse.note(2, "it is gone".into());
         assert!(told.recv().unwrap());
