@@ -1,7 +1,7 @@
 //! The digest of a pairing: one number that both sides carry along over everything decoded since the copy began: every
-//! page's number and content in order, every epoch's changes of disks, its number, and its state or log. It agrees at the end of an epoch only if
-//! the backup holds exactly the primary's history. So a wrong base for a delta, a lost page or an epoch out of order
-//! shows at once. It guards against mistakes and damage, not against an adversary.
+//! page's number and content in order, every epoch's changes of disks, its number, and its state or log. It agrees at
+//! the end of an epoch only if the backup holds exactly the primary's history. So a wrong base for a delta, a lost page
+//! or an epoch out of order shows at once. It guards against mistakes and damage, not against an adversary.
 
 use crate::page::Page;
 use ft_ram::PageIndex;
