@@ -160,7 +160,8 @@ impl<M: Medium> IntentMap<M> {
         Ok(Shape { id: 0, disk_bytes, extent_bytes }.bytes())
     }
 
-    /// A new map, durable, in which nothing is set, and without a base. `id` differs from that of any map that was there before.
+    /// A new map, durable, in which nothing is set, and without a base. `id` differs from that of any map that was
+    /// there before.
     pub fn create(medium: M, disk_bytes: u64, extent_bytes: u64, id: u64) -> Result<Self, IntentError> {
         let (need, has) = (Self::bytes_for(disk_bytes, extent_bytes)?, medium.bytes()?);
         if has < need {

@@ -92,7 +92,10 @@ pub enum ReceiveError {
         max: usize,
     },
     /// A change of a disk that the machine does not change, of what is not on it, or of parts of sectors.
-    #[error("epoch {epoch}: a change of bytes {} to {} of disk {}, {what}", .extent.bytes.start, .extent.bytes.end, .extent.disk)]
+    #[error(
+        "epoch {epoch}: a change of bytes {} to {} of disk {}, {what}",
+        .extent.bytes.start, .extent.bytes.end, .extent.disk
+    )]
     Change {
         /// The epoch, 0 in a copy.
         epoch: u64,

@@ -339,8 +339,8 @@ pub enum Message<'a> {
     },
     /// None asks for a [`Survey`], which is all that is answered; nothing follows.
     Survey(Option<Box<Survey>>),
-    /// A change of a disk, ahead of the checkpoint that it belongs to. In a full copy, where no epoch is (0), it is also
-    /// what makes the backup's disk equal.
+    /// A change of a disk, ahead of the checkpoint that it belongs to. In a full copy, where no epoch is (0), it is
+    /// also what makes the backup's disk equal.
     Disk(Change<'a>),
     /// See [`Compare`].
     Compare(Compare),

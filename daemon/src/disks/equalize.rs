@@ -1,7 +1,7 @@
-//! Makes the backup's disks equal while a copy is under way. Both hosts tell which extents may differ by their maps. Each
-//! of these is hashed here and compared there, in the stream
-//! among the changes, so that both hashes are of the same moment of it; what differs is sent, and compared again. While
-//! an extent is read nothing changes it: its changes are held back, and those under way are waited for.
+//! Makes the backup's disks equal while a copy is under way. Both hosts tell which extents may differ by their maps.
+//! Each of these is hashed here and compared there, in the stream among the changes, so that both hashes are of the
+//! same moment of it; what differs is sent, and compared again. While an extent is read nothing changes it: its changes
+//! are held back, and those under way are waited for.
 
 use super::agreement::Agreement;
 use super::images::{Images, ImagesError, NumberedImage};

@@ -1,6 +1,6 @@
-//! A backup's disks follow its primary's. Changes go into the journal as they come, a seal makes them a checkpoint's, and
-//! a thread carries out behind it: it makes the journal durable, changes the images, flushes them, and makes room. While
-//! a pairing begins, the images are nobody's: what comes then changes them at once.
+//! A backup's disks follow its primary's. Changes go into the journal as they come, a seal makes them a checkpoint's,
+//! and a thread carries out behind it: it makes the journal durable, changes the images, flushes them, and makes room.
+//! While a pairing begins, the images are nobody's: what comes then changes them at once.
 //!
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
@@ -197,8 +197,8 @@ impl Follower {
         Ok(stamps.write(cell, history)?)
     }
 
-    /// What comes in, one after the other: held from before the receiver takes a frame until what it means for the disks
-    /// is done, so that nothing of a connection that was lost comes after the next one has begun.
+    /// What comes in, one after the other: held from before the receiver takes a frame until what it means for the
+    /// disks is done, so that nothing of a connection that was lost comes after the next one has begun.
     pub fn turn(&self) -> Turn<'_> {
         Turn { follower: self, incoming: self.incoming.lock() }
     }

@@ -57,8 +57,8 @@ pub struct Host {
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_millis(1000)];
 
-/// Opens everything on this host that the machine will be wired to. Nothing runs yet. What this node has on record of the
-/// cell is what stamps of its disks are made with.
+/// Opens everything on this host that the machine will be wired to. Nothing runs yet. What this node has on record of
+/// the cell is what stamps of its disks are made with.
 pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host, ConsoleHub), HostError> {
     let machine = &config.machine;
     let spec = config.machine_spec()?;

@@ -278,8 +278,8 @@ impl Keeper {
         });
     }
 
-    /// Waits until the machine's disks have, durably, what is sealed of them. It takes as long as the disks do; how much
-    /// may wait is bounded.
+    /// Waits until the machine's disks have, durably, what is sealed of them. It takes as long as the disks do; how
+    /// much may wait is bounded.
     fn settle_disks(&self) -> Result<(), FollowError> {
         let Some(disks) = &self.setup.disks else { return Ok(()) };
         let is_stopped = || {

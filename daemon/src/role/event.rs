@@ -278,8 +278,8 @@ pub enum Event {
         /// How it is.
         reach: Reach,
     },
-    /// A disk of the VM stands still on this host, or goes on again. Told of disks for which the operator wishes that the
-    /// VM moves then.
+    /// A disk of the VM stands still on this host, or goes on again. Told of disks for which the operator wishes that
+    /// the VM moves then.
     DiskSeen {
         /// One stands still now.
         stands: bool,

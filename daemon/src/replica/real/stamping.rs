@@ -74,8 +74,8 @@ impl Stamping {
 }
 
 impl RealHands {
-    /// The VM is about to boot here. Its images must be right, and say so before it changes them; what is sealed of them
-    /// is carried out before they say so.
+    /// The VM is about to boot here. Its images must be right, and say so before it changes them; what is sealed of
+    /// them is carried out before they say so.
     pub(super) fn claim_images(&self) -> Result<(), HandsError> {
         if self.stamping.claim()? == Claim::OnceCarriedOut
             && let Some(disks) = &self.disks
