@@ -20,7 +20,8 @@ const WRITE: &str = "i=0; while [ ! -e /stop ]; do i=$((i+1)); head -c 30000 /de
                      echo number $i >/mnt/$((i % 50)); sync; echo $i >/count; done; echo stopped-$?";
 /// What it finds: the last fifty, of the disk and not of its memory.
 const CHECK: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /count); \
-                     for j in $(seq $((n > 49 ? n-49 : 1)) $n); do [ \"$(cat /mnt/$((j % 50)))\" = \"number $j\" ] || echo bad-$j; done; echo checked-$n-$?";
+                     for j in $(seq $((n > 49 ? n-49 : 1)) $n); do \
+                     [ \"$(cat /mnt/$((j % 50)))\" = \"number $j\" ] || echo bad-$j; done; echo checked-$n-$?";
 
 /// Where the Linux guest of this run is, and the tools for its file system.
 fn guest(test: &str) -> Option<PathBuf> {
