@@ -63,7 +63,7 @@ struct RunArgs {
     /// Number of keys
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u16).range(1..))]
     keys: u16,
-    /// Begins the names of the keys; clients that run at the same time need different ones [default: from the process and the time]
+    /// Begins the names of the keys; clients of one VM need different ones [default: from the process and the time]
     #[arg(long)]
     name: Option<String>,
     /// Chooses the sequence of operations

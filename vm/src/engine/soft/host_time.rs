@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 /// How long the guest's speed is measured before the pace is set by it...
 const WINDOW: Duration = Duration::from_millis(10);
-/// ...but at once where virtual time is ahead of the host's by so much. A guest that works in short pieces takes long to
-/// have worked for a window, and its time, at the pace of a moment in which the host was busy, runs away until then.
+/// ...but at once where virtual time is ahead of the host's by so much. A guest that works in short pieces takes long
+/// to have worked for a window, and its time, at the pace of a moment in which the host was busy, runs away until then.
 const FAST_NS: u64 = 10_000_000;
 /// A difference is made good within about this time.
 const CATCH_UP_NS: i64 = 100_000_000;
