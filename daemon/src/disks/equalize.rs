@@ -112,8 +112,10 @@ impl Equalizer {
     pub fn start(tap: &Arc<Tap>, intents: &Intents, images: &[NumberedImage]) -> Result<Self, EqualizeError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
+        let maps: Vec<Agreement> = sizes.iter().map(map).collect();
+        let parts = maps.iter().flat_map(Agreement::parts).collect();
         let work = Work {
-            maps: sizes.iter().map(map).collect(),
+            maps,
             rest: VecDeque::new(),
             differing: VecDeque::new(),
             unanswered: Vec::new(),
@@ -122,8 +124,13 @@ impl Equalizer {
             is_over: false,
         };
         let shared = Arc::new(Shared { work: Mutex::new(work), changed: Condvar::new() });
-        let worker =
-            Worker { shared: Arc::clone(&shared), tap: Arc::clone(tap), images: Images::new(images)?, sizes };
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            tap: Arc::clone(tap),
+            images: Images::new(images)?,
+            parts,
+            sizes,
+        };
         let spawned = std::thread::Builder::new().name("ftd-equalize".into()).spawn(move || worker.run());
         Ok(Self { shared, thread: Some(spawned.map_err(EqualizeError::Thread)?) })
     }
@@ -186,6 +193,8 @@ struct Worker {
     shared: Arc<Shared>,
     tap: Arc<Tap>,
     images: Images,
+    /// What this host's maps say.
+    parts: Vec<DiskMap>,
     sizes: Vec<(u16, u64)>,
 }
 
@@ -220,9 +229,8 @@ impl Worker {
 
     /// False: the pairing is over.
     fn tell_maps(&self) -> bool {
-        let parts: Vec<DiskMap> = self.shared.work.lock().maps.iter().flat_map(Agreement::parts).collect();
-        let encoded = parts.iter().map(|part| postcard::to_stdvec(part).unwrap_or_default());
-        encoded.into_iter().all(|part| self.tap.put(FrameType::DiskMap, part))
+        let mut encoded = self.parts.iter().map(|part| postcard::to_stdvec(part).unwrap_or_default());
+        encoded.all(|part| self.tap.put(FrameType::DiskMap, part))
     }
 
     /// The next task; none when all is done or nobody needs it any more.
