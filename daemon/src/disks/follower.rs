@@ -193,7 +193,13 @@ impl Follower {
     /// From here on the images have this history, durably.
     fn stamp(&self, history: History) -> Result<(), FollowError> {
         let Some(stamps) = &self.stamps else { return Ok(()) };
-        let cell = self.cell.lock().ok_or(FollowError::NoCell)?;
+        let is_named = matches!(history, History::Follows { named_in: Some(_), .. });
+        let cell = match *self.cell.lock() {
+            Some(cell) => cell,
+            None if is_named => return Err(FollowError::NoCell),
+            // An image of no cell is nobody's: it is stamped again once the cell names this node.
+            None => CellId(0),
+        };
         Ok(stamps.write(cell, history)?)
     }
 

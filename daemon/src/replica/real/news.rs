@@ -204,6 +204,9 @@ impl RealHands {
                 self.window.show_arbiter(cell.is_ok());
                 if let Ok(cell) = &cell {
                     self.stamping.note_cell(cell.as_ref());
+                    if let (Some(disks), Some(cell)) = (&self.disks, &cell) {
+                        disks.follower().know_cell(cell.id);
+                    }
                 }
                 Event::CellRead(cell)
             }
