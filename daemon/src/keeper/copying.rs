@@ -96,9 +96,7 @@ impl Copying {
         let mut encoder = Encoder::new(vm.ram.pages(), setup.shadow_bytes);
         let dispatch = Dispatch::open();
         let pace = CopyPace::begin(clock::now_us(), setup.service.speed_pct_min);
-        let begun = FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink());
-        let begun = begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok();
-        let Some(copy) = begun else { return Ok(None) };
+        // Before the backup hears of the copy: its maps may come at once.
         let disks = setup.disks.as_ref().map(|disks| CopyingDisks::begin(disks, &dispatch)).transpose();
         let disks = match disks {
             Ok(disks) => disks,
@@ -107,6 +105,9 @@ impl Copying {
                 return Ok(None);
             }
         };
+        let begun = FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink());
+        let begun = begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok();
+        let Some(copy) = begun else { return Ok(None) };
         Ok(Some(Self {
             pairing,
             encoder,
