@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Storage of a fixed size. What was written is there for the next read; only what was flushed survives a loss of
 /// power. A write that was not flushed may survive in part, sector by sector.
@@ -37,7 +37,25 @@ impl Medium for File {
     }
 }
 
-impl<M: Medium> Medium for &M {
+impl<M: Medium + ?Sized> Medium for &M {
+    fn bytes(&self) -> io::Result<u64> {
+        (**self).bytes()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        (**self).read(offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        (**self).write(offset, from)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+}
+
+impl<M: Medium + ?Sized> Medium for Arc<M> {
     fn bytes(&self) -> io::Result<u64> {
         (**self).bytes()
     }

@@ -54,6 +54,11 @@ pub(crate) fn write(medium: &impl Medium, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes one, durably.
 pub(crate) fn write_one(medium: &impl Medium, slot: u64, bytes: &[u8]) -> io::Result<()> {
-    medium.write(slot * SLOT_BYTES, bytes)?;
+    put(medium, slot, bytes)?;
     medium.sync()
+}
+
+/// Writes one. The next flush makes it durable.
+pub(crate) fn put(medium: &impl Medium, slot: u64, bytes: &[u8]) -> io::Result<()> {
+    medium.write(slot * SLOT_BYTES, bytes)
 }

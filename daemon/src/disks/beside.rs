@@ -8,7 +8,7 @@ use super::intents::{Intent, Intents};
 use super::stamps::{StampOf, Stamps, whose};
 use crate::config::{Config, DiskConfig};
 use crate::nonce::random_nonce;
-use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, SealedEpoch, Stamp};
+use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, Medium, SealedEpoch, Stamp};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,16 @@ const DIRECTORY: &str = "disks";
 /// Bytes that one bit of an intent map stands for.
 const EXTENT_BYTES: u64 = 1 << 20;
 
+/// The journal, whose storage is flushed by whoever does not hold it.
+pub type DiskJournal = Journal<Arc<dyn Medium + Send + Sync>>;
+
+fn medium(file: File) -> Arc<dyn Medium + Send + Sync> {
+    Arc::new(file)
+}
+
 /// See the module.
 pub struct Beside {
-    journal: Arc<Mutex<Journal<File>>>,
+    journal: Arc<Mutex<DiskJournal>>,
     intents: Arc<Intents>,
     stamps: Arc<Stamps>,
 }
@@ -95,7 +102,7 @@ impl Beside {
 
     /// The journal of this node as a backup.
     #[must_use]
-    pub fn journal(&self) -> &Arc<Mutex<Journal<File>>> {
+    pub fn journal(&self) -> &Arc<Mutex<DiskJournal>> {
         &self.journal
     }
 
@@ -163,10 +170,10 @@ fn not_without_journal(stamps: &Stamps) -> Result<(), BesideError> {
     Ok(())
 }
 
-fn make_journal(path: &Path, bytes: u64, applied: Option<SealedEpoch>) -> Result<Journal<File>, BesideError> {
+fn make_journal(path: &Path, bytes: u64, applied: Option<SealedEpoch>) -> Result<DiskJournal, BesideError> {
     let failed = |source| BesideError::Journal { path: path.to_owned(), source };
     files::make(path, bytes, |file| {
-        let mut journal = Journal::create(file, random_nonce()).map_err(failed)?;
+        let mut journal = Journal::create(medium(file), random_nonce()).map_err(failed)?;
         if let Some(sealed) = applied {
             carry_over(&mut journal, sealed).map_err(failed)?;
         }
@@ -175,7 +182,7 @@ fn make_journal(path: &Path, bytes: u64, applied: Option<SealedEpoch>) -> Result
 }
 
 /// The image of the new journal is that of the old one.
-fn carry_over(journal: &mut Journal<File>, sealed: SealedEpoch) -> Result<(), JournalError> {
+fn carry_over(journal: &mut DiskJournal, sealed: SealedEpoch) -> Result<(), JournalError> {
     journal.seal(sealed)?;
     journal.sync()?;
     journal.apply(u64::MAX, |_| Ok::<(), std::convert::Infallible>(())).map_err(|e| match e {
@@ -185,10 +192,11 @@ fn carry_over(journal: &mut Journal<File>, sealed: SealedEpoch) -> Result<(), Jo
     journal.release()
 }
 
-fn open_journal(path: &Path, file: File, bytes: u64) -> Result<Journal<File>, BesideError> {
+fn open_journal(path: &Path, file: File, bytes: u64) -> Result<DiskJournal, BesideError> {
     let path_of = || PathBuf::from(path);
     let has = file.metadata().map_err(files::failed(path))?.len();
-    let journal = Journal::open(file).map_err(|source| BesideError::Journal { path: path_of(), source })?;
+    let journal =
+        Journal::open(medium(file)).map_err(|source| BesideError::Journal { path: path_of(), source })?;
     if has == bytes {
         return Ok(journal);
     }

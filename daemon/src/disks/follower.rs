@@ -6,6 +6,7 @@
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
 
 use super::agreement::Agreement;
+use super::beside::DiskJournal;
 use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
 use super::images::{Images, ImagesError, NumberedImage};
@@ -14,17 +15,16 @@ use super::stamps::Stamps;
 use crate::config::Durability;
 use ft_arbiter::CellId;
 use ft_checkpoint::wire::message::{Compare, DiskMap, Held, Settled};
-use ft_mirror::{ApplyError, Change, History, Journal, JournalError, SealedEpoch};
+use ft_mirror::{ApplyError, Change, History, JournalError, Medium, SealedEpoch};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes that are carried out before the journal is left to others.
+/// Bytes that are carried out before it is asked whether there is still something to do.
 const APPLY_BYTES: u64 = 256 << 10;
 /// Until an image is tried again that could not be changed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ enum Pending {
 }
 
 struct Shared {
-    journal: Arc<Mutex<Journal<File>>>,
+    journal: Arc<Mutex<DiskJournal>>,
     /// The journal has work, or room, or there is nothing left to be done.
     changed: Condvar,
     carried: Mutex<Carried>,
@@ -151,7 +151,7 @@ struct Incoming {
 impl Follower {
     /// Goes on from what the journal holds.
     pub fn start(
-        journal: Arc<Mutex<Journal<File>>>,
+        journal: Arc<Mutex<DiskJournal>>,
         stamps: Option<Arc<Stamps>>,
         intents: Arc<Intents>,
         images: &[NumberedImage],
@@ -237,8 +237,16 @@ impl Turn<'_> {
     pub fn connected(&mut self) -> Result<(), FollowError> {
         match &mut self.incoming.phase {
             Phase::Following(pending) if *pending == Pending::Changes => {
+                let shared = &self.follower.shared;
+                let mut journal = shared.sound()?;
+                loop {
+                    match journal.drop_unsealed() {
+                        Err(JournalError::Busy) => shared.changed.wait(&mut journal),
+                        dropped => break dropped?,
+                    }
+                }
                 *pending = Pending::Nothing;
-                Ok(self.follower.shared.sound()?.drop_unsealed()?)
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -337,7 +345,7 @@ impl Turn<'_> {
         let mut journal = shared.sound()?;
         journal.seal(SealedEpoch { pairing: held.pairing, epoch: held.epoch })?;
         if durability == Durability::Sync {
-            journal.sync()?;
+            shared.flush_until(&mut journal, DiskJournal::is_durable)?;
         }
         *phase = Phase::Following(Pending::Nothing);
         shared.changed.notify_all();
@@ -391,14 +399,34 @@ impl Shared {
     }
 
     /// The journal, unless what carries it out has failed.
-    fn sound(&self) -> Result<MutexGuard<'_, Journal<File>>, FollowError> {
+    fn sound(&self) -> Result<MutexGuard<'_, DiskJournal>, FollowError> {
         self.look()?;
         Ok(self.journal.lock())
     }
 
+    /// Flushes the journal until this is so, or waits for those who do. Nobody is kept from the journal meanwhile.
+    fn flush_until(
+        &self,
+        journal: &mut MutexGuard<'_, DiskJournal>,
+        is_done: impl Fn(&DiskJournal) -> bool,
+    ) -> Result<(), JournalError> {
+        while !is_done(journal) {
+            let Some(flush) = journal.begin_flush()? else {
+                self.changed.wait(journal);
+                continue;
+            };
+            let medium = Arc::clone(journal.medium());
+            let result = MutexGuard::unlocked(journal, || medium.sync());
+            let done = journal.flushed(flush, result);
+            self.changed.notify_all();
+            done?;
+        }
+        Ok(())
+    }
+
     fn await_carried_out(
         &self,
-        journal: &mut MutexGuard<'_, Journal<File>>,
+        journal: &mut MutexGuard<'_, DiskJournal>,
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<(), FollowError> {
         while !journal.is_carried_out() {
@@ -471,22 +499,22 @@ impl Carrier {
         }
     }
 
-    /// Carries out what is sealed by now.
+    /// Carries out what is sealed by now. The journal is others' while storage is waited for.
     fn round(&mut self) -> Result<(), FollowError> {
-        // The most of it without keeping anybody from the journal.
-        let file = self.shared.journal.lock().medium().try_clone().map_err(JournalError::from)?;
-        file.sync_data().map_err(JournalError::from)?;
-        self.shared.journal.lock().sync()?;
-        loop {
-            let mut journal = self.shared.journal.lock();
-            if journal.ready() == 0 {
-                break;
-            }
-            journal.apply(APPLY_BYTES, |change| self.images.carry_out(change))?;
+        let shared = Arc::clone(&self.shared);
+        let mut journal = shared.journal.lock();
+        shared.flush_until(&mut journal, |journal| journal.ready() > 0 || journal.waiting() == 0)?;
+        let medium = Arc::clone(journal.medium());
+        while let Some(mut portion) = journal.portion(APPLY_BYTES) {
+            let images = &mut self.images;
+            let carry_out = || portion.carry_out(&medium, |change| images.carry_out(change));
+            let done = MutexGuard::unlocked(&mut journal, carry_out);
+            journal.carried_out(portion);
+            done?;
         }
-        self.images.flush()?;
-        let mut journal = self.shared.journal.lock();
-        journal.release()?;
+        MutexGuard::unlocked(&mut journal, || self.images.flush())?;
+        journal.begin_release()?;
+        shared.flush_until(&mut journal, |journal| !journal.is_releasing())?;
         *self.shared.carried.lock() = Carried {
             through: journal.applied(),
             is_all: journal.is_carried_out(),

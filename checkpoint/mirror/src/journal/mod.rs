@@ -14,14 +14,22 @@
 //! A stretch that power may have torn is told from damage: what lies before the **cut** was made durable, and the ring
 //! has marks that say how far later syncs came. From the cut on, only records of the newest **session** count, so
 //! nothing of an epoch that was dropped comes back between what was written in its place.
+//!
+//! Storage may take its time to flush, and to carry changes out: both are begun and ended here, and done in between by
+//! whoever has the journal to share with others ([`Flush`], [`Portion`]).
 
+mod flush;
+mod portion;
 mod record;
 mod recover;
 mod ring;
 mod superblock;
 
+pub use flush::Flush;
+pub use portion::Portion;
 pub use recover::Glance;
 
+use self::flush::{Flushing, Releasing};
 use self::record::{Entry, HEAD_BYTES, PAYLOAD_BYTES_MAX, Place, span};
 use self::ring::Ring;
 use self::superblock::{JOURNAL_VERSION, Position, RING_START, Superblock};
@@ -82,6 +90,9 @@ pub enum JournalError {
         /// What is left.
         free: u64,
     },
+    /// It must not be done while the storage is being flushed.
+    #[error("is being flushed")]
+    Busy,
     /// The storage failed before, and nobody knows what it has taken.
     #[error("failed before, and must be opened again")]
     Unknown,
@@ -112,6 +123,9 @@ pub struct Journal<M> {
     durable: Position,
     /// Behind the last record that was carried out, and the last seal before that.
     applied: (Position, Option<SealedEpoch>),
+    /// The head's way into its slots.
+    releasing: Option<Releasing>,
+    flushing: Flushing,
     health: Health,
 }
 
@@ -148,6 +162,8 @@ impl<M: Medium> Journal<M> {
             sealed: (start, None),
             durable: start,
             applied: (start, None),
+            releasing: None,
+            flushing: Flushing::Idle,
             health: Health::Sound,
         })
     }
@@ -218,71 +234,30 @@ impl<M: Medium> Journal<M> {
         Ok(())
     }
 
-    /// Makes durable what is sealed.
-    pub fn sync(&mut self) -> Result<(), JournalError> {
-        if self.durable == self.sealed.0 {
-            return Ok(());
-        }
-        let reached = self.sealed.0;
-        self.sound()?;
-        self.ring.medium.sync().map_err(|e| self.failed(e))?;
-        self.durable = reached;
-        // It is a help against damage, and not worth being full for.
-        if self.ring.bytes - (self.tail.at - self.superblock.head.at) >= RESERVE {
-            self.put(&Entry::Durable(reached.sequence))?;
-        }
-        Ok(())
-    }
-
-    /// Carries out what is sealed and durable, in order, until it is some `budget` bytes of the journal or all. Says
-    /// how many bytes still wait. A change that failed is the first one the next time.
-    pub fn apply<E>(
-        &mut self,
-        budget: u64,
-        mut carry_out: impl FnMut(&Change<'_>) -> Result<(), E>,
-    ) -> Result<u64, ApplyError<E>> {
-        let begun_at = self.applied.0.at;
-        while self.applied.0.at < self.durable.at && self.applied.0.at - begun_at < budget {
-            let Position { at, sequence } = self.applied.0;
-            let damaged = JournalError::Damaged { sequence, at: RING_START + at % self.ring.bytes };
-            let head = self.ring.head(at).map_err(JournalError::from)?;
-            let head = head.filter(|head| head.place.sequence == sequence);
-            let entry = head.and_then(|head| self.ring.entry(at, &head).transpose());
-            let Some((entry, bytes)) = entry.transpose().map_err(JournalError::from)? else {
-                return Err(damaged.into());
-            };
-            match &entry {
-                Entry::Change(change) => carry_out(change).map_err(ApplyError::Image)?,
-                Entry::Seal(sealed) => self.applied.1 = Some(*sealed),
-                Entry::Durable(_) => {}
-            }
-            self.applied.0 = Position { at: at + bytes, sequence: sequence + 1 };
-        }
-        Ok(self.sealed.0.at - self.applied.0.at)
-    }
-
     /// The image may lack what was carried out since the last release: all of it is carried out again.
     pub fn again(&mut self) {
-        self.applied = (self.superblock.head, self.superblock.applied);
+        // A head that is on its way may be in a slot: what is before it was flushed.
+        let Superblock { head, applied, .. } = self.newest();
+        self.applied = (head, applied);
     }
 
-    /// The image was flushed: what was carried out before that is not needed any more.
-    pub fn release(&mut self) -> Result<(), JournalError> {
-        let (head, applied) = self.applied;
-        if head == self.superblock.head {
-            return Ok(());
-        }
-        let next = Superblock { head, applied, ..self.superblock };
-        self.publish(next)
-    }
-
-    /// Drops what was appended since the last seal: the connection that it came over is gone.
+    /// Drops what was appended since the last seal: the connection that it came over is gone. Flushes the storage, and
+    /// must not be called while somebody else does.
     pub fn drop_unsealed(&mut self) -> Result<(), JournalError> {
+        if self.flushing == Flushing::UnderWay {
+            return Err(JournalError::Busy);
+        }
         let cut = self.sealed.0;
         let session = self.superblock.session.wrapping_add(1);
-        self.publish(Superblock { cut, session, ..self.superblock })?;
+        self.publish(Superblock { cut, session, ..self.newest() })?;
+        self.releasing = None;
         (self.tail, self.durable) = (cut, cut);
         Ok(())
+    }
+
+    /// The newest that a slot may hold.
+    fn newest(&self) -> Superblock {
+        self.releasing.as_ref().map_or(self.superblock, |releasing| releasing.next)
     }
 
     fn sound(&self) -> Result<(), JournalError> {

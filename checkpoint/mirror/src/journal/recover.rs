@@ -1,5 +1,6 @@
 //! A journal as a process finds it: from the head on, record after record, as far as they go.
 
+use super::flush::Flushing;
 use super::record::{Entry, Head};
 use super::ring::Ring;
 use super::superblock::{Position, RING_START, Superblock};
@@ -27,7 +28,17 @@ impl<M: Medium> Journal<M> {
         let sealed = last_seal(&ring, &superblock)?;
         let applied = (superblock.head, superblock.applied);
         let (tail, durable) = (sealed.0, sealed.0);
-        let mut journal = Self { ring, superblock, tail, sealed, durable, applied, health: Health::Sound };
+        let mut journal = Self {
+            ring,
+            superblock,
+            tail,
+            sealed,
+            durable,
+            applied,
+            releasing: None,
+            flushing: Flushing::Idle,
+            health: Health::Sound,
+        };
         journal.drop_unsealed()?;
         Ok(journal)
     }

@@ -42,7 +42,7 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
-    fn encode(&self) -> [u8; BYTES] {
+    pub(super) fn encode(&self) -> [u8; BYTES] {
         let SealedEpoch { pairing, epoch } = self.applied.unwrap_or_default();
         let words = [
             self.count,

@@ -2,7 +2,9 @@
 //! of a checkpoint that was sealed, and never of one before the last that was made durable.
 
 use crate::lossy::{Lossy, Luck};
-use ft_mirror::{ApplyError, Change, Extent, Journal, JournalError, Medium, SealedEpoch, Space};
+use ft_mirror::{
+    ApplyError, Change, Extent, Flush, Journal, JournalError, Medium, Portion, SealedEpoch, Space,
+};
 use proptest::prelude::*;
 use std::borrow::Cow;
 use std::io;
@@ -20,6 +22,14 @@ enum Step {
         budget: u64,
     },
     FlushAndRelease,
+    /// Another thread's flush is begun, done, or told; what comes between is others'.
+    FlushOnTheSide,
+    /// The image is flushed, and what moves the head is left to flushes on the side.
+    BeginRelease,
+    /// Another thread takes a part to be carried out, or has carried it out.
+    ApplyOnTheSide {
+        budget: u64,
+    },
     LoseLink,
     Die,
     LosePower {
@@ -50,12 +60,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Step::Sync),
         4 => (0..20_000_u64).prop_map(|budget| Step::Apply { budget }),
         2 => Just(Step::FlushAndRelease),
+        12 => Just(Step::FlushOnTheSide),
+        4 => Just(Step::BeginRelease),
+        4 => (0..20_000_u64).prop_map(|budget| Step::ApplyOnTheSide { budget }),
         1 => Just(Step::LoseLink),
         1 => Just(Step::Die),
         2 => any::<u64>().prop_map(|luck| Step::LosePower { luck }),
         2 => (0..6_u32).prop_map(|calls| Step::LosePowerSoon { calls }),
     ];
-    prop::collection::vec(step, 1..120)
+    prop::collection::vec(step, 1..160)
 }
 
 fn carry_out(image: &impl Medium, change: &Change<'_>) -> io::Result<()> {
@@ -75,10 +88,20 @@ struct Model {
     durable: usize,
 }
 
+/// A flush that another thread has begun.
+struct Side {
+    flush: Flush,
+    /// The last checkpoint that it makes durable.
+    reaches: usize,
+    result: Option<io::Result<()>>,
+}
+
 struct Backup<'a> {
     store: &'a Lossy,
     image: &'a Lossy,
     journal: Journal<&'a Lossy>,
+    side: Option<Side>,
+    portion: Option<Portion>,
     model: Model,
 }
 
@@ -92,6 +115,8 @@ impl<'a> Backup<'a> {
             store,
             image,
             journal,
+            side: None,
+            portion: None,
             model: Model { sealed: vec![empty.clone()], coming: empty, durable: 0 },
         }
     }
@@ -125,13 +150,64 @@ impl<'a> Backup<'a> {
         self.journal.seal(SealedEpoch { pairing: PAIRING, epoch })
     }
 
+    fn flush_on_the_side(&mut self) -> Result<(), JournalError> {
+        match self.side.take() {
+            None => {
+                let reaches = self.model.sealed.len() - 1;
+                let flush = self.journal.begin_flush()?.expect("nobody else flushes");
+                assert!(matches!(self.journal.begin_flush(), Ok(None)), "one at a time");
+                self.side = Some(Side { flush, reaches, result: None });
+            }
+            Some(Side { result: None, flush, reaches }) => {
+                self.side = Some(Side { flush, reaches, result: Some(self.store.sync()) });
+            }
+            Some(Side { result: Some(result), flush, reaches }) => {
+                self.journal.flushed(flush, result)?;
+                self.model.durable = self.model.durable.max(reaches);
+            }
+        }
+        Ok(())
+    }
+
+    /// Who wants to flush waits for others who do.
+    fn wait_for_flush(&mut self) -> Result<(), JournalError> {
+        while self.side.is_some() {
+            self.flush_on_the_side()?;
+        }
+        Ok(())
+    }
+
+    fn apply_on_the_side(&mut self, budget: u64) -> Result<(), JournalError> {
+        let Some(mut portion) = self.portion.take() else {
+            self.portion = self.journal.portion(budget);
+            return Ok(());
+        };
+        let image = self.image;
+        let done = portion.carry_out(&self.store, |change| carry_out(&image, change));
+        self.journal.carried_out(portion);
+        match done {
+            Ok(()) => Ok(()),
+            Err(ApplyError::Journal(error)) => Err(error),
+            Err(ApplyError::Image(error)) => Err(error.into()),
+        }
+    }
+
+    fn begin_release(&mut self) -> Result<(), JournalError> {
+        self.image.sync()?;
+        self.journal.begin_release()
+    }
+
     fn sync(&mut self) -> Result<(), JournalError> {
+        self.wait_for_flush()?;
         self.journal.sync()?;
         self.model.durable = self.model.sealed.len() - 1;
         Ok(())
     }
 
     fn apply(&mut self, budget: u64) -> Result<(), JournalError> {
+        if self.portion.is_some() {
+            self.apply_on_the_side(0)?;
+        }
         let image = self.image;
         match self.journal.apply(budget, |change| carry_out(&image, change)) {
             Ok(_) => Ok(()),
@@ -141,11 +217,16 @@ impl<'a> Backup<'a> {
     }
 
     fn flush_and_release(&mut self) -> Result<(), JournalError> {
+        // One that was begun before does not move the head as far.
+        while self.side.is_some() || self.journal.is_releasing() {
+            self.flush_on_the_side()?;
+        }
         self.image.sync()?;
         self.journal.release()
     }
 
     fn lose_link(&mut self) -> Result<(), JournalError> {
+        self.wait_for_flush()?;
         self.journal.drop_unsealed()?;
         self.model.coming.clone_from(self.model.sealed.last().unwrap());
         self.model.durable = self.model.sealed.len() - 1;
@@ -154,6 +235,7 @@ impl<'a> Backup<'a> {
 
     /// Another process goes on; it finds this checkpoint.
     fn start_again(&mut self) -> usize {
+        (self.side, self.portion) = (None, None);
         self.journal = Journal::open(self.store).unwrap();
         let SealedEpoch { pairing, epoch } = self.journal.sealed().unwrap();
         assert_eq!(pairing, PAIRING);
@@ -187,6 +269,9 @@ impl<'a> Backup<'a> {
             Step::Sync => self.sync(),
             Step::Apply { budget } => self.apply(*budget),
             Step::FlushAndRelease => self.flush_and_release(),
+            Step::FlushOnTheSide => self.flush_on_the_side(),
+            Step::BeginRelease => self.begin_release(),
+            Step::ApplyOnTheSide { budget } => self.apply_on_the_side(*budget),
             Step::LoseLink => self.lose_link(),
             Step::Die => {
                 let last = self.model.sealed.len() - 1;

@@ -1,14 +1,17 @@
 //! The images are those of the last seal, whenever the connection or the process ends; and what makes them equal ends
 //! only when they are.
 
+mod storage;
+
 use super::*;
 use crate::disks::{Clearance, Equalized, Equalizer, Intent, Tap, TappedDisk, Told};
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::Compared;
 use ft_checkpoint::wire::{Frame, Message};
 use ft_disk::{Access, RawImage};
-use ft_mirror::{Extent, IntentMap, MemoryMedium, Space};
+use ft_mirror::{Extent, IntentMap, Journal, MemoryMedium, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -49,9 +52,21 @@ impl Node {
     }
 
     fn follower_with(&self, intents: Arc<Intents>) -> Follower {
-        let journal = File::options().read(true).write(true).open(self.path("journal")).unwrap();
-        let journal = Arc::new(Mutex::new(Journal::open(journal).unwrap()));
-        Follower::start(journal, None, intents, &[self.image()], Durability::Commit).unwrap()
+        self.follower_on(Arc::new(self.journal()), intents, Durability::Commit)
+    }
+
+    fn journal(&self) -> File {
+        File::options().read(true).write(true).open(self.path("journal")).unwrap()
+    }
+
+    fn follower_on(
+        &self,
+        medium: Arc<dyn Medium + Send + Sync>,
+        intents: Arc<Intents>,
+        durability: Durability,
+    ) -> Follower {
+        let journal = Arc::new(Mutex::new(Journal::open(medium).unwrap()));
+        Follower::start(journal, None, intents, &[self.image()], durability).unwrap()
     }
 
     fn sector(&self, sector: u64) -> u8 {
