@@ -40,11 +40,11 @@ struct Opened {
 }
 
 /// See the module.
-pub struct Images {
+pub struct MirroredImages {
     all: Vec<Opened>,
 }
 
-impl Images {
+impl MirroredImages {
     /// Each is shared with whoever else has a part in it. What a backup changes is in its primary's intent maps.
     pub fn new(images: &[NumberedImage]) -> Result<Self, ImagesError> {
         let one = |(disk, image): &NumberedImage| {
