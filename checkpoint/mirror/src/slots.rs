@@ -62,3 +62,12 @@ pub(crate) fn write_one(medium: &impl Medium, slot: u64, bytes: &[u8]) -> io::Re
 pub(crate) fn put(medium: &impl Medium, slot: u64, bytes: &[u8]) -> io::Result<()> {
     medium.write(slot * SLOT_BYTES, bytes)
 }
+
+/// Writes again what they say.
+pub(crate) fn write_again<const BYTES: usize>(medium: &impl Medium) -> io::Result<()> {
+    (0..2).try_for_each(|slot| {
+        let mut bytes = [0; BYTES];
+        medium.read(slot * SLOT_BYTES, &mut bytes)?;
+        put(medium, slot, &bytes)
+    })
+}

@@ -5,6 +5,11 @@
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
 
+mod carrier;
+
+pub use carrier::Trouble;
+
+use self::carrier::{Carried, Carrier, LOOK_INTERVAL, Shared, Suspect};
 use super::agreement::Agreement;
 use super::beside::DiskJournal;
 use super::equalize::{extent_at, extents, hash};
@@ -15,29 +20,22 @@ use super::stamps::Stamps;
 use crate::config::Durability;
 use ft_arbiter::CellId;
 use ft_checkpoint::wire::message::{Compare, DiskMap, Held, Settled};
-use ft_mirror::{ApplyError, Change, History, JournalError, Medium, SealedEpoch};
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use ft_mirror::{ApplyError, Change, History, JournalError, SealedEpoch};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes that are carried out before it is asked whether there is still something to do.
-const APPLY_BYTES: u64 = 256 << 10;
-/// Until an image is tried again that could not be changed.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often the primary is told, at most, how far the images are.
 const SETTLED_INTERVAL: Duration = Duration::from_millis(100);
-/// Who waits looks so often whether it still should.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a backup's disks do not follow.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
     /// The journal.
-    #[error("the journal of this node's disks {0}")]
+    #[error("the journal of this node's disks (state_dir/disks/journal) {0}")]
     Journal(#[from] JournalError),
     /// An image.
     #[error(transparent)]
@@ -52,14 +50,25 @@ pub enum FollowError {
     #[error("cannot start a thread to change disks: {0}")]
     Thread(std::io::Error),
     /// It failed before.
-    #[error("this node's disks follow no more since: {0}")]
-    Failed(Arc<str>),
+    #[error("this node's disks do not follow the primary's: {0}")]
+    Failed(Trouble),
     /// The copy ended before every extent was the same.
     #[error("the primary ends its copy, and {0} extents of the disks have not been found the same")]
     Unequal(usize),
     /// Whoever waited was told not to.
     #[error("given up")]
     GivenUp,
+}
+
+impl FollowError {
+    /// Whether a new journal would mend it.
+    fn is_of_journal(&self) -> bool {
+        match self {
+            Self::Journal(_) => true,
+            Self::Failed(trouble) => trouble.of == Suspect::Journal,
+            _ => false,
+        }
+    }
 }
 
 impl From<ApplyError<ImagesError>> for FollowError {
@@ -106,26 +115,6 @@ enum Pending {
     Changes,
 }
 
-struct Shared {
-    journal: Arc<Mutex<DiskJournal>>,
-    /// The journal has work, or room, or there is nothing left to be done.
-    changed: Condvar,
-    carried: Mutex<Carried>,
-    failed: Mutex<Option<Arc<str>>>,
-    is_ending: AtomicBool,
-}
-
-/// What the images have, durably.
-#[derive(Clone, Copy, Debug, Default)]
-struct Carried {
-    /// The last checkpoint of these that changed a disk...
-    through: Option<SealedEpoch>,
-    /// ...and whether none was sealed since that did.
-    is_all: bool,
-    /// Bytes of the journal that they lack.
-    waiting: u64,
-}
-
 /// See the module.
 pub struct Follower {
     shared: Arc<Shared>,
@@ -165,13 +154,7 @@ impl Follower {
             sizes,
             told: None,
         };
-        let shared = Arc::new(Shared {
-            journal,
-            changed: Condvar::new(),
-            carried: Mutex::default(),
-            failed: Mutex::default(),
-            is_ending: false.into(),
-        });
+        let shared = Arc::new(Shared::new(journal));
         let carrier = Carrier { shared: Arc::clone(&shared), images: MirroredImages::new(images)? };
         let spawned = std::thread::Builder::new().name("ftd-disks".into()).spawn(move || carrier.run());
         let thread = Some(spawned.map_err(FollowError::Thread)?);
@@ -222,7 +205,7 @@ impl Follower {
 
     /// Why it does not follow.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.failed.lock().as_ref().map(|why| why.to_string())
+        self.shared.failed.lock().as_ref().map(ToString::to_string)
     }
 }
 
@@ -239,12 +222,8 @@ impl FollowerTurn<'_> {
             Phase::Following(pending) if *pending == Pending::Changes => {
                 let shared = &self.follower.shared;
                 let mut journal = shared.sound()?;
-                loop {
-                    match journal.drop_unsealed() {
-                        Err(JournalError::Busy) => shared.changed.wait(&mut journal),
-                        dropped => break dropped?,
-                    }
-                }
+                shared.between_flushes(&mut journal, DiskJournal::mend)?;
+                shared.between_flushes(&mut journal, DiskJournal::drop_unsealed)?;
                 *pending = Pending::Nothing;
                 Ok(())
             }
@@ -252,16 +231,28 @@ impl FollowerTurn<'_> {
         }
     }
 
-    /// A copy begins. What is sealed is carried out, and then the images are nobody's. The primary shall know this
-    /// host's maps.
+    /// A copy begins. What is sealed is carried out, and then the images are nobody's. Where the journal is in the way of
+    /// that, they are so at once, and a new one is begun: the copy makes up for all that the old one held. The primary
+    /// shall know this host's maps.
     pub fn copy_begins(
         &mut self,
         pairing: u64,
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<Vec<DiskMap>, FollowError> {
-        self.connected()?;
-        self.follower.carry_out(is_stopped)?;
-        self.follower.stamp(History::Mixed { pairing })?;
+        let carried = self.connected().and_then(|()| self.follower.carry_out(is_stopped));
+        match carried {
+            Err(why) if why.is_of_journal() => {
+                self.follower.stamp(History::Mixed { pairing })?;
+                self.follower.shared.renew_journal(is_stopped)?;
+                tracing::warn!(
+                    "a new journal was begun for the copy that makes this node's disks equal: {why}"
+                );
+            }
+            carried => {
+                carried?;
+                self.follower.stamp(History::Mixed { pairing })?;
+            }
+        }
         let Incoming { phase, intents, sizes, .. } = &mut *self.incoming;
         let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
         let maps: Vec<Agreement> = sizes.iter().map(map).collect();
@@ -302,7 +293,7 @@ impl FollowerTurn<'_> {
                 }
                 appended => {
                     *pending = Pending::Changes;
-                    return Ok(appended?);
+                    return Ok(shared.heard(appended)?);
                 }
             }
         }
@@ -343,7 +334,7 @@ impl FollowerTurn<'_> {
             }
         };
         let mut journal = shared.sound()?;
-        journal.seal(SealedEpoch { pairing: held.pairing, epoch: held.epoch })?;
+        shared.heard(journal.seal(SealedEpoch { pairing: held.pairing, epoch: held.epoch }))?;
         if durability == Durability::Sync {
             shared.flush_until(&mut journal, DiskJournal::is_durable)?;
         }
@@ -390,143 +381,6 @@ impl Drop for Follower {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-impl Shared {
-    fn look(&self) -> Result<(), FollowError> {
-        self.failed.lock().as_ref().map_or(Ok(()), |why| Err(FollowError::Failed(Arc::clone(why))))
-    }
-
-    /// The journal, unless what carries it out has failed.
-    fn sound(&self) -> Result<MutexGuard<'_, DiskJournal>, FollowError> {
-        self.look()?;
-        Ok(self.journal.lock())
-    }
-
-    /// Flushes the journal until this is so, or waits for those who do. Nobody is kept from the journal meanwhile.
-    fn flush_until(
-        &self,
-        journal: &mut MutexGuard<'_, DiskJournal>,
-        is_done: impl Fn(&DiskJournal) -> bool,
-    ) -> Result<(), JournalError> {
-        while !is_done(journal) {
-            let Some(flush) = journal.begin_flush()? else {
-                self.changed.wait(journal);
-                continue;
-            };
-            let medium = Arc::clone(journal.medium());
-            let result = MutexGuard::unlocked(journal, || medium.sync());
-            let done = journal.flushed(flush, result);
-            self.changed.notify_all();
-            done?;
-        }
-        Ok(())
-    }
-
-    fn await_carried_out(
-        &self,
-        journal: &mut MutexGuard<'_, DiskJournal>,
-        is_stopped: &dyn Fn() -> bool,
-    ) -> Result<(), FollowError> {
-        while !journal.is_carried_out() {
-            if is_stopped() {
-                return Err(FollowError::GivenUp);
-            }
-            self.changed.notify_all();
-            self.changed.wait_for(journal, LOOK_INTERVAL);
-            self.look()?;
-        }
-        Ok(())
-    }
-}
-
-/// The thread that carries out.
-struct Carrier {
-    shared: Arc<Shared>,
-    images: MirroredImages,
-}
-
-impl Carrier {
-    fn run(mut self) {
-        let why = match catch_unwind(AssertUnwindSafe(|| self.carry_on())) {
-            Ok(Ok(())) => return,
-            Ok(Err(why)) => why.to_string(),
-            Err(_) => "the thread that changes the images panicked".to_owned(),
-        };
-        tracing::error!("this node's disks cannot follow the primary's any more: {why}; restart ftd here");
-        *self.shared.failed.lock() = Some(why.into());
-        self.shared.changed.notify_all();
-    }
-
-    fn carry_on(&mut self) -> Result<(), FollowError> {
-        let shared = Arc::clone(&self.shared);
-        loop {
-            {
-                let mut journal = shared.journal.lock();
-                while journal.is_carried_out() {
-                    if shared.is_ending.load(Ordering::SeqCst) {
-                        return Ok(());
-                    }
-                    shared.changed.wait(&mut journal);
-                }
-                if shared.is_ending.load(Ordering::SeqCst) {
-                    // The next process goes on from the journal.
-                    return Ok(());
-                }
-            }
-            match self.round() {
-                Err(FollowError::Image(why)) => self.wait_for_image(&why),
-                done => done?,
-            }
-        }
-    }
-
-    /// An image could not be changed. What is sealed is not lost: it stays in the journal.
-    fn wait_for_image(&self, why: &ImagesError) {
-        let why: Arc<str> = why.to_string().into();
-        let mut journal = self.shared.journal.lock();
-        // A flush that failed says nothing of what was written before: the next one would not either.
-        journal.again();
-        let before = self.shared.failed.lock().replace(Arc::clone(&why));
-        if before != Some(Arc::clone(&why)) {
-            tracing::error!(
-                "this node's disks cannot be changed as the primary's are, and this is tried again: {why}"
-            );
-        }
-        if !self.shared.is_ending.load(Ordering::SeqCst) {
-            self.shared.changed.wait_for(&mut journal, RETRY);
-        }
-    }
-
-    /// Carries out what is sealed by now. The journal is others' while storage is waited for.
-    fn round(&mut self) -> Result<(), FollowError> {
-        let shared = Arc::clone(&self.shared);
-        let mut journal = shared.journal.lock();
-        shared.flush_until(&mut journal, |journal| journal.ready() > 0 || journal.waiting() == 0)?;
-        let medium = Arc::clone(journal.medium());
-        while let Some(mut portion) = journal.portion(APPLY_BYTES) {
-            let images = &mut self.images;
-            let carry_out = || portion.carry_out(&medium, |change| images.carry_out(change));
-            let done = MutexGuard::unlocked(&mut journal, carry_out);
-            journal.carried_out(portion);
-            done?;
-        }
-        MutexGuard::unlocked(&mut journal, || self.images.flush())?;
-        journal.begin_release()?;
-        shared.flush_until(&mut journal, |journal| !journal.is_releasing())?;
-        *self.shared.carried.lock() = Carried {
-            through: journal.applied(),
-            is_all: journal.is_carried_out(),
-            waiting: journal.waiting(),
-        };
-        let failed = self.shared.failed.lock().take();
-        drop(journal);
-        if failed.is_some() {
-            tracing::info!("this node's disks have been changed after all: they can follow again");
-        }
-        self.shared.changed.notify_all();
-        Ok(())
     }
 }
 

@@ -105,3 +105,59 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
     }
     Ok(facts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DiskConfig, Durability};
+    use ft_checkpoint::wire::handshake::{Side, check};
+    use std::path::Path;
+
+    fn config() -> Config {
+        let example = include_str!("../../../scripts/systemd/ftd.example.toml");
+        let mut config = Config::parse(example, Path::new("ftd.toml")).unwrap();
+        config.machine.disks = vec![DiskConfig {
+            image: "/disk.img".into(),
+            read_only: false,
+            io_engine: Default::default(),
+            on_io_error: Default::default(),
+        }];
+        config
+    }
+
+    /// What a primary says to a backup that differs from it in this.
+    fn refusal(differ: impl FnOnce(&mut Config, &mut DiskSpec)) -> Option<String> {
+        let said = |node: &str, peer: &str, config: &Config, bytes| {
+            let state = Fact::versions(STATE_FORMAT, Versions::only(STATE_VERSION));
+            Identity {
+                protocol: PROTOCOL,
+                vm: "web".into(),
+                node: node.into(),
+                peer: peer.into(),
+                process: random_nonce(),
+                generation: 0,
+                facts: [vec![state], disk_facts(config, &[DiskSpec { bytes, read_only: false }])].concat(),
+            }
+        };
+        let (mut theirs, mut disk) = (config(), DiskSpec { bytes: 1 << 30, read_only: false });
+        differ(&mut theirs, &mut disk);
+        let (theirs, ours) = (said("b", "a", &theirs, disk.bytes), said("a", "b", &config(), 1 << 30));
+        let fits = |_: &[u8], _: &[u8]| Ok::<(), String>(());
+        check(&theirs, &ours, Side::Primary, fits).err().map(|refusal| refusal.to_string())
+    }
+
+    #[test]
+    fn hosts_that_promise_different_things_of_a_disk_are_refused_by_name_and_value() {
+        assert_eq!(refusal(|_, _| {}), None);
+        let told = |text: Option<String>, parts: [&str; 3]| {
+            let text = text.expect("it should be refused");
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        };
+        let durability = refusal(|theirs, _| theirs.replication.durability = Durability::Sync);
+        told(durability, ["replication.durability", "sync", "commit"]);
+        let journal = refusal(|theirs, _| theirs.replication.journal_mib = 512);
+        told(journal, ["replication.journal_mib", "512", "256"]);
+        let size = refusal(|_, disk| disk.bytes = 1 << 20);
+        told(size, ["disk 1: bytes of its image", "1048576", "1073741824"]);
+    }
+}

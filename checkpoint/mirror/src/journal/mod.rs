@@ -19,6 +19,7 @@
 //! whoever has the journal to share with others ([`Flush`], [`Portion`]).
 
 mod flush;
+mod mend;
 mod portion;
 mod record;
 mod recover;
@@ -50,7 +51,7 @@ pub struct SealedEpoch {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The storage.
-    #[error(transparent)]
+    #[error("cannot be read or written: {0}")]
     Io(#[from] io::Error),
     /// There is none.
     #[error("is no journal of ftd")]
@@ -93,8 +94,8 @@ pub enum JournalError {
     /// It must not be done while the storage is being flushed.
     #[error("is being flushed")]
     Busy,
-    /// The storage failed before, and nobody knows what it has taken.
-    #[error("failed before, and must be opened again")]
+    /// The storage failed before, and nobody knows what it has taken before it is mended.
+    #[error("failed before, and was not mended since")]
     Unknown,
     /// It never fits.
     #[error("a change of {0} bytes is larger than the journal takes")]
@@ -234,7 +235,8 @@ impl<M: Medium> Journal<M> {
         Ok(())
     }
 
-    /// The image may lack what was carried out since the last release: all of it is carried out again.
+    /// The image may lack what was carried out since the last release: all of it is carried out again. A portion that
+    /// was taken before is not given back.
     pub fn again(&mut self) {
         // A head that is on its way may be in a slot: what is before it was flushed.
         let Superblock { head, applied, .. } = self.newest();

@@ -21,7 +21,8 @@ pub struct Glance {
 }
 
 impl<M: Medium> Journal<M> {
-    /// Opens what an earlier process left. What it had not sealed is dropped; what is sealed is durable afterwards.
+    /// Opens what an earlier process left. What it had not sealed is dropped; what is sealed is durable afterwards, also
+    /// if the storage failed when that process flushed it.
     pub fn open(medium: M) -> Result<Self, JournalError> {
         let superblock = begin(&medium)?;
         let ring = Ring { medium, bytes: superblock.ring_bytes };
@@ -39,6 +40,7 @@ impl<M: Medium> Journal<M> {
             flushing: Flushing::Idle,
             health: Health::Sound,
         };
+        journal.write_again(tail)?;
         journal.drop_unsealed()?;
         Ok(journal)
     }
@@ -78,10 +80,10 @@ fn last_seal<M: Medium>(
     Ok(sealed)
 }
 
-struct Walk<'a, M> {
-    ring: &'a Ring<M>,
-    superblock: &'a Superblock,
-    at: Position,
+pub(super) struct Walk<'a, M> {
+    pub(super) ring: &'a Ring<M>,
+    pub(super) superblock: &'a Superblock,
+    pub(super) at: Position,
 }
 
 impl<M: Medium> Walk<'_, M> {
@@ -91,7 +93,7 @@ impl<M: Medium> Walk<'_, M> {
     }
 
     /// The next record, if there is one.
-    fn step(&mut self) -> Result<Option<Entry<'static>>, JournalError> {
+    pub(super) fn step(&mut self) -> Result<Option<Entry<'static>>, JournalError> {
         let Position { at, sequence } = self.at;
         let lap_ends = self.superblock.head.at + self.ring.bytes;
         if at >= lap_ends {
@@ -108,12 +110,17 @@ impl<M: Medium> Walk<'_, M> {
         Ok(Some(entry))
     }
 
+    /// There is no record here, and there should be one.
+    pub(super) fn damage(&self) -> JournalError {
+        let Position { at, sequence } = self.at;
+        JournalError::Damaged { sequence, at: RING_START + at % self.ring.bytes }
+    }
+
     /// What comes after the last record may be torn, and may not have been durable.
     fn check_the_end(&self) -> Result<(), JournalError> {
         let Position { at: end, sequence } = self.at;
-        let damaged = JournalError::Damaged { sequence, at: RING_START + end % self.ring.bytes };
         if end < self.superblock.cut.at {
-            return Err(damaged);
+            return Err(self.damage());
         }
         let lap_ends = self.superblock.head.at + self.ring.bytes;
         for at in (end..lap_ends).step_by(8) {
@@ -125,7 +132,7 @@ impl<M: Medium> Walk<'_, M> {
             if let Some((Entry::Durable(through), _)) = self.ring.entry(at, &head)?
                 && through > sequence
             {
-                return Err(damaged);
+                return Err(self.damage());
             }
         }
         Ok(())

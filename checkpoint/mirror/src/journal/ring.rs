@@ -28,7 +28,7 @@ impl<M: Medium> Ring<M> {
         }
     }
 
-    fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, at: u64, from: &[u8]) -> io::Result<()> {
         let (place, first) = self.first(at, from.len());
         let (before, after) = from.split_at(first);
         self.medium.write(place, before)?;

@@ -96,6 +96,11 @@ impl Superblock {
         Ok(Self { behind, ..newest })
     }
 
+    /// Writes the slots again, as they are.
+    pub(super) fn write_again(medium: &impl Medium) -> Result<(), JournalError> {
+        Ok(slots::write_again::<BYTES>(medium)?)
+    }
+
     /// Makes durable what was written before, and then this.
     pub(super) fn write(&mut self, medium: &impl Medium) -> Result<(), JournalError> {
         medium.sync()?;

@@ -1,7 +1,7 @@
 //! Writes go into an image only where the map covers them. After any loss, each extent that may differ is set.
 
 use crate::lossy::{Lossy, Luck};
-use ft_mirror::{Damage, IntentError, IntentMap, Medium};
+use ft_mirror::{Damage, IntentError, IntentMap, Medium, MemoryMedium};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -95,4 +95,35 @@ fn a_map_of_before_does_not_shine_through_a_new_one() {
     map.commit().unwrap();
     drop(IntentMap::create(&store, DISK, EXTENT, 10).unwrap());
     assert_eq!(IntentMap::open(&store, DISK).unwrap().0.set().count(), 0);
+}
+
+#[test]
+fn no_byte_that_changed_hides_what_may_differ_and_a_map_that_was_cut_is_none() {
+    let bytes = IntentMap::<Lossy>::bytes_for(DISK, EXTENT).unwrap() as usize;
+    let store = Lossy::new(bytes);
+    let mut map = IntentMap::create(&store, DISK, EXTENT, 7).unwrap();
+    for extent in [0, 9, 32_703, 32_704, 69_998] {
+        map.mark(&(extent * EXTENT..(extent + 1) * EXTENT));
+    }
+    map.commit().unwrap();
+    let set: BTreeSet<u64> = map.set().collect();
+    let mut nothing = 0;
+    for at in (0..128).chain((128..bytes).step_by(13)) {
+        store.flip(at, (at % 8) as u8);
+        match IntentMap::open(&store, DISK) {
+            Ok((found, _)) => {
+                let told = found.set().filter(|extent| set.contains(extent)).count();
+                assert_eq!(told, set.len(), "byte {at}");
+            }
+            Err(IntentError::Io(error)) => panic!("byte {at}: {error}"),
+            Err(_) => nothing += 1,
+        }
+        store.flip(at, (at % 8) as u8);
+    }
+    assert!((40..60).contains(&nothing), "{nothing} bytes of the head tell that it is a map");
+    for left in (0..bytes).step_by(61).chain([bytes - 1]) {
+        let cut = MemoryMedium::new(left);
+        cut.write(0, &store.content()[..left]).unwrap();
+        assert!(IntentMap::open(&cut, DISK).is_err(), "{left} bytes are left");
+    }
 }

@@ -1,9 +1,10 @@
-//! A backup takes epochs in, carries them out, and dies or loses power at any moment. Its image then comes to be that
-//! of a checkpoint that was sealed, and never of one before the last that was made durable.
+//! A backup takes epochs in, carries them out, and dies, loses power or meets a storage that fails, at any moment. Its
+//! image then comes to be that of a checkpoint that was sealed, and never of one before the last that was made durable.
 
-use crate::lossy::{Lossy, Luck};
+use crate::lossy::{FAILURE, Lossy, Luck};
 use ft_mirror::{
-    ApplyError, Change, Extent, Flush, Journal, JournalError, Medium, Portion, SealedEpoch, Space,
+    ApplyError, Change, Extent, Flush, Journal, JournalError, Medium, MemoryMedium, Portion, SealedEpoch,
+    Space,
 };
 use proptest::prelude::*;
 use std::borrow::Cow;
@@ -39,6 +40,16 @@ enum Step {
     LosePowerSoon {
         calls: u32,
     },
+    /// The journal's storage fails once.
+    FailSoon {
+        calls: u32,
+        luck: u64,
+    },
+    /// The image's does.
+    FailImageSoon {
+        calls: u32,
+        luck: u64,
+    },
 }
 
 fn changes() -> impl Strategy<Value = Change<'static>> {
@@ -67,6 +78,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Die),
         2 => any::<u64>().prop_map(|luck| Step::LosePower { luck }),
         2 => (0..6_u32).prop_map(|calls| Step::LosePowerSoon { calls }),
+        3 => (0..6_u32, any::<u64>()).prop_map(|(calls, luck)| Step::FailSoon { calls, luck }),
+        1 => (0..6_u32, any::<u64>()).prop_map(|(calls, luck)| Step::FailImageSoon { calls, luck }),
     ];
     prop::collection::vec(step, 1..160)
 }
@@ -127,6 +140,7 @@ impl<'a> Backup<'a> {
                 // The guest waits meanwhile. What fills it may be the epoch itself, which then ends.
                 self.seal()?;
                 self.sync()?;
+                self.image.fail_never();
                 self.apply(u64::MAX)?;
                 self.flush_and_release()?;
                 self.journal.append(change)?;
@@ -185,16 +199,34 @@ impl<'a> Backup<'a> {
         let image = self.image;
         let done = portion.carry_out(&self.store, |change| carry_out(&image, change));
         self.journal.carried_out(portion);
+        self.carried(done)
+    }
+
+    fn carried(&mut self, done: Result<(), ApplyError<io::Error>>) -> Result<(), JournalError> {
         match done {
             Ok(()) => Ok(()),
             Err(ApplyError::Journal(error)) => Err(error),
-            Err(ApplyError::Image(error)) => Err(error.into()),
+            Err(ApplyError::Image(_)) => {
+                self.again();
+                Ok(())
+            }
         }
     }
 
+    /// An image that failed may lack what it was not heard to have.
+    fn again(&mut self) {
+        self.portion = None;
+        self.journal.again();
+    }
+
     fn begin_release(&mut self) -> Result<(), JournalError> {
-        self.image.sync()?;
-        self.journal.begin_release()
+        match self.image.sync() {
+            Ok(()) => self.journal.begin_release(),
+            Err(_) => {
+                self.again();
+                Ok(())
+            }
+        }
     }
 
     fn sync(&mut self) -> Result<(), JournalError> {
@@ -209,11 +241,8 @@ impl<'a> Backup<'a> {
             self.apply_on_the_side(0)?;
         }
         let image = self.image;
-        match self.journal.apply(budget, |change| carry_out(&image, change)) {
-            Ok(_) => Ok(()),
-            Err(ApplyError::Journal(error)) => Err(error),
-            Err(ApplyError::Image(error)) => Err(error.into()),
-        }
+        let done = self.journal.apply(budget, |change| carry_out(&image, change));
+        self.carried(done.map(drop))
     }
 
     fn flush_and_release(&mut self) -> Result<(), JournalError> {
@@ -221,8 +250,11 @@ impl<'a> Backup<'a> {
         while self.side.is_some() || self.journal.is_releasing() {
             self.flush_on_the_side()?;
         }
-        self.image.sync()?;
-        self.journal.release()
+        self.begin_release()?;
+        while self.journal.is_releasing() {
+            self.flush_on_the_side()?;
+        }
+        Ok(())
     }
 
     fn lose_link(&mut self) -> Result<(), JournalError> {
@@ -236,6 +268,7 @@ impl<'a> Backup<'a> {
     /// Another process goes on; it finds this checkpoint.
     fn start_again(&mut self) -> usize {
         (self.side, self.portion) = (None, None);
+        self.image.fail_never();
         self.journal = Journal::open(self.store).unwrap();
         let SealedEpoch { pairing, epoch } = self.journal.sealed().unwrap();
         assert_eq!(pairing, PAIRING);
@@ -262,6 +295,27 @@ impl<'a> Backup<'a> {
         self.start_again();
     }
 
+    /// The journal's storage failed. The process goes on, or dies of it.
+    fn meet_failure(&mut self, step: &Step) -> Result<(), JournalError> {
+        if self.model.sealed.len().is_multiple_of(3) {
+            self.store.fail_never();
+            self.start_again();
+            return Ok(());
+        }
+        while self.side.is_some() {
+            let _ = self.flush_on_the_side();
+        }
+        assert!(!self.journal.is_sound());
+        self.journal.mend()?;
+        // A seal that failed is none, and the connection that it came over is lost.
+        self.model.sealed.truncate(self.journal.sealed().unwrap().epoch as usize + 1);
+        self.model.durable = self.model.sealed.len() - 1;
+        match step {
+            Step::Change(_) | Step::Seal | Step::LoseLink => self.lose_link(),
+            _ => Ok(()),
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         let done = match step {
             Step::Change(change) => self.change(change),
@@ -275,7 +329,7 @@ impl<'a> Backup<'a> {
             Step::LoseLink => self.lose_link(),
             Step::Die => {
                 let last = self.model.sealed.len() - 1;
-                self.store.lose_power_never();
+                self.store.fail_never();
                 assert_eq!(self.start_again(), last, "a process that dies loses nothing that is sealed");
                 Ok(())
             }
@@ -287,6 +341,18 @@ impl<'a> Backup<'a> {
                 self.store.lose_power_after(*calls);
                 Ok(())
             }
+            Step::FailSoon { calls, luck } => {
+                self.store.fail_after(*calls, Luck(*luck));
+                Ok(())
+            }
+            Step::FailImageSoon { calls, luck } => {
+                self.image.fail_after(*calls, Luck(*luck));
+                Ok(())
+            }
+        };
+        let done = match done {
+            Err(JournalError::Io(error)) if error.raw_os_error() == Some(FAILURE) => self.meet_failure(step),
+            done => done,
         };
         match done {
             Ok(()) => {}
@@ -321,7 +387,8 @@ proptest! {
             backup.step(step);
         }
         let (durable, last) = (backup.model.durable, backup.journal.sealed().unwrap().epoch as usize);
-        store.lose_power_never();
+        store.fail_never();
+        image.fail_never();
         store.flip(at, bit);
         match Journal::open(&store) {
             Ok(mut found) => {
@@ -368,4 +435,30 @@ fn a_full_journal_takes_the_seal_and_nothing_else() {
     again.apply(u64::MAX, |_| -> io::Result<()> { Ok(()) }).unwrap();
     again.release().unwrap();
     again.append(&Change::write(0, 0, &data)).unwrap();
+}
+
+#[test]
+fn a_journal_that_was_cut_anywhere_is_said() {
+    let store = Lossy::new(JOURNAL_BYTES);
+    let mut journal = Journal::create(&store, 1).unwrap();
+    journal.append(&Change::write(0, 0, &[7; 4000])).unwrap();
+    journal.seal(SealedEpoch { pairing: 1, epoch: 1 }).unwrap();
+    journal.sync().unwrap();
+    let whole = store.content();
+    for left in (0..JOURNAL_BYTES).step_by(7).chain([JOURNAL_BYTES - 1]) {
+        let cut = MemoryMedium::new(left);
+        cut.write(0, &whole[..left]).unwrap();
+        match Journal::open(&cut) {
+            Err(JournalError::Cut { .. } | JournalError::NoJournal | JournalError::Io(_)) => {}
+            Err(error) => panic!("{left} bytes are left: {error}"),
+            Ok(_) => panic!("{left} bytes are left, and it is opened"),
+        }
+        assert_eq!(cut_content(&cut, left), whole[..left], "it is left as it is");
+    }
+}
+
+fn cut_content(medium: &MemoryMedium, bytes: usize) -> Vec<u8> {
+    let mut content = vec![0; bytes];
+    medium.read(0, &mut content).unwrap();
+    content
 }

@@ -26,16 +26,45 @@ struct State {
     unflushed: Vec<(usize, Vec<u8>)>,
     /// Calls until power fails.
     left: Option<u32>,
+    /// Calls until one fails, and its luck.
+    fails: Option<(u32, Luck)>,
 }
+
+/// What the one call says that fails.
+pub const FAILURE: i32 = 5;
 
 impl State {
     fn call(&mut self) -> io::Result<()> {
+        match &mut self.fails {
+            None => {}
+            Some((0, _)) => {
+                let luck = self.fails.take().map(|(_, luck)| luck);
+                luck.into_iter().for_each(|mut luck| self.write_back(&mut luck));
+                return Err(io::Error::from_raw_os_error(FAILURE));
+            }
+            Some((left, _)) => *left -= 1,
+        }
         match &mut self.left {
             None => Ok(()),
             Some(0) => Err(io::Error::other("power failed")),
             Some(left) => {
                 *left -= 1;
                 Ok(())
+            }
+        }
+    }
+
+    /// Of each write that was not flushed, each piece becomes durable or not, and is forgotten.
+    fn write_back(&mut self, luck: &mut Luck) {
+        for (offset, bytes) in self.unflushed.drain(..) {
+            let mut at = 0;
+            while at < bytes.len() {
+                let place = offset + at;
+                let length = (PIECE_BYTES - place % PIECE_BYTES).min(bytes.len() - at);
+                if luck.next().is_multiple_of(2) {
+                    self.durable[place..place + length].copy_from_slice(&bytes[at..at + length]);
+                }
+                at += length;
             }
         }
     }
@@ -47,7 +76,13 @@ pub struct Lossy(RefCell<State>);
 impl Lossy {
     pub fn new(bytes: usize) -> Self {
         let zeroes = vec![0; bytes];
-        Self(RefCell::new(State { durable: zeroes.clone(), live: zeroes, unflushed: Vec::new(), left: None }))
+        Self(RefCell::new(State {
+            durable: zeroes.clone(),
+            live: zeroes,
+            unflushed: Vec::new(),
+            left: None,
+            fails: None,
+        }))
     }
 
     pub fn content(&self) -> Vec<u8> {
@@ -59,27 +94,24 @@ impl Lossy {
         self.0.borrow_mut().left = Some(calls);
     }
 
-    /// It does not fail after all.
-    pub fn lose_power_never(&self) {
-        self.0.borrow_mut().left = None;
+    /// After so many writes and flushes one fails. What was not flushed before it is durable or not, each piece of it,
+    /// and no later flush writes it; but all of it is read as it was written.
+    pub fn fail_after(&self, calls: u32, luck: Luck) {
+        self.0.borrow_mut().fails = Some((calls, luck));
+    }
+
+    /// Neither power nor a call fails after all.
+    pub fn fail_never(&self) {
+        let mut state = self.0.borrow_mut();
+        (state.left, state.fails) = (None, None);
     }
 
     /// Power fails: of each write that was not flushed, each piece is there or not. Then it is back.
     pub fn lose_power(&self, luck: &mut Luck) {
         let mut state = self.0.borrow_mut();
-        let State { durable, live, unflushed, left } = &mut *state;
-        *left = None;
-        for (offset, bytes) in unflushed.drain(..) {
-            let mut at = 0;
-            while at < bytes.len() {
-                let place = offset + at;
-                let length = (PIECE_BYTES - place % PIECE_BYTES).min(bytes.len() - at);
-                if luck.next().is_multiple_of(2) {
-                    durable[place..place + length].copy_from_slice(&bytes[at..at + length]);
-                }
-                at += length;
-            }
-        }
+        (state.left, state.fails) = (None, None);
+        state.write_back(luck);
+        let State { durable, live, .. } = &mut *state;
         live.copy_from_slice(durable);
     }
 
@@ -115,9 +147,10 @@ impl Medium for Lossy {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.call()?;
-        let State { durable, live, unflushed, .. } = &mut *state;
-        unflushed.clear();
-        durable.copy_from_slice(live);
+        let State { durable, unflushed, .. } = &mut *state;
+        for (at, bytes) in unflushed.drain(..) {
+            durable[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
         Ok(())
     }
 }

@@ -9,12 +9,13 @@ use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::Compared;
 use ft_checkpoint::wire::{Frame, Message};
 use ft_disk::{Access, RawImage};
-use ft_mirror::{Extent, IntentMap, Journal, MemoryMedium, Space};
+use ft_mirror::{Extent, IntentMap, Journal, Medium, MemoryMedium, Space};
 use ft_vm::devices::{DiskAnswer, DiskChange};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 
 const DISK: u16 = 1;

@@ -1,20 +1,21 @@
-//! The storage of the journal takes its time.
+//! The storage of the journal takes its time, or fails.
 
 use super::*;
 use std::io;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Longer than any machine takes.
 const LONG: Duration = Duration::from_secs(60);
 
 /// A journal's file whose flushes are let through one by one.
-struct Held {
+struct Slow {
     file: File,
     begun: SyncSender<()>,
     may_end: Mutex<Receiver<()>>,
 }
 
-impl Medium for Held {
+impl Medium for Slow {
     fn bytes(&self) -> io::Result<u64> {
         self.file.bytes()
     }
@@ -39,7 +40,7 @@ impl Medium for Held {
 fn held(node: &Node, durability: Durability) -> (Arc<Follower>, Receiver<()>, SyncSender<()>) {
     let (begun, begins) = sync_channel(1000);
     let (let_through, may_end) = sync_channel(1000);
-    let medium = Held { file: node.journal(), begun, may_end: Mutex::new(may_end) };
+    let medium = Slow { file: node.journal(), begun, may_end: Mutex::new(may_end) };
     // Those of opening it.
     (0..10).for_each(|_| let_through.send(()).unwrap());
     let journal = Journal::open(Arc::new(medium) as Arc<dyn Medium + Send + Sync>).unwrap();
@@ -106,4 +107,141 @@ fn an_ack_that_says_stable_storage_shares_the_next_flush_with_all_others() {
     drop(let_through);
     follower.carry_out(GOES_ON).unwrap();
     assert_eq!((node.sector(1), node.sector(2)), (1, 2));
+}
+
+/// A journal's file that fails so many times.
+#[derive(Default)]
+struct Fails {
+    writes: AtomicU32,
+    flushes: AtomicU32,
+}
+
+struct Failing {
+    file: File,
+    fails: Arc<Fails>,
+}
+
+fn one_less(left: &AtomicU32) -> io::Result<()> {
+    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+        Ok(_) => Err(io::Error::from_raw_os_error(nix::libc::EIO)),
+        Err(_) => Ok(()),
+    }
+}
+
+impl Medium for Failing {
+    fn bytes(&self) -> io::Result<u64> {
+        self.file.bytes()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        Medium::read(&self.file, offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        one_less(&self.fails.writes)?;
+        Medium::write(&self.file, offset, from)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        one_less(&self.fails.flushes)?;
+        self.file.sync()
+    }
+}
+
+fn failing(node: &Node) -> (Follower, Arc<Fails>) {
+    let fails = Arc::new(Fails::default());
+    let medium = Failing { file: node.journal(), fails: Arc::clone(&fails) };
+    (node.follower_on(Arc::new(medium), intents(), Durability::Commit), fails)
+}
+
+/// Waits until it is in trouble that is told so.
+fn await_trouble(follower: &Follower, told: &str) {
+    while !follower.trouble().is_some_and(|trouble| trouble.contains(told)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_journal_whose_flush_failed_is_mended_without_a_restart() {
+    let node = Node::new();
+    let (follower, fails) = failing(&node);
+    fails.flushes.store(u32::MAX, Ordering::SeqCst);
+    write(&follower, 1, 7);
+    seal(&follower, 1);
+    await_trouble(&follower, "cannot be read or written: Input/output error");
+    let refused = follower.turn().take(&Change::write(DISK, 0, &[1; 512]), GOES_ON);
+    assert!(matches!(refused, Err(FollowError::Failed(_))), "{refused:?}");
+    assert_eq!(node.sector(1), 0, "nothing is in the image before it is durable in the journal");
+    fails.flushes.store(0, Ordering::SeqCst);
+    while follower.carry_out(GOES_ON).is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!((node.sector(1), follower.trouble()), (7, None));
+    write(&follower, 1, 8);
+    seal(&follower, 2);
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!(node.sector(1), 8);
+}
+
+#[test]
+fn a_write_of_the_journal_that_failed_costs_the_open_epoch_and_nothing_else() {
+    let node = Node::new();
+    let (follower, fails) = failing(&node);
+    write(&follower, 1, 7);
+    seal(&follower, 1);
+    // Nothing is left to the thread, whose writes could be the one that fails.
+    follower.carry_out(GOES_ON).unwrap();
+    write(&follower, 2, 7);
+    fails.writes.store(1, Ordering::SeqCst);
+    let failed = follower.turn().take(&Change::write(DISK, 1536, &[7; 512]), GOES_ON);
+    assert!(matches!(failed, Err(FollowError::Journal(JournalError::Io(_)))), "{failed:?}");
+    // The connection is lost, and the next one brings the epoch again.
+    follower.turn().connected().unwrap();
+    write(&follower, 3, 8);
+    seal(&follower, 2);
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(1), node.sector(2), node.sector(3)), (7, 0, 8));
+}
+
+#[test]
+fn a_journal_that_cannot_be_mended_is_begun_anew_by_the_next_copy() {
+    let node = Node::new();
+    let (follower, fails) = failing(&node);
+    fails.flushes.store(u32::MAX, Ordering::SeqCst);
+    write(&follower, 1, 7);
+    seal(&follower, 1);
+    await_trouble(&follower, "Input/output error");
+    let still = follower.turn().copy_begins(6, GOES_ON).map(drop);
+    assert!(
+        matches!(still, Err(FollowError::Journal(_))),
+        "it fails for as long as its storage does: {still:?}"
+    );
+    node.journal().write_all_at(&[0; 600], 8192).unwrap();
+    fails.flushes.store(0, Ordering::SeqCst);
+    follower.turn().copy_begins(6, GOES_ON).unwrap();
+    assert_eq!(follower.trouble(), None);
+    let content = node.content();
+    for (extent, bytes) in (0..).zip(content.chunks(EXTENT_BYTES as usize)) {
+        let hash = *blake3::hash(bytes).as_bytes();
+        assert!(follower.turn().compare(&Compare { disk: DISK, extent, hash }).unwrap());
+    }
+    follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
+    write(&follower, 9, 5);
+    follower.turn().sealed(Held { pairing: 6, epoch: 2 }).unwrap();
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(1), node.sector(9)), (0, 5), "what the copy made up for does not come back");
+}
+
+#[test]
+fn a_journal_that_is_damaged_where_it_was_durable_is_said_and_keeps_the_images_from_following() {
+    let node = Node::new();
+    let (follower, fails) = failing(&node);
+    fails.flushes.store(1, Ordering::SeqCst);
+    write(&follower, 1, 7);
+    seal(&follower, 1);
+    await_trouble(&follower, "Input/output error");
+    node.journal().write_all_at(&[0; 600], 8192).unwrap();
+    await_trouble(&follower, "is damaged: record 0, at byte 8192");
+    assert!(matches!(follower.carry_out(GOES_ON), Err(FollowError::Failed(_))));
+    assert_eq!(node.sector(1), 0);
 }
