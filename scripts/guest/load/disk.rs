@@ -65,7 +65,7 @@ impl Block {
         block
             .bytes_mut()
             .chunks_mut(8)
-            .for_each(|word| word.copy_from_slice(&numbers.next().to_le_bytes()[..word.len()]));
+            .for_each(|word| word.copy_from_slice(&numbers.draw().to_le_bytes()[..word.len()]));
         block
     }
 
@@ -73,7 +73,7 @@ impl Block {
     pub fn renew(&mut self, numbers: &mut Numbers) {
         self.bytes_mut()
             .chunks_mut(ALIGN)
-            .for_each(|page| page[..8].copy_from_slice(&numbers.next().to_le_bytes()));
+            .for_each(|page| page[..8].copy_from_slice(&numbers.draw().to_le_bytes()));
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -91,7 +91,7 @@ impl Numbers {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -92,7 +92,7 @@ pub fn run(disk: &Disk, load: &Load) -> io::Result<Figures> {
         let mut times_us = Vec::new();
         while began.elapsed() < load.length {
             let place = match load.order {
-                Order::Random => numbers.next() % blocks,
+                Order::Random => numbers.draw() % blocks,
                 Order::Sequential => next.fetch_add(1, Ordering::Relaxed) % blocks,
             };
             block.renew(&mut numbers);
