@@ -177,7 +177,7 @@ bench_disk() {
 
 # bench_disk_clocks: figures by a clock that does not go as the host's are none.
 bench_disk_clocks() {
-    jq -rs '[.[] | select(.section == "disk-load") | select(.host_us > 1.5 * .us + 1e6 or .us > 1.1 * .host_us)]
+    jq -rs '[.[] | select(.section == "disk-load") | select(.host_us > 1.5 * .us + 5e6 or .us > 1.1 * .host_us)]
         | if length > 0 then "the guest'\''s clock does not agree with the host'\''s in \(length) of the figures: " +
             (map("\(.on) \(.kind) \(.block_bytes)") | join(", ")) else empty end' "$bench_results" |
         while IFS= read -r guest; do say_error "$guest"; done

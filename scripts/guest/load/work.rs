@@ -4,6 +4,7 @@
 use super::disk::{ALIGN, Block, Disk, Numbers};
 use std::fmt::{self, Display};
 use std::io;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{Result as Joined, scope};
 use std::time::{Duration, Instant, SystemTime};
@@ -85,11 +86,14 @@ pub fn run(disk: &Disk, load: &Load) -> io::Result<Figures> {
     if blocks == 0 {
         return Err(io::Error::other("the disk is smaller than a request"));
     }
-    let (began, next, seed) = (Instant::now(), AtomicU64::new(0), seed());
-    let times = together(load.inflight, |worker| {
+    let (next, seed, ready) = (AtomicU64::new(0), seed(), Barrier::new(load.inflight));
+    let done = together(load.inflight, |worker| {
         let mut numbers = Numbers::of(seed + worker);
         let mut block = Block::random(load.block_bytes, &mut numbers);
         let mut times_us = Vec::new();
+        // To make the data takes a slow processor longer than to write it.
+        ready.wait();
+        let began = Instant::now();
         while began.elapsed() < load.length {
             let place = match load.order {
                 Order::Random => numbers.draw() % blocks,
@@ -100,10 +104,10 @@ pub fn run(disk: &Disk, load: &Load) -> io::Result<Figures> {
             request(disk, load.kind, &mut block, place * load.block_bytes as u64)?;
             times_us.push(asked.elapsed().as_micros() as u64);
         }
-        Ok(times_us)
+        Ok((began.elapsed(), times_us))
     })?;
-    let took = began.elapsed();
-    let mut times_us = times.concat();
+    let took = done.iter().map(|(took, _)| *took).max().unwrap_or_default();
+    let mut times_us: Vec<_> = done.into_iter().flat_map(|(_, times_us)| times_us).collect();
     times_us.sort_unstable();
     Ok(Figures { took, block_bytes: load.block_bytes, times_us })
 }
