@@ -285,9 +285,9 @@ fn what_is_no_change_of_these_disks_is_refused_by_name() {
     let zeroes =
         |bytes| Message::Disk(Change::Zeroes { extent: Extent { disk: 1, bytes }, space: Space::Keep });
     for (epoch, message, what) in [
-        (2, at(2, 0), "a change of bytes 0 to 512 of disk 2, of which there is none"),
-        (2, at(0, 0), "of disk 0, which is read only"),
-        (2, at(1, DISK_BYTES), "of disk 1, beyond its end"),
+        (2, at(2, 0), "a change of bytes 0 to 512 of disk 3, of which there is none"),
+        (2, at(0, 0), "of disk 1, which is read only"),
+        (2, at(1, DISK_BYTES), "of disk 2, beyond its end"),
         (2, at(1, DISK_BYTES - 511), "beyond its end"),
         (2, at(1, 7), "not in whole sectors"),
         (2, Message::Disk(Change::write(1, 0, &data[..100])), "not in whole sectors"),

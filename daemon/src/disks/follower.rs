@@ -113,6 +113,8 @@ impl Mixed {
 enum Pending {
     Nothing,
     Changes,
+    /// Of a connection that is gone: it is dropped before anything else comes there.
+    Stale,
 }
 
 /// See the module.
@@ -217,18 +219,20 @@ pub struct FollowerTurn<'f> {
 
 impl FollowerTurn<'_> {
     /// A connection begins: what the last one left behind the last seal comes again, or never counts.
-    pub fn connected(&mut self) -> Result<(), FollowError> {
-        match &mut self.incoming.phase {
-            Phase::Following(pending) if *pending == Pending::Changes => {
-                let shared = &self.follower.shared;
-                let mut journal = shared.sound()?;
-                shared.between_flushes(&mut journal, DiskJournal::mend)?;
-                shared.between_flushes(&mut journal, DiskJournal::drop_unsealed)?;
-                *pending = Pending::Nothing;
-                Ok(())
-            }
-            _ => Ok(()),
+    pub fn connected(&mut self) {
+        if let Phase::Following(pending @ Pending::Changes) = &mut self.incoming.phase {
+            *pending = Pending::Stale;
         }
+    }
+
+    fn drop_stale(&mut self) -> Result<(), FollowError> {
+        let Phase::Following(pending @ Pending::Stale) = &mut self.incoming.phase else { return Ok(()) };
+        let shared = &self.follower.shared;
+        let mut journal = shared.sound()?;
+        shared.between_flushes(&mut journal, DiskJournal::mend)?;
+        shared.between_flushes(&mut journal, DiskJournal::drop_unsealed)?;
+        *pending = Pending::Nothing;
+        Ok(())
     }
 
     /// A copy begins. What is sealed is carried out, and then the images are nobody's. Where the journal is in the way of
@@ -239,7 +243,8 @@ impl FollowerTurn<'_> {
         pairing: u64,
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<Vec<DiskMap>, FollowError> {
-        let carried = self.connected().and_then(|()| self.follower.carry_out(is_stopped));
+        self.connected();
+        let carried = self.drop_stale().and_then(|()| self.follower.carry_out(is_stopped));
         match carried {
             Err(why) if why.is_of_journal() => {
                 self.follower.stamp(History::Mixed { pairing })?;
@@ -276,6 +281,7 @@ impl FollowerTurn<'_> {
 
     /// A change came in. Waits while there is no room for it.
     pub fn take(&mut self, change: &Change<'_>, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+        self.drop_stale()?;
         let Incoming { phase, images, .. } = &mut *self.incoming;
         let pending = match phase {
             Phase::Mixed(_) => return Ok(images.carry_out(change)?),
@@ -322,7 +328,7 @@ impl FollowerTurn<'_> {
         let mut history = None;
         let durability = match phase {
             // A checkpoint without a change is the one before, as far as the disks go.
-            Phase::Following(Pending::Nothing) => return Ok(()),
+            Phase::Following(Pending::Nothing | Pending::Stale) => return Ok(()),
             Phase::Following(Pending::Changes) => self.follower.durability,
             Phase::Mixed(Mixed { unequal, .. }) if !unequal.is_empty() => {
                 return Err(FollowError::Unequal(unequal.len()));

@@ -14,9 +14,9 @@ pub type NumberedImage = (u16, Arc<RawImage>);
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
     /// The host.
-    #[error("disk {disk}: {source}")]
+    #[error("disk {}: {source}", disk + 1)]
     Fault {
-        /// Its number in the configuration.
+        /// Its number in the configuration, from 0.
         disk: u16,
         /// What the host says.
         source: IoFault,
@@ -25,10 +25,10 @@ pub enum ImagesError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The engine gave no answer.
-    #[error("disk {0}: its engine ended")]
+    #[error("disk {}: its engine ended", .0 + 1)]
     Ended(u16),
     /// There is no such disk.
-    #[error("disk {0}: is none of this VM's writable disks")]
+    #[error("disk {}: is none of this VM's writable disks", .0 + 1)]
     Unknown(u16),
 }
 

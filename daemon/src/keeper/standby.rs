@@ -134,12 +134,14 @@ impl Feed {
     }
 
     /// A connection was welcomed in this generation. What the last one left half received is dropped.
-    pub fn connected(&self, generation: u64) -> Result<(), FollowError> {
+    pub fn connected(&self, generation: u64) {
         let turn = self.disks.as_ref().map(|disks| disks.follower().turn());
         if let Some(receiver) = &mut *self.receiver.lock() {
             receiver.connected(generation);
         }
-        turn.map_or(Ok(()), |mut turn| turn.connected())
+        if let Some(mut turn) = turn {
+            turn.connected();
+        }
     }
 
     /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed,

@@ -111,7 +111,7 @@ fn only_what_is_sealed_reaches_the_image() {
     assert_eq!((node.sector(1), node.sector(2)), (7, 8), "the open epoch's are its own");
 
     // The connection is lost: the epoch comes again, and is another one.
-    follower.turn().connected().unwrap();
+    follower.turn().connected();
     write(&follower, 2, 3);
     seal(&follower, 2);
     follower.carry_out(GOES_ON).unwrap();
@@ -169,6 +169,12 @@ fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
     let zeroes = Change::Zeroes { extent: Extent { disk: DISK, bytes: 512..1024 }, space: Space::May };
     follower.turn().take(&zeroes, GOES_ON).unwrap();
     assert_eq!((node.sector(9), node.sector(1)), (4, 0));
+    let nowhere = follower.turn().take(&Change::write(7, 0, &[4; 512]), GOES_ON).unwrap_err();
+    assert_eq!(
+        nowhere.to_string(),
+        "disk 8: is none of this VM's writable disks",
+        "disks are counted from 1"
+    );
 
     let content = node.content();
     let of = |extent: u32| {

@@ -15,7 +15,7 @@ impl RealHands {
     pub(super) fn follow_primary(&mut self, conn: ConnId) -> Result<(), HandsError> {
         let fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
         let feed = self.standby.as_ref().ok_or(HandsError::NothingHeld)?.feed();
-        feed.connected(fitting.generation)?;
+        feed.connected(fitting.generation);
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
         let from = fitting.writer.get_ref().peer_addr().ok();
