@@ -235,9 +235,9 @@ impl FollowerTurn<'_> {
         Ok(())
     }
 
-    /// A copy begins. What is sealed is carried out, and then the images are nobody's. Where the journal is in the way of
-    /// that, they are so at once, and a new one is begun: the copy makes up for all that the old one held. The primary
-    /// shall know this host's maps.
+    /// A copy begins. What is sealed is carried out, and then the images are nobody's. Where the journal is in the way
+    /// of that, they are so at once, and a new one is begun: the copy makes up for all that the old one held. The
+    /// primary shall know this host's maps.
     pub fn copy_begins(
         &mut self,
         pairing: u64,

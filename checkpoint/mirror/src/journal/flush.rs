@@ -2,8 +2,9 @@
 //! that long: it is begun here, done without the journal, and ended here.
 //!
 //! ```text
-//!   begin_flush: a slot gets the new head, if it is to move ──> the storage is flushed ──> flushed: what was sealed when
-//!                                              it began is durable, and the slot is; with the second one the head moves
+//!   begin_flush: a slot gets the new head, if it is to move
+//!     ──> the storage is flushed
+//!     ──> flushed: what was sealed when it began is durable, and so is the slot; with the second one the head moves
 //! ```
 //!
 //! One at a time: the kernel tells a failure once, to whoever flushes next, and that must be the one who asked for what

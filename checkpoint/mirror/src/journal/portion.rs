@@ -1,5 +1,5 @@
-//! Carrying out: a part of what is durable is read and made in the images without the journal. Nothing else changes that
-//! part before the head has moved over it.
+//! Carrying out: a part of what is durable is read and made in the images without the journal. Nothing else changes
+//! that part before the head has moved over it.
 
 use super::record::Entry;
 use super::ring::Ring;

@@ -21,8 +21,8 @@ pub struct Glance {
 }
 
 impl<M: Medium> Journal<M> {
-    /// Opens what an earlier process left. What it had not sealed is dropped; what is sealed is durable afterwards, also
-    /// if the storage failed when that process flushed it.
+    /// Opens what an earlier process left. What it had not sealed is dropped; what is sealed is durable afterwards,
+    /// also if the storage failed when that process flushed it.
     pub fn open(medium: M) -> Result<Self, JournalError> {
         let superblock = begin(&medium)?;
         let ring = Ring { medium, bytes: superblock.ring_bytes };
