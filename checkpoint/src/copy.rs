@@ -9,7 +9,7 @@
 use crate::encoder::{CopyError, CopyPiece, EncodeStats, Encoder};
 use crate::page::{Page, ZERO_PAGE, is_zero};
 use crate::wire::WireSink;
-use ft_ram::{Extent, PageIndex, RamView};
+use ft_ram::{PageIndex, PageRun, RamView};
 use std::ops::Range;
 
 /// Pages read out of the guest at a time, and runs of zero pages sent at a time.
@@ -101,13 +101,13 @@ impl FullCopy {
         let mut read = 0;
         while runs.len() < most && self.next < self.total {
             if self.next >= self.held_until {
-                match view.extent(self.next) {
-                    Ok(Extent::Hole(hole)) => {
+                match view.run_from(self.next) {
+                    Ok(PageRun::Hole(hole)) => {
                         self.next = hole.end;
                         runs.push(Run::Hole(hole));
                         continue;
                     }
-                    Ok(Extent::Held(held)) => self.held_until = held.end,
+                    Ok(PageRun::Held(held)) => self.held_until = held.end,
                     // What the kernel does not say is read.
                     Err(_) => self.held_until = self.total,
                 }

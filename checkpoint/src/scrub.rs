@@ -8,7 +8,7 @@
 //! epoch before it seals it.
 
 use crate::page::{Page, ZERO_PAGE};
-use ft_ram::{Extent, PageIndex, RamView};
+use ft_ram::{PageIndex, PageRun, RamView};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
@@ -64,8 +64,8 @@ impl Scrubber {
         into.clear();
         for _ in 0..SAMPLES.min(self.pages as usize) {
             // Reading it would make the kernel hold memory for all of the guest's, by and by.
-            match view.extent(self.next) {
-                Ok(Extent::Hole(_)) => content.fill(0),
+            match view.run_from(self.next) {
+                Ok(PageRun::Hole(_)) => content.fill(0),
                 _ => view.read_page(self.next, &mut content),
             }
             into.push(Sample::of(self.next, &content));
@@ -106,7 +106,7 @@ mod tests {
         assert!(scrubber.pass().is_some());
         scrubber.sample(&view, &mut samples);
         assert_eq!(samples[0].page, 0);
-        assert_eq!(view.extent(0).unwrap(), Extent::Hole(0..view.pages()), "looking made memory of holes");
+        assert_eq!(view.run_from(0).unwrap(), PageRun::Hole(0..view.pages()), "looking made memory of holes");
     }
 
     #[test]

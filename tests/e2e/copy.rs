@@ -24,7 +24,7 @@ fn memory_that_a_guest_never_used_is_neither_read_nor_sent_nor_held_by_either_ho
         let (primary, backup) = (alpha.shared_mib(), beta.shared_mib());
         let sent = alpha.metric("ftd_sent_bytes_total") >> 20;
         eprintln!(
-            "{MEMORY_MIB} MiB: protected in {took:?}, {sent} MiB sent; alpha {before} -> {primary} MiB, beta {backup} MiB"
+            "{MEMORY_MIB} MiB: protected in {took:?}, {sent} MiB sent; alpha {before} to {primary} MiB, beta {backup}"
         );
         // Each page that is in use is mapped twice: by the guest and by who copies.
         assert!(before <= USED_MIB_MAX, "the guest uses {before} MiB: this shows nothing");

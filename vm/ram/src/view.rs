@@ -24,7 +24,7 @@ pub struct RamView {
 
 /// Pages in a row for all of which the kernel holds memory, or for none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum PageRun {
     /// They may hold anything.
     Held(Range<PageIndex>),
     /// They are zero, and reading them would make the kernel hold memory for them.
@@ -75,12 +75,12 @@ impl RamView {
     ) -> Result<(), E> {
         let mut next = 0;
         while next < self.pages() {
-            let run = match self.extent(next)? {
-                Extent::Held(run) => {
+            let run = match self.run_from(next)? {
+                PageRun::Held(run) => {
                     each(run.clone())?;
                     run
                 }
-                Extent::Hole(run) => run,
+                PageRun::Hole(run) => run,
             };
             next = run.end;
         }
@@ -89,19 +89,19 @@ impl RamView {
 
     /// The pages from this one on that are alike. What is a hole now may be written at any time; who copies pages then
     /// finds it in the dirty log, if that was on before this was asked.
-    pub fn extent(&self, from: PageIndex) -> std::io::Result<Extent> {
+    pub fn run_from(&self, from: PageIndex) -> std::io::Result<PageRun> {
         if self.sharing == Sharing::Private {
             // What a private mapping holds of its own is not in the file.
-            return Ok(Extent::Held(from..self.pages()));
+            return Ok(PageRun::Held(from..self.pages()));
         }
         let at = from as i64 * PAGE_SIZE as i64;
         match self.seek(at, Whence::SeekData)? {
-            None => Ok(Extent::Hole(from..self.pages())),
-            Some(data) if data > from => Ok(Extent::Hole(from..data)),
+            None => Ok(PageRun::Hole(from..self.pages())),
+            Some(data) if data > from => Ok(PageRun::Hole(from..data)),
             Some(_) => {
                 // A hole that was made meanwhile begins here at the earliest.
                 let end = self.seek(at, Whence::SeekHole)?.unwrap_or(self.pages());
-                Ok(Extent::Held(from..end.max(from + 1)))
+                Ok(PageRun::Held(from..end.max(from + 1)))
             }
         }
     }
