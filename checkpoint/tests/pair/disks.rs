@@ -18,7 +18,7 @@ const DISK_BYTES: u64 = 2 << 20;
 const PAIRING: u64 = 9;
 
 fn carry_out(change: &Change<'_>, image: &mut [u8]) {
-    let Extent { bytes, .. } = change.run_from();
+    let Extent { bytes, .. } = change.extent();
     let there = &mut image[bytes.start as usize..bytes.end as usize];
     match change {
         Change::Write { data, .. } => there.copy_from_slice(data),
@@ -239,9 +239,6 @@ fn an_epoch_with_changes_cut_at_any_frame_and_byte_leaves_the_last_seal() {
     assert!(mirror.carried_out() == writer.image);
 }
 
-/// What happens to a stream's frames.
-type Damage = fn(&mut Vec<(FrameType, u64, Vec<u8>)>);
-
 #[test]
 fn a_change_that_is_lost_swapped_or_another_is_found_by_the_digest() {
     let (mut writer, mut mirror) = pair(4);
@@ -251,7 +248,7 @@ fn a_change_that_is_lost_swapped_or_another_is_found_by_the_digest() {
         writer.checkpoint(out);
     });
     let good = frames(&next);
-    let damage: [Damage; 5] = [
+    let damage: [fn(&mut Vec<(FrameType, u64, Vec<u8>)>); 5] = [
         |frames| drop(frames.remove(0)),
         |frames| frames.swap(0, 1),
         |frames| frames.insert(0, frames[0].clone()),
