@@ -40,7 +40,7 @@ mod stamp;
 
 pub use change::{Change, Extent, Space};
 pub use intent::{Damage, IntentError, IntentMap};
-pub use journal::{ApplyError, Flush, Glance, Journal, JournalError, Portion, SealedEpoch};
+pub use journal::{ApplyError, Glance, Journal, JournalError, JournalFlush, Portion, SealedEpoch};
 pub use medium::{Medium, MemoryMedium};
 pub use stamp::{
     CellView, Foreign, History, Holder, ImageOf, Judgement, Stamp, StampError, StampFile, judge,

@@ -7,7 +7,7 @@
 
 mod carrier;
 
-pub use carrier::Trouble;
+pub use carrier::FollowTrouble;
 
 use self::carrier::{Carried, Carrier, LOOK_INTERVAL, Shared, Suspect};
 use super::agreement::Agreement;
@@ -51,7 +51,7 @@ pub enum FollowError {
     Thread(std::io::Error),
     /// It failed before.
     #[error("this node's disks do not follow the primary's: {0}")]
-    Failed(Trouble),
+    Failed(FollowTrouble),
     /// The copy ended before every extent was the same.
     #[error("the primary ends its copy, and {0} extents of the disks have not been found the same")]
     Unequal(usize),

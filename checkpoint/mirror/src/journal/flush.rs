@@ -35,7 +35,7 @@ pub(super) struct Releasing {
 /// A flush that was begun. [`Journal::flushed`] takes it back.
 #[derive(Debug)]
 #[must_use = "nobody else can flush before this one is done"]
-pub struct Flush {
+pub struct JournalFlush {
     /// Behind the last seal, when it began.
     reached: Position,
     /// The slot that was written before.
@@ -55,7 +55,7 @@ impl<M: Medium> Journal<M> {
 
     /// Begins a flush. The medium is to be flushed then, and [`flushed`](Self::flushed) to be told. None: somebody has
     /// begun one, and not told yet.
-    pub fn begin_flush(&mut self) -> Result<Option<Flush>, JournalError> {
+    pub fn begin_flush(&mut self) -> Result<Option<JournalFlush>, JournalError> {
         if self.flushing == Flushing::UnderWay {
             return Ok(None);
         }
@@ -69,12 +69,12 @@ impl<M: Medium> Journal<M> {
             }
         };
         self.flushing = Flushing::UnderWay;
-        Ok(Some(Flush { reached: self.sealed.0, slot }))
+        Ok(Some(JournalFlush { reached: self.sealed.0, slot }))
     }
 
     /// The medium was flushed after this was begun, or could not be.
-    pub fn flushed(&mut self, flush: Flush, result: io::Result<()>) -> Result<(), JournalError> {
-        let Flush { reached, slot } = flush;
+    pub fn flushed(&mut self, flush: JournalFlush, result: io::Result<()>) -> Result<(), JournalError> {
+        let JournalFlush { reached, slot } = flush;
         self.flushing = Flushing::Idle;
         result.map_err(|e| self.failed(e))?;
         self.sound()?;

@@ -16,7 +16,7 @@
 //! nothing of an epoch that was dropped comes back between what was written in its place.
 //!
 //! Storage may take its time to flush, and to carry changes out: both are begun and ended here, and done in between by
-//! whoever has the journal to share with others ([`Flush`], [`Portion`]).
+//! whoever has the journal to share with others ([`JournalFlush`], [`Portion`]).
 
 mod flush;
 mod mend;
@@ -26,7 +26,7 @@ mod recover;
 mod ring;
 mod superblock;
 
-pub use flush::Flush;
+pub use flush::JournalFlush;
 pub use portion::Portion;
 pub use recover::Glance;
 

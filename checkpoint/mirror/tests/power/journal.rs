@@ -3,8 +3,8 @@
 
 use crate::lossy::{FAILURE, Lossy, Luck};
 use ft_mirror::{
-    ApplyError, Change, Extent, Flush, Journal, JournalError, Medium, MemoryMedium, Portion, SealedEpoch,
-    Space,
+    ApplyError, Change, Extent, Journal, JournalError, JournalFlush, Medium, MemoryMedium, Portion,
+    SealedEpoch, Space,
 };
 use proptest::prelude::*;
 use std::borrow::Cow;
@@ -103,7 +103,7 @@ struct Model {
 
 /// A flush that another thread has begun.
 struct Side {
-    flush: Flush,
+    flush: JournalFlush,
     /// The last checkpoint that it makes durable.
     reaches: usize,
     result: Option<io::Result<()>>,

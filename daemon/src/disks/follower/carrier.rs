@@ -22,7 +22,7 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a backup's disks do not follow, for now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct FollowTrouble {
     pub(super) of: Suspect,
     why: Arc<str>,
 }
@@ -38,7 +38,7 @@ pub(super) enum Suspect {
     Thread,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for FollowTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.why)
     }
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     /// Held while the thread is at work. Taken before the journal.
     carrying: Mutex<()>,
     pub(super) carried: Mutex<Carried>,
-    pub(super) failed: Mutex<Option<Trouble>>,
+    pub(super) failed: Mutex<Option<FollowTrouble>>,
     pub(super) is_ending: AtomicBool,
 }
 
@@ -180,7 +180,7 @@ impl Carrier {
         }
         let why = "the thread that changes the images panicked: restart ftd here";
         tracing::error!("this node's disks cannot follow the primary's any more: {why}");
-        *self.shared.failed.lock() = Some(Trouble { of: Suspect::Thread, why: why.into() });
+        *self.shared.failed.lock() = Some(FollowTrouble { of: Suspect::Thread, why: why.into() });
         self.shared.changed.notify_all();
     }
 
@@ -207,7 +207,7 @@ impl Carrier {
     /// It failed, and is tried again.
     fn wait(&self, why: &FollowError) {
         let of = if matches!(why, FollowError::Image(_)) { Suspect::Image } else { Suspect::Journal };
-        let trouble = Trouble { of, why: why.to_string().into() };
+        let trouble = FollowTrouble { of, why: why.to_string().into() };
         let mut journal = self.shared.journal.lock();
         if of == Suspect::Image {
             // A flush that failed says nothing of what was written before: the next one would not either.
