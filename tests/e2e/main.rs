@@ -7,6 +7,7 @@
 mod arbiter;
 mod cold_start;
 mod control;
+mod copy;
 mod disks;
 mod fixture;
 mod guest;
