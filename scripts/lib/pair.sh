@@ -81,7 +81,7 @@ pair_engine() {
     if [[ ${FT_MODE:-checkpoint} == replay ]]; then echo soft; else echo "${FT_ENGINE:-kvm}"; fi
 }
 
-# host_kvm: what KVM rests on here: hardware, software (the processor does not carry it: it is emulated, and slow) or none.
+# host_kvm: what KVM rests on here: hardware, software (it is emulated, and slow), or none.
 host_kvm() {
     if [[ ! -c /dev/kvm ]]; then
         echo none
