@@ -123,12 +123,11 @@ impl<M: Medium> Walk<'_, M> {
             return Err(self.damage());
         }
         let lap_ends = self.superblock.head.at + self.ring.bytes;
-        for at in (end..lap_ends).step_by(8) {
-            let head = self.ring.head(at)?;
-            let Some(head) = head.filter(|head| head.place.sequence > sequence && self.counts(at, head))
-            else {
+        let mut heads = self.ring.heads(end, lap_ends);
+        while let Some((at, head)) = heads.next()? {
+            if head.place.sequence <= sequence || !self.counts(at, &head) {
                 continue;
-            };
+            }
             if let Some((Entry::Durable(through), _)) = self.ring.entry(at, &head)?
                 && through > sequence
             {
