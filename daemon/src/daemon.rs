@@ -136,8 +136,13 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         runtime.spawn(http::serve(listener, Arc::clone(&desk)));
     }
     runtime.spawn(Arc::clone(&publisher).run());
-    let reload =
-        Reload::new(file, Handles { log: log.clone(), peer: Arc::clone(&peer), wishes: wishes.clone() })?;
+    let handles = Handles {
+        log: log.clone(),
+        peer: Arc::clone(&peer),
+        wishes: wishes.clone(),
+        disks: host.disks.clone(),
+    };
+    let reload = Reload::new(file, handles)?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
     runtime.spawn(stop_on_signals(wishes, log));
     if let Some((cable, tap)) = host.network.take() {

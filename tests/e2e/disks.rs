@@ -24,7 +24,7 @@ const CHECK: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /count); \
                      [ \"$(cat /mnt/$((j % 50)))\" = \"number $j\" ] || echo bad-$j; done; echo checked-$n-$?";
 
 /// Where the Linux guest of this run is, and the tools for its file system.
-fn guest(test: &str) -> Option<PathBuf> {
+pub(crate) fn guest(test: &str) -> Option<PathBuf> {
     let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
         eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
         return None;
@@ -36,12 +36,12 @@ fn guest(test: &str) -> Option<PathBuf> {
     Some(kernel.into())
 }
 
-fn image(world: &World, node: &str) -> PathBuf {
+pub(crate) fn image(world: &World, node: &str) -> PathBuf {
     world.path(format!("{node}.img"))
 }
 
 /// A configuration with the guest, and a disk on the node's own image.
-fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
+pub(crate) fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
     let cmdline = fs::read_to_string(kernel.with_file_name("cmdline")).unwrap();
     let mut disk = Table::new();
     disk.insert("image".into(), image(world, config.node).display().to_string().into());
@@ -71,13 +71,13 @@ fn make_images(world: &World) {
 }
 
 /// The guest's console, by way of a node.
-struct Shell {
+pub(crate) struct Shell {
     input: Box<dyn Write>,
     seen: Arc<Mutex<String>>,
 }
 
 impl Shell {
-    fn on(daemon: &Daemon) -> Self {
+    pub(crate) fn on(daemon: &Daemon) -> Self {
         let (mut output, input) = Client::connect(daemon.socket()).unwrap().console().unwrap();
         let seen = Arc::new(Mutex::new(String::new()));
         let sees = Arc::clone(&seen);
@@ -103,7 +103,7 @@ impl Shell {
     }
 
     /// Types a command that succeeds.
-    fn does(&mut self, command: &str, word: &str) {
+    pub(crate) fn does(&mut self, command: &str, word: &str) {
         self.types(&format!("{command}; echo {word}-$?"));
         self.line(&format!("{word}-0"));
     }

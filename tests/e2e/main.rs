@@ -7,6 +7,7 @@
 mod arbiter;
 mod cold_start;
 mod control;
+mod disk_return;
 mod disks;
 mod fixture;
 mod guest;

@@ -92,16 +92,13 @@ impl Rows {
     /// The writable disks.
     fn disks(&mut self, status: &Status) {
         let Some(disks) = &status.disks else { return };
-        let DisksStatus { differing_bytes, unacked_bytes, waits, journal_bytes, copy, trouble } = disks;
+        let DisksStatus { differing_bytes, unacked_bytes, waits, journal_bytes, copy, last_copy: _, trouble } =
+            disks;
         match (copy, status.role) {
             (Some(DisksCopyStatus { total_bytes: None, .. }), _) => {
                 self.add("disks", "asking the backup what its images have".into());
             }
-            (Some(DisksCopyStatus { total_bytes: Some(total), same_bytes, sent_bytes }), _) => {
-                let percent = 100.0 * *same_bytes as f64 / (*total).max(1) as f64;
-                let sent = bytes(*sent_bytes);
-                self.add("disks", format!("{percent:.0} % of {} compared, {sent} sent", bytes(*total)));
-            }
+            (Some(copy), _) => self.disks_copy(copy, copy.total_bytes.unwrap_or(0)),
             (None, Role::Backup) => {
                 self.add("disks", format!("{} wait to be written into the images", bytes(*journal_bytes)));
             }
@@ -117,6 +114,17 @@ impl Rows {
         if let Some(trouble) = trouble {
             self.add("", trouble.clone());
         }
+    }
+
+    /// How far two images are made the same.
+    fn disks_copy(&mut self, copy: &DisksCopyStatus, total: u64) {
+        let percent = 100.0 * copy.same_bytes as f64 / total.max(1) as f64;
+        let [compared, differing, sent] =
+            [copy.compared_bytes, copy.differing_bytes, copy.sent_bytes].map(bytes);
+        self.add("disks", format!("{percent:.0} % of {} are the same on both hosts", bytes(total)));
+        self.add("", format!("{compared} compared, {differing} differed, {sent} sent"));
+        let left = copy.left_s.map_or("unknown".into(), duration);
+        self.add("", format!("{} /s, time left: {left}", bytes(copy.bytes_per_s)));
     }
 
     /// What the guest and its clients do not get.
@@ -283,16 +291,28 @@ mod tests {
 
     #[test]
     fn the_writable_disks_show_what_differs_and_how_far_a_copy_is() {
-        let line = |disks: DisksStatus, role| {
+        let lines = |disks: DisksStatus, role, count| {
             let text = block(&Status { disks: Some(disks), role, ..status() }, Palette::Plain);
             let lines = text.lines().skip_while(|line| !line.trim_start().starts_with("disks"));
-            lines.take(2).map(str::trim).collect::<Vec<_>>().join(" | ")
+            lines.take(count).map(str::trim).collect::<Vec<_>>().join(" | ")
         };
-        let copy =
-            Some(DisksCopyStatus { total_bytes: Some(4 << 30), same_bytes: 1 << 30, sent_bytes: 8 << 20 });
-        let expected = "disks  25 % of 4.0 GiB compared, 8.0 MiB sent | generation  3";
-        assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
-        let copy = Some(DisksCopyStatus { total_bytes: None, same_bytes: 0, sent_bytes: 0 });
+        let line = |disks, role| lines(disks, role, 2);
+        let copy = DisksCopyStatus {
+            total_bytes: Some(4 << 30),
+            same_bytes: 1 << 30,
+            compared_bytes: 2 << 30,
+            differing_bytes: 12 << 20,
+            sent_bytes: 8 << 20,
+            bytes_per_s: 32 << 20,
+            left_s: Some(96),
+            took_ms: 32_000,
+        };
+        let expected = "disks  25 % of 4.0 GiB are the same on both hosts | \
+                        2.0 GiB compared, 12.0 MiB differed, 8.0 MiB sent | \
+                        32.0 MiB /s, time left: 1 min 36 s | generation  3";
+        let copying = DisksStatus { copy: Some(copy), ..DisksStatus::default() };
+        assert_eq!(lines(copying, Role::Primary, 4), expected);
+        let copy = Some(DisksCopyStatus::default());
         let expected = "disks  asking the backup what its images have | generation  3";
         assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
         let waits = DisksStatus {

@@ -23,6 +23,7 @@ mod images;
 mod intents;
 mod look;
 mod nurse;
+mod pace;
 mod replicated;
 mod stamps;
 mod tap;

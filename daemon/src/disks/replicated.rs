@@ -2,7 +2,7 @@
 //! part in them.
 
 use super::beside::Beside;
-use super::equalize::{EqualizeError, Equalized, Equalizer};
+use super::equalize::{EqualizeError, Equalizer};
 use super::error::BesideError;
 use super::follower::{FollowError, Follower};
 use super::images::NumberedImage;
@@ -12,7 +12,6 @@ use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tap, Tapped};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
-use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
 use ft_disk::{
     Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
@@ -53,6 +52,8 @@ pub struct Disks {
     follower: Follower,
     /// Primary: what makes the backup's equal, while a copy is under way.
     equalizer: Mutex<Option<Arc<Equalizer>>>,
+    /// How far the last one came.
+    last_copy: Mutex<Option<DisksCopyStatus>>,
 }
 
 impl Disks {
@@ -69,6 +70,7 @@ impl Disks {
         let r = &config.replication;
         let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
         let tap = Tap::new(on_the_way, Some(Arc::clone(&intents)));
+        tap.limit_copy(r.disk_copy_mib_s << 20);
         let moving = images.iter().filter(|(_, config)| config.on_io_error == OnDiskError::Switchover);
         tap.nurse(moving.map(|((number, _), _)| *number).collect()).map_err(DisksError::Thread)?;
         let again = Arc::downgrade(&tap);
@@ -80,8 +82,8 @@ impl Disks {
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
         let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
-        let lent = Mutex::default();
-        Ok(Some(Arc::new(Self { images, lent, intents, stamps, tap, follower, equalizer: Mutex::default() })))
+        let (lent, equalizer, last_copy) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Some(Arc::new(Self { images, lent, intents, stamps, tap, follower, equalizer, last_copy })))
     }
 
     /// What a machine's disk of this number stands on, if it is writable. Refused while the kernel has in hand what an
@@ -167,22 +169,14 @@ impl Disks {
     /// How they are. It waits for no disk.
     pub fn status(&self) -> DisksStatus {
         let equalizer = self.equalizer.lock().clone();
-        let copy = equalizer.map(|equalizer| {
-            let Equalized { extents, same, sent } = equalizer.progress();
-            let bytes = |extents: u64| extents * EXTENT_BYTES;
-            DisksCopyStatus {
-                total_bytes: extents.map(bytes),
-                same_bytes: bytes(same),
-                sent_bytes: bytes(sent),
-            }
-        });
         let OnTheWay { bytes, waits } = self.tap.on_the_way();
         DisksStatus {
             differing_bytes: self.intents.set_bytes(),
             unacked_bytes: bytes,
             waits,
             journal_bytes: self.follower.waiting(),
-            copy,
+            copy: equalizer.map(|equalizer| equalizer.status()),
+            last_copy: *self.last_copy.lock(),
             trouble: self
                 .tap
                 .trouble()
@@ -194,6 +188,7 @@ impl Disks {
     /// The copy is over.
     pub fn equalized(&self) {
         let equalizer = self.equalizer.lock().take();
+        *self.last_copy.lock() = equalizer.as_ref().map(|equalizer| equalizer.status());
         // Not under the lock: it may wait for its thread.
         drop(equalizer);
     }

@@ -4,6 +4,7 @@
 
 use super::intents::{Clearance, Intents};
 use super::nurse::{Nurse, TellStands};
+use super::pace::Limit;
 use ft_checkpoint::wire::{FrameType, SharedPayload, disk};
 use ft_disk::IoFault;
 use ft_mirror::{Change, Extent, Journal, Space};
@@ -61,6 +62,8 @@ pub struct Tap {
     intents: Option<Arc<Intents>>,
     /// Who is told of disks that stand still.
     nurse: OnceLock<Nurse>,
+    /// How fast images are read to be compared and sent.
+    limit: Limit,
 }
 
 #[derive(Default)]
@@ -132,7 +135,18 @@ impl Tap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
         let (inner, room, ports) = (Mutex::default(), Condvar::new(), Mutex::default());
-        Arc::new(Self { inner, room, ports, cost_max, intents, nurse: OnceLock::new() })
+        let (nurse, limit) = (OnceLock::new(), Limit::default());
+        Arc::new(Self { inner, room, ports, cost_max, intents, nurse, limit })
+    }
+
+    /// Images are read to be compared and sent at so many bytes a second at most; 0: as fast as it goes.
+    pub fn limit_copy(&self, bytes_per_s: u64) {
+        self.limit.set(bytes_per_s);
+    }
+
+    /// What [`Self::limit_copy`] has set.
+    pub(super) fn copy_limit(&self) -> u64 {
+        self.limit.get()
     }
 
     /// Disks that stand still are tried again from now on.
@@ -351,7 +365,7 @@ mod tests {
             tap.captured(sector + 1);
         }
         assert_eq!(write(&owner, 9, 1), DiskAnswer::Full);
-        assert!(tap.inner.lock().refused);
+        assert_eq!(tap.on_the_way(), OnTheWay { bytes: COST_MAX, waits: true });
         tap.acked(2, COST_MAX);
         tap.acked(2, COST_MAX);
         assert!(!tap.inner.lock().refused, "it is told to try again");

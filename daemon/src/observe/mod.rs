@@ -10,7 +10,7 @@ mod telemetry;
 mod window;
 
 pub use carried::{Bottleneck, Carried, Meter};
-pub use metrics::{Metrics, Percentiles};
+pub use metrics::{Metrics, Percentiles, Rate};
 pub use publish::{Publisher, Sources};
 pub use service::{Declared, ServiceStatus};
 pub use status::{

@@ -156,19 +156,37 @@ pub struct DisksStatus {
     pub journal_bytes: u64,
     /// Primary: the images are being made the same.
     pub copy: Option<DisksCopyStatus>,
+    /// Primary: how far that came the last time, when it ended.
+    #[serde(default)]
+    pub last_copy: Option<DisksCopyStatus>,
     /// Why this node's disks, or what is kept beside them, cannot be written.
     pub trouble: Option<String>,
 }
 
 /// How far two hosts' images are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisksCopyStatus {
     /// Bytes that are to be compared; null: the backup has not told its maps yet.
     pub total_bytes: Option<u64>,
     /// Bytes that were found the same, or are by now.
     pub same_bytes: u64,
-    /// Bytes that differed, and were sent.
+    /// Bytes of those that were compared, in whole extents...
+    #[serde(default)]
+    pub compared_bytes: u64,
+    /// ...and were found to differ.
+    #[serde(default)]
+    pub differing_bytes: u64,
+    /// Bytes that were sent of what differed: zeroes are none.
     pub sent_bytes: u64,
+    /// Bytes found the same in a second, over the last seconds.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// How long it will take, in seconds, if it goes on as fast; null: that is not known.
+    #[serde(default)]
+    pub left_s: Option<u64>,
+    /// How long it has taken, in milliseconds.
+    #[serde(default)]
+    pub took_ms: u64,
 }
 
 /// The VM's network on this host.

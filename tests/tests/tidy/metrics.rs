@@ -11,11 +11,14 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: &str = "tests/e2e/metrics.rs";
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 12] = [
+const COUNTED: [(&str, &str, &str); 15] = [
     ("ftd_rehearsals_failed_total", "tests/e2e/rehearsal.rs", "failures(&beta) > 1"),
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),
     ("ftd_disk_read_errors_total", "vm/src/devices/tests/block.rs", "counters().block_host_errors"),
+    ("ftd_disk_differing_bytes", "daemon/src/disks/intents/tests.rs", "set_bytes(), 2 *"),
+    ("ftd_disk_unacked_bytes", "daemon/src/disks/tap.rs", "on_the_way(), OnTheWay"),
+    ("ftd_disk_journal_bytes", "daemon/src/disks/follower/tests.rs", "follower.waiting() > 0"),
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
     ("ftd_arbiter_hanging_calls", "daemon/src/replica/arbiter_thread.rs", "rig.left(), LEFT_MAX"),
