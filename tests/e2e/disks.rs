@@ -2,6 +2,7 @@
 //! the other host is on that host's disk, and the two images become one.
 
 use crate::fixture::{Config, Daemon, Engine, Pair, World, eventually};
+use crate::metrics::must_move;
 use ftd::control::api::{Role, State};
 use ftd::control::client::Client;
 use ftd::exit::DaemonExit;
@@ -171,6 +172,8 @@ fn after_a_switchover_under_load_both_images_become_the_same() {
     let Some(kernel) = guest(NAME) else { return };
     World::run_on(Engine::Kvm, NAME, move |world| {
         let (mut pair, _) = writing(world, &kernel);
+        must_move(&pair.alpha, &["ftd_disk_differing_bytes", "ftd_disk_unacked_bytes"]);
+        must_move(&pair.beta, &["ftd_disk_journal_bytes"]);
         let output = pair.alpha.ctl(&["failover", "--yes"]);
         assert_eq!(output.code, 0, "{output:?}");
         pair.wait_protected_the_other_way_round();

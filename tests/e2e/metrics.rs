@@ -62,7 +62,7 @@ fn value(metrics: &str, name: &str) -> u64 {
 }
 
 /// Waits until each of these has been seen above zero.
-fn must_move(daemon: &Daemon, names: &[&str]) {
+pub fn must_move(daemon: &Daemon, names: &[&str]) {
     let unseen = RefCell::new(names.iter().copied().collect::<BTreeSet<_>>());
     eventually(
         "every metric has moved",

@@ -225,6 +225,8 @@ pub struct Exec {
     pub broken_at: Option<Micros>,
     /// What the peer said last of its host's network.
     pub peer_reach: Reach,
+    /// What it has heard of its disk.
+    pub disk_stands: bool,
     /// The operator asked for a move, or for a stop.
     pub was_asked_to_move: bool,
 }
@@ -313,9 +315,8 @@ pub struct Node {
     pub is_cut_off: Option<bool>,
     /// When it last was cut off.
     pub was_cut_off_at: Option<Micros>,
-    /// A disk of the VM stands still on this host; and when one last did.
+    /// A disk of the VM stands still on this host.
     pub disk_stands: bool,
-    pub disk_stood_at: Option<Micros>,
     /// Frozen between two frames: nothing wakes it before its time.
     pub frozen_in_release: bool,
 }

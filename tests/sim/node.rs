@@ -179,7 +179,7 @@ impl World {
             Event::Ack { .. } => self.hook(Hook::Ack),
             _ => {}
         }
-        let event = self.hear_of_network(n, event);
+        let event = self.hear_of_surroundings(n, event);
         if event != Event::Tick {
             trace!(self, "{} <- {event:?}", NAMES[n]);
         }

@@ -68,11 +68,13 @@ impl World {
     pub fn disk(&mut self, n: usize, stands: bool) {
         self.stats.add(Count::FaultDisk);
         self.nodes[n].disk_stands = stands;
-        if !stands {
-            self.nodes[n].disk_stood_at = Some(self.now);
-        }
-        if stands || self.mutant != Some(Mutant::DiskStandsForEver) {
-            self.incoming(n, Input::Event(Event::DiskSeen { stands }));
+        self.incoming(n, Input::Event(Event::DiskSeen { stands }));
+    }
+
+    /// A node's process hears of its own disk.
+    pub fn look_at_disk(&mut self, n: usize) {
+        if self.nodes[n].disk_stands {
+            self.incoming(n, Input::Event(Event::DiskSeen { stands: true }));
         }
     }
 
@@ -93,12 +95,17 @@ impl World {
     }
 
     /// What the core gets to hear; and what was true of it, for the check.
-    pub fn hear_of_network(&mut self, n: usize, event: Event) -> Event {
+    pub fn hear_of_surroundings(&mut self, n: usize, event: Event) -> Event {
         match event {
             Event::NetworkSeen { whose: Whose::Peers, reach } => {
                 self.nodes[n].exec.peer_reach = reach;
                 let reach = if self.mutant == Some(Mutant::MovesAnywhere) { Reach::Open } else { reach };
                 Event::NetworkSeen { whose: Whose::Peers, reach }
+            }
+            Event::DiskSeen { stands } => {
+                let exec = &mut self.nodes[n].exec;
+                exec.disk_stands = stands;
+                Event::DiskSeen { stands: stands || self.mutant == Some(Mutant::DiskStandsForEver) }
             }
             Event::SwitchoverRequested { .. } | Event::StopRequested { .. } => {
                 self.nodes[n].exec.was_asked_to_move = true;
@@ -114,11 +121,11 @@ impl World {
         if exec.was_asked_to_move {
             return;
         }
-        let reach = exec.peer_reach;
+        let (reach, disk_stands) = (exec.peer_reach, exec.disk_stands);
         let node = &self.nodes[n];
         let lately = |at: Option<Micros>| at.is_some_and(|at| self.now.saturating_sub(at) < LATELY_US);
         let is_cut_off = node.is_cut_off == Some(true) || lately(node.was_cut_off_at);
-        if node.disk_stands || lately(node.disk_stood_at) {
+        if disk_stands {
             self.stats.add(Count::MovedForDisk);
             if reach == Reach::CutOff && !is_cut_off {
                 self.fail(format!(

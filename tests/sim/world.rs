@@ -490,6 +490,7 @@ impl World {
         let tick = self.rng.random_range(1..self.knobs.tick_us);
         self.later(tick, Act::Tick { n, inc });
         self.look_at_network(n);
+        self.look_at_disk(n);
         self.drive(n);
         if fresh {
             self.ask_start(n, Start::Fresh);

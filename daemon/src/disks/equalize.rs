@@ -4,10 +4,10 @@
 //! are held back, and those under way are waited for. The operator may limit how fast that goes.
 
 use super::agreement::Agreement;
-use super::images::{Images, ImagesError, NumberedImage};
+use super::images::{ImagesError, MirroredImages, NumberedImage};
 use super::intents::Intents;
 use super::pace::Pace;
-use super::tap::Tap;
+use super::tap::WriteTap;
 use crate::observe::{DisksCopyStatus, Rate};
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
@@ -121,7 +121,11 @@ pub struct Equalizer {
 
 impl Equalizer {
     /// Begins to compare these images where they may differ. What is to be sent goes into the tap, which has begun.
-    pub fn start(tap: &Arc<Tap>, intents: &Intents, images: &[NumberedImage]) -> Result<Self, EqualizeError> {
+    pub fn start(
+        tap: &Arc<WriteTap>,
+        intents: &Intents,
+        images: &[NumberedImage],
+    ) -> Result<Self, EqualizeError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
         let maps: Vec<Agreement> = sizes.iter().map(map).collect();
@@ -140,7 +144,7 @@ impl Equalizer {
         let worker = Worker {
             shared: Arc::clone(&shared),
             tap: Arc::clone(tap),
-            images: Images::new(images)?,
+            images: MirroredImages::new(images)?,
             pace: Pace::new(began),
             parts,
             sizes,
@@ -228,8 +232,8 @@ impl Drop for Equalizer {
 
 struct Worker {
     shared: Arc<Shared>,
-    tap: Arc<Tap>,
-    images: Images,
+    tap: Arc<WriteTap>,
+    images: MirroredImages,
     pace: Pace,
     /// What this host's maps say.
     parts: Vec<DiskMap>,

@@ -8,7 +8,7 @@
 use super::agreement::Agreement;
 use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
-use super::images::{Images, ImagesError, NumberedImage};
+use super::images::{ImagesError, MirroredImages, NumberedImage};
 use super::intents::Intents;
 use super::stamps::Stamps;
 use crate::config::Durability;
@@ -141,7 +141,7 @@ pub struct Follower {
 struct Incoming {
     phase: Phase,
     /// The reader's own way to the images, while they are mixed.
-    images: Images,
+    images: MirroredImages,
     intents: Arc<Intents>,
     sizes: Vec<(u16, u64)>,
     /// What the primary was told last of how far they are, and when.
@@ -160,7 +160,7 @@ impl Follower {
         let sizes = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let incoming = Incoming {
             phase: Phase::Following(Pending::Nothing),
-            images: Images::new(images)?,
+            images: MirroredImages::new(images)?,
             intents,
             sizes,
             told: None,
@@ -172,7 +172,7 @@ impl Follower {
             failed: Mutex::default(),
             is_ending: false.into(),
         });
-        let carrier = Carrier { shared: Arc::clone(&shared), images: Images::new(images)? };
+        let carrier = Carrier { shared: Arc::clone(&shared), images: MirroredImages::new(images)? };
         let spawned = std::thread::Builder::new().name("ftd-disks".into()).spawn(move || carrier.run());
         let thread = Some(spawned.map_err(FollowError::Thread)?);
         Ok(Self {
@@ -205,8 +205,8 @@ impl Follower {
 
     /// What comes in, one after the other: held from before the receiver takes a frame until what it means for the
     /// disks is done, so that nothing of a connection that was lost comes after the next one has begun.
-    pub fn turn(&self) -> Turn<'_> {
-        Turn { follower: self, incoming: self.incoming.lock() }
+    pub fn turn(&self) -> FollowerTurn<'_> {
+        FollowerTurn { follower: self, incoming: self.incoming.lock() }
     }
 
     /// The VM is to go on here: waits until the images have, durably, all that is sealed.
@@ -227,12 +227,12 @@ impl Follower {
 }
 
 /// See [`Follower::turn`].
-pub struct Turn<'f> {
+pub struct FollowerTurn<'f> {
     follower: &'f Follower,
     incoming: MutexGuard<'f, Incoming>,
 }
 
-impl Turn<'_> {
+impl FollowerTurn<'_> {
     /// A connection begins: what the last one left behind the last seal comes again, or never counts.
     pub fn connected(&mut self) -> Result<(), FollowError> {
         match &mut self.incoming.phase {
@@ -416,7 +416,7 @@ impl Shared {
 /// The thread that carries out.
 struct Carrier {
     shared: Arc<Shared>,
-    images: Images,
+    images: MirroredImages,
 }
 
 impl Carrier {

@@ -32,17 +32,25 @@ pub enum ImagesError {
     Unknown(u16),
 }
 
-/// See the module.
-pub struct Images {
-    all: Vec<(u16, Arc<RawImage>, Box<dyn IoQueue>)>,
+/// An image, and the way to it.
+struct Opened {
+    disk: u16,
+    image: Arc<RawImage>,
+    queue: Box<dyn IoQueue>,
 }
 
-impl Images {
+/// See the module.
+pub struct MirroredImages {
+    all: Vec<Opened>,
+}
+
+impl MirroredImages {
     /// Each is shared with whoever else has a part in it. What a backup changes is in its primary's intent maps.
     pub fn new(images: &[NumberedImage]) -> Result<Self, ImagesError> {
         let one = |(disk, image): &NumberedImage| {
             let store = Box::new(ImageStore::new(Arc::clone(image), IoEngine::Threads));
-            Ok((*disk, Arc::clone(image), store.start("mirror", Completion::AtOnce)?))
+            let queue = store.start("mirror", Completion::AtOnce)?;
+            Ok(Opened { disk: *disk, image: Arc::clone(image), queue })
         };
         let all = images.iter().map(one).collect::<Result<_, StoreError>>()?;
         Ok(Self { all })
@@ -70,8 +78,8 @@ impl Images {
 
     /// What is there; none where nothing was ever written.
     pub fn read(&mut self, extent: &Extent) -> Result<Option<Buffer>, ImagesError> {
-        let (_, image, _) = self.find(extent.disk)?;
-        if image.is_hole(&extent.bytes) {
+        let opened = self.find(extent.disk)?;
+        if opened.image.is_hole(&extent.bytes) {
             return Ok(None);
         }
         let offset = extent.bytes.start;
@@ -84,17 +92,16 @@ impl Images {
 
     /// Makes durable what was written to them.
     pub fn flush(&mut self) -> Result<(), ImagesError> {
-        let disks: Vec<u16> = self.all.iter().map(|(disk, ..)| *disk).collect();
+        let disks: Vec<u16> = self.all.iter().map(|opened| opened.disk).collect();
         disks.into_iter().try_for_each(|disk| self.order(disk, Io::Flush).map(drop))
     }
 
-    fn find(&mut self, disk: u16) -> Result<&mut (u16, Arc<RawImage>, Box<dyn IoQueue>), ImagesError> {
-        self.all.iter_mut().find(|(number, ..)| *number == disk).ok_or(ImagesError::Unknown(disk))
+    fn find(&mut self, disk: u16) -> Result<&mut Opened, ImagesError> {
+        self.all.iter_mut().find(|opened| opened.disk == disk).ok_or(ImagesError::Unknown(disk))
     }
 
     fn order(&mut self, disk: u16, io: Io) -> Result<Io, ImagesError> {
-        let (_, _, queue) = self.find(disk)?;
-        let done = queue.submit(IoOrder { tag: 0, io }).ok_or(ImagesError::Ended(disk))?;
+        let done = self.find(disk)?.queue.submit(IoOrder { tag: 0, io }).ok_or(ImagesError::Ended(disk))?;
         done.result.map_err(|source| ImagesError::Fault { disk, source })?;
         Ok(done.io)
     }

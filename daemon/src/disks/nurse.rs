@@ -1,7 +1,7 @@
 //! Disks of the guest that stand still, since this host could not do what was asked of them. It is tried again each
 //! second; and the executor is told while one stands for which the operator wishes that the VM moves then.
 
-use super::tap::Tap;
+use super::tap::WriteTap;
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -36,7 +36,7 @@ pub(super) struct Nurse(Arc<Shared>);
 
 impl Nurse {
     /// Starts the thread. Of these disks the executor is told.
-    pub(super) fn start(tap: Weak<Tap>, moving: BTreeSet<u16>) -> std::io::Result<Self> {
+    pub(super) fn start(tap: Weak<WriteTap>, moving: BTreeSet<u16>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { ward: Mutex::default(), changed: Condvar::new(), moving });
         let of_thread = Arc::clone(&shared);
         std::thread::Builder::new().name("ftd-nurse".into()).spawn(move || of_thread.run(&tap))?;
@@ -79,7 +79,7 @@ impl Drop for Nurse {
 }
 
 impl Shared {
-    fn run(&self, tap: &Weak<Tap>) {
+    fn run(&self, tap: &Weak<WriteTap>) {
         let mut ward = self.ward.lock();
         while !ward.is_over {
             ward.look(&self.moving);
@@ -132,7 +132,7 @@ mod tests {
                 false
             }
         }
-        let tap = Tap::new(1 << 20, None);
+        let tap = WriteTap::new(1 << 20, None);
         let (tries, tried) = channel();
         tap.plug(vec![(2, Box::new(Port(tries)) as _)]);
         let nurse = Nurse::start(Arc::downgrade(&tap), BTreeSet::from([2])).unwrap();

@@ -9,7 +9,7 @@ use super::images::NumberedImage;
 use super::intents::Intents;
 use super::nurse::TellStands;
 use super::stamps::Stamps;
-use super::tap::{OnTheWay, Take, Tap, Tapped};
+use super::tap::{OnTheWay, Take, Tapped, WriteTap};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
@@ -48,7 +48,7 @@ pub struct Disks {
     lent: Mutex<Vec<(u16, Weak<RawImage>)>>,
     intents: Arc<Intents>,
     stamps: Arc<Stamps>,
-    tap: Arc<Tap>,
+    tap: Arc<WriteTap>,
     follower: Follower,
     /// Primary: what makes the backup's equal, while a copy is under way.
     equalizer: Mutex<Option<Arc<Equalizer>>>,
@@ -69,7 +69,7 @@ impl Disks {
         let intents = Arc::clone(beside.intents());
         let r = &config.replication;
         let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
-        let tap = Tap::new(on_the_way, Some(Arc::clone(&intents)));
+        let tap = WriteTap::new(on_the_way, Some(Arc::clone(&intents)));
         tap.limit_copy(r.disk_copy_mib_s << 20);
         let moving = images.iter().filter(|(_, config)| config.on_io_error == OnDiskError::Switchover);
         tap.nurse(moving.map(|((number, _), _)| *number).collect()).map_err(DisksError::Thread)?;
@@ -134,7 +134,7 @@ impl Disks {
     }
 
     /// Primary: where their changes go.
-    pub fn tap(&self) -> &Arc<Tap> {
+    pub fn tap(&self) -> &Arc<WriteTap> {
         &self.tap
     }
 

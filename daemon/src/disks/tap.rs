@@ -52,7 +52,7 @@ impl TappedDisk for DiskPort {
 }
 
 /// See the module.
-pub struct Tap {
+pub struct WriteTap {
     inner: Mutex<Inner>,
     /// There is room, or the pairing is over.
     room: Condvar,
@@ -131,7 +131,7 @@ pub struct OnTheWay {
     pub waits: bool,
 }
 
-impl Tap {
+impl WriteTap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
         let (inner, room, ports) = (Mutex::default(), Condvar::new(), Mutex::default());
@@ -297,7 +297,7 @@ impl Tap {
 }
 
 /// A pairing that takes the changes.
-pub struct Tapped(Arc<Tap>);
+pub struct Tapped(Arc<WriteTap>);
 
 impl Drop for Tapped {
     fn drop(&mut self) {
@@ -307,7 +307,7 @@ impl Drop for Tapped {
 
 /// One disk's.
 struct TapOfDisk {
-    tap: Arc<Tap>,
+    tap: Arc<WriteTap>,
     disk: u16,
 }
 
@@ -330,8 +330,8 @@ mod tests {
 
     const COST_MAX: u64 = 4 * (48 + 512);
 
-    fn tapped() -> (Arc<Tap>, Tapped, Arc<dyn DiskOwner>, Receiver<Told>) {
-        let tap = Tap::new(COST_MAX, None);
+    fn tapped() -> (Arc<WriteTap>, Tapped, Arc<dyn DiskOwner>, Receiver<Told>) {
+        let tap = WriteTap::new(COST_MAX, None);
         let (sender, told) = channel();
         let pairing = tap.begin(Box::new(move |told| sender.send(told).is_ok()));
         let owner = tap.owner(3);

@@ -87,6 +87,12 @@ pub struct Ready {
 }
 
 impl Rehearser {
+    /// For machines of this kind.
+    #[must_use]
+    pub fn new(spec: MachineSpec, wiring: ScratchWiring, news: Outlet<KeeperNews>) -> Self {
+        Self { spec, wiring, news, ready: Mutex::default(), under_way: 0.into() }
+    }
+
     /// Makes a machine over this memory ahead of its first rehearsal, on a thread of its own.
     pub fn make_ready(self: &Arc<Self>, ram: &GuestRam) {
         let memory = self.forget();

@@ -6,7 +6,7 @@ use super::news::{FromPrimary, KeeperNews};
 use super::order::Order;
 use super::progress::{Replay, ReplayProgress};
 use super::rehearsal::Sealed;
-use crate::disks::{Disks, FollowError, Turn};
+use crate::disks::{Disks, FollowError, FollowerTurn};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use crate::peer::{Intake, LinkEnd, LinkError, PeerReader};
@@ -256,7 +256,7 @@ impl Feed {
 
 /// What came in of the disks, in order. What the primary is to know comes out.
 fn follow_disks(
-    turn: &mut Turn<'_>,
+    turn: &mut FollowerTurn<'_>,
     received: &Received<'_>,
     held: Option<Held>,
     intake: &Intake,

@@ -15,7 +15,7 @@ use crate::host::{Log, Notifier};
 use crate::peer::PeerPlace;
 use crate::role::{Lapse, Lapsed, Micros, Role, State, View};
 use ft_checkpoint::wire::message::Position;
-use ft_netbuf::OutputBuffer;
+use ft_netbuf::{HoldStats, OutputBuffer};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -190,14 +190,7 @@ impl Publisher {
         let rehearsal = view.rehearsal.map(RehearsalStatus::now);
         let age_us = rehearsal.as_ref().and_then(|rehearsal| rehearsal.age_us);
         metrics.rehearsal_age_us.set(age_us.unwrap_or(0));
-        metrics.held_frames.set(held.held_frames as u64);
-        metrics.held_bytes.set(held.held_bytes as u64);
-        metrics.oldest_held_us.set(held.oldest_held.as_micros() as u64);
-        metrics.frames_released.set_total(held.released);
-        metrics.frames_discarded.set_total(held.discarded);
-        metrics.emit_errors.set_total(held.emit_errors);
-        metrics.muted_offers.set_total(held.muted_offers);
-        metrics.hold_full.set_total(held.full_events);
+        self.count_output(&held, now);
         metrics.bytes_sent.set_total(telemetry.bytes_sent());
         metrics.view_age_ms.set(view_age_ms);
         metrics.arbiter_hangs.set(window.arbiter_hangs().load(Ordering::Relaxed));
@@ -205,7 +198,6 @@ impl Publisher {
             .network_troubled
             .set(network.as_ref().is_some_and(|network| network.trouble.is_some()).into());
         metrics.log_lines_lost.set_total(log.as_ref().map_or(0, Log::lost));
-        metrics.hold_us.lock().absorb(&held.hold_us, now);
 
         let holds = Holds { over_us: &held.hold_us, oldest: held.oldest_held };
         let service = self.service_status(view.role, holds, now);
@@ -272,6 +264,20 @@ impl Publisher {
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    /// What the output buffer holds and has let go.
+    fn count_output(&self, held: &HoldStats, now: Instant) {
+        let metrics = &self.sources.telemetry.metrics;
+        metrics.held_frames.set(held.held_frames as u64);
+        metrics.held_bytes.set(held.held_bytes as u64);
+        metrics.oldest_held_us.set(held.oldest_held.as_micros() as u64);
+        metrics.frames_released.set_total(held.released);
+        metrics.frames_discarded.set_total(held.discarded);
+        metrics.emit_errors.set_total(held.emit_errors);
+        metrics.muted_offers.set_total(held.muted_offers);
+        metrics.hold_full.set_total(held.full_events);
+        metrics.hold_us.lock().absorb(&held.hold_us, now);
     }
 
     /// The core's view in numbers, and the state that it is taken for.

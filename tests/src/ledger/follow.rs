@@ -38,7 +38,7 @@ pub struct Followed {
 
 /// Why a ledger cannot be followed.
 #[derive(Debug, thiserror::Error)]
-pub enum FollowError {
+pub enum FollowingError {
     /// The connection is lost.
     #[error("after entry {acked}: {why}")]
     Connection {
@@ -76,9 +76,9 @@ struct Follower {
 }
 
 /// Follows a ledger until `stop` says so.
-pub fn follow(plan: &Following, stop: &dyn Fn() -> bool) -> Result<Followed, FollowError> {
+pub fn follow(plan: &Following, stop: &dyn Fn() -> bool) -> Result<Followed, FollowingError> {
     let acked = acknowledged(&plan.noted)?;
-    let lost = |why| FollowError::Connection { acked, why };
+    let lost = |why| FollowingError::Connection { acked, why };
     let connection = Connection::open(plan.addr, plan.timeout).map_err(lost)?;
     let note = OpenOptions::new().create(true).truncate(false).write(true).open(&plan.noted)?;
     let mut follower = Follower { connection, timeout: plan.timeout, note, acked };
@@ -92,14 +92,14 @@ pub fn follow(plan: &Following, stop: &dyn Fn() -> bool) -> Result<Followed, Fol
 }
 
 impl Follower {
-    fn check(&mut self) -> Result<u64, FollowError> {
+    fn check(&mut self) -> Result<u64, FollowingError> {
         let acked = self.acked;
         let answer = self.connection.call(&format!("CHECK {acked}"), self.timeout);
-        let answer = answer.map_err(|why| FollowError::Connection { acked, why })?;
+        let answer = answer.map_err(|why| FollowingError::Connection { acked, why })?;
         match answer.strip_prefix("LAST ").and_then(|number| number.parse().ok()) {
-            Some(last) if last < acked => Err(FollowError::Lost { acked, last }),
+            Some(last) if last < acked => Err(FollowingError::Lost { acked, last }),
             Some(last) => Ok(last),
-            None => Err(FollowError::Answer { acked, answer }),
+            None => Err(FollowingError::Answer { acked, answer }),
         }
     }
 
@@ -109,8 +109,8 @@ impl Follower {
         mut next: u64,
         stop: &dyn Fn() -> bool,
         seen: &mut Followed,
-    ) -> Result<(), FollowError> {
-        let lost = |acked, why| FollowError::Connection { acked, why };
+    ) -> Result<(), FollowingError> {
+        let lost = |acked, why| FollowingError::Connection { acked, why };
         self.connection.send("RUN").map_err(|why| lost(self.acked, why))?;
         let (mut heard, mut is_held) = (Instant::now(), false);
         loop {
@@ -135,7 +135,7 @@ impl Follower {
             } else if is_held && answer.starts_with("HELD ") {
                 return Ok(());
             } else {
-                return Err(FollowError::Answer { acked: self.acked, answer });
+                return Err(FollowingError::Answer { acked: self.acked, answer });
             }
         }
     }

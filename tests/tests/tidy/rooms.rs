@@ -11,7 +11,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("vm/Cargo.toml", &["ft-ram", "ft-cpu", "ft-disk"]),
     ("netbuf/Cargo.toml", &[]),
     ("checkpoint/mirror/Cargo.toml", &[]),
-    ("checkpoint/Cargo.toml", &["ft-ram", "ft-vm"]),
+    ("checkpoint/Cargo.toml", &["ft-ram", "ft-vm", "ft-mirror"]),
     ("daemon/arbiter/Cargo.toml", &[]),
     (
         "daemon/Cargo.toml",

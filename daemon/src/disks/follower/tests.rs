@@ -2,7 +2,7 @@
 //! only when they are.
 
 use super::*;
-use crate::disks::{Clearance, Equalized, Equalizer, Intent, Tap, TappedDisk, Told};
+use crate::disks::{Clearance, Equalized, Equalizer, Intent, TappedDisk, Told, WriteTap};
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::Compared;
 use ft_checkpoint::wire::{Frame, Message};
@@ -189,7 +189,7 @@ impl TappedDisk for LateDisk {
 struct Guest {
     node: Node,
     intents: Arc<Intents>,
-    tap: Arc<Tap>,
+    tap: Arc<WriteTap>,
     image: File,
     late: Arc<Mutex<Option<Range<u64>>>>,
 }
@@ -198,7 +198,7 @@ impl Guest {
     fn new() -> Self {
         let (node, intents) = (Node::new(), intents());
         let image = File::options().write(true).open(node.path("image")).unwrap();
-        let tap = Tap::new(100_000, Some(Arc::clone(&intents)));
+        let tap = WriteTap::new(100_000, Some(Arc::clone(&intents)));
         let late = Arc::new(Mutex::new(None));
         tap.plug(vec![(DISK, Box::new(LateDisk(Arc::clone(&late))) as Box<dyn TappedDisk>)]);
         Self { node, intents, tap, image, late }

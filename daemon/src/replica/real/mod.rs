@@ -22,7 +22,7 @@ use crate::control::{WishError, WishReply};
 use crate::disks::Disks;
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
-    Feed, Images, Keeper, Order, OrderReply, Pairing, Ready, Rehearser, Replay, Service, Setup, StateLoss,
+    Feed, Images, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss,
     WarmStandby,
 };
 use crate::limited::{Limited, unsaid};
@@ -120,14 +120,8 @@ impl RealHands {
         let ids = Arc::new(ConnIds::default());
         let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network: _ } =
             parts.host;
-        let rehearser = Arc::new(Rehearser {
-            spec: spec.clone(),
-            wiring: scratch_wiring,
-            news: Outlet::into_queue(&inputs, Input::Keeper),
-            ready: Mutex::new(Ready::default()),
-            under_way: 0.into(),
-        });
         let news = Outlet::into_queue(&inputs, Input::Keeper);
+        let rehearser = Arc::new(Rehearser::new(spec.clone(), scratch_wiring, news.clone()));
         let images = Images::start(parts.image_file, spec.clone(), parts.disks, news)
             .map_err(failed("the thread for images"))?;
         let setup = Setup {
@@ -164,12 +158,11 @@ impl RealHands {
             .map_err(failed("the listener"))?;
         let dialler =
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
+        let stamping = Stamping::start(node, disks.as_deref()).map_err(failed("the thread of stamps"))?;
         if let Some(disks) = &disks {
-            let inputs = inputs.clone();
-            disks.on_stand(Box::new(move |stands| drop(inputs.send(Input::Disk { stands }))));
+            let stood = Outlet::into_queue(&inputs, |stands| Input::Disk { stands });
+            disks.on_stand(Box::new(move |stands| drop(stood.tell(stands))));
         }
-        let stamps = disks.as_ref().map(|disks| Arc::clone(disks.stamps()));
-        let stamping = Stamping::start(node, stamps).map_err(failed("the thread of stamps"))?;
         let hands = Self {
             inputs,
             orders,
@@ -443,7 +436,7 @@ impl Hands for RealHands {
     }
 
     fn boot(&mut self) -> Result<(), Self::Error> {
-        self.claim_images()?;
+        self.stamping.claim(self.disks.as_deref())?;
         self.order_and_wait(Order::Boot)??;
         tracing::info!("the guest is booting");
         Ok(())

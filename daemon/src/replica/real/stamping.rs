@@ -1,8 +1,8 @@
 //! The stamps of this node's images, as the VM comes and goes: written before it runs from them, and after each change
 //! of the cell while it does.
 
-use super::{HandsError, RealHands};
-use crate::disks::{Claim, Ground, Stamps, Unfit};
+use super::error::HandsError;
+use crate::disks::{Claim, Disks, Ground, Stamps, Unfit};
 use ft_arbiter::{Cell, CellId, Outcome};
 use ft_mirror::History;
 use std::sync::Arc;
@@ -24,14 +24,15 @@ struct Stamped {
 
 impl Stamping {
     /// Starts the thread.
-    pub(super) fn start(node: String, stamps: Option<Arc<Stamps>>) -> std::io::Result<Self> {
+    pub(super) fn start(node: String, disks: Option<&Disks>) -> std::io::Result<Self> {
         let start = |stamps: Arc<Stamps>| {
             let (owned, told) = channel();
             let of_thread = Arc::clone(&stamps);
             std::thread::Builder::new().name("ftd-stamps".into()).spawn(move || stamp(&of_thread, &told))?;
             std::io::Result::Ok(Stamped { stamps, owned })
         };
-        Ok(Self { node, ground: Ground::default(), stamped: stamps.map(start).transpose()? })
+        let stamped = disks.map(|disks| start(Arc::clone(disks.stamps()))).transpose()?;
+        Ok(Self { node, ground: Ground::default(), stamped })
     }
 
     /// The arbiter has answered.
@@ -52,10 +53,15 @@ impl Stamping {
         }
     }
 
-    /// The VM is about to boot here: whether it may, from the images as they are.
-    pub(super) fn claim(&self) -> Result<Claim, Unfit> {
+    /// The VM is about to boot here. Its images must be right, and say so before it changes them; what is sealed of
+    /// them is carried out before they say so.
+    pub(super) fn claim(&self, disks: Option<&Disks>) -> Result<(), HandsError> {
         let claim = |stamped: &Stamped| self.ground.claim(&stamped.stamps, &self.node);
-        self.stamped.as_ref().map_or(Ok(Claim::AtOnce), claim)
+        let claimed = self.stamped.as_ref().map_or(Ok(Claim::AtOnce), claim)?;
+        if let (Claim::OnceCarriedOut, Some(disks)) = (claimed, disks) {
+            disks.follower().carry_out(&|| false)?;
+        }
+        self.ran()
     }
 
     /// The VM is about to run here: what it has is in the images.
@@ -70,19 +76,6 @@ impl Stamping {
         if let Some(stamped) = &self.stamped {
             stamped.stamps.rest();
         }
-    }
-}
-
-impl RealHands {
-    /// The VM is about to boot here. Its images must be right, and say so before it changes them; what is sealed of
-    /// them is carried out before they say so.
-    pub(super) fn claim_images(&self) -> Result<(), HandsError> {
-        if self.stamping.claim()? == Claim::OnceCarriedOut
-            && let Some(disks) = &self.disks
-        {
-            disks.follower().carry_out(&|| false)?;
-        }
-        self.stamping.ran()
     }
 }
 
