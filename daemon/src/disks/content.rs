@@ -66,7 +66,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// What two images hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Comparison {
+pub struct ImageComparison {
     /// The BLAKE3 of each, in hexadecimal.
     pub hashes: [String; 2],
     /// Where they differ, in whole extents of 1 MiB.
@@ -87,7 +87,7 @@ fn open(path: &Path) -> Result<(RawImage, File), ContentError> {
 }
 
 /// Compares two images that nobody writes to.
-pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Comparison, ContentError> {
+pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<ImageComparison, ContentError> {
     let paths = [one, other];
     let [(first, a), (second, b)] = [open(one)?, open(other)?];
     let bytes = first.bytes();
@@ -119,7 +119,7 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Compa
         progress(end, bytes);
     }
     let hashes = hashers.map(|hasher| hasher.finalize().to_hex().to_string());
-    Ok(Comparison { hashes, differ, bytes })
+    Ok(ImageComparison { hashes, differ, bytes })
 }
 
 /// Makes an image of what a raw file or block device holds, and says its BLAKE3. A new file has holes where the source

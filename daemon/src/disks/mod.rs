@@ -30,7 +30,7 @@ mod tap;
 
 pub use adopt::adopt;
 pub use beside::Beside;
-pub use content::{Comparison, ContentError, Progress, compare, import};
+pub use content::{ContentError, ImageComparison, Progress, compare, import};
 pub use equalize::{EqualizeError, Equalized, Equalizer};
 pub use error::BesideError;
 pub use follower::{FollowError, Follower, FollowerTurn};
