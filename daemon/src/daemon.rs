@@ -131,6 +131,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         console,
         wishes: wishes.clone(),
         asking: Asking::default(),
+        disks: host.disks.clone(),
     });
     runtime.spawn(control.serve(Arc::clone(&desk)));
     if let Some(listener) = metrics {

@@ -119,7 +119,7 @@ impl Shell {
 }
 
 /// A protected pair whose guest writes.
-fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
+pub(crate) fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
     make_images(world);
     let pair = Pair::protected_with(world, |config| with_disk(world, kernel, config));
     let mut shell = Shell::on(&pair.alpha);

@@ -8,6 +8,7 @@ mod arbiter;
 mod cold_start;
 mod control;
 mod disk_return;
+mod disk_verify;
 mod disks;
 mod fixture;
 mod guest;

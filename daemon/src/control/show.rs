@@ -1,7 +1,9 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
 use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
-use crate::observe::{Bottleneck, DisksCopyStatus, DisksStatus, Percentiles, ServiceStatus};
+use crate::observe::{
+    Bottleneck, DisksCopyStatus, DisksStatus, DisksVerifyStatus, Percentiles, ServiceStatus, VerifyState,
+};
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -92,8 +94,17 @@ impl Rows {
     /// The writable disks.
     fn disks(&mut self, status: &Status) {
         let Some(disks) = &status.disks else { return };
-        let DisksStatus { differing_bytes, unacked_bytes, waits, journal_bytes, copy, last_copy: _, trouble } =
-            disks;
+        let DisksStatus {
+            differing_bytes,
+            unacked_bytes,
+            waits,
+            journal_bytes,
+            copy,
+            last_copy: _,
+            verify,
+            mismatches,
+            trouble,
+        } = disks;
         match (copy, status.role) {
             (Some(DisksCopyStatus { total_bytes: None, .. }), _) => {
                 self.add("disks", "asking the backup what its images have".into());
@@ -110,6 +121,14 @@ impl Rows {
                     format!("{differing} may differ from the peer's, {unacked} not acked{waits}"),
                 );
             }
+        }
+        if let Some(verify) = verify.as_ref().filter(|_| status.role == Role::Primary) {
+            self.add("compared", self::verify(verify));
+        }
+        if *mismatches > 0 {
+            let found =
+                format!("{mismatches} extents of the backup's images differed since the daemon started");
+            self.add("", format!("TROUBLE: {found}: see the log"));
         }
         if let Some(trouble) = trouble {
             self.add("", trouble.clone());
@@ -209,6 +228,37 @@ impl Rows {
             self.add("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));
         }
     }
+}
+
+/// A comparison of disks under protection, in a line.
+#[must_use]
+pub fn verify(verify: &DisksVerifyStatus) -> String {
+    let DisksVerifyStatus { differing_bytes, repaired_bytes, unsettled_bytes, .. } = *verify;
+    let mut text = match verify.state {
+        VerifyState::Running => {
+            let left = verify.left_s.map_or("unknown".into(), duration);
+            let (total, per_s) = (bytes(verify.total_bytes), bytes(verify.bytes_per_s));
+            format!("{} of {total} compared, {per_s} /s, time left: {left}", bytes(verify.compared_bytes))
+        }
+        VerifyState::Done => {
+            format!("{} compared in {}", bytes(verify.compared_bytes), duration(verify.took_ms / 1000))
+        }
+        VerifyState::BrokenOff => format!("{} compared, and then broken off", bytes(verify.compared_bytes)),
+    };
+    match differing_bytes {
+        0 if verify.state == VerifyState::Done && unsettled_bytes == 0 => text += ": all the same",
+        0 => {}
+        differing => {
+            let _ = write!(text, ": {} of the backup's differ", bytes(differing));
+        }
+    }
+    if repaired_bytes > 0 {
+        let _ = write!(text, ", {} sent anew", bytes(repaired_bytes));
+    }
+    if unsettled_bytes > 0 {
+        let _ = write!(text, ", {} changed too often to be compared", bytes(unsettled_bytes));
+    }
+    text
 }
 
 /// One line, for a log of statuses.

@@ -7,10 +7,10 @@ use super::agreement::Agreement;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
 use super::intents::Intents;
 use super::pace::Pace;
-use super::tap::WriteTap;
+use super::tap::{Session, WriteTap};
 use crate::observe::{DisksCopyStatus, Rate};
 use ft_checkpoint::wire::FrameType;
-use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compare, Compared, DiskMap};
 use ft_disk::Buffer;
 use ft_mirror::{Change, Extent, Space};
@@ -144,6 +144,7 @@ impl Equalizer {
         let worker = Worker {
             shared: Arc::clone(&shared),
             tap: Arc::clone(tap),
+            session: tap.session(),
             images: MirroredImages::new(images)?,
             pace: Pace::new(began),
             parts,
@@ -233,6 +234,7 @@ impl Drop for Equalizer {
 struct Worker {
     shared: Arc<Shared>,
     tap: Arc<WriteTap>,
+    session: Session,
     images: MirroredImages,
     pace: Pace,
     /// What this host's maps say.
@@ -259,7 +261,7 @@ impl Worker {
         }
         while let Some((place, task)) = self.await_task() {
             let told = self.tell(place, task);
-            self.tap.release();
+            self.tap.release(self.session);
             match told {
                 Ok(true) => {}
                 // The pairing is over.
@@ -272,7 +274,7 @@ impl Worker {
     /// False: the pairing is over.
     fn tell_maps(&self) -> bool {
         let mut encoded = self.parts.iter().map(|part| postcard::to_stdvec(part).unwrap_or_default());
-        encoded.all(|part| self.tap.put(FrameType::DiskMap, part))
+        encoded.all(|part| self.tap.put(self.session, FrameType::DiskMap, part))
     }
 
     /// The next task; none when all is done or nobody needs it any more.
@@ -299,7 +301,7 @@ impl Worker {
     fn tell(&mut self, (number, extent): Place, task: Task) -> Result<bool, EqualizeError> {
         let bytes = self.sizes.iter().find(|(of, _)| *of == number).map_or(0, |(_, bytes)| *bytes);
         let place = extent_at(number, extent, bytes);
-        if !self.tap.hold(place.clone()) || !self.await_quiet(&place) {
+        if !self.tap.hold(self.session, place.clone()) || !self.await_quiet(&place) {
             return Ok(false);
         }
         let content = self.images.read(&place)?;
@@ -314,7 +316,7 @@ impl Worker {
         let hash = hash(&place, content.as_ref());
         let compare = Compare { disk: number, extent, hash };
         let payload = postcard::to_stdvec(&compare).unwrap_or_default();
-        Ok(self.tap.put(FrameType::Compare, payload))
+        Ok(self.tap.put(self.session, FrameType::Compare, payload))
     }
 
     fn send(&self, place: &Extent, content: Option<&Buffer>) -> bool {
@@ -322,7 +324,7 @@ impl Worker {
             Some(content) => Change::write(place.disk, place.bytes.start, content),
             None => Change::Zeroes { extent: place.clone(), space: Space::May },
         };
-        disk::pieces(&change).all(|piece| self.tap.put(FrameType::Disk, disk::encode(&piece)))
+        self.tap.put_change(self.session, &change)
     }
 
     /// Waits until what was told before is made. False: nobody needs it any more.

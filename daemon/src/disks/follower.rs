@@ -6,6 +6,7 @@
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
 
 use super::agreement::Agreement;
+use super::checks::{CarriedOut, Checks};
 use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
@@ -13,7 +14,7 @@ use super::intents::Intents;
 use super::stamps::Stamps;
 use crate::config::Durability;
 use ft_arbiter::CellId;
-use ft_checkpoint::wire::message::{Compare, DiskMap, Held, Settled};
+use ft_checkpoint::wire::message::{Compare, Compared, DiskMap, Held, Settled};
 use ft_mirror::{ApplyError, Change, History, Journal, JournalError, SealedEpoch};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeSet;
@@ -134,6 +135,8 @@ pub struct Follower {
     stamps: Option<Arc<Stamps>>,
     cell: Mutex<Option<CellId>>,
     durability: Durability,
+    /// What the primary asks about, under protection.
+    checks: Checks,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -157,7 +160,9 @@ impl Follower {
         images: &[NumberedImage],
         durability: Durability,
     ) -> Result<Self, FollowError> {
-        let sizes = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let checks =
+            Checks::start(MirroredImages::new(images)?, Vec::clone(&sizes)).map_err(FollowError::Thread)?;
         let incoming = Incoming {
             phase: Phase::Following(Pending::Nothing),
             images: MirroredImages::new(images)?,
@@ -181,6 +186,7 @@ impl Follower {
             stamps,
             cell: Mutex::default(),
             durability,
+            checks,
             thread,
         })
     }
@@ -235,6 +241,7 @@ pub struct FollowerTurn<'f> {
 impl FollowerTurn<'_> {
     /// A connection begins: what the last one left behind the last seal comes again, or never counts.
     pub fn connected(&mut self) -> Result<(), FollowError> {
+        self.follower.checks.forget();
         match &mut self.incoming.phase {
             Phase::Following(pending) if *pending == Pending::Changes => {
                 *pending = Pending::Nothing;
@@ -300,24 +307,42 @@ impl FollowerTurn<'_> {
         }
     }
 
-    /// Whether an extent is the same here. In a copy.
-    pub fn compare(&mut self, compare: &Compare) -> Result<bool, FollowError> {
+    /// Whether an extent is the same here. None: that is among the [`Self::answers`] when it is known.
+    pub fn compare(&mut self, compare: &Compare) -> Result<Option<bool>, FollowError> {
         let Incoming { phase, images, sizes, .. } = &mut *self.incoming;
+        let Phase::Mixed(Mixed { unequal, .. }) = phase else {
+            self.follower.checks.ask(*compare);
+            return Ok(None);
+        };
         let Compare { disk, extent, hash: theirs } = *compare;
         let bytes = sizes.iter().find(|(of, _)| *of == disk).map_or(0, |(_, bytes)| *bytes);
         let place = extent_at(disk, extent, bytes);
         let is_same = hash(&place, images.read(&place)?.as_ref()) == theirs;
-        if let Phase::Mixed(Mixed { unequal, .. }) = phase {
-            match is_same {
-                true => unequal.remove(&(disk, extent)),
-                false => unequal.insert((disk, extent)),
-            };
-        }
-        Ok(is_same)
+        match is_same {
+            true => unequal.remove(&(disk, extent)),
+            false => unequal.insert((disk, extent)),
+        };
+        Ok(Some(is_same))
+    }
+
+    /// Extents that were asked about and are known by now.
+    pub fn answers(&mut self) -> Vec<Compared> {
+        self.follower.checks.answers()
     }
 
     /// The receiver has sealed a checkpoint. Its ack may go out when this returns.
     pub fn sealed(&mut self, held: Held) -> Result<(), FollowError> {
+        self.seal(held)?;
+        let shared = &self.follower.shared;
+        if self.follower.checks.is_asked() {
+            let newest = shared.journal.lock().sealed();
+            let Carried { through, is_all, .. } = *shared.carried.lock();
+            self.follower.checks.sealed(newest, CarriedOut { through, is_all });
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, held: Held) -> Result<(), FollowError> {
         let Incoming { phase, images, intents, .. } = &mut *self.incoming;
         let shared = &self.follower.shared;
         let mut history = None;

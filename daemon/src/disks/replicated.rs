@@ -10,6 +10,7 @@ use super::intents::Intents;
 use super::nurse::TellStands;
 use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tapped, WriteTap};
+use super::verify::{OnDifference, Verifier, VerifyError};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
@@ -54,6 +55,8 @@ pub struct Disks {
     equalizer: Mutex<Option<Arc<Equalizer>>>,
     /// How far the last one came.
     last_copy: Mutex<Option<DisksCopyStatus>>,
+    /// Primary: what compares the backup's with these, when it is asked to.
+    verifier: Verifier,
 }
 
 impl Disks {
@@ -82,8 +85,17 @@ impl Disks {
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
         let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
-        let (lent, equalizer, last_copy) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Some(Arc::new(Self { images, lent, intents, stamps, tap, follower, equalizer, last_copy })))
+        Ok(Some(Arc::new(Self {
+            images,
+            lent: Mutex::default(),
+            intents,
+            stamps,
+            tap,
+            follower,
+            equalizer: Mutex::default(),
+            last_copy: Mutex::default(),
+            verifier: Verifier::default(),
+        })))
     }
 
     /// What a machine's disk of this number stands on, if it is writable. Refused while the kernel has in hand what an
@@ -147,10 +159,26 @@ impl Disks {
     pub fn equalize(&self, take: Take) -> Result<(Tapped, Arc<Equalizer>), EqualizeError> {
         self.intents.begin_pairing();
         let tapped = self.tap.begin(take);
-        let images: Vec<NumberedImage> = self.images.iter().map(|(image, _)| image.clone()).collect();
-        let equalizer = Arc::new(Equalizer::start(&self.tap, &self.intents, &images)?);
+        let equalizer = Arc::new(Equalizer::start(&self.tap, &self.intents, &self.numbered())?);
         *self.equalizer.lock() = Some(Arc::clone(&equalizer));
         Ok((tapped, equalizer))
+    }
+
+    fn numbered(&self) -> Vec<NumberedImage> {
+        self.images.iter().map(|(image, _)| image.clone()).collect()
+    }
+
+    /// Primary: begins to compare the backup's images with these, at so many bytes a second.
+    pub fn verify(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<(), VerifyError> {
+        if self.equalizer.lock().is_some() {
+            return Err(VerifyError::Alone);
+        }
+        self.verifier.start(&self.tap, &self.intents, &self.numbered(), bytes_per_s, on_difference)
+    }
+
+    /// Primary: the pairing goes on over another connection.
+    pub fn reconnected(&self) {
+        self.verifier.reconnected();
     }
 
     /// The backup has told a part of its map.
@@ -177,6 +205,8 @@ impl Disks {
             journal_bytes: self.follower.waiting(),
             copy: equalizer.map(|equalizer| equalizer.status()),
             last_copy: *self.last_copy.lock(),
+            verify: self.verifier.status(),
+            mismatches: self.verifier.mismatches(),
             trouble: self
                 .tap
                 .trouble()
@@ -196,8 +226,9 @@ impl Disks {
     /// The backup has compared an extent.
     pub fn compared(&self, compared: Compared) {
         let equalizer = self.equalizer.lock().clone();
-        if let Some(equalizer) = equalizer {
-            equalizer.answered(compared);
+        match equalizer {
+            Some(equalizer) => equalizer.answered(compared),
+            None => self.verifier.answered(compared),
         }
     }
 }

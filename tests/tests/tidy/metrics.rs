@@ -11,11 +11,13 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: [&str; 2] = ["tests/e2e/metrics.rs", "tests/e2e/disks.rs"];
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 12] = [
+const COUNTED: [(&str, &str, &str); 14] = [
     ("ftd_rehearsals_failed_total", "tests/e2e/rehearsal.rs", "failures(&beta) > 1"),
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),
     ("ftd_disk_read_errors_total", "vm/src/devices/tests/block.rs", "counters().block_host_errors"),
+    ("ftd_disk_mismatches_total", "tests/e2e/disk_verify.rs", "\"ftd_disk_mismatches_total{\""),
+    ("ftd_disk_verified_bytes", "tests/e2e/disk_verify.rs", "\"ftd_disk_verified_bytes{\""),
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
     ("ftd_arbiter_hanging_calls", "daemon/src/replica/arbiter_thread.rs", "rig.left(), LEFT_MAX"),

@@ -1,6 +1,8 @@
 //! The images are those of the last seal, whenever the connection or the process ends; and what makes them equal ends
 //! only when they are.
 
+mod verify;
+
 use super::*;
 use crate::disks::{Clearance, Equalized, Equalizer, Intent, TappedDisk, Told, WriteTap};
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
@@ -161,12 +163,12 @@ fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
         Compare { disk: DISK, extent, hash: *blake3::hash(bytes).as_bytes() }
     };
     for extent in 0..4 {
-        assert!(follower.turn().compare(&of(extent)).unwrap());
+        assert_eq!(follower.turn().compare(&of(extent)).unwrap(), Some(true));
     }
-    assert!(!follower.turn().compare(&Compare { hash: [0; 32], ..of(2) }).unwrap());
+    assert_eq!(follower.turn().compare(&Compare { hash: [0; 32], ..of(2) }).unwrap(), Some(false));
     let early = follower.turn().sealed(Held { pairing: 6, epoch: 1 });
     assert!(matches!(early, Err(FollowError::Unequal(1))), "{early:?}");
-    assert!(follower.turn().compare(&of(2)).unwrap());
+    assert_eq!(follower.turn().compare(&of(2)).unwrap(), Some(true));
     follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
     write(&follower, 9, 5);
     assert_eq!(node.sector(9), 4, "from the first seal on the journal is before the image");
@@ -232,7 +234,7 @@ impl Guest {
                 Message::Disk(change) => follower.turn().take(&change, GOES_ON).unwrap(),
                 Message::DiskMap(part) => follower.turn().mapped(&part),
                 Message::Compare(compare) => {
-                    let same = follower.turn().compare(&compare).unwrap();
+                    let same = follower.turn().compare(&compare).unwrap().unwrap();
                     let Compare { disk, extent, .. } = compare;
                     equalizer.answered(Compared { disk, extent, same });
                 }
