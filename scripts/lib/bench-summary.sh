@@ -29,6 +29,8 @@ bench_summary() {
         --arg kvm "$(bench_kvm)" --arg qemu "$(bench_qemu)" --arg quick "$bench_quick" '
         def all($section): [.[] | select(.section == $section) | del(.section)];
         def one($section): all($section)[0];
+        # How a section was measured, and what it came to.
+        def with($setup; $section): all($section) as $measured | one($setup) | if . then . + {$measured} else null end;
         def soft($guest; $on): all("soft") | map(select(.guest == $guest and .on == $on))[0];
         # Speed against QEMU: what QEMU took for what soft took one.
         def against($on; part): (soft("debian"; $on) | part) as $speed | if $speed then 1 / $speed else null end;
@@ -58,7 +60,8 @@ bench_summary() {
            pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
            kills: all("takeover-kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec"),
            soft: all("soft"), replay: one("replay"), replay_log: all("replay_log"), golive: one("golive"),
-           golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint")}' "$bench_results"
+           golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint"),
+           disk: with("disk-setup"; "disk"), return: with("return-setup"; "return")}' "$bench_results"
 }
 
 # bench_targets: what was to be reached, and where the time goes of what was not.

@@ -79,6 +79,36 @@ def replay_table:
     row("slow-down, computing, by the vCPU's processor time"; .replay_slowdown_cpu_pct | or_none; "-"),
     row("slow-down, one client, one request after the other"; .replay.one_client_slowdown_pct | or_none; "-");
 
+# What a guest's disk does: throughput, and a request's time in ms.
+def fine: if . >= 1 then digits else . * 1000 | round / 1000 | tostring end;
+def disk_cell($block_bytes):
+    if . == null then "-"
+    else (if $block_bytes < 1048576 then "\(.requests_per_s)/s" else "\(.mib_per_s | digits) MiB/s" end)
+        + ", \(.p50_us | ms | fine) / \(.p99_us | ms | fine)" end;
+def disk_name:
+    {"read": "reads", "write": "writes", "flushed-write": "writes, each flushed"}[.kind] as $kind
+    | "\(if .block_bytes < 1048576 then "4 KiB" else "1 MiB" end) \(.order) \($kind)";
+def disk_table:
+    .disk.measured[]
+    | . as $row
+    | "| \(disk_name) | \(.in_flight) | "
+        + ([.qemu, .unprotected, .commit, .sync] | map(disk_cell($row.block_bytes)) | join(" | ")) + " |";
+def disk_about:
+    ", on \(if .disk.engine == "kvm" then "KVM" else "the software engine" end),"
+    + (if .disk.qemu then " beside \(.disk.qemu)," else "" end)
+    + " with images of \(.disk.image_mib) MiB on \(.disk.file_system),";
+def disk_missing: select(.disk.qemu == null) | "**Not measured beside QEMU**: \(.disk.qemu_missing).", "";
+
+def mib: if . == null then "-" else . / 1048576 | "\(digits) MiB" end;
+def return_table:
+    .return.measured[]
+    | row(if .changed == "first" then "unknown: the first pairing" else .changed end;
+        "\(.protected_s | digits) s | \(.connected_s | digits) s";
+        "\(.wire_bytes | mib) | \(.disks_to_compare_bytes | mib) | \(.disks_sent_bytes | mib)");
+def return_about:
+    ", on \(if .return.engine == "kvm" then "KVM" else "the software engine" end), with a sparse disk of "
+    + "\(.return.image_gib) GiB on \(.return.file_system) and \(.return.memory_mib) MiB of memory,";
+
 # A text as lines of at most so many columns.
 def wrap($columns):
     reduce splits(" ") as $word ([""];
@@ -105,7 +135,9 @@ def needed: {
         "soft_boot_vs_qemu_icount_record"],
     replay: ["replay_log_mbit_per_s", "replay_log_idle_mbit_per_s", "replay_hold_us_p50", "replay_rtt_us_p50",
         "replay_lag_ms_p50", "replay_golive_ms_p50", "replay_golive_ms_p99", "replay_slowdown_pct",
-        "replay_slowdown_cpu_pct"]
+        "replay_slowdown_cpu_pct"],
+    disk: ["disk"],
+    return: ["return"]
 };
 
 # The lines that stand between the README's marks of that name, or nothing if what they need was not measured.
@@ -116,6 +148,15 @@ def readme($name):
     elif $name == "soft" then
         measured_on(", beside \(.qemu), by processor time,"), "",
         "| | million instructions/s | of QEMU's TCG | of QEMU recording (`-icount`) |", "|---|---|---|---|", soft_table
+    elif $name == "disk" then
+        measured_on(disk_about), "", disk_missing,
+        "| requests; p50 / p99 in ms | in flight | QEMU | unprotected | `\"commit\"` | `\"sync\"` |",
+        "|---|---|---|---|---|---|", disk_table
+    elif $name == "return" then
+        measured_on(return_about), "",
+        row("extents changed"; "until protected | of that until the copy begins";
+            "on the wire | of disks compared | of disks sent"),
+        "|---|---|---|---|---|---|", return_table
     else
         measured_on(""), "", row("replay mode"; "measured"; "aim"), "|---|---|---|", replay_table
     end;

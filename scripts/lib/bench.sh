@@ -4,16 +4,17 @@ bench_sourced=1
 source "${BASH_SOURCE[0]%/*}/bench-measure.sh"
 source "${BASH_SOURCE[0]%/*}/bench-soft.sh"
 source "${BASH_SOURCE[0]%/*}/bench-replay.sh"
+source "${BASH_SOURCE[0]%/*}/bench-disk.sh"
 
 # In the order in which they are measured.
-bench_sections=(pause epochs traffic takeover slowdown codec soft replay)
+bench_sections=(pause epochs traffic takeover slowdown codec soft replay disk return)
 
 # bench_needs SECTION: what it cannot do without, as words: kvm, network.
 bench_needs() {
     case $1 in
     pause) echo kvm ;;
     epochs | traffic | takeover | slowdown) echo kvm network ;;
-    replay) echo network ;;
+    replay | disk | return) echo network ;;
     esac
 }
 

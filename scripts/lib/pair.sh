@@ -5,7 +5,7 @@
 # bind mount: so one host can lose the shared storage while the other keeps it.
 #
 # Settings, from the environment of the script:
-#   FT_GUEST builtin|linux|debian|linux-disk, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_GUEST builtin|linux|debian|linux-disk|linux-load, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
 #   FT_DISK (further lines for the configuration's [[machine.disk]]),
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
@@ -91,7 +91,7 @@ pair_can_run() {
 pair_linux_kernel() {
     case $FT_GUEST in
     debian) echo debian ;;
-    linux-disk) echo disk ;;
+    linux-disk | linux-load) echo disk ;;
     *) echo small ;;
     esac
 }
@@ -105,21 +105,29 @@ pair_find_guest() {
 pair_guest_config() {
     case ${FT_GUEST:-builtin} in
     builtin) echo 'guest = "builtin"' ;;
-    linux | debian | linux-disk)
-        local words=''
-        [[ $FT_GUEST != linux-disk ]] || words=" ft.ledger=${FT_LEDGER:-slots}"
+    linux | debian | linux-disk | linux-load)
         echo 'guest = "linux"'
         echo "kernel = \"$FT_LINUX_DIR/kernel\""
         echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
-        echo "cmdline = \"$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")$words\""
+        echo "cmdline = \"$(pair_linux_cmdline)\""
         ;;
     *) die "unknown guest \`$FT_GUEST\`" ;;
     esac
 }
 
-# The guest linux-disk has a writable one; both hosts begin with the same image.
+# pair_linux_cmdline: the Linux guest's command line, on stdout.
+pair_linux_cmdline() {
+    local words=''
+    case $FT_GUEST in
+    linux-disk) words=" ft.ledger=${FT_LEDGER:-slots}" ;;
+    linux-load) words=' ft.load' ;;
+    esac
+    printf '%s%s' "$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")" "$words"
+}
+
+# A writable one; both hosts begin with the same image.
 pair_disk_config() {
-    [[ ${FT_GUEST:-} == linux-disk ]] || return 0
+    [[ ${FT_GUEST:-} =~ ^linux-(disk|load)$ ]] || return 0
     printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' \
         "$run_dir/$1/disk.img" "${FT_DISK:-}"
 }
@@ -133,8 +141,11 @@ pair_prepare() {
     pair_cell=$run_dir/arbiter/shared/$pair_vm.cell
     for host in a b; do
         mkdir -p "$run_dir/$host"/{state,arbiter}
-        [[ ${FT_GUEST:-} != linux-disk ]] ||
-            "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}"
+        case ${FT_GUEST:-} in
+        linux-disk) "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}" ;;
+        # Its guest wants no file system.
+        linux-load) truncate -s "${FT_DISK_MIB:-64}M" "$run_dir/$host/disk.img" ;;
+        esac
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"

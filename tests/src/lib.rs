@@ -1,6 +1,6 @@
 //! End-to-end and simulation tests of ftd, and the tools they use: the client that checks every answer ([`kv`]), the
 //! proxy that harms the stream between the hosts ([`proxy`]), the witness on the client's wire ([`wire`]), and the
-//! benchmark ([`mod@bench`]). [`ledger`] is about what a guest has on its disk.
+//! benchmark ([`mod@bench`]). [`ledger`] is about what a guest has on its disk, [`load`] loads it.
 //!
 //! The client knows each answer from those before it. A service that has forgotten acknowledged writes is found out:
 //!
@@ -18,5 +18,6 @@ pub mod bad_disk;
 pub mod bench;
 pub mod kv;
 pub mod ledger;
+pub mod load;
 pub mod proxy;
 pub mod wire;

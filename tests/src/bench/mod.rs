@@ -4,6 +4,7 @@
 pub mod codec;
 pub mod linux;
 pub mod pause;
+pub mod tsc;
 
 use serde::Serialize;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};
-use ft_tests::bench::{codec, pause};
+use ft_tests::bench::{codec, pause, tsc};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -33,6 +33,12 @@ enum What {
         #[arg(long, default_value_t = 1000)]
         ms: u64,
     },
+    /// Speed of this processor's time stamp counter
+    Tsc {
+        /// Time to count for
+        #[arg(long, default_value_t = 500)]
+        ms: u64,
+    },
     /// A Linux guest on emulated processors: time to userland, and for fixed integer work
     Soft {
         /// What scripts/guest/build printed
@@ -52,6 +58,7 @@ fn main() -> anyhow::Result<()> {
             pages.iter().try_for_each(|&pages| print(&pause::measure(pages, Duration::from_millis(ms))?))
         }
         What::Codec { ms } => codec::measure(Duration::from_millis(ms))?.iter().try_for_each(print),
+        What::Tsc { ms } => print(&tsc::measure(Duration::from_millis(ms))),
         What::Soft { guest, on, patience_s } => {
             let guest = Guest::open(&guest)?;
             let patience = Duration::from_secs(patience_s);
