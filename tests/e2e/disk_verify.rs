@@ -97,7 +97,7 @@ fn a_byte_that_changed_below_the_backup_is_found_and_named_and_made_good() {
 fn images_that_are_the_same_are_found_so_while_the_guest_writes() {
     const NAME: &str = "images_that_are_the_same_are_found_so_while_the_guest_writes";
     let Some(kernel) = guest(NAME) else { return };
-    World::run_on(Engine::Kvm, NAME, move |world| {
+    World::run_on(Engine::Soft, NAME, move |world| {
         let (pair, mut shell) = writing(world, &kernel);
         for _ in 0..3 {
             let output = verify(&pair.alpha, &[]);

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use ft_tests::ledger::acknowledged;
 use ft_tests::ledger::follow::{Following, follow};
-use ft_tests::ledger::image::{Keeping, read_image};
+use ft_tests::ledger::image::{Keeping, Past, read_image};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +42,9 @@ enum Task {
         /// Where the last acknowledged number is noted
         #[arg(long)]
         acked: PathBuf,
+        /// The guest was told of I/O errors: its file system may have noted that
+        #[arg(long)]
+        failed: bool,
         /// The image
         image: PathBuf,
     },
@@ -67,9 +70,10 @@ fn run(task: Task) -> anyhow::Result<String> {
             let followed = follow(&plan, &|| stop_file.exists())?;
             Ok(serde_json::to_string(&followed)?)
         }
-        Task::Image { work, acked, image } => {
+        Task::Image { work, acked, failed, image } => {
+            let past = if failed { Past::Failing } else { Past::Well };
             let acked = acknowledged(&acked).with_context(|| acked.display().to_string())?;
-            let last = read_image(&image, work, acked).with_context(|| image.display().to_string())?;
+            let last = read_image(&image, work, past, acked).with_context(|| image.display().to_string())?;
             anyhow::ensure!(
                 last >= acked,
                 "{}: LOST: entry {acked} was acknowledged, and entry {last} is the last",

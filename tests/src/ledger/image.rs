@@ -21,6 +21,17 @@ pub enum Keeping {
     Rollback,
 }
 
+/// What the guest has seen of its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Each request was done.
+    Well,
+    /// Requests failed: the file system has noted that.
+    Failing,
+}
+
+/// What e2fsck says of a file system that was told of errors, besides.
+const OF_ERRORS: [&str; 2] = ["contains a file system with errors, check forced", " files ("];
 /// What e2fsck may do before the real check: what a mount does too.
 const MOUNTS_DO: [&str; 5] = [
     "recovering journal",
@@ -31,13 +42,13 @@ const MOUNTS_DO: [&str; 5] = [
 ];
 
 /// Reads an image, and says which entry is the last.
-pub fn read_image(image: &Path, keeping: Keeping, acknowledged: u64) -> Result<u64, Trouble> {
+pub fn read_image(image: &Path, keeping: Keeping, past: Past, acknowledged: u64) -> Result<u64, Trouble> {
     let directory = tempfile::tempdir().map_err(Trouble::system("make a directory for", image))?;
     let copy = directory.path().join("copy");
     let files = directory.path().join("files");
     std::fs::create_dir(&files).map_err(Trouble::system("make", &files))?;
     done(&run(Command::new("cp").arg("--sparse=always").arg(image).arg(&copy))?)?;
-    mount_would(&copy)?;
+    mount_would(&copy, past)?;
     done(&run(Command::new("e2fsck").args(["-f", "-n"]).arg(&copy))?)?;
     // It ends with 0 whatever happens: what is missing is missed by those who read the ledger.
     run(Command::new("debugfs").arg("-R").arg(format!("rdump / {}", files.display())).arg(&copy))?;
@@ -49,10 +60,14 @@ pub fn read_image(image: &Path, keeping: Keeping, acknowledged: u64) -> Result<u
 }
 
 /// Carries out the journal, and what was being deleted.
-fn mount_would(copy: &Path) -> Result<(), Trouble> {
+fn mount_would(copy: &Path, past: Past) -> Result<(), Trouble> {
     let output = run(Command::new("e2fsck").arg("-p").arg(copy))?;
     let said = String::from_utf8_lossy(&output.stdout);
-    let is_usual = |line: &str| MOUNTS_DO.iter().any(|usual| line.contains(usual));
+    let usual = match past {
+        Past::Well => &MOUNTS_DO[..],
+        Past::Failing => &[&MOUNTS_DO[..], &OF_ERRORS].concat(),
+    };
+    let is_usual = |line: &str| usual.iter().any(|usual| line.contains(usual));
     match output.status.code() {
         Some(0 | 1) if said.lines().all(is_usual) => Ok(()),
         _ => Trouble::damage(format!("e2fsck -p: {}", one_line(&output))),

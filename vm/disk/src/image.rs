@@ -8,6 +8,7 @@
 use crate::SECTOR_BYTES;
 use crate::buffer::Buffer;
 use crate::lock;
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
@@ -145,6 +146,14 @@ impl RawImage {
     /// Whether the host's page cache takes part.
     pub fn caching(&self) -> Caching {
         self.caching
+    }
+
+    /// Why io_uring is kept from it. Where a FUSE server transfers less than it was asked for, io_uring goes on by
+    /// itself, with the wrong bytes, and says that all were transferred (seen on Linux 6.18).
+    pub(crate) fn bars_uring(&self) -> Option<&'static str> {
+        // From a file system that does not say which it is nothing is to be expected.
+        let is_fuse = fstatfs(&self.file).map_or(true, |fs| fs.filesystem_type() == FUSE_SUPER_MAGIC);
+        is_fuse.then_some("its file system is FUSE")
     }
 
     /// Whether the file system knows that nothing was ever written there: it reads as zeros.

@@ -73,7 +73,7 @@ pub enum StoreError {
 /// Which engine carries out orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoEngine {
-    /// io_uring, or threads where the kernel refuses it.
+    /// io_uring, or threads where the kernel refuses it or does it wrongly.
     #[default]
     Auto,
     /// io_uring alone.
@@ -134,9 +134,17 @@ fn start(
     let ring = match engine {
         IoEngine::Threads => None,
         IoEngine::Uring => Some(ring().map_err(StoreError::Uring)?),
-        IoEngine::Auto => ring()
-            .inspect_err(|e| tracing::info!("disk I/O is done by threads: the kernel refuses io_uring: {e}"))
-            .ok(),
+        IoEngine::Auto => match image.bars_uring() {
+            Some(why) => {
+                tracing::info!("disk I/O is done by threads, io_uring is not trusted with this image: {why}");
+                None
+            }
+            None => ring()
+                .inspect_err(|e| {
+                    tracing::info!("disk I/O is done by threads: the kernel refuses io_uring: {e}")
+                })
+                .ok(),
+        },
     };
     let orders = Arc::new(Ordered::new().map_err(StoreError::Thread)?);
     let kind = match ring {
