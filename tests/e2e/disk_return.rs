@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use toml::{Table, Value};
 
 const MIB: u64 = 1 << 20;
+/// What a primary's map keeps set, at most, of what is the same.
+const KEPT_BYTES: u64 = 512 * MIB;
 /// What the sparse image of alpha has, and where: in every 32nd MiB.
 const DATA: u64 = 64;
 
@@ -113,8 +115,8 @@ fn a_return_with_one_percent_changed_compares_and_sends_about_that() {
         let status = pair.alpha.wait_until(Role::Primary, State::Protected);
         let copy = status.disks.unwrap().last_copy.unwrap();
         eprintln!("{changed} bytes changed: {copy:?}");
-        // The kernel may read a little, and write nothing, elsewhere.
-        assert!(copy.compared_bytes <= changed + 4 * MIB, "{copy:?}");
+        // The primary's map keeps a few hundred extents set.
+        assert!(copy.compared_bytes <= changed + KEPT_BYTES + 4 * MIB, "{copy:?}");
         assert!((changed..=changed + 4 * MIB).contains(&copy.sent_bytes), "{copy:?}");
         let is_same = || is_same(world, 0..changed / MIB).then_some(());
         eventually("both images are the same", is_same, || pair.alpha.log());

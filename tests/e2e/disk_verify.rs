@@ -75,7 +75,7 @@ fn a_byte_that_changed_below_the_backup_is_found_and_named_and_made_good() {
         pair.beta = Daemon::start(world, &pair.beta_config);
         let status = pair.alpha.wait_until(Role::Primary, State::Protected);
         let copy = status.disks.unwrap().last_copy.unwrap();
-        assert_eq!((copy.compared_bytes, copy.sent_bytes), (MIB, MIB), "{copy:?}");
+        assert_eq!((copy.differing_bytes, copy.sent_bytes), (MIB, MIB), "{copy:?}");
         assert_eq!(byte(&open(world, "beta")), 7);
 
         // While it is protected, too.

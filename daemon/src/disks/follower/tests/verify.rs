@@ -127,7 +127,7 @@ fn what_differs_is_sent_among_the_changes_when_that_is_asked_for() {
     let pair = Protected::new();
     pair.turn_round(5);
     pair.turn_round((2 << 20) + 5);
-    let found = pair.verify(OnDifference::Send, |n| pair.guest.write(4096 + n % 2048, n as u8));
+    let found = pair.verify(OnDifference::Send, |n| pair.guest.write(2048 + n % 2048, n as u8));
     assert_eq!(found.differing_bytes, 2 * EXTENT_BYTES, "{found:?}");
     assert_eq!(found.repaired_bytes, 2 * EXTENT_BYTES, "{found:?}");
     assert!(pair.is_same());
