@@ -54,6 +54,7 @@ ledger_image() {
     local said acked=$trial_dir/acked-$1 failed=()
     [[ $ledger_past == well ]] || failed=(--failed)
     echo "${2:-$(ledger_number)}" >"$acked"
-    said=$("$FTD_BIN_DIR/ft-ledger" image --work "$FT_LEDGER" --acked "$acked" "${failed[@]}" "$run_dir/$1/disk.img" 2>&1) ||
+    said=$("$FTD_BIN_DIR/ft-ledger" image --work "$FT_LEDGER" --acked "$acked" "${failed[@]}" \
+        "$run_dir/$1/disk.img" 2>&1) ||
         violation "host $1's image: $said"
 }

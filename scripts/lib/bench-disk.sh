@@ -223,6 +223,15 @@ bench_come_back() {
          memory_covered_bytes: most(.[1].done_bytes)}' "$run_dir/copies" | bench_add return
 }
 
+# bench_return_room PERCENT: the file system has room for so much of the backup's image, and a little beside; a changed
+# extent is written there as a whole.
+bench_return_room() {
+    local wanted_mib=$((FT_DISK_MIB * $1 / 100 + 1024)) left_mib
+    left_mib=$(df --output=avail -BM "$run_dir" | tail -n 1 | tr -dc '0-9')
+    ((left_mib >= wanted_mib)) ||
+        { say_error "NOT MEASURED: $1 % changed needs $wanted_mib MiB in $run_dir, which has $left_mib" && return 1; }
+}
+
 bench_return() {
     local FT_GUEST=linux-load FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE FT_EPOCH_MS=5
     local FT_REPLICATION FT_DISK_MIB=$((bench_return_gib * 1024)) part
@@ -235,6 +244,7 @@ bench_return() {
     say_passing 'first pairing'
     bench_come_back first
     for part in "${bench_return_parts[@]}"; do
+        bench_return_room "$part" || continue
         say_passing "$part % changed"
         host_kill b
         wait_until "$bench_ready_s" host_is a primary solo || { pair_explain && die 'host a does not go on alone'; }

@@ -34,6 +34,23 @@ bench_begin() {
 
 bench_processor() { sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1; }
 
+# bench_kvm: what KVM rests on here.
+bench_kvm() {
+    if [[ ! -c /dev/kvm ]]; then
+        echo none
+    elif grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        echo hardware
+    else
+        echo software
+    fi
+}
+
+# bench_qemu: its version, if it is here.
+bench_qemu() {
+    ! command -v qemu-system-x86_64 >/dev/null ||
+        qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'
+}
+
 # bench_ticks: from now on counts bench_ticks_since; that tells how many percent of the processors' time were `busy`, or
 # `stolen` by this machine's own host.
 bench_ticks() { read -r -a bench_ticks_began </proc/stat; }

@@ -5,23 +5,6 @@ source "${BASH_SOURCE[0]%/*}/bench-measure.sh"
 
 bench_summary_lib=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 
-# bench_kvm: what KVM rests on here.
-bench_kvm() {
-    if [[ ! -c /dev/kvm ]]; then
-        echo none
-    elif grep -qwE 'vmx|svm' /proc/cpuinfo; then
-        echo hardware
-    else
-        echo software
-    fi
-}
-
-# bench_qemu: its version, if it is here.
-bench_qemu() {
-    ! command -v qemu-system-x86_64 >/dev/null ||
-        qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'
-}
-
 # bench_summary: everything in one object, on stdout.
 bench_summary() {
     jq -s --argjson stolen_pct "$(bench_ticks_since stolen)" --argjson busy_before_pct "$bench_busy_before_pct" \

@@ -152,12 +152,13 @@ fn disk(config: Config, image: &str, read_only: bool) -> Config {
 }
 
 #[test]
-fn a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected() {
-    World::run("a_writable_disk_is_refused_by_its_name_and_a_read_only_one_is_protected", |world| {
+fn in_replay_mode_a_writable_disk_is_refused_by_its_name() {
+    World::run("in_replay_mode_a_writable_disk_is_refused_by_its_name", |world| {
         let image = world.file("root.img", [0; 8192]);
         let image = image.to_str().unwrap();
-        let says = ["machine.disk.read_only", image, "writable disks are not replicated yet"];
-        Daemon::start(world, &disk(Config::alpha(world), image, false)).must_fail(DaemonExit::Usage, &says);
+        let says = ["machine.disk.read_only", image, "not replicated in mode = \"replay\" yet"];
+        let config = disk(Config::alpha(world), image, false).with("replication.mode", "replay");
+        Daemon::start(world, &config).must_fail(DaemonExit::Usage, &says);
         Pair::protected_with(world, |config| disk(config, image, true));
     });
 }
