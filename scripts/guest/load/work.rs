@@ -54,7 +54,9 @@ pub struct Load {
 /// What a load came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Figures {
-    /// Until the last request was done.
+    /// Until the first request: the making of the data.
+    pub prepared: Duration,
+    /// From there until the last one was done.
     pub took: Duration,
     /// Bytes of a request.
     pub block_bytes: usize,
@@ -74,8 +76,9 @@ impl Figures {
 impl Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (requests, us) = (self.times_us.len(), self.took.as_micros());
+        let prepared_us = self.prepared.as_micros();
         let bytes = requests as u64 * self.block_bytes as u64;
-        write!(f, r#"{{"requests":{requests},"bytes":{bytes},"us":{us},"#)?;
+        write!(f, r#"{{"requests":{requests},"bytes":{bytes},"prepared_us":{prepared_us},"us":{us},"#)?;
         write!(f, r#""p50_us":{},"p99_us":{},"max_us":{}}}"#, self.at(50), self.at(99), self.at(100))
     }
 }
@@ -86,7 +89,8 @@ pub fn run(disk: &Disk, load: &Load) -> io::Result<Figures> {
     if blocks == 0 {
         return Err(io::Error::other("the disk is smaller than a request"));
     }
-    let (next, seed, ready) = (AtomicU64::new(0), seed(), Barrier::new(load.inflight));
+    let (asked_at, seed) = (Instant::now(), seed());
+    let (next, ready) = (AtomicU64::new(0), Barrier::new(load.inflight));
     let done = together(load.inflight, |worker| {
         let mut numbers = Numbers::of(seed + worker);
         let mut block = Block::random(load.block_bytes, &mut numbers);
@@ -104,12 +108,14 @@ pub fn run(disk: &Disk, load: &Load) -> io::Result<Figures> {
             request(disk, load.kind, &mut block, place * load.block_bytes as u64)?;
             times_us.push(asked.elapsed().as_micros() as u64);
         }
-        Ok((began.elapsed(), times_us))
+        Ok((began, Instant::now(), times_us))
     })?;
-    let took = done.iter().map(|(took, _)| *took).max().unwrap_or_default();
-    let mut times_us: Vec<_> = done.into_iter().flat_map(|(_, times_us)| times_us).collect();
+    let began = done.iter().map(|(began, ..)| *began).min().unwrap_or(asked_at);
+    let ended = done.iter().map(|(_, ended, _)| *ended).max().unwrap_or(asked_at);
+    let (prepared, took) = (began - asked_at, ended - began);
+    let mut times_us: Vec<_> = done.into_iter().flat_map(|(.., times_us)| times_us).collect();
     times_us.sort_unstable();
-    Ok(Figures { took, block_bytes: load.block_bytes, times_us })
+    Ok(Figures { prepared, took, block_bytes: load.block_bytes, times_us })
 }
 
 fn request(disk: &Disk, kind: Kind, block: &mut Block, at: u64) -> io::Result<()> {

@@ -75,9 +75,16 @@ fn a_touch_changes_as_many_extents_as_it_was_told_each_time_anew() {
 
 #[test]
 fn figures_are_medians_of_sorted_times() {
-    let figures =
-        Figures { took: Duration::from_micros(900), block_bytes: 4096, times_us: (0..=200).collect() };
-    let text = r#"{"requests":201,"bytes":823296,"us":900,"p50_us":100,"p99_us":198,"max_us":200}"#;
+    let figures = Figures {
+        prepared: Duration::from_micros(70),
+        took: Duration::from_micros(900),
+        block_bytes: 4096,
+        times_us: (0..=200).collect(),
+    };
+    let text = concat!(
+        r#"{"requests":201,"bytes":823296,"prepared_us":70,"us":900,"#,
+        r#""p50_us":100,"p99_us":198,"max_us":200}"#
+    );
     assert_eq!(figures.to_string(), text);
     assert_eq!(Figures { times_us: Vec::new(), ..figures }.at(99), 0);
 }
