@@ -1,20 +1,36 @@
 //! The full copy that a pairing begins with, on the primary. It sends all of RAM in batches while the guest runs, then
 //! the pages dirtied meanwhile, in as many rounds as the caller likes; the first checkpoint carries the rest. Dirty
 //! logging must be on before the copy begins: a page that changes while it is read is dirty, and so is sent again.
+//!
+//! Pages that the kernel holds no memory for are zero. They are not read, which would make it hold some, and a run of
+//! them is one record. Such a page, too, is dirty when it is written after it was asked about. Nothing may write memory
+//! behind the dirty log while a copy is under way: after a take-over, what is applied lazily has to be finished.
 
-use crate::encoder::{CopyError, EncodeStats, Encoder};
-use crate::page::{Page, ZERO_PAGE};
+use crate::encoder::{CopyError, CopyPiece, EncodeStats, Encoder};
+use crate::page::{Page, ZERO_PAGE, is_zero};
 use crate::wire::WireSink;
-use ft_ram::{PageIndex, RamView};
+use ft_ram::{PageIndex, PageRun, RamView};
+use std::ops::Range;
 
-/// Pages read out of the guest at a time.
+/// Pages read out of the guest at a time, and runs of zero pages sent at a time.
 const STRIDE: usize = 64;
+
+/// What is sent next.
+enum Run {
+    /// A page to be read.
+    Page(PageIndex),
+    /// Pages that are zero.
+    Hole(Range<PageIndex>),
+}
 
 /// A full copy in progress.
 pub struct FullCopy {
     next: PageIndex,
     total: PageIndex,
+    read: PageIndex,
     resent: u64,
+    /// The end of the pages from `next` on that the kernel holds memory for, as far as that is known.
+    held_until: PageIndex,
     stats: EncodeStats,
     buffer: Vec<Page>,
 }
@@ -26,6 +42,8 @@ pub struct CopyProgress {
     pub sent_pages: PageIndex,
     /// Pages of RAM.
     pub total_pages: PageIndex,
+    /// Those of the pages sent that had to be read. All others are in holes of the memory.
+    pub read_pages: PageIndex,
     /// Pages sent again because they were dirtied.
     pub resent_pages: u64,
 }
@@ -49,13 +67,15 @@ impl FullCopy {
         Ok(Self {
             next: 0,
             total: view.pages(),
+            read: 0,
             resent: 0,
+            held_until: 0,
             stats: EncodeStats::default(),
             buffer: vec![ZERO_PAGE; STRIDE],
         })
     }
 
-    /// Sends up to `max_pages` more of the pages not sent yet.
+    /// Sends up to `max_pages` more of the pages not sent yet. A run of pages in a hole counts as one.
     pub fn step(
         &mut self,
         encoder: &mut Encoder,
@@ -63,14 +83,40 @@ impl FullCopy {
         max_pages: u32,
         out: &mut impl WireSink,
     ) -> Result<CopyProgress, CopyError> {
-        let end = self.total.min(self.next.saturating_add(max_pages));
-        while self.next < end {
-            let pages: Vec<PageIndex> = (self.next..end).take(STRIDE).collect();
-            self.send(encoder, view, &pages, out)?;
-            self.next += pages.len() as PageIndex;
+        let mut left = max_pages as usize;
+        let mut runs = Vec::with_capacity(STRIDE.min(left));
+        while left > 0 && self.next < self.total {
+            runs.clear();
+            let read = self.plan(view, left.min(STRIDE), &mut runs);
+            left -= runs.len();
+            self.send_runs(encoder, view, &runs, out)?;
+            self.read += read;
         }
         out.flush()?;
         Ok(self.progress())
+    }
+
+    /// Takes the next pages, at most so many and runs of zero ones. Says how many have to be read.
+    fn plan(&mut self, view: &RamView, most: usize, runs: &mut Vec<Run>) -> PageIndex {
+        let mut read = 0;
+        while runs.len() < most && self.next < self.total {
+            if self.next >= self.held_until {
+                match view.run_from(self.next) {
+                    Ok(PageRun::Hole(hole)) => {
+                        self.next = hole.end;
+                        runs.push(Run::Hole(hole));
+                        continue;
+                    }
+                    Ok(PageRun::Held(held)) => self.held_until = held.end,
+                    // What the kernel does not say is read.
+                    Err(_) => self.held_until = self.total,
+                }
+            }
+            runs.push(Run::Page(self.next));
+            self.next += 1;
+            read += 1;
+        }
+        read
     }
 
     /// Sends pages again that the guest dirtied since.
@@ -85,29 +131,57 @@ impl FullCopy {
             return Err(CopyError::Page { page, pages: self.total });
         }
         for pages in dirty.chunks(STRIDE) {
-            self.send(encoder, view, pages, out)?;
+            for (&page, copy) in pages.iter().zip(&mut self.buffer) {
+                view.read_page(page, copy);
+            }
+            let pieces = pages.iter().zip(&self.buffer).map(|(&page, copy)| CopyPiece::Page(page, copy));
+            encoder.copy_pieces(pieces, out, &mut self.stats)?;
         }
         self.resent += dirty.len() as u64;
         out.flush()?;
         Ok(self.progress())
     }
 
-    fn send(
+    /// Reads what has to be read, and sends all. Zero pages in a row are one piece, wherever they are from.
+    fn send_runs(
         &mut self,
         encoder: &mut Encoder,
         view: &RamView,
-        pages: &[PageIndex],
+        runs: &[Run],
         out: &mut impl WireSink,
     ) -> Result<(), CopyError> {
-        for (&page, copy) in pages.iter().zip(&mut self.buffer) {
-            view.read_page(page, copy);
+        let mut buffer = self.buffer.iter_mut();
+        let mut pieces: Vec<CopyPiece<'_>> = Vec::with_capacity(runs.len());
+        let mut zeroes: Option<Range<PageIndex>> = None;
+        for run in runs {
+            let zero = match run {
+                Run::Hole(hole) => hole.clone(),
+                &Run::Page(page) => {
+                    let copy = buffer.next().expect("no more than a stride of pages is planned");
+                    view.read_page(page, copy);
+                    if !is_zero(copy) {
+                        pieces.extend(zeroes.take().map(CopyPiece::Zeroes));
+                        pieces.push(CopyPiece::Page(page, copy));
+                        continue;
+                    }
+                    page..page + 1
+                }
+            };
+            // All of them are in a row.
+            zeroes = Some(zeroes.map_or(zero.start, |before| before.start)..zero.end);
         }
-        encoder.copy_pages(pages.iter().copied().zip(&self.buffer), out, &mut self.stats)
+        pieces.extend(zeroes.map(CopyPiece::Zeroes));
+        encoder.copy_pieces(pieces.into_iter(), out, &mut self.stats)
     }
 
     /// How far it is.
     pub fn progress(&self) -> CopyProgress {
-        CopyProgress { sent_pages: self.next, total_pages: self.total, resent_pages: self.resent }
+        CopyProgress {
+            sent_pages: self.next,
+            total_pages: self.total,
+            read_pages: self.read,
+            resent_pages: self.resent,
+        }
     }
 
     /// What it came to so far.

@@ -7,6 +7,9 @@ use crate::page::Page;
 use ft_ram::PageIndex;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Stands for the content of a run of zero pages.
+const ZERO_RUN: u64 = 0x2f6b_01d4_8c35_97ae;
+
 /// The running digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain(u64);
@@ -20,6 +23,11 @@ impl Chain {
     /// Adds a page.
     pub fn page(&mut self, index: PageIndex, page: &Page) {
         self.fold(u64::from(index), xxh3_64(page));
+    }
+
+    /// Adds a run of zero pages.
+    pub fn zero_run(&mut self, first: PageIndex, pages: u32) {
+        self.fold(u64::from(pages) << 32 | u64::from(first), ZERO_RUN);
     }
 
     /// Adds the end of an epoch: its number and state.

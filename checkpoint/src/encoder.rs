@@ -7,7 +7,7 @@
 
 use crate::arena::Capture;
 use crate::digest::{Chain, Changes};
-use crate::page::{Encoding, Page, PageCodec, RECORD_MAX};
+use crate::page::{Encoding, Page, PageCodec, RECORD_MAX, ZERO_PAGE, zero_run};
 use crate::scrub::Sample;
 use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
@@ -15,6 +15,7 @@ use crate::wire::message::{CopyBegin, EpochBegin, EpochEnd, LogEnd};
 use crate::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
 use ft_ram::PageIndex;
 use ft_ram::layout::PAGE_SIZE;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -169,6 +170,14 @@ pub struct Encoded {
     pub sent: Result<(), FrameError>,
 }
 
+/// A piece of a full copy.
+pub(crate) enum CopyPiece<'p> {
+    /// A page and its content.
+    Page(PageIndex, &'p Page),
+    /// Zero pages, none of them sent before.
+    Zeroes(Range<PageIndex>),
+}
+
 /// See the module.
 pub struct Encoder {
     shadow: Shadow,
@@ -220,22 +229,25 @@ impl Encoder {
         Message::CopyBegin(CopyBegin { pairing, total_pages: self.ram_pages }).write(0, out)
     }
 
-    /// Sends pages of a copy. After an error the pairing is of no more use: part of it may never have gone out.
-    pub(crate) fn copy_pages<'p>(
+    /// Sends pieces of a copy. After an error the pairing is of no more use: part of it may never have gone out.
+    pub(crate) fn copy_pieces<'p>(
         &mut self,
-        pages: impl Iterator<Item = (PageIndex, &'p Page)>,
+        pieces: impl Iterator<Item = CopyPiece<'p>>,
         out: &mut impl WireSink,
         stats: &mut EncodeStats,
     ) -> Result<(), CopyError> {
         let started = Instant::now();
         let mut batch = Vec::with_capacity(BATCH_BYTES);
-        for (index, page) in pages {
+        for piece in pieces {
             if batch.len() + RECORD_MAX > BATCH_BYTES {
                 stats.bytes_out += batch.len() as u64;
                 let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_BYTES));
                 out.shared(FrameType::CopyPages, 0, &Arc::new(full))?;
             }
-            self.page(index, page, &mut batch, stats);
+            match piece {
+                CopyPiece::Page(index, page) => self.page(index, page, &mut batch, stats),
+                CopyPiece::Zeroes(run) => self.zero_run(run, &mut batch, stats),
+            }
         }
         if !batch.is_empty() {
             stats.bytes_out += batch.len() as u64;
@@ -369,13 +381,27 @@ impl Encoder {
         stats.bytes_in += PAGE_SIZE as u64;
     }
 
+    /// Zero pages that were never sent before: nothing is remembered of them.
+    fn zero_run(&mut self, run: Range<PageIndex>, out: &mut Vec<u8>, stats: &mut EncodeStats) {
+        let pages = run.end - run.start;
+        zero_run(out, run.start, pages);
+        if let Some(pairing) = &mut self.chain {
+            match pages {
+                1 => pairing.chain.page(run.start, &ZERO_PAGE),
+                _ => pairing.chain.zero_run(run.start, pages),
+            }
+        }
+        stats.pages[Encoding::Zero as usize] += u64::from(pages);
+        stats.bytes_in += u64::from(pages) * PAGE_SIZE as u64;
+    }
+
     /// The state goes in blocks of a page, through the same encodings, against the state sent before.
     fn state(&mut self, state: &[u8], pieces: &mut Pieces<'_, impl WireSink>) {
         let known = self.last_state.len();
         self.last_state.resize(state.len().next_multiple_of(PAGE_SIZE), 0);
         for (index, chunk) in state.chunks(PAGE_SIZE).enumerate() {
             pieces.make_room(FrameType::State);
-            let mut block = crate::page::ZERO_PAGE;
+            let mut block = ZERO_PAGE;
             block[..chunk.len()].copy_from_slice(chunk);
             let last = &mut self.last_state.as_chunks_mut::<PAGE_SIZE>().0[index];
             let base = if index * PAGE_SIZE < known { Some(&mut *last) } else { None };

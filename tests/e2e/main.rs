@@ -7,6 +7,7 @@
 mod arbiter;
 mod cold_start;
 mod control;
+mod copy;
 mod disk_return;
 mod disk_verify;
 mod disks;

@@ -2,7 +2,9 @@
 //! the test of the counter that it shows.
 
 use crate::disk_return::{make_sparse, with_image};
-use crate::fixture::{Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, connect_from, eventually};
+use crate::fixture::{
+    Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, connect_from, eventually, write_memory,
+};
 use ft_tests::proxy::mangle::MangleMode;
 use ft_tests::proxy::relay::{self, Direction, ProxyOptions};
 use ftd::control::api::{Role, State};
@@ -174,7 +176,7 @@ fn the_metrics_of_a_full_copy_say_how_far_it_is() {
             mode: Some(MangleMode::Stall),
             direction: Some(Direction::Back),
             seed: 1,
-            after_bytes: 4096,
+            after_bytes: 1 << 20,
             spread_bytes: 0,
             count: 1,
             delay: Duration::ZERO,
@@ -183,6 +185,7 @@ fn the_metrics_of_a_full_copy_say_how_far_it_is() {
         std::thread::spawn(move || relay::serve(&listener, &options, &report));
         let mut alpha = Daemon::start(world, &Config::alpha(world));
         alpha.wait_until(Role::Primary, State::Solo);
+        write_memory(4096);
         let mut beta = Daemon::start(world, &Config::beta(world).with("peer.address", proxy.to_string()));
         must_move(&beta, &["ftd_copy_total_bytes"]);
         must_move(&alpha, &["ftd_copy_done_bytes"]);

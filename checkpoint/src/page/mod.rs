@@ -3,7 +3,8 @@
 //! A batch is a sequence of records: `page u32 LE, tag u16 LE (kind << 13 | body bytes), body`. The body of each kind:
 //! zero and same: none; delta: the words that differ from the last sent copy (see `delta.rs`); lz4: an lz4 block; raw:
 //! the page. A zero page is sent as zero. A page whose last sent copy is known and differs little is sent as same or
-//! delta. Any other page takes the smallest of delta, lz4 (tried only where a sample looks compressible) and raw.
+//! delta. Any other page takes the smallest of delta, lz4 (tried only where a sample looks compressible) and raw. In a
+//! full copy alone, zero may have the body `pages u32 LE`: so many zero pages in a row, the first of them named.
 
 mod delta;
 mod lz4;
@@ -101,6 +102,12 @@ pub fn is_zero(page: &Page) -> bool {
     lines.iter().all(|line| *line == [0; 64])
 }
 
+/// Appends the record of so many zero pages, for a full copy.
+pub(crate) fn zero_run(out: &mut Vec<u8>, first: PageIndex, pages: u32) {
+    let count = pages.to_le_bytes();
+    record(out, first, Encoding::Zero, if pages == 1 { &[] } else { &count });
+}
+
 /// Encodes pages; owns the scratch space and lz4's table, so that nothing is allocated per page.
 pub struct PageCodec {
     lz4: lz4::Compressor,
@@ -183,6 +190,14 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
+    /// How many pages it is of, from [`Self::page`] on. More than one are all zero.
+    pub fn pages(&self) -> u32 {
+        match (self.encoding, <[u8; 4]>::try_from(self.body)) {
+            (Encoding::Zero, Ok(count)) => u32::from_le_bytes(count),
+            _ => 1,
+        }
+    }
+
     /// Whether decoding needs the copy last sent.
     pub fn needs_base(&self) -> bool {
         matches!(self.encoding, Encoding::Same | Encoding::Delta)
@@ -207,23 +222,39 @@ impl Record<'_> {
 }
 
 /// The records of a batch, each checked for its form; the iteration ends after the first error.
-pub struct Records<'a>(&'a [u8]);
+pub struct Records<'a> {
+    batch: &'a [u8],
+    runs: Runs,
+}
+
+/// Whether a record may be of several pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runs {
+    Refused,
+    Allowed,
+}
 
 impl<'a> Records<'a> {
-    /// Iterates over a batch.
+    /// Iterates over a batch in which each record is of one page.
     pub fn new(batch: &'a [u8]) -> Self {
-        Self(batch)
+        Self { batch, runs: Runs::Refused }
+    }
+
+    /// Iterates over a batch of a full copy, which may have runs of zero pages.
+    pub fn of_copy(batch: &'a [u8]) -> Self {
+        Self { batch, runs: Runs::Allowed }
     }
 
     fn parse(&mut self) -> Result<Record<'a>, PageError> {
-        let cut = PageError::Cut(self.0.len());
-        let (head, rest) = self.0.split_first_chunk::<RECORD_BYTES>().ok_or(cut.clone())?;
+        let cut = PageError::Cut(self.batch.len());
+        let (head, rest) = self.batch.split_first_chunk::<RECORD_BYTES>().ok_or(cut.clone())?;
         let page = PageIndex::from_le_bytes([head[0], head[1], head[2], head[3]]);
         let tag = u16::from_le_bytes([head[4], head[5]]);
         let (kind, bytes) = (tag >> 13, usize::from(tag & 0x1fff));
         let encoding = *Encoding::ALL.get(usize::from(kind)).ok_or(PageError::Unknown { page, kind })?;
         let fits = match encoding {
-            Encoding::Zero | Encoding::Same => bytes == 0,
+            Encoding::Zero => bytes == 0 || bytes == 4 && self.runs == Runs::Allowed,
+            Encoding::Same => bytes == 0,
             Encoding::Delta | Encoding::Lz4 => (1..PAGE_SIZE).contains(&bytes),
             Encoding::Raw => bytes == PAGE_SIZE,
         };
@@ -231,7 +262,7 @@ impl<'a> Records<'a> {
             return Err(PageError::Length { page, encoding, bytes });
         }
         let (body, rest) = rest.split_at_checked(bytes).ok_or(cut)?;
-        self.0 = rest;
+        self.batch = rest;
         Ok(Record { page, encoding, body })
     }
 }
@@ -240,12 +271,12 @@ impl<'a> Iterator for Records<'a> {
     type Item = Result<Record<'a>, PageError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
+        if self.batch.is_empty() {
             return None;
         }
         let record = self.parse();
         if record.is_err() {
-            self.0 = &[];
+            self.batch = &[];
         }
         Some(record)
     }
@@ -294,6 +325,21 @@ mod tests {
         assert_eq!(round_trip(&noise(2), Some(&random)), (Encoding::Raw, 6 + 4096));
     }
 
+    #[test]
+    fn a_run_of_zero_pages_is_one_record_and_is_refused_outside_a_full_copy() {
+        let mut batch = Vec::new();
+        zero_run(&mut batch, 5, 2_000_000);
+        assert_eq!(batch.len(), RECORD_BYTES + 4);
+        let record = Records::of_copy(&batch).next().unwrap().unwrap();
+        assert_eq!((record.page, record.encoding, record.pages()), (5, Encoding::Zero, 2_000_000));
+        let refused = PageError::Length { page: 5, encoding: Encoding::Zero, bytes: 4 };
+        assert_eq!(Records::new(&batch).next(), Some(Err(refused)));
+        let mut one = Vec::new();
+        zero_run(&mut one, 6, 1);
+        let record = Records::new(&one).next().unwrap().unwrap();
+        assert_eq!((record.page, record.pages(), one.len()), (6, 1, RECORD_BYTES));
+    }
+
     proptest! {
         #[test]
         fn any_change_survives_the_round_trip(
@@ -316,7 +362,7 @@ mod tests {
         #[test]
         fn arbitrary_records_are_decoded_or_refused(batch in prop::collection::vec(any::<u8>(), 0..9000)) {
             let mut page = ZERO_PAGE;
-            for record in Records::new(&batch).flatten() {
+            for record in Records::new(&batch).chain(Records::of_copy(&batch)).flatten() {
                 let _ = record.decode(&mut page);
             }
         }

@@ -340,10 +340,23 @@ impl Receiver {
         };
         let total = self.image.view().pages();
         let mut content = ZERO_PAGE;
-        for record in Records::new(batch) {
+        let out_of_order = |page| ReceiveError::PageIndex { epoch: 0, page, pages: total };
+        for record in Records::of_copy(batch) {
             let record = record.map_err(|source| ReceiveError::Page { epoch: 0, source })?;
-            if record.page >= total {
-                return Err(ReceiveError::PageIndex { epoch: 0, page: record.page, pages: total });
+            if record.page >= total || record.pages() > total - record.page {
+                return Err(out_of_order(record.page));
+            }
+            if record.pages() != 1 {
+                // Each page is in one run at most: so their number is bounded, however long they are.
+                for page in record.page..record.page + record.pages() {
+                    if !self.image.mark_received(page) {
+                        return Err(out_of_order(page));
+                    }
+                    self.image.write(page, None);
+                }
+                chain.zero_run(record.page, record.pages());
+                *received += record.pages();
+                continue;
             }
             if record.needs_base() {
                 if !self.image.was_received(record.page) {

@@ -1,7 +1,7 @@
 //! The backup's disk at a seal is the primary's at that epoch's end, whatever was lost and sent again on the way, and
 //! what is no change of its disks is refused by name.
 
-use crate::support::{GENERATION, OneFrame, Primary, RAM_BYTES, VM, frames, stream, writer};
+use crate::support::{GENERATION, Primary, RAM_BYTES, SentFrame, VM, frames, stream, writer};
 use ft_checkpoint::bench_support::Noise;
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::receiver::{Limits, ReceiveError, Received, Receiver};
@@ -248,7 +248,7 @@ fn a_change_that_is_lost_swapped_or_another_is_found_by_the_digest() {
         writer.checkpoint(out);
     });
     let good = frames(&next);
-    let damage: [fn(&mut Vec<OneFrame>); 5] = [
+    let damage: [fn(&mut Vec<SentFrame>); 5] = [
         |frames| drop(frames.remove(0)),
         |frames| frames.swap(0, 1),
         |frames| frames.insert(0, frames[0].clone()),
@@ -270,7 +270,7 @@ fn a_change_that_is_lost_swapped_or_another_is_found_by_the_digest() {
     assert!(mirror.carried_out() == writer.image);
 }
 
-fn writer_of(frames: &[OneFrame]) -> Vec<u8> {
+fn writer_of(frames: &[SentFrame]) -> Vec<u8> {
     let mut out = writer();
     frames.iter().for_each(|(kind, epoch, payload)| out.frame(*kind, *epoch, payload).unwrap());
     out.flush().unwrap();

@@ -4,6 +4,7 @@
 mod damage;
 mod disks;
 mod history;
+mod holes;
 mod lazy;
 mod log;
 mod scrub;

@@ -235,10 +235,10 @@ pub fn assert_same_memory(a: &RamView, b: &RamView, when: &str) {
 }
 
 /// Its type, its epoch, and what is in it.
-pub type OneFrame = (FrameType, u64, Vec<u8>);
+pub type SentFrame = (FrameType, u64, Vec<u8>);
 
 /// A stream's frames, each with its payload, to be meddled with.
-pub fn frames(bytes: &[u8]) -> Vec<OneFrame> {
+pub fn frames(bytes: &[u8]) -> Vec<SentFrame> {
     let mut reader = FrameReader::new(bytes);
     let mut frames = Vec::new();
     while let Ok(frame) = reader.read() {

@@ -37,6 +37,7 @@ pub(super) struct Copying {
     /// The pages that this round sends, and how many of them are sent. The first round sends all of memory.
     dirty: Vec<PageIndex>,
     sent: usize,
+    /// How many it reads: in the first round so far.
     round_pages: u64,
     is_last: bool,
     /// The guest stands still, to be slow.
@@ -119,7 +120,7 @@ impl Copying {
             pace,
             dirty: Vec::new(),
             sent: 0,
-            round_pages: vm.ram.pages().into(),
+            round_pages: 0,
             is_last: false,
             stands: false,
             waits: false,
@@ -176,10 +177,13 @@ impl Copying {
 
     /// Sends the next pages of this round; none if it is over.
     fn send(&mut self, vm: &Vm) -> Result<Option<CopyProgress>, CopyError> {
-        let Self { pairing, encoder, copy, dirty, sent, .. } = self;
+        let Self { pairing, encoder, copy, dirty, sent, round_pages, .. } = self;
         let mut sink = pairing.copy_sink();
         if !copy.progress().is_complete() {
-            return copy.step(encoder, &vm.view, STEP_PAGES as u32, &mut sink).map(Some);
+            let progress = copy.step(encoder, &vm.view, STEP_PAGES as u32, &mut sink)?;
+            // How fast pages are carried, those in holes do not tell.
+            *round_pages = progress.read_pages.into();
+            return Ok(Some(progress));
         }
         let pages = dirty.len().min(*sent + STEP_PAGES);
         if pages == *sent {

@@ -32,4 +32,4 @@ mod written;
 pub use error::MemoryError;
 pub use memory::{GuestMemory, GuestRam, Slot};
 pub use page::PageIndex;
-pub use view::RamView;
+pub use view::{PageRun, RamView};

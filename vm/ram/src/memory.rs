@@ -196,6 +196,7 @@ pub struct Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::PageRun;
     use std::os::unix::fs::MetadataExt;
     use vm_memory::Bytes;
 
@@ -248,6 +249,22 @@ mod tests {
             // The kernel may hold huge pages.
             assert!(held.len() <= 1024, "{}", held.len());
         }
+    }
+
+    #[test]
+    fn extents_follow_each_other_and_all_of_a_private_copy_counts_as_held() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let view = ram.view().unwrap();
+        view.write_page(9, &[1; PAGE_SIZE]);
+        let PageRun::Hole(hole) = view.run_from(0).unwrap() else { panic!("page 0 is held") };
+        let PageRun::Held(held) = view.run_from(hole.end).unwrap() else {
+            panic!("page {} is not", hole.end)
+        };
+        assert!(hole.start == 0 && held.contains(&9), "{hole:?} {held:?}");
+        assert_eq!(view.run_from(held.end).unwrap(), PageRun::Hole(held.end..4096));
+        // What a machine over it has written is not in the file.
+        let copy = ram.private_copy().unwrap().view().unwrap();
+        assert_eq!(copy.run_from(5).unwrap(), PageRun::Held(5..4096));
     }
 
     /// The fields of the mappings of `ram` that begin with `field`. A mapping is told from those of the tests beside

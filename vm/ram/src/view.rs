@@ -19,6 +19,16 @@ pub struct RamView {
     base: NonNull<u8>,
     bytes: usize,
     file: Arc<File>,
+    sharing: Sharing,
+}
+
+/// Pages in a row for all of which the kernel holds memory, or for none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PageRun {
+    /// They may hold anything.
+    Held(Range<PageIndex>),
+    /// They are zero, and reading them would make the kernel hold memory for them.
+    Hole(Range<PageIndex>),
 }
 
 // SAFETY: the mapping is plain shared memory that stays valid until drop; all access goes through the copying methods
@@ -37,7 +47,7 @@ impl RamView {
         // SAFETY: a fresh mapping of our own memfd at an address of the kernel's choice aliases no Rust object.
         let base = unsafe { mmap(None, length, protection, flags, file.as_fd(), 0) }
             .map_err(|e| MemoryError::Allocate { bytes: ram_bytes, source: e.into() })?;
-        let view = Self { base: base.cast(), bytes, file: Arc::clone(file) };
+        let view = Self { base: base.cast(), bytes, file: Arc::clone(file), sharing };
         keep_out_of_dumps(view.base, bytes)?;
         Ok(view)
     }
@@ -63,20 +73,46 @@ impl RamView {
         &self,
         mut each: impl FnMut(Range<PageIndex>) -> Result<(), E>,
     ) -> Result<(), E> {
-        // The file's offset is of no use to anybody else.
-        let seek = |from: i64, whence| match nix::unistd::lseek(&*self.file, from, whence) {
-            Ok(at) => Ok(Some(at)),
-            Err(nix::errno::Errno::ENXIO) => Ok(None),
-            Err(e) => Err(std::io::Error::from(e)),
-        };
-        let mut at = 0;
-        while let Some(data) = seek(at, Whence::SeekData)? {
-            let hole = seek(data, Whence::SeekHole)?.unwrap_or(self.bytes as i64);
-            let (from, to) = (data as u64 / PAGE_SIZE as u64, (hole as u64).div_ceil(PAGE_SIZE as u64));
-            each(from as PageIndex..to as PageIndex)?;
-            at = hole;
+        let mut next = 0;
+        while next < self.pages() {
+            let run = match self.run_from(next)? {
+                PageRun::Held(run) => {
+                    each(run.clone())?;
+                    run
+                }
+                PageRun::Hole(run) => run,
+            };
+            next = run.end;
         }
         Ok(())
+    }
+
+    /// The pages from this one on that are alike. What is a hole now may be written at any time; who copies pages then
+    /// finds it in the dirty log, if that was on before this was asked.
+    pub fn run_from(&self, from: PageIndex) -> std::io::Result<PageRun> {
+        if self.sharing == Sharing::Private {
+            // What a private mapping holds of its own is not in the file.
+            return Ok(PageRun::Held(from..self.pages()));
+        }
+        let at = from as i64 * PAGE_SIZE as i64;
+        match self.seek(at, Whence::SeekData)? {
+            None => Ok(PageRun::Hole(from..self.pages())),
+            Some(data) if data > from => Ok(PageRun::Hole(from..data)),
+            Some(_) => {
+                // A hole that was made meanwhile begins here at the earliest.
+                let end = self.seek(at, Whence::SeekHole)?.unwrap_or(self.pages());
+                Ok(PageRun::Held(from..end.max(from + 1)))
+            }
+        }
+    }
+
+    /// The file's offset is of no use to anybody else.
+    fn seek(&self, from: i64, whence: Whence) -> std::io::Result<Option<PageIndex>> {
+        match nix::unistd::lseek(&*self.file, from, whence) {
+            Ok(at) => Ok(Some((at as u64 / PAGE_SIZE as u64) as PageIndex)),
+            Err(nix::errno::Errno::ENXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Copies a page out.
