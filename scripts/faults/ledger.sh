@@ -10,6 +10,15 @@ export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
 ledger_acked() { echo "$run_dir/a/ledger.acked"; }
 ledger_number() { cat "$(ledger_acked)" 2>/dev/null || echo 0; }
 
+# ledger_can_run: whether this guest can be tested here; says why not.
+ledger_can_run() {
+    [[ ${FT_MODE:-checkpoint} == checkpoint ]] ||
+        { echo 'a writable disk is protected in checkpoint mode only' && return 1; }
+    [[ ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
+        { echo 'KVM is emulated here, Linux takes minutes to boot on it: --engine soft, or --engine kvm' && return 1; }
+    pair_can_run || { echo ' (--engine soft needs none)' && return 1; }
+}
+
 ledger_answers() {
     in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 2 --addr "$net_vm_address:$ledger_port" PING \
         >>"$trial_dir/calls.log" 2>&1

@@ -15,7 +15,7 @@ bench_disk_loads=('read random 4096' 'write random 4096' 'flushed-write random 4
 bench_disk_engine() {
     if [[ -n ${FT_ENGINE:-} ]]; then
         echo "$FT_ENGINE"
-    elif [[ $(bench_kvm) == hardware ]]; then
+    elif [[ $(host_kvm) == hardware ]]; then
         echo kvm
     else
         echo soft
@@ -172,7 +172,7 @@ bench_disk() {
     else
         say_error "QEMU was NOT MEASURED: $bench_disk_missing"
     fi
-    [[ $FT_ENGINE != soft || $(bench_kvm) == hardware ]] ||
+    [[ $FT_ENGINE != soft || $(host_kvm) == hardware ]] ||
         say "Not on KVM: here it emulates the guest's kernel, or is not there (FT_ENGINE=kvm insists)."
     bench_disk_clocks
 }

@@ -34,17 +34,6 @@ bench_begin() {
 
 bench_processor() { sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1; }
 
-# bench_kvm: what KVM rests on here.
-bench_kvm() {
-    if [[ ! -c /dev/kvm ]]; then
-        echo none
-    elif grep -qwE 'vmx|svm' /proc/cpuinfo; then
-        echo hardware
-    else
-        echo software
-    fi
-}
-
 # bench_qemu: its version, if it is here.
 bench_qemu() {
     ! command -v qemu-system-x86_64 >/dev/null ||

@@ -9,7 +9,7 @@ bench_summary_lib=$(cd "${BASH_SOURCE[0]%/*}" && pwd)
 bench_summary() {
     jq -s --argjson stolen_pct "$(bench_ticks_since stolen)" --argjson busy_before_pct "$bench_busy_before_pct" \
         --arg guest "${FT_GUEST:-builtin}" --argjson processors "$(nproc)" --arg processor_model "$(bench_processor)" \
-        --arg kvm "$(bench_kvm)" --arg qemu "$(bench_qemu)" --arg quick "$bench_quick" '
+        --arg kvm "$(host_kvm)" --arg qemu "$(bench_qemu)" --arg quick "$bench_quick" '
         def all($section): [.[] | select(.section == $section) | del(.section)];
         def one($section): all($section)[0];
         # How a section was measured, and what it came to.

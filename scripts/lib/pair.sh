@@ -81,6 +81,17 @@ pair_engine() {
     if [[ ${FT_MODE:-checkpoint} == replay ]]; then echo soft; else echo "${FT_ENGINE:-kvm}"; fi
 }
 
+# host_kvm: what KVM rests on here: hardware, software (it is emulated, and slow), or none.
+host_kvm() {
+    if [[ ! -c /dev/kvm ]]; then
+        echo none
+    elif grep -qwE 'vmx|svm' /proc/cpuinfo; then
+        echo hardware
+    else
+        echo software
+    fi
+}
+
 # pair_can_run: whether the engine is there; says what is missing.
 pair_can_run() {
     [[ $(pair_engine) == soft || (-c /dev/kvm && -r /dev/kvm && -w /dev/kvm) ]] ||
