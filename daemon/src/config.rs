@@ -262,6 +262,8 @@ pub struct ReplicationConfig {
     pub journal_mib: u64,
     /// What the backup has of a checkpoint's disk writes when it acknowledges it.
     pub durability: Durability,
+    /// MiB a second of a writable disk's image that are read to be compared with the peer's, or sent; 0: no limit.
+    pub disk_copy_mib_s: u64,
 }
 
 impl Default for ReplicationConfig {
@@ -285,6 +287,7 @@ impl Default for ReplicationConfig {
             takeover_delay_ms: 5,
             journal_mib: 256,
             durability: Durability::Commit,
+            disk_copy_mib_s: 0,
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use crate::config::{Config, ConfigError, OnReset};
 use crate::control::server::{BindError, Server};
-use crate::control::{Asking, Desk, Tuning, http, reload_on_signals, stop_on_signals};
+use crate::control::{Asking, Desk, Tuning, Wish, http, reload_on_signals, stop_on_signals};
+use crate::disks::Disks;
 use crate::exit::DaemonExit;
 use crate::host::{
     self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
@@ -130,14 +131,14 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         console,
         wishes: wishes.clone(),
         asking: Asking::default(),
+        disks: host.disks.clone(),
     });
     runtime.spawn(control.serve(Arc::clone(&desk)));
     if let Some(listener) = metrics {
         runtime.spawn(http::serve(listener, Arc::clone(&desk)));
     }
     runtime.spawn(Arc::clone(&publisher).run());
-    let reload =
-        Reload::new(file, Handles { log: log.clone(), peer: Arc::clone(&peer), wishes: wishes.clone() })?;
+    let reload = Reload::new(file, handles(&log, &peer, &wishes, host.disks.as_ref()))?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
     runtime.spawn(stop_on_signals(wishes, log));
     if let Some((cable, tap)) = host.network.take() {
@@ -203,6 +204,11 @@ fn replay(config: &Config) -> Replay {
         lag_max: Duration::from_millis(config.replay.lag_ms_max),
         progress: Arc::new(ReplayProgress::default()),
     }
+}
+
+/// What a reload reaches.
+fn handles(log: &Log, peer: &Arc<PeerPlace>, wishes: &Outlet<Wish>, disks: Option<&Arc<Disks>>) -> Handles {
+    Handles { log: log.clone(), peer: Arc::clone(peer), wishes: wishes.clone(), disks: disks.cloned() }
 }
 
 /// Where the peer is waited for.

@@ -3,6 +3,7 @@
 
 use crate::config::{self, Config, ConfigError};
 use crate::control::{Tuning, Wish};
+use crate::disks::Disks;
 use crate::host::Log;
 use crate::outlet::Outlet;
 use crate::peer::PeerPlace;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use toml::Value;
 
 /// The keys that count at once.
-const RELOADABLE: [&str; 9] = [
+const RELOADABLE: [&str; 10] = [
     "log.level",
     "peer.node",
     "peer.address",
@@ -23,6 +24,7 @@ const RELOADABLE: [&str; 9] = [
     "replication.on_overload",
     "replication.failure_timeout_ms",
     "replication.takeover_delay_ms",
+    "replication.disk_copy_mib_s",
 ];
 
 /// See the module.
@@ -42,6 +44,8 @@ pub struct Handles {
     pub peer: Arc<PeerPlace>,
     /// Where wishes go.
     pub wishes: Outlet<Wish>,
+    /// The writable disks.
+    pub disks: Option<Arc<Disks>>,
 }
 
 impl Reload {
@@ -80,11 +84,14 @@ impl Reload {
     }
 
     fn take(&self, new: &Config) {
-        let Handles { log, peer, wishes } = &self.handles;
+        let Handles { log, peer, wishes, disks } = &self.handles;
         if let Err(e) = log.set_level(new.log.level) {
             tracing::warn!("log.level stays as it is: {e}");
         }
         peer.move_to(new.peer.address, new.peer.from);
+        if let Some(disks) = disks {
+            disks.tap().limit_copy(new.replication.disk_copy_mib_s << 20);
+        }
         let retuned = wishes.tell(Wish::Retune(Tuning::from(&new.replication)));
         if retuned.is_err() || wishes.tell(Wish::ReplacePeer(new.peer.node.to_string())).is_err() {
             tracing::debug!("the daemon is ending");

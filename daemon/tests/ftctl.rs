@@ -4,6 +4,7 @@ use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::EngineKind;
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, Start, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
+use ftd::disks::OnDifference;
 use ftd::observe::{Percentiles, ServiceStatus};
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -37,6 +38,10 @@ impl Controlled for Daemon {
 
     async fn stop(&self, _: Option<Duration>) -> Result<String, Failure> {
         Ok("stopping".into())
+    }
+
+    fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
+        Err(Failure::Refused("the VM has no writable disk".into()))
     }
 
     fn console(&self) -> Result<ConsoleAttachment, Failure> {

@@ -26,7 +26,7 @@ const CHECK: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; n=$(cat /count); \
                      [ \"$(cat /mnt/$((j % 50)))\" = \"number $j\" ] || echo bad-$j; done; echo checked-$n-$?";
 
 /// Where the Linux guest of this run is, and the tools for its file system.
-fn guest(test: &str) -> Option<PathBuf> {
+pub(crate) fn guest(test: &str) -> Option<PathBuf> {
     let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
         eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
         return None;
@@ -38,12 +38,12 @@ fn guest(test: &str) -> Option<PathBuf> {
     Some(kernel.into())
 }
 
-fn image(world: &World, node: &str) -> PathBuf {
+pub(crate) fn image(world: &World, node: &str) -> PathBuf {
     world.path(format!("{node}.img"))
 }
 
 /// A configuration with the guest, and a disk on the node's own image.
-fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
+pub(crate) fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
     // Without a card the kernel would wait for one.
     let cmdline = std::env::var("FTD_TEST_CMDLINE").unwrap();
     let mut disk = Table::new();
@@ -75,13 +75,13 @@ fn make_images(world: &World) {
 }
 
 /// The guest's console, by way of a node.
-struct Shell {
+pub(crate) struct Shell {
     input: Box<dyn Write>,
     seen: Arc<Mutex<String>>,
 }
 
 impl Shell {
-    fn on(daemon: &Daemon) -> Self {
+    pub(crate) fn on(daemon: &Daemon) -> Self {
         let (mut output, input) = Client::connect(daemon.socket()).unwrap().console().unwrap();
         let seen = Arc::new(Mutex::new(String::new()));
         let sees = Arc::clone(&seen);
@@ -100,14 +100,14 @@ impl Shell {
     }
 
     /// Waits for a line that the guest says with this in it, and answers with it.
-    fn line(&self, part: &str) -> String {
+    pub(crate) fn line(&self, part: &str) -> String {
         let text = || self.seen.lock().unwrap().clone();
         let found = || said(&text()).find(|line| line.contains(part)).map(str::to_owned);
         eventually(part, found, text)
     }
 
     /// Types a command that succeeds.
-    fn does(&mut self, command: &str, word: &str) {
+    pub(crate) fn does(&mut self, command: &str, word: &str) {
         self.types(&format!("{command}; echo {word}-$?"));
         self.line(&format!("{word}-0"));
     }
@@ -128,7 +128,7 @@ fn said(console: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A protected pair whose guest writes.
-fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
+pub(crate) fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
     make_images(world);
     let pair = Pair::protected_with(world, |config| with_disk(world, kernel, config));
     let mut shell = Shell::on(&pair.alpha);

@@ -8,6 +8,8 @@ mod arbiter;
 mod cold_start;
 mod control;
 mod copy;
+mod disk_return;
+mod disk_verify;
 mod disks;
 mod fixture;
 mod guest;

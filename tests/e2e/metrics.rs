@@ -1,6 +1,7 @@
 //! Every exported metric moves when the event that it counts happens. The tidy test demands each name here, or beside
 //! the test of the counter that it shows.
 
+use crate::disk_return::{make_sparse, with_image};
 use crate::fixture::{
     Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, connect_from, eventually, write_memory,
 };
@@ -47,6 +48,9 @@ const UNACKED: [&str; 5] =
 /// Of a primary in replay mode.
 const REPLAYED: [&str; 4] =
     ["ftd_replay_count", "ftd_lag_us", "ftd_log_bytes_total", "ftd_log_entries_total"];
+/// Of a primary while a host comes back whose image of a disk is another.
+const DISKS_COPIED: [&str; 4] =
+    ["ftd_disk_copy_total_bytes", "ftd_disk_copy_left_s", "ftd_disk_compared_bytes", "ftd_disk_copied_bytes"];
 /// In the guest nobody listens there: each attempt is answered with a frame.
 const CLOSED_PORT: u16 = 9;
 /// The least that may be held.
@@ -188,6 +192,21 @@ fn the_metrics_of_a_full_copy_say_how_far_it_is() {
         // The next attempt passes.
         alpha.wait_until(Role::Primary, State::Protected);
         beta.wait_until(Role::Backup, State::Protected);
+    });
+}
+
+#[test]
+fn the_metrics_of_disks_that_become_the_same_say_how_far_that_is() {
+    World::run("the_metrics_of_disks_that_become_the_same_say_how_far_that_is", |world| {
+        make_sparse(world, 32);
+        let slow = with_image(world, Config::alpha(world)).with("replication.disk_copy_mib_s", 8);
+        let mut alpha = Daemon::start(world, &slow);
+        alpha.wait_until(Role::Primary, State::Solo);
+        let _beta = Daemon::start(world, &with_image(world, Config::beta(world)));
+        must_move(&alpha, &DISKS_COPIED);
+        alpha.wait_until(Role::Primary, State::Protected);
+        let metrics = alpha.ctl(&["metrics"]).stdout;
+        assert_eq!(DISKS_COPIED.map(|name| value(&metrics, name)), [0; 4]);
     });
 }
 

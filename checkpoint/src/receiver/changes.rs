@@ -66,7 +66,21 @@ impl Receiver {
         frame: &Frame<'_>,
         compare: Compare,
     ) -> Result<Received<'static>, ReceiveError> {
-        self.check_copy(frame)?;
+        let (kind, theirs) = (frame.kind, frame.epoch);
+        match &self.holding {
+            _ if self.mode == Mode::Replay => {
+                return Err(ReceiveError::Unexpected { kind, when: "in replay mode" });
+            }
+            Holding::Nothing => return Err(ReceiveError::Unexpected { kind, when: "without a copy" }),
+            Holding::Copy { .. } => {}
+            // In its place among the changes of the epoch that is sealed next.
+            Holding::Sealed(sealed) => {
+                let due = sealed.epoch.saturating_add(1);
+                if theirs != due {
+                    return Err(ReceiveError::Epoch { theirs, ours: due });
+                }
+            }
+        }
         let start = u64::from(compare.extent) * EXTENT_BYTES;
         self.check_extent(frame.epoch, Extent { disk: compare.disk, bytes: start..start + SECTOR_BYTES })?;
         Ok(Received::Compare(compare))

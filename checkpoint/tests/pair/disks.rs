@@ -308,7 +308,10 @@ fn what_is_no_change_of_these_disks_is_refused_by_name() {
     let (_, end) = mirror.feed(&writer_of(&mixed));
     assert!(matches!(end, End::Refused(ReceiveError::Unexpected { when: "inside an epoch", .. })), "{end:?}");
     let compare = |disk, extent| Message::Compare(Compare { disk, extent, hash: [0; 32] });
-    assert!(mirror.refuses(&[(0, compare(1, 0))]).contains("Compare outside a copy"));
+    assert!(mirror.refuses(&[(1, compare(1, 0))]).contains("epoch 1 where 2 was due"));
+    assert!(mirror.refuses(&[(2, compare(0, 0))]).contains("read only"));
+    assert!(Mirror::new().refuses(&[(2, compare(1, 0))]).contains("Compare without a copy"));
+    assert!(Mirror::of_mode(Mode::Replay).refuses(&[(2, compare(1, 0))]).contains("Compare in replay mode"));
     let begin = || (0, Message::CopyBegin(CopyBegin { pairing: 1, total_pages: 4096 }));
     let mut copying = Mirror::new();
     for (disk, extent, what) in [(0, 0, "read only"), (2, 0, "there is none"), (1, 2, "beyond its end")] {

@@ -77,6 +77,7 @@ impl Config {
         let disks = &self.machine.disks;
         within("machine.disk (their number)", disks.len() as u64, 0..=8)?;
         within("replication.journal_mib", self.replication.journal_mib, 64..=1 << 20)?;
+        within("replication.disk_copy_mib_s", self.replication.disk_copy_mib_s, 0..=1 << 20)?;
         for disk in disks.iter().filter(|disk| !disk.read_only) {
             if self.replication.mode == Mode::Replay {
                 let allowed = format!(

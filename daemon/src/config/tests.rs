@@ -115,6 +115,11 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ("#journal_mib = 256", "journal_mib = 63", "replication.journal_mib = 63: must be 64 to 1048576"),
         ("#durability = \"commit\"", "durability = \"async\"", "unknown variant `async`"),
         (
+            "#disk_copy_mib_s = 0",
+            "disk_copy_mib_s = 1048577",
+            "disk_copy_mib_s = 1048577: must be 0 to 1048576",
+        ),
+        (
             "[replication]",
             "[[machine.disk]]\nimage = \"/i\"\nread_only = false\non_io_error = \"panic\"\n[replication]",
             "unknown variant `panic`",

@@ -9,8 +9,8 @@
 //! `console`, after whose response the connection carries raw bytes both ways.
 
 pub use crate::observe::{
-    ArbiterStatus, CopyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS,
-    Status,
+    ArbiterStatus, CopyStatus, DisksVerifyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus,
+    STATUS_SCHEMA, STUCK_MS, Status, VerifyState,
 };
 pub use crate::role::{Role, Start, State};
 
@@ -73,6 +73,13 @@ pub enum Request {
         /// The VM is powered off: the guest has this long until the cord is pulled.
         power_off_ms: Option<u64>,
     },
+    /// Begins to compare the backup's disk images with this node's; the status says how far that is, and what it found.
+    VerifyDisks {
+        /// MiB a second that are read for it on this host; 0: as fast as it goes.
+        mib_s: u64,
+        /// What differs is sent.
+        repair: bool,
+    },
     /// Attaches to the serial console.
     Console,
     /// The metrics in the text format of Prometheus.
@@ -112,7 +119,7 @@ impl Goal {
 pub enum Response {
     /// To `status`, `watch` and `wait`.
     Status(Box<Status>),
-    /// To `switchover`, `start` and `stop`: done, in words.
+    /// To `switchover`, `start` and `stop`: done, in words; to `verify_disks`: begun.
     Done(String),
     /// To `console`: from the next byte on the connection is the console.
     Console,

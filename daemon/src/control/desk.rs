@@ -5,10 +5,11 @@ use super::api::{Failure, Status};
 use super::asking::Asking;
 use super::server::{ConsoleAttachment, Controlled};
 use super::wish::{Wish, WishError, WishReply};
+use crate::disks::{Disks, OnDifference, VerifyError};
 use crate::host::ConsoleHub;
 use crate::observe::Publisher;
 use crate::outlet::{Outlet, OutletClosed};
-use crate::role::{Done, Leave, Start};
+use crate::role::{Done, Leave, Role, Start, State};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -23,6 +24,8 @@ pub struct Desk {
     pub wishes: Outlet<Wish>,
     /// Those who wait for an answer.
     pub asking: Asking,
+    /// The writable disks, if the VM has any.
+    pub disks: Option<Arc<Disks>>,
 }
 
 /// How much longer than the core an answer is waited for.
@@ -34,6 +37,15 @@ impl From<WishError> for Failure {
             WishError::Refused(why) if why.is_timeout() => Self::TimedOut(why.to_string()),
             WishError::Refused(why) => Self::Refused(why.to_string()),
             WishError::Ending => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::UnderWay | VerifyError::Alone => Self::Refused(error.to_string()),
+            VerifyError::Image(_) | VerifyError::Thread(_) => Self::Failed(error.to_string()),
         }
     }
 }
@@ -91,6 +103,22 @@ impl Controlled for Desk {
             Done::Started(how) => Ok(format!("this node runs the VM now: {how}")),
             Done::Moved | Done::Stopped(_) => Ok("this node runs the VM now".into()),
         }
+    }
+
+    fn verify_disks(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<String, Failure> {
+        let Some(disks) = &self.disks else {
+            return Err(Failure::Refused("the VM has no writable disk".into()));
+        };
+        let Status { role, state, .. } = *self.publisher.status();
+        if !matches!((role, state), (Role::Primary, State::Protected | State::Degraded)) {
+            return Err(Failure::Refused(format!(
+                "disks are compared on the node that runs the VM, while it is protected; this one is {role}, {state}"
+            )));
+        }
+        disks.verify(bytes_per_s, on_difference)?;
+        // Whoever looks now shall not take the last one's end for this one's.
+        self.publisher.refresh();
+        Ok("the disks are being compared with the backup's".into())
     }
 
     fn console(&self) -> Result<ConsoleAttachment, Failure> {

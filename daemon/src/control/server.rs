@@ -4,6 +4,7 @@
 use super::api::{
     Failure, PROTOCOL_VERSION, REQUEST_BYTES_MAX, Request, RequestLine, Response, Status, TIMEOUT_MS_MAX,
 };
+use crate::disks::OnDifference;
 use crate::role::Start;
 use std::fs::{self, Permissions};
 use std::future::Future;
@@ -41,6 +42,9 @@ pub trait Controlled: Send + Sync + 'static {
 
     /// Has the daemon end: the VM moves first, or is powered off within this time. Ends when that is certain.
     fn stop(&self, power_off: Option<Duration>) -> impl Future<Output = Result<String, Failure>> + Send;
+
+    /// Begins to compare the backup's disk images with this node's, at so many bytes a second.
+    fn verify_disks(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<String, Failure>;
 
     /// A connection to the serial console.
     fn console(&self) -> Result<ConsoleAttachment, Failure>;
@@ -239,6 +243,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                 Request::Stop { power_off_ms } => {
                     let within = power_off_ms.map(|ms| Duration::from_millis(ms.min(TIMEOUT_MS_MAX)));
                     controlled.stop(within).await.map_or_else(Response::Error, Response::Done)
+                }
+                Request::VerifyDisks { mib_s, repair } => {
+                    let on_difference = if repair { OnDifference::Send } else { OnDifference::Tell };
+                    let begun = controlled.verify_disks(mib_s.saturating_mul(1 << 20), on_difference);
+                    begun.map_or_else(Response::Error, Response::Done)
                 }
                 Request::Console => match controlled.console() {
                     Ok(attachment) => {

@@ -1,7 +1,9 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
 use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
-use crate::observe::{Bottleneck, DisksCopyStatus, DisksStatus, Percentiles, ServiceStatus};
+use crate::observe::{
+    Bottleneck, DisksCopyStatus, DisksStatus, DisksVerifyStatus, Percentiles, ServiceStatus, VerifyState,
+};
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -92,16 +94,22 @@ impl Rows {
     /// The writable disks.
     fn disks(&mut self, status: &Status) {
         let Some(disks) = &status.disks else { return };
-        let DisksStatus { differing_bytes, unacked_bytes, waits, journal_bytes, copy, trouble } = disks;
+        let DisksStatus {
+            differing_bytes,
+            unacked_bytes,
+            waits,
+            journal_bytes,
+            copy,
+            last_copy: _,
+            verify,
+            mismatches,
+            trouble,
+        } = disks;
         match (copy, status.role) {
             (Some(DisksCopyStatus { total_bytes: None, .. }), _) => {
                 self.add("disks", "asking the backup what its images have".into());
             }
-            (Some(DisksCopyStatus { total_bytes: Some(total), same_bytes, sent_bytes }), _) => {
-                let percent = 100.0 * *same_bytes as f64 / (*total).max(1) as f64;
-                let sent = bytes(*sent_bytes);
-                self.add("disks", format!("{percent:.0} % of {} compared, {sent} sent", bytes(*total)));
-            }
+            (Some(copy), _) => self.disks_copy(copy, copy.total_bytes.unwrap_or(0)),
             (None, Role::Backup) => {
                 self.add("disks", format!("{} wait to be written into the images", bytes(*journal_bytes)));
             }
@@ -114,9 +122,28 @@ impl Rows {
                 );
             }
         }
+        if let Some(verify) = verify.as_ref().filter(|_| status.role == Role::Primary) {
+            self.add("compared", self::verify(verify));
+        }
+        if *mismatches > 0 {
+            let found =
+                format!("{mismatches} extents of the backup's images differed since the daemon started");
+            self.add("", format!("TROUBLE: {found}: see the log"));
+        }
         if let Some(trouble) = trouble {
             self.add("", trouble.clone());
         }
+    }
+
+    /// How far two images are made the same.
+    fn disks_copy(&mut self, copy: &DisksCopyStatus, total: u64) {
+        let percent = 100.0 * copy.same_bytes as f64 / total.max(1) as f64;
+        let [compared, differing, sent] =
+            [copy.compared_bytes, copy.differing_bytes, copy.sent_bytes].map(bytes);
+        self.add("disks", format!("{percent:.0} % of {} are the same on both hosts", bytes(total)));
+        self.add("", format!("{compared} compared, {differing} differed, {sent} sent"));
+        let left = copy.left_s.map_or("unknown".into(), duration);
+        self.add("", format!("{} /s, time left: {left}", bytes(copy.bytes_per_s)));
     }
 
     /// What the guest and its clients do not get.
@@ -203,6 +230,37 @@ impl Rows {
     }
 }
 
+/// A comparison of disks under protection, in a line.
+#[must_use]
+pub fn verify(verify: &DisksVerifyStatus) -> String {
+    let DisksVerifyStatus { differing_bytes, repaired_bytes, unsettled_bytes, .. } = *verify;
+    let mut text = match verify.state {
+        VerifyState::Running => {
+            let left = verify.left_s.map_or("unknown".into(), duration);
+            let (total, per_s) = (bytes(verify.total_bytes), bytes(verify.bytes_per_s));
+            format!("{} of {total} compared, {per_s} /s, time left: {left}", bytes(verify.compared_bytes))
+        }
+        VerifyState::Done => {
+            format!("{} compared in {}", bytes(verify.compared_bytes), duration(verify.took_ms / 1000))
+        }
+        VerifyState::BrokenOff => format!("{} compared, and then broken off", bytes(verify.compared_bytes)),
+    };
+    match differing_bytes {
+        0 if verify.state == VerifyState::Done && unsettled_bytes == 0 => text += ": all the same",
+        0 => {}
+        differing => {
+            let _ = write!(text, ": {} of the backup's differ", bytes(differing));
+        }
+    }
+    if repaired_bytes > 0 {
+        let _ = write!(text, ", {} sent anew", bytes(repaired_bytes));
+    }
+    if unsettled_bytes > 0 {
+        let _ = write!(text, ", {} changed too often to be compared", bytes(unsettled_bytes));
+    }
+    text
+}
+
 /// One line, for a log of statuses.
 #[must_use]
 pub fn line(status: &Status) -> String {
@@ -283,16 +341,28 @@ mod tests {
 
     #[test]
     fn the_writable_disks_show_what_differs_and_how_far_a_copy_is() {
-        let line = |disks: DisksStatus, role| {
+        let lines = |disks: DisksStatus, role, count| {
             let text = block(&Status { disks: Some(disks), role, ..status() }, Palette::Plain);
             let lines = text.lines().skip_while(|line| !line.trim_start().starts_with("disks"));
-            lines.take(2).map(str::trim).collect::<Vec<_>>().join(" | ")
+            lines.take(count).map(str::trim).collect::<Vec<_>>().join(" | ")
         };
-        let copy =
-            Some(DisksCopyStatus { total_bytes: Some(4 << 30), same_bytes: 1 << 30, sent_bytes: 8 << 20 });
-        let expected = "disks  25 % of 4.0 GiB compared, 8.0 MiB sent | generation  3";
-        assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
-        let copy = Some(DisksCopyStatus { total_bytes: None, same_bytes: 0, sent_bytes: 0 });
+        let line = |disks, role| lines(disks, role, 2);
+        let copy = DisksCopyStatus {
+            total_bytes: Some(4 << 30),
+            same_bytes: 1 << 30,
+            compared_bytes: 2 << 30,
+            differing_bytes: 12 << 20,
+            sent_bytes: 8 << 20,
+            bytes_per_s: 32 << 20,
+            left_s: Some(96),
+            took_ms: 32_000,
+        };
+        let expected = "disks  25 % of 4.0 GiB are the same on both hosts | \
+                        2.0 GiB compared, 12.0 MiB differed, 8.0 MiB sent | \
+                        32.0 MiB /s, time left: 1 min 36 s | generation  3";
+        let copying = DisksStatus { copy: Some(copy), ..DisksStatus::default() };
+        assert_eq!(lines(copying, Role::Primary, 4), expected);
+        let copy = Some(DisksCopyStatus::default());
         let expected = "disks  asking the backup what its images have | generation  3";
         assert_eq!(line(DisksStatus { copy, ..DisksStatus::default() }, Role::Primary), expected);
         let waits = DisksStatus {

@@ -1,14 +1,16 @@
 //! Makes the backup's disks equal while a copy is under way. Both hosts tell which extents may differ by their maps.
 //! Each of these is hashed here and compared there, in the stream among the changes, so that both hashes are of the
 //! same moment of it; what differs is sent, and compared again. While an extent is read nothing changes it: its changes
-//! are held back, and those under way are waited for.
+//! are held back, and those under way are waited for. The operator may limit how fast that goes.
 
 use super::agreement::Agreement;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
 use super::intents::Intents;
-use super::tap::WriteTap;
+use super::pace::Pace;
+use super::tap::{Session, WriteTap};
+use crate::observe::{DisksCopyStatus, Rate};
 use ft_checkpoint::wire::FrameType;
-use ft_checkpoint::wire::disk::{self, EXTENT_BYTES};
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compare, Compared, DiskMap};
 use ft_disk::Buffer;
 use ft_mirror::{Change, Extent, Space};
@@ -17,12 +19,14 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Extents whose comparison is under way at most.
 const UNANSWERED_MAX: usize = 64;
 /// Until an extent that changes is looked at again.
 const QUIET_INTERVAL: Duration = Duration::from_millis(1);
+/// Until a limit that may have been changed is looked at again.
+const LIMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the disks are not made equal.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +49,14 @@ pub struct Equalized {
     pub extents: Option<u64>,
     /// Those that are the same on both hosts.
     pub same: u64,
-    /// Those that were sent.
+    /// Those that were compared at least once...
+    pub compared: u64,
+    /// ...and were found to differ then.
+    pub differing: u64,
+    /// How often one was sent.
     pub sent: u64,
+    /// What was sent of them, in bytes: zeroes are none.
+    pub sent_bytes: u64,
 }
 
 /// An extent: the disk's number and its own.
@@ -67,7 +77,7 @@ struct Work {
     /// Not offered yet, by disk.
     rest: VecDeque<(u16, Range<u32>)>,
     differing: VecDeque<Place>,
-    unanswered: Vec<Place>,
+    unanswered: Vec<(Place, Task)>,
     done: Equalized,
     failed: Option<EqualizeError>,
     is_over: bool,
@@ -76,7 +86,7 @@ struct Work {
 impl Work {
     fn next(&mut self) -> Option<(Place, Task)> {
         if let Some(place) = self.differing.pop_front() {
-            self.unanswered.push(place);
+            self.unanswered.push((place, Task::Send));
             return Some((place, Task::Send));
         }
         if self.unanswered.len() >= UNANSWERED_MAX {
@@ -87,7 +97,7 @@ impl Work {
         if run.start == run.end {
             self.rest.pop_front();
         }
-        self.unanswered.push(place);
+        self.unanswered.push((place, Task::Compare));
         Some((place, Task::Compare))
     }
 
@@ -99,6 +109,8 @@ impl Work {
 struct Shared {
     work: Mutex<Work>,
     changed: Condvar,
+    began: Instant,
+    rate: Mutex<Rate>,
 }
 
 /// See the module.
@@ -127,11 +139,14 @@ impl Equalizer {
             failed: None,
             is_over: false,
         };
-        let shared = Arc::new(Shared { work: Mutex::new(work), changed: Condvar::new() });
+        let (changed, began, rate) = (Condvar::new(), Instant::now(), Mutex::default());
+        let shared = Arc::new(Shared { work: Mutex::new(work), changed, began, rate });
         let worker = Worker {
             shared: Arc::clone(&shared),
             tap: Arc::clone(tap),
+            session: tap.session(),
             images: MirroredImages::new(images)?,
+            pace: Pace::new(began),
             parts,
             sizes,
         };
@@ -158,8 +173,12 @@ impl Equalizer {
     /// The backup's answer. Those to what was not asked are ignored.
     pub fn answered(&self, Compared { disk, extent, same }: Compared) {
         let mut work = self.shared.work.lock();
-        let Some(at) = work.unanswered.iter().position(|place| *place == (disk, extent)) else { return };
-        work.unanswered.swap_remove(at);
+        let asked = |(place, _): &(Place, Task)| *place == (disk, extent);
+        let Some(at) = work.unanswered.iter().position(asked) else { return };
+        if work.unanswered.swap_remove(at).1 == Task::Compare {
+            work.done.compared += 1;
+            work.done.differing += u64::from(!same);
+        }
         match same {
             true => work.done.same += 1,
             false => work.differing.push_back((disk, extent)),
@@ -170,6 +189,25 @@ impl Equalizer {
     /// How far it is.
     pub fn progress(&self) -> Equalized {
         self.shared.work.lock().done
+    }
+
+    /// How far it is, how fast it goes, and how long it will take.
+    pub fn status(&self) -> DisksCopyStatus {
+        let Equalized { extents, same, compared, differing, sent: _, sent_bytes } = self.progress();
+        let bytes = |extents: u64| extents * EXTENT_BYTES;
+        let now = Instant::now();
+        let per_s = self.shared.rate.lock().of(bytes(same), now);
+        let left = extents.map(|extents| bytes(extents - same));
+        DisksCopyStatus {
+            total_bytes: extents.map(bytes),
+            same_bytes: bytes(same),
+            compared_bytes: bytes(compared),
+            differing_bytes: bytes(differing),
+            sent_bytes,
+            bytes_per_s: per_s as u64,
+            left_s: left.filter(|_| per_s >= 1.0).map(|left| (left as f64 / per_s).ceil() as u64),
+            took_ms: now.saturating_duration_since(self.shared.began).as_millis() as u64,
+        }
     }
 
     /// Whether every extent is the same, or why that will not be.
@@ -196,7 +234,9 @@ impl Drop for Equalizer {
 struct Worker {
     shared: Arc<Shared>,
     tap: Arc<WriteTap>,
+    session: Session,
     images: MirroredImages,
+    pace: Pace,
     /// What this host's maps say.
     parts: Vec<DiskMap>,
     sizes: Vec<(u16, u64)>,
@@ -221,7 +261,7 @@ impl Worker {
         }
         while let Some((place, task)) = self.await_task() {
             let told = self.tell(place, task);
-            self.tap.release();
+            self.tap.release(self.session);
             match told {
                 Ok(true) => {}
                 // The pairing is over.
@@ -234,15 +274,20 @@ impl Worker {
     /// False: the pairing is over.
     fn tell_maps(&self) -> bool {
         let mut encoded = self.parts.iter().map(|part| postcard::to_stdvec(part).unwrap_or_default());
-        encoded.all(|part| self.tap.put(FrameType::DiskMap, part))
+        encoded.all(|part| self.tap.put(self.session, FrameType::DiskMap, part))
     }
 
     /// The next task; none when all is done or nobody needs it any more.
-    fn await_task(&self) -> Option<(Place, Task)> {
+    fn await_task(&mut self) -> Option<(Place, Task)> {
         let mut work = self.shared.work.lock();
         loop {
             if work.is_over || work.is_done() {
                 return None;
+            }
+            let wait = self.pace.wait(self.tap.copy_limit(), Instant::now());
+            if !wait.is_zero() {
+                self.shared.changed.wait_for(&mut work, wait.min(LIMIT_INTERVAL));
+                continue;
             }
             if let Some(next) = work.next() {
                 work.done.sent += u64::from(next.1 == Task::Send);
@@ -256,17 +301,22 @@ impl Worker {
     fn tell(&mut self, (number, extent): Place, task: Task) -> Result<bool, EqualizeError> {
         let bytes = self.sizes.iter().find(|(of, _)| *of == number).map_or(0, |(_, bytes)| *bytes);
         let place = extent_at(number, extent, bytes);
-        if !self.tap.hold(place.clone()) || !self.await_quiet(&place) {
+        if !self.tap.hold(self.session, place.clone()) || !self.await_quiet(&place) {
             return Ok(false);
         }
         let content = self.images.read(&place)?;
-        if task == Task::Send && !self.send(&place, content.as_ref()) {
-            return Ok(false);
+        let content_bytes = content.as_ref().map_or(0, |content| content.len() as u64);
+        self.pace.took(content_bytes);
+        if task == Task::Send {
+            if !self.send(&place, content.as_ref()) {
+                return Ok(false);
+            }
+            self.shared.work.lock().done.sent_bytes += content_bytes;
         }
         let hash = hash(&place, content.as_ref());
         let compare = Compare { disk: number, extent, hash };
         let payload = postcard::to_stdvec(&compare).unwrap_or_default();
-        Ok(self.tap.put(FrameType::Compare, payload))
+        Ok(self.tap.put(self.session, FrameType::Compare, payload))
     }
 
     fn send(&self, place: &Extent, content: Option<&Buffer>) -> bool {
@@ -274,7 +324,7 @@ impl Worker {
             Some(content) => Change::write(place.disk, place.bytes.start, content),
             None => Change::Zeroes { extent: place.clone(), space: Space::May },
         };
-        disk::pieces(&change).all(|piece| self.tap.put(FrameType::Disk, disk::encode(&piece)))
+        self.tap.put_change(self.session, &change)
     }
 
     /// Waits until what was told before is made. False: nobody needs it any more.

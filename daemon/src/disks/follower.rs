@@ -12,6 +12,7 @@ pub use carrier::FollowTrouble;
 use self::carrier::{Carried, Carrier, LOOK_INTERVAL, Shared, Suspect};
 use super::agreement::Agreement;
 use super::beside::DiskJournal;
+use super::checks::{CarriedOut, Checks};
 use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
@@ -19,7 +20,7 @@ use super::intents::Intents;
 use super::stamps::Stamps;
 use crate::config::Durability;
 use ft_arbiter::CellId;
-use ft_checkpoint::wire::message::{Compare, DiskMap, Held, Settled};
+use ft_checkpoint::wire::message::{Compare, Compared, DiskMap, Held, Settled};
 use ft_mirror::{ApplyError, Change, History, JournalError, SealedEpoch};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeSet;
@@ -125,6 +126,8 @@ pub struct Follower {
     stamps: Option<Arc<Stamps>>,
     cell: Mutex<Option<CellId>>,
     durability: Durability,
+    /// What the primary asks about, under protection.
+    checks: Checks,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -148,7 +151,9 @@ impl Follower {
         images: &[NumberedImage],
         durability: Durability,
     ) -> Result<Self, FollowError> {
-        let sizes = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
+        let checks =
+            Checks::start(MirroredImages::new(images)?, Vec::clone(&sizes)).map_err(FollowError::Thread)?;
         let incoming = Incoming {
             phase: Phase::Following(Pending::Nothing),
             images: MirroredImages::new(images)?,
@@ -166,6 +171,7 @@ impl Follower {
             stamps,
             cell: Mutex::default(),
             durability,
+            checks,
             thread,
         })
     }
@@ -220,6 +226,7 @@ pub struct FollowerTurn<'f> {
 impl FollowerTurn<'_> {
     /// A connection begins: what the last one left behind the last seal comes again, or never counts.
     pub fn connected(&mut self) {
+        self.follower.checks.forget();
         if let Phase::Following(pending @ Pending::Changes) = &mut self.incoming.phase {
             *pending = Pending::Stale;
         }
@@ -305,24 +312,42 @@ impl FollowerTurn<'_> {
         }
     }
 
-    /// Whether an extent is the same here. In a copy.
-    pub fn compare(&mut self, compare: &Compare) -> Result<bool, FollowError> {
+    /// Whether an extent is the same here. None: that is among the [`Self::answers`] when it is known.
+    pub fn compare(&mut self, compare: &Compare) -> Result<Option<bool>, FollowError> {
         let Incoming { phase, images, sizes, .. } = &mut *self.incoming;
+        let Phase::Mixed(Mixed { unequal, .. }) = phase else {
+            self.follower.checks.ask(*compare);
+            return Ok(None);
+        };
         let Compare { disk, extent, hash: theirs } = *compare;
         let bytes = sizes.iter().find(|(of, _)| *of == disk).map_or(0, |(_, bytes)| *bytes);
         let place = extent_at(disk, extent, bytes);
         let is_same = hash(&place, images.read(&place)?.as_ref()) == theirs;
-        if let Phase::Mixed(Mixed { unequal, .. }) = phase {
-            match is_same {
-                true => unequal.remove(&(disk, extent)),
-                false => unequal.insert((disk, extent)),
-            };
-        }
-        Ok(is_same)
+        match is_same {
+            true => unequal.remove(&(disk, extent)),
+            false => unequal.insert((disk, extent)),
+        };
+        Ok(Some(is_same))
+    }
+
+    /// Extents that were asked about and are known by now.
+    pub fn answers(&mut self) -> Vec<Compared> {
+        self.follower.checks.answers()
     }
 
     /// The receiver has sealed a checkpoint. Its ack may go out when this returns.
     pub fn sealed(&mut self, held: Held) -> Result<(), FollowError> {
+        self.seal(held)?;
+        let shared = &self.follower.shared;
+        if self.follower.checks.is_asked() {
+            let newest = shared.journal.lock().sealed();
+            let Carried { through, is_all, .. } = *shared.carried.lock();
+            self.follower.checks.sealed(newest, CarriedOut { through, is_all });
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self, held: Held) -> Result<(), FollowError> {
         let Incoming { phase, images, intents, .. } = &mut *self.incoming;
         let shared = &self.follower.shared;
         let mut history = None;

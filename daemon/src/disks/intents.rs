@@ -186,6 +186,13 @@ impl Intents {
         self.shared.desk.lock().set(disk)
     }
 
+    /// The images differ here, although neither host has changed anything: what is said later of the peer's does not
+    /// count, only a comparison when the next pairing begins.
+    pub fn differ(&self, disk: u16, bytes: &Range<u64>) {
+        self.shared.desk.lock().differ(self.places(disk, bytes));
+        self.shared.changed.notify_all();
+    }
+
     /// Bytes of the extents in which the images may differ, on all disks.
     #[must_use]
     pub fn set_bytes(&self) -> u64 {

@@ -5,6 +5,7 @@
 //!                                   ^ intents: no change before its bit is durable
 //!   a copy    equalize: extents are compared, and sent where they differ, among the changes
 //!   backup    ... ──> follower: journal, seal, behind it the images
+//!   verify    an extent is asked about among the changes; checks compares it behind the journal
 //! ```
 //!
 //! What lies beside the images: their journal and maps (`beside`, `intents`), and the stamps that say whose image is
@@ -13,6 +14,7 @@
 mod adopt;
 mod agreement;
 mod beside;
+mod checks;
 mod content;
 mod equalize;
 mod error;
@@ -23,9 +25,11 @@ mod images;
 mod intents;
 mod look;
 mod nurse;
+mod pace;
 mod replicated;
 mod stamps;
 mod tap;
+mod verify;
 
 pub use adopt::adopt;
 pub use beside::Beside;
@@ -41,3 +45,4 @@ pub use nurse::TellStands;
 pub use replicated::{Disks, DisksError, NoStore};
 pub use stamps::{Judged, Stamps};
 pub use tap::{Take, Tapped, TappedDisk, Told, WriteTap};
+pub use verify::{OnDifference, Verifier, VerifyError};

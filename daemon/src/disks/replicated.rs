@@ -2,7 +2,7 @@
 //! part in them.
 
 use super::beside::Beside;
-use super::equalize::{EqualizeError, Equalized, Equalizer};
+use super::equalize::{EqualizeError, Equalizer};
 use super::error::BesideError;
 use super::follower::{FollowError, Follower};
 use super::images::NumberedImage;
@@ -10,9 +10,9 @@ use super::intents::Intents;
 use super::nurse::TellStands;
 use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tapped, WriteTap};
+use super::verify::{OnDifference, Verifier, VerifyError};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
-use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
 use ft_disk::{
     Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
@@ -53,6 +53,10 @@ pub struct Disks {
     follower: Follower,
     /// Primary: what makes the backup's equal, while a copy is under way.
     equalizer: Mutex<Option<Arc<Equalizer>>>,
+    /// How far the last one came.
+    last_copy: Mutex<Option<DisksCopyStatus>>,
+    /// Primary: what compares the backup's with these, when it is asked to.
+    verifier: Verifier,
 }
 
 impl Disks {
@@ -69,6 +73,7 @@ impl Disks {
         let r = &config.replication;
         let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
         let tap = WriteTap::new(on_the_way, Some(Arc::clone(&intents)));
+        tap.limit_copy(r.disk_copy_mib_s << 20);
         let moving = images.iter().filter(|(_, config)| config.on_io_error == OnDiskError::Switchover);
         tap.nurse(moving.map(|((number, _), _)| *number).collect()).map_err(DisksError::Thread)?;
         let again = Arc::downgrade(&tap);
@@ -80,8 +85,17 @@ impl Disks {
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
         let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
-        let lent = Mutex::default();
-        Ok(Some(Arc::new(Self { images, lent, intents, stamps, tap, follower, equalizer: Mutex::default() })))
+        Ok(Some(Arc::new(Self {
+            images,
+            lent: Mutex::default(),
+            intents,
+            stamps,
+            tap,
+            follower,
+            equalizer: Mutex::default(),
+            last_copy: Mutex::default(),
+            verifier: Verifier::default(),
+        })))
     }
 
     /// What a machine's disk of this number stands on, if it is writable. Refused while the kernel has in hand what an
@@ -145,10 +159,26 @@ impl Disks {
     pub fn equalize(&self, take: Take) -> Result<(Tapped, Arc<Equalizer>), EqualizeError> {
         self.intents.begin_pairing();
         let tapped = self.tap.begin(take);
-        let images: Vec<NumberedImage> = self.images.iter().map(|(image, _)| image.clone()).collect();
-        let equalizer = Arc::new(Equalizer::start(&self.tap, &self.intents, &images)?);
+        let equalizer = Arc::new(Equalizer::start(&self.tap, &self.intents, &self.numbered())?);
         *self.equalizer.lock() = Some(Arc::clone(&equalizer));
         Ok((tapped, equalizer))
+    }
+
+    fn numbered(&self) -> Vec<NumberedImage> {
+        self.images.iter().map(|(image, _)| image.clone()).collect()
+    }
+
+    /// Primary: begins to compare the backup's images with these, at so many bytes a second.
+    pub fn verify(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<(), VerifyError> {
+        if self.equalizer.lock().is_some() {
+            return Err(VerifyError::Alone);
+        }
+        self.verifier.start(&self.tap, &self.intents, &self.numbered(), bytes_per_s, on_difference)
+    }
+
+    /// Primary: the pairing goes on over another connection.
+    pub fn reconnected(&self) {
+        self.verifier.reconnected();
     }
 
     /// The backup has told a part of its map.
@@ -167,22 +197,16 @@ impl Disks {
     /// How they are. It waits for no disk.
     pub fn status(&self) -> DisksStatus {
         let equalizer = self.equalizer.lock().clone();
-        let copy = equalizer.map(|equalizer| {
-            let Equalized { extents, same, sent } = equalizer.progress();
-            let bytes = |extents: u64| extents * EXTENT_BYTES;
-            DisksCopyStatus {
-                total_bytes: extents.map(bytes),
-                same_bytes: bytes(same),
-                sent_bytes: bytes(sent),
-            }
-        });
         let OnTheWay { bytes, waits } = self.tap.on_the_way();
         DisksStatus {
             differing_bytes: self.intents.set_bytes(),
             unacked_bytes: bytes,
             waits,
             journal_bytes: self.follower.waiting(),
-            copy,
+            copy: equalizer.map(|equalizer| equalizer.status()),
+            last_copy: *self.last_copy.lock(),
+            verify: self.verifier.status(),
+            mismatches: self.verifier.mismatches(),
             trouble: self
                 .tap
                 .trouble()
@@ -194,6 +218,7 @@ impl Disks {
     /// The copy is over.
     pub fn equalized(&self) {
         let equalizer = self.equalizer.lock().take();
+        *self.last_copy.lock() = equalizer.as_ref().map(|equalizer| equalizer.status());
         // Not under the lock: it may wait for its thread.
         drop(equalizer);
     }
@@ -201,8 +226,9 @@ impl Disks {
     /// The backup has compared an extent.
     pub fn compared(&self, compared: Compared) {
         let equalizer = self.equalizer.lock().clone();
-        if let Some(equalizer) = equalizer {
-            equalizer.answered(compared);
+        match equalizer {
+            Some(equalizer) => equalizer.answered(compared),
+            None => self.verifier.answered(compared),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::intents::{Clearance, Intents};
 use super::nurse::{Nurse, TellStands};
+use super::pace::Limit;
 use ft_checkpoint::wire::{FrameType, SharedPayload, disk};
 use ft_disk::IoFault;
 use ft_mirror::{Change, Extent, Journal, Space};
@@ -50,6 +51,10 @@ impl TappedDisk for DiskPort {
     }
 }
 
+/// One pairing's part of a tap's time: what is told in its name is told in no later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Session(u64);
+
 /// See the module.
 pub struct WriteTap {
     inner: Mutex<Inner>,
@@ -61,11 +66,15 @@ pub struct WriteTap {
     intents: Option<Arc<Intents>>,
     /// Who is told of disks that stand still.
     nurse: OnceLock<Nurse>,
+    /// How fast images are read to be compared and sent.
+    limit: Limit,
 }
 
 #[derive(Default)]
 struct Inner {
     take: Option<Take>,
+    /// Counts what has begun and ended.
+    session: u64,
     /// The epoch that runs.
     epoch: u64,
     /// What is told and not acked, by epoch, and all of it.
@@ -86,6 +95,10 @@ impl Inner {
                 && held.bytes.start < extent.bytes.end
                 && extent.bytes.start < held.bytes.end
         })
+    }
+
+    fn is_open(&self, session: Session) -> bool {
+        self.take.is_some() && self.session == session.0
     }
 
     /// What is told to nobody is of no epoch that a backup could be through.
@@ -132,7 +145,18 @@ impl WriteTap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
         let (inner, room, ports) = (Mutex::default(), Condvar::new(), Mutex::default());
-        Arc::new(Self { inner, room, ports, cost_max, intents, nurse: OnceLock::new() })
+        let (nurse, limit) = (OnceLock::new(), Limit::default());
+        Arc::new(Self { inner, room, ports, cost_max, intents, nurse, limit })
+    }
+
+    /// Images are read to be compared and sent at so many bytes a second at most; 0: as fast as it goes.
+    pub fn limit_copy(&self, bytes_per_s: u64) {
+        self.limit.set(bytes_per_s);
+    }
+
+    /// What [`Self::limit_copy`] has set.
+    pub(super) fn copy_limit(&self) -> u64 {
+        self.limit.get()
     }
 
     /// Disks that stand still are tried again from now on.
@@ -170,8 +194,12 @@ impl WriteTap {
         Tapped(Arc::clone(self))
     }
 
-    fn restart(&self, inner: Inner) {
-        *self.inner.lock() = inner;
+    fn restart(&self, new: Inner) {
+        {
+            let mut inner = self.inner.lock();
+            let session = inner.session + 1;
+            *inner = Inner { session, ..new };
+        }
         self.room.notify_all();
         self.try_again();
     }
@@ -222,11 +250,24 @@ impl WriteTap {
         self.ports.lock().iter().for_each(|(_, port)| port.try_again());
     }
 
+    /// The pairing that takes the changes now, if there is one.
+    pub(super) fn session(&self) -> Session {
+        Session(self.inner.lock().session)
+    }
+
+    /// Whether this pairing takes the changes.
+    pub(super) fn is_open(&self, session: Session) -> bool {
+        self.inner.lock().is_open(session)
+    }
+
     /// From now on nothing of this extent changes, until [`Self::release`]. False: the pairing is over.
-    pub(super) fn hold(&self, extent: Extent) -> bool {
+    pub(super) fn hold(&self, session: Session, extent: Extent) -> bool {
         let mut inner = self.inner.lock();
-        inner.held = Some(extent);
-        inner.take.is_some()
+        let is_open = inner.is_open(session);
+        if is_open {
+            inner.held = Some(extent);
+        }
+        is_open
     }
 
     /// Whether what changes an extent that is held is made: it was told before.
@@ -236,21 +277,36 @@ impl WriteTap {
     }
 
     /// What was held may change again.
-    pub(super) fn release(&self) {
+    pub(super) fn release(&self, session: Session) {
         let mut inner = self.inner.lock();
-        inner.held = None;
-        self.refill(inner);
+        if inner.is_open(session) {
+            inner.held = None;
+            self.refill(inner);
+        }
+    }
+
+    /// Tells something of an extent that is held, when there is room. False: the pairing is over.
+    pub(super) fn put(&self, session: Session, kind: FrameType, payload: Vec<u8>) -> bool {
+        let cost = payload.len() as u64;
+        self.put_at(session, kind, cost, payload)
     }
 
     /// Tells what an extent that is held holds, when there is room. False: the pairing is over.
-    pub(super) fn put(&self, kind: FrameType, payload: Vec<u8>) -> bool {
+    pub(super) fn put_change(&self, session: Session, change: &Change<'_>) -> bool {
+        let cost = |piece: &Change<'_>| Journal::<File>::cost(piece);
+        disk::pieces(change)
+            .all(|piece| self.put_at(session, FrameType::Disk, cost(&piece), disk::encode(&piece)))
+    }
+
+    fn put_at(&self, session: Session, kind: FrameType, cost: u64, payload: Vec<u8>) -> bool {
         let mut inner = self.inner.lock();
-        let cost = payload.len() as u64;
-        while inner.take.is_some() && !inner.has_room(cost) {
+        while inner.is_open(session) && !inner.has_room(cost) {
             self.room.wait(&mut inner);
         }
-        inner.tell(kind, cost, payload);
-        inner.take.is_some()
+        if inner.is_open(session) {
+            inner.tell(kind, cost, payload);
+        }
+        inner.is_open(session)
     }
 
     fn change(&self, disk: u16, change: &DiskChange<'_>) -> DiskAnswer {
@@ -351,7 +407,7 @@ mod tests {
             tap.captured(sector + 1);
         }
         assert_eq!(write(&owner, 9, 1), DiskAnswer::Full);
-        assert!(tap.inner.lock().refused);
+        assert_eq!(tap.on_the_way(), OnTheWay { bytes: COST_MAX, waits: true });
         tap.acked(2, COST_MAX);
         tap.acked(2, COST_MAX);
         assert!(!tap.inner.lock().refused, "it is told to try again");
@@ -387,18 +443,39 @@ mod tests {
             disk,
             bytes: 512 * sectors.start..512 * sectors.end,
         };
-        assert!(tap.hold(extent(3, 8..16)));
+        let session = tap.session();
+        assert!(tap.hold(session, extent(3, 8..16)));
         assert_eq!(write(&owner, 15, 1), DiskAnswer::Full);
         assert_eq!(write(&owner, 7, 2), DiskAnswer::Full);
         assert_eq!(write(&owner, 7, 1), DiskAnswer::Taken);
         assert_eq!(write(&owner, 16, 1), DiskAnswer::Taken);
-        tap.hold(extent(2, 8..16));
+        tap.hold(session, extent(2, 8..16));
         assert_eq!(write(&owner, 8, 1), DiskAnswer::Taken, "it is another disk's");
-        tap.release();
-        assert!(tap.put(FrameType::Compare, vec![0; 100]));
+        tap.release(session);
+        assert!(tap.put(session, FrameType::Compare, vec![0; 100]));
         let kinds: Vec<_> = told.try_iter().map(|told| told.kind).collect();
         assert_eq!(kinds, [FrameType::Disk, FrameType::Disk, FrameType::Disk, FrameType::Compare]);
         drop(told);
-        assert!(!tap.put(FrameType::Compare, vec![0; 100]), "nobody takes it");
+        assert!(!tap.put(session, FrameType::Compare, vec![0; 100]), "nobody takes it");
+    }
+
+    #[test]
+    fn what_is_said_in_the_name_of_a_pairing_that_is_over_is_not_told_in_the_next_one() {
+        let (tap, pairing, owner, told) = tapped();
+        let session = tap.session();
+        let extent = Extent { disk: 3, bytes: 0..512 };
+        assert!(tap.hold(session, extent.clone()));
+        drop((pairing, told));
+        let (sender, told) = channel();
+        let _next = tap.begin(Box::new(move |told| sender.send(told).is_ok()));
+        assert_eq!(write(&owner, 0, 1), DiskAnswer::Taken, "it was held for the last one");
+        let next = tap.session();
+        assert!(tap.hold(next, extent.clone()));
+        assert!(!tap.is_open(session) && !tap.hold(session, extent.clone()));
+        tap.release(session);
+        assert_eq!(write(&owner, 0, 1), DiskAnswer::Full, "it is held for this one");
+        assert!(!tap.put(session, FrameType::Compare, vec![0; 100]));
+        assert!(!tap.put_change(session, &Change::write(3, 0, &[1; 512])));
+        assert_eq!(told.try_iter().count(), 1);
     }
 }

@@ -67,6 +67,13 @@ impl CopyPace {
         Round::Next
     }
 
+    /// A round is over that has waited for something else than its pages: what the guest has dirtied meanwhile says
+    /// nothing of how fast they are copied.
+    pub(super) fn round_over(&mut self, now: Micros) -> Round {
+        self.began = now;
+        Round::Next
+    }
+
     /// The guest's speed, in thousandths.
     pub(super) fn speed_permille(&self) -> u64 {
         self.speed_permille
@@ -123,6 +130,19 @@ mod tests {
         assert_eq!(pace.round(1_000_000, 10_000, 3000), Round::Next);
         assert_eq!(pace.speed_permille(), 1000);
         assert!(pace.runs(1_000_001));
+    }
+
+    #[test]
+    fn a_round_that_waited_for_disks_slows_no_guest() {
+        let mut pace = CopyPace::begin(0, 10);
+        assert_eq!(pace.round_over(600_000_000), Round::Next);
+        assert_eq!(pace.round(601_000_000, 10_000, 3000), Round::Next);
+        assert_eq!(pace.speed_permille(), 1000);
+        assert_eq!(
+            pace.round(601_300_000, 3000, 900),
+            Round::Last,
+            "of 10,000 pages a second, and not of 17"
+        );
     }
 
     #[test]

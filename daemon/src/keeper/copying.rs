@@ -44,6 +44,8 @@ pub(super) struct Copying {
     pub(super) stands: bool,
     /// What waits in front of the connection is to go first.
     waits: bool,
+    /// This round's pages wait for the disks.
+    waited_for_disks: bool,
 }
 
 /// The writable disks' part in a copy.
@@ -122,6 +124,7 @@ impl Copying {
             is_last: false,
             stands: false,
             waits: false,
+            waited_for_disks: false,
         }))
     }
 
@@ -198,7 +201,7 @@ impl Copying {
                 Ok(true) => {}
                 Ok(false) => {
                     // Pages wait for the disks, and not the other way round.
-                    self.waits = true;
+                    (self.waits, self.waited_for_disks) = (true, true);
                     return Ok(CopyStep::Going);
                 }
                 Err(why) => {
@@ -215,7 +218,10 @@ impl Copying {
         self.dirty.clear();
         vm.machine.harvest(&mut self.dirty)?;
         let sent = std::mem::replace(&mut self.round_pages, self.dirty.len() as u64);
-        let round = self.pace.round(clock::now_us(), sent, self.round_pages);
+        let round = match std::mem::take(&mut self.waited_for_disks) {
+            true => self.pace.round_over(clock::now_us()),
+            false => self.pace.round(clock::now_us(), sent, self.round_pages),
+        };
         let speed = self.pace.speed_permille();
         setup.telemetry.slowed((1000 - speed) as u16);
         tracing::debug!(sent, dirty = self.round_pages, speed, ?round, "a round of the full copy is over");

@@ -116,6 +116,15 @@ impl Pairing {
         }
     }
 
+    /// What belongs to no checkpoint goes out in order with what does, if a connection is there.
+    pub fn ship_once(&self, kind: FrameType, epoch: u64, payload: SharedPayload) {
+        let outbox = self.inner.lock().outbox.clone();
+        if let Some(outbox) = outbox {
+            let bytes = payload.len();
+            let _ = outbox.ship(Bulk::Frame(kind, epoch, payload), bytes);
+        }
+    }
+
     /// Encoding of a reserved epoch begins: a buffer for it, and the sink for its frames.
     pub fn begin(self: &Arc<Self>, epoch: u64) -> Result<(EncodedCheckpoint, PairingSink), OwedError> {
         let mut inner = self.inner.lock();

@@ -8,6 +8,7 @@ use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
+use ft_checkpoint::wire::FrameType;
 use ft_ram::layout::PAGE_SIZE;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -180,6 +181,10 @@ impl Ahead {
     fn ship(&mut self, told: Told, encoder: &mut Encoder, pairing: &Pairing) {
         if told.epoch > self.shipped + 1 {
             return self.early.push_back(told);
+        }
+        if told.kind != FrameType::Disk {
+            // A question: who asked it does so again if it is lost.
+            return pairing.ship_once(told.kind, told.epoch, told.payload);
         }
         encoder.change(&told.payload);
         pairing.ship_ahead(told.epoch, told.payload);

@@ -274,12 +274,17 @@ fn follow_disks(
         &Received::Compare(compare) => {
             let Compare { disk, extent, .. } = compare;
             let same = turn.compare(&compare)?;
-            return Ok(vec![Message::Compared(Compared { disk, extent, same })]);
+            let answer = same.map(|same| Message::Compared(Compared { disk, extent, same }));
+            return Ok(answer.into_iter().collect());
         }
         &Received::Sealed { pairing, epoch, .. } => {
             let held = Held { pairing, epoch };
             turn.sealed(held)?;
-            return Ok(turn.settled(held).map(Message::Settled).into_iter().collect());
+            let settled = turn.settled(held).map(Message::Settled);
+            return Ok(settled
+                .into_iter()
+                .chain(turn.answers().into_iter().map(Message::Compared))
+                .collect());
         }
         &Received::Paired { generation } => {
             if let Some(held) = held {

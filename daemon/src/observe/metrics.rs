@@ -201,6 +201,14 @@ metrics! {
         "Bytes of changes of the VM's disks that the backup has not acked",
     disk_journal_bytes: Gauge "ftd_disk_journal_bytes"
         "Bytes of this backup's journal that are not in its disk images yet",
+    disk_verified_bytes: Gauge "ftd_disk_verified_bytes"
+        "Bytes of the backup's disk images that the last comparison under protection has compared",
+    disk_mismatches: Counter "ftd_disk_mismatches_total"
+        "Extents of the backup's disk images that were found not to be this host's under protection",
+    disk_copy_total_bytes: Gauge "ftd_disk_copy_total_bytes"
+        "Bytes of disk images that the copy under way has to compare; 0 when there is none",
+    disk_copy_left_s: Gauge "ftd_disk_copy_left_s"
+        "Seconds that the copy of disk images will take yet, if it goes on as fast; 0: there is none, or not known",
     disk_compared_bytes: Gauge "ftd_disk_compared_bytes"
         "Bytes of disk images that the copy under way has found, or made, the same",
     disk_copied_bytes: Gauge "ftd_disk_copied_bytes" "Bytes of disk images that the copy under way has sent",

@@ -10,12 +10,12 @@ mod telemetry;
 mod window;
 
 pub use carried::{Bottleneck, Carried, Meter};
-pub use metrics::{Metrics, Percentiles};
+pub use metrics::{Metrics, Percentiles, Rate};
 pub use publish::{Publisher, Sources};
 pub use service::{Declared, ServiceStatus};
 pub use status::{
-    ArbiterStatus, CopyStatus, DisksCopyStatus, DisksStatus, LapseStatus, NetworkStatus, PeerStatus,
-    ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
+    ArbiterStatus, CopyStatus, DifferingStatus, DisksCopyStatus, DisksStatus, DisksVerifyStatus, LapseStatus,
+    NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status, VerifyState,
 };
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
 pub use window::{Aged, PeerView, Window};

@@ -171,6 +171,11 @@ impl Publisher {
         self.publish();
     }
 
+    /// Publishes what has changed just now.
+    pub fn refresh(&self) {
+        self.publish();
+    }
+
     fn publish(&self) {
         let Sources { arbiter_place, window, telemetry, peer: place, output, log, position, .. } =
             &self.sources;
@@ -331,6 +336,10 @@ impl Publisher {
         metrics.disk_differing_bytes.set(disks.differing_bytes);
         metrics.disk_unacked_bytes.set(disks.unacked_bytes);
         metrics.disk_journal_bytes.set(disks.journal_bytes);
+        metrics.disk_mismatches.set_total(disks.mismatches);
+        metrics.disk_verified_bytes.set(disks.verify.as_ref().map_or(0, |verify| verify.compared_bytes));
+        metrics.disk_copy_total_bytes.set(disks.copy.and_then(|copy| copy.total_bytes).unwrap_or(0));
+        metrics.disk_copy_left_s.set(disks.copy.and_then(|copy| copy.left_s).unwrap_or(0));
         metrics.disk_compared_bytes.set(disks.copy.map_or(0, |copy| copy.same_bytes));
         metrics.disk_copied_bytes.set(disks.copy.map_or(0, |copy| copy.sent_bytes));
         Some(disks)

@@ -156,19 +156,94 @@ pub struct DisksStatus {
     pub journal_bytes: u64,
     /// Primary: the images are being made the same.
     pub copy: Option<DisksCopyStatus>,
+    /// Primary: how far that came the last time, when it ended.
+    #[serde(default)]
+    pub last_copy: Option<DisksCopyStatus>,
+    /// Primary: the last comparison with the backup's images under protection.
+    #[serde(default)]
+    pub verify: Option<DisksVerifyStatus>,
+    /// Extents that such comparisons found to differ since the daemon started.
+    #[serde(default)]
+    pub mismatches: u64,
     /// Why this node's disks, or what is kept beside them, cannot be written.
     pub trouble: Option<String>,
 }
 
 /// How far two hosts' images are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisksCopyStatus {
     /// Bytes that are to be compared; null: the backup has not told its maps yet.
     pub total_bytes: Option<u64>,
     /// Bytes that were found the same, or are by now.
     pub same_bytes: u64,
-    /// Bytes that differed, and were sent.
+    /// Bytes of those that were compared, in whole extents...
+    #[serde(default)]
+    pub compared_bytes: u64,
+    /// ...and were found to differ.
+    #[serde(default)]
+    pub differing_bytes: u64,
+    /// Bytes that were sent of what differed: zeroes are none.
     pub sent_bytes: u64,
+    /// Bytes found the same in a second, over the last seconds.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// How long it will take, in seconds, if it goes on as fast; null: that is not known.
+    #[serde(default)]
+    pub left_s: Option<u64>,
+    /// How long it has taken, in milliseconds.
+    #[serde(default)]
+    pub took_ms: u64,
+}
+
+/// How a comparison under protection is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyState {
+    /// It is under way.
+    #[default]
+    Running,
+    /// All was compared.
+    Done,
+    /// It ended before that.
+    BrokenOff,
+}
+
+/// The backup's images, compared with this host's under protection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksVerifyStatus {
+    /// How it is.
+    pub state: VerifyState,
+    /// Why it was broken off.
+    pub why: Option<String>,
+    /// Bytes to compare, in whole extents.
+    pub total_bytes: u64,
+    /// Bytes that were.
+    pub compared_bytes: u64,
+    /// Bytes of these that differ.
+    pub differing_bytes: u64,
+    /// Where; the first of them.
+    pub differing: Vec<DifferingStatus>,
+    /// Bytes of what differs that were sent anew, and are the same now.
+    pub repaired_bytes: u64,
+    /// Bytes that the guest changed whenever they were compared.
+    pub unsettled_bytes: u64,
+    /// Bytes compared in a second, over the last seconds.
+    pub bytes_per_s: u64,
+    /// How long it will take, in seconds, if it goes on as fast; null: that is not known.
+    pub left_s: Option<u64>,
+    /// How long it has taken, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// Bytes of a disk that are not the same on both hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferingStatus {
+    /// The disk's number in the configuration, from 1.
+    pub disk: u16,
+    /// The first byte.
+    pub from: u64,
+    /// The last byte.
+    pub to: u64,
 }
 
 /// The VM's network on this host.

@@ -16,6 +16,8 @@ const COUNTED: [(&str, &str, &str); 14] = [
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),
     ("ftd_disk_read_errors_total", "vm/src/devices/tests/block.rs", "counters().block_host_errors"),
+    ("ftd_disk_mismatches_total", "tests/e2e/disk_verify.rs", "\"ftd_disk_mismatches_total{\""),
+    ("ftd_disk_verified_bytes", "tests/e2e/disk_verify.rs", "\"ftd_disk_verified_bytes{\""),
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
     ("ftd_arbiter_hanging_calls", "daemon/src/replica/arbiter_thread.rs", "rig.left(), LEFT_MAX"),
@@ -23,16 +25,6 @@ const COUNTED: [(&str, &str, &str); 14] = [
     ("ftd_output_unpermitted", "tests/e2e/loss.rs", "\"ftd_output_unpermitted{\""),
     ("ftd_log_lines_lost_total", "daemon/src/host/log/queue.rs", "queue.lost() < 10"),
     ("ftd_scrub_mismatches_total", "tests/e2e/scrub.rs", "mismatches(&beta) > 0"),
-    (
-        "ftd_disk_compared_bytes",
-        "daemon/src/disks/follower/tests.rs",
-        "done, Equalized { extents: Some(2), same: 2",
-    ),
-    (
-        "ftd_disk_copied_bytes",
-        "daemon/src/disks/follower/tests.rs",
-        "(done.extents, done.sent), (Some(4), 1)",
-    ),
     ("ftd_divergences_total", "tests/e2e/replay.rs", "divergences(status) > 1"),
 ];
 /// How a metric is written.

@@ -53,6 +53,10 @@ impl Controlled for Puppet {
         Ok("stopping".into())
     }
 
+    fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
+        Err(Failure::Refused("the VM has no writable disk".into()))
+    }
+
     fn console(&self) -> Result<ConsoleAttachment, Failure> {
         let (output, input) = (self.output.subscribe(), self.input.clone());
         Ok(ConsoleAttachment { recent: b"login: ".to_vec(), output, input })

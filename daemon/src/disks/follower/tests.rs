@@ -2,6 +2,7 @@
 //! only when they are.
 
 mod storage;
+mod verify;
 
 use super::*;
 use crate::disks::{Clearance, Equalized, Equalizer, Intent, TappedDisk, Told, WriteTap};
@@ -183,12 +184,12 @@ fn in_a_copy_changes_are_made_at_once_and_it_ends_when_all_is_the_same() {
         Compare { disk: DISK, extent, hash: *blake3::hash(bytes).as_bytes() }
     };
     for extent in 0..4 {
-        assert!(follower.turn().compare(&of(extent)).unwrap());
+        assert_eq!(follower.turn().compare(&of(extent)).unwrap(), Some(true));
     }
-    assert!(!follower.turn().compare(&Compare { hash: [0; 32], ..of(2) }).unwrap());
+    assert_eq!(follower.turn().compare(&Compare { hash: [0; 32], ..of(2) }).unwrap(), Some(false));
     let early = follower.turn().sealed(Held { pairing: 6, epoch: 1 });
     assert!(matches!(early, Err(FollowError::Unequal(1))), "{early:?}");
-    assert!(follower.turn().compare(&of(2)).unwrap());
+    assert_eq!(follower.turn().compare(&of(2)).unwrap(), Some(true));
     follower.turn().sealed(Held { pairing: 6, epoch: 1 }).unwrap();
     write(&follower, 9, 5);
     assert_eq!(node.sector(9), 4, "from the first seal on the journal is before the image");
@@ -254,7 +255,7 @@ impl Guest {
                 Message::Disk(change) => follower.turn().take(&change, GOES_ON).unwrap(),
                 Message::DiskMap(part) => follower.turn().mapped(&part),
                 Message::Compare(compare) => {
-                    let same = follower.turn().compare(&compare).unwrap();
+                    let same = follower.turn().compare(&compare).unwrap().unwrap();
                     let Compare { disk, extent, .. } = compare;
                     equalizer.answered(Compared { disk, extent, same });
                 }
@@ -317,7 +318,8 @@ fn a_host_that_comes_back_is_compared_only_where_either_was_changed() {
     let other = File::options().write(true).open(backup.path("image")).unwrap();
     other.write_all_at(&[8; 512], 3 << 20).unwrap();
     let done = guest.copy_to(&follower, 7, || true);
-    assert_eq!(done, Equalized { extents: Some(2), same: 2, sent: 2 });
+    assert_eq!((done.extents, done.same), (Some(2), 2));
+    assert_eq!((done.compared, done.differing, done.sent, done.sent_bytes), (2, 2, 2, EXTENT_BYTES));
     assert!(guest.node.content() == backup.content());
 
     // Another host has been the backup since: what this one knows says nothing.
@@ -329,6 +331,19 @@ fn a_host_that_comes_back_is_compared_only_where_either_was_changed() {
     other.write_all_at(&[9; 512], 1 << 20).unwrap();
     let done = guest.copy_to(&follower, 9, || true);
     assert_eq!((done.extents, done.sent), (Some(4), 1));
+    assert!(guest.node.content() == backup.content());
+}
+
+#[test]
+fn a_copy_keeps_to_its_limit_and_says_how_far_it_is() {
+    let (guest, backup) = (Guest::new(), Node::new());
+    guest.image.write_all_at(&[6; 2 << 20], 0).unwrap();
+    guest.tap.limit_copy(8 << 20);
+    let began = Instant::now();
+    let done = guest.copy_to(&backup.follower(), 6, || true);
+    // Two extents are compared, sent and so compared again; the last of it need not be waited for.
+    assert_eq!((done.compared, done.differing, done.sent_bytes), (4, 2, 2 * EXTENT_BYTES));
+    assert!(began.elapsed() >= Duration::from_millis(3 * 1000 / 8), "{:?}", began.elapsed());
     assert!(guest.node.content() == backup.content());
 }
 
@@ -348,6 +363,7 @@ fn the_primary_is_told_of_what_the_images_have_durably_and_of_nothing_more() {
         if !follower.shared.carried.lock().is_all {
             std::thread::sleep(2 * SETTLED_INTERVAL);
             assert_eq!(settled(2), None, "epoch 2 is not in the images");
+            assert!(follower.waiting() > 0);
         }
     }
     follower.carry_out(GOES_ON).unwrap();

@@ -124,6 +124,16 @@ impl Desk {
         self.doubtful.extend(changed);
     }
 
+    /// The images differ here.
+    pub(super) fn differ(&mut self, places: impl Iterator<Item = Place>) {
+        for place in places {
+            self.doubtful.insert(place);
+            if !self.covered.contains(&place) {
+                self.wanted.insert(place);
+            }
+        }
+    }
+
     /// A pairing begins, whose copy compares every extent that is set: each counts as changed before its first epoch.
     pub(super) fn begin_pairing(&mut self) {
         let before = Last { epoch: 0, turn: 0 };

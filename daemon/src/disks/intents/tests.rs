@@ -112,6 +112,7 @@ fn a_change_waits_until_its_bit_is_durable_and_then_whoever_asked_is_told() {
     bench.commit();
     assert_eq!(bench.may_change(4, 1), Clearance::Given);
     assert_eq!(bench.durable(), [3, 4]);
+    assert_eq!(bench.intents.set_bytes(), 2 * EXTENT);
     assert_eq!(bench.intents.may_change(0, &(7..7), 1), Clearance::Given, "nothing is changed");
 }
 

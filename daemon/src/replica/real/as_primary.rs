@@ -95,6 +95,7 @@ impl RealHands {
         pairing.resume(held, Arc::clone(&link.outbox))?;
         if let Some(disks) = &self.disks {
             disks.tap().acked(held, pairing.with_flow(|flow| flow.window()));
+            disks.reconnected();
         }
         self.pairing_over = Some(conn);
         self.order(Order::Room);
