@@ -1,8 +1,8 @@
 //! A host comes back, and the images of a disk become the same again: what that costs is what differs, also when it is
 //! interrupted, and the operator sees how far it is.
 
-use crate::disks::image;
-use crate::fixture::{Config, Daemon, World};
+use crate::disks::{Shell, guest, image, with_disk};
+use crate::fixture::{Config, Daemon, Engine, Pair, World, eventually};
 use ftd::control::api::{Role, State, Status};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -11,6 +11,8 @@ use toml::{Table, Value};
 
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 2 << 30;
+/// What a primary's map keeps set, at most, of what is the same.
+const KEPT_BYTES: u64 = 512 * MIB;
 /// What the sparse image of alpha has, and where: in every 32nd MiB.
 const DATA: u64 = 64;
 
@@ -88,5 +90,29 @@ fn what_an_interrupted_return_has_made_the_same_is_not_sent_again() {
         assert_eq!((copy.same_bytes, copy.compared_bytes), (DISK_BYTES, DISK_BYTES), "{copy:?}");
         assert!(copy.sent_bytes <= DATA * MIB - made_same, "{copy:?} after {interrupted:?}");
         assert!(is_same(world, (0..DATA).map(|at| 32 * at)));
+    });
+}
+
+#[test]
+fn a_return_with_one_percent_changed_compares_and_sends_about_that() {
+    const NAME: &str = "a_return_with_one_percent_changed_compares_and_sends_about_that";
+    let Some(kernel) = guest(NAME) else { return };
+    World::run_on(Engine::Soft, NAME, move |world| {
+        make_sparse(world, 0);
+        let mut pair = Pair::protected_with(world, |config| with_disk(world, &kernel, config));
+        let mut shell = Shell::on(&pair.alpha);
+        shell.line("guest: userland is up");
+        pair.beta.kill();
+        pair.alpha.wait_until(Role::Primary, State::Solo);
+        let changed = DISK_BYTES / 100 / MIB * MIB;
+        shell.does(&format!("yes 0123456789 | head -c {changed} >/dev/vda && sync"), "changed");
+        pair.beta = Daemon::start(world, &pair.beta_config);
+        let status = pair.alpha.wait_until(Role::Primary, State::Protected);
+        let copy = status.disks.unwrap().last_copy.unwrap();
+        // The primary's map keeps a few hundred extents set.
+        assert!(copy.compared_bytes <= changed + KEPT_BYTES + 4 * MIB, "{copy:?}");
+        assert!((changed..=changed + 4 * MIB).contains(&copy.sent_bytes), "{copy:?}");
+        let is_same = || is_same(world, 0..changed / MIB).then_some(());
+        eventually("both images are the same", is_same, || pair.alpha.log());
     });
 }
