@@ -13,7 +13,7 @@ use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compare, Compared, DiskMap};
 use ft_disk::Buffer;
-use ft_mirror::{Change, Extent, Space};
+use ft_mirror::{Change, Extent};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -308,23 +308,19 @@ impl Worker {
         let content_bytes = content.as_ref().map_or(0, |content| content.len() as u64);
         self.pace.took(content_bytes);
         if task == Task::Send {
-            if !self.send(&place, content.as_ref()) {
-                return Ok(false);
+            for change in self.images.as_changes(&place, content.as_ref()) {
+                if !self.tap.put_change(self.session, &change) {
+                    return Ok(false);
+                }
+                if let Change::Write { data, .. } = &change {
+                    self.shared.work.lock().done.sent_bytes += data.len() as u64;
+                }
             }
-            self.shared.work.lock().done.sent_bytes += content_bytes;
         }
         let hash = hash(&place, content.as_ref());
         let compare = Compare { disk: number, extent, hash };
         let payload = postcard::to_stdvec(&compare).unwrap_or_default();
         Ok(self.tap.put(self.session, FrameType::Compare, payload))
-    }
-
-    fn send(&self, place: &Extent, content: Option<&Buffer>) -> bool {
-        let change = match content {
-            Some(content) => Change::write(place.disk, place.bytes.start, content),
-            None => Change::Zeroes { extent: place.clone(), space: Space::May },
-        };
-        self.tap.put_change(self.session, &change)
     }
 
     /// Waits until what was told before is made. False: nobody needs it any more.

@@ -32,6 +32,9 @@ pub enum ImagesError {
     Unknown(u16),
 }
 
+/// Zeroes that are not sent as data: as many in a row, or more.
+static ZEROES: [u8; 16 << 10] = [0; 16 << 10];
+
 /// An image, and the way to it.
 struct Opened {
     disk: u16,
@@ -90,6 +93,34 @@ impl MirroredImages {
         }
     }
 
+    /// What was read of an extent, as changes that make another image so. Zeroes are no data on the wire, and where this
+    /// image has no space for them the other needs none.
+    pub fn as_changes<'c>(&mut self, extent: &Extent, content: Option<&'c Buffer>) -> Vec<Change<'c>> {
+        let disk = extent.disk;
+        let Some(content) = content else {
+            return vec![Change::Zeroes { extent: extent.clone(), space: Space::May }];
+        };
+        let blocks: Vec<&[u8]> = content.chunks(ZEROES.len()).collect();
+        let is_zero = |block: &[u8]| *block == ZEROES[..block.len()];
+        let mut changes = Vec::new();
+        let mut done = 0;
+        for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
+            let length: usize = run.iter().map(|block| block.len()).sum();
+            let from = extent.bytes.start + done as u64;
+            let bytes = from..from + length as u64;
+            changes.push(match is_zero(run[0]) {
+                true => {
+                    let is_hole = self.find(disk).is_ok_and(|opened| opened.image.is_hole(&bytes));
+                    let space = if is_hole { Space::May } else { Space::Keep };
+                    Change::Zeroes { extent: Extent { disk, bytes }, space }
+                }
+                false => Change::write(disk, from, &content[done..done + length]),
+            });
+            done += length;
+        }
+        changes
+    }
+
     /// Makes durable what was written to them.
     pub fn flush(&mut self) -> Result<(), ImagesError> {
         let disks: Vec<u16> = self.all.iter().map(|opened| opened.disk).collect();
@@ -104,5 +135,50 @@ impl MirroredImages {
         let done = self.find(disk)?.queue.submit(IoOrder { tag: 0, io }).ok_or(ImagesError::Ended(disk))?;
         done.result.map_err(|source| ImagesError::Fault { disk, source })?;
         Ok(done.io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ft_disk::Access;
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    const BYTES: usize = 1 << 20;
+
+    #[test]
+    fn what_is_sent_of_an_extent_makes_another_image_so_and_as_sparse() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = |name: &str, content: &[(u64, usize)]| {
+            let file = File::create_new(directory.path().join(name)).unwrap();
+            file.set_len(BYTES as u64).unwrap();
+            content.iter().for_each(|(at, length)| file.write_all_at(&vec![7; *length], *at).unwrap());
+            let image = RawImage::open(&directory.path().join(name), Access::Writable).unwrap();
+            (file, MirroredImages::new(&[(3, Arc::new(image))]).unwrap())
+        };
+        let (here, mut of_here) = opened("here", &[(40 << 10, 1), (200 << 10, 20_000)]);
+        let (there, mut of_there) = opened("there", &[(0, BYTES)]);
+        let extent = Extent { disk: 3, bytes: 0..BYTES as u64 };
+        let content = of_here.read(&extent).unwrap();
+        let changes = of_here.as_changes(&extent, content.as_ref());
+        let data = |change: &Change<'_>| match change {
+            Change::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        assert_eq!(changes.iter().map(data).sum::<usize>(), (16 + 32) << 10);
+        changes.iter().for_each(|change| of_there.carry_out(change).unwrap());
+        of_there.flush().unwrap();
+        let read = |file: &File| {
+            let mut bytes = vec![0; BYTES];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(read(&here) == read(&there));
+        let blocks = |file: &File| file.metadata().unwrap().blocks();
+        // Where the file system makes no holes, nothing is said.
+        if blocks(&here) < BYTES as u64 / 512 {
+            assert!(blocks(&there) <= blocks(&here) + 64, "{} of {}", blocks(&there), blocks(&here));
+        }
     }
 }

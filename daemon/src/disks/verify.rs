@@ -11,7 +11,7 @@ use crate::observe::{DifferingStatus, DisksVerifyStatus, Rate, VerifyState};
 use ft_checkpoint::wire::FrameType;
 use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::{Compare, Compared};
-use ft_mirror::{Change, Extent, Space};
+use ft_mirror::Extent;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -382,11 +382,8 @@ impl Worker {
         {
             let _held = self.hold(place)?;
             let content = self.images.read(place).map_err(End::Image)?;
-            let change = match &content {
-                Some(content) => Change::write(place.disk, place.bytes.start, content),
-                None => Change::Zeroes { extent: place.clone(), space: Space::May },
-            };
-            if !self.tap.put_change(self.session, &change) {
+            let changes = self.images.as_changes(place, content.as_ref());
+            if !changes.iter().all(|change| self.tap.put_change(self.session, change)) {
                 return Err(End::Over);
             }
         }
