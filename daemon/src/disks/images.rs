@@ -93,8 +93,8 @@ impl MirroredImages {
         }
     }
 
-    /// What was read of an extent, as changes that make another image so. Zeroes are no data on the wire, and where this
-    /// image has no space for them the other needs none.
+    /// What was read of an extent, as changes that make another image so. Zeroes are no data on the wire, and where
+    /// this image has no space for them the other needs none.
     pub fn as_changes<'c>(&mut self, extent: &Extent, content: Option<&'c Buffer>) -> Vec<Change<'c>> {
         let disk = extent.disk;
         let Some(content) = content else {
