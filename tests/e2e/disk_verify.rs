@@ -69,6 +69,10 @@ fn a_byte_that_changed_below_the_backup_is_found_and_named_and_made_good() {
 
         turn_round(world, "beta");
         is_named(&pair, &verify(&pair.alpha, &[]), 1);
+        pair.alpha.wait_until(Role::Primary, State::Degraded);
+        let status = pair.beta.wait_until(Role::Backup, State::Degraded);
+        assert_eq!(status.lapses[0].kind, "images_differ", "{status:?}");
+        assert_eq!(pair.alpha.ctl(&["status"]).code, 3);
         // A host that comes back is made good there, although neither has changed anything.
         pair.beta.kill();
         pair.alpha.wait_until(Role::Primary, State::Solo);
@@ -85,6 +89,7 @@ fn a_byte_that_changed_below_the_backup_is_found_and_named_and_made_good() {
         assert_eq!(output.code, 0, "{output:?}");
         assert!(output.stdout.contains("disk 1: bytes 5242880 to 6291455 differ"), "{output:?}");
         assert!(output.stdout.contains("1.0 MiB sent anew"), "{output:?}");
+        pair.wait_protected();
         let good = || (byte(&open(world, "beta")) == 7).then_some(());
         eventually("beta's image is good", good, || pair.beta.log());
         let output = verify(&pair.alpha, &["--json"]);

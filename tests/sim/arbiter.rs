@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use rand::Rng;
 
 use crate::directory::SharedDirectory;
-use crate::model::{Ask, Input, Mutant, NAMES, index_of};
+use crate::model::{Ask, Input, NAMES, index_of};
+use crate::mutant::Mutant;
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;

@@ -22,7 +22,8 @@ use ft_netbuf::Gate;
 use ftd::role::{Micros, Role, State};
 
 use crate::arbiter::Entry;
-use crate::model::{Desire, Frame, Mutant, NAMES, Replication, index_of};
+use crate::model::{Desire, Frame, NAMES, Replication, index_of};
+use crate::mutant::Mutant;
 use crate::stats::Count;
 use crate::trace;
 use crate::world::World;
@@ -364,6 +365,10 @@ impl World {
         }
         if node.ledger.is_behind() {
             self.fail(format!("I9: {} says protected, and its disk has not taken its record", NAMES[n]));
+            return;
+        }
+        if node.exec.repl.as_ref().is_some_and(|repl| repl.images_differ) {
+            self.fail(format!("I9: {} says protected, and the images of its backup differ", NAMES[n]));
             return;
         }
         // By how much clocks drift, and what a tick takes.

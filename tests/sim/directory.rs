@@ -10,7 +10,7 @@ use ft_arbiter::{Cell, CellId};
 use ftd::role::Micros;
 use nix::errno::Errno;
 
-use crate::model::Mutant;
+use crate::mutant::Mutant;
 
 #[derive(Clone, Debug)]
 struct File {

@@ -6,7 +6,8 @@ use ft_checkpoint::wire::message::Ack;
 use ftd::role::{Event, GuestEnd, Micros, Times};
 use rand::Rng;
 
-use crate::model::{Image, Input, Msg, Mutant, NAMES, Trip, index_of};
+use crate::model::{Image, Input, Msg, NAMES, Trip, index_of};
+use crate::mutant::Mutant;
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;

@@ -12,7 +12,8 @@ use ftd::role::{
 use rand::Rng;
 
 use crate::faults::Fault;
-use crate::model::{Ask, Input, Msg, Mutant, NAMES};
+use crate::model::{Ask, Input, Msg, NAMES};
+use crate::mutant::Mutant;
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;

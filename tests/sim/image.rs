@@ -5,7 +5,8 @@ use ft_arbiter::CellId;
 use ftd::role::{Event, ImageTrouble, OnDisk, Saved};
 use rand::Rng;
 
-use crate::model::{Image, Mutant, NAMES};
+use crate::model::{Image, NAMES};
+use crate::mutant::Mutant;
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;

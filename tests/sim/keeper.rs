@@ -4,7 +4,8 @@ use ft_netbuf::{BootTime, Gate, Permit, Transmitted};
 use ftd::role::{ConnId, Event};
 use rand::Rng;
 
-use crate::model::{Checkpoint, Frame, Msg, Mutant, NAMES, Replication, Vm};
+use crate::model::{Checkpoint, Frame, Msg, NAMES, Replication, Vm};
+use crate::mutant::Mutant;
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;
@@ -88,6 +89,7 @@ impl World {
             last: None,
             broken: false,
             known_broken: false,
+            images_differ: false,
         });
         let left = self.rng.random_range(0..6);
         self.later(3_000, Act::Copy { n, inc, repl: id, left });

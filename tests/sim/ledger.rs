@@ -4,7 +4,8 @@
 use ftd::role::{Event, Micros, NodeRecord};
 use rand::Rng;
 
-use crate::model::{Input, Mutant, NAMES};
+use crate::model::{Input, NAMES};
+use crate::mutant::Mutant;
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;

@@ -16,6 +16,7 @@ mod image;
 mod keeper;
 mod ledger;
 mod model;
+mod mutant;
 mod net;
 mod node;
 mod operator;
@@ -29,7 +30,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use model::Mutant;
+use mutant::Mutant;
 use stats::{Count, Stats};
 use world::{Setup, World};
 
@@ -189,6 +190,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::MovedForNetwork, 5),
         (Count::FaultDisk, 100),
         (Count::MovedForDisk, 5),
+        (Count::FaultImages, 20),
         (Count::FaultStuck, 50),
         (Count::OperatorStop, 5),
         (Count::OperatorPowerOff, 5),

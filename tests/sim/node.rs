@@ -9,7 +9,8 @@ use rand::Rng;
 
 use crate::card::{Pace, Snag};
 use crate::hands::{SimHands, event_of};
-use crate::model::{Image, Input, Item, Msg, Mutant, NAMES, Replication, Trip};
+use crate::model::{Image, Input, Item, Msg, NAMES, Replication, Trip};
+use crate::mutant::Mutant;
 use crate::schedule::{Act, Hook};
 use crate::stats::Count;
 use crate::trace;

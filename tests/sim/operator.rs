@@ -4,7 +4,8 @@ use ftd::role::{Done, Event, Leave, Micros, RequestId, RequestRefusal, Start};
 use rand::Rng;
 
 use crate::faults::{Fault, Return};
-use crate::model::{Desire, Input, Msg, Mutant, NAMES, Trip};
+use crate::model::{Desire, Input, Msg, NAMES, Trip};
+use crate::mutant::Mutant;
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::trace;

@@ -118,6 +118,11 @@ pub enum Act {
         n: usize,
         stands: bool,
     },
+    /// A node's VM has disk images, and a comparison with the backup's shows this.
+    Images {
+        n: usize,
+        differ: bool,
+    },
     Inject(Fault),
     Undo(Undo),
     Thaw {

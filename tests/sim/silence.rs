@@ -3,7 +3,8 @@
 
 use ftd::role::{Event, Micros, State, Times};
 
-use crate::model::{Input, Mutant, NAMES};
+use crate::model::{Input, NAMES};
+use crate::mutant::Mutant;
 use crate::world::World;
 
 /// A tick, a step that waits for a disk, and some more.

@@ -96,6 +96,7 @@ counts! {
     MovedForNetwork: "hand-overs because of that",
     FaultDisk: "fault: the VM's disk stands still, or goes on",
     MovedForDisk: "hand-overs because of that",
+    FaultImages: "fault: the backup's disk images differ, or do not any more",
     FaultStuck: "fault: stream stands still, pulse beats",
     OperatorStop: "operator: stop",
     OperatorPowerOff: "operator: power off",

@@ -1,5 +1,5 @@
 //! The VM's way to the network and its disk on each host. In some schedules they come and go, and a VM that nobody
-//! reaches, or whose disk stands still, moves.
+//! reaches, or whose disk stands still, moves. In some the backup's disk images are found to differ.
 
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Network;
@@ -7,7 +7,8 @@ use ftd::role::{ConnId, Event, Micros, Reach, Whose};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::model::{Input, Msg, Mutant, NAMES};
+use crate::model::{Input, Msg, NAMES};
+use crate::mutant::Mutant;
 use crate::schedule::Act;
 use crate::stats::Count;
 use crate::world::World;
@@ -25,6 +26,18 @@ pub fn draw_disks(seed: u64, until: Micros) -> Vec<(Micros, Act)> {
     let from = rng.random_range(100_000..until);
     let to = from + rng.random_range(50_000..3_000_000);
     vec![(from, Act::Disk { n, stands: true }), (to, Act::Disk { n, stands: false })]
+}
+
+/// Draws when a comparison shows that the images of a node's backup differ, and when that they do not any more.
+pub fn draw_images(seed: u64, until: Micros) -> Vec<(Micros, Act)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(40) ^ 0xd1ff);
+    if !rng.random_bool(0.1) {
+        return Vec::new();
+    }
+    let n = rng.random_range(0..2);
+    let from = rng.random_range(100_000..until);
+    let to = from + rng.random_range(50_000..3_000_000);
+    vec![(from, Act::Images { n, differ: true }), (to, Act::Images { n, differ: false })]
 }
 
 /// Draws when it comes and goes, on which node, from numbers of its own. Both nodes begin by saying that it is well.
@@ -71,6 +84,15 @@ impl World {
         self.incoming(n, Input::Event(Event::DiskSeen { stands }));
     }
 
+    /// A comparison shows that the images of a node's backup differ, or do not any more.
+    pub fn images(&mut self, n: usize, differ: bool) {
+        if self.nodes[n].exec.repl.is_some() {
+            self.stats.add(Count::FaultImages);
+            let differ = differ.then(|| "1 extent of 1 MiB differs".to_owned());
+            self.incoming(n, Input::Event(Event::ImagesCompared { differ }));
+        }
+    }
+
     /// A node's process hears of its own disk.
     pub fn look_at_disk(&mut self, n: usize) {
         if self.nodes[n].disk_stands {
@@ -107,6 +129,14 @@ impl World {
                 exec.disk_stands = stands;
                 Event::DiskSeen { stands: stands || self.mutant == Some(Mutant::DiskStandsForEver) }
             }
+            Event::ImagesCompared { differ } => {
+                // What was found of a pairing that is over is not told.
+                if let Some(repl) = &mut self.nodes[n].exec.repl {
+                    repl.images_differ = differ.is_some();
+                }
+                let is_deaf = self.mutant == Some(Mutant::DeafToImages);
+                Event::ImagesCompared { differ: differ.filter(|_| !is_deaf) }
+            }
             Event::SwitchoverRequested { .. } | Event::StopRequested { .. } => {
                 self.nodes[n].exec.was_asked_to_move = true;
                 event
@@ -122,6 +152,9 @@ impl World {
             return;
         }
         let (reach, disk_stands) = (exec.peer_reach, exec.disk_stands);
+        if exec.repl.as_ref().is_some_and(|repl| repl.images_differ) {
+            return self.fail(format!("I9: {} moves the VM by itself to images that differ", NAMES[n]));
+        }
         let node = &self.nodes[n];
         let lately = |at: Option<Micros>| at.is_some_and(|at| self.now.saturating_sub(at) < LATELY_US);
         let is_cut_off = node.is_cut_off == Some(true) || lately(node.was_cut_off_at);

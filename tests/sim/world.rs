@@ -15,7 +15,8 @@ use crate::check::Truth;
 use crate::draw;
 use crate::faults::{Fault, When};
 use crate::hands::SimHands;
-use crate::model::{Exec, Input, Knobs, Mutant, NAMES, Node};
+use crate::model::{Exec, Input, Knobs, NAMES, Node};
+use crate::mutant::Mutant;
 use crate::net::Net;
 use crate::schedule::{Act, Entry, Hook};
 use crate::stats::{Count, Stats};
@@ -184,10 +185,8 @@ impl World {
                     When::On(hook, nth) => world.hooks.push((hook, nth, fault)),
                 }
             }
-            for (at, act) in
-                surroundings::draw(seed, heal_at).into_iter().chain(surroundings::draw_disks(seed, heal_at))
-            {
-                world.at(at, act);
+            for draw in [surroundings::draw, surroundings::draw_disks, surroundings::draw_images] {
+                draw(seed, heal_at).into_iter().for_each(|(at, act)| world.at(at, act));
             }
         }
         world
@@ -324,6 +323,7 @@ impl World {
             }
             Act::Uplink { n, is_cut_off } => self.uplink(n, is_cut_off),
             Act::Disk { n, stands } => self.disk(n, stands),
+            Act::Images { n, differ } => self.images(n, differ),
             Act::Rehearsed { n, inc, pairing } => {
                 if self.awake_or_again(n, inc, &act) {
                     self.rehearsed(n, pairing);

@@ -177,8 +177,17 @@ impl<M: Medium> IntentMap<M> {
         Ok(map)
     }
 
-    /// The map that an earlier process left of a disk of this size, and what of it is lost.
+    /// The map that an earlier process left of a disk of this size, and what of it is lost. It is written again: what a
+    /// flush that failed did not write the kernel forgets, while reads still show it.
     pub fn open(medium: M, disk_bytes: u64) -> Result<(Self, Damage), IntentError> {
+        let (mut map, damage) = Self::look(medium, disk_bytes)?;
+        map.medium.write(0, &map.shape.encode(map.base))?;
+        map.commit()?;
+        Ok((map, damage))
+    }
+
+    /// The same, for those who only look.
+    pub fn look(medium: M, disk_bytes: u64) -> Result<(Self, Damage), IntentError> {
         let mut head = [0; HEAD_BYTES];
         medium.read(0, &mut head)?;
         let (shape, base) = Shape::decode(&head)?;
@@ -197,14 +206,13 @@ impl<M: Medium> IntentMap<M> {
             let (head, bits) = bytes.split_at(BLOCK_HEAD_BYTES);
             let mut block = Block::filled(0);
             block.bits.copy_from_slice(bits);
-            block.is_dirty = false;
             if head[..4] != block.crc(shape.id, number).to_le_bytes() {
                 damage.blocks += 1;
                 block = Block::filled(0xff);
             }
             blocks.push(block);
         }
-        Ok((Self { medium, shape, base, blocks, is_sound: true }, damage))
+        Ok((Self { medium, shape, base, blocks, is_sound: false }, damage))
     }
 
     /// The pairing in which both images were the same last: what is set in neither host's map of this base is the same.

@@ -99,9 +99,6 @@ pub enum StampError {
         /// What is there.
         has: u64,
     },
-    /// The storage failed before, and nobody knows what it has taken.
-    #[error("failed before, and must be opened again")]
-    Unknown,
 }
 
 /// A stamp on its medium.
@@ -126,10 +123,7 @@ impl<M: Medium> StampFile<M> {
 
     /// The stamp that an earlier process left. Where it was interrupted, what it began is finished.
     pub fn open(medium: M) -> Result<Self, StampError> {
-        let Found { count, newest: stamp, behind } = read(&medium)?;
-        if let Some(slot) = behind {
-            slots::write_one(&medium, slot, &encode(count, &stamp))?;
-        }
+        let (count, stamp) = recover(&medium)?;
         Ok(Self { medium, count, stamp, is_sound: true })
     }
 
@@ -143,10 +137,15 @@ impl<M: Medium> StampFile<M> {
         self.stamp
     }
 
-    /// From here on it says this, durably. After an error nobody knows which of the two it says.
+    /// From here on it says this, durably. After an error nobody knows which of the two it says, until another attempt
+    /// goes well.
     pub fn write(&mut self, stamp: Stamp) -> Result<(), StampError> {
         if !self.is_sound {
-            return Err(StampError::Unknown);
+            (self.count, self.stamp) = recover(&self.medium)?;
+            self.is_sound = true;
+        }
+        if self.stamp == stamp && self.count != 0 {
+            return Ok(());
         }
         self.is_sound = false;
         self.count += 1;
@@ -162,6 +161,18 @@ fn long_enough(medium: &impl Medium) -> Result<(), StampError> {
         has if has < SLOTS_END => Err(StampError::Cut { has }),
         _ => Ok(()),
     }
+}
+
+/// What both slots say from here on, durably. What a flush that failed did not write the kernel forgets, while reads
+/// still show it: so what is read is written again.
+fn recover(medium: &impl Medium) -> Result<(u64, Stamp), StampError> {
+    let Found { count, newest, behind } = read(medium)?;
+    slots::write_again::<RECORD_BYTES>(medium)?;
+    medium.sync()?;
+    if let Some(slot) = behind {
+        slots::write_one(medium, slot, &encode(count, &newest))?;
+    }
+    Ok((count, newest))
 }
 
 fn read(medium: &impl Medium) -> Result<Found<Stamp>, StampError> {

@@ -82,11 +82,14 @@ impl Beside {
         let path = directory.join("journal");
         let journal_bytes = config.replication.journal_mib << 20;
         let journal = match files::open(&path)? {
-            Some(file) => match open_journal(&path, file, journal_bytes)? {
-                journal if journal.sealed().is_some() && !all_follow(&stamps) => {
+            Some(file) => match (open_journal(&path, file, journal_bytes), all_follow(&stamps.say())) {
+                (Ok(journal), follow) if follow || journal.sealed().is_none() => journal,
+                (Err(why), true) => return Err(why),
+                (Err(why), false) => {
+                    tracing::warn!("{why}; nothing here needs what it held: it is begun anew");
                     make_journal(&path, journal_bytes, None)?
                 }
-                journal => journal,
+                (Ok(_), _) => make_journal(&path, journal_bytes, None)?,
             },
             None => {
                 not_without_journal(&stamps)?;
@@ -153,8 +156,8 @@ fn open_intents(path: &Path, disk_bytes: u64, is_known: bool) -> Result<IntentMa
 
 /// Whether what the journal holds is of these images. They may have been run from since, or been made equal anew, and
 /// to carry it out would put old bytes over newer ones.
-fn all_follow(stamps: &Stamps) -> bool {
-    stamps.say().iter().all(|stamp| matches!(stamp, Some(Stamp { history: History::Follows { .. }, .. })))
+pub(super) fn all_follow(stamps: &[Option<Stamp>]) -> bool {
+    stamps.iter().all(|stamp| matches!(stamp, Some(Stamp { history: History::Follows { .. }, .. })))
 }
 
 /// Without its journal an image that follows may be in the middle of a change.

@@ -130,6 +130,6 @@ fn stamp_help(source: &StampError) -> &'static str {
             "it is not known what its image holds: move the stamp away; where this node owns the VM, ftd disk adopt \
              says that the image is right"
         }
-        StampError::Io(_) | StampError::Unknown => "see whether its storage is well, and start ftd again",
+        StampError::Io(_) => "see whether its storage is well, and start ftd again",
     }
 }

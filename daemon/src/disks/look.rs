@@ -1,6 +1,6 @@
 //! What stands beside the images, for those who only look: nothing is made or changed, and the daemon may run.
 
-use super::beside::{Writable, directory, writable};
+use super::beside::{Writable, all_follow, directory, writable};
 use super::error::BesideError;
 use super::files;
 use super::stamps::whose;
@@ -52,19 +52,27 @@ impl DiskLook {
     }
 }
 
-/// Looks at all that stands beside the images. What is damaged is an error that names it.
+/// Looks at all that stands beside the images. What is damaged, and counts, is an error that names it.
 pub fn look(config: &Config) -> Result<Look, BesideError> {
     let directory = directory(config);
     let disks = writable(config)?;
     if disks.is_empty() {
         return Ok(Look { disks: Vec::new(), journal: None });
     }
-    let disks = disks.iter().map(|disk| look_at(config, &directory, disk)).collect::<Result<_, _>>()?;
+    let disks: Vec<DiskLook> =
+        disks.iter().map(|disk| look_at(config, &directory, disk)).collect::<Result<_, _>>()?;
     let path = directory.join("journal");
-    let glance = |file: File| {
-        Journal::look(&file).map_err(|source| BesideError::Journal { path: path.clone(), source })
+    let journal = match files::open_to_read(&path)?.map(|file| Journal::look(&file)).transpose() {
+        Ok(journal) => journal,
+        Err(source) => {
+            let stamps: Vec<_> = disks.iter().map(|disk| disk.stamp).collect();
+            if all_follow(&stamps) {
+                return Err(BesideError::Journal { path, source });
+            }
+            None
+        }
     };
-    Ok(Look { disks, journal: files::open_to_read(&path)?.map(glance).transpose()? })
+    Ok(Look { disks, journal })
 }
 
 fn look_at(config: &Config, directory: &Path, disk: &Writable<'_>) -> Result<DiskLook, BesideError> {
@@ -85,7 +93,7 @@ fn look_at(config: &Config, directory: &Path, disk: &Writable<'_>) -> Result<Dis
 }
 
 fn map(file: File, disk_bytes: u64) -> Result<Option<MapLook>, IntentError> {
-    match IntentMap::open(file, disk_bytes) {
+    match IntentMap::look(file, disk_bytes) {
         Ok((map, damage)) => {
             let bytes = |extent| {
                 let range = map.range(extent);

@@ -44,5 +44,5 @@ pub use look::{DiskLook, Look, MapLook, check, look};
 pub use nurse::TellStands;
 pub use replicated::{Disks, DisksError, NoStore};
 pub use stamps::{Judged, Stamps};
-pub use tap::{Take, Tapped, TappedDisk, Told, WriteTap};
-pub use verify::{OnDifference, Verifier, VerifyError};
+pub use tap::{Session as TapSession, Take, Tapped, TappedDisk, Told, WriteTap};
+pub use verify::{OnDifference, TellCompared, Verifier, VerifyError};

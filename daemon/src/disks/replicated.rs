@@ -10,7 +10,7 @@ use super::intents::Intents;
 use super::nurse::TellStands;
 use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tapped, WriteTap};
-use super::verify::{OnDifference, Verifier, VerifyError};
+use super::verify::{OnDifference, TellCompared, Verifier, VerifyError};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
 use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
@@ -143,6 +143,11 @@ impl Disks {
     /// Who is told while a disk stands still for which the operator wishes that the VM moves.
     pub fn on_stand(&self, tell: TellStands) {
         self.tap.on_stand(tell);
+    }
+
+    /// Primary: who is told what a comparison of the images has shown.
+    pub fn on_compared(&self, tell: TellCompared) {
+        self.verifier.on_compared(tell);
     }
 
     /// Primary: where their changes go.

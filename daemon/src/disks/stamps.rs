@@ -56,7 +56,6 @@ impl StampOf {
     fn write(&mut self, stamp: Stamp) -> Result<(), BesideError> {
         let failed = |source| BesideError::Stamp { path: self.path.clone(), source };
         match &mut self.file {
-            Some(file) if file.stamp() == stamp => Ok(()),
             Some(file) => file.write(stamp).map_err(failed),
             None => {
                 let begin = |file| StampFile::create(file, stamp).map_err(failed);

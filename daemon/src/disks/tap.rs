@@ -53,7 +53,7 @@ impl TappedDisk for DiskPort {
 
 /// One pairing's part of a tap's time: what is told in its name is told in no later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Session(u64);
+pub struct Session(u64);
 
 /// See the module.
 pub struct WriteTap {
@@ -256,7 +256,7 @@ impl WriteTap {
     }
 
     /// Whether this pairing takes the changes.
-    pub(super) fn is_open(&self, session: Session) -> bool {
+    pub fn is_open(&self, session: Session) -> bool {
         self.inner.lock().is_open(session)
     }
 

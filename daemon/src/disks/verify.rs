@@ -41,6 +41,9 @@ pub enum OnDifference {
     Send,
 }
 
+/// Is told of a backup's images, how they differ from this host's, if they do.
+pub type TellCompared = Box<dyn Fn(Session, Option<String>) + Send>;
+
 /// Why it is not begun.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
@@ -63,6 +66,7 @@ pub enum VerifyError {
 pub struct Verifier {
     current: Mutex<Option<Arc<Shared>>>,
     mismatches: Arc<AtomicU64>,
+    tell: Arc<Mutex<Option<TellCompared>>>,
 }
 
 struct Shared {
@@ -141,6 +145,8 @@ impl Verifier {
         let worker = Worker {
             shared: Arc::clone(&shared),
             mismatches: Arc::clone(&self.mismatches),
+            differing: 0,
+            tell: Arc::clone(&self.tell),
             tap: Arc::clone(tap),
             session,
             intents: Arc::clone(intents),
@@ -154,6 +160,11 @@ impl Verifier {
         spawned.map_err(VerifyError::Thread)?;
         *current = Some(shared);
         Ok(())
+    }
+
+    /// Who is told what it shows, from now on.
+    pub fn on_compared(&self, tell: TellCompared) {
+        *self.tell.lock() = Some(tell);
     }
 
     /// The backup's answer. One to what was not asked is ignored.
@@ -200,6 +211,9 @@ impl Verifier {
 struct Worker {
     shared: Arc<Shared>,
     mismatches: Arc<AtomicU64>,
+    /// Extents that were found to differ, and do still.
+    differing: u64,
+    tell: Arc<Mutex<Option<TellCompared>>>,
     tap: Arc<WriteTap>,
     session: Session,
     intents: Arc<Intents>,
@@ -238,6 +252,9 @@ impl Worker {
         match why {
             None => {
                 work.done.state = VerifyState::Done;
+                if self.differing == 0 && unsettled_bytes == 0 {
+                    self.tell_how(None);
+                }
                 tracing::info!(
                     "the disks were compared with the backup's: {compared_bytes} bytes, {differing_bytes} differ, \
                      {unsettled_bytes} changed too often to be compared"
@@ -259,7 +276,7 @@ impl Worker {
                 let place = extent_at(disk, extent, bytes);
                 let finding = self.find_out(extent, &place)?;
                 if finding == Finding::Differs {
-                    self.tell(&place);
+                    self.sound_alarm(&place);
                     if self.on_difference == OnDifference::Send {
                         self.send(extent, &place)?;
                     }
@@ -355,11 +372,19 @@ impl Worker {
         Ok(held)
     }
 
+    fn tell_how(&self, differ: Option<String>) {
+        if let Some(tell) = &*self.tell.lock() {
+            tell(self.session, differ);
+        }
+    }
+
     /// An extent that differs is an alarm. It is compared again when the next pairing begins.
-    fn tell(&self, place: &Extent) {
+    fn sound_alarm(&mut self, place: &Extent) {
         let Extent { disk, bytes } = place;
         self.intents.differ(*disk, bytes);
         self.mismatches.fetch_add(1, Ordering::Relaxed);
+        self.differing += 1;
+        self.tell_how(Some(format!("{} extents of 1 MiB differ from the primary's", self.differing)));
         let mut work = self.shared.work.lock();
         work.done.differing_bytes += bytes.end - bytes.start;
         if work.done.differing.len() >= TOLD_MAX {
@@ -389,6 +414,7 @@ impl Worker {
         }
         if self.find_out(extent, place)? == Finding::Same {
             self.shared.work.lock().done.repaired_bytes += place.bytes.end - place.bytes.start;
+            self.differing -= 1;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::arbiter_thread::CellNews;
 use super::record_thread::RecordNews;
 use crate::control::Wish;
+use crate::disks::TapSession;
 use crate::host::NetworkTrouble;
 use crate::keeper::KeeperNews;
 use crate::peer::PeerNews;
@@ -23,6 +24,13 @@ pub enum Input {
     Disk {
         /// One does.
         stands: bool,
+    },
+    /// Of the comparison of the backup's images with this node's.
+    Compared {
+        /// With which backup.
+        session: TapSession,
+        /// How they differ, if they do.
+        differ: Option<String>,
     },
     /// Of the operator.
     Control(Wish),

@@ -309,7 +309,7 @@ impl Backup {
                 self.paired = None;
                 self.cell = None;
                 self.rehearsals.begin_anew();
-                core.note_rehearsal(None, None);
+                core.note_unfit(None, None);
                 core.attempts.begin(core.now);
                 "receiving a full copy".into()
             }

@@ -284,6 +284,11 @@ pub enum Event {
         /// One stands still now.
         stands: bool,
     },
+    /// The images of the VM's disks were compared with those of the backup of this pairing.
+    ImagesCompared {
+        /// How they differ, if they do.
+        differ: Option<String>,
+    },
     /// The operator's configuration names another node as the peer. It counts once no backup of the old name does.
     PeerReplaced {
         /// Its name.

@@ -11,7 +11,7 @@ use super::command::{Command, Exit, PairingStart};
 use super::core::{Core, Next};
 use super::event::{ConnId, Event, Gone, Held, Micros};
 use super::hearing::Hearing;
-use super::proof::{Lapse, Lapsed, Verdict};
+use super::proof::{Lapse, Lapsed, Verdict, only_images_differ};
 use super::request::{Leave, RequestRefusal};
 use super::standing::in_words;
 use super::view::State;
@@ -172,6 +172,10 @@ impl Primary {
                 self.hear(conn, |hearing| hearing.stream(core.now));
                 core.on_standing(said);
                 self.freeze_if_proven(core);
+            }
+            Event::ImagesCompared { differ } if self.pair.pairing().is_some() => {
+                let known = core.words.mine.unfit.as_ref().map_or(core.now, |(_, since)| *since);
+                core.note_unfit(differ.map(|how| (how, known)), self.conn());
             }
             Event::FirstCaptured { pairing } if self.pair == (Pair::Copying { pairing }) => {
                 self.pair = Pair::Sealing { pairing };
@@ -348,6 +352,7 @@ impl Primary {
                 core.attempts.begin(core.now);
                 let pairing = core.new_pairing();
                 self.pair = Pair::Copying { pairing };
+                core.note_unfit(None, None);
                 self.link = Some(link);
                 self.permit = Permit::default();
                 let generation = self.cell.generation;
@@ -554,7 +559,9 @@ impl Primary {
             Pair::Protected { pairing } => match self.verdict(core, pairing) {
                 Verdict::Proven => "in step".into(),
                 Verdict::Pending => "in step; waiting for the backup's word that it has read the cell".into(),
-                Verdict::Lapsed(lapses) if self.permit.lapse(core).is_some() => {
+                Verdict::Lapsed(lapses)
+                    if self.permit.lapse(core).is_some() || only_images_differ(&lapses) =>
+                {
                     format!("in step, but {}", in_words(&lapses))
                 }
                 Verdict::Lapsed(lapses) => {

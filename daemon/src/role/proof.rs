@@ -31,7 +31,8 @@ pub(super) struct Witness {
     pub(super) named: Option<u64>,
     /// Why there was no answer since.
     pub(super) trouble: Option<String>,
-    /// A backup: why the VM could not go on from what it holds when that was last tried, and since when.
+    /// A backup: why the VM could not go on from what it holds when that was last tried, and since when. A primary: how
+    /// the backup's disk images were found to differ from its own.
     pub(super) unfit: Option<(String, Micros)>,
 }
 
@@ -124,6 +125,13 @@ pub enum Lapse {
         /// Why.
         why: String,
     },
+    /// The disk images of both hosts were compared, and the backup's are not as the primary's.
+    ImagesDiffer {
+        /// The backup.
+        backup: String,
+        /// How much.
+        what: String,
+    },
     /// What this node knows of the cell is not recorded durably.
     Unrecorded {
         /// Why.
@@ -146,6 +154,7 @@ impl Lapse {
             Self::NotNamed { .. } => "not_named",
             Self::Unread { .. } => "unread",
             Self::Unfit { .. } => "unfit",
+            Self::ImagesDiffer { .. } => "images_differ",
             Self::Unrecorded { .. } => "unrecorded",
             Self::NoPermit { .. } => "no_permit",
         }
@@ -182,6 +191,10 @@ impl fmt::Display for Lapse {
                 f,
                 "the VM could not go on on {backup} when last tried; it is tried again every few seconds: {why}"
             ),
+            Self::ImagesDiffer { backup, what } => write!(
+                f,
+                "the disks of {backup} are not what they should be: {what}; ftctl disk verify --repair makes them so"
+            ),
             Self::Unrecorded { why } => write!(f, "this node has not recorded the cell's generation: {why}"),
             Self::NoPermit { backup } => write!(
                 f,
@@ -207,6 +220,11 @@ pub(super) enum Verdict {
     /// Nothing is wrong, but the backup's word is still on its way.
     Pending,
     Lapsed(Vec<Lapsed>),
+}
+
+/// Nothing is wrong but that the images differ: whose are right, only the operator knows.
+pub(super) fn only_images_differ(lapses: &[Lapsed]) -> bool {
+    lapses.iter().all(|lapsed| matches!(lapsed.lapse, Lapse::ImagesDiffer { .. }))
 }
 
 /// A pair that is in step: what has to be proven of it.
@@ -248,6 +266,9 @@ impl Case<'_> {
         }
         if let Some((why, since)) = said.and_then(|said| said.unfit.clone()) {
             lapses.push(Lapsed { lapse: Lapse::Unfit { backup: backup.into(), why }, since });
+        }
+        if let Some((what, since)) = self.primary.1.unfit.clone() {
+            lapses.push(Lapsed { lapse: Lapse::ImagesDiffer { backup: backup.into(), what }, since });
         }
         if pending && overdue && lapses.is_empty() {
             let lapse = Lapse::Unread { backup: backup.into() };

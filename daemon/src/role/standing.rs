@@ -103,8 +103,9 @@ impl Core {
         self.words.theirs = Some(Witness::of_message(self.now, said, self.words.theirs.as_ref()));
     }
 
-    /// What the last rehearsal has shown of the state that is held here, and to whom it is told.
-    pub(super) fn note_rehearsal(&mut self, unfit: Option<(String, Micros)>, conn: Option<ConnId>) {
+    /// What the last rehearsal has shown of the state that is held here, or the last look at the images of a primary's
+    /// backup, and to whom it is told.
+    pub(super) fn note_unfit(&mut self, unfit: Option<(String, Micros)>, conn: Option<ConnId>) {
         if self.words.mine.unfit != unfit {
             self.words.mine.unfit = unfit;
             conn.into_iter().for_each(|conn| self.tell_standing(conn, false));

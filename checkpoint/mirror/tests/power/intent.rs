@@ -10,11 +10,23 @@ const DISK: u64 = 70_000 * EXTENT - 512;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { offset: u64, bytes: u64 },
-    Settle { luck: u64 },
+    Write {
+        offset: u64,
+        bytes: u64,
+    },
+    Settle {
+        luck: u64,
+    },
     Commit,
+    /// A call fails, of those that make it durable.
+    Fail {
+        calls: u32,
+        luck: u64,
+    },
     Die,
-    LosePower { luck: u64 },
+    LosePower {
+        luck: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -22,6 +34,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (0..DISK - (8 << 20), 1..8_u64 << 20).prop_map(|(offset, bytes)| Step::Write { offset, bytes }),
         2 => any::<u64>().prop_map(|luck| Step::Settle { luck }),
         3 => Just(Step::Commit),
+        2 => (0..4_u32, any::<u64>()).prop_map(|(calls, luck)| Step::Fail { calls, luck }),
         1 => Just(Step::Die),
         2 => any::<u64>().prop_map(|luck| Step::LosePower { luck }),
     ];
@@ -42,7 +55,11 @@ proptest! {
                     if !map.covers(&range) {
                         map.mark(&range);
                         prop_assert!(!map.covers(&range));
-                        map.commit().unwrap();
+                        // The guest's write waits as long as this fails.
+                        if map.commit().is_err() {
+                            prop_assert!(!map.covers(&range));
+                            continue;
+                        }
                     }
                     prop_assert!(map.covers(&range));
                     differ.extend(range.start / EXTENT..range.end.div_ceil(EXTENT));
@@ -54,8 +71,12 @@ proptest! {
                         differ.remove(&extent);
                     }
                 }
-                Step::Commit => map.commit().unwrap(),
-                Step::Die => map = IntentMap::open(&store, DISK).unwrap().0,
+                Step::Commit => drop(map.commit()),
+                Step::Fail { calls, luck } => store.fail_after(calls, Luck(luck)),
+                Step::Die => {
+                    store.fail_never();
+                    map = IntentMap::open(&store, DISK).unwrap().0;
+                }
                 Step::LosePower { luck } => {
                     store.lose_power(&mut Luck(luck));
                     map = IntentMap::open(&store, DISK).unwrap().0;

@@ -30,6 +30,14 @@ enum Step {
         luck: u64,
         next: Stamp,
     },
+    /// A call fails in whatever then goes on. It is tried again, or the process dies; then power fails.
+    Fail {
+        calls: u32,
+        dies: bool,
+        luck: u64,
+        next: Stamp,
+        last: Stamp,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -38,6 +46,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..5_u32, 0..3_u32, any::<u64>(), stamps()).prop_map(|(calls, as_opened, luck, next)| {
             Step::LosePower { calls, as_opened, luck, next }
         }),
+        2 => (0..5_u32, any::<bool>(), any::<u64>(), stamps(), stamps())
+            .prop_map(|(calls, dies, luck, next, last)| Step::Fail { calls, dies, luck, next, last }),
     ];
     prop::collection::vec(step, 1..30)
 }
@@ -68,6 +78,25 @@ proptest! {
                     let found = file.stamp();
                     prop_assert!(found == next || !written && found == old, "{:?}", found);
                     prop_assert_eq!(StampFile::look(&&store).unwrap(), found);
+                }
+                Step::Fail { calls, dies, luck, next, last } => {
+                    let old = file.stamp();
+                    store.fail_after(calls, Luck(luck));
+                    let written = file.write(next).is_ok();
+                    store.fail_never();
+                    let said = if dies {
+                        file = StampFile::open(&store).unwrap();
+                        file.stamp()
+                    } else {
+                        // It may be the one that it said before.
+                        let last = if luck % 2 == 0 { last } else { old };
+                        file.write(last).unwrap();
+                        last
+                    };
+                    prop_assert!(!dies || said == next || !written && said == old);
+                    store.lose_power(&mut Luck(luck));
+                    file = StampFile::open(&store).unwrap();
+                    prop_assert_eq!(file.stamp(), said);
                 }
             }
         }

@@ -139,6 +139,7 @@ fn a_journal_or_stamp_that_was_cut_or_damaged_is_said_with_what_to_do() {
     node.cut("2.stamp");
     assert!(node.refused().contains("2.stamp: has 8191 bytes"), "{}", node.refused());
     fs::remove_file(node.file("2.stamp")).unwrap();
+    node.open().stamps().write(CELL, FOLLOWS).unwrap();
     node.cut("journal");
     let text = node.refused();
     assert!(text.contains("/journal: is a journal of") && text.contains("move it away"), "{text}");
@@ -146,6 +147,20 @@ fn a_journal_or_stamp_that_was_cut_or_damaged_is_said_with_what_to_do() {
         node.flip("journal", 4096 * slot + 20);
     }
     assert!(node.refused().contains("is no journal of ftd"));
+}
+
+#[test]
+fn a_damaged_journal_that_no_image_needs_is_begun_anew() {
+    for history in [History::Ran { generation: 3 }, History::Mixed { pairing: 6 }] {
+        let node = Node::new();
+        node.open().stamps().write(CELL, history).unwrap();
+        for slot in 0..2 {
+            node.flip("journal", 4096 * slot + 20);
+        }
+        assert_eq!(crate::disks::look(&node.config).unwrap().journal, None);
+        assert_eq!(node.open().journal().lock().waiting(), 0, "{history:?}");
+        assert!(node.open().journal().lock().free() > MIB / 2);
+    }
 }
 
 #[test]

@@ -162,6 +162,9 @@ impl RealHands {
         if let Some(disks) = &disks {
             let stood = Outlet::into_queue(&inputs, |stands| Input::Disk { stands });
             disks.on_stand(Box::new(move |stands| drop(stood.tell(stands))));
+            let compared =
+                Outlet::into_queue(&inputs, |(session, differ)| Input::Compared { session, differ });
+            disks.on_compared(Box::new(move |session, differ| drop(compared.tell((session, differ)))));
         }
         let hands = Self {
             inputs,

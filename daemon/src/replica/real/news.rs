@@ -37,6 +37,10 @@ impl RealHands {
                 (Some(Event::NetworkSeen { whose: Whose::Ours, reach }), None)
             }
             Input::Disk { stands } => (Some(Event::DiskSeen { stands }), None),
+            Input::Compared { session, differ } => {
+                let goes_on = self.disks.as_ref().is_some_and(|disks| disks.tap().is_open(session));
+                (goes_on.then_some(Event::ImagesCompared { differ }), None)
+            }
             Input::Control(Wish::Retune(tuning)) => (Some(self.retune(tuning)), None),
             Input::Control(Wish::ReplacePeer(node)) => (Some(Event::PeerReplaced { node }), None),
             Input::Control(Wish::Stop { vm, reply }) => {

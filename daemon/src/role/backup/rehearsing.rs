@@ -23,7 +23,7 @@ impl Backup {
     /// primary goes on without it, and is left alone for a while.
     pub(super) fn on_rehearsal_failed(&mut self, core: &mut Core, why: String) -> Option<Next> {
         self.rehearsals.failed(core.now, core.policy.rehearsal_us, why.clone());
-        core.note_rehearsal(self.rehearsals.unfit(), self.conn());
+        core.note_unfit(self.rehearsals.unfit(), self.conn());
         if self.rehearsals.is_proven() || self.stage != Stage::Following {
             return None;
         }
@@ -36,7 +36,7 @@ impl Backup {
     /// It went well: what waited for it is acknowledged.
     pub(super) fn on_rehearsed(&mut self, core: &mut Core) {
         let unacked = self.rehearsals.went_well(core.now, core.policy.rehearsal_us);
-        core.note_rehearsal(self.rehearsals.unfit(), self.conn());
+        core.note_unfit(self.rehearsals.unfit(), self.conn());
         if let Some(unacked) = unacked.filter(|unacked| self.is_linked(unacked.conn) && self.may_answer()) {
             self.ack(core, unacked);
         }

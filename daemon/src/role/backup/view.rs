@@ -3,7 +3,7 @@
 use super::{Backup, Hold, Stage};
 use crate::role::attempts::in_seconds;
 use crate::role::core::Core;
-use crate::role::proof::{Lapsed, Verdict};
+use crate::role::proof::{Lapsed, Verdict, only_images_differ};
 use crate::role::standing::in_words;
 use crate::role::view::State;
 
@@ -42,6 +42,9 @@ impl Backup {
     pub(in crate::role) fn detail(&self, core: &Core) -> String {
         match self.stage {
             Stage::Following => match self.verdict(core) {
+                Some(Verdict::Lapsed(lapses)) if only_images_differ(&lapses) => {
+                    format!("in step, but {}", in_words(&lapses))
+                }
                 Some(Verdict::Lapsed(lapses)) => {
                     format!("in step, but this node could not take over now: {}", in_words(&lapses))
                 }

@@ -5,7 +5,7 @@ use super::{Pair, Primary};
 use crate::role::command::Command;
 use crate::role::core::{Core, Next};
 use crate::role::event::Micros;
-use crate::role::proof::Verdict;
+use crate::role::proof::{Verdict, only_images_differ};
 use crate::role::request::{Done, RequestId, RequestRefusal};
 use crate::role::standing::in_words;
 use ft_arbiter::Cell;
@@ -96,16 +96,18 @@ impl Primary {
         if switchover.is_in_vain(core) {
             return self.abandon_switchover(core, RequestRefusal::CutOff);
         }
+        // Where images differ, the operator may say that the backup's are right.
+        let is_decided = switchover.asked.is_some() && switchover.then == Then::Follow;
         match verdict {
-            Verdict::Proven => {
+            Verdict::Lapsed(lapses) if !(is_decided && only_images_differ(&lapses)) => {
+                self.abandon_switchover(core, RequestRefusal::Unproven(in_words(&lapses)));
+            }
+            Verdict::Proven | Verdict::Lapsed(_) => {
                 switchover.step = Step::Pausing;
                 switchover.since = core.now;
                 core.out.push(Command::FinalCheckpoint);
             }
             Verdict::Pending => {}
-            Verdict::Lapsed(lapses) => {
-                self.abandon_switchover(core, RequestRefusal::Unproven(in_words(&lapses)));
-            }
         }
     }
 

@@ -4,6 +4,7 @@ mod backup;
 mod cell;
 mod fenced;
 mod hanging;
+mod images;
 mod primary;
 mod proof;
 mod rehearsal;
