@@ -10,6 +10,11 @@ export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
 ledger_acked() { echo "$run_dir/a/ledger.acked"; }
 ledger_number() { cat "$(ledger_acked)" 2>/dev/null || echo 0; }
 
+# set_mood HOST WORD...: its bad disk (ft-bad-disk) is so from now on.
+set_mood() {
+    echo "${*:2}" >"$run_dir/$1/mood.new" && mv "$run_dir/$1/mood.new" "$run_dir/$1/mood"
+}
+
 # ledger_can_run: whether this guest can be tested here; says why not.
 ledger_can_run() {
     [[ ${FT_MODE:-checkpoint} == checkpoint ]] ||
