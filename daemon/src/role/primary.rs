@@ -174,8 +174,7 @@ impl Primary {
                 self.freeze_if_proven(core);
             }
             Event::ImagesCompared { differ } if self.pair.pairing().is_some() => {
-                let known = core.words.mine.unfit.as_ref().map_or(core.now, |(_, since)| *since);
-                core.note_unfit(differ.map(|how| (how, known)), self.conn());
+                self.on_images_compared(core, differ);
             }
             Event::FirstCaptured { pairing } if self.pair == (Pair::Copying { pairing }) => {
                 self.pair = Pair::Sealing { pairing };

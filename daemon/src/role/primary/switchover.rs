@@ -42,6 +42,11 @@ pub(super) enum Step {
 }
 
 impl Switchover {
+    /// Where images differ, the operator may say so that the backup's are right.
+    fn is_decided(&self) -> bool {
+        self.asked.is_some() && self.then == Then::Follow
+    }
+
     /// Nobody asked for it: the VM leaves a host for its network or disk, and would not be better off on the other.
     fn is_in_vain(&self, core: &Core) -> bool {
         self.asked.is_none() && self.then == Then::Follow && !core.surroundings.are_better_there()
@@ -96,10 +101,8 @@ impl Primary {
         if switchover.is_in_vain(core) {
             return self.abandon_switchover(core, RequestRefusal::CutOff);
         }
-        // Where images differ, the operator may say that the backup's are right.
-        let is_decided = switchover.asked.is_some() && switchover.then == Then::Follow;
         match verdict {
-            Verdict::Lapsed(lapses) if !(is_decided && only_images_differ(&lapses)) => {
+            Verdict::Lapsed(lapses) if !(switchover.is_decided() && only_images_differ(&lapses)) => {
                 self.abandon_switchover(core, RequestRefusal::Unproven(in_words(&lapses)));
             }
             Verdict::Proven | Verdict::Lapsed(_) => {
@@ -109,6 +112,17 @@ impl Primary {
             }
             Verdict::Pending => {}
         }
+    }
+
+    /// What a comparison of the images has shown. No VM moves by itself to images that differ.
+    pub(super) fn on_images_compared(&mut self, core: &mut Core, differ: Option<String>) {
+        let is_under_way =
+            |switchover: &Switchover| switchover.step != Step::Offered && !switchover.is_decided();
+        if let (Some(how), true) = (&differ, self.switchover.as_ref().is_some_and(is_under_way)) {
+            self.abandon_switchover(core, RequestRefusal::Unproven(format!("the backup's disks: {how}")));
+        }
+        let since = core.words.mine.unfit.as_ref().map_or(core.now, |(_, since)| *since);
+        core.note_unfit(differ.map(|how| (how, since)), self.conn());
     }
 
     /// Who has not answered.

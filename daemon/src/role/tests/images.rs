@@ -59,6 +59,12 @@ fn only_the_operator_moves_the_vm_to_images_that_differ() {
     rig.on(Event::DiskSeen { stands: true });
     assert!(!answered(&mut rig).contains(&Command::FinalCheckpoint), "nobody said that those are right");
     rig.on(Event::DiskSeen { stands: false });
+    // Nor when they are found so while it is on its way.
+    let mut late = Rig::protected();
+    late.on(Event::DiskSeen { stands: true });
+    assert!(answered(&mut late).contains(&Command::FinalCheckpoint));
+    let found = Event::ImagesCompared { differ: Some("1 extent of 1 MiB differs".into()) };
+    assert!(late.on(found).contains(&Command::Thaw));
     let until = rig.now + SECOND_US;
     let mut commands = rig.on(Event::SwitchoverRequested { request: 3, until });
     commands.extend(answered(&mut rig));
