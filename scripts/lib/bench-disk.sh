@@ -266,6 +266,6 @@ bench_return() {
         [.changed, .protected_s, .connected_s, (.wire_bytes | mib), (.disks_to_compare_bytes | mib),
          (.disks_sent_bytes | mib), (.memory_bytes | mib)]'
     say 'disks and memory: MiB that the status told of while it looked; the wire: both ways, frames, checkpoints and'
-    say 'heartbeats included. 4 KiB change in each changed extent of 1 MiB; the last 256 of them are always compared.'
+    say 'heartbeats included. 4 KiB change in each changed extent of 1 MiB.'
     say 'Times are from the start of the backup'\''s daemon. first: nothing was known of the images.'
 }

@@ -1,6 +1,8 @@
 //! What images hold, offline: two compared extent by extent, and one made from another disk.
 
-use ft_disk::{Access, DiskImageError, RawImage, SECTOR_BYTES};
+use super::qcow2::Qcow2Error;
+use super::source::Source;
+use ft_disk::{Access, DiskImageError, RawImage};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -31,12 +33,23 @@ pub enum ContentError {
         other_bytes: u64,
     },
     /// A file of another program.
-    #[error("{}: it is a {format} file, and ftd reads raw ones: qemu-img convert -O raw makes one", path.display())]
+    #[error(
+        "{}: it is a {format} file, and ftd reads raw and qcow2 ones: qemu-img convert -O raw makes one",
+        path.display()
+    )]
     Container {
         /// The file.
         path: PathBuf,
         /// What it is.
         format: &'static str,
+    },
+    /// A qcow2 file that is not read.
+    #[error("{}: {source}", path.display())]
+    Qcow2 {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Qcow2Error,
     },
     /// The new image is there already.
     #[error("{}: it is there already, and is not overwritten: name a new file, or a block device", .0.display())]
@@ -75,7 +88,7 @@ pub struct ImageComparison {
     pub bytes: u64,
 }
 
-fn failed(path: &Path) -> impl Fn(io::Error) -> ContentError + use<> {
+pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> ContentError + use<> {
     let path = path.to_owned();
     move |source| ContentError::Io { path: path.clone(), source }
 }
@@ -122,26 +135,22 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
     Ok(ImageComparison { hashes, differ, bytes })
 }
 
-/// Makes an image of what a raw file or block device holds, and says its BLAKE3. A new file has holes where the source
-/// has zeroes. What is half made is removed.
+/// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its BLAKE3. A new file has holes
+/// where the source has zeroes. What is half made is removed.
 pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
-    let (from, file) = open(source)?;
-    if let Some(format) = ft_disk::container(source).map_err(failed(source))? {
-        return Err(ContentError::Container { path: source.to_owned(), format });
-    }
-    let target = Target::open(image, from.bytes())?;
-    let made = copy((source, &file), &target, from.bytes(), progress);
-    if made.is_err() && !target.is_device {
-        // It holds nothing that anybody has seen.
-        let _ = fs::remove_file(image);
-    }
-    made
+    let source = Source::open(source)?;
+    let target = Target::open(image, source.bytes())?;
+    let hash = copy(&source, &target, progress)?;
+    target.keep()?;
+    Ok(hash)
 }
 
+/// A new file is removed with this, unless it is to be kept.
 struct Target {
     path: PathBuf,
     file: File,
     is_device: bool,
+    is_kept: bool,
 }
 
 impl Target {
@@ -151,21 +160,23 @@ impl Target {
         let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
         let mut options = OpenOptions::new();
         options.read(true).write(true);
+        let target = |file| Self { path: path.to_owned(), file, is_device, is_kept: false };
         if is_device {
             // Neither mounted nor a part of another device.
             let file = options.custom_flags(libc::O_EXCL).open(path).map_err(&failed)?;
             let has = ft_disk::image_bytes(path)?;
             return match has < bytes {
                 true => Err(ContentError::Small { path: path.to_owned(), has, need: bytes }),
-                false => Ok(Self { path: path.to_owned(), file, is_device }),
+                false => Ok(target(file)),
             };
         }
         let file = options.create_new(true).mode(0o600).open(path).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => ContentError::Exists(path.to_owned()),
             _ => failed(e),
         })?;
-        file.set_len(bytes).map_err(&failed)?;
-        Ok(Self { path: path.to_owned(), file, is_device })
+        let target = target(file);
+        target.file.set_len(bytes).map_err(&failed)?;
+        Ok(target)
     }
 
     fn write(&self, extent: &[u8], start: u64) -> Result<(), ContentError> {
@@ -176,26 +187,36 @@ impl Target {
         }
         Ok(())
     }
+
+    /// It is whole.
+    fn keep(mut self) -> Result<(), ContentError> {
+        self.file.sync_all().map_err(failed(&self.path))?;
+        self.is_kept = true;
+        Ok(())
+    }
 }
 
-fn copy(
-    (source, from): (&Path, &File),
-    target: &Target,
-    bytes: u64,
-    progress: Progress<'_>,
-) -> Result<String, ContentError> {
-    debug_assert!(bytes.is_multiple_of(SECTOR_BYTES));
+impl Drop for Target {
+    /// What is half made holds nothing that anybody has seen.
+    fn drop(&mut self) {
+        if !self.is_kept && !self.is_device {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn copy(source: &Source, target: &Target, progress: Progress<'_>) -> Result<String, ContentError> {
+    let bytes = source.bytes();
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; EXTENT_BYTES as usize];
     for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
         let end = (start + EXTENT_BYTES).min(bytes);
         let extent = &mut buffer[..(end - start) as usize];
-        from.read_exact_at(extent, start).map_err(failed(source))?;
+        source.read(extent, start)?;
         hasher.update(extent);
         target.write(extent, start)?;
         progress(end, bytes);
     }
-    target.file.sync_all().map_err(failed(&target.path))?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -254,8 +275,10 @@ mod tests {
             assert!(text.contains(what), "{what}: {text}");
         };
         refused("source: No such file");
+        fs::write(&source, [&b"KDMV"[..], &[0; 508]].concat()).unwrap();
+        refused("it is a VMDK file");
         fs::write(&source, [&b"QFI\xfb"[..], &[0; 508]].concat()).unwrap();
-        refused("it is a qcow2 file");
+        refused("qcow2 of version 0");
         fs::write(&source, [1; 700]).unwrap();
         refused("700 bytes");
         disk(&source, 512, &[]);

@@ -48,9 +48,8 @@ pub enum BesideError {
     },
     /// A file of another program.
     #[error(
-        "machine.disk.image = {}: it is a {format} file, and ftd takes raw images: convert it \
-         (qemu-img convert -O raw)",
-        image.display()
+        "machine.disk.image = {}: it is a {format} file, and ftd takes raw images: make one of it ({})",
+        image.display(), container_help(format)
     )]
     Container {
         /// The image.
@@ -110,6 +109,13 @@ pub enum BesideError {
         /// Why.
         source: StampError,
     },
+}
+
+fn container_help(format: &str) -> &'static str {
+    match format {
+        ft_disk::QCOW2 => "ftd disk import",
+        _ => "qemu-img convert -O raw",
+    }
 }
 
 fn journal_help(source: &JournalError) -> &'static str {

@@ -7,7 +7,8 @@
 //!   settled(epoch) ────────> thread: the new base, flush the image, clear, commit
 //! ```
 //!
-//! The extents that were written last stay set: to clear and set them again would cost two flushes each time.
+//! What the pairing began with and nobody has changed since is cleared with the base. The extents that were written
+//! last stay set: to clear and set them again would cost two flushes each time.
 
 mod desk;
 mod watched;

@@ -126,7 +126,8 @@ pub fn check(config: &Config) -> Result<(), BesideError> {
     let look = look(config)?;
     let is_stamped = |image: &Path| look.disks.iter().any(|disk| disk.image == image && disk.stamp.is_some());
     for disk in disks.iter().filter(|disk| !is_stamped(&disk.image)) {
-        if let Some(format) = ft_disk::container(&disk.image).map_err(files::failed(&disk.image))? {
+        let format = File::open(&disk.image).and_then(|image| ft_disk::container(&image));
+        if let Some(format) = format.map_err(files::failed(&disk.image))? {
             return Err(BesideError::Container { image: disk.image.clone(), format });
         }
     }

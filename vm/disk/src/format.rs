@@ -2,30 +2,27 @@
 //! two paths lead to one and the same storage.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// The container that [`container`] calls so.
+pub const QCOW2: &str = "qcow2";
+
 /// How containers begin, and what makes them.
-const CONTAINERS: [(&[u8], &str); 5] = [
-    (b"QFI\xfb", "qcow2"),
-    (b"KDMV", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"QED\0", "QED"),
-    (b"conectix", "VHD"),
-];
+const CONTAINERS: [(&[u8], &str); 5] =
+    [(b"QFI\xfb", QCOW2), (b"KDMV", "VMDK"), (b"vhdxfile", "VHDX"), (b"QED\0", "QED"), (b"conectix", "VHD")];
 
 /// Loop devices over loop devices, at most.
 const LOOPS_MAX: usize = 8;
 
 /// The container that this file is, if it is one: its bytes are not those of a disk. A guest may write such bytes to
 /// its disk, so that only an image is asked that no guest has written.
-pub fn container(path: &Path) -> io::Result<Option<&'static str>> {
+pub fn container(image: &File) -> io::Result<Option<&'static str>> {
     let mut head = [0; 8];
     let mut read = 0;
-    let mut file = File::open(path)?;
     while read < head.len() {
-        match file.read(&mut head[read..])? {
+        match image.read_at(&mut head[read..], read as u64)? {
             0 => break,
             more => read += more,
         }
@@ -78,7 +75,7 @@ mod tests {
         let path = directory.path().join("image");
         let told = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            container(&path).unwrap()
+            container(&File::open(&path).unwrap()).unwrap()
         };
         assert_eq!(told(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
         assert_eq!(told(b"vhdxfile"), Some("VHDX"));

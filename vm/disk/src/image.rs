@@ -172,6 +172,15 @@ impl RawImage {
     }
 }
 
+/// Opens a file of any format, or a block device, to be read, and locks it as [`RawImage::open`] does until it is closed.
+pub fn open_locked(path: &Path) -> Result<File, DiskImageError> {
+    // Judged before it is opened: opening a FIFO would wait for its writer.
+    is_block_device(path)?;
+    let file = File::open(path).map_err(|source| DiskImageError::Open { path: path.to_owned(), source })?;
+    lock_as(path, &file, Access::ReadOnly)?;
+    Ok(file)
+}
+
 /// The size of an image, which is opened for a moment and not locked.
 pub fn image_bytes(path: &Path) -> Result<u64, DiskImageError> {
     // Judged before it is opened: opening a FIFO would wait for its writer.

@@ -47,9 +47,12 @@ pub enum DiskCmd {
         /// Another one
         other: PathBuf,
     },
-    /// Make an image of what a raw file or a block device holds
+    /// Make an image of what a raw file, a block device or a qcow2 file holds
+    ///
+    /// A qcow2 file is known by its content. It must stand alone: with a backing file, a data file of its own,
+    /// encryption, or damage that shows it is refused.
     Import {
-        /// The raw file or block device; nobody may write to it meanwhile
+        /// The file or block device; nobody may write to it meanwhile
         source: PathBuf,
         /// The new file, or a block device that nobody uses
         image: PathBuf,
@@ -81,6 +84,7 @@ fn failed(error: ContentError) -> DaemonExit {
         ContentError::Sizes { .. } | ContentError::Container { .. } | ContentError::Exists(_) => {
             DaemonExit::Usage
         }
+        ContentError::Qcow2 { .. } => DaemonExit::Host,
         ContentError::Image(_) | ContentError::Small { .. } | ContentError::Io { .. } => DaemonExit::Host,
     }
 }

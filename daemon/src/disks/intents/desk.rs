@@ -18,6 +18,15 @@ struct Last {
     turn: u64,
 }
 
+impl Last {
+    /// Before the pairing began: its copy has compared the extent.
+    const BEFORE: Self = Self { epoch: 0, turn: 0 };
+
+    fn is_before(self) -> bool {
+        self.turn == Self::BEFORE.turn
+    }
+}
+
 /// A change that an image was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Order {
@@ -64,8 +73,8 @@ pub(super) struct Desk {
     under_way: HashMap<Order, Vec<Place>>,
     /// The image may lack a change that the peer's has. Only a comparison of the two ends that.
     doubtful: HashSet<Place>,
-    /// Extents, of all disks, that stay set: those that were changed last. Beyond twice as many, what may be cleared
-    /// is.
+    /// Extents, of all disks, that stay set: those that were changed last in this pairing. Beyond twice as many, what
+    /// may be cleared is.
     kept: usize,
     pub(super) trouble: Option<String>,
     pub(super) closed: bool,
@@ -136,8 +145,7 @@ impl Desk {
 
     /// A pairing begins, whose copy compares every extent that is set: each counts as changed before its first epoch.
     pub(super) fn begin_pairing(&mut self) {
-        let before = Last { epoch: 0, turn: 0 };
-        self.changed = self.covered.iter().map(|place| (*place, before)).collect();
+        self.changed = self.covered.iter().map(|place| (*place, Last::BEFORE)).collect();
         (self.pairing, self.base, self.settled) = (None, None, None);
         self.is_settled_new = false;
         self.doubtful.clear();
@@ -202,14 +210,17 @@ impl Desk {
             self.equal.iter().filter(|place| !busy.contains(place)).copied().collect();
         if let Some(through) = self.settled
             && std::mem::take(&mut self.is_settled_new)
-            && self.is_large()
         {
+            let kept = if self.is_large() { self.kept } else { usize::MAX };
             let mut by_turn: Vec<(Place, Last)> =
                 self.changed.iter().map(|(place, last)| (*place, *last)).collect();
             by_turn.sort_unstable_by_key(|(_, last)| std::cmp::Reverse(last.turn));
-            let old = by_turn.into_iter().skip(self.kept).filter(|(_, last)| last.epoch <= through);
+            let is_old = |(at, (_, last)): &(usize, (Place, Last))| {
+                last.epoch <= through && (last.is_before() || *at >= kept)
+            };
             let may_go = |place: &Place| !busy.contains(place) && !self.doubtful.contains(place);
-            clear.extend(old.map(|(place, _)| place).filter(may_go));
+            let old = by_turn.into_iter().enumerate().filter(is_old).map(|(_, (place, _))| place);
+            clear.extend(old.filter(may_go));
         }
         clear
     }

@@ -159,6 +159,27 @@ fn what_is_settled_is_cleared_after_a_flush_but_for_what_was_changed_last() {
 }
 
 #[test]
+fn what_the_pairing_began_with_is_cleared_with_its_base_but_for_what_was_changed_since() {
+    let bench = Bench::new();
+    bench.change(0..40, u64::MAX);
+    bench.intents.begin_pairing();
+    bench.change(7..9, 1);
+    bench.change(50..51, 1);
+    bench.intents.differ(0, &(20 * EXTENT..21 * EXTENT));
+    bench.intents.settled(3, 1);
+    // The head, then the blocks.
+    bench.begun.recv().unwrap();
+    bench.ends.send(true).unwrap();
+    bench.commit();
+    bench.flushed.recv().unwrap();
+    assert_eq!(bench.intents.map(0), (Some(3), vec![7, 8, 20, 50]));
+    assert_eq!(bench.durable(), [7, 8, 20, 50]);
+    bench.intents.settled(3, 2);
+    bench.change(60..61, 3);
+    assert_eq!(bench.durable(), [7, 8, 20, 50, 60], "what was changed last stays");
+}
+
+#[test]
 fn an_image_that_was_made_the_same_has_nothing_set_and_the_pairing_as_its_base() {
     let bench = Bench::new();
     bench.change(0..4, 1);
