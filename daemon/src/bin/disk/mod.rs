@@ -84,8 +84,10 @@ fn failed(error: ContentError) -> DaemonExit {
         ContentError::Sizes { .. } | ContentError::Container { .. } | ContentError::Exists(_) => {
             DaemonExit::Usage
         }
-        ContentError::Qcow2 { .. } => DaemonExit::Host,
-        ContentError::Image(_) | ContentError::Small { .. } | ContentError::Io { .. } => DaemonExit::Host,
+        ContentError::Qcow2 { .. }
+        | ContentError::Image(_)
+        | ContentError::Small { .. }
+        | ContentError::Io { .. } => DaemonExit::Host,
     }
 }
 

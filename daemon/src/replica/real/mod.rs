@@ -100,6 +100,14 @@ pub struct RealHands {
     disks: Option<Arc<Disks>>,
 }
 
+/// What becomes of the disks is the executor's input.
+fn hear_of_disks(disks: &Disks, inputs: &Sender<Input>) {
+    let stood = Outlet::into_queue(inputs, |stands| Input::Disk { stands });
+    disks.on_stand(Box::new(move |stands| drop(stood.tell(stands))));
+    let compared = Outlet::into_queue(inputs, |(session, differ)| Input::Compared { session, differ });
+    disks.on_compared(Box::new(move |session, differ| drop(compared.tell((session, differ)))));
+}
+
 impl RealHands {
     /// Starts the threads of every room; their news comes in through the queue.
     pub(super) fn new(parts: Parts) -> Result<(Self, Receiver<Input>), StartError> {
@@ -160,11 +168,7 @@ impl RealHands {
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
         let stamping = Stamping::start(node, disks.as_deref()).map_err(failed("the thread of stamps"))?;
         if let Some(disks) = &disks {
-            let stood = Outlet::into_queue(&inputs, |stands| Input::Disk { stands });
-            disks.on_stand(Box::new(move |stands| drop(stood.tell(stands))));
-            let compared =
-                Outlet::into_queue(&inputs, |(session, differ)| Input::Compared { session, differ });
-            disks.on_compared(Box::new(move |session, differ| drop(compared.tell((session, differ)))));
+            hear_of_disks(disks, &inputs);
         }
         let hands = Self {
             inputs,
