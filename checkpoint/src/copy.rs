@@ -5,12 +5,16 @@
 //! Pages that the kernel holds no memory for are zero. They are not read, which would make it hold some, and a run of
 //! them is one record. Such a page, too, is dirty when it is written after it was asked about. Nothing may write memory
 //! behind the dirty log while a copy is under way: after a take-over, what is applied lazily has to be finished.
+//!
+//! A page that the backup still has of an earlier time is not sent, if it tells so: see [`crate::compare`].
 
+use crate::compare::KeptPages;
 use crate::encoder::{CopyError, CopyPiece, EncodeStats, Encoder};
 use crate::page::{Page, ZERO_PAGE, is_zero};
 use crate::wire::WireSink;
 use ft_ram::{PageIndex, PageRun, RamView};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Pages read out of the guest at a time, and runs of zero pages sent at a time.
 const STRIDE: usize = 64;
@@ -28,7 +32,12 @@ pub struct FullCopy {
     next: PageIndex,
     total: PageIndex,
     read: PageIndex,
+    same: PageIndex,
     resent: u64,
+    /// What the backup tells of the memory that it kept.
+    kept: Option<Arc<KeptPages>>,
+    /// It has yet to tell of the next page.
+    waits: bool,
     /// The end of the pages from `next` on that the kernel holds memory for, as far as that is known.
     held_until: PageIndex,
     stats: EncodeStats,
@@ -44,8 +53,12 @@ pub struct CopyProgress {
     pub total_pages: PageIndex,
     /// Those of the pages sent that had to be read. All others are in holes of the memory.
     pub read_pages: PageIndex,
+    /// Those of the pages read that the backup had already.
+    pub same_pages: PageIndex,
     /// Pages sent again because they were dirtied.
     pub resent_pages: u64,
+    /// The backup has yet to tell what it has of the next page: until then there is nothing to do.
+    pub waits: bool,
 }
 
 impl CopyProgress {
@@ -68,11 +81,21 @@ impl FullCopy {
             next: 0,
             total: view.pages(),
             read: 0,
+            same: 0,
             resent: 0,
+            kept: None,
+            waits: false,
             held_until: 0,
             stats: EncodeStats::default(),
             buffer: vec![ZERO_PAGE; STRIDE],
         })
+    }
+
+    /// The backup tells of each page what it still has of it: this waits for that, and does not send what is the same.
+    #[must_use]
+    pub fn comparing(mut self, kept: Arc<KeptPages>) -> Self {
+        self.kept = Some(kept);
+        self
     }
 
     /// Sends up to `max_pages` more of the pages not sent yet. A run of pages in a hole counts as one.
@@ -85,7 +108,8 @@ impl FullCopy {
     ) -> Result<CopyProgress, CopyError> {
         let mut left = max_pages as usize;
         let mut runs = Vec::with_capacity(STRIDE.min(left));
-        while left > 0 && self.next < self.total {
+        self.waits = false;
+        while left > 0 && self.next < self.total && !self.waits {
             runs.clear();
             let read = self.plan(view, left.min(STRIDE), &mut runs);
             left -= runs.len();
@@ -99,6 +123,7 @@ impl FullCopy {
     /// Takes the next pages, at most so many and runs of zero ones. Says how many have to be read.
     fn plan(&mut self, view: &RamView, most: usize, runs: &mut Vec<Run>) -> PageIndex {
         let mut read = 0;
+        let told_until = self.kept.as_ref().map_or(self.total, |kept| kept.come_to(self.next));
         while runs.len() < most && self.next < self.total {
             if self.next >= self.held_until {
                 match view.run_from(self.next) {
@@ -111,6 +136,10 @@ impl FullCopy {
                     // What the kernel does not say is read.
                     Err(_) => self.held_until = self.total,
                 }
+            }
+            if self.next >= told_until {
+                self.waits = true;
+                break;
             }
             runs.push(Run::Page(self.next));
             self.next += 1;
@@ -161,7 +190,10 @@ impl FullCopy {
                     view.read_page(page, copy);
                     if !is_zero(copy) {
                         pieces.extend(zeroes.take().map(CopyPiece::Zeroes));
-                        pieces.push(CopyPiece::Page(page, copy));
+                        let is_kept = self.kept.as_ref().is_some_and(|kept| kept.has(page, copy));
+                        self.same += PageIndex::from(is_kept);
+                        let piece = if is_kept { CopyPiece::Kept } else { CopyPiece::Page };
+                        pieces.push(piece(page, copy));
                         continue;
                     }
                     page..page + 1
@@ -180,7 +212,9 @@ impl FullCopy {
             sent_pages: self.next,
             total_pages: self.total,
             read_pages: self.read,
+            same_pages: self.same,
             resent_pages: self.resent,
+            waits: self.waits,
         }
     }
 

@@ -7,7 +7,7 @@
 
 use crate::arena::Capture;
 use crate::digest::{Chain, Changes};
-use crate::page::{Encoding, Page, PageCodec, RECORD_MAX, ZERO_PAGE, zero_run};
+use crate::page::{Encoding, Page, PageCodec, RECORD_MAX, ZERO_PAGE, same, zero_run};
 use crate::scrub::Sample;
 use crate::shadow::Shadow;
 use crate::wire::frame::NoSink;
@@ -174,6 +174,8 @@ pub struct Encoded {
 pub(crate) enum CopyPiece<'p> {
     /// A page and its content.
     Page(PageIndex, &'p Page),
+    /// A page that the backup has already, with this content.
+    Kept(PageIndex, &'p Page),
     /// Zero pages, none of them sent before.
     Zeroes(Range<PageIndex>),
 }
@@ -246,6 +248,7 @@ impl Encoder {
             }
             match piece {
                 CopyPiece::Page(index, page) => self.page(index, page, &mut batch, stats),
+                CopyPiece::Kept(index, page) => self.kept(index, page, &mut batch, stats),
                 CopyPiece::Zeroes(run) => self.zero_run(run, &mut batch, stats),
             }
         }
@@ -378,6 +381,17 @@ impl Encoder {
             pairing.chain.page(index, page);
         }
         stats.pages[encoding as usize] += 1;
+        stats.bytes_in += PAGE_SIZE as u64;
+    }
+
+    /// A page that the backup has already, which was never sent before: from now on it counts as sent.
+    fn kept(&mut self, index: PageIndex, page: &Page, out: &mut Vec<u8>, stats: &mut EncodeStats) {
+        same(out, index);
+        self.shadow.insert(index, page);
+        if let Some(pairing) = &mut self.chain {
+            pairing.chain.page(index, page);
+        }
+        stats.pages[Encoding::Same as usize] += 1;
         stats.bytes_in += PAGE_SIZE as u64;
     }
 

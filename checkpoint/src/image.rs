@@ -1,8 +1,10 @@
 //! The backup's image of the guest's RAM: the second mapping of the memory that the guest will run on. The image knows
-//! which pages were written since the copy began, so zero pages of a fresh image cost neither time nor memory.
+//! which pages have memory behind them since the copy began, so zero pages of a fresh image cost neither time nor memory.
 
 use crate::page::{Page, is_zero};
+use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One bit a page. Relaxed: code that hands pages from one thread to another synchronises by itself.
@@ -21,6 +23,10 @@ impl PageSet {
     fn insert(&self, page: PageIndex) -> bool {
         let bit = 1 << (page % 64);
         self.0[page as usize / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    fn remove(&self, page: PageIndex) {
+        self.0[page as usize / 64].fetch_and(!(1 << (page % 64)), Ordering::Relaxed);
     }
 
     fn fill(&self, word: u64) {
@@ -51,11 +57,42 @@ impl Image {
     /// Makes every page zero by giving the memory back, and forgets what was received.
     pub(crate) fn empty(&self) {
         self.received.fill(0);
-        let bytes = self.view.pages() as usize * ft_ram::layout::PAGE_SIZE;
-        // SAFETY: the whole of the view's mapping; nobody holds references into it, and its content is to be lost.
-        let removed = unsafe { libc::madvise(self.view.page_ptr(0).cast(), bytes, libc::MADV_REMOVE) } == 0;
         // Where the kernel cannot (it can for memfds), zero pages are written like all others.
-        self.written.fill(if removed { 0 } else { u64::MAX });
+        self.written.fill(if self.give_back(0..self.view.pages()) { 0 } else { u64::MAX });
+    }
+
+    /// Gives back the memory behind pages, which are zero then. False if the kernel cannot.
+    fn give_back(&self, pages: Range<PageIndex>) -> bool {
+        let bytes = pages.len() * PAGE_SIZE;
+        // SAFETY: pages of the view's mapping; nobody holds references into it, and their content is to be lost.
+        unsafe { libc::madvise(self.view.page_ptr(pages.start).cast(), bytes, libc::MADV_REMOVE) == 0 }
+    }
+
+    /// Forgets what was received, and leaves every page as it is: what comes is compared with it.
+    pub(crate) fn keep(&self) {
+        self.received.fill(0);
+        self.written.fill(0);
+        let note = |run: Range<PageIndex>| {
+            for page in run {
+                self.written.insert(page);
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        if self.view.held(note).is_err() {
+            self.empty();
+        }
+    }
+
+    /// Makes pages zero, and gives the memory behind them back.
+    pub(crate) fn clear(&self, pages: Range<PageIndex>) {
+        if !pages.clone().any(|page| self.written.contains(page)) {
+            return;
+        }
+        if self.give_back(pages.clone()) {
+            pages.for_each(|page| self.written.remove(page));
+        } else {
+            pages.for_each(|page| self.write(page, None));
+        }
     }
 
     /// A page of the full copy has come. Returns whether it is the first time.

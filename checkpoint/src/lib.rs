@@ -11,7 +11,8 @@
 //! ```text
 //! primary                                        backup
 //!   Hello / Welcome / Refuse  <---------------->   (wire::handshake)
-//!   CopyBegin{pairing} ------------------------>   image emptied, nothing held
+//!   CopyBegin{pairing} ------------------------>   nothing is held any more
+//!                      <------ PageHashes{first..}   what is still in the image, a window ahead
 //!   CopyPages* (whole RAM, then re-dirtied) --->   straight into the image
 //!   Disk* (as the guest changes a disk) -------->   ahead of the checkpoint that it is a part of
 //!   EpochBegin Pages* State* EpochEnd{digest} ->   decoded aside, verified, sealed
@@ -75,6 +76,7 @@
 pub mod arena;
 pub mod backlog;
 pub mod bench_support;
+pub mod compare;
 pub mod copy;
 pub mod digest;
 pub mod encoder;

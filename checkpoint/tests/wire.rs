@@ -2,9 +2,10 @@
 
 use ft_checkpoint::scrub::Sample;
 use ft_checkpoint::wire::frame::{HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION};
-use ft_checkpoint::wire::handshake::{Refusal, Side, check};
+use ft_checkpoint::wire::handshake::{PROTOCOL, Refusal, Side, check};
 use ft_checkpoint::wire::identity::{FACTS_MAX, Fact, STATE_FORMAT, TEXT_BYTES_MAX, Versions, Weight};
 use ft_checkpoint::wire::message::*;
+use ft_checkpoint::wire::pages::HASHES_MAX;
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameType, FrameWriter, Message, WireSink, vm_id};
 use ft_mirror::{Change, Extent, Space};
 use proptest::prelude::*;
@@ -13,6 +14,7 @@ use std::io::{self, Read};
 
 fn written(frames: &[(FrameType, u64, Vec<u8>)]) -> Vec<u8> {
     let mut writer = FrameWriter::new(Vec::new(), 5, 2);
+    writer.speak(PROTOCOL.newest);
     for (kind, epoch, payload) in frames {
         writer.frame(*kind, *epoch, payload).unwrap();
     }
@@ -150,6 +152,7 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
         (any::<(u16, u32)>(), prop::option::of(n()), prop::collection::vec(any::<u8>(), 0..90))
             .prop_map(|((disk, at), base, bits)| Message::DiskMap(DiskMap { disk, base, at, bits })),
         (n(), n()).prop_map(|(pairing, epoch)| Message::Settled(Settled { pairing, epoch })),
+        any_page_hashes(0..40).prop_map(Message::PageHashes),
         (n(), ".{0,90}").prop_map(|(count, what)| Message::Diverged(Diverged { count, what })),
         (
             ".{0,90}",
@@ -166,6 +169,12 @@ fn any_message() -> impl Strategy<Value = Message<'static>> {
                 Message::Standing(standing)
             }),
     ]
+}
+
+fn any_page_hashes(hashes: std::ops::Range<usize>) -> impl Strategy<Value = PageHashes> {
+    let hashes = prop::collection::vec(any::<[u8; 16]>(), hashes);
+    let run = (0..1_u32 << 20, hashes).prop_map(|(holes, hashes)| HashRun { holes, hashes });
+    (0..1_u32 << 31, prop::collection::vec(run, 0..9)).prop_map(|(first, runs)| PageHashes { first, runs })
 }
 
 proptest! {
@@ -223,6 +232,7 @@ proptest! {
     #[test]
     fn messages_arrive_as_they_were_sent(message in any_message(), epoch in any::<u64>()) {
         let mut writer = FrameWriter::new(Vec::new(), 5, 2);
+        writer.speak(PROTOCOL.newest);
         message.send(epoch, &mut writer).unwrap();
         let bytes = writer.into_inner();
         let mut reader = FrameReader::new(&bytes[..]);
@@ -240,6 +250,32 @@ proptest! {
         match Message::decode(&reader.read().unwrap()) {
             Ok(message) => prop_assert_eq!(message.kind(), FrameType::ALL[kind]),
             Err(error) => prop_assert!(matches!(error, FrameError::Malformed { .. }), "{}", error),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn page_hashes_beyond_a_bound_are_malformed_and_others_name_their_pages(
+        said in any_page_hashes(0..400), first in prop_oneof![0..u32::MAX, u32::MAX - 2000..u32::MAX],
+    ) {
+        let said = PageHashes { first, ..said };
+        let mut writer = FrameWriter::new(Vec::new(), 5, 2);
+        writer.speak(PROTOCOL.newest);
+        Message::PageHashes(said.clone()).send(0, &mut writer).unwrap();
+        let bytes = writer.into_inner();
+        let mut reader = FrameReader::new(&bytes[..]);
+        let decoded = Message::decode(&reader.read().unwrap());
+        let hashes: usize = said.runs.iter().map(|run| run.hashes.len()).sum();
+        let holes: u64 = said.runs.iter().map(|run| u64::from(run.holes)).sum();
+        if hashes > HASHES_MAX || u64::from(first) + holes + hashes as u64 > u64::from(u32::MAX) {
+            let error = decoded.unwrap_err();
+            prop_assert!(matches!(error, FrameError::Malformed { .. }), "{}", error);
+        } else {
+            let pages: Vec<u32> = said.hashes().map(|(page, _)| page).collect();
+            prop_assert!(pages.is_sorted() && pages.len() == hashes);
+            prop_assert!(pages.last().is_none_or(|last| *last < said.end()));
+            prop_assert_eq!(decoded.unwrap(), Message::PageHashes(said));
         }
     }
 }

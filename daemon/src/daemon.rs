@@ -14,9 +14,9 @@ use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
 use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
-use crate::peer::{PeerPlace, Port, TellLack};
+use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
-use crate::replica::{self, Input, Parts, StartError};
+use crate::replica::{self, Input, Parts, StartError, TellLackBeside};
 use crate::role::{Exit, NodeRecord, OnDisk, OnUplinkLoss, Policy, Role, Times};
 use ft_checkpoint::wire::message::Mode;
 use std::path::Path;
@@ -233,11 +233,11 @@ fn await_answers(desk: &Desk) {
 }
 
 /// What this host lacks to be the backup. Where the VM runs it has its memory already.
-fn lack(need: Need, window: &Arc<Window>) -> TellLack {
+fn lack(need: Need, window: &Arc<Window>) -> TellLackBeside {
     let window = Arc::clone(window);
-    Box::new(move || {
+    Box::new(move |kept| {
         let runs_here = window.view().is_some_and(|view| view.what.role == Role::Primary);
-        if runs_here { None } else { need.shortage() }
+        if runs_here { None } else { need.shortage_beside(kept) }
     })
 }
 

@@ -5,7 +5,7 @@ use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call};
 use ft_checkpoint::wire::frame::VERSION;
 use ft_checkpoint::wire::handshake::{PROTOCOL, is_permanent};
 use ft_checkpoint::wire::identity::{Fact, Versions};
-use ft_checkpoint::wire::message::{Ack, Hello, Identity, Refuse, Welcome};
+use ft_checkpoint::wire::message::{Ack, HashRun, Hello, Identity, PageHashes, Refuse, Welcome};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
@@ -386,8 +386,8 @@ fn strangers_at_the_replication_ports_disturb_nobody() {
 }
 
 #[test]
-fn a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up() {
-    World::run("a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up", |world| {
+fn a_backup_that_falls_silent_or_says_what_cannot_be_is_given_up() {
+    World::run("a_backup_that_falls_silent_or_says_what_cannot_be_is_given_up", |world| {
         // What the real backup would say of itself.
         let listener = TcpListener::bind(("127.0.0.1", Config::port(0))).unwrap();
         let mut beta = Daemon::start(world, &Config::beta(world));
@@ -419,6 +419,15 @@ fn a_backup_that_falls_silent_or_acks_what_was_never_sent_is_given_up() {
         liar.send(&Message::Ack(Ack { epoch: 1 << 40, stamp_us: 0 }));
         let status = alpha.wait_until(Role::Primary, State::Solo);
         assert!(status.detail.contains("epoch 1099511627776"), "{status:?}");
+
+        // It tells of memory that it was not asked about yet.
+        let (mut liar, _pulse) = Fake::dial_twice(0, hello.clone());
+        alpha.wait_until(Role::Primary, State::Resyncing);
+        liar.writer.speak(PROTOCOL.newest);
+        let hashes = vec![[0; 16]];
+        liar.send(&Message::PageHashes(PageHashes { first: 7, runs: vec![HashRun { holes: 0, hashes }] }));
+        let status = alpha.wait_until(Role::Primary, State::Solo);
+        assert!(status.detail.contains("tells of its page 7, where page 0 was due"), "{status:?}");
 
         // The real one is welcome all the same.
         let _beta = Daemon::start(world, &Config::beta(world));

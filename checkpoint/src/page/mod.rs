@@ -108,6 +108,11 @@ pub(crate) fn zero_run(out: &mut Vec<u8>, first: PageIndex, pages: u32) {
     record(out, first, Encoding::Zero, if pages == 1 { &[] } else { &count });
 }
 
+/// Appends the record of a page that the decoder has already.
+pub(crate) fn same(out: &mut Vec<u8>, page: PageIndex) {
+    record(out, page, Encoding::Same, &[]);
+}
+
 /// Encodes pages; owns the scratch space and lz4's table, so that nothing is allocated per page.
 pub struct PageCodec {
     lz4: lz4::Compressor,

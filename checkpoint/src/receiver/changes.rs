@@ -48,7 +48,7 @@ impl Receiver {
         let due = match &self.holding {
             Holding::Nothing => return unexpected("without a copy"),
             // A copy's changes are of no epoch, those after it of the first one, whichever that is.
-            Holding::Copy { .. } => self.incoming_changes.epoch.unwrap_or(theirs),
+            Holding::Copy(_) => self.incoming_changes.epoch.unwrap_or(theirs),
             Holding::Sealed(sealed) => sealed.epoch.saturating_add(1),
         };
         if theirs != due {
@@ -72,7 +72,7 @@ impl Receiver {
                 return Err(ReceiveError::Unexpected { kind, when: "in replay mode" });
             }
             Holding::Nothing => return Err(ReceiveError::Unexpected { kind, when: "without a copy" }),
-            Holding::Copy { .. } => {}
+            Holding::Copy(_) => {}
             // In its place among the changes of the epoch that is sealed next.
             Holding::Sealed(sealed) => {
                 let due = sealed.epoch.saturating_add(1);
@@ -100,7 +100,7 @@ impl Receiver {
 
     fn check_copy(&self, frame: &Frame<'_>) -> Result<(), ReceiveError> {
         match self.holding {
-            Holding::Copy { .. } if self.mode != Mode::Replay => Ok(()),
+            Holding::Copy(_) if self.mode != Mode::Replay => Ok(()),
             _ => Err(ReceiveError::Unexpected { kind: frame.kind, when: "outside a copy" }),
         }
     }

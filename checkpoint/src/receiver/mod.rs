@@ -12,27 +12,28 @@
 //! (beyond it the receiver applies by itself before it takes more, which slows the sender down through the channel).
 
 mod changes;
+mod copying;
 mod error;
 mod incoming;
 mod log;
 
+pub use copying::TOLD_AHEAD;
 pub use error::ReceiveError;
 
 use crate::backlog::{Applier, Backlog, Pool, SealedCheckpoint};
 use crate::digest::Chain;
 use crate::encoder::STATE_BYTES_MAX;
 use crate::image::Image;
-use crate::page::{Encoding, Records, ZERO_PAGE};
+use crate::page::Records;
 use crate::scrub::SAMPLES_MAX;
-use crate::wire::message::{
-    Bye, Compare, CopyBegin, DiskMap, EpochBegin, EpochEnd, Held, Mode, Network, Standing,
-};
+use crate::wire::message::{Bye, Compare, DiskMap, EpochBegin, EpochEnd, Held, Mode, Network, Standing};
 use crate::wire::{Frame, FrameType, Message};
 use changes::IncomingChanges;
+use copying::Copying;
 use ft_mirror::Change;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
-use incoming::{Incoming, no_base};
+use incoming::Incoming;
 use log::IncomingLog;
 use std::sync::Arc;
 
@@ -79,6 +80,8 @@ pub enum Received<'f> {
         received_pages: PageIndex,
         /// Pages of RAM.
         total_pages: PageIndex,
+        /// Those of the pages received that were here already.
+        same_pages: PageIndex,
     },
     /// A checkpoint is complete and verified: to be acked.
     Sealed {
@@ -136,7 +139,7 @@ enum Holding {
     /// Nothing, or a copy that failed.
     Nothing,
     /// A full copy is coming in.
-    Copy { pairing: u64, received: PageIndex, chain: Chain },
+    Copy(Copying),
     /// A sealed checkpoint.
     Sealed(Sealed),
 }
@@ -148,6 +151,8 @@ pub struct Receiver {
     pool: Arc<Pool>,
     limits: Limits,
     mode: Mode,
+    /// The primary wants to hear what is still in the image when a copy begins.
+    compares: bool,
     generation: u64,
     holding: Holding,
     incoming: Option<Incoming>,
@@ -178,6 +183,7 @@ impl Receiver {
             pool: Pool::new(limits.epoch_pages, limits.backlog_pages),
             limits,
             mode,
+            compares: false,
             generation: 0,
             holding: Holding::Nothing,
             incoming: None,
@@ -196,6 +202,12 @@ impl Receiver {
     pub fn with_disks(mut self, bytes: Vec<u64>) -> Self {
         self.disks = bytes;
         self
+    }
+
+    /// Whether the primary understands what it is told of the memory that is behind the view when a copy begins
+    /// ([`Self::page_hashes`]). Otherwise that is given back, and all comes anew.
+    pub fn compare_copies(&mut self, compares: bool) {
+        self.compares = compares;
     }
 
     /// The worker for the backlog.
@@ -244,7 +256,7 @@ impl Receiver {
             self.pool.put(incoming.pages);
             self.spare_state = incoming.state;
         }
-        if matches!(self.holding, Holding::Copy { .. }) {
+        if matches!(self.holding, Holding::Copy(_)) {
             self.holding = Holding::Nothing;
         }
     }
@@ -313,65 +325,12 @@ impl Receiver {
             | Message::Position(_)
             | Message::Compared(_)
             | Message::Settled(_)
+            | Message::PageHashes(_)
             | Message::Survey(_)
             | Message::Diverged(_) => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
             #[cfg(feature = "next-version")]
             Message::Build { .. } => Err(ReceiveError::Unexpected { kind, when: "from a primary" }),
         }
-    }
-
-    fn copy_begin(&mut self, begin: CopyBegin) -> Result<Received<'static>, ReceiveError> {
-        let ours = self.image.view().pages();
-        if begin.total_pages != ours {
-            return Err(ReceiveError::MemorySize { theirs: begin.total_pages, ours });
-        }
-        let pairing = begin.pairing;
-        self.disagreed = None;
-        self.incoming_changes = IncomingChanges::default();
-        self.holding = Holding::Copy { pairing, received: 0, chain: Chain::new(pairing) };
-        self.backlog.discard();
-        self.image.empty();
-        Ok(Received::CopyStarted { pairing })
-    }
-
-    fn copy_pages(&mut self, batch: &[u8]) -> Result<Received<'static>, ReceiveError> {
-        let Holding::Copy { received, chain, .. } = &mut self.holding else {
-            return Err(ReceiveError::Unexpected { kind: FrameType::CopyPages, when: "outside a copy" });
-        };
-        let total = self.image.view().pages();
-        let mut content = ZERO_PAGE;
-        let out_of_order = |page| ReceiveError::PageIndex { epoch: 0, page, pages: total };
-        for record in Records::of_copy(batch) {
-            let record = record.map_err(|source| ReceiveError::Page { epoch: 0, source })?;
-            if record.page >= total || record.pages() > total - record.page {
-                return Err(out_of_order(record.page));
-            }
-            if record.pages() != 1 {
-                // Each page is in one run at most: so their number is bounded, however long they are.
-                for page in record.page..record.page + record.pages() {
-                    if !self.image.mark_received(page) {
-                        return Err(out_of_order(page));
-                    }
-                    self.image.write(page, None);
-                }
-                chain.zero_run(record.page, record.pages());
-                *received += record.pages();
-                continue;
-            }
-            if record.needs_base() {
-                if !self.image.was_received(record.page) {
-                    return Err(no_base(0, &record));
-                }
-                self.image.read(record.page, &mut content);
-            }
-            record.decode(&mut content).map_err(|source| ReceiveError::Page { epoch: 0, source })?;
-            chain.page(record.page, &content);
-            if record.encoding != Encoding::Same {
-                self.image.write_any(record.page, &content);
-            }
-            *received += u32::from(self.image.mark_received(record.page));
-        }
-        Ok(Received::CopyProgress { received_pages: *received, total_pages: total })
     }
 
     fn epoch_begin(&mut self, epoch: u64, begin: EpochBegin) -> Result<Received<'static>, ReceiveError> {
@@ -380,10 +339,10 @@ impl Receiver {
             Holding::Nothing => {
                 return Err(ReceiveError::Unexpected { kind: FrameType::EpochBegin, when: "without a copy" });
             }
-            Holding::Copy { received, .. } if *received < total => {
-                return Err(ReceiveError::CopyIncomplete { received: *received, total });
+            Holding::Copy(copy) if copy.received < total => {
+                return Err(ReceiveError::CopyIncomplete { received: copy.received, total });
             }
-            Holding::Copy { pairing, chain, .. } => (*pairing, *chain, epoch.max(1)),
+            Holding::Copy(copy) => (copy.pairing, copy.chain, epoch.max(1)),
             Holding::Sealed(_) if self.mode == Mode::Replay => {
                 return Err(ReceiveError::Unexpected {
                     kind: FrameType::EpochBegin,

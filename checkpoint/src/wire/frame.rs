@@ -68,6 +68,7 @@ pub enum FrameType {
     Compared = 28,
     DiskMap = 29,
     Settled = 30,
+    PageHashes = 31,
     #[cfg(feature = "next-version")]
     Build = 1000,
 }
@@ -75,8 +76,9 @@ pub enum FrameType {
 /// Types of frame that came after the oldest version of the protocol that is still spoken, each with the version that
 /// brought it. A message never changes: a version that has more to say has another message.
 const LATER: &[(FrameType, u16)] = &[
+    (FrameType::PageHashes, 5),
     #[cfg(feature = "next-version")]
-    (FrameType::Build, 5),
+    (FrameType::Build, 6),
 ];
 
 impl FrameType {
@@ -112,6 +114,7 @@ impl FrameType {
         Self::Compared,
         Self::DiskMap,
         Self::Settled,
+        Self::PageHashes,
         #[cfg(feature = "next-version")]
         Self::Build,
     ];

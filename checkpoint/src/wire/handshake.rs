@@ -5,7 +5,7 @@ use super::identity::{Comparison, Fact, Identity, STATE_FORMAT, Versions, Weight
 use super::message::Refuse;
 
 /// Versions of the messages' meaning that are spoken here: this build's, and that of the build before it.
-pub const PROTOCOL: Versions = Versions { oldest: 4, newest: 4 + cfg!(feature = "next-version") as u16 };
+pub const PROTOCOL: Versions = Versions { oldest: 4, newest: 5 + cfg!(feature = "next-version") as u16 };
 
 /// What two nodes that fit say and write to each other: the newest versions that both know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

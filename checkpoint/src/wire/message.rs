@@ -3,6 +3,7 @@
 
 use super::frame::{Frame, FrameError, FrameType, WireSink};
 pub use super::identity::{Fact, Identity};
+pub use super::pages::{HashRun, PageHashes};
 use crate::scrub::Sample;
 use ft_mirror::Change;
 use serde::{Deserialize, Serialize};
@@ -350,6 +351,8 @@ pub enum Message<'a> {
     DiskMap(DiskMap),
     /// See [`Settled`].
     Settled(Settled),
+    /// See [`PageHashes`].
+    PageHashes(PageHashes),
     /// The next version: the backup names its build.
     #[cfg(feature = "next-version")]
     Build {
@@ -392,6 +395,7 @@ impl<'a> Message<'a> {
             Self::Compared(_) => FrameType::Compared,
             Self::DiskMap(_) => FrameType::DiskMap,
             Self::Settled(_) => FrameType::Settled,
+            Self::PageHashes(_) => FrameType::PageHashes,
             #[cfg(feature = "next-version")]
             Self::Build { .. } => FrameType::Build,
         }
@@ -452,6 +456,13 @@ impl<'a> Message<'a> {
             FrameType::Compared => Self::Compared(parse(frame)?),
             FrameType::DiskMap => Self::DiskMap(parse(frame)?),
             FrameType::Settled => Self::Settled(parse(frame)?),
+            FrameType::PageHashes => {
+                let said: PageHashes = parse(frame)?;
+                if let Some(why) = said.fault() {
+                    return Err(FrameError::Malformed { kind, why: why.into() });
+                }
+                Self::PageHashes(said)
+            }
             #[cfg(feature = "next-version")]
             FrameType::Build => Self::Build { text: parse(frame)? },
         })
@@ -499,6 +510,7 @@ impl<'a> Message<'a> {
             Self::Compared(m) => postcard::to_stdvec(m),
             Self::DiskMap(m) => postcard::to_stdvec(m),
             Self::Settled(m) => postcard::to_stdvec(m),
+            Self::PageHashes(m) => postcard::to_stdvec(m),
             Self::Survey(m) => postcard::to_stdvec(m),
             #[cfg(feature = "next-version")]
             Self::Build { text } => postcard::to_stdvec(text),

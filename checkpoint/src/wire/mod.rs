@@ -12,6 +12,7 @@
 //!     <------------------------ or: resume_from = E        the epochs after E follow
 //!     <----------------------- CopyBegin CopyPages ...
 //!     DiskMap{base, bits} <--------------------------->   in a copy: which extents of the disks may differ
+//!     PageHashes{page, hashes} ----------------------->   in a copy: what the backup still has of the memory
 //!     <--------- Compare{extent, hash} and Disk*, in a copy
 //!     Compared{extent, same} ------------------------->   until all these extents are
 //!     <-------- Disk* EpochBegin Pages* State* EpochEnd{digest, stamp}
@@ -38,6 +39,7 @@ pub mod frame;
 pub mod handshake;
 pub mod identity;
 pub mod message;
+pub mod pages;
 
 pub use frame::{Frame, FrameError, FrameReader, FrameType, FrameWriter, SharedPayload, WireSink, vm_id};
 pub use message::Message;

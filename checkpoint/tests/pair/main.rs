@@ -5,6 +5,7 @@ mod damage;
 mod disks;
 mod history;
 mod holes;
+mod kept;
 mod lazy;
 mod log;
 mod scrub;

@@ -27,7 +27,11 @@ pub fn block(status: &Status, palette: Palette) -> String {
     }
     if let Some(copy) = status.copy {
         let percent = 100.0 * copy.done_bytes as f64 / copy.total_bytes.max(1) as f64;
-        rows.add("full copy", format!("{percent:.0} % of {}", bytes(copy.total_bytes)));
+        let same = match copy.same_bytes {
+            0 => String::new(),
+            same => format!(", {} of it the same on both hosts", bytes(same)),
+        };
+        rows.add("full copy", format!("{percent:.0} % of {}{same}", bytes(copy.total_bytes)));
     }
     rows.disks(status);
     rows.add("generation", status.generation.to_string());
@@ -318,7 +322,12 @@ mod tests {
 
     #[test]
     fn a_status_is_shown_aligned() {
-        let copy = Some(CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20, age_ms: 12 });
+        let copy = CopyStatus { done_bytes: 64 << 20, total_bytes: 256 << 20, same_bytes: 0, age_ms: 12 };
+        let back = Some(CopyStatus { same_bytes: 60 << 20, ..copy });
+        let text = block(&Status { copy: back, ..status() }, Palette::Plain);
+        let line = "full copy  25 % of 256.0 MiB, 60.0 MiB of it the same on both hosts\n";
+        assert!(text.contains(line), "{text}");
+        let copy = Some(copy);
         let text = block(&Status { copy, ..status() }, Palette::Plain);
         let expected = "           vm  web on alpha
          role  primary

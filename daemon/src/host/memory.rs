@@ -86,17 +86,26 @@ impl Need {
     /// What this host lacks now.
     #[must_use]
     pub fn shortage(self) -> Option<Shortage> {
-        self.shortage_in(Path::new("/"))
+        self.shortage_beside(None)
     }
 
-    fn shortage_in(self, root: &Path) -> Option<Shortage> {
+    /// As [`Self::shortage`]; where the daemon still has memory of the VM, of which the kernel holds so many bytes, a copy
+    /// will come into that.
+    #[must_use]
+    pub fn shortage_beside(self, kept: Option<u64>) -> Option<Shortage> {
+        self.shortage_in(Path::new("/"), kept)
+    }
+
+    fn shortage_in(self, root: &Path, kept: Option<u64>) -> Option<Shortage> {
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
         let (limits, status) = (read("proc/self/limits"), read("proc/self/status"));
         let meminfo = read("proc/meminfo");
         let swap = if self.lock { 0 } else { kib(&meminfo, "SwapFree:").unwrap_or(0) };
         let groups = read("proc/self/cgroup");
-        let (locked, need) = (self.ram_bytes, self.ram_bytes + beside(self.ram_bytes));
-        let mapped = self.ram_bytes * MAPPINGS + beside(self.ram_bytes);
+        let need = self.ram_bytes.saturating_sub(kept.unwrap_or(0)) + beside(self.ram_bytes);
+        // What is kept is mapped for the machine, and locked with that.
+        let locked = if kept.is_some() { 0 } else { self.ram_bytes };
+        let mapped = self.ram_bytes * (MAPPINGS - u64::from(kept.is_some())) + beside(self.ram_bytes);
 
         let space = limit(&limits, "Max address space");
         let space = space.map(|most| most.saturating_sub(kib(&status, "VmSize:").unwrap_or(0)));
@@ -221,7 +230,11 @@ mod tests {
         }
 
         fn lacks(&self, ram_mib: u64, lock: bool) -> Option<Shortage> {
-            Need { ram_bytes: ram_mib * MIB, lock }.shortage_in(self.0.path())
+            Need { ram_bytes: ram_mib * MIB, lock }.shortage_in(self.0.path(), None)
+        }
+
+        fn lacks_beside(&self, ram_mib: u64, lock: bool, kept_mib: u64) -> Option<Shortage> {
+            Need { ram_bytes: ram_mib * MIB, lock }.shortage_in(self.0.path(), Some(kept_mib * MIB))
         }
     }
 
@@ -272,6 +285,23 @@ mod tests {
             .with("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "0\n");
         assert_eq!(host.lacks(100, false), None, "with the host's swap");
         assert!(matches!(host.lacks(101, false), Some(Shortage::Group { .. })));
+    }
+
+    #[test]
+    fn memory_of_the_vm_that_is_kept_is_not_asked_for_again() {
+        let host = Host::new();
+        assert_eq!(host.lacks_beside(1500, false, 556), None);
+        let need = 1201 * MIB;
+        assert_eq!(host.lacks_beside(1500, false, 555), Some(Shortage::Host { left: 1200 * MIB, need }));
+        let host = Host::new().with("proc/self/limits", "Max address space  419430400  unlimited  bytes\n");
+        assert_eq!(host.lacks_beside(75, false, 0), None, "one of the mappings is there");
+        assert_eq!(
+            host.lacks_beside(76, false, 0),
+            Some(Shortage::AddressSpace { left: 300 * MIB, need: 304 * MIB })
+        );
+        let host = Host::new().with("proc/self/limits", "Max locked memory  11534336  11534336  bytes\n");
+        assert!(host.lacks(11, true).is_some());
+        assert_eq!(host.lacks_beside(11, true, 0), None, "it is locked already");
     }
 
     #[test]

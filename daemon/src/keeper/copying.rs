@@ -42,10 +42,10 @@ pub(super) struct Copying {
     is_last: bool,
     /// The guest stands still, to be slow.
     pub(super) stands: bool,
-    /// What waits in front of the connection is to go first.
+    /// What waits in front of the connection is to go first, or the backup is to tell what it has kept.
     waits: bool,
-    /// This round's pages wait for the disks.
-    waited_for_disks: bool,
+    /// This round does not tell how fast pages are carried: its pages waited for the disks, or were there already.
+    is_untimed: bool,
 }
 
 /// The writable disks' part in a copy.
@@ -110,7 +110,10 @@ impl Copying {
         };
         let begun = FullCopy::begin(&mut encoder, pairing.nonce, &vm.view, &mut pairing.copy_sink());
         let begun = begun.inspect_err(|e| tracing::debug!("full copy not begun: {e}")).ok();
-        let Some(copy) = begun else { return Ok(None) };
+        let Some(mut copy) = begun else { return Ok(None) };
+        if let Some(kept) = &pairing.kept {
+            copy = copy.comparing(Arc::clone(kept));
+        }
         Ok(Some(Self {
             pairing,
             encoder,
@@ -124,7 +127,7 @@ impl Copying {
             is_last: false,
             stands: false,
             waits: false,
-            waited_for_disks: false,
+            is_untimed: false,
         }))
     }
 
@@ -147,7 +150,10 @@ impl Copying {
         }
         match self.send(vm) {
             Ok(Some(progress)) => {
-                setup.telemetry.copying(progress);
+                self.waits = progress.waits;
+                if !progress.waits {
+                    setup.telemetry.copying(progress);
+                }
                 Ok(CopyStep::Going)
             }
             Ok(None) => self.next_round(vm, setup),
@@ -177,12 +183,13 @@ impl Copying {
 
     /// Sends the next pages of this round; none if it is over.
     fn send(&mut self, vm: &Vm) -> Result<Option<CopyProgress>, CopyError> {
-        let Self { pairing, encoder, copy, dirty, sent, round_pages, .. } = self;
+        let Self { pairing, encoder, copy, dirty, sent, round_pages, is_untimed, .. } = self;
         let mut sink = pairing.copy_sink();
         if !copy.progress().is_complete() {
             let progress = copy.step(encoder, &vm.view, STEP_PAGES as u32, &mut sink)?;
             // How fast pages are carried, those in holes do not tell.
             *round_pages = progress.read_pages.into();
+            *is_untimed |= progress.same_pages > 0;
             return Ok(Some(progress));
         }
         let pages = dirty.len().min(*sent + STEP_PAGES);
@@ -201,7 +208,7 @@ impl Copying {
                 Ok(true) => {}
                 Ok(false) => {
                     // Pages wait for the disks, and not the other way round.
-                    (self.waits, self.waited_for_disks) = (true, true);
+                    (self.waits, self.is_untimed) = (true, true);
                     return Ok(CopyStep::Going);
                 }
                 Err(why) => {
@@ -218,7 +225,7 @@ impl Copying {
         self.dirty.clear();
         vm.machine.harvest(&mut self.dirty)?;
         let sent = std::mem::replace(&mut self.round_pages, self.dirty.len() as u64);
-        let round = match std::mem::take(&mut self.waited_for_disks) {
+        let round = match std::mem::take(&mut self.is_untimed) {
             true => self.pace.round_over(clock::now_us()),
             false => self.pace.round(clock::now_us(), sent, self.round_pages),
         };

@@ -14,8 +14,8 @@ use std::time::Instant;
 
 /// See the module.
 pub enum Order {
-    /// Fresh RAM and a parked machine over it, ready to be filled by a full copy.
-    Prepare(OrderReply<Result<GuestRam, PrepareError>>),
+    /// A parked machine, ready for its RAM to be filled by a full copy: this RAM, or fresh one.
+    Prepare(Option<GuestRam>, OrderReply<Result<GuestRam, PrepareError>>),
     /// Fresh RAM and machine, booted and running.
     Boot(OrderReply<Result<(), StartGuestError>>),
     /// A fresh machine over RAM that holds a guest.
@@ -69,8 +69,8 @@ pub enum Order {
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// The guest's power button is pressed.
     PressPowerButton,
-    /// Stops and drops the machine.
-    Stop(OrderReply<()>),
+    /// Stops and drops the machine. What is left is its RAM.
+    Stop(OrderReply<Option<GuestRam>>),
 }
 
 /// Where an order's answer goes.

@@ -10,8 +10,10 @@
 use super::flow::{Flow, Service};
 use crate::clock;
 use crate::peer::{Bulk, Closed, PeerOutbox};
+use ft_checkpoint::compare::KeptPages;
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::owed::{Owed, OwedError};
+use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::{FrameError, FrameType, SharedPayload, WireSink};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub struct Pairing {
     pub nonce: u64,
     /// The version in which the backup reads the machine's state.
     pub state_version: u16,
+    /// What the backup tells of the memory that it kept, if it does.
+    pub kept: Option<Arc<KeptPages>>,
     inner: Mutex<Inner>,
     depth_max: u64,
 }
@@ -43,12 +47,12 @@ struct Inner {
 }
 
 impl Pairing {
-    /// A new pairing over a connection: state of this version, at most `depth_max` checkpoints and about `bytes_max`
-    /// bytes in flight, and less where the service asks for it.
+    /// A new pairing over a connection, in the versions in which the two talk: at most `depth_max` checkpoints and about
+    /// `bytes_max` bytes in flight, and less where the service asks for it.
     pub fn new(
         nonce: u64,
         outbox: Arc<PeerOutbox>,
-        state_version: u16,
+        agreed: Agreed,
         depth_max: u64,
         bytes_max: usize,
         service: Service,
@@ -63,7 +67,10 @@ impl Pairing {
             wanting: false,
             flow: Flow::new(service, bytes_max as u64),
         };
-        Arc::new(Self { nonce, state_version, inner: Mutex::new(inner), depth_max })
+        let tells = agreed.protocol >= FrameType::PageHashes.since();
+        let kept = tells.then(|| Arc::new(KeptPages::of_pairing(nonce)));
+        let inner = Mutex::new(inner);
+        Arc::new(Self { nonce, state_version: agreed.state, kept, inner, depth_max })
     }
 
     /// Takes a place in the pipeline for one more checkpoint, if there is one.

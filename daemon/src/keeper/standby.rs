@@ -133,11 +133,13 @@ impl Feed {
         Some((held.to_vec(), receiver.applier()))
     }
 
-    /// A connection was welcomed in this generation. What the last one left half received is dropped.
-    pub fn connected(&self, generation: u64) {
+    /// A connection was welcomed in this generation, on which this version of the protocol is spoken. What the last one
+    /// left half received is dropped.
+    pub fn connected(&self, generation: u64, protocol: u16) {
         let turn = self.disks.as_ref().map(|disks| disks.follower().turn());
         if let Some(receiver) = &mut *self.receiver.lock() {
             receiver.connected(generation);
+            receiver.compare_copies(protocol >= FrameType::PageHashes.since());
         }
         if let Some(mut turn) = turn {
             turn.connected();
@@ -173,8 +175,8 @@ impl Feed {
             Received::Network(network) => FromPrimary::Network(network),
             Received::Switchover { epoch } => FromPrimary::Offered { epoch },
             Received::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),
-            Received::CopyProgress { received_pages, total_pages } => {
-                telemetry.copy(received_pages.into(), total_pages.into());
+            Received::CopyProgress { received_pages, total_pages, same_pages } => {
+                telemetry.copy(received_pages.into(), total_pages.into(), same_pages.into());
                 return Ok(None);
             }
             Received::Nothing
@@ -209,7 +211,7 @@ impl Feed {
                 return Some(LinkEnd::Lost(LinkError::TooMuchLog));
             }
             let mut turn = self.disks.as_ref().map(|disks| disks.follower().turn());
-            let (of_disks, held, said) = {
+            let (of_disks, held, said, kept) = {
                 let mut receiver = self.receiver.lock();
                 if intake.is_stopped() {
                     return None;
@@ -227,11 +229,12 @@ impl Feed {
                 let of_disks = turn.as_ref().map(|_| received.clone());
                 // Under the lock: in order, also when another connection goes on where this one ends.
                 match self.said(received, receiver, telemetry) {
-                    Ok(said) => (of_disks, receiver.held(), said),
+                    Ok(said) => (of_disks, receiver.held(), said, receiver.page_hashes()),
                     Err(end) => return Some(end),
                 }
             };
-            let answers = match turn.as_mut().zip(of_disks) {
+            let mut answers: Vec<_> = kept.into_iter().map(Message::PageHashes).collect();
+            answers.extend(match turn.as_mut().zip(of_disks) {
                 None => Vec::new(),
                 // Others look at the receiver meanwhile: this may take its time.
                 Some((turn, received)) => match follow_disks(turn, &received, held, intake) {
@@ -242,7 +245,7 @@ impl Feed {
                         return Some(LinkEnd::Lost(LinkError::Distrusted));
                     }
                 },
-            };
+            });
             drop(turn);
             // A part of a long checkpoint or copy is a sign of life too.
             frames += 1;

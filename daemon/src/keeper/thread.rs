@@ -131,7 +131,7 @@ impl Keeper {
 
     fn obey(&mut self, order: Order) -> Result<(), KeepError> {
         match order {
-            Order::Prepare(reply) => answer(reply, self.prepare()),
+            Order::Prepare(kept, reply) => answer(reply, self.prepare(kept)),
             Order::Boot(reply) => answer(reply, self.boot()),
             Order::Renew(ram, reply) => answer(reply, self.renew(ram)),
             Order::Load { epoch, feed } => self.load(epoch, &feed),
@@ -185,8 +185,9 @@ impl Keeper {
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
                 self.mode = Work::Quiet;
+                let ram = self.vm.as_ref().map(|vm| vm.ram.clone());
                 self.drop_machine();
-                answer(reply, ());
+                answer(reply, ram);
             }
         }
         Ok(())
@@ -241,8 +242,11 @@ impl Keeper {
         self.vm = None;
     }
 
-    fn prepare(&mut self) -> Result<GuestRam, PrepareError> {
-        Ok(self.new_vm()?.ram.clone())
+    fn prepare(&mut self, kept: Option<GuestRam>) -> Result<GuestRam, PrepareError> {
+        match kept {
+            Some(ram) => self.renew(ram.clone()).map(|()| ram),
+            None => Ok(self.new_vm()?.ram.clone()),
+        }
     }
 
     fn boot(&mut self) -> Result<(), StartGuestError> {

@@ -241,6 +241,7 @@ impl Publisher {
             copy: (copy_total > 0).then(|| CopyStatus {
                 done_bytes: metrics.copy_done_bytes.get(),
                 total_bytes: copy_total,
+                same_bytes: metrics.copy_same_bytes.get(),
                 age_ms: telemetry.copy_age().as_millis() as u64,
             }),
             disks: self.disks(),

@@ -137,6 +137,9 @@ pub struct CopyStatus {
     pub done_bytes: u64,
     /// Guest memory to cover.
     pub total_bytes: u64,
+    /// Of the memory covered: what the backup had already. It is not sent.
+    #[serde(default)]
+    pub same_bytes: u64,
     /// Milliseconds since it last moved.
     #[serde(default)]
     pub age_ms: u64,

@@ -247,13 +247,15 @@ impl Telemetry {
 
     /// Primary: the full copy is so far.
     pub fn copying(&self, progress: CopyProgress) {
-        self.copy(progress.sent_pages.into(), progress.total_pages.into());
+        self.copy(progress.sent_pages.into(), progress.total_pages.into(), progress.same_pages.into());
     }
 
-    /// Either side: this many pages of a full copy are done.
-    pub fn copy(&self, pages: u64, total: u64) {
-        self.metrics.copy_done_bytes.set(pages * PAGE_SIZE as u64);
-        self.metrics.copy_total_bytes.set(total * PAGE_SIZE as u64);
+    /// Either side: this many pages of a full copy are done. So many of them the backup had already.
+    pub fn copy(&self, pages: u64, total: u64, same: u64) {
+        let bytes = |pages: u64| pages * PAGE_SIZE as u64;
+        self.metrics.copy_same_bytes.set(bytes(same));
+        self.metrics.copy_total_bytes.set(bytes(total));
+        self.metrics.copy_done_bytes.set(bytes(pages));
         *self.copied_at.lock() = Some(Instant::now());
     }
 

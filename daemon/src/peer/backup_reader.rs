@@ -54,6 +54,7 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Settled(settled) if mode == Mode::Checkpoint => {
             FromBackup::OfDisks(OfDisks::Settled(settled))
         }
+        Message::PageHashes(said) => FromBackup::Kept(said),
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),
         Message::Bye(bye) => return Err(LinkEnd::Bye(bye.text)),

@@ -6,7 +6,7 @@ use super::pulse::Beat;
 use super::stream::Fitting;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::message::{
-    Compared, DiskMap, Diverged, Hello, Network, Position, Settled, Standing, Welcome,
+    Compared, DiskMap, Diverged, Hello, Network, PageHashes, Position, Settled, Standing, Welcome,
 };
 
 /// What happens on connections, for the executor.
@@ -83,6 +83,8 @@ pub enum FromBackup {
     Network(Network),
     /// How the disks are there.
     OfDisks(OfDisks),
+    /// In a copy: what it still has of the VM's memory.
+    Kept(PageHashes),
     /// Replay mode: it did not execute what we executed.
     Diverged(Diverged),
     /// The next version: its build.

@@ -26,7 +26,7 @@ mod record_thread;
 pub use executor::Executor;
 pub use hands::{Closing, Hands, Verification};
 pub use input::Input;
-pub use real::{Parts, StartError};
+pub use real::{Parts, StartError, TellLackBeside};
 
 use crate::role::{Event, Exit, Policy};
 use real::RealHands;

@@ -12,10 +12,14 @@ use crate::resident;
 use crate::view::RamView;
 use crate::written::{Journal, WrittenPages};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+/// Unit of `st_blocks` (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// vm-memory's view of the guest's RAM, with the VMM's own record of what it wrote.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<WrittenPages>;
@@ -112,6 +116,17 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Whether nobody else has this memory: no other clone is left, and no view or private copy.
+    pub fn is_sole(&self) -> bool {
+        // Each region has the file as well.
+        Arc::strong_count(&self.file) == 1 + self.memory.num_regions()
+    }
+
+    /// Bytes that the kernel holds for it, in memory or in swap.
+    pub fn held_bytes(&self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * STAT_BLOCK_BYTES)
+    }
+
     /// Bytes of RAM.
     pub fn bytes(&self) -> u64 {
         self.ram_bytes
@@ -197,7 +212,6 @@ pub struct Slot {
 mod tests {
     use super::*;
     use crate::view::PageRun;
-    use std::os::unix::fs::MetadataExt;
     use vm_memory::Bytes;
 
     #[test]
@@ -213,6 +227,32 @@ mod tests {
         let mut page = [0; PAGE_SIZE];
         ram.view().unwrap().read_page(5, &mut page);
         assert_eq!(page[..6], [7, 7, 7, 7, 7, 0]);
+    }
+
+    #[test]
+    fn memory_is_ones_own_while_nobody_else_has_any_of_it_mapped() {
+        // Below the hole, and beyond it.
+        for bytes in [16 << 20, 4 << 30] {
+            let ram = GuestRam::new(bytes).unwrap();
+            assert!(ram.is_sole());
+            let (clone, view, copy) = (ram.clone(), ram.view().unwrap(), ram.private_copy().unwrap());
+            drop((view, copy));
+            assert!(!ram.is_sole(), "a clone is left");
+            drop(clone);
+            let view = ram.view().unwrap();
+            assert!(!ram.is_sole(), "a view is left");
+            drop(view);
+            assert!(ram.is_sole());
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_holds_of_a_memory_is_what_was_written() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        assert_eq!(ram.held_bytes().unwrap(), 0);
+        ram.memory().write_slice(&[1; 5 << 20], GuestAddress(1 << 20)).unwrap();
+        let held = ram.held_bytes().unwrap();
+        assert!((5 << 20..=8 << 20).contains(&held), "{held}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl RealHands {
     pub(super) fn follow_primary(&mut self, conn: ConnId) -> Result<(), HandsError> {
         let fitting = self.arriving.remove(&conn).ok_or(HandsError::NotArriving)?;
         let feed = self.standby.as_ref().ok_or(HandsError::NothingHeld)?.feed();
-        feed.connected(fitting.generation);
+        feed.connected(fitting.generation, fitting.agreed.protocol);
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
         let from = fitting.writer.get_ref().peer_addr().ok();
@@ -37,7 +37,15 @@ impl RealHands {
 
     pub(super) fn prepare_standby(&mut self) -> Result<(), HandsError> {
         self.resuming = None;
-        let ram = self.order_and_wait(Order::Prepare)??;
+        // What the VM still had to be given when it ran here last goes into its memory behind everybody's back.
+        if let Some(settling) = self.settling.take() {
+            settling.finish();
+        }
+        let kept = self.kept.take();
+        if kept.is_some() {
+            tracing::info!("the VM's memory is still here: of the copy that comes, what has changed is sent");
+        }
+        let ram = self.order_and_wait(|reply| Order::Prepare(kept, reply))??;
         if !self.replay.on {
             self.rehearser.make_ready(&ram);
         }

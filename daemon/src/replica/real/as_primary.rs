@@ -10,7 +10,7 @@ use crate::peer::{BackupReader, Link, LinkSide, OfDisks};
 use crate::replica::Input;
 use crate::role::{ConnId, Event, Micros, PairingStart};
 use ft_checkpoint::wire::Message;
-use ft_checkpoint::wire::message::{Identity, Mode, Welcome};
+use ft_checkpoint::wire::message::{Identity, Mode, PageHashes, Welcome};
 use std::sync::Arc;
 
 /// Epochs of log in flight at most. They are small: bytes bound them.
@@ -56,11 +56,19 @@ impl RealHands {
         let depth = if self.replay.on { LOG_DEPTH } else { self.pipeline_depth };
         self.replay.progress.reset();
         let outbox = Arc::clone(&link.outbox);
-        let state_version = link.agreed.state;
-        let pairing = Pairing::new(pairing, outbox, state_version, depth, self.inflight_bytes, self.service);
+        let agreed = link.agreed;
+        let pairing = Pairing::new(pairing, outbox, agreed, depth, self.inflight_bytes, self.service);
         self.pairing = Some(Arc::clone(&pairing));
         self.pairing_over = Some(conn);
         self.order(Order::BeginPairing(pairing));
+    }
+
+    /// What the backup says of the memory that it kept. None of it is believed but that it is not to be sent.
+    pub(super) fn note_kept_there(&self, conn: ConnId, said: &PageHashes) -> Option<Event> {
+        let pairing = self.pairing.as_ref().filter(|_| self.pairing_over == Some(conn))?;
+        let why = pairing.kept.as_ref()?.tell(said).err()?.to_string();
+        tracing::error!("the pairing broke: {why}");
+        Some(Event::PairingBroken { pairing: pairing.nonce, why })
     }
 
     /// What the backup says of the disks.

@@ -34,8 +34,9 @@ impl RealHands {
 
     pub(super) fn prepare_for_image(&mut self, saved: Saved) {
         self.resuming = None;
+        self.kept.give_up();
         self.images.want();
-        match self.order_and_wait(Order::Prepare).and_then(|prepared| Ok(prepared?)) {
+        match self.order_and_wait(|reply| Order::Prepare(None, reply)).and_then(|prepared| Ok(prepared?)) {
             Ok(ram) => self.images.read(saved, ram),
             Err(why) => {
                 self.tell_keepers(KeeperNews::ImageRead(Err(SaveError::Unprepared(why.to_string()))));

@@ -4,6 +4,7 @@ mod as_backup;
 mod as_primary;
 mod error;
 mod imaging;
+mod kept;
 mod network;
 mod news;
 mod parts;
@@ -11,6 +12,7 @@ mod resuming;
 mod stamping;
 
 pub use error::{HandsError, StartError};
+pub use kept::TellLackBeside;
 pub use parts::Parts;
 
 use super::arbiter_thread::{ArbiterThread, Question};
@@ -36,6 +38,7 @@ use ft_arbiter::{Cell, CellId};
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::{Diverged, Network, Position, Refuse};
 use ft_netbuf::OutputBuffer;
+use kept::Kept;
 use parking_lot::Mutex;
 use resuming::{Resuming, Settling};
 use stamping::Stamping;
@@ -69,6 +72,8 @@ pub struct RealHands {
     /// The connection that it goes over.
     pairing_over: Option<ConnId>,
     standby: Option<WarmStandby>,
+    /// What is left of the VM's memory when nothing is held.
+    kept: Kept,
     rehearser: Arc<Rehearser>,
     /// The pairing that was rehearsed last.
     rehearsed: Option<u64>,
@@ -116,11 +121,13 @@ impl RealHands {
         let (orders, for_keeper) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
         let held_now = Arc::clone(&held);
+        let (kept, lacks) = (Kept::default(), parts.lacks);
+        let kept_now = kept.clone();
         let node = parts.identity.node.clone();
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
-            lacks: parts.lacks,
+            lacks: Box::new(move || kept_now.shortage(&lacks)),
             peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
@@ -185,6 +192,7 @@ impl RealHands {
             pairing: None,
             pairing_over: None,
             standby: None,
+            kept,
             rehearser,
             rehearsed: None,
             resuming: None,
@@ -444,6 +452,7 @@ impl Hands for RealHands {
 
     fn boot(&mut self) -> Result<(), Self::Error> {
         self.stamping.claim(self.disks.as_deref())?;
+        self.kept.give_up();
         self.order_and_wait(Order::Boot)??;
         tracing::info!("the guest is booting");
         Ok(())
@@ -456,7 +465,9 @@ impl Hands for RealHands {
 
     fn stop_vm(&mut self) {
         // A keeper that is gone has no machine either.
-        let _ = self.order_and_wait(Order::Stop);
+        if let Ok(Some(ram)) = self.order_and_wait(Order::Stop) {
+            self.kept.keep(ram);
+        }
         self.stamping.rest();
     }
 

@@ -119,6 +119,7 @@ impl RealHands {
                 self.note_disks(conn, said);
                 return None;
             }
+            FromBackup::Kept(said) => return self.note_kept_there(conn, &said),
             FromBackup::Network(network) => return self.event_of_network(conn, network),
             FromBackup::Diverged(Diverged { count, what }) => {
                 tracing::error!("the backup diverged at instruction {count}: {what}");
@@ -207,6 +208,7 @@ impl RealHands {
             CellNews::Read(cell) => {
                 self.window.show_arbiter(cell.is_ok());
                 if let Ok(cell) = &cell {
+                    self.kept.note_cell(cell.as_ref());
                     self.stamping.note_cell(cell.as_ref());
                     if let (Some(disks), Some(cell)) = (&self.disks, &cell) {
                         disks.follower().know_cell(cell.id);
@@ -216,6 +218,9 @@ impl RealHands {
             }
             CellNews::Set(outcome) => {
                 self.window.show_arbiter(matches!(outcome, Outcome::Won(_) | Outcome::Lost(_)));
+                if let Outcome::Won(cell) | Outcome::Lost(Some(cell)) = &outcome {
+                    self.kept.note_cell(Some(cell));
+                }
                 self.stamping.note_outcome(&outcome);
                 Event::CellSet(outcome)
             }

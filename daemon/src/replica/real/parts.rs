@@ -1,5 +1,6 @@
 //! The parts that a replica is made of.
 
+use super::kept::TellLackBeside;
 use crate::config::OnOverload;
 use crate::host::{Host, ImageFile, RecordFile, Watchdog};
 use crate::keeper::{Replay, Service};
@@ -43,7 +44,7 @@ pub struct Parts {
     /// What its disks hold.
     pub disks: peer::TellContents,
     /// What this host lacks to be the backup.
-    pub lacks: peer::TellLack,
+    pub lacks: TellLackBeside,
     /// The arbiter, once for each thread that asks it.
     pub arbiter: MakeArbiter,
     /// Where this node's record of its cell is kept.
