@@ -1,9 +1,9 @@
 //! A full copy to a backup that still has the guest's memory of an earlier time: what is the same is not sent.
 //!
 //! The backup receives into that memory, and tells the hash of each page in it, some way ahead of the copy
-//! (`receiver/copying.rs`). The primary compares its page as it is about to send it. Where the hashes agree, a record says
-//! so. What is compared is what would be sent: so a guest that writes meanwhile changes nothing. Its page is dirty then,
-//! and is sent again like any other.
+//! (`receiver/copying.rs`). The primary compares its page as it is about to send it. Where the hashes agree, a record
+//! says so. What is compared is what would be sent: so a guest that writes meanwhile changes nothing. Its page is dirty
+//! then, and is sent again like any other.
 //!
 //! A hash is the first 16 bytes of BLAKE3 under a key that is made of the pairing's name. The name is another one for
 //! each copy, and no guest knows it: so none can make up two pages with the same hash. By chance two different pages

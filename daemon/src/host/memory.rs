@@ -89,8 +89,8 @@ impl Need {
         self.shortage_beside(None)
     }
 
-    /// As [`Self::shortage`]; where the daemon still has memory of the VM, of which the kernel holds so many bytes, a copy
-    /// will come into that.
+    /// As [`Self::shortage`]; where the daemon still has memory of the VM, of which the kernel holds so many bytes, a
+    /// copy will come into that.
     #[must_use]
     pub fn shortage_beside(self, kept: Option<u64>) -> Option<Shortage> {
         self.shortage_in(Path::new("/"), kept)
