@@ -17,9 +17,9 @@ set_mood() {
 
 # ledger_can_run: whether this guest can be tested here; says why not.
 ledger_can_run() {
-    [[ ${FT_MODE:-checkpoint} == checkpoint ]] ||
-        { echo 'a writable disk is protected in checkpoint mode only' && return 1; }
-    [[ ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
+    # Whatever the others of a campaign run with.
+    FT_GUEST=linux-disk
+    [[ ${FT_MODE:-} == replay || ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
         { echo 'KVM is emulated here, Linux takes minutes to boot on it: --engine soft, or --engine kvm' && return 1; }
     pair_can_run || { echo ' (--engine soft needs none)' && return 1; }
 }

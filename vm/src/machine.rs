@@ -268,6 +268,16 @@ impl Machine {
         self.soft("recording")?.start_recording()
     }
 
+    /// Waits until the disks of the paused machine have done all that the guest has asked of them, and shows it to the
+    /// guest; false where that takes longer. A log that begins now replays from the same image: what a disk would do
+    /// again, a read before it might see.
+    pub fn land_disks(&mut self, within: Duration) -> Result<bool, MachineError> {
+        if self.running {
+            return Err(MachineError::Running);
+        }
+        self.soft("waiting for disks")?.land_disks(within)
+    }
+
     /// Appends to `out` the batch of everything logged since the last cut, ended by the count of the instruction at
     /// whose end it was made. The machine may run. `at_cut` is called there and then, on the vCPU thread: whatever the
     /// guest sent by an instruction before the cut has been offered to the [`FrameSink`](crate::devices::FrameSink)
@@ -307,6 +317,11 @@ impl Machine {
     /// How far a replaying machine has come; zeros when it is not replaying.
     pub fn replay_position(&self) -> ReplayPosition {
         self.executor.soft().map_or_else(ReplayPosition::default, SoftEngine::replay_position)
+    }
+
+    /// Whether a replaying machine waits for a disk of this host, which has not done yet what the log shows as done.
+    pub fn awaits_disk(&self) -> bool {
+        self.executor.soft().is_some_and(SoftEngine::awaits_disk)
     }
 
     /// Waits until a replaying machine has executed all that it was fed (true), or until the time is over (false).

@@ -5,7 +5,7 @@
 use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;
 use ft_vm::devices::{Disk, Wiring};
-use ft_vm::machine::{Machine, MachineEvent};
+use ft_vm::machine::{Machine, MachineError, MachineEvent};
 use ft_vm::spec::{Boot, DiskSpec, EngineKind, MachineSpec};
 use ft_vm::testing::{Remember, content, engines, spec};
 use std::fs::File;
@@ -201,40 +201,42 @@ fn write_until_killed(guest: &Path, image: &Path) -> ! {
     }
 }
 
-#[test]
-fn a_replay_writes_the_same_image_and_comes_to_the_same_state() {
-    let Some((guest, directory)) = needs("a replay writes the same image") else { return };
-    let (image, replayed) = (directory.path().join("image"), directory.path().join("replayed"));
-    let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
-    vm.boot(&guest);
-
-    // The replay begins here: with a copy of the memory and of the image, and with what is in flight.
-    vm.type_in(FILL, "filled");
-    std::thread::sleep(MOVE_EVERY);
+/// A machine that executes what `vm` does from now on, and its image, which is a copy.
+fn twin(vm: &mut Vm, image: &Path, change: impl FnOnce(&Path)) -> (Vm, PathBuf) {
     vm.machine.pause().unwrap();
+    assert!(vm.machine.land_disks(PATIENCE).unwrap());
     vm.machine.start_recording().unwrap();
     let mut state = Vec::new();
     vm.machine.capture(&mut state).unwrap();
-    let mut twin = Vm::new(
-        EngineKind::Soft,
-        &{
-            std::fs::copy(&image, &replayed).unwrap();
-            replayed.clone()
-        },
-        &Remember::default(),
-    );
+    let copy = image.with_file_name("replayed");
+    std::fs::copy(image, &copy).unwrap();
+    change(&copy);
+    let mut twin = Vm::new(EngineKind::Soft, &copy, &Remember::default());
     let view = twin.ram.view().unwrap();
     content(&vm.ram).iter().for_each(|(index, page)| view.write_page(*index, page));
     twin.machine.restore(&state).unwrap();
     twin.machine.start_replaying().unwrap();
     twin.machine.resume().unwrap();
     vm.machine.resume().unwrap();
+    (twin, copy)
+}
+
+/// What has happened goes from one to the other.
+fn cut(vm: &mut Vm, twin: &mut Vm) {
     let mut log = Vec::new();
-    let mut cut = |vm: &mut Vm, twin: &mut Vm| {
-        log.clear();
-        vm.machine.cut_log(&mut log, Box::new(|| ())).unwrap();
-        twin.machine.feed_log(&log).unwrap();
-    };
+    vm.machine.cut_log(&mut log, Box::new(|| ())).unwrap();
+    twin.machine.feed_log(&log).unwrap();
+}
+
+#[test]
+fn a_replay_writes_the_same_image_and_comes_to_the_same_state() {
+    let Some((guest, directory)) = needs("a replay writes the same image") else { return };
+    let image = directory.path().join("image");
+    let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
+    vm.boot(&guest);
+    vm.type_in(FILL, "filled");
+    std::thread::sleep(MOVE_EVERY);
+    let (mut twin, replayed) = twin(&mut vm, &image, |_| ());
     let begun = Instant::now();
     while !vm.says("filled-0") {
         assert!(begun.elapsed() < PATIENCE, "{}", vm.console.text());
@@ -249,4 +251,55 @@ fn a_replay_writes_the_same_image_and_comes_to_the_same_state() {
     assert_eq!(twin.machine.registers().unwrap(), vm.machine.registers().unwrap());
     drop((vm.machine, twin.machine));
     assert!(std::fs::read(&image).unwrap() == std::fs::read(&replayed).unwrap(), "the images differ");
+}
+
+#[test]
+fn a_replay_that_goes_live_while_its_guest_writes_goes_on_with_what_is_in_flight() {
+    let Some((guest, directory)) = needs("a replay goes live while its guest writes") else { return };
+    let image = directory.path().join("image");
+    let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
+    vm.boot(&guest);
+    vm.type_in(FILL, "filled");
+    let (mut twin, replayed) = twin(&mut vm, &image, |_| ());
+    let begun = Instant::now();
+    while begun.elapsed() < MOVE_EVERY {
+        std::thread::sleep(Duration::from_millis(10));
+        cut(&mut vm, &mut twin);
+    }
+    assert!(!vm.says("filled-0"), "it writes");
+    // What it does from here on is lost with it.
+    drop(vm);
+    assert!(twin.machine.wait_replayed(PATIENCE).unwrap());
+    twin.machine.pause().unwrap();
+    twin.machine.go_live().unwrap();
+    twin.machine.resume().unwrap();
+    twin.until("filled-0");
+    twin.command(CHECK, "same");
+    twin.command("umount /mnt", "unmounted");
+    drop(twin);
+    let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&replayed).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
+#[test]
+fn a_sector_that_is_wrong_where_a_log_is_replayed_is_found_when_the_guest_has_read_it() {
+    let Some((guest, directory)) = needs("a wrong sector is found") else { return };
+    let image = directory.path().join("image");
+    let mut vm = Vm::new(EngineKind::Soft, &image, &Remember::default());
+    vm.boot(&guest);
+    vm.command("head -c 4096 /dev/zero | tr '\\0' x >/mnt/mark && sync", "marked");
+    vm.command("umount /mnt && mount -t ext4 /dev/vda /mnt", "again");
+    let turn_round = |copy: &Path| {
+        let mut content = std::fs::read(copy).unwrap();
+        let mark = content.windows(512).step_by(512).position(|sector| sector == [b'x'; 512]);
+        content[512 * mark.expect("it was synced")] = b'y';
+        std::fs::write(copy, content).unwrap();
+    };
+    let (mut twin, _) = twin(&mut vm, &image, turn_round);
+    vm.command("md5sum /mnt/mark", "read");
+    // A digest is due each second.
+    std::thread::sleep(Duration::from_secs(2));
+    cut(&mut vm, &mut twin);
+    let error = twin.machine.wait_replayed(PATIENCE).unwrap_err();
+    assert!(matches!(error, MachineError::Diverged { .. }), "{error}");
 }

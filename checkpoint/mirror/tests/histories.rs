@@ -49,6 +49,8 @@ struct World {
     pairings: u64,
     acts_left: Option<u8>,
     refused: u32,
+    /// The backup's machine changes its image, as it executes the log: the image is nobody's until it has taken over.
+    replay: bool,
 }
 
 impl World {
@@ -137,10 +139,18 @@ impl World {
         self.nodes[backup].image = u64::MAX;
         self.act(backup)?;
         self.nodes[backup].image = self.written;
-        self.stamp(backup, History::Follows { pairing, named_in: None })?;
+        if !self.replay {
+            self.stamp(backup, History::Follows { pairing, named_in: None })?;
+        }
         self.nodes[backup].follows = Some(pairing);
         let generation = self.set(primary, Some(primary), Some((backup, pairing)))?;
-        self.stamp(backup, History::Follows { pairing, named_in: Some(generation) })?;
+        self.stamp(
+            backup,
+            match self.replay {
+                false => History::Follows { pairing, named_in: Some(generation) },
+                true => History::Mixed { pairing },
+            },
+        )?;
         self.stamp(primary, History::Ran { generation })
     }
 
@@ -164,6 +174,10 @@ impl World {
         }
         let generation = self.set(node, Some(node), None)?;
         self.nodes[primary].runs = false;
+        if self.replay {
+            // The rest of the log is executed, and the image is flushed.
+            self.nodes[node].image = self.written;
+        }
         self.run(node, generation)
     }
 
@@ -177,7 +191,8 @@ impl World {
         }
         self.written += 1;
         self.nodes[primary].image = self.written;
-        if follows.is_some() {
+        // In replay mode it is executed some time later.
+        if follows.is_some() && !self.replay {
             self.nodes[1 - primary].image = self.written;
         }
     }
@@ -231,8 +246,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_vm_never_runs_from_an_image_that_lacks_something(steps in steps()) {
-        let mut world = World::default();
+    fn a_vm_never_runs_from_an_image_that_lacks_something(steps in steps(), replay in any::<bool>()) {
+        let mut world = World { replay, ..World::default() };
         for step in &steps {
             world.step(step);
         }
@@ -269,6 +284,31 @@ fn a_node_that_died_when_it_had_won_the_cell_goes_on_from_what_it_won_with() {
     assert_eq!(world.primary(), None);
     assert!(matches!(world.verdict(1), Judgement::RightOnceCarriedOut { pairing: 1 }));
     assert_eq!(world.verdict(0), Judgement::Behind);
+}
+
+#[test]
+fn in_replay_mode_an_image_is_nobodys_from_the_copy_until_its_node_has_taken_over() {
+    use Step::{Die, DieSoon, Pair, Start, TakeOver, Write};
+    let replayed = |steps: &[Step]| {
+        let mut world = World { replay: true, ..World::default() };
+        steps.iter().for_each(|step| world.step(step));
+        world
+    };
+    // A backup that dies comes back behind, and the owner goes on.
+    let world = replayed(&[Start(0), Pair, Write, Die(1)]);
+    assert_eq!((world.primary(), world.verdict(1)), (Some(0), Judgement::Behind));
+    // Both: the owner boots, and no other.
+    let world = replayed(&[Start(0), Pair, Write, Die(0), Die(1), Start(1), Start(0)]);
+    assert_eq!((world.primary(), world.refused), (Some(0), 0));
+    // It has won, and dies before its image says that it ran: the operator decides.
+    let world = replayed(&[Start(0), Pair, Write, Die(0), DieSoon(1), TakeOver, Start(0), Start(1)]);
+    assert_eq!((world.primary(), world.refused), (None, 1));
+    let world = replayed(&[Start(0), Pair, Write, Die(0), DieSoon(1), TakeOver]);
+    assert_eq!(world.verdict(1), Judgement::Nobodys { pairing: 1 });
+    assert_eq!(world.verdict(0), Judgement::Behind);
+    // It has taken over, and dies then.
+    let world = replayed(&[Start(0), Pair, Write, Die(0), TakeOver, Write, Die(1), Start(1)]);
+    assert_eq!((world.primary(), world.refused), (Some(1), 0));
 }
 
 #[test]

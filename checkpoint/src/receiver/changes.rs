@@ -42,13 +42,14 @@ impl Receiver {
     ) -> Result<Received<'f>, ReceiveError> {
         let (kind, theirs) = (frame.kind, frame.epoch);
         let unexpected = |when| Err(ReceiveError::Unexpected { kind, when });
-        if self.mode == Mode::Replay {
-            return unexpected("in replay mode");
-        }
         let due = match &self.holding {
             Holding::Nothing => return unexpected("without a copy"),
             // A copy's changes are of no epoch, those after it of the first one, whichever that is.
             Holding::Copy(_) => self.incoming_changes.epoch.unwrap_or(theirs),
+            // The machine here makes them itself.
+            Holding::Sealed(_) if self.mode == Mode::Replay => {
+                return unexpected("behind a copy in replay mode");
+            }
             Holding::Sealed(sealed) => sealed.epoch.saturating_add(1),
         };
         if theirs != due {
@@ -68,11 +69,11 @@ impl Receiver {
     ) -> Result<Received<'static>, ReceiveError> {
         let (kind, theirs) = (frame.kind, frame.epoch);
         match &self.holding {
-            _ if self.mode == Mode::Replay => {
-                return Err(ReceiveError::Unexpected { kind, when: "in replay mode" });
-            }
             Holding::Nothing => return Err(ReceiveError::Unexpected { kind, when: "without a copy" }),
             Holding::Copy(_) => {}
+            Holding::Sealed(_) if self.mode == Mode::Replay => {
+                return Err(ReceiveError::Unexpected { kind, when: "behind a copy in replay mode" });
+            }
             // In its place among the changes of the epoch that is sealed next.
             Holding::Sealed(sealed) => {
                 let due = sealed.epoch.saturating_add(1);
@@ -100,7 +101,7 @@ impl Receiver {
 
     fn check_copy(&self, frame: &Frame<'_>) -> Result<(), ReceiveError> {
         match self.holding {
-            Holding::Copy(_) if self.mode != Mode::Replay => Ok(()),
+            Holding::Copy(_) => Ok(()),
             _ => Err(ReceiveError::Unexpected { kind: frame.kind, when: "outside a copy" }),
         }
     }

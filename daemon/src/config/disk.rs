@@ -80,13 +80,26 @@ impl Config {
         within("replication.disk_copy_mib_s", self.replication.disk_copy_mib_s, 0..=1 << 20)?;
         for disk in disks.iter().filter(|disk| !disk.read_only) {
             if self.replication.mode == Mode::Replay {
-                let allowed = format!(
-                    "a writable disk ({}) is not replicated in mode = \"replay\" yet; set it to true, or mode to \
-                     \"checkpoint\"",
-                    disk.image.display()
-                );
-                return refuse("machine.disk.read_only", false, allowed);
+                self.validate_replayed_disk(disk)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What the guest sees of a disk must be the same on both hosts.
+    fn validate_replayed_disk(&self, disk: &DiskConfig) -> Result<(), BadValue> {
+        if disk.on_io_error == OnDiskError::Report {
+            let allowed = format!(
+                "must be \"stop\" or \"switchover\" for a writable disk ({}) in mode = \"replay\": an I/O error is one \
+                 host's alone, and the guest must see the same on both",
+                disk.image.display()
+            );
+            return refuse("machine.disk.on_io_error", "report", allowed);
+        }
+        if self.replication.durability == Durability::Sync {
+            let allowed = "must be \"commit\" in mode = \"replay\": what the backup acknowledges is the log, which it \
+                           holds in memory; the images are durable later";
+            return refuse("replication.durability", "sync", allowed);
         }
         Ok(())
     }

@@ -160,9 +160,30 @@ fn what_cannot_work_is_refused_with_its_reason() {
         1,
     );
     assert_eq!(parse(&replay).unwrap().replication.mode, Mode::Replay);
-    let disk = "[[machine.disk]]\nimage = \"/i\"\nread_only = false\n[replication]";
-    let disk = message(&replay.replacen("[replication]", disk, 1));
-    assert!(disk.contains("a writable disk (/i) is not replicated in mode = \"replay\""), "{disk}");
+    let with_disk = |lines: &str, more: &str| {
+        let disk =
+            format!("[[machine.disk]]\nimage = \"/i\"\nread_only = false\n{lines}\n[replication]\n{more}");
+        replay.replacen("[replication]", &disk, 1)
+    };
+    let stops = "on_io_error = \"stop\"";
+    for moves in [stops, "on_io_error = \"switchover\""] {
+        assert!(parse(&with_disk(moves, "")).is_ok());
+    }
+    for (lines, more, reason) in [
+        (
+            "",
+            "",
+            "machine.disk.on_io_error = report: must be \"stop\" or \"switchover\" for a writable disk (/i)",
+        ),
+        (
+            stops,
+            "durability = \"sync\"",
+            "replication.durability = sync: must be \"commit\" in mode = \"replay\"",
+        ),
+    ] {
+        let disk = message(&with_disk(lines, more));
+        assert!(disk.contains(reason), "{disk}");
+    }
     let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
     assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
     let long = format!("control_socket = \"/{}\"", "s".repeat(107));

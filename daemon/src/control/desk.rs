@@ -44,7 +44,9 @@ impl From<WishError> for Failure {
 impl From<VerifyError> for Failure {
     fn from(error: VerifyError) -> Self {
         match error {
-            VerifyError::UnderWay | VerifyError::Alone => Self::Refused(error.to_string()),
+            VerifyError::UnderWay | VerifyError::Alone | VerifyError::Executed => {
+                Self::Refused(error.to_string())
+            }
             VerifyError::Image(_) | VerifyError::Thread(_) => Self::Failed(error.to_string()),
         }
     }

@@ -114,6 +114,9 @@ impl Rows {
                 self.add("disks", "asking the backup what its images have".into());
             }
             (Some(copy), _) => self.disks_copy(copy, copy.total_bytes.unwrap_or(0)),
+            (None, Role::Backup) if status.replay.is_some() => {
+                self.add("disks", format!("{} may differ from the peer's", bytes(*differing_bytes)));
+            }
             (None, Role::Backup) => {
                 self.add("disks", format!("{} wait to be written into the images", bytes(*journal_bytes)));
             }
@@ -401,8 +404,10 @@ mod tests {
             divergences: 1,
             last_divergence,
         };
-        let text =
-            block(&Status { replay: Some(replay), engine: EngineKind::Soft, ..status() }, Palette::Plain);
+        let text = block(
+            &Status { replay: Some(replay.clone()), engine: EngineKind::Soft, ..status() },
+            Palette::Plain,
+        );
         for line in [
             "         mode  replay, engine soft, at instruction 5000000\n",
             "          log  batch 1200, 1199 acked, 188 /s\n               2.00 Mbit/s, 1.0 GiB sent in all\n",
@@ -412,6 +417,10 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
         assert!(!text.contains("pause") && !text.contains("checkpoint"), "{text}");
+        let disks = Some(DisksStatus { differing_bytes: 3 << 20, ..DisksStatus::default() });
+        let backup = Status { role: Role::Backup, disks, replay: Some(replay), ..status() };
+        let text = block(&backup, Palette::Plain);
+        assert!(text.contains(" disks  3.0 MiB may differ from the peer's\n"), "{text}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::intents::{Intent, Intents};
 use super::stamps::{StampOf, Stamps, whose};
 use crate::config::{Config, DiskConfig};
 use crate::nonce::random_nonce;
+use ft_checkpoint::wire::message::Mode;
 use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, Medium, SealedEpoch, Stamp};
 use parking_lot::Mutex;
 use std::fs::File;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 const DIRECTORY: &str = "disks";
 /// Bytes that one bit of an intent map stands for.
 const EXTENT_BYTES: u64 = 1 << 20;
+
+/// Replay mode writes nothing into the journal: it is there for what checkpoint mode has left in one.
+const UNUSED_JOURNAL_BYTES: u64 = 1 << 20;
 
 /// The journal, whose storage is flushed by whoever does not hold it.
 pub type DiskJournal = Journal<Arc<dyn Medium + Send + Sync>>;
@@ -80,9 +84,13 @@ impl Beside {
         let intents = Intents::start(intents).map_err(BesideError::Thread)?;
         let stamps = Stamps::new(stamps);
         let path = directory.join("journal");
-        let journal_bytes = config.replication.journal_mib << 20;
+        let mode = config.replication.mode;
+        let journal_bytes = match mode {
+            Mode::Checkpoint => config.replication.journal_mib << 20,
+            Mode::Replay => UNUSED_JOURNAL_BYTES,
+        };
         let journal = match files::open(&path)? {
-            Some(file) => match (open_journal(&path, file, journal_bytes), all_follow(&stamps.say())) {
+            Some(file) => match (open_journal(&path, file, journal_bytes, mode), all_follow(&stamps.say())) {
                 (Ok(journal), follow) if follow || journal.sealed().is_none() => journal,
                 (Err(why), true) => return Err(why),
                 (Err(why), false) => {
@@ -195,7 +203,7 @@ fn carry_over(journal: &mut DiskJournal, sealed: SealedEpoch) -> Result<(), Jour
     journal.release()
 }
 
-fn open_journal(path: &Path, file: File, bytes: u64) -> Result<DiskJournal, BesideError> {
+fn open_journal(path: &Path, file: File, bytes: u64, mode: Mode) -> Result<DiskJournal, BesideError> {
     let path_of = || PathBuf::from(path);
     let has = file.metadata().map_err(files::failed(path))?.len();
     let journal =
@@ -209,6 +217,8 @@ fn open_journal(path: &Path, file: File, bytes: u64) -> Result<DiskJournal, Besi
             tracing::info!("{}: {wanted_mib} MiB in place of {has_mib}", path.display());
             make_journal(path, bytes, journal.sealed())
         }
+        // What it holds is carried out first, whatever comes then.
+        _ if mode == Mode::Replay => Ok(journal),
         waiting => Err(BesideError::JournalSize { path: path_of(), has_mib, wanted_mib, waiting }),
     }
 }

@@ -1,6 +1,7 @@
 //! A backup's disks follow its primary's. Changes go into the journal as they come, a seal makes them a checkpoint's,
 //! and a thread carries out behind it: it makes the journal durable, changes the images, flushes them, and makes room.
-//! While a pairing begins, the images are nobody's: what comes then changes them at once.
+//! While a pairing begins, the images are nobody's: what comes then changes them at once. In replay mode nothing comes
+//! after that: the machine here makes the changes, see `executed`.
 //!
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
 //! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
@@ -15,6 +16,7 @@ use super::beside::DiskJournal;
 use super::checks::{CarriedOut, Checks};
 use super::equalize::{extent_at, extents, hash};
 use super::error::BesideError;
+use super::executed::Executed;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
 use super::intents::Intents;
 use super::stamps::Stamps;
@@ -53,6 +55,12 @@ pub enum FollowError {
     /// It failed before.
     #[error("this node's disks do not follow the primary's: {0}")]
     Failed(FollowTrouble),
+    /// The machine that executes the log cannot change them, or what it changed is not durable.
+    #[error("{0}")]
+    Executing(String),
+    /// A change came in that the machine here makes by itself.
+    #[error("the primary tells of changes that the machine here executes")]
+    Told,
     /// The copy ended before every extent was the same.
     #[error("the primary ends its copy, and {0} extents of the disks have not been found the same")]
     Unequal(usize),
@@ -87,6 +95,16 @@ enum Phase {
     Following(Pending),
     /// Part of a copy.
     Mixed(Mixed),
+    /// Nothing: the machine here changes the images.
+    Executing,
+}
+
+/// Who changes the images of a backup after the copy.
+pub enum Writer {
+    /// This follower, by its journal; and what is durable of it at an ack.
+    Journal(Durability),
+    /// The machine, which executes the log.
+    Machine(Arc<Executed>),
 }
 
 /// A copy under way.
@@ -125,7 +143,7 @@ pub struct Follower {
     /// What says of the images what they are, and the cell that this is said of.
     stamps: Option<Arc<Stamps>>,
     cell: Mutex<Option<CellId>>,
-    durability: Durability,
+    writer: Writer,
     /// What the primary asks about, under protection.
     checks: Checks,
     thread: Option<JoinHandle<()>>,
@@ -149,7 +167,7 @@ impl Follower {
         stamps: Option<Arc<Stamps>>,
         intents: Arc<Intents>,
         images: &[NumberedImage],
-        durability: Durability,
+        writer: Writer,
     ) -> Result<Self, FollowError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let checks =
@@ -170,7 +188,7 @@ impl Follower {
             incoming: Mutex::new(incoming),
             stamps,
             cell: Mutex::default(),
-            durability,
+            writer,
             checks,
             thread,
         })
@@ -292,6 +310,7 @@ impl FollowerTurn<'_> {
         let Incoming { phase, images, .. } = &mut *self.incoming;
         let pending = match phase {
             Phase::Mixed(_) => return Ok(images.carry_out(change)?),
+            Phase::Executing => return Err(FollowError::Told),
             Phase::Following(pending) => pending,
         };
         let shared = &self.follower.shared;
@@ -353,13 +372,22 @@ impl FollowerTurn<'_> {
         let mut history = None;
         let durability = match phase {
             // A checkpoint without a change is the one before, as far as the disks go.
-            Phase::Following(Pending::Nothing | Pending::Stale) => return Ok(()),
-            Phase::Following(Pending::Changes) => self.follower.durability,
+            Phase::Following(Pending::Nothing | Pending::Stale) | Phase::Executing => return Ok(()),
+            Phase::Following(Pending::Changes) => match self.follower.writer {
+                Writer::Journal(durability) => durability,
+                Writer::Machine(_) => Durability::Sync,
+            },
             Phase::Mixed(Mixed { unequal, .. }) if !unequal.is_empty() => {
                 return Err(FollowError::Unequal(unequal.len()));
             }
             Phase::Mixed(_) => {
                 images.flush()?;
+                if let Writer::Machine(executed) = &self.follower.writer {
+                    *phase = Phase::Executing;
+                    intents.same(held.pairing);
+                    executed.begin(Settled { pairing: held.pairing, epoch: held.epoch });
+                    return Ok(());
+                }
                 history = Some(History::Follows { pairing: held.pairing, named_in: None });
                 Durability::Sync
             }
@@ -386,19 +414,28 @@ impl FollowerTurn<'_> {
 
     /// How far the images are, when the primary should be told again.
     pub fn settled(&mut self, held: Held) -> Option<Settled> {
-        let Carried { through, is_all, .. } = *self.follower.shared.carried.lock();
         let Held { pairing, epoch } = held;
-        let through = through.filter(|through| through.pairing == pairing)?.epoch;
-        let settled = Settled { pairing, epoch: if is_all { epoch } else { through } };
+        let settled = match &self.follower.writer {
+            Writer::Machine(executed) => executed.settled().filter(|settled| settled.pairing == pairing)?,
+            Writer::Journal(_) => {
+                let Carried { through, is_all, .. } = *self.follower.shared.carried.lock();
+                let through = through.filter(|through| through.pairing == pairing)?.epoch;
+                Settled { pairing, epoch: if is_all { epoch } else { through } }
+            }
+        };
         let told = &mut self.incoming.told;
         let is_due = |(last, at): &(Settled, Instant)| *last != settled && at.elapsed() >= SETTLED_INTERVAL;
         let is_due = told.as_ref().is_none_or(|told| told.0.pairing != pairing || is_due(told));
         is_due.then(|| told.insert((settled, Instant::now())).0)
     }
 
-    /// The cell names this node and the pairing since this generation.
+    /// The cell names this node and the pairing since this generation. What the machine here changes is nobody's until
+    /// it has taken over.
     pub fn named(&mut self, pairing: u64, generation: u64) -> Result<(), FollowError> {
-        self.follower.stamp(History::Follows { pairing, named_in: Some(generation) })
+        self.follower.stamp(match self.follower.writer {
+            Writer::Journal(_) => History::Follows { pairing, named_in: Some(generation) },
+            Writer::Machine(_) => History::Mixed { pairing },
+        })
     }
 }
 

@@ -134,6 +134,23 @@ impl Intents {
         leave
     }
 
+    /// Replay mode: as [`Self::may_change`], for a change that the other host's machine makes as well. That it is in an
+    /// epoch which both images have is not known before [`Self::shown`].
+    pub fn may_execute(&self, disk: u16, bytes: &Range<u64>) -> Clearance {
+        let mut desk = self.shared.desk.lock();
+        let leave = desk.may_execute(self.places(disk, bytes));
+        if leave == Clearance::Later {
+            self.shared.changed.notify_all();
+        }
+        leave
+    }
+
+    /// Replay mode: the guest was shown in this epoch that a change of these bytes is made. Whoever has executed through
+    /// there has made it as well.
+    pub fn shown(&self, disk: u16, bytes: &Range<u64>, epoch: u64) {
+        self.shared.desk.lock().shown(self.places(disk, bytes), epoch);
+    }
+
     /// A store whose orders are known here, so that no bit is cleared while a change is under way or has failed. All of
     /// a disk's changes go through one.
     pub fn watch(self: &Arc<Self>, disk: u16, store: Box<dyn Store>) -> Watched {

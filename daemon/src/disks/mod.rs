@@ -5,6 +5,7 @@
 //!                                   ^ intents: no change before its bit is durable
 //!   a copy    equalize: extents are compared, and sent where they differ, among the changes
 //!   backup    ... ──> follower: journal, seal, behind it the images
+//!             in replay mode, once the copy is over: device ──> image, and executed: flushes, behind the machine
 //!   verify    an extent is asked about among the changes; checks compares it behind the journal
 //! ```
 //!
@@ -18,6 +19,7 @@ mod checks;
 mod content;
 mod equalize;
 mod error;
+mod executed;
 mod files;
 mod follower;
 mod ground;
@@ -38,7 +40,8 @@ pub use beside::Beside;
 pub use content::{ContentError, ImageComparison, Progress, compare, import};
 pub use equalize::{EqualizeError, Equalized, Equalizer};
 pub use error::BesideError;
-pub use follower::{FollowError, Follower, FollowerTurn};
+pub use executed::Executed;
+pub use follower::{FollowError, Follower, FollowerTurn, Writer};
 pub use ground::{Claim, Ground, Unfit, view};
 pub use images::{ImagesError, MirroredImages, NumberedImage};
 pub use intents::{Clearance, Flush, Intent, Intents, TellReady, Watched};

@@ -4,20 +4,22 @@
 use super::beside::Beside;
 use super::equalize::{EqualizeError, Equalizer};
 use super::error::BesideError;
-use super::follower::{FollowError, Follower};
+use super::executed::Executed;
+use super::follower::{FollowError, Follower, Writer};
 use super::images::NumberedImage;
 use super::intents::Intents;
 use super::nurse::TellStands;
 use super::stamps::Stamps;
-use super::tap::{OnTheWay, Take, Tapped, WriteTap};
+use super::tap::{OnTheWay, Take, Tapped, TappedDisk, WriteTap};
 use super::verify::{OnDifference, TellCompared, Verifier, VerifyError};
 use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
-use ft_checkpoint::wire::message::{Compared, DiskMap, Settled};
+use ft_checkpoint::wire::message::{Compared, DiskMap, Mode, Settled};
 use ft_disk::{
     Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
 };
 use ft_vm::devices::Disk;
+use ft_vm::machine::Machine;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
@@ -51,6 +53,8 @@ pub struct Disks {
     stamps: Arc<Stamps>,
     tap: Arc<WriteTap>,
     follower: Follower,
+    /// Replay mode.
+    executed: Option<Arc<Executed>>,
     /// Primary: what makes the backup's equal, while a copy is under way.
     equalizer: Mutex<Option<Arc<Equalizer>>>,
     /// How far the last one came.
@@ -84,7 +88,13 @@ impl Disks {
         })));
         let (journal, stamps) = (Arc::clone(beside.journal()), Arc::clone(beside.stamps()));
         let of_follower = Some(Arc::clone(&stamps));
-        let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, r.durability)?;
+        let executed = match r.mode {
+            Mode::Replay => Some(Arc::new(Executed::start(&tap, &intents, &numbered)?)),
+            Mode::Checkpoint => None,
+        };
+        let by_journal = Writer::Journal(r.durability);
+        let writer = executed.as_ref().map_or(by_journal, |executed| Writer::Machine(Arc::clone(executed)));
+        let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, writer)?;
         Ok(Some(Arc::new(Self {
             images,
             lent: Mutex::default(),
@@ -92,6 +102,7 @@ impl Disks {
             stamps,
             tap,
             follower,
+            executed,
             equalizer: Mutex::default(),
             last_copy: Mutex::default(),
             verifier: Verifier::default(),
@@ -160,6 +171,20 @@ impl Disks {
         &self.follower
     }
 
+    /// Replay mode's backup: what its machine changes by itself.
+    pub fn executed(&self) -> Option<&Arc<Executed>> {
+        self.executed.as_ref()
+    }
+
+    /// The machine whose disks these are now.
+    pub fn plug(&self, machine: Option<&Machine>) {
+        let port = |number: u16| {
+            let port = machine?.disk(usize::from(number))?;
+            Some((number, Box::new(port) as Box<dyn TappedDisk>))
+        };
+        self.tap.plug(self.numbers().filter_map(port).collect());
+    }
+
     /// A copy begins: the changes are told from now on, and what may differ is compared.
     pub fn equalize(&self, take: Take) -> Result<(Tapped, Arc<Equalizer>), EqualizeError> {
         self.intents.begin_pairing();
@@ -175,6 +200,9 @@ impl Disks {
 
     /// Primary: begins to compare the backup's images with these, at so many bytes a second.
     pub fn verify(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<(), VerifyError> {
+        if self.executed.is_some() {
+            return Err(VerifyError::Executed);
+        }
         if self.equalizer.lock().is_some() {
             return Err(VerifyError::Alone);
         }
@@ -216,6 +244,7 @@ impl Disks {
                 .tap
                 .trouble()
                 .or_else(|| self.follower.trouble())
+                .or_else(|| self.executed.as_ref().and_then(|executed| executed.trouble()))
                 .or_else(|| self.intents.trouble()),
         }
     }

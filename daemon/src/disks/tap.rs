@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// A disk is not slowed below so many bytes on their way: one of the longest requests is as many.
@@ -68,6 +69,8 @@ pub struct WriteTap {
     nurse: OnceLock<Nurse>,
     /// How fast images are read to be compared and sent.
     limit: Limit,
+    /// Changes that the guest was shown as made, by one of two machines.
+    shown: AtomicU64,
 }
 
 #[derive(Default)]
@@ -86,6 +89,22 @@ struct Inner {
     held: Option<Extent>,
     /// A change was refused.
     refused: bool,
+    /// Replay mode: the machines of both hosts make the changes, and nothing is told.
+    twin: Twin,
+    /// Why this host's machine does not make one, where it executes what the other did.
+    fault: Option<String>,
+}
+
+/// Which of two machines that make the same changes this host's is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Twin {
+    /// There is one that does.
+    #[default]
+    None,
+    /// It is recorded.
+    First,
+    /// It executes the log.
+    Second,
 }
 
 impl Inner {
@@ -145,8 +164,8 @@ impl WriteTap {
     /// Tells nobody yet; never more than `cost_max` bytes, as the backup's journal counts them, will be on their way.
     pub fn new(cost_max: u64, intents: Option<Arc<Intents>>) -> Arc<Self> {
         let (inner, room, ports) = (Mutex::default(), Condvar::new(), Mutex::default());
-        let (nurse, limit) = (OnceLock::new(), Limit::default());
-        Arc::new(Self { inner, room, ports, cost_max, intents, nurse, limit })
+        let (nurse, limit, shown) = (OnceLock::new(), Limit::default(), 0.into());
+        Arc::new(Self { inner, room, ports, cost_max, intents, nurse, limit, shown })
     }
 
     /// Images are read to be compared and sent at so many bytes a second at most; 0: as fast as it goes.
@@ -192,6 +211,35 @@ impl WriteTap {
     pub fn begin(self: &Arc<Self>, take: Take) -> Tapped {
         self.restart(Inner { take: Some(take), epoch: 1, allowed: self.cost_max, ..Inner::default() });
         Tapped(Arc::clone(self))
+    }
+
+    /// Replay mode's backup: until it is dropped, the machine here makes the changes by itself, as it executes the log
+    /// of this epoch and those that follow.
+    pub fn execute(self: &Arc<Self>, epoch: u64) -> Tapped {
+        self.restart(Inner { twin: Twin::Second, epoch, ..Inner::default() });
+        Tapped(Arc::clone(self))
+    }
+
+    /// Replay mode's primary: the machine is paused and captured as of `epoch`, nothing of its disks is in flight, and
+    /// the backup's executes what it does from now on. Nothing is told any more.
+    pub fn recorded(&self, epoch: u64) {
+        let mut inner = self.inner.lock();
+        (inner.take, inner.twin, inner.epoch) = (None, Twin::First, epoch + 1);
+    }
+
+    /// Replay mode: what the guest is shown from now on is of this epoch of the log, or on the backup of none after it.
+    pub fn runs(&self, epoch: u64) {
+        self.inner.lock().epoch = epoch;
+    }
+
+    /// Replay mode: how many changes the guest was shown as made.
+    pub(super) fn shown(&self) -> u64 {
+        self.shown.load(Ordering::SeqCst)
+    }
+
+    /// Replay mode's backup: why the machine cannot make a change.
+    pub fn fault(&self) -> Option<String> {
+        self.inner.lock().fault.clone()
     }
 
     fn restart(&self, new: Inner) {
@@ -328,13 +376,35 @@ impl WriteTap {
                 return DiskAnswer::Full;
             }
         }
-        if let Some(intents) = &self.intents
-            && intents.may_change(disk, &extent.bytes, inner.epoch_of_changes()) == Clearance::Later
-        {
+        let clearance = |intents: &Arc<Intents>| match inner.twin {
+            Twin::None => intents.may_change(disk, &extent.bytes, inner.epoch_of_changes()),
+            Twin::First | Twin::Second => intents.may_execute(disk, &extent.bytes),
+        };
+        if self.intents.as_ref().map(clearance) == Some(Clearance::Later) {
             return DiskAnswer::Full;
         }
         inner.tell_change(&change);
         DiskAnswer::Taken
+    }
+
+    fn note_shown(&self, disk: u16, bytes: &Range<u64>) {
+        let inner = self.inner.lock();
+        if inner.twin != Twin::None {
+            if let Some(intents) = &self.intents {
+                intents.shown(disk, bytes, inner.epoch);
+            }
+            self.shown.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn note_stopped(&self, disk: u16, fault: &IoFault) {
+        let mut inner = self.inner.lock();
+        if inner.twin == Twin::Second {
+            inner.fault.get_or_insert_with(|| format!("disk {}: {fault}", disk + 1));
+        } else if let Some(nurse) = self.nurse.get() {
+            drop(inner);
+            nurse.note(disk, fault.to_string());
+        }
     }
 }
 
@@ -358,10 +428,12 @@ impl DiskOwner for TapOfDisk {
         self.tap.change(self.disk, change)
     }
 
+    fn shown(&self, bytes: &Range<u64>) {
+        self.tap.note_shown(self.disk, bytes);
+    }
+
     fn stopped(&self, fault: &IoFault) {
-        if let Some(nurse) = self.tap.nurse.get() {
-            nurse.note(self.disk, fault.to_string());
-        }
+        self.tap.note_stopped(self.disk, fault);
     }
 }
 
@@ -397,6 +469,30 @@ mod tests {
         assert_eq!(told.iter().map(|told| told.epoch).collect::<Vec<_>>(), [1, 2, 2]);
         assert_eq!(*told[0].payload, disk::encode(&Change::write(3, 512, &[7; 512])));
         assert_eq!(told[2].cost, 48);
+    }
+
+    #[test]
+    fn of_two_machines_that_make_the_same_changes_nothing_is_told_and_the_second_keeps_its_fault() {
+        let fault = || IoFault { what: "write it", offset: 0, source: std::io::Error::other("it is gone") };
+        let (tap, pairing, owner, told) = tapped();
+        assert_eq!(write(&owner, 1, 1), DiskAnswer::Taken);
+        tap.recorded(1);
+        for sector in 0..100 {
+            assert_eq!(write(&owner, sector, 1), DiskAnswer::Taken, "there is no bound");
+        }
+        owner.shown(&(0..512));
+        owner.stopped(&fault());
+        assert_eq!((told.try_iter().count(), tap.shown(), tap.fault()), (1, 1, None));
+        drop(pairing);
+        owner.shown(&(0..512));
+        assert_eq!(tap.shown(), 1, "nobody else makes it");
+
+        let executing = tap.execute(2);
+        owner.stopped(&fault());
+        let why = tap.fault().unwrap();
+        assert!(why.starts_with("disk 4: ") && why.contains("it is gone"), "{why}");
+        drop(executing);
+        assert_eq!(tap.fault(), None);
     }
 
     #[test]

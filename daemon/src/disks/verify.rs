@@ -53,6 +53,12 @@ pub enum VerifyError {
     /// There is no backup to compare with, or its copy is under way.
     #[error("the disks have no backup to be compared with now: ftctl wait --for protected waits for one")]
     Alone,
+    /// The images have no common moment in a stream of changes.
+    #[error(
+        "in mode = \"replay\" the disks are not compared while the VM is protected: the log's digests find what the guest \
+         has read, and a restart of ftd on the backup compares what its maps have"
+    )]
+    Executed,
     /// An image.
     #[error(transparent)]
     Image(#[from] ImagesError),

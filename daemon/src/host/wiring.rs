@@ -5,7 +5,7 @@ use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::{Config, DiskConfig};
-use crate::disks::{Disks, NoStore, TappedDisk};
+use crate::disks::{Disks, NoStore};
 use crate::role::NodeRecord;
 use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes};
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
@@ -112,11 +112,7 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
         }
         socket.plug(machine.and_then(Machine::net));
         if let Some(disks) = &attached {
-            let port = |number: u16| {
-                let port = machine?.disk(usize::from(number))?;
-                Some((number, Box::new(port) as Box<dyn TappedDisk>))
-            };
-            disks.tap().plug(disks.numbers().filter_map(port).collect());
+            disks.plug(machine);
         }
         hub.plug(machine.map(Machine::console));
     });

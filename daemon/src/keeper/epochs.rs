@@ -33,6 +33,9 @@ const EARLY_PAUSES: u32 = 10;
 /// A guest that stands still is asked about again after so long, whatever happens.
 const STAND_STILL_MAX: Duration = Duration::from_millis(20);
 
+/// Replay mode: a guest stands still so long at most, before the log begins, for its disks to do what it asked of them.
+const LAND_WITHIN: Duration = Duration::from_secs(1);
+
 /// Memory for this many pages at least is ready before a pause.
 const RESERVE_PAGES_MIN: usize = 1024;
 
@@ -40,7 +43,7 @@ const RESERVE_PAGES_MIN: usize = 1024;
 pub(super) struct Epochs {
     pairing: Arc<Pairing>,
     /// Its disks' changes go to the shipper, which ends only when they do not.
-    _tapped: Option<Tapped>,
+    tapped: Option<Tapped>,
     shipper: Shipper,
     scrubber: Scrubber,
     /// Hashed during the epoch under way.
@@ -84,7 +87,7 @@ impl Epochs {
         Ok(Self {
             pairing,
             shipper,
-            _tapped: disks.map(|disks| disks.tapped),
+            tapped: disks.map(|disks| disks.tapped),
             scrubber: Scrubber::new(ram_pages),
             samples: Vec::new(),
             last: 0,
@@ -102,7 +105,7 @@ impl Epochs {
 
     /// Replay mode: the log goes on from the checkpoint captured last.
     pub(super) fn into_log(self) -> LogCutter {
-        LogCutter::new(self.pairing, self.shipper, self.last)
+        LogCutter::new(self.pairing, self.tapped, self.shipper, self.last)
     }
 
     /// The next checkpoint is the last one, and the guest stays paused behind it.
@@ -237,6 +240,12 @@ impl Epochs {
             // There is no state to go on from.
             return Ok(Looked::Open);
         }
+        // What a disk would do again where the log is executed, a read before it would see there.
+        if setup.replay.on && !vm.machine.land_disks(LAND_WITHIN)? {
+            self.give_up(ShipError::DiskBusy { within: LAND_WITHIN }, setup);
+            self.let_run(vm)?;
+            return Ok(Looked::Open);
+        }
         vm.machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
         match vm.machine.capture_as(self.pairing.state_version, &mut capture.state) {
@@ -265,7 +274,10 @@ impl Epochs {
         let raw_bytes = (pages * PAGE_SIZE + capture.state.len()) as u64;
         (self.last, self.last_pages, self.began) = (epoch, pages, clock::now_us());
         if let Some(disks) = &setup.disks {
-            disks.tap().captured(epoch);
+            match setup.replay.on {
+                true => disks.tap().recorded(epoch),
+                false => disks.tap().captured(epoch),
+            }
         }
         self.pairing.with_flow(|flow| flow.captured(stamp_us, epoch, raw_bytes));
         self.frozen = self.freezing;

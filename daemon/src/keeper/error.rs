@@ -12,6 +12,7 @@ use ft_vm::boot::BootError;
 use ft_vm::machine::MachineError;
 use ft_vm::state::StateError;
 use std::io;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why there is no fresh machine.
@@ -77,6 +78,9 @@ pub enum GoLiveError {
         /// The instruction at which it would have been.
         end: u64,
     },
+    /// The images of its disks.
+    #[error("the VM's disks: {0}")]
+    Disks(#[from] FollowError),
     /// The machine refuses.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -120,6 +124,12 @@ pub enum ShipError {
     /// The backup's disks are not made equal.
     #[error("the VM's disks: {0}")]
     Disks(#[from] EqualizeError),
+    /// A log cannot begin while a disk has something to do.
+    #[error("a disk of the VM has not done within {within:?} what the guest has asked of it")]
+    DiskBusy {
+        /// For so long the guest stood still.
+        within: Duration,
+    },
     /// What the operator declared cannot be kept.
     #[error(
         "what the VM writes takes link and backup longer than hold_ms_max ({} ms) even at guest_speed_min_pct ({} %)",

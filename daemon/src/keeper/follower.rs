@@ -9,9 +9,10 @@ use super::news::KeeperNews;
 use super::order::GoneLive;
 use super::setup::Setup;
 use super::vm::{Vm, end_of};
+use crate::disks::{FollowError, Tapped};
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
-use ft_checkpoint::wire::message::Position;
+use ft_checkpoint::wire::message::{Held, Position};
 use ft_vm::machine::MachineError;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -24,6 +25,10 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// See the module.
 #[derive(Default)]
 pub(super) struct Follower {
+    /// The machine changes the images of its disks itself, for as long as this is here.
+    _tapped: Option<Tapped>,
+    /// Epochs of which the images may lack something, and where each ends. The oldest first.
+    unsettled: VecDeque<(u64, u64)>,
     /// What is not executed to its end, oldest first.
     fed: VecDeque<Fed>,
     pending_bytes: u64,
@@ -54,12 +59,22 @@ struct Fed {
 
 impl Follower {
     /// Starts to execute from a sealed checkpoint: its pages are applied, its state restored.
-    pub(super) fn start(vm: &mut Vm, state: &[u8], applier: &Applier) -> Result<Self, RestoreError> {
+    pub(super) fn start(
+        vm: &mut Vm,
+        setup: &Setup,
+        held: Held,
+        state: &[u8],
+        applier: &Applier,
+    ) -> Result<Self, RestoreError> {
         while applier.apply_next().is_some() {}
+        let tapped = setup.disks.as_ref().map(|disks| {
+            disks.plug(Some(&vm.machine));
+            disks.tap().execute(held.epoch + 1)
+        });
         vm.machine.restore(state)?;
         vm.machine.start_replaying()?;
         vm.machine.resume()?;
-        Ok(Self::default())
+        Ok(Self { _tapped: tapped, ..Self::default() })
     }
 
     /// One that could not start: its state is lost from the beginning.
@@ -76,15 +91,22 @@ impl Follower {
     }
 
     /// The log of one more epoch.
-    pub(super) fn feed(&mut self, vm: &mut Vm, setup: &Setup, log: &[u8], at: Instant) {
+    pub(super) fn feed(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64, log: &[u8], at: Instant) {
         if self.lost {
             return;
+        }
+        if let Some(disks) = &setup.disks {
+            // Before the machine shows its guest anything of it.
+            disks.tap().runs(epoch);
         }
         if let Err(e) = vm.machine.feed_log(log) {
             return self.lose(setup, StateLoss::LogRefused(e));
         }
-        let bytes = log.len() as u64;
-        self.fed.push_back(Fed { cut: vm.machine.replay_position().fed, bytes, at });
+        let (bytes, cut) = (log.len() as u64, vm.machine.replay_position().fed);
+        self.fed.push_back(Fed { cut, bytes, at });
+        if setup.disks.is_some() {
+            self.unsettled.push_back((epoch, cut));
+        }
         self.pending_bytes += bytes;
         self.look(vm, setup);
     }
@@ -121,9 +143,11 @@ impl Follower {
         let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
         let is_executed = self.is_executed(vm);
+        self.look_at_disks(setup, count, is_executed);
         match &mut self.verifying {
             _ if self.lost => self.verifying = None,
-            Some(verifying) if verifying.count != count => {
+            // A disk of this host that takes its time is waited for.
+            Some(verifying) if verifying.count != count || vm.machine.awaits_disk() => {
                 (verifying.count, verifying.moved_at) = (count, Instant::now());
             }
             Some(verifying) if !is_executed && verifying.moved_at.elapsed() > STUCK_AFTER => {
@@ -133,6 +157,25 @@ impl Follower {
         }
         if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
             setup.tell(KeeperNews::Verified { epoch });
+        }
+    }
+
+    /// Tells how far the machine has executed to who makes that durable; and notices that it cannot go on.
+    fn look_at_disks(&mut self, setup: &Setup, count: u64, is_executed: bool) {
+        let Some((disks, executed)) = setup.disks.as_ref().and_then(|disks| Some((disks, disks.executed()?)))
+        else {
+            return;
+        };
+        if let Some(why) = disks.tap().fault().or_else(|| executed.trouble()) {
+            self.lose(setup, StateLoss::Disks(FollowError::Executing(why)));
+        }
+        // At the very count of a cut the guest may have to be shown more of what the log has there.
+        while let Some((epoch, cut)) = self.unsettled.front()
+            && (*cut < count || is_executed)
+            && !self.lost
+        {
+            executed.through(*epoch);
+            self.unsettled.pop_front();
         }
     }
 
@@ -168,15 +211,19 @@ impl Follower {
         }
     }
 
+    /// All that is held is to be executed.
+    pub(super) fn must_be_executed(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), GoLiveError> {
+        self.look(vm, setup);
+        match self.lost {
+            true => Err(GoLiveError::Lost),
+            false if self.is_executed(vm) => Ok(()),
+            false => Err(GoLiveError::Unexecuted { end: vm.machine.replay_position().fed }),
+        }
+    }
+
     /// All that is held is executed: makes the machine one like any other. It is paused then.
     pub(super) fn go_live(&mut self, vm: &mut Vm, setup: &Setup) -> Result<GoneLive, GoLiveError> {
-        self.look(vm, setup);
-        if self.lost {
-            return Err(GoLiveError::Lost);
-        }
-        if !self.is_executed(vm) {
-            return Err(GoLiveError::Unexecuted { end: vm.machine.replay_position().fed });
-        }
+        self.must_be_executed(vm, setup)?;
         if !self.has_crashed() {
             vm.machine.pause()?;
             self.listen(vm, setup);

@@ -15,6 +15,7 @@ use super::shipper::{LogEpoch, Shipper};
 use super::vm::Vm;
 use crate::clock;
 use crate::config::OnOverload;
+use crate::disks::Tapped;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ const LAG_FREE_US: u64 = 5_000;
 /// See the module.
 pub(super) struct LogCutter {
     pairing: Arc<Pairing>,
+    /// The backup's machine makes the changes of its disks too, for as long as this is here.
+    _tapped: Option<Tapped>,
     shipper: Shipper,
     /// The last epoch cut.
     last: u64,
@@ -49,9 +52,10 @@ pub(super) struct LogCutter {
 
 impl LogCutter {
     /// Goes on from the pairing's first epoch, a checkpoint, at whose pause recording began.
-    pub(super) fn new(pairing: Arc<Pairing>, shipper: Shipper, last: u64) -> Self {
+    pub(super) fn new(pairing: Arc<Pairing>, tapped: Option<Tapped>, shipper: Shipper, last: u64) -> Self {
         Self {
             pairing,
+            _tapped: tapped,
             shipper,
             last,
             cut_at: Instant::now(),
@@ -117,8 +121,13 @@ impl LogCutter {
         // Before the cut: what the guest sends from then on is told anew.
         self.output_since = None;
         let stamp_us = clock::now_us();
-        let output = setup.output.clone();
-        let at_cut = Box::new(move || output.close_epoch(epoch));
+        let (output, disks) = (setup.output.clone(), setup.disks.clone());
+        let at_cut = Box::new(move || {
+            output.close_epoch(epoch);
+            if let Some(disks) = disks {
+                disks.tap().runs(epoch + 1);
+            }
+        });
         let cut = vm.machine.cut_log(&mut log, at_cut)?;
         (self.last, self.cut_at) = (epoch, Instant::now());
         if self.freezing {

@@ -7,6 +7,7 @@ use super::standby::Feed;
 use crate::config::OnOverload;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
+use ft_checkpoint::wire::message::Held;
 use ft_ram::GuestRam;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -52,9 +53,23 @@ pub enum Order {
     /// A frame waits for the epoch to end.
     Output,
     /// Backup in replay mode: the prepared machine takes this state, once all is applied, and executes the log.
-    Follow(Vec<u8>, Applier),
+    Follow {
+        /// Whose state it is.
+        held: Held,
+        /// The state.
+        state: Vec<u8>,
+        /// Who applies the pages.
+        applier: Applier,
+    },
     /// Backup in replay mode: the log of one more epoch, which was sealed at this time.
-    Feed(Vec<u8>, Instant),
+    Feed {
+        /// The epoch.
+        epoch: u64,
+        /// Its log.
+        log: Vec<u8>,
+        /// When.
+        at: Instant,
+    },
     /// Backup in replay mode: say so when all the log there is has been executed, which is that up to this epoch.
     Verify {
         /// The epoch that is held.
@@ -65,6 +80,9 @@ pub enum Order {
         /// The pairing that is held.
         pairing: u64,
     },
+    /// Backup in replay mode: the machine has executed all the log there is, and the images of its disks have that,
+    /// durably.
+    Settle(OrderReply<Result<(), GoLiveError>>),
     /// Backup in replay mode: the machine, which has executed all the log there is, runs on by itself.
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// The guest's power button is pressed.

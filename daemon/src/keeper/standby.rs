@@ -146,7 +146,24 @@ impl Feed {
         }
     }
 
-    /// What a frame that the receiver took means to the executor. Replay mode: what is sealed goes on to be executed,
+    /// Replay mode: the machine is to execute from the checkpoint that was just sealed.
+    fn follow(&self, receiver: &Receiver) -> Result<(), LinkEnd> {
+        let Some(Following { orders, applier, .. }) = &self.follower else { return Ok(()) };
+        let held = receiver.held().zip(receiver.sealed_state());
+        let (held, state) = held.ok_or(LinkEnd::Lost(LinkError::Unusable("it is not held")))?;
+        let _ = orders.send(Order::Follow { held, state: state.to_vec(), applier: applier.clone() });
+        Ok(())
+    }
+
+    /// The same for a machine with disks, which follow by now. No other connection goes on meanwhile.
+    fn follow_with_disks(&self, received: &Received<'_>) -> Result<(), LinkEnd> {
+        match (received, &*self.receiver.lock()) {
+            (Received::Sealed { .. }, Some(receiver)) => self.follow(receiver),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a frame that the receiver took means to the executor. Replay mode: log that is sealed goes on to be executed,
     /// ahead of its ack.
     fn said(
         &self,
@@ -157,9 +174,8 @@ impl Feed {
         let unusable = |why| LinkEnd::Lost(LinkError::Unusable(why));
         Ok(Some(match received {
             Received::Sealed { pairing, epoch, stamp_us } => {
-                if let Some(Following { orders, applier, .. }) = &self.follower {
-                    let state = receiver.sealed_state().ok_or(unusable("it is not held"))?.to_vec();
-                    let _ = orders.send(Order::Follow(state, applier.clone()));
+                if self.disks.is_none() {
+                    self.follow(receiver)?;
                 }
                 telemetry.compared(receiver.scrubbed());
                 FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
@@ -167,7 +183,7 @@ impl Feed {
             Received::SealedLog { pairing, epoch, stamp_us, log } => {
                 let following = self.follower.as_ref().ok_or(unusable("no machine executes it"))?;
                 following.progress.queued(log.len() as u64);
-                let _ = following.orders.send(Order::Feed(log, Instant::now()));
+                let _ = following.orders.send(Order::Feed { epoch, log, at: Instant::now() });
                 FromPrimary::Sealed { pairing, epoch, stamp: stamp_us }
             }
             Received::Paired { generation } => FromPrimary::Paired { generation },
@@ -226,7 +242,7 @@ impl Feed {
                     Err(e) => return Some(LinkEnd::Lost(e.into())),
                     Ok(received) => received,
                 };
-                let of_disks = turn.as_ref().map(|_| received.clone());
+                let of_disks = turn.as_ref().map(|_| without_log(&received));
                 // Under the lock: in order, also when another connection goes on where this one ends.
                 match self.said(received, receiver, telemetry) {
                     Ok(said) => (of_disks, receiver.held(), said, receiver.page_hashes()),
@@ -238,7 +254,11 @@ impl Feed {
                 None => Vec::new(),
                 // Others look at the receiver meanwhile: this may take its time.
                 Some((turn, received)) => match follow_disks(turn, &received, held, intake) {
-                    Ok(answers) => answers,
+                    // The images are the checkpoint's before the machine here changes them.
+                    Ok(answers) => match self.follow_with_disks(&received) {
+                        Ok(()) => answers,
+                        Err(end) => return Some(end),
+                    },
                     Err(FollowError::GivenUp) => return None,
                     Err(why) => {
                         news.tell(KeeperNews::StateLost(StateLoss::Disks(why))).ok()?;
@@ -256,6 +276,16 @@ impl Feed {
                 news.tell(KeeperNews::FromPrimary { conn, said, ticket }).ok()?;
             }
         }
+    }
+}
+
+/// What concerns the disks of it.
+fn without_log<'f>(received: &Received<'f>) -> Received<'f> {
+    match received {
+        &Received::SealedLog { pairing, epoch, stamp_us, .. } => {
+            Received::SealedLog { pairing, epoch, stamp_us, log: Vec::new() }
+        }
+        other => other.clone(),
     }
 }
 
@@ -288,6 +318,9 @@ fn follow_disks(
                 .into_iter()
                 .chain(turn.answers().into_iter().map(Message::Compared))
                 .collect());
+        }
+        &Received::SealedLog { pairing, epoch, .. } => {
+            return Ok(turn.settled(Held { pairing, epoch }).map(Message::Settled).into_iter().collect());
         }
         &Received::Paired { generation } => {
             if let Some(held) = held {

@@ -16,6 +16,7 @@ use super::standby::Feed;
 use super::vm::Vm;
 use crate::disks::FollowError;
 use ft_checkpoint::backlog::Applier;
+use ft_checkpoint::wire::message::Held;
 use ft_ram::GuestRam;
 use ft_vm::machine::MachineError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -160,11 +161,11 @@ impl Keeper {
                 Work::Log(cutter) => cutter.output_waits(),
                 _ => {}
             },
-            Order::Follow(state, applier) => self.follow(&state, &applier),
-            Order::Feed(log, at) => {
+            Order::Follow { held, state, applier } => self.follow(held, &state, &applier),
+            Order::Feed { epoch, log, at } => {
                 self.setup.replay.progress.taken(log.len() as u64);
                 if let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) {
-                    follower.feed(vm, &self.setup, &log, at);
+                    follower.feed(vm, &self.setup, epoch, &log, at);
                 }
             }
             Order::Verify { epoch } => {
@@ -182,6 +183,7 @@ impl Keeper {
                 // The cord is pulled in time, whatever the button does.
                 pressed.unwrap_or_else(|e| tracing::warn!("the guest's power button cannot be pressed: {e}"));
             }
+            Order::Settle(reply) => answer(reply, self.settle_executed()),
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {
                 self.mode = Work::Quiet;
@@ -358,14 +360,29 @@ impl Keeper {
         }
     }
 
-    fn follow(&mut self, state: &[u8], applier: &Applier) {
+    fn follow(&mut self, held: Held, state: &[u8], applier: &Applier) {
         let follower = match &mut self.vm {
-            Some(vm) => Follower::start(vm, state, applier),
+            Some(vm) => Follower::start(vm, &self.setup, held, state, applier),
             None => Err(RestoreError::NotPrepared),
         };
         let follower =
             follower.unwrap_or_else(|why| Follower::failed(&self.setup, StateLoss::NotStarted(why)));
         self.mode = Work::Following(Box::new(follower));
+    }
+
+    /// Waits until the images of the machine that follows have, durably, what it has executed, which is all there is.
+    fn settle_executed(&mut self) -> Result<(), GoLiveError> {
+        let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
+            return Err(GoLiveError::NotFollowing);
+        };
+        follower.must_be_executed(vm, &self.setup)?;
+        let watchdog = &self.setup.watchdog;
+        let is_stopped = || {
+            watchdog.round();
+            false
+        };
+        let executed = self.setup.disks.as_ref().and_then(|disks| disks.executed());
+        Ok(executed.map_or(Ok(()), |executed| executed.settle(&is_stopped))?)
     }
 
     fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {

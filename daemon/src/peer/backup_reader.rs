@@ -47,13 +47,9 @@ fn said(message: Message<'_>, mode: Mode) -> Result<FromBackup, LinkEnd> {
         Message::Position(position) if mode == Mode::Replay => FromBackup::Position(position),
         Message::Diverged(diverged) if mode == Mode::Replay => FromBackup::Diverged(diverged),
         Message::Network(network) => FromBackup::Network(network),
-        Message::DiskMap(part) if mode == Mode::Checkpoint => FromBackup::OfDisks(OfDisks::Map(part)),
-        Message::Compared(compared) if mode == Mode::Checkpoint => {
-            FromBackup::OfDisks(OfDisks::Compared(compared))
-        }
-        Message::Settled(settled) if mode == Mode::Checkpoint => {
-            FromBackup::OfDisks(OfDisks::Settled(settled))
-        }
+        Message::DiskMap(part) => FromBackup::OfDisks(OfDisks::Map(part)),
+        Message::Compared(compared) => FromBackup::OfDisks(OfDisks::Compared(compared)),
+        Message::Settled(settled) => FromBackup::OfDisks(OfDisks::Settled(settled)),
         Message::PageHashes(said) => FromBackup::Kept(said),
         #[cfg(feature = "next-version")]
         Message::Build { text } => FromBackup::Build(text),

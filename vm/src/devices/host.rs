@@ -2,6 +2,7 @@
 //! make.
 
 use ft_disk::{IoFault, Store};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +108,9 @@ pub trait DiskOwner: Send + Sync {
     /// the same sectors. If it is refused, it and all later ones wait. It is told again when the machine goes on, when
     /// the guest asks for something else, or when [`DiskPort::try_again`](super::DiskPort::try_again) is called.
     fn change(&self, change: &DiskChange<'_>) -> DiskAnswer;
+
+    /// The guest has a change of these bytes back: it is made.
+    fn shown(&self, bytes: &Range<u64>);
 
     /// The host could not do a request, which stays in flight ([`OnIoError::Stop`]).
     fn stopped(&self, fault: &IoFault);

@@ -347,6 +347,11 @@ impl Devices {
         self.disks.iter().for_each(|disk| disk.go_on_unseen());
     }
 
+    /// Whether the disks that can be written have done, and shown, all that the guest has asked of them.
+    pub(crate) fn are_disks_at_rest(&self) -> bool {
+        self.disks.iter().all(|disk| disk.is_at_rest())
+    }
+
     /// A request that is finished and was not shown to the guest: the disk, the head of its chain, and whether it went
     /// well.
     pub(crate) fn next_finished(&self) -> Option<(u8, u16, bool)> {

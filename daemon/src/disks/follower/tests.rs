@@ -1,6 +1,7 @@
 //! The images are those of the last seal, whenever the connection or the process ends; and what makes them equal ends
 //! only when they are.
 
+mod executed;
 mod storage;
 mod verify;
 
@@ -68,7 +69,7 @@ impl Node {
         durability: Durability,
     ) -> Follower {
         let journal = Arc::new(Mutex::new(Journal::open(medium).unwrap()));
-        Follower::start(journal, None, intents, &[self.image()], durability).unwrap()
+        Follower::start(journal, None, intents, &[self.image()], Writer::Journal(durability)).unwrap()
     }
 
     fn sector(&self, sector: u64) -> u8 {

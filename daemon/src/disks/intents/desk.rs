@@ -2,6 +2,7 @@
 //! changed and under way. It waits for nothing.
 
 use super::{Clearance, Outcome};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// An extent of a disk.
@@ -69,6 +70,9 @@ pub(super) struct Desk {
     is_settled_new: bool,
     /// The same on both hosts, if nothing was changed there since.
     equal: BTreeSet<Place>,
+    /// Replay mode: how many changes there the guest has not been shown as made. The other host's machine may have made
+    /// them or not.
+    unshown: HashMap<Place, u32>,
     /// Changes that the image was asked for, with their extents.
     under_way: HashMap<Order, Vec<Place>>,
     /// The image may lack a change that the peer's has. Only a comparison of the two ends that.
@@ -110,6 +114,26 @@ impl Desk {
         leave
     }
 
+    pub(super) fn may_execute(&mut self, places: impl Iterator<Item = Place> + Clone) -> Clearance {
+        let leave = self.may_change(places.clone(), u64::MAX);
+        if leave == Clearance::Given {
+            places.for_each(|place| *self.unshown.entry(place).or_default() += 1);
+        }
+        leave
+    }
+
+    pub(super) fn shown(&mut self, places: impl Iterator<Item = Place>, epoch: u64) {
+        for place in places {
+            let Entry::Occupied(mut unshown) = self.unshown.entry(place) else { continue };
+            *unshown.get_mut() -= 1;
+            if *unshown.get() == 0 {
+                unshown.remove();
+                self.turn += 1;
+                self.changed.insert(place, Last { epoch, turn: self.turn });
+            }
+        }
+    }
+
     pub(super) fn begun(&mut self, order: Order, places: Vec<Place>) {
         self.under_way.insert(order, places);
     }
@@ -148,6 +172,7 @@ impl Desk {
         self.changed = self.covered.iter().map(|place| (*place, Last::BEFORE)).collect();
         (self.pairing, self.base, self.settled) = (None, None, None);
         self.is_settled_new = false;
+        self.unshown.clear();
         self.doubtful.clear();
         self.equal.clear();
     }

@@ -1,6 +1,8 @@
 //! A change is never allowed before its bit is durable, and a bit is cleared only where both images are durably the
 //! same.
 
+mod twins;
+
 use super::*;
 use ft_mirror::MemoryMedium;
 use proptest::prelude::*;

@@ -101,14 +101,17 @@ impl RealHands {
         }
     }
 
-    /// Replay mode: the machine that follows comes to the end of its log, and goes on by itself. Checkpoint mode: the
-    /// machine goes on from the last sealed checkpoint, served with pages that are still pending. When it failed
-    /// before, it is a fresh machine over the same memory, in which all is applied by then.
+    /// Replay mode: the machine that follows has come to the end of its log, its images have that, durably, and say that
+    /// the VM runs from them, and it goes on by itself. Checkpoint mode: the machine goes on from the last sealed
+    /// checkpoint, served with pages that are still pending. When it failed before, it is a fresh machine over the same
+    /// memory, in which all is applied by then.
     pub(super) fn resume_sealed(&mut self) -> Result<(), HandsError> {
         let resuming = self.resuming.as_mut().ok_or(HandsError::NothingHeld)?;
         resuming.attempts += 1;
         let (attempts, epoch) = (resuming.attempts, resuming.epoch);
         let Some((ram, sealed)) = resuming.sealed.clone() else {
+            self.order_and_wait(Order::Settle)??;
+            self.stamping.ran()?;
             let gone = self.order_and_wait(Order::GoLive)??;
             self.replay.progress.reset();
             self.note_pending(gone.pending);

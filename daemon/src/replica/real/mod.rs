@@ -552,7 +552,10 @@ impl Hands for RealHands {
     }
 
     fn resume_vm(&mut self) -> Result<(), Self::Error> {
-        self.stamping.ran()?;
+        // In replay mode the images are nobody's until what is held is executed.
+        if !self.replay.on {
+            self.stamping.ran()?;
+        }
         self.resume_sealed()
     }
 

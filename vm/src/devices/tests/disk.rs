@@ -375,6 +375,7 @@ struct Owner {
     full: AtomicBool,
     /// Where and what.
     changes: Mutex<Vec<(u64, u8)>>,
+    shown: Mutex<Vec<Range<u64>>>,
     stops: Mutex<usize>,
 }
 
@@ -391,6 +392,10 @@ impl DiskOwner for Owner {
         DiskAnswer::Taken
     }
 
+    fn shown(&self, bytes: &Range<u64>) {
+        self.shown.lock().push(bytes.clone());
+    }
+
     fn stopped(&self, _: &ft_disk::IoFault) {
         *self.stops.lock() += 1;
     }
@@ -405,8 +410,10 @@ fn the_owner_sees_changes_in_order_before_they_are_made_and_can_hold_them_back()
     guest.offer(1, FLUSH, 0, &[]);
     guest.ring.notify(&guest.rig);
     assert_eq!(*owner.changes.lock(), [(0, 1), (u64::MAX, 0)]);
+    assert!(owner.shown.lock().is_empty());
     guest.hand.do_all();
     assert_eq!(guest.ring.take_used(&guest.rig).len(), 2);
+    assert_eq!(*owner.shown.lock(), vec![Range { start: 0, end: 512 }], "the guest has it back");
 
     owner.full.store(true, Ordering::Relaxed);
     guest.request(2, OUT, 0, &[2; 512]);

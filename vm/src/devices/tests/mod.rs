@@ -10,6 +10,7 @@ mod hostile;
 mod net;
 mod state;
 mod told;
+mod twins;
 
 use super::*;
 use crate::spec::{DiskSpec, EngineKind, NetSpec};

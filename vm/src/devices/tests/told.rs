@@ -10,20 +10,24 @@ const DATA: u64 = 0x21_0000;
 const STATUS: u64 = 0x22_0000;
 const UNTOUCHED: u8 = 0xee;
 
-struct Engine {
-    rig: Rig,
-    hand: Hand,
+pub(super) struct Engine {
+    pub(super) rig: Rig,
+    pub(super) hand: Hand,
     inbox: Arc<Inbox>,
-    ring: Ring,
+    pub(super) ring: Ring,
 }
 
 impl Engine {
     fn new() -> Self {
+        Self::with(|disk| disk)
+    }
+
+    pub(super) fn with(change: impl FnOnce(Disk) -> Disk) -> Self {
         let hand = Hand::new(DISK_BYTES);
         let inbox = Arc::new(Inbox::new(Arc::new(Bell::default())));
         let rig = Rig::made(
             GuestRam::new(RAM_BYTES).unwrap(),
-            hand.disk(),
+            change(hand.disk()),
             disk_image(),
             |spec, ram, irq, wiring| {
                 let (random, inbox) = (Box::new(HostRandom), Arc::clone(&inbox));
@@ -50,7 +54,7 @@ impl Engine {
         self.rig.peek(STATUS + slot, 1)[0]
     }
 
-    fn take(&self) {
+    pub(super) fn take(&self) {
         self.rig.devices.take_finished(&self.inbox);
     }
 }
@@ -115,4 +119,23 @@ fn a_state_with_requests_is_taken_over_unseen_and_they_are_asked_for_when_the_en
     there.take();
     assert_eq!(there.rig.devices.show_request(0, 0, true), Shown::Done);
     assert_eq!(there.status(0), 0);
+}
+
+#[test]
+fn a_disk_is_at_rest_when_the_guest_was_shown_all_that_it_has_asked_for() {
+    let mut engine = Engine::new();
+    assert!(engine.rig.devices.are_disks_at_rest());
+    engine.read(0, 0);
+    assert!(!engine.rig.devices.are_disks_at_rest());
+    engine.hand.do_all();
+    engine.take();
+    assert!(!engine.rig.devices.are_disks_at_rest(), "it is done, and not shown");
+    assert_eq!(engine.rig.devices.show_request(0, 0, true), Shown::Done);
+    assert!(engine.rig.devices.are_disks_at_rest());
+    engine.read(1, 1);
+    engine.ring = engine.rig.start(DISK, 1).remove(0);
+    assert!(!engine.rig.devices.are_disks_at_rest(), "the guest has forgotten it, the disk has not");
+    engine.hand.do_all();
+    engine.take();
+    assert!(engine.rig.devices.are_disks_at_rest());
 }

@@ -26,6 +26,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How long the thread may take to answer: the host can be busy.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Between two looks at disks that are waited for.
+const LAND_INTERVAL: Duration = Duration::from_micros(200);
+
 /// One machine's processor in software.
 pub(crate) struct SoftEngine {
     shared: Arc<Shared>,
@@ -74,6 +77,17 @@ impl SoftEngine {
         self.call(Worker::start_recording)?
     }
 
+    pub(crate) fn land_disks(&self, within: Duration) -> Result<bool, MachineError> {
+        let deadline = Instant::now() + within;
+        while !self.call(Worker::land_disks)? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(LAND_INTERVAL);
+        }
+        Ok(true)
+    }
+
     pub(crate) fn cut_log(
         &self,
         out: &mut Vec<u8>,
@@ -117,6 +131,10 @@ impl SoftEngine {
     pub(crate) fn replay_position(&self) -> ReplayPosition {
         let progress = self.shared.progress.lock();
         progress.fed.map_or_else(ReplayPosition::default, |fed| ReplayPosition { count: progress.count, fed })
+    }
+
+    pub(crate) fn awaits_disk(&self) -> bool {
+        self.shared.progress.lock().awaits_disk
     }
 
     pub(crate) fn wait_replayed(&self, timeout: Duration) -> Result<bool, MachineError> {

@@ -60,6 +60,12 @@ impl Replayer {
         self.ahead.push_front(LogEntry { count, input });
     }
 
+    /// A machine at `count`, which has taken what it could, waits for a disk.
+    pub(super) fn awaits_disk(&self, count: u64) -> bool {
+        let next = self.ahead.front().filter(|entry| entry.count == count);
+        next.is_some_and(|entry| matches!(entry.input, LogInput::Disk { .. }))
+    }
+
     /// A machine at `count` has executed all there is.
     pub(super) fn is_done(&self, count: u64) -> bool {
         self.ahead.is_empty() && self.fed() == count

@@ -9,7 +9,8 @@
 //!
 //! A request waits for those before it that touch the same sectors, where one of the two is a change: so what the image
 //! holds, and what a read sees, does not depend on the engine. A device that is reset forgets its requests; what the
-//! engine still has of them is an orphan, which stays in the way until it is finished.
+//! engine still has of them stays in the way until it is finished. Where two machines execute the same, what was taken
+//! is done on both: how far the engine had come by the reset differs between them.
 
 use super::request::{DiskOperation, Request};
 use crate::devices::virtio::queue::Chain;
@@ -60,29 +61,35 @@ pub(super) struct Taken {
     pub stage: Stage,
     /// The disk's owner knows of the change.
     pub told: bool,
-}
-
-/// What the engine has of a request that is forgotten.
-struct Orphan {
-    tag: u64,
-    request: Request,
+    /// The guest has reset the device since: it does not get it back.
+    pub forgotten: bool,
 }
 
 #[derive(Default)]
 pub(super) struct Flight {
     pub taken: Vec<Taken>,
-    orphans: Vec<Orphan>,
     next_tag: u64,
 }
 
 impl Flight {
-    pub(super) fn has(&self, head: u16) -> bool {
-        self.taken.iter().any(|taken| taken.head == head)
+    /// Those that the guest is to get back.
+    fn awaited(&self) -> impl Iterator<Item = &Taken> {
+        self.taken.iter().filter(|taken| !taken.forgotten)
     }
 
-    /// Bytes of all that is in flight.
+    /// The place of the one that the guest knows by this head.
+    pub(super) fn position(&self, head: u16) -> Option<usize> {
+        self.taken.iter().position(|taken| !taken.forgotten && taken.head == head)
+    }
+
+    /// Bytes of all that the guest is to get back.
     pub(super) fn bytes(&self) -> u64 {
-        self.taken.iter().map(|taken| taken.request.transfer_bytes()).sum()
+        self.awaited().map(|taken| taken.request.transfer_bytes()).sum()
+    }
+
+    /// Whether nothing is left to be done.
+    pub(super) fn is_done(&self) -> bool {
+        self.taken.iter().all(|taken| matches!(taken.stage, Stage::Finished { .. }))
     }
 
     /// Whether the engine has any of them.
@@ -97,8 +104,7 @@ impl Flight {
             request.is_change() && offset < bytes.end && bytes.start < offset + length
         };
         let under_way = |taken: &&Taken| taken.told && !matches!(taken.stage, Stage::Finished { .. });
-        self.orphans.iter().any(|orphan| touches(&orphan.request))
-            || self.taken.iter().filter(under_way).any(|taken| touches(&taken.request))
+        self.taken.iter().filter(under_way).any(|taken| touches(&taken.request))
     }
 
     /// Whether there is one that is not with the engine.
@@ -110,8 +116,7 @@ impl Flight {
     pub(super) fn is_blocked(&self, at: usize) -> bool {
         let request = &self.taken[at].request;
         let unfinished = |taken: &&Taken| !matches!(taken.stage, Stage::Finished { .. });
-        self.orphans.iter().any(|orphan| orphan.request.conflicts(request))
-            || self.taken[..at].iter().filter(unfinished).any(|taken| taken.request.conflicts(request))
+        self.taken[..at].iter().filter(unfinished).any(|taken| taken.request.conflicts(request))
     }
 
     pub(super) fn new_tag(&mut self) -> u64 {
@@ -119,10 +124,9 @@ impl Flight {
         self.next_tag
     }
 
-    /// The request that the engine has finished, with its buffer; none when it was forgotten.
+    /// The request that the engine has finished, with its buffer.
     pub(super) fn finished(&mut self, done: IoDone) -> Option<(&mut Taken, Result<Option<Buffer>, Failure>)> {
         let IoDone { tag, io, result } = done;
-        self.orphans.retain(|orphan| orphan.tag != tag);
         let taken = self
             .taken
             .iter_mut()
@@ -137,19 +141,27 @@ impl Flight {
 
     /// The first that is finished: its head, and whether it went well.
     pub(super) fn next_finished(&self) -> Option<(u16, bool)> {
-        self.taken.iter().find_map(|taken| match taken.stage {
+        self.awaited().find_map(|taken| match taken.stage {
             Stage::Finished { ok, .. } => Some((taken.head, ok)),
             _ => None,
         })
     }
 
-    /// Forgets all requests.
-    pub(super) fn forget(&mut self) {
-        let orphan = |taken: Taken| match taken.stage {
-            Stage::Issued { tag } => Some(Orphan { tag, request: taken.request }),
-            _ => None,
-        };
-        self.orphans.extend(self.taken.drain(..).filter_map(orphan));
+    /// Forgets all requests. What the engine has of them is done, and what it has not, if `all_is_done`.
+    pub(super) fn forget(&mut self, all_is_done: bool) {
+        self.taken.retain_mut(|taken| {
+            taken.forgotten = true;
+            match taken.stage {
+                Stage::Issued { .. } => true,
+                Stage::Waiting(_) | Stage::Failed(_) => all_is_done,
+                Stage::Recorded | Stage::Finished { .. } => false,
+            }
+        });
+    }
+
+    /// Nobody waits for what is forgotten and finished.
+    pub(super) fn sweep(&mut self) {
+        self.taken.retain(|taken| !(taken.forgotten && matches!(taken.stage, Stage::Finished { .. })));
     }
 
     pub(super) fn capture(&self) -> Vec<RequestState> {
@@ -157,18 +169,19 @@ impl Flight {
             let Request { operation, offset, bytes } = taken.request;
             RequestState { head: taken.head, operation, offset, bytes }
         };
-        self.taken.iter().map(state).collect()
+        self.awaited().map(state).collect()
     }
 
     /// Takes over what a checkpoint has, which was checked.
     pub(super) fn restore(&mut self, requests: &[RequestState]) {
-        self.forget();
+        self.forget(false);
         self.taken.extend(requests.iter().map(|state| Taken {
             head: state.head,
             chain: Chain::default(),
             request: state.request(),
             stage: Stage::Recorded,
             told: false,
+            forgotten: false,
         }));
     }
 

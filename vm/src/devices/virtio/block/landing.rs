@@ -120,16 +120,21 @@ impl Shared<Block> {
         self.device.lock().backend.arrive(done);
     }
 
-    /// Does what can be done without the guest's seeing it.
+    /// Does what can be done without the guest's seeing it. What was taken is done, also if the device was reset or
+    /// stopped since.
     pub(crate) fn go_on_unseen(&self) {
         let mut device = self.device.lock();
         if device.running() {
-            device.serve(|block, rings, memory| {
-                block.read_again(&rings[0], memory)?;
-                block.issue();
-                Ok(false)
-            });
+            device.serve(|block, rings, memory| block.read_again(&rings[0], memory).map(|()| false));
         }
+        device.backend.issue();
+    }
+
+    /// Whether everything that the guest has asked for is done, and shown if there is a driver.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let device = self.device.lock();
+        let flight = &device.backend.flight;
+        flight.is_done() && (flight.taken.is_empty() || !device.running())
     }
 
     /// A request that is finished and was not shown: its head, and whether it went well.

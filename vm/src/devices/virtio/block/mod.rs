@@ -192,7 +192,7 @@ impl Block {
     /// Whether the request in the chain was given back at once.
     fn accept(&mut self, chain: Chain, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, Malformed> {
         let head = chain.head;
-        if self.flight.has(head) {
+        if self.flight.position(head).is_some() {
             return Err(Malformed::Twice { head });
         }
         let asked = parse(&chain, memory, self.limits)?;
@@ -200,7 +200,7 @@ impl Block {
         match asked {
             Asked::Io(request) => {
                 let stage = Stage::Waiting(written_data(&request, &chain, memory)?);
-                self.flight.taken.push(Taken { head, chain, request, stage, told: false });
+                self.flight.taken.push(Taken { head, chain, request, stage, told: false, forgotten: false });
                 return Ok(false);
             }
             Asked::Id => {
@@ -260,7 +260,10 @@ impl Block {
         self.lively = true;
         let Some((taken, result)) = self.flight.finished(done) else { return };
         let Failure { fault, data } = match result {
-            Ok(data) => return taken.stage = Stage::Finished { ok: true, data },
+            Ok(data) => {
+                taken.stage = Stage::Finished { ok: true, data };
+                return self.flight.sweep();
+            }
             Err(failure) => failure,
         };
         taken.stage = match self.on_io_error {
@@ -271,6 +274,7 @@ impl Block {
         if count(&self.host_errors) {
             tracing::error!(disk = self.index, policy = ?self.on_io_error, "{fault}");
         }
+        self.flight.sweep();
         if let (Some(owner), OnIoError::Stop) = (&self.owner, self.on_io_error) {
             owner.stopped(&fault);
         }
@@ -281,23 +285,27 @@ impl Block {
         let mut any = false;
         let finished = |taken: &Taken| matches!(taken.stage, Stage::Finished { .. });
         while let Some(at) = self.flight.taken.iter().position(finished) {
-            let Taken { chain, stage, .. } = self.flight.taken.remove(at);
-            if let Stage::Finished { ok, data } = stage {
-                self.give_back_io(chain, ok, data, ring, memory)?;
-            }
+            let taken = self.flight.taken.remove(at);
+            let ok = matches!(taken.stage, Stage::Finished { ok: true, .. });
+            self.give_back_io(taken, ok, ring, memory)?;
             any = true;
         }
         Ok(any)
     }
 
+    /// Gives back what is finished, and no longer in flight.
     fn give_back_io(
         &mut self,
-        chain: Chain,
+        taken: Taken,
         ok: bool,
-        data: Option<Buffer>,
         ring: &mut Ring,
         memory: &GuestMemory,
     ) -> Result<(), Malformed> {
+        let Taken { chain, request, stage, told, .. } = taken;
+        if let (Some(owner), true, true) = (&self.owner, told, request.is_change()) {
+            owner.shown(&request.range());
+        }
+        let data = if let Stage::Finished { data, .. } = stage { data } else { None };
         let written = match (ok, &data) {
             (true, Some(data)) => {
                 chain.write_at(memory, 0, data)?;
@@ -338,17 +346,14 @@ impl Block {
         rings: &mut [Ring],
         memory: &GuestMemory,
     ) -> Result<(Shown, bool), Malformed> {
-        let Some(at) = self.flight.taken.iter().position(|taken| taken.head == head) else {
-            return Ok((Shown::Never, false));
-        };
+        let Some(at) = self.flight.position(head) else { return Ok((Shown::Never, false)) };
         match self.flight.taken[at].stage {
             Stage::Finished { ok, .. } if ok || !well => {}
             Stage::Finished { .. } => return Ok((Shown::Never, false)),
             _ => return Ok((Shown::NotYet, false)),
         }
-        let Taken { chain, stage, .. } = self.flight.taken.remove(at);
-        let data = if let Stage::Finished { data, .. } = stage { data } else { None };
-        self.give_back_io(chain, well, data, &mut rings[0], memory)?;
+        let taken = self.flight.taken.remove(at);
+        self.give_back_io(taken, well, &mut rings[0], memory)?;
         // There is room for more now, and less in the way.
         self.take(&mut rings[0], memory)?;
         self.issue();
@@ -409,7 +414,7 @@ impl Backend for Block {
     }
 
     fn reset(&mut self) {
-        self.flight.forget();
+        self.flight.forget(self.showing == Showing::Told);
     }
 
     fn capture(&self) -> Vec<RequestState> {

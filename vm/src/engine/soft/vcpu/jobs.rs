@@ -1,5 +1,6 @@
 //! The jobs of the vCPU's thread: the machine's commands.
 
+use super::input::Applied;
 use super::{Mode, Worker};
 
 use crate::engine::soft::host_time::HostTime;
@@ -26,7 +27,13 @@ impl Worker {
             self.host_time = HostTime::start(self.virtual_ns());
         }
         self.throttled_until = None;
-        self.reach.devices.go_on_unseen();
+        match self.mode {
+            Mode::Replaying(_) => self.reach.devices.go_on_unseen(),
+            // What was done while a log was replayed, and had not been shown where that ended, is shown now.
+            Mode::Live | Mode::Recording(_) => {
+                self.land_disks();
+            }
+        }
         self.reach.inbox.open(!matches!(self.mode, Mode::Replaying(_)));
     }
 
@@ -67,6 +74,17 @@ impl Worker {
             idle: IdleState { signalled, until_ns: self.idle_until_ns },
             outbox: self.outbox.waiting(),
         })
+    }
+
+    /// Shows the guest, which stands still, what its disks have done; whether that is all that it has asked for.
+    pub(crate) fn land_disks(&mut self) -> bool {
+        self.reach.devices.take_finished(&self.reach.inbox);
+        while let Some((disk, head, well)) = self.reach.devices.next_finished() {
+            if self.input(&LogInput::Disk { disk, head, well }) != Applied::Done {
+                break;
+            }
+        }
+        self.reach.devices.are_disks_at_rest()
     }
 
     /// Takes over a state: on a fresh processor, which has nothing cached.

@@ -136,12 +136,7 @@ impl Worker {
             // It comes at the time at which it comes, to a guest that has let time go by.
             self.advance_to(self.host_time.due_ns());
         }
-        self.reach.devices.take_finished(&self.reach.inbox);
-        while let Some((disk, head, well)) = self.reach.devices.next_finished() {
-            if self.input(&LogInput::Disk { disk, head, well }) != Applied::Done {
-                break;
-            }
-        }
+        self.land_disks();
         while let Some(frame) = self.reach.inbox.take_frame() {
             let input = LogInput::Frame(frame);
             if self.input(&input) == Applied::NoRoom

@@ -65,6 +65,8 @@ pub(super) struct Progress {
     pub fed: Option<u64>,
     /// It is there, and whatever the log has there is done.
     pub replayed: bool,
+    /// It waits for what a disk of this host has not done yet.
+    pub awaits_disk: bool,
     /// Why it goes no further.
     pub stuck: Option<Stuck>,
 }
@@ -274,12 +276,15 @@ impl Worker {
 
     fn publish(&self) {
         let count = self.cpu.count;
-        let (fed, replayed) = match &self.mode {
-            Mode::Replaying(replayer) => (Some(replayer.fed()), replayer.is_done(count)),
-            _ => (None, false),
+        let (fed, replayed, awaits_disk) = match &self.mode {
+            Mode::Replaying(replayer) => {
+                (Some(replayer.fed()), replayer.is_done(count), replayer.awaits_disk(count))
+            }
+            _ => (None, false, false),
         };
         let mut progress = self.shared.progress.lock();
         (progress.count, progress.fed, progress.replayed) = (count, fed, replayed);
+        progress.awaits_disk = awaits_disk;
         progress.unknown_instructions = self.cpu.unknown_instructions;
         progress.stuck.clone_from(&self.stuck);
         drop(progress);

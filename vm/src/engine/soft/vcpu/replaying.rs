@@ -60,6 +60,7 @@ impl Worker {
             (Applied::Done, _) => return self.settle(),
             (Applied::NotYet, Mode::Replaying(replayer)) => {
                 replayer.put_back(self.cpu.count, input);
+                self.publish();
                 return self.reach.bell.wait(None);
             }
             _ => {}

@@ -1,0 +1,89 @@
+//! Replay mode: after the copy the machine here changes the images, and they are nobody's; what is durable of them is
+//! said behind that.
+
+use super::*;
+use crate::disks::stamps::{StampOf, whose};
+use crate::disks::{Executed, Stamps};
+use ft_mirror::Stamp;
+
+struct Backup {
+    node: Node,
+    follower: Follower,
+    executed: Arc<Executed>,
+    tap: Arc<WriteTap>,
+    stamps: Arc<Stamps>,
+    images: [NumberedImage; 1],
+}
+
+impl Backup {
+    fn new() -> Self {
+        let node = Node::new();
+        let (intents, images) = (intents(), [node.image()]);
+        let tap = WriteTap::new(1 << 20, Some(Arc::clone(&intents)));
+        let executed = Arc::new(Executed::start(&tap, &intents, &images).unwrap());
+        let of = whose("web", &node.path("image"), DISK_BYTES);
+        let stamp = StampOf::open(node.path("stamp"), node.path("image"), of).unwrap();
+        let stamps = Arc::new(Stamps::new(vec![stamp]));
+        let medium: Arc<dyn Medium + Send + Sync> = Arc::new(node.journal());
+        let journal = Arc::new(Mutex::new(Journal::open(medium).unwrap()));
+        let writer = Writer::Machine(Arc::clone(&executed));
+        let follower = Follower::start(journal, Some(Arc::clone(&stamps)), intents, &images, writer).unwrap();
+        follower.know_cell(CellId(9));
+        Self { node, follower, executed, tap, stamps, images }
+    }
+
+    fn history(&self) -> Option<History> {
+        self.stamps.say()[0].map(|Stamp { history, .. }| history)
+    }
+
+    /// A copy, in which every extent is found the same.
+    fn copied(&self) {
+        let mut turn = self.follower.turn();
+        turn.copy_begins(5, GOES_ON).unwrap();
+        turn.take(&Change::write(DISK, 512, &[7; 512]), GOES_ON).unwrap();
+        assert_eq!(self.node.sector(1), 7, "at once");
+        let mut images = MirroredImages::new(&self.images).unwrap();
+        for extent in 0..extents(DISK_BYTES) {
+            let place = extent_at(DISK, extent, DISK_BYTES);
+            let hash = hash(&place, images.read(&place).unwrap().as_ref());
+            assert_eq!(turn.compare(&Compare { disk: DISK, extent, hash }).unwrap(), Some(true));
+        }
+        turn.sealed(Held { pairing: 5, epoch: 1 }).unwrap();
+    }
+}
+
+#[test]
+fn a_copy_leaves_the_images_to_the_machine_and_they_are_nobodys_from_then_on() {
+    let backup = Backup::new();
+    assert_eq!(backup.history(), None);
+    backup.copied();
+    let mixed = Some(History::Mixed { pairing: 5 });
+    assert_eq!(backup.history(), mixed);
+    backup.follower.turn().named(5, 8).unwrap();
+    assert_eq!(backup.history(), mixed, "the cell names the node, and its machine changes them");
+    let refused = backup.follower.turn().take(&Change::write(DISK, 0, &[7; 512]), GOES_ON);
+    assert!(matches!(refused, Err(FollowError::Told)), "{refused:?}");
+    assert_eq!(backup.follower.waiting(), 0);
+}
+
+#[test]
+fn the_primary_is_told_what_is_durable_behind_the_machine() {
+    let backup = Backup::new();
+    backup.copied();
+    let settled = |epoch| Some(Settled { pairing: 5, epoch });
+    let tell = |epoch| backup.follower.turn().settled(Held { pairing: 5, epoch });
+    assert_eq!(tell(1), settled(1), "the copy was flushed");
+    let _tapped = backup.tap.execute(2);
+    backup.executed.through(4);
+    backup.executed.settle(GOES_ON).unwrap();
+    let begun = Instant::now();
+    let told = loop {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is not told");
+        if let Some(told) = tell(9) {
+            break told;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(Some(told), settled(4), "the log is here through 9, and executed through 4");
+    assert_eq!(backup.follower.turn().settled(Held { pairing: 6, epoch: 9 }), None, "of another pairing");
+}
