@@ -172,7 +172,7 @@ impl RawImage {
     }
 }
 
-/// Opens a file of any format, or a block device, to be read, and locks it as [`RawImage::open`] does until it is closed.
+/// Opens a file of any format, or a block device, to be read. It is locked as by [`RawImage::open`] until it is closed.
 pub fn open_locked(path: &Path) -> Result<File, DiskImageError> {
     // Judged before it is opened: opening a FIFO would wait for its writer.
     is_block_device(path)?;
