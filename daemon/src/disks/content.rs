@@ -3,9 +3,13 @@
 use super::qcow2::Qcow2Error;
 use super::source::Source;
 use ft_disk::{Access, DiskImageError, RawImage};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -136,7 +140,7 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
 }
 
 /// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its BLAKE3. A new file has holes
-/// where the source has zeroes. What is half made is removed.
+/// where the source has zeroes, and no name before it is whole.
 pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
     let source = Source::open(source)?;
     let target = Target::open(image, source.bytes())?;
@@ -145,43 +149,55 @@ pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<Str
     Ok(hash)
 }
 
-/// A new file is removed with this, unless it is to be kept.
+/// What is made.
 struct Target {
     path: PathBuf,
     file: File,
-    is_device: bool,
-    is_kept: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Device,
+    /// It gets its name when it is whole: whatever ends this process leaves nothing.
+    Unnamed,
+    /// Where the file system has no others. It is removed with this, unless it is whole.
+    Named,
+    Whole,
 }
 
 impl Target {
     /// A new file of this size, or a block device that nobody uses.
     fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
         let failed = failed(path);
-        let is_device = fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        let target = |file| Self { path: path.to_owned(), file, is_device, is_kept: false };
-        if is_device {
-            // Neither mounted nor a part of another device.
-            let file = options.custom_flags(libc::O_EXCL).open(path).map_err(&failed)?;
-            let has = ft_disk::image_bytes(path)?;
-            return match has < bytes {
-                true => Err(ContentError::Small { path: path.to_owned(), has, need: bytes }),
-                false => Ok(target(file)),
-            };
+        let target = |file, kind| Self { path: path.to_owned(), file, kind };
+        match fs::symlink_metadata(path) {
+            Ok(_) if fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()) => {
+                // Neither mounted nor a part of another device.
+                let file = options.custom_flags(libc::O_EXCL).open(path).map_err(&failed)?;
+                let has = ft_disk::image_bytes(path)?;
+                return match has < bytes {
+                    true => Err(ContentError::Small { path: path.to_owned(), has, need: bytes }),
+                    false => Ok(target(file, Kind::Device)),
+                };
+            }
+            Ok(_) => return Err(ContentError::Exists(path.to_owned())),
+            Err(_) => {}
         }
-        let file = options.create_new(true).mode(0o600).open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => ContentError::Exists(path.to_owned()),
-            _ => failed(e),
-        })?;
-        let target = target(file);
+        options.mode(0o600);
+        let target = match options.clone().custom_flags(libc::O_TMPFILE).open(directory_of(path)) {
+            Ok(file) => target(file, Kind::Unnamed),
+            Err(_) => target(options.create_new(true).open(path).map_err(&failed)?, Kind::Named),
+        };
         target.file.set_len(bytes).map_err(&failed)?;
         Ok(target)
     }
 
     fn write(&self, extent: &[u8], start: u64) -> Result<(), ContentError> {
         for (at, piece) in (start..).step_by(HOLE_BYTES).zip(extent.chunks(HOLE_BYTES)) {
-            if self.is_device || piece.iter().any(|byte| *byte != 0) {
+            if self.kind == Kind::Device || piece.iter().any(|byte| *byte != 0) {
                 self.file.write_all_at(piece, at).map_err(failed(&self.path))?;
             }
         }
@@ -190,19 +206,33 @@ impl Target {
 
     /// It is whole.
     fn keep(mut self) -> Result<(), ContentError> {
-        self.file.sync_all().map_err(failed(&self.path))?;
-        self.is_kept = true;
-        Ok(())
+        let failed = failed(&self.path);
+        self.file.sync_all().map_err(&failed)?;
+        if self.kind == Kind::Unnamed {
+            let unnamed = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+            linkat(AT_FDCWD, &unnamed, AT_FDCWD, &self.path, AtFlags::AT_SYMLINK_FOLLOW).map_err(
+                |e| match e {
+                    Errno::EEXIST => ContentError::Exists(self.path.clone()),
+                    _ => failed(e.into()),
+                },
+            )?;
+        }
+        self.kind = Kind::Whole;
+        File::open(directory_of(&self.path)).and_then(|directory| directory.sync_all()).map_err(&failed)
     }
 }
 
 impl Drop for Target {
     /// What is half made holds nothing that anybody has seen.
     fn drop(&mut self) {
-        if !self.is_kept && !self.is_device {
+        if self.kind == Kind::Named {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn copy(source: &Source, target: &Target, progress: Progress<'_>) -> Result<String, ContentError> {
@@ -264,6 +294,16 @@ mod tests {
         let hash = import(&source, &image, &mut |_, _| ()).unwrap();
         assert_eq!(compare(&source, &image, &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
         assert!(fs::metadata(&image).unwrap().blocks() * 512 < MIB as u64);
+    }
+
+    #[test]
+    fn an_import_that_is_broken_off_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
+        disk(&source, 2 * MIB, &[1]);
+        let broken = || import(&source, &image, &mut |_, _| panic!("broken off"));
+        assert!(std::panic::catch_unwind(broken).is_err());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

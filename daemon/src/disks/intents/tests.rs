@@ -11,6 +11,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 const EXTENT: u64 = 1 << 20;
 const DISK: u64 = 1000 * EXTENT;
+/// For what takes no time.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Storage whose flushes begin and end when the test says so.
 struct Gated {
@@ -87,10 +89,15 @@ impl Bench {
         extents.for_each(|extent| assert_eq!(self.may_change(extent, epoch), Clearance::Given));
     }
 
+    /// A flush of the map begins, and goes well.
+    fn flush(&self) {
+        self.begun.recv_timeout(PATIENCE).expect("the thread flushes the map");
+        self.ends.send(true).unwrap();
+    }
+
     /// The thread flushes the map.
     fn commit(&self) {
-        self.begun.recv().unwrap();
-        self.ends.send(true).unwrap();
+        self.flush();
         self.ready.recv().unwrap();
     }
 
@@ -170,8 +177,7 @@ fn what_the_pairing_began_with_is_cleared_with_its_base_but_for_what_was_changed
     bench.intents.differ(0, &(20 * EXTENT..21 * EXTENT));
     bench.intents.settled(3, 1);
     // The head, then the blocks.
-    bench.begun.recv().unwrap();
-    bench.ends.send(true).unwrap();
+    bench.flush();
     bench.commit();
     bench.flushed.recv().unwrap();
     assert_eq!(bench.intents.map(0), (Some(3), vec![7, 8, 20, 50]));
