@@ -77,7 +77,7 @@ fn judge(layout: &Layout, made: &Made, at: usize, came: Vec<u8>) -> Result<(), T
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_is_imported_byte_for_byte(layout in prop_oneof![layouts(9..13, 200), layouts(13..18, 20)]) {
