@@ -1,5 +1,6 @@
 //! The backup's image of the guest's RAM: the second mapping of the memory that the guest will run on. The image knows
-//! which pages have memory behind them since the copy began, so zero pages of a fresh image cost neither time nor memory.
+//! which pages have memory behind them since the copy began, so zero pages of a fresh image cost neither time nor
+//! memory.
 
 use crate::page::{Page, is_zero};
 use ft_ram::layout::PAGE_SIZE;

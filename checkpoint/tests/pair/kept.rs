@@ -1,5 +1,5 @@
-//! A backup that still has the guest's memory of an earlier time: a full copy sends what has changed of it, and comes to
-//! the same as one that sends everything.
+//! A backup that still has the guest's memory of an earlier time: a full copy sends what has changed of it, and comes
+//! to the same as one that sends everything.
 
 use crate::support::{Backup, GENERATION, Primary, RAM_BYTES, VM, assert_same_memory};
 use ft_checkpoint::bench_support::noise_page;

@@ -47,8 +47,8 @@ struct Inner {
 }
 
 impl Pairing {
-    /// A new pairing over a connection, in the versions in which the two talk: at most `depth_max` checkpoints and about
-    /// `bytes_max` bytes in flight, and less where the service asks for it.
+    /// A new pairing over a connection, in the versions in which the two talk: at most `depth_max` checkpoints and
+    /// about `bytes_max` bytes in flight, and less where the service asks for it.
     pub fn new(
         nonce: u64,
         outbox: Arc<PeerOutbox>,

@@ -196,7 +196,7 @@ metrics! {
     copy_total_bytes: Gauge "ftd_copy_total_bytes"
         "Bytes of guest memory that the current full copy has to cover; 0 when there is none",
     copy_same_bytes: Gauge "ftd_copy_same_bytes"
-        "Bytes of guest memory that the backup had already, in the current full copy or the last one: they are not sent",
+        "Bytes of guest memory that the current full copy, or the last one, did not send: the backup had them",
     disk_differing_bytes: Gauge "ftd_disk_differing_bytes"
         "Bytes of extents in which the hosts' disk images may differ, as this node's maps have it",
     disk_unacked_bytes: Gauge "ftd_disk_unacked_bytes"

@@ -11,7 +11,8 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: [&str; 2] = ["tests/e2e/metrics.rs", "tests/e2e/disks.rs"];
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 14] = [
+const COUNTED: [(&str, &str, &str); 15] = [
+    ("ftd_copy_same_bytes", "tests/e2e/copy.rs", "metric(\"ftd_copy_same_bytes\")"),
     ("ftd_rehearsals_failed_total", "tests/e2e/rehearsal.rs", "failures(&beta) > 1"),
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),

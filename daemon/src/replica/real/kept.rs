@@ -4,6 +4,7 @@
 //! that is to boot, a host that is short of memory. A VM that is over needs none.
 
 use crate::host::Shortage;
+use crate::peer::TellLack;
 use ft_arbiter::Cell;
 use ft_ram::GuestRam;
 use parking_lot::Mutex;
@@ -25,6 +26,13 @@ struct Inner {
 }
 
 impl Kept {
+    /// Nothing yet; and what tells what this host lacks, with regard to what is kept then.
+    pub(super) fn beside(lacks: TellLackBeside) -> (Self, TellLack) {
+        let kept = Self::default();
+        let now = kept.clone();
+        (kept, Box::new(move || now.shortage(&lacks)))
+    }
+
     /// A machine is gone, and this memory is left of it.
     pub(super) fn keep(&self, ram: GuestRam) {
         let mut inner = self.0.lock();
@@ -53,7 +61,7 @@ impl Kept {
     }
 
     /// What this host lacks to receive a copy. Memory that is in the way of it is given up.
-    pub(super) fn shortage(&self, lacks: &TellLackBeside) -> Option<Shortage> {
+    fn shortage(&self, lacks: &TellLackBeside) -> Option<Shortage> {
         let held = self.0.lock().ram.as_ref().map(|ram| ram.held_bytes().unwrap_or(0));
         let lack = lacks(held)?;
         if held.is_none() {

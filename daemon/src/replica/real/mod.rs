@@ -120,19 +120,16 @@ impl RealHands {
         let (inputs, received) = parts.inputs;
         let (orders, for_keeper) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
-        let held_now = Arc::clone(&held);
-        let (kept, lacks) = (Kept::default(), parts.lacks);
-        let kept_now = kept.clone();
-        let node = parts.identity.node.clone();
+        let (held_now, ids) = (Arc::clone(&held), Arc::new(ConnIds::default()));
+        let ((kept, lacks), node) = (Kept::beside(parts.lacks), parts.identity.node.clone());
         let local = Arc::new(Local {
             lasting: parts.identity,
             contents: parts.contents,
-            lacks: Box::new(move || kept_now.shortage(&lacks)),
+            lacks,
             peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
-        let ids = Arc::new(ConnIds::default());
         let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network: _ } =
             parts.host;
         let news = Outlet::into_queue(&inputs, Input::Keeper);
