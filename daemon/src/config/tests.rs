@@ -154,6 +154,12 @@ fn what_cannot_work_is_refused_with_its_reason() {
         let message = message(&edited(from, to));
         assert!(message.contains(reason), "{to}: {message}");
     }
+    let long = format!("control_socket = \"/{}\"", "s".repeat(107));
+    assert!(message(&edited("#control_socket = \"/run/ftd/web.sock\"", &long)).contains("at most 107"));
+}
+
+#[test]
+fn replay_mode_is_refused_what_would_differ_between_the_hosts() {
     let replay = edited("#mode = \"checkpoint\"", "mode = \"replay\"").replacen(
         "#engine = \"kvm\"",
         "engine = \"soft\"",
@@ -186,8 +192,6 @@ fn what_cannot_work_is_refused_with_its_reason() {
     }
     let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
     assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
-    let long = format!("control_socket = \"/{}\"", "s".repeat(107));
-    assert!(message(&edited("#control_socket = \"/run/ftd/web.sock\"", &long)).contains("at most 107"));
 }
 
 #[test]

@@ -144,8 +144,8 @@ impl Intents {
         leave
     }
 
-    /// Replay mode: the guest was shown in this epoch that a change of these bytes is made. Whoever has executed through
-    /// there has made it as well.
+    /// Replay mode: the guest was shown in this epoch that a change of these bytes is made. Whoever has executed
+    /// through there has made it as well.
     pub fn shown(&self, disk: u16, bytes: &Range<u64>, epoch: u64) {
         self.shared.desk.lock().shown(self.places(disk, bytes), epoch);
     }

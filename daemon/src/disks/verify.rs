@@ -52,8 +52,8 @@ pub enum VerifyError {
     Alone,
     /// The images have no common moment in a stream of changes.
     #[error(
-        "in mode = \"replay\" the disks are not compared while the VM is protected: the log's digests find what the guest \
-         has read, and a restart of ftd on the backup compares what its maps have"
+        "in mode = \"replay\" the disks are not compared while the VM is protected: the log's digests find what the \
+         guest has read, and a restart of ftd on the backup compares what its maps have"
     )]
     Executed,
     /// An image.

@@ -161,8 +161,8 @@ impl Feed {
         }
     }
 
-    /// What a frame that the receiver took means to the executor. Replay mode: log that is sealed goes on to be executed,
-    /// ahead of its ack.
+    /// What a frame that the receiver took means to the executor. Replay mode: log that is sealed goes on to be
+    /// executed, ahead of its ack.
     fn said(
         &self,
         received: Received<'_>,

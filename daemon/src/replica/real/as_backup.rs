@@ -93,8 +93,8 @@ impl RealHands {
         }
     }
 
-    /// Replay mode: the machine that follows has come to the end of its log, its images have that, durably, and say that
-    /// the VM runs from them, and it goes on by itself. Checkpoint mode: the machine goes on from the last sealed
+    /// Replay mode: the machine that follows has come to the end of its log, its images have that, durably, and say
+    /// that the VM runs from them, and it goes on by itself. Checkpoint mode: the machine goes on from the last sealed
     /// checkpoint, served with pages that are still pending. When it failed before, it is a fresh machine over the same
     /// memory, in which all is applied by then.
     pub(super) fn resume_sealed(&mut self) -> Result<(), HandsError> {

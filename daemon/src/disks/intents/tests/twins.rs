@@ -74,7 +74,9 @@ impl Host {
             self.flush();
         }
         self.map.extend(work.set.iter().map(|place| place.extent));
-        work.clear.iter().for_each(|place| drop(self.map.remove(&place.extent)));
+        for place in &work.clear {
+            self.map.remove(&place.extent);
+        }
         self.desk.done(&work);
     }
 }
