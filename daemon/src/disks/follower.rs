@@ -100,7 +100,7 @@ enum Phase {
 }
 
 /// Who changes the images of a backup after the copy.
-pub enum Writer {
+pub enum ImageWriter {
     /// This follower, by its journal; and what is durable of it at an ack.
     Journal(Durability),
     /// The machine, which executes the log.
@@ -143,7 +143,7 @@ pub struct Follower {
     /// What says of the images what they are, and the cell that this is said of.
     stamps: Option<Arc<Stamps>>,
     cell: Mutex<Option<CellId>>,
-    writer: Writer,
+    writer: ImageWriter,
     /// What the primary asks about, under protection.
     checks: Checks,
     thread: Option<JoinHandle<()>>,
@@ -167,7 +167,7 @@ impl Follower {
         stamps: Option<Arc<Stamps>>,
         intents: Arc<Intents>,
         images: &[NumberedImage],
-        writer: Writer,
+        writer: ImageWriter,
     ) -> Result<Self, FollowError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
         let checks =
@@ -374,15 +374,15 @@ impl FollowerTurn<'_> {
             // A checkpoint without a change is the one before, as far as the disks go.
             Phase::Following(Pending::Nothing | Pending::Stale) | Phase::Executing => return Ok(()),
             Phase::Following(Pending::Changes) => match self.follower.writer {
-                Writer::Journal(durability) => durability,
-                Writer::Machine(_) => Durability::Sync,
+                ImageWriter::Journal(durability) => durability,
+                ImageWriter::Machine(_) => Durability::Sync,
             },
             Phase::Mixed(Mixed { unequal, .. }) if !unequal.is_empty() => {
                 return Err(FollowError::Unequal(unequal.len()));
             }
             Phase::Mixed(_) => {
                 images.flush()?;
-                if let Writer::Machine(executed) = &self.follower.writer {
+                if let ImageWriter::Machine(executed) = &self.follower.writer {
                     *phase = Phase::Executing;
                     intents.same(held.pairing);
                     executed.begin(Settled { pairing: held.pairing, epoch: held.epoch });
@@ -416,8 +416,10 @@ impl FollowerTurn<'_> {
     pub fn settled(&mut self, held: Held) -> Option<Settled> {
         let Held { pairing, epoch } = held;
         let settled = match &self.follower.writer {
-            Writer::Machine(executed) => executed.settled().filter(|settled| settled.pairing == pairing)?,
-            Writer::Journal(_) => {
+            ImageWriter::Machine(executed) => {
+                executed.settled().filter(|settled| settled.pairing == pairing)?
+            }
+            ImageWriter::Journal(_) => {
                 let Carried { through, is_all, .. } = *self.follower.shared.carried.lock();
                 let through = through.filter(|through| through.pairing == pairing)?.epoch;
                 Settled { pairing, epoch: if is_all { epoch } else { through } }
@@ -433,8 +435,8 @@ impl FollowerTurn<'_> {
     /// it has taken over.
     pub fn named(&mut self, pairing: u64, generation: u64) -> Result<(), FollowError> {
         self.follower.stamp(match self.follower.writer {
-            Writer::Journal(_) => History::Follows { pairing, named_in: Some(generation) },
-            Writer::Machine(_) => History::Mixed { pairing },
+            ImageWriter::Journal(_) => History::Follows { pairing, named_in: Some(generation) },
+            ImageWriter::Machine(_) => History::Mixed { pairing },
         })
     }
 }

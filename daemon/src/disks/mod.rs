@@ -39,7 +39,7 @@ pub use content::{ContentError, ImageComparison, Progress, compare, import};
 pub use equalize::{EqualizeError, Equalized, Equalizer};
 pub use error::BesideError;
 pub use executed::Executed;
-pub use follower::{FollowError, Follower, FollowerTurn, Writer};
+pub use follower::{FollowError, Follower, FollowerTurn, ImageWriter};
 pub use ground::{Claim, Ground, Unfit, view};
 pub use images::{ImagesError, MirroredImages, NumberedImage};
 pub use intents::{Clearance, Flush, Intent, Intents, TellReady, Watched};

@@ -5,7 +5,7 @@ use super::beside::Beside;
 use super::equalize::{EqualizeError, Equalizer};
 use super::error::BesideError;
 use super::executed::Executed;
-use super::follower::{FollowError, Follower, Writer};
+use super::follower::{FollowError, Follower, ImageWriter};
 use super::images::NumberedImage;
 use super::intents::Intents;
 use super::nurse::TellStands;
@@ -92,8 +92,9 @@ impl Disks {
             Mode::Replay => Some(Arc::new(Executed::start(&tap, &intents, &numbered)?)),
             Mode::Checkpoint => None,
         };
-        let by_journal = Writer::Journal(r.durability);
-        let writer = executed.as_ref().map_or(by_journal, |executed| Writer::Machine(Arc::clone(executed)));
+        let by_journal = ImageWriter::Journal(r.durability);
+        let writer =
+            executed.as_ref().map_or(by_journal, |executed| ImageWriter::Machine(Arc::clone(executed)));
         let follower = Follower::start(journal, of_follower, Arc::clone(&intents), &numbered, writer)?;
         Ok(Some(Arc::new(Self {
             images,

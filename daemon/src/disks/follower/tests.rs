@@ -69,7 +69,7 @@ impl Node {
         durability: Durability,
     ) -> Follower {
         let journal = Arc::new(Mutex::new(Journal::open(medium).unwrap()));
-        Follower::start(journal, None, intents, &[self.image()], Writer::Journal(durability)).unwrap()
+        Follower::start(journal, None, intents, &[self.image()], ImageWriter::Journal(durability)).unwrap()
     }
 
     fn sector(&self, sector: u64) -> u8 {

@@ -26,7 +26,7 @@ impl Backup {
         let stamps = Arc::new(Stamps::new(vec![stamp]));
         let medium: Arc<dyn Medium + Send + Sync> = Arc::new(node.journal());
         let journal = Arc::new(Mutex::new(Journal::open(medium).unwrap()));
-        let writer = Writer::Machine(Arc::clone(&executed));
+        let writer = ImageWriter::Machine(Arc::clone(&executed));
         let follower = Follower::start(journal, Some(Arc::clone(&stamps)), intents, &images, writer).unwrap();
         follower.know_cell(CellId(9));
         Self { node, follower, executed, tap, stamps, images }

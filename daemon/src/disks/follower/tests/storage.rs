@@ -49,7 +49,7 @@ fn held(node: &Node, durability: Durability) -> (Arc<Follower>, Receiver<()>, Sy
     (opening..10).for_each(|_| journal.medium().sync().unwrap());
     begins.try_iter().for_each(drop);
     let journal = Arc::new(Mutex::new(journal));
-    let writer = Writer::Journal(durability);
+    let writer = ImageWriter::Journal(durability);
     let follower = Follower::start(journal, None, intents(), &[node.image()], writer).unwrap();
     (Arc::new(follower), begins, let_through)
 }
