@@ -152,13 +152,13 @@ fn disk(config: Config, image: &str, read_only: bool) -> Config {
 }
 
 #[test]
-fn in_replay_mode_a_writable_disk_is_refused_by_its_name() {
-    World::run("in_replay_mode_a_writable_disk_is_refused_by_its_name", |world| {
+fn in_replay_mode_a_disk_that_reports_its_errors_is_refused_by_its_name() {
+    World::run("in_replay_mode_a_disk_that_reports_its_errors_is_refused_by_its_name", |world| {
         let image = world.file("root.img", [0; 8192]);
         let image = image.to_str().unwrap();
-        let says = ["machine.disk.read_only", image, "not replicated in mode = \"replay\" yet"];
+        let says = ["machine.disk.on_io_error = report", image, "must be \"stop\" or \"switchover\""];
         let config = disk(Config::alpha(world), image, false).with("replication.mode", "replay");
-        Daemon::start(world, &config).must_fail(DaemonExit::Usage, &says);
+        Daemon::start(world, &config.with("machine.engine", "soft")).must_fail(DaemonExit::Usage, &says);
         Pair::protected_with(world, |config| disk(config, image, true));
     });
 }

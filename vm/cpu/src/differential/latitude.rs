@@ -85,9 +85,10 @@ const TABLE: &[Latitude] = &[
         name: "MMX state after a faulting store",
         forms: Forms::Of(&[Mnemonic::Movd, Mnemonic::Movq, Mnemonic::Movntq]),
         may: May::End(ends::mmx_store),
-        source: "The engine, as AMD, goes over to MMX when the store has succeeded; Intel's (seen on family 6 model \
-                 207) before, and older ones set the tags alone (specification updates since Core 2: \"Faulting MMX \
-                 Instruction May Incorrectly Update x87 FPU Tag Word\").",
+        source: "The engine, as AMD, goes over to MMX when the store has succeeded; Intel's before, or in half: some \
+                 (seen on family 6 model 207) have R0 on top and the tags as they were, older ones set the tags alone \
+                 (specification updates since Core 2: \"Faulting MMX Instruction May Incorrectly Update x87 FPU Tag \
+                 Word\").",
     },
     Latitude {
         name: "MMX state after a faulting conversion or masked store",
@@ -110,6 +111,21 @@ const TABLE: &[Latitude] = &[
         may: May::End(ends::x87_pop),
         source: "The engine, as AMD, changes nothing when the store faults; Intel's (seen on family 6 model 207) may \
                  have popped, with or without the exception flags of the store.",
+    },
+    Latitude {
+        name: "x87 store that an exception keeps from memory",
+        forms: Forms::Of(&[
+            Mnemonic::Fst,
+            Mnemonic::Fstp,
+            Mnemonic::Fist,
+            Mnemonic::Fistp,
+            Mnemonic::Fisttp,
+            Mnemonic::Fbstp,
+        ]),
+        may: May::GoOn(ends::x87_not_stored),
+        source: "With an unmasked invalid operation, overflow or underflow nothing is stored (Intel SDM volume 1, 8.5). \
+                 Where the operand cannot be written, the engine, as AMD, has that fault; Intel's (seen on family 6 \
+                 model 207) do not look, and the exception waits for the next instruction.",
     },
     Latitude {
         name: "which byte of a state image faults",

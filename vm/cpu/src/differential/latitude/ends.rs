@@ -18,6 +18,9 @@ const OE: u16 = 8;
 const UE: u16 = 16;
 const PE: u8 = 32;
 const MM: u32 = 1 << 17;
+// In the x87 status: an exception waits; invalid operation, overflow, underflow.
+const X87_ES: u8 = 0x80;
+const X87_NOT_STORED: u8 = 1 | 8 | 16;
 /// Bits of MXCSR that no processor has.
 const RESERVED: u32 = !(MM | 0xffff);
 
@@ -92,7 +95,7 @@ pub(super) fn mmx_store(end: &mut End<'_>, soft: &Outcome) -> Vec<Outcome> {
     }
     let mut tags = soft.clone();
     tags.fx[4] = 0xff;
-    vec![in_mmx(soft), tags]
+    vec![in_mmx(soft), tags, with_top(soft, 0)]
 }
 
 pub(super) fn mmx_other(end: &mut End<'_>, soft: &Outcome) -> Vec<Outcome> {
@@ -108,6 +111,18 @@ pub(super) fn x87_pop(end: &mut End<'_>, soft: &Outcome) -> Vec<Outcome> {
     popped.fx[4] &= !(1 << top);
     let completed = completed(end, soft).map(|fx| Outcome { fx, ..soft.clone() });
     [popped].into_iter().chain(completed).collect()
+}
+
+/// Whether the host has stored nothing, for an exception that now waits for the next instruction.
+pub(super) fn x87_not_stored(instruction: &Instruction, host: &Outcome, soft: &Outcome) -> bool {
+    let pending = |outcome: &Outcome| outcome.fx[2] & X87_ES != 0;
+    let unmasked = host.fx[2] & !host.fx[0] & X87_NOT_STORED;
+    let is_fault_of_access = matches!(soft.vector, 12..=14 | 17);
+    is_fault_of_access
+        && instruction.op0_kind() == OpKind::Memory
+        && !pending(soft)
+        && pending(host)
+        && unmasked != 0
 }
 
 /// The x87 state that the instruction would leave if its operand could be written.
