@@ -33,6 +33,20 @@ pub fn engines(test: &str) -> Vec<EngineKind> {
     engines
 }
 
+/// Whether Linux would take minutes to boot on this host's KVM, which is emulated then; says loudly that `test` leaves
+/// it out.
+pub fn is_too_slow_for_linux(engine: EngineKind, test: &str) -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let is_emulated = !cpuinfo.split_whitespace().any(|word| matches!(word, "vmx" | "svm"));
+    let is_too_slow = engine == EngineKind::Kvm && is_emulated;
+    if is_too_slow {
+        eprintln!(
+            "SKIPPED {test}, on KVM: it is emulated here, and Linux takes minutes (FTD_TEST_ENGINE=kvm insists)"
+        );
+    }
+    is_too_slow
+}
+
 /// A console that remembers.
 #[derive(Clone, Default)]
 pub struct Remember(pub Arc<Mutex<Vec<u8>>>);
