@@ -3,6 +3,8 @@
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
 ledger_port=7778
+# Whatever guest the others of a campaign run with.
+fault_guest=linux-disk
 # The least, so that it is full now and then.
 export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
 
@@ -17,8 +19,6 @@ set_mood() {
 
 # ledger_can_run: whether this guest can be tested here; says why not.
 ledger_can_run() {
-    # Whatever the others of a campaign run with.
-    FT_GUEST=linux-disk
     [[ ${FT_MODE:-} == replay || ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
         { echo 'KVM is emulated here, Linux takes minutes to boot on it: --engine soft, or --engine kvm' && return 1; }
     pair_can_run || { echo ' (--engine soft needs none)' && return 1; }

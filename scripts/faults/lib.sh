@@ -18,6 +18,7 @@
 #   expect_switches    changes of speaker: a number | any (default)
 #   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: none)
 #   fresh_pair         1: every trial starts a new pair
+#   fault_guest        the guest that it needs, whatever the others of a campaign run with
 
 set -euo pipefail
 FTD_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -104,6 +105,7 @@ run_trials() {
             ;;
         esac
     done
+    [[ -z ${fault_guest:-} ]] || export FT_GUEST=$fault_guest
     [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ && ${FT_MODE:-replay} =~ ^(checkpoint|replay)$ &&
         ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ ]] || { faults_usage >&2 && exit 2; }
     setup_need network
