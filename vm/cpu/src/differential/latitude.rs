@@ -123,9 +123,9 @@ const TABLE: &[Latitude] = &[
             Mnemonic::Fbstp,
         ]),
         may: May::GoOn(ends::x87_not_stored),
-        source: "With an unmasked invalid operation, overflow or underflow nothing is stored (Intel SDM volume 1, 8.5). \
-                 Where the operand cannot be written, the engine, as AMD, has that fault; Intel's (seen on family 6 \
-                 model 207) do not look, and the exception waits for the next instruction.",
+        source: "With an unmasked invalid operation, overflow or underflow nothing is stored (Intel SDM volume 1, \
+                 8.5). Where the operand cannot be written, the engine, as AMD, has that fault; Intel's (seen on \
+                 family 6 model 207) do not look, and the exception waits for the next instruction.",
     },
     Latitude {
         name: "which byte of a state image faults",
