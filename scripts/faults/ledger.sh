@@ -12,9 +12,36 @@ export FT_REPLICATION=${FT_REPLICATION:-journal_mib = 64}
 ledger_acked() { echo "$run_dir/a/ledger.acked"; }
 ledger_number() { cat "$(ledger_acked)" 2>/dev/null || echo 0; }
 
-# set_mood HOST WORD...: its bad disk (ft-bad-disk) is so from now on.
+# The images of a pair on disks that can be made bad (ft-bad-disk).
+bad_disks_can_run() { [[ -c /dev/fuse ]] || { echo 'there is no /dev/fuse' && return 1; }; }
+
+# set_mood HOST WORD...: its bad disk is so from now on.
 set_mood() {
     echo "${*:2}" >"$run_dir/$1/mood.new" && mv "$run_dir/$1/mood.new" "$run_dir/$1/mood"
+}
+
+bad_disks_off() {
+    local host
+    # Where it cannot run there are none.
+    [[ -n ${run_dir:-} ]] || return 0
+    for host in a b; do
+        end_spawned "$host/disk"
+        umount -l "$run_dir/$host/disk.img" 2>/dev/null || true
+    done
+}
+
+# bad_disks_prepare: a new pair, whose images are disks that behave, for now.
+bad_disks_prepare() {
+    local host
+    on_exit bad_disks_off
+    bad_disks_off
+    pair_prepare
+    for host in a b; do
+        spawn "$host/disk" "$FTD_BIN_DIR/ft-bad-disk" --mood "$run_dir/$host/mood" "$run_dir/$host/disk.img"
+        wait_until 60 grep -qs ready "$run_dir/$host/disk.log" || return 1
+    done
+    host_start a
+    wait_until "$faults_patience_s" host_is a primary solo && host_start b && pair_wait_protected "$faults_patience_s"
 }
 
 # ledger_can_run: whether this guest can be tested here; says why not.

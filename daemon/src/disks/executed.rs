@@ -1,6 +1,9 @@
 //! Replay mode's backup: its machine changes the images, as it executes the log. Behind it a thread flushes them, now
 //! and then, and says through which epoch they are durable. Nothing of an epoch reaches an image before its log is
 //! here; while the machine executes, the images are ahead of the last flush, and nobody's (see the stamps).
+//!
+//! A disk that fails here stands still, and what was to be flushed is flushed again: the machine may be the last copy
+//! of the VM. While there is a primary, it is to go on without a backup that stands for long.
 
 use super::FollowError;
 use super::images::{ImagesError, MirroredImages, NumberedImage};
@@ -8,14 +11,17 @@ use super::intents::Intents;
 use super::tap::WriteTap;
 use ft_checkpoint::wire::message::Settled;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two flushes, unless somebody waits for one.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
-/// Who waits looks so often whether it still should.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Between two attempts at a flush that fails.
+const RETRY: Duration = Duration::from_secs(1);
+/// A backup whose disk fails for longer does not follow.
+const FAILS_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct State {
@@ -23,8 +29,8 @@ struct State {
     executed: Option<Settled>,
     /// ...and what of it is durable.
     settled: Option<Settled>,
-    /// Why it is not.
-    failed: Option<String>,
+    /// Why it is not, and since when.
+    failed: Option<(String, Instant)>,
     /// Somebody waits.
     is_urgent: bool,
     is_over: bool,
@@ -33,6 +39,21 @@ struct State {
 impl State {
     fn is_settled(&self) -> bool {
         self.executed == self.settled
+    }
+
+    fn settle(&mut self, executed: Settled) {
+        self.settled = Some(executed);
+        if self.failed.take().is_some() {
+            tracing::info!("what the machine here changes on its disks is durable again");
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        if self.failed.is_none() {
+            tracing::error!("what the machine here changes on its disks is not durable, it is tried again: {why}");
+        }
+        let since = self.failed.take().map_or_else(Instant::now, |(_, since)| since);
+        self.failed = Some((why, since));
     }
 }
 
@@ -44,6 +65,7 @@ struct Shared {
 /// See the module.
 pub struct Executed {
     shared: Arc<Shared>,
+    tap: Arc<WriteTap>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,7 +85,8 @@ impl Executed {
             flushed: None,
         };
         let spawned = std::thread::Builder::new().name("ftd-settle".into()).spawn(move || flusher.run());
-        Ok(Self { shared, thread: Some(spawned.map_err(FollowError::Thread)?) })
+        let thread = Some(spawned.map_err(FollowError::Thread)?);
+        Ok(Self { shared, tap: Arc::clone(tap), thread })
     }
 
     /// The images are, durably, those of this checkpoint: the machine executes from there.
@@ -86,27 +109,32 @@ impl Executed {
         self.shared.state.lock().settled
     }
 
-    /// Why they are not durable any more.
+    /// Why they are not durable.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        self.shared.state.lock().failed.clone()
+        self.shared.state.lock().failed.as_ref().map(|(why, _)| why.clone())
     }
 
-    /// Waits until the images are durable as far as the machine has executed.
-    pub fn settle(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+    /// Whether a primary may count on this host's images.
+    pub(super) fn judge(&self) -> Result<(), FollowError> {
+        let unflushed = || {
+            let state = self.shared.state.lock();
+            let (why, since) = state.failed.as_ref()?;
+            (since.elapsed() >= FAILS_MAX).then(|| why.clone())
+        };
+        self.tap.trouble(FAILS_MAX).or_else(unflushed).map_or(Ok(()), |why| Err(FollowError::Executing(why)))
+    }
+
+    /// Whether the images are durable as far as the machine has executed. If they are not, that is hurried.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
         let mut state = self.shared.state.lock();
-        while !state.is_settled() {
-            if let Some(why) = &state.failed {
-                return Err(FollowError::Executing(why.clone()));
-            }
-            if is_stopped() {
-                return Err(FollowError::GivenUp);
-            }
+        let is_settled = state.is_settled();
+        if !is_settled {
             state.is_urgent = true;
             self.shared.changed.notify_all();
-            self.shared.changed.wait_for(&mut state, LOOK_INTERVAL);
         }
-        Ok(())
+        is_settled
     }
 }
 
@@ -131,28 +159,49 @@ struct Flusher {
 
 impl Flusher {
     fn run(mut self) {
+        // It may stand beside the last copy of the VM: whatever goes wrong, it is tried again.
+        while catch_unwind(AssertUnwindSafe(|| self.carry_on())).is_err() {
+            self.shared.state.lock().fail("the thread that flushes the images panicked".into());
+            self.flushed = None;
+            self.rest(RETRY);
+        }
+    }
+
+    fn carry_on(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state.lock();
         while !state.is_over {
-            let Some(executed) = state.executed.filter(|_| !state.is_settled() && state.failed.is_none())
-            else {
+            let Some(executed) = state.executed.filter(|_| !state.is_settled()) else {
                 shared.changed.wait(&mut state);
                 continue;
             };
-            match MutexGuard::unlocked(&mut state, || self.flush()) {
-                // A copy may have begun and ended meanwhile.
-                _ if state.executed.is_none_or(|now| now.pairing != executed.pairing) => continue,
-                Ok(()) => state.settled = Some(executed),
-                Err(why) => state.failed = Some(why.to_string()),
+            let flushed = MutexGuard::unlocked(&mut state, || self.flush());
+            // A copy may have begun and ended meanwhile.
+            if state.executed.is_none_or(|now| now.pairing != executed.pairing) {
+                continue;
+            }
+            let is_durable = flushed.is_ok();
+            match flushed {
+                Ok(()) => state.settle(executed),
+                Err(why) => state.fail(why.to_string()),
             }
             shared.changed.notify_all();
-            if state.failed.is_none() {
-                // What was changed through there need not be compared because of this host.
-                MutexGuard::unlocked(&mut state, || self.intents.settled(executed.pairing, executed.epoch));
-            }
-            let rests = |state: &mut State| !state.is_over && !std::mem::take(&mut state.is_urgent);
-            shared.changed.wait_while_for(&mut state, rests, FLUSH_INTERVAL);
+            MutexGuard::unlocked(&mut state, || {
+                if is_durable {
+                    // What was changed through there need not be compared because of this host.
+                    self.intents.settled(executed.pairing, executed.epoch);
+                }
+                self.rest(if is_durable { FLUSH_INTERVAL } else { RETRY });
+            });
         }
+    }
+
+    /// For so long, or until it is over; or until somebody waits, unless it fails.
+    fn rest(&self, time: Duration) {
+        let mut state = self.shared.state.lock();
+        let rests =
+            |state: &mut State| !state.is_over && (state.failed.is_some() || !std::mem::take(&mut state.is_urgent));
+        self.shared.changed.wait_while_for(&mut state, rests, time);
     }
 
     fn flush(&mut self) -> Result<(), ImagesError> {

@@ -4,7 +4,8 @@
 //! after that: the machine here makes the changes, see `executed`.
 //!
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
-//! not sealed; what the receiver has sealed can be sealed here at any later time, since its changes came before.
+//! not sealed. What the receiver has sealed, and the journal could not, is sealed here before anything else is done: its
+//! changes came before, and the memory that is held has that epoch.
 
 mod carrier;
 
@@ -67,6 +68,9 @@ pub enum FollowError {
     /// Whoever waited was told not to.
     #[error("given up")]
     GivenUp,
+    /// Storage takes too long.
+    #[error("this node's disks have not come further for {0:?} with what is sealed")]
+    Late(Duration),
 }
 
 impl FollowError {
@@ -134,6 +138,8 @@ enum Pending {
     Changes,
     /// Of a connection that is gone: it is dropped before anything else comes there.
     Stale,
+    /// Of this checkpoint, which the receiver has sealed: it is sealed here before anything else comes there.
+    Owed(SealedEpoch),
 }
 
 /// See the module.
@@ -220,6 +226,22 @@ impl Follower {
 
     /// The VM is to go on here: waits until the images have, durably, all that is sealed.
     pub fn carry_out(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
+        loop {
+            // Whatever came in last may still be at its part, and wait for storage.
+            if let Some(mut incoming) = self.incoming.try_lock_for(LOOK_INTERVAL) {
+                if let Phase::Following(pending @ Pending::Owed(_)) = &mut incoming.phase {
+                    self.shared.tidy(pending)?;
+                }
+                break;
+            }
+            if is_stopped() {
+                return Err(FollowError::GivenUp);
+            }
+        }
+        self.await_carried_out(is_stopped)
+    }
+
+    fn await_carried_out(&self, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
         let mut journal = self.shared.sound()?;
         self.shared.await_carried_out(&mut journal, is_stopped)
     }
@@ -250,14 +272,12 @@ impl FollowerTurn<'_> {
         }
     }
 
-    fn drop_stale(&mut self) -> Result<(), FollowError> {
-        let Phase::Following(pending @ Pending::Stale) = &mut self.incoming.phase else { return Ok(()) };
-        let shared = &self.follower.shared;
-        let mut journal = shared.sound()?;
-        shared.between_flushes(&mut journal, DiskJournal::mend)?;
-        shared.between_flushes(&mut journal, DiskJournal::drop_unsealed)?;
-        *pending = Pending::Nothing;
-        Ok(())
+    /// Does with what came before what has to be done before anything else comes.
+    fn tidy(&mut self) -> Result<(), FollowError> {
+        match &mut self.incoming.phase {
+            Phase::Following(pending) => self.follower.shared.tidy(pending),
+            Phase::Mixed(_) | Phase::Executing => Ok(()),
+        }
     }
 
     /// A copy begins. What is sealed is carried out, and then the images are nobody's. Where the journal is in the way
@@ -269,7 +289,7 @@ impl FollowerTurn<'_> {
         is_stopped: &dyn Fn() -> bool,
     ) -> Result<Vec<DiskMap>, FollowError> {
         self.connected();
-        let carried = self.drop_stale().and_then(|()| self.follower.carry_out(is_stopped));
+        let carried = self.tidy().and_then(|()| self.follower.await_carried_out(is_stopped));
         match carried {
             Err(why) if why.is_of_journal() => {
                 self.follower.stamp(History::Mixed { pairing })?;
@@ -306,7 +326,7 @@ impl FollowerTurn<'_> {
 
     /// A change came in. Waits while there is no room for it.
     pub fn take(&mut self, change: &Change<'_>, is_stopped: &dyn Fn() -> bool) -> Result<(), FollowError> {
-        self.drop_stale()?;
+        self.tidy()?;
         let Incoming { phase, images, .. } = &mut *self.incoming;
         let pending = match phase {
             Phase::Mixed(_) => return Ok(images.carry_out(change)?),
@@ -367,16 +387,24 @@ impl FollowerTurn<'_> {
     }
 
     fn seal(&mut self, held: Held) -> Result<(), FollowError> {
+        let epoch = SealedEpoch { pairing: held.pairing, epoch: held.epoch };
+        if let Phase::Following(Pending::Owed(_)) = self.incoming.phase {
+            self.tidy()?;
+        }
         let Incoming { phase, images, intents, .. } = &mut *self.incoming;
         let shared = &self.follower.shared;
         let mut history = None;
         let durability = match phase {
             // A checkpoint without a change is the one before, as far as the disks go.
             Phase::Following(Pending::Nothing | Pending::Stale) | Phase::Executing => return Ok(()),
-            Phase::Following(Pending::Changes) => match self.follower.writer {
-                ImageWriter::Journal(durability) => durability,
-                ImageWriter::Machine(_) => Durability::Sync,
-            },
+            Phase::Following(pending) => {
+                // Until it is done: the receiver has sealed it already.
+                *pending = Pending::Owed(epoch);
+                match self.follower.writer {
+                    ImageWriter::Journal(durability) => durability,
+                    ImageWriter::Machine(_) => Durability::Sync,
+                }
+            }
             Phase::Mixed(Mixed { unequal, .. }) if !unequal.is_empty() => {
                 return Err(FollowError::Unequal(unequal.len()));
             }
@@ -393,7 +421,7 @@ impl FollowerTurn<'_> {
             }
         };
         let mut journal = shared.sound()?;
-        shared.heard(journal.seal(SealedEpoch { pairing: held.pairing, epoch: held.epoch }))?;
+        shared.heard(journal.seal(epoch))?;
         if durability == Durability::Sync {
             shared.flush_until(&mut journal, DiskJournal::is_durable)?;
         }
@@ -429,6 +457,14 @@ impl FollowerTurn<'_> {
         let is_due = |(last, at): &(Settled, Instant)| *last != settled && at.elapsed() >= SETTLED_INTERVAL;
         let is_due = told.as_ref().is_none_or(|told| told.0.pairing != pairing || is_due(told));
         is_due.then(|| told.insert((settled, Instant::now())).0)
+    }
+
+    /// Replay mode: log was sealed, which the machine here is to execute. Refused when a disk has failed it for long.
+    pub fn sealed_log(&self) -> Result<(), FollowError> {
+        match (&self.incoming.phase, &self.follower.writer) {
+            (Phase::Executing, ImageWriter::Machine(executed)) => executed.judge(),
+            _ => Ok(()),
+        }
     }
 
     /// The cell names this node and the pairing since this generation. What the machine here changes is nobody's until

@@ -15,10 +15,17 @@ const QUIET: Duration = Duration::from_millis(2500);
 /// Is told whether a disk stands still for which the VM shall move.
 pub type TellStands = Box<dyn Fn(bool) + Send>;
 
+/// A disk that stands still.
+struct Standing {
+    why: String,
+    since: Instant,
+    /// When that was heard last.
+    heard: Instant,
+}
+
 #[derive(Default)]
 struct Ward {
-    /// Why each stands still, and when that was heard last.
-    standing: BTreeMap<u16, (String, Instant)>,
+    standing: BTreeMap<u16, Standing>,
     tell: Option<TellStands>,
     told: bool,
     is_over: bool,
@@ -51,22 +58,27 @@ impl Nurse {
     /// A disk stands still.
     pub(super) fn note(&self, disk: u16, why: String) {
         let mut ward = self.0.ward.lock();
-        let before = ward.standing.insert(disk, (why.clone(), Instant::now()));
-        if before.is_none_or(|(before, _)| before != why) {
+        let now = Instant::now();
+        let before = ward.standing.get(&disk);
+        let is_news = before.is_none_or(|before| before.why != why);
+        if is_news {
             tracing::error!(
                 "disk {} of the VM stands still, and is tried again each second: {why}",
                 disk + 1
             );
             self.0.changed.notify_all();
         }
+        let since = before.map_or(now, |before| before.since);
+        ward.standing.insert(disk, Standing { why, since, heard: now });
     }
 
-    /// Which stand still, in words.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// Which have stood still for so long, in words.
+    pub(super) fn trouble(&self, since: Duration) -> Option<String> {
         let ward = self.0.ward.lock();
-        let one =
-            |(disk, (why, _)): (&u16, &(String, Instant))| format!("disk {} stands still: {why}", disk + 1);
-        let all: Vec<String> = ward.standing.iter().map(one).collect();
+        let long = ward.standing.iter().filter(|(_, standing)| standing.since.elapsed() >= since);
+        let all: Vec<String> = long
+            .map(|(disk, Standing { why, .. })| format!("disk {} stands still: {why}", disk + 1))
+            .collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }
@@ -99,8 +111,8 @@ impl Shared {
 
 impl Ward {
     fn look(&mut self, moving: &BTreeSet<u16>) {
-        self.standing.retain(|disk, (_, at)| {
-            let stands = at.elapsed() < QUIET;
+        self.standing.retain(|disk, Standing { heard, .. }| {
+            let stands = heard.elapsed() < QUIET;
             if !stands {
                 tracing::info!("disk {} of the VM goes on", *disk + 1);
             }
@@ -144,13 +156,14 @@ mod tests {
         nurse.note(2, "it is gone".into());
         assert!(told.recv().unwrap());
         let expected = "disk 2 stands still: it is full; disk 3 stands still: it is gone";
-        assert_eq!(nurse.trouble().unwrap(), expected);
+        assert_eq!(nurse.trouble(Duration::ZERO).unwrap(), expected);
+        assert_eq!(nurse.trouble(Duration::from_secs(3600)), None, "not for so long");
         for _ in 0..2 {
             tried.recv().unwrap();
             nurse.note(2, "it is gone".into());
         }
         assert!(told.try_recv().is_err(), "it stands still");
         assert!(!told.recv().unwrap(), "it has been quiet");
-        assert_eq!(nurse.trouble(), None);
+        assert_eq!(nurse.trouble(Duration::ZERO), None);
     }
 }

@@ -22,6 +22,7 @@ use ft_vm::devices::Disk;
 use ft_vm::machine::Machine;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Of the backup's journal, which is as large as this node's, and of what may be in flight, the part that changes of
 /// disks may take on their way. The rest is for what is acked and not carried out, and for pages.
@@ -243,7 +244,7 @@ impl Disks {
             mismatches: self.verifier.mismatches(),
             trouble: self
                 .tap
-                .trouble()
+                .trouble(Duration::ZERO)
                 .or_else(|| self.follower.trouble())
                 .or_else(|| self.executed.as_ref().and_then(|executed| executed.trouble()))
                 .or_else(|| self.intents.trouble()),

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// A disk is not slowed below so many bytes on their way: one of the longest requests is as many.
 const COST_LEAST: u64 = 256 << 10;
@@ -90,21 +91,7 @@ struct Inner {
     /// A change was refused.
     refused: bool,
     /// Replay mode: the machines of both hosts make the changes, and nothing is told.
-    twin: Twin,
-    /// Why this host's machine does not make one, where it executes what the other did.
-    fault: Option<String>,
-}
-
-/// Which of two machines that make the same changes this host's is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Twin {
-    /// There is one that does.
-    #[default]
-    None,
-    /// It is recorded.
-    First,
-    /// It executes the log.
-    Second,
+    twins: bool,
 }
 
 impl Inner {
@@ -192,9 +179,9 @@ impl WriteTap {
         }
     }
 
-    /// Which disks stand still, in words.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.nurse.get().and_then(Nurse::trouble)
+    /// Which disks have stood still for so long, in words.
+    pub(super) fn trouble(&self, since: Duration) -> Option<String> {
+        self.nurse.get()?.trouble(since)
     }
 
     /// The owner of a disk.
@@ -216,7 +203,7 @@ impl WriteTap {
     /// Replay mode's backup: until it is dropped, the machine here makes the changes by itself, as it executes the log
     /// of this epoch and those that follow.
     pub fn execute(self: &Arc<Self>, epoch: u64) -> Tapped {
-        self.restart(Inner { twin: Twin::Second, epoch, ..Inner::default() });
+        self.restart(Inner { twins: true, epoch, ..Inner::default() });
         Tapped(Arc::clone(self))
     }
 
@@ -224,7 +211,7 @@ impl WriteTap {
     /// the backup's executes what it does from now on. Nothing is told any more.
     pub fn recorded(&self, epoch: u64) {
         let mut inner = self.inner.lock();
-        (inner.take, inner.twin, inner.epoch) = (None, Twin::First, epoch + 1);
+        (inner.take, inner.twins, inner.epoch) = (None, true, epoch + 1);
     }
 
     /// Replay mode: what the guest is shown from now on is of this epoch of the log, or on the backup of none after it.
@@ -235,11 +222,6 @@ impl WriteTap {
     /// Replay mode: how many changes the guest was shown as made.
     pub(super) fn shown(&self) -> u64 {
         self.shown.load(Ordering::SeqCst)
-    }
-
-    /// Replay mode's backup: why the machine cannot make a change.
-    pub fn fault(&self) -> Option<String> {
-        self.inner.lock().fault.clone()
     }
 
     fn restart(&self, new: Inner) {
@@ -376,9 +358,9 @@ impl WriteTap {
                 return DiskAnswer::Full;
             }
         }
-        let clearance = |intents: &Arc<Intents>| match inner.twin {
-            Twin::None => intents.may_change(disk, &extent.bytes, inner.epoch_of_changes()),
-            Twin::First | Twin::Second => intents.may_execute(disk, &extent.bytes),
+        let clearance = |intents: &Arc<Intents>| match inner.twins {
+            false => intents.may_change(disk, &extent.bytes, inner.epoch_of_changes()),
+            true => intents.may_execute(disk, &extent.bytes),
         };
         if self.intents.as_ref().map(clearance) == Some(Clearance::Later) {
             return DiskAnswer::Full;
@@ -389,7 +371,7 @@ impl WriteTap {
 
     fn note_shown(&self, disk: u16, bytes: &Range<u64>) {
         let inner = self.inner.lock();
-        if inner.twin != Twin::None {
+        if inner.twins {
             if let Some(intents) = &self.intents {
                 intents.shown(disk, bytes, inner.epoch);
             }
@@ -398,11 +380,7 @@ impl WriteTap {
     }
 
     fn note_stopped(&self, disk: u16, fault: &IoFault) {
-        let mut inner = self.inner.lock();
-        if inner.twin == Twin::Second {
-            inner.fault.get_or_insert_with(|| format!("disk {}: {fault}", disk + 1));
-        } else if let Some(nurse) = self.nurse.get() {
-            drop(inner);
+        if let Some(nurse) = self.nurse.get() {
             nurse.note(disk, fault.to_string());
         }
     }
@@ -472,8 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_machines_that_make_the_same_changes_nothing_is_told_and_the_second_keeps_its_fault() {
-        let fault = || IoFault { what: "write it", offset: 0, source: std::io::Error::other("it is gone") };
+    fn of_two_machines_that_make_the_same_changes_nothing_is_told() {
         let (tap, pairing, owner, told) = tapped();
         assert_eq!(write(&owner, 1, 1), DiskAnswer::Taken);
         tap.recorded(1);
@@ -481,18 +458,23 @@ mod tests {
             assert_eq!(write(&owner, sector, 1), DiskAnswer::Taken, "there is no bound");
         }
         owner.shown(&(0..512));
-        owner.stopped(&fault());
-        assert_eq!((told.try_iter().count(), tap.shown(), tap.fault()), (1, 1, None));
+        assert_eq!((told.try_iter().count(), tap.shown()), (1, 1));
         drop(pairing);
         owner.shown(&(0..512));
         assert_eq!(tap.shown(), 1, "nobody else makes it");
+    }
 
-        let executing = tap.execute(2);
+    #[test]
+    fn a_disk_that_fails_stands_still_and_is_tried_again_whoever_makes_the_changes() {
+        let fault = || IoFault { what: "write it", offset: 0, source: std::io::Error::other("it is gone") };
+        let (tap, pairing, owner, _told) = tapped();
+        tap.nurse(BTreeSet::new()).unwrap();
+        drop(pairing);
+        let _executing = tap.execute(2);
+        assert_eq!(tap.trouble(Duration::ZERO), None);
         owner.stopped(&fault());
-        let why = tap.fault().unwrap();
-        assert!(why.starts_with("disk 4: ") && why.contains("it is gone"), "{why}");
-        drop(executing);
-        assert_eq!(tap.fault(), None);
+        let why = tap.trouble(Duration::ZERO).unwrap();
+        assert!(why.starts_with("disk 4 stands still: ") && why.contains("it is gone"), "{why}");
     }
 
     #[test]

@@ -78,9 +78,9 @@ pub enum GoLiveError {
         /// The instruction at which it would have been.
         end: u64,
     },
-    /// The images of its disks.
-    #[error("the VM's disks: {0}")]
-    Disks(#[from] FollowError),
+    /// What it has executed is not durable on its disks.
+    #[error("the VM's disks on this node do not have, durably, what the machine has executed")]
+    Unsettled,
     /// The machine refuses.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -160,9 +160,6 @@ pub enum StateLoss {
         /// Where it stopped.
         count: u64,
     },
-    /// Its disks follow no more.
-    #[error("the VM's disks on this node: {0}")]
-    Disks(FollowError),
     /// Its memory is not the primary's.
     #[error("the memory held here is not the primary's: {0}")]
     Scrubbed(ReceiveError),

@@ -9,7 +9,7 @@ use super::news::KeeperNews;
 use super::order::GoneLive;
 use super::setup::Setup;
 use super::vm::{Vm, end_of};
-use crate::disks::{FollowError, Tapped};
+use crate::disks::Tapped;
 use crate::role::GuestEnd;
 use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::wire::message::{Held, Position};
@@ -111,7 +111,7 @@ impl Follower {
         self.look(vm, setup);
     }
 
-    /// Says so when everything is executed, unless that shows that the state is lost.
+    /// Says so when everything is executed, and durable where it concerns disks, unless that shows that the state is lost.
     pub(super) fn verify(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64) {
         self.pending = self.fed.len() as u64;
         let count = vm.machine.replay_position().count;
@@ -143,7 +143,7 @@ impl Follower {
         let lag_us = self.fed.front().map_or(0, |fed| fed.at.elapsed().as_micros() as u64);
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
         let is_executed = self.is_executed(vm);
-        self.look_at_disks(setup, count, is_executed);
+        self.tell_executed(setup, count, is_executed);
         match &mut self.verifying {
             _ if self.lost => self.verifying = None,
             // A disk of this host that takes its time is waited for.
@@ -155,20 +155,16 @@ impl Follower {
             }
             _ => {}
         }
-        if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take() {
+        if is_executed
+            && let Some(Verifying { epoch, .. }) = self.verifying.take_if(|_| is_settled(setup))
+        {
             setup.tell(KeeperNews::Verified { epoch });
         }
     }
 
-    /// Tells how far the machine has executed to who makes that durable; and notices that it cannot go on.
-    fn look_at_disks(&mut self, setup: &Setup, count: u64, is_executed: bool) {
-        let Some((disks, executed)) = setup.disks.as_ref().and_then(|disks| Some((disks, disks.executed()?)))
-        else {
-            return;
-        };
-        if let Some(why) = disks.tap().fault().or_else(|| executed.trouble()) {
-            self.lose(setup, StateLoss::Disks(FollowError::Executing(why)));
-        }
+    /// Tells how far the machine has executed to who makes that durable.
+    fn tell_executed(&mut self, setup: &Setup, count: u64, is_executed: bool) {
+        let Some(executed) = setup.disks.as_ref().and_then(|disks| disks.executed()) else { return };
         // At the very count of a cut the guest may have to be shown more of what the log has there.
         while let Some((epoch, cut)) = self.unsettled.front()
             && (*cut < count || is_executed)
@@ -212,13 +208,19 @@ impl Follower {
     }
 
     /// All that is held is to be executed.
-    pub(super) fn must_be_executed(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), GoLiveError> {
+    fn must_be_executed(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), GoLiveError> {
         self.look(vm, setup);
         match self.lost {
             true => Err(GoLiveError::Lost),
             false if self.is_executed(vm) => Ok(()),
             false => Err(GoLiveError::Unexecuted { end: vm.machine.replay_position().fed }),
         }
+    }
+
+    /// All that is held is to be executed, and the images of the machine's disks are to have that, durably.
+    pub(super) fn must_be_settled(&mut self, vm: &mut Vm, setup: &Setup) -> Result<(), GoLiveError> {
+        self.must_be_executed(vm, setup)?;
+        if is_settled(setup) { Ok(()) } else { Err(GoLiveError::Unsettled) }
     }
 
     /// All that is held is executed: makes the machine one like any other. It is paused then.
@@ -231,4 +233,10 @@ impl Follower {
         }
         Ok(GoneLive { pending: self.pending, ended: self.ended.take() })
     }
+}
+
+/// Whether the images of the machine's disks have, durably, what it has executed.
+fn is_settled(setup: &Setup) -> bool {
+    let executed = setup.disks.as_ref().and_then(|disks| disks.executed());
+    executed.is_none_or(|executed| executed.is_settled())
 }

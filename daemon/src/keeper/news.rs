@@ -3,6 +3,7 @@
 use super::error::{KeepError, RestoreError, ShipError, StateLoss};
 use super::images::SaveError;
 use super::rehearsal::RehearsalError;
+use crate::disks::FollowError;
 use crate::peer::Ticket;
 use crate::role::{ConnId, GuestEnd, Micros, OnDisk};
 use ft_checkpoint::receiver::SealedImage;
@@ -84,6 +85,13 @@ pub enum KeeperNews {
     },
     /// Backup: what is held is not the VM's state any more.
     StateLost(StateLoss),
+    /// Backup: its disks do not follow what comes on this connection. What is sealed is as good as before.
+    CannotFollow {
+        /// Connection.
+        conn: ConnId,
+        /// Why.
+        why: FollowError,
+    },
 }
 
 /// What came in from the primary.

@@ -261,8 +261,9 @@ impl Feed {
                     },
                     Err(FollowError::GivenUp) => return None,
                     Err(why) => {
-                        news.tell(KeeperNews::StateLost(StateLoss::Disks(why))).ok()?;
-                        return Some(LinkEnd::Lost(LinkError::Distrusted));
+                        // What is sealed in memory is as good as before: it is kept, and may be the last copy.
+                        news.tell(KeeperNews::CannotFollow { conn, why }).ok()?;
+                        return Some(LinkEnd::Lost(LinkError::DisksFail));
                     }
                 },
             });
@@ -320,6 +321,7 @@ fn follow_disks(
                 .collect());
         }
         &Received::SealedLog { pairing, epoch, .. } => {
+            turn.sealed_log()?;
             return Ok(turn.settled(Held { pairing, epoch }).map(Message::Settled).into_iter().collect());
         }
         &Received::Paired { generation } => {

@@ -19,10 +19,11 @@ use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::wire::message::Held;
 use ft_ram::GuestRam;
 use ft_vm::machine::MachineError;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How late a timer of this thread may be.
 const TIMER_SLACK_NS: u64 = 5_000;
@@ -30,6 +31,8 @@ const TIMER_SLACK_NS: u64 = 5_000;
 const EVENTS_INTERVAL: Duration = Duration::from_millis(20);
 /// Without a machine the loop only shows that it lives.
 const IDLE_ROUND: Duration = Duration::from_secs(1);
+/// Storage that comes no further for so long is not waited for by a take-over, which is tried again.
+const LATE_AFTER: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub struct Keeper {
@@ -284,15 +287,22 @@ impl Keeper {
         });
     }
 
-    /// Waits until the machine's disks have, durably, what is sealed of them. It takes as long as the disks do; how
-    /// much may wait is bounded.
+    /// Waits until the machine's disks have, durably, what is sealed of them: as long as they come further with that.
     fn settle_disks(&self) -> Result<(), FollowError> {
         let Some(disks) = &self.setup.disks else { return Ok(()) };
-        let is_stopped = || {
+        let moved = Cell::new((disks.follower().waiting(), Instant::now()));
+        let is_late = || {
             self.setup.watchdog.round();
-            false
+            let waiting = disks.follower().waiting();
+            if moved.get().0 != waiting {
+                moved.set((waiting, Instant::now()));
+            }
+            moved.get().1.elapsed() > LATE_AFTER
         };
-        disks.follower().carry_out(&is_stopped)
+        match disks.follower().carry_out(&is_late) {
+            Err(FollowError::GivenUp) => Err(FollowError::Late(LATE_AFTER)),
+            carried => carried,
+        }
     }
 
     fn restore(&mut self, epoch: u64, state: &[u8]) -> Result<(), RestoreError> {
@@ -370,19 +380,12 @@ impl Keeper {
         self.mode = Work::Following(Box::new(follower));
     }
 
-    /// Waits until the images of the machine that follows have, durably, what it has executed, which is all there is.
+    /// Whether the images of the machine that follows have, durably, all that there is of the VM.
     fn settle_executed(&mut self) -> Result<(), GoLiveError> {
         let (Work::Following(follower), Some(vm)) = (&mut self.mode, &mut self.vm) else {
             return Err(GoLiveError::NotFollowing);
         };
-        follower.must_be_executed(vm, &self.setup)?;
-        let watchdog = &self.setup.watchdog;
-        let is_stopped = || {
-            watchdog.round();
-            false
-        };
-        let executed = self.setup.disks.as_ref().and_then(|disks| disks.executed());
-        Ok(executed.map_or(Ok(()), |executed| executed.settle(&is_stopped))?)
+        follower.must_be_settled(vm, &self.setup)
     }
 
     fn go_live(&mut self) -> Result<GoneLive, GoLiveError> {

@@ -91,6 +91,9 @@ pub enum LinkError {
     /// What the primary sent is complete, and cannot be gone on from.
     #[error("what it sent is complete, but {0}")]
     Unusable(&'static str),
+    /// The disks here do not follow.
+    #[error("this node's disks do not follow the primary's")]
+    DisksFail,
     /// A page here is not the primary's.
     #[error("the memory held here is not the primary's")]
     Distrusted,

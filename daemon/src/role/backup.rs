@@ -70,7 +70,8 @@ enum Stage {
     Offered { epoch: u64 },
     /// The cell is, or may have been, asked to make us the owner. Nothing is acknowledged any more.
     Contesting(Succession),
-    /// Asked to stop, and the primary knows. What we hold may be the last copy until the cell does not count on it.
+    /// Asked to stop, or not able to follow, and the primary knows. What we hold may be the last copy until the cell
+    /// does not count on it.
     Leaving { since: Micros },
 }
 
@@ -115,11 +116,7 @@ impl Backup {
                     core.suspicions += 1;
                     self.lose_peer(core, why);
                 }
-                Gone::Unable(why) if matches!(self.hold, Hold::Partial { .. }) => {
-                    self.link = None;
-                    self.discard(core, format!("this node cannot follow the primary: {why}"), Ending::Failed);
-                }
-                Gone::Unable(why) => self.lose_peer(core, why),
+                Gone::Unable(why) => self.stand_back(core, why),
                 // It says that it has ended the VM, or will not have us. The cell decides, not the peer's word.
                 Gone::Bye(why) => self.lose_peer(core, format!("it left: {why}")),
             },
@@ -474,7 +471,7 @@ impl Backup {
                     }
                     Stage::Leaving { since } if core.now >= *since + core.policy.patience_us => {
                         core.stay(&RequestRefusal::Needed("it has not asked the arbiter for that".into()));
-                        self.why = "asked to stop, but the primary did not go on without this node".into();
+                        self.why = format!("{}, but the primary did not go on without this node", self.why);
                         self.orphan(core, held);
                     }
                     _ => core.arbiter.wait_until(core.now + core.policy.arbiter_retry_us),

@@ -23,7 +23,7 @@ pub type ConnId = u64;
 pub enum Gone {
     /// Closed or reset, unreadable, or given up by us: nothing is known of the peer.
     Lost(String),
-    /// This node could not do its part on it: no machine, no memory.
+    /// This node could not do its part on it: no machine, no memory, or disks that fail. What is sealed is as it was.
     Unable(String),
     /// The peer said good-bye: its VM has ended, or it has given up what it held.
     Bye(String),

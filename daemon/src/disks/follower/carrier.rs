@@ -1,7 +1,7 @@
 //! The thread that carries out: it makes the journal durable, changes the images, flushes them, and makes room in the
 //! journal. What fails is tried again each second; until then the backup's disks do not follow, and say why.
 
-use super::FollowError;
+use super::{FollowError, Pending};
 use crate::disks::beside::DiskJournal;
 use crate::disks::images::MirroredImages;
 use crate::nonce::random_nonce;
@@ -129,6 +129,29 @@ impl Shared {
                 done => return done,
             }
         }
+    }
+
+    /// Does with what came in last what has to be done before anything else comes.
+    pub(super) fn tidy(&self, pending: &mut Pending) -> Result<(), FollowError> {
+        if let Pending::Nothing | Pending::Changes = pending {
+            return Ok(());
+        }
+        let mut journal = self.sound()?;
+        self.between_flushes(&mut journal, DiskJournal::mend)?;
+        if let Pending::Owed(epoch) = *pending {
+            if journal.sealed() != Some(epoch) {
+                self.heard(journal.seal(epoch))?;
+            }
+            self.flush_until(&mut journal, DiskJournal::is_durable)?;
+        } else {
+            self.between_flushes(&mut journal, DiskJournal::drop_unsealed)?;
+        }
+        *pending = Pending::Nothing;
+        let mut carried = self.carried.lock();
+        (carried.is_all, carried.waiting) = (journal.is_carried_out(), journal.waiting());
+        drop((journal, carried));
+        self.changed.notify_all();
+        Ok(())
     }
 
     pub(super) fn await_carried_out(

@@ -262,7 +262,6 @@ impl RealHands {
             | StateLoss::LogRefused(_)
             | StateLoss::MachineFailed(_)
             | StateLoss::MachineGone(_)
-            | StateLoss::Disks(_)
             | StateLoss::Stuck { .. } => {}
         }
     }

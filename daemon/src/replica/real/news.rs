@@ -195,6 +195,10 @@ impl RealHands {
                 self.note_loss(&why);
                 Event::StateLost(why.to_string())
             }
+            KeeperNews::CannotFollow { conn, why } => {
+                tracing::error!("this node cannot follow the primary, and keeps what is sealed: {why}");
+                Event::PeerGone { conn, why: Gone::Unable(why.to_string()) }
+            }
             KeeperNews::MachineFailed(why) => {
                 tracing::error!("the host failed the machine: {why}");
                 Event::MachineFailed(why.to_string())

@@ -1,5 +1,5 @@
-//! How the backup leaves: its stop, when the cell does not count on what it holds, and the end of a pairing, after
-//! which it follows anew.
+//! How the backup leaves: its stop, when the cell does not count on what it holds; its standing back, while it cannot do
+//! its part; and the end of a pairing, after which it follows anew.
 
 use super::{Backup, Hold, Stage};
 use crate::role::Command;
@@ -33,6 +33,7 @@ impl Backup {
         match (self.hold, self.stage) {
             (Hold::Sealed(_), Stage::Following) => {
                 self.say_bye(core, "the backup was asked to stop");
+                self.why = "asked to stop".into();
                 self.stage = Stage::Leaving { since: core.now };
                 core.arbiter.hurry();
                 None
@@ -43,6 +44,28 @@ impl Backup {
                 core.out.push(Command::Discard);
                 Some(Next::Ended(Exit::Stopped("the backup was stopped".into())))
             }
+        }
+    }
+
+    /// This host cannot do its part: its disks, or its memory. The primary hears why, and goes on without it. What is
+    /// sealed is as good as before, and is kept until the cell says so: the primary may die first.
+    pub(super) fn stand_back(&mut self, core: &mut Core, why: String) {
+        let why = format!("this node cannot follow the primary: {why}");
+        match (self.hold, self.stage) {
+            (Hold::Sealed(_), Stage::Following | Stage::Offered { .. }) => {
+                if let (Stage::Offered { .. }, Some(link)) = (self.stage, &self.link) {
+                    core.out.push(Command::SendDecline { conn: link.conn, why: why.clone() });
+                }
+                self.say_bye(core, &why);
+                self.why = why;
+                self.stage = Stage::Leaving { since: core.now };
+                core.arbiter.hurry();
+            }
+            (Hold::Partial { .. }, _) => {
+                self.say_bye(core, &why);
+                self.discard(core, why, Ending::Failed);
+            }
+            _ => self.lose_peer(core, why),
         }
     }
 

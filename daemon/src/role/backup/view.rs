@@ -64,10 +64,7 @@ impl Backup {
                 "switchover: checking whether the VM can go on from the state held here".into()
             }
             Stage::Leaving { .. } => {
-                format!(
-                    "asked to stop; keeping the VM's state until the primary goes on without this node ({})",
-                    self.why
-                )
+                format!("{}; keeping the VM's state until the primary goes on without this node", self.why)
             }
             Stage::Orphaned { verified: false, .. } => {
                 format!(

@@ -37,6 +37,43 @@ fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
 }
 
 #[test]
+fn a_backup_whose_disks_fail_keeps_what_it_sealed_until_the_primary_has_gone_on_without_it() {
+    let unable = || Event::PeerGone { conn: 7, why: Gone::Unable("a disk fails".into()) };
+    let why = || "this node cannot follow the primary: a disk fails".to_string();
+    let gone = || [Command::SendBye { conn: 7, why: why() }, Command::DropLink { conn: 7 }, Command::ReadCell];
+    let mut rig = Rig::sealed();
+    rig.on(Event::Paired { conn: 7, generation: 2 });
+    assert_eq!(rig.on(unable()), gone());
+    let detail = rig.core.view().detail;
+    assert!(detail.starts_with(&why()) && detail.contains("keeping the VM's state"), "{detail}");
+    // The primary goes on without it: a copy begins anew.
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(3, Some("a"), None)))));
+    assert!(commands.contains(&Command::Discard) && commands.contains(&Command::Dial), "{commands:?}");
+
+    // The primary dies first: what is held is the last copy.
+    let mut rig = Rig::sealed();
+    rig.on(Event::Paired { conn: 7, generation: 2 });
+    rig.on(unable());
+    let named = || Event::CellRead(Ok(Some(cell(2, Some("a"), Some(("b", 5))))));
+    assert_eq!(rig.on(named()), []);
+    rig.tick_after(policy().patience_us);
+    let commands = rig.on(named());
+    assert!(commands.contains(&Command::Verify { epoch: 1 }) && commands.contains(&Command::Dial), "{commands:?}");
+    rig.on(named());
+    assert_eq!(asks(&rig.tick_after(2 * LEASE_US)), None, "its disks do not have it yet");
+    let mut commands = rig.on(Event::Verified { epoch: 1 });
+    commands.extend(rig.tick_after(1));
+    assert!(asks(&commands).is_some_and(|new| *new == cell(3, Some("b"), None)), "{commands:?}");
+
+    // In a switchover the primary goes on at once.
+    let mut rig = Rig::sealed();
+    rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
+    let commands = rig.on(unable());
+    assert_eq!(commands[0], Command::SendDecline { conn: 7, why: why() });
+    assert_eq!(commands[1..], gone());
+}
+
+#[test]
 fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
     let mut rig = Rig::sealed();
     let commands = rig.on(Event::SwitchoverOffered { conn: 7, epoch: 1 });
@@ -288,7 +325,8 @@ fn a_backup_that_cannot_follow_says_why_and_dials_later_and_later() {
     for (conn, wait_s) in [(7, 1), (8, 2), (9, 4), (10, 8)] {
         rig.on(Event::Welcomed { conn, generation: 1, pairing: conn, how: PairingStart::Copy });
         let commands = rig.on(Event::PeerGone { conn, why: Gone::Unable("no memory".into()) });
-        assert_eq!(commands, [Command::Discard, Command::StopDialling]);
+        let bye = Command::SendBye { conn, why: "this node cannot follow the primary: no memory".into() };
+        assert_eq!(commands, [bye, Command::DropLink { conn }, Command::Discard, Command::StopDialling]);
         let detail = rig.core.view().detail;
         assert!(detail.contains("no memory"), "{detail}");
         assert!(detail.ends_with(&format!("dials the primary again in {wait_s} s")), "{detail}");

@@ -205,6 +205,39 @@ fn a_write_of_the_journal_that_failed_costs_the_open_epoch_and_nothing_else() {
 }
 
 #[test]
+fn what_the_receiver_has_sealed_and_the_journal_could_not_is_sealed_before_anything_else() {
+    let owing = || {
+        let node = Node::new();
+        let (follower, fails) = failing(&node);
+        write(&follower, 1, 7);
+        seal(&follower, 1);
+        follower.carry_out(GOES_ON).unwrap();
+        write(&follower, 1, 8);
+        write(&follower, 2, 8);
+        fails.writes.store(1, Ordering::SeqCst);
+        let failed = follower.turn().sealed(Held { pairing: 5, epoch: 2 });
+        assert!(matches!(failed, Err(FollowError::Journal(JournalError::Io(_)))), "{failed:?}");
+        (node, follower)
+    };
+    // The VM goes on here: its memory has that epoch.
+    let (node, follower) = owing();
+    follower.carry_out(GOES_ON).unwrap();
+    assert_eq!((node.sector(1), node.sector(2)), (8, 8));
+    // The primary comes back: it does not send again what is sealed here.
+    for comes in [true, false] {
+        let (node, follower) = owing();
+        follower.turn().connected();
+        if comes {
+            write(&follower, 3, 9);
+        }
+        seal(&follower, 3);
+        follower.carry_out(GOES_ON).unwrap();
+        assert_eq!((node.sector(1), node.sector(2)), (8, 8));
+        assert_eq!(node.sector(3), if comes { 9 } else { 0 });
+    }
+}
+
+#[test]
 fn a_journal_that_cannot_be_mended_is_begun_anew_by_the_next_copy() {
     let node = Node::new();
     let (follower, fails) = failing(&node);
