@@ -188,6 +188,23 @@ pub fn of_hosts(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     vec![(moment(&mut rng, until), fault)]
 }
 
+/// Draws disks of backups that fail, and primaries that die about then, in the same way.
+pub fn of_followers(seed: u64, until: Micros) -> Vec<(When, Fault)> {
+    let mut rng = SmallRng::seed_from_u64(seed.rotate_left(40) ^ 0xd15f);
+    if !rng.random_bool(0.15) {
+        return Vec::new();
+    }
+    let at = rng.random_range(0..until);
+    let kill = Trip::Kill { silent: rng.random_bool(0.7), down_us: span(&mut rng), fresh: false };
+    let dies = (When::At(at), Fault::Trip { whom: Whom::Owner, steps: 0, trip: kill });
+    let fails = |at| (When::At(at), Fault::FailDisks);
+    match rng.random_range(0..3) {
+        0 => vec![(moment(&mut rng, until), Fault::FailDisks)],
+        1 => vec![dies, fails(at + rng.random_range(0..50_000))],
+        _ => vec![fails(at.saturating_sub(rng.random_range(0..50_000))), dies],
+    }
+}
+
 /// Draws what the disks of the state directories do, in the same way.
 pub fn of_the_disks(seed: u64, until: Micros) -> Vec<(When, Fault)> {
     let mut rng = SmallRng::seed_from_u64(seed.rotate_left(48) ^ 0xd15c);

@@ -3,7 +3,7 @@
 use ft_arbiter::Cell;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Ack;
-use ftd::role::{Event, GuestEnd, Micros, Times};
+use ftd::role::{Event, Gone, GuestEnd, Micros, Times};
 use rand::Rng;
 
 use crate::model::{Image, Input, Msg, NAMES, Trip, index_of};
@@ -138,6 +138,8 @@ pub enum Fault {
     FailMachine,
     /// The host of the owner's backup fails the machine that stands ready there.
     FailStandby,
+    /// The disks of the owner's backup fail: it can take nothing more, and what is sealed is beside them.
+    FailDisks,
     /// So many machines that go on from an image on this node's disk fail soon after.
     FailRun {
         whom: Whom,
@@ -297,6 +299,7 @@ impl World {
             Fault::Diverge { at_once } => self.diverge(1 - owner, at_once),
             Fault::FailMachine => self.fail_machine(owner),
             Fault::FailStandby => self.fail_standby(1 - owner),
+            Fault::FailDisks => self.fail_disks(1 - owner),
             Fault::FailRun { whom, times } => self.nodes[self.pick(whom)].fail_runs = times,
             Fault::HostDown { whom, asks } => self.take_host_down(self.pick(whom), asks),
             Fault::FailBoot { whom } => self.nodes[self.pick(whom)].fail_boot = true,
@@ -422,6 +425,17 @@ impl World {
             self.stats.add(Count::FaultStandby);
             self.incoming(n, Input::Event(Event::MachineFailed("no memory".into())));
         }
+    }
+
+    /// A backup's disks do not take what comes in: the connection's reader ends, and says why.
+    fn fail_disks(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        let Some((conn, _)) = node.exec.recv.take_if(|_| node.up && node.frozen_until.is_none()) else {
+            return;
+        };
+        self.stats.add(Count::FaultDisks);
+        let why = Gone::Unable("a disk fails".into());
+        self.incoming(n, Input::Event(Event::PeerGone { conn, why }));
     }
 
     /// Whether a node whose machine fails may be about to be alone in the cell.

@@ -175,6 +175,7 @@ fn demand_coverage(stats: &Stats) {
         (Count::FaultDiverge, 10),
         (Count::FaultMachine, 10),
         (Count::FaultStandby, 5),
+        (Count::FaultDisks, 20),
         (Count::FaultHostDown, 20),
         (Count::FaultUnfit, 10),
         (Count::Unprepared, 5),

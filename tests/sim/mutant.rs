@@ -94,6 +94,8 @@ pub enum Mutant {
     HostDownPowersOff,
     /// A backup whose machine fails ends, with all that it holds.
     EndsWithItsMachine,
+    /// A backup whose disks fail drops what it holds.
+    DropsWithItsDisks,
     /// A good image on disk is said to be damaged.
     CallsImagesDamaged,
     /// An image on disk that cannot be seen at the moment counts as none.
@@ -167,7 +169,7 @@ impl Mutant {
             Self::ForgetsTheLate => "unanswered",
             Self::SwapsAnswers => "answered",
             Self::PausesUnasked | Self::DatesByArrival => "paused",
-            Self::UnnamedDiscards => "given up",
+            Self::UnnamedDiscards | Self::DropsWithItsDisks => "given up",
             Self::TriesAtOnce => "too soon",
             Self::AnyHelloEvicts => "evicted",
             Self::MovesAnywhere | Self::DiskStandsForEver => "network",
@@ -185,7 +187,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 66] = [
+    pub const ALL: [Self; 67] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -236,6 +238,7 @@ impl Mutant {
         Self::StopPowersOff,
         Self::HostDownPowersOff,
         Self::EndsWithItsMachine,
+        Self::DropsWithItsDisks,
         Self::CallsImagesDamaged,
         Self::UnseenIsNothing,
         Self::ForgetsTheLate,

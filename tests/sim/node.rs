@@ -165,6 +165,14 @@ impl World {
             Input::Reset(_) => return None,
             Input::Net(conn, item) => self.take_item(n, conn, item)?,
         };
+        let event = match event {
+            Event::PeerGone { why: Gone::Unable(why), .. }
+                if self.mutant == Some(Mutant::DropsWithItsDisks) =>
+            {
+                return Some(Event::StateLost(why));
+            }
+            event => event,
+        };
         match event {
             // The daemon's follower has ended before anything new is received: its news comes first.
             Event::StateLost(_) if !self.nodes[n].exec.diverged => return None,

@@ -81,6 +81,7 @@ counts! {
     FaultDiverge: "fault: backup diverges",
     FaultMachine: "fault: the host fails the machine",
     FaultStandby: "fault: the host fails a backup's machine",
+    FaultDisks: "fault: a backup's disks fail",
     FaultRun: "fault: the host fails a machine that went on from an image",
     FaultHostDown: "fault: the host goes down, and says so",
     Retimed: "reloads of the failure timeout",

@@ -175,6 +175,7 @@ impl World {
             planned.extend(draw::of_endings(seed, heal_at));
             planned.extend(draw::of_images(seed, heal_at));
             planned.extend(draw::of_hosts(seed, heal_at));
+            planned.extend(draw::of_followers(seed, heal_at));
             planned.extend(draw::of_the_link(seed, heal_at));
             planned.extend(draw::of_returns(seed, heal_at));
             planned.extend(draw::of_the_disks(seed, heal_at));

@@ -50,7 +50,9 @@ impl State {
 
     fn fail(&mut self, why: String) {
         if self.failed.is_none() {
-            tracing::error!("what the machine here changes on its disks is not durable, it is tried again: {why}");
+            tracing::error!(
+                "what the machine here changes on its disks is not durable, it is tried again: {why}"
+            );
         }
         let since = self.failed.take().map_or_else(Instant::now, |(_, since)| since);
         self.failed = Some((why, since));
@@ -199,8 +201,9 @@ impl Flusher {
     /// For so long, or until it is over; or until somebody waits, unless it fails.
     fn rest(&self, time: Duration) {
         let mut state = self.shared.state.lock();
-        let rests =
-            |state: &mut State| !state.is_over && (state.failed.is_some() || !std::mem::take(&mut state.is_urgent));
+        let rests = |state: &mut State| {
+            !state.is_over && (state.failed.is_some() || !std::mem::take(&mut state.is_urgent))
+        };
         self.shared.changed.wait_while_for(&mut state, rests, time);
     }
 

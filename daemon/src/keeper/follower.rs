@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// A machine that does not come to the end of its log, and to no instruction further in this time, never will.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// So much of it passes between two looks at most: while the process was not run, the machine was not either.
+const LOOK_MAX: Duration = Duration::from_millis(20);
 
 /// See the module.
 #[derive(Default)]
@@ -46,9 +48,30 @@ pub(super) struct Follower {
 
 struct Verifying {
     epoch: u64,
-    /// Where the machine was, and since when.
+    stillness: Stillness,
+}
+
+/// For how long a machine has been seen at the same instruction.
+struct Stillness {
     count: u64,
-    moved_at: Instant,
+    seen_at: Instant,
+    still: Duration,
+}
+
+impl Stillness {
+    fn begin(count: u64, now: Instant) -> Self {
+        Self { count, seen_at: now, still: Duration::ZERO }
+    }
+
+    /// The machine is there now. Whether it is stuck.
+    fn look(&mut self, count: u64, now: Instant) -> bool {
+        if self.count != count {
+            *self = Self::begin(count, now);
+        }
+        self.still += now.saturating_duration_since(self.seen_at).min(LOOK_MAX);
+        self.seen_at = now;
+        self.still > STUCK_AFTER
+    }
 }
 
 struct Fed {
@@ -115,7 +138,7 @@ impl Follower {
     pub(super) fn verify(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64) {
         self.pending = self.fed.len() as u64;
         let count = vm.machine.replay_position().count;
-        self.verifying = Some(Verifying { epoch, count, moved_at: Instant::now() });
+        self.verifying = Some(Verifying { epoch, stillness: Stillness::begin(count, Instant::now()) });
         self.look(vm, setup);
     }
 
@@ -146,18 +169,18 @@ impl Follower {
         self.tell_executed(setup, count, is_executed);
         match &mut self.verifying {
             _ if self.lost => self.verifying = None,
-            // A disk of this host that takes its time is waited for.
-            Some(verifying) if verifying.count != count || vm.machine.awaits_disk() => {
-                (verifying.count, verifying.moved_at) = (count, Instant::now());
+            // A disk of this host that takes its time, or fails, is waited for.
+            Some(verifying) if is_executed || vm.machine.awaits_disk() => {
+                verifying.stillness = Stillness::begin(count, Instant::now());
             }
-            Some(verifying) if !is_executed && verifying.moved_at.elapsed() > STUCK_AFTER => {
-                self.lose(setup, StateLoss::Stuck { count });
+            Some(verifying) => {
+                if verifying.stillness.look(count, Instant::now()) {
+                    self.lose(setup, StateLoss::Stuck { count });
+                }
             }
-            _ => {}
+            None => {}
         }
-        if is_executed
-            && let Some(Verifying { epoch, .. }) = self.verifying.take_if(|_| is_settled(setup))
-        {
+        if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take_if(|_| is_settled(setup)) {
             setup.tell(KeeperNews::Verified { epoch });
         }
     }
@@ -239,4 +262,26 @@ impl Follower {
 fn is_settled(setup: &Setup) -> bool {
     let executed = setup.disks.as_ref().and_then(|disks| disks.executed());
     executed.is_none_or(|executed| executed.is_settled())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_stuck_when_it_was_looked_at_for_long_enough_and_not_when_nobody_ran() {
+        let began = Instant::now();
+        let mut machine = Stillness::begin(7, began);
+        assert!(!machine.look(7, began + Duration::from_secs(3600)), "the process was stopped");
+        let mut now = began + Duration::from_secs(3600);
+        let mut looks = |count: u64, many: u32| {
+            (0..many).any(|_| {
+                now += LOOK_INTERVAL;
+                machine.look(count, now)
+            })
+        };
+        assert!(!looks(7, 4_900));
+        assert!(!looks(8, 4_900), "it has moved");
+        assert!(looks(8, 200));
+    }
 }

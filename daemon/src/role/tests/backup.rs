@@ -40,7 +40,8 @@ fn a_backup_keeps_what_it_sealed_until_the_cell_has_moved_past_its_welcome() {
 fn a_backup_whose_disks_fail_keeps_what_it_sealed_until_the_primary_has_gone_on_without_it() {
     let unable = || Event::PeerGone { conn: 7, why: Gone::Unable("a disk fails".into()) };
     let why = || "this node cannot follow the primary: a disk fails".to_string();
-    let gone = || [Command::SendBye { conn: 7, why: why() }, Command::DropLink { conn: 7 }, Command::ReadCell];
+    let gone =
+        || [Command::SendBye { conn: 7, why: why() }, Command::DropLink { conn: 7 }, Command::ReadCell];
     let mut rig = Rig::sealed();
     rig.on(Event::Paired { conn: 7, generation: 2 });
     assert_eq!(rig.on(unable()), gone());
@@ -58,7 +59,10 @@ fn a_backup_whose_disks_fail_keeps_what_it_sealed_until_the_primary_has_gone_on_
     assert_eq!(rig.on(named()), []);
     rig.tick_after(policy().patience_us);
     let commands = rig.on(named());
-    assert!(commands.contains(&Command::Verify { epoch: 1 }) && commands.contains(&Command::Dial), "{commands:?}");
+    assert!(
+        commands.contains(&Command::Verify { epoch: 1 }) && commands.contains(&Command::Dial),
+        "{commands:?}"
+    );
     rig.on(named());
     assert_eq!(asks(&rig.tick_after(2 * LEASE_US)), None, "its disks do not have it yet");
     let mut commands = rig.on(Event::Verified { epoch: 1 });

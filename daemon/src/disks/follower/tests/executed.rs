@@ -75,6 +75,35 @@ fn a_copy_leaves_the_images_to_the_machine_and_they_are_nobodys_from_then_on() {
 }
 
 #[test]
+fn a_disk_that_fails_for_long_keeps_the_backup_from_following_and_loses_nothing() {
+    let backup = Backup::new();
+    backup.copied();
+    backup.tap.nurse(BTreeSet::new()).unwrap();
+    let _tapped = backup.tap.execute(2);
+    let fault =
+        || ft_disk::IoFault { what: "write it", offset: 0, source: std::io::Error::other("it is gone") };
+    let begun = Instant::now();
+    let refused = loop {
+        // The device tries again.
+        backup.tap.owner(DISK).stopped(&fault());
+        if let Err(why) = backup.follower.turn().sealed_log() {
+            break why;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it follows");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(begun.elapsed() >= Duration::from_secs(1), "a moment is borne");
+    assert!(matches!(&refused, FollowError::Executing(why) if why.contains("it is gone")), "{refused:?}");
+    // It goes on, and follows.
+    while let Err(why) = backup.follower.turn().sealed_log() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{why}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    backup.executed.through(4);
+    backup.settle();
+}
+
+#[test]
 fn the_primary_is_told_what_is_durable_behind_the_machine() {
     let backup = Backup::new();
     backup.copied();
