@@ -549,6 +549,8 @@ impl Config {
         if config.control_socket.as_os_str().is_empty() {
             config.control_socket = PathBuf::from(format!("/run/ftd/{}.sock", config.vm));
         }
+        let mode = config.replication.mode;
+        config.machine.disks.iter_mut().for_each(|disk| disk.settle(mode));
         let refused = |validate::BadValue { key, value, allowed }| ConfigError::Value {
             file: file.to_owned(),
             key,

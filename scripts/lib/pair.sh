@@ -139,10 +139,7 @@ pair_linux_cmdline() {
 # A writable one; both hosts begin with the same image.
 pair_disk_config() {
     [[ ${FT_GUEST:-} =~ ^linux-(disk|load)$ ]] || return 0
-    local disk=${FT_DISK:-}
-    # What replay mode needs, unless the script says another.
-    [[ ${FT_MODE:-} != replay || $disk == *on_io_error* ]] || disk+=$'\non_io_error = "stop"'
-    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' "$run_dir/$1/disk.img" "$disk"
+    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' "$run_dir/$1/disk.img" "${FT_DISK:-}"
 }
 
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.

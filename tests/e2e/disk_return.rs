@@ -1,7 +1,7 @@
 //! A host comes back, and the images of a disk become the same again: what that costs is what differs, also when it is
 //! interrupted, and the operator sees how far it is.
 
-use crate::disks::{Shell, guest, image, is_replay, with_disk};
+use crate::disks::{Shell, guest, image, with_disk};
 use crate::fixture::{Config, Daemon, Engine, Pair, World, eventually};
 use ftd::control::api::{Role, State, Status};
 use nix::sys::signal::Signal;
@@ -21,9 +21,6 @@ pub(crate) fn with_image(world: &World, config: Config) -> Config {
     let mut disk = Table::new();
     disk.insert("image".into(), image(world, config.node).display().to_string().into());
     disk.insert("read_only".into(), false.into());
-    if is_replay() {
-        disk.insert("on_io_error".into(), "stop".into());
-    }
     config.with("machine.disk", vec![Value::Table(disk)]).with("replication.journal_mib", 64)
 }
 

@@ -54,9 +54,6 @@ pub(crate) fn with_disk(world: &World, kernel: &Path, config: Config) -> Config 
     let mut disk = Table::new();
     disk.insert("image".into(), image(world, config.node).display().to_string().into());
     disk.insert("read_only".into(), false.into());
-    if is_replay() {
-        disk.insert("on_io_error".into(), "stop".into());
-    }
     config
         .with("machine.guest", "linux")
         .with("machine.kernel", kernel.display().to_string())

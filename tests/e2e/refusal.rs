@@ -145,10 +145,11 @@ fn a_disk_image_that_is_missing_or_has_no_whole_sectors() {
 }
 
 fn disk(config: Config, image: &str, read_only: bool) -> Config {
-    let mut disk = toml::Table::new();
-    disk.insert("image".into(), image.into());
-    disk.insert("read_only".into(), read_only.into());
-    config.with("machine.disk", vec![toml::Value::Table(disk)])
+    config.with("machine.disk", vec![toml::Value::Table(disk_table(image, read_only))])
+}
+
+fn disk_table(image: &str, read_only: bool) -> toml::Table {
+    toml::Table::from_iter([("image".into(), image.into()), ("read_only".into(), read_only.into())])
 }
 
 #[test]
@@ -157,7 +158,10 @@ fn in_replay_mode_a_disk_that_reports_its_errors_is_refused_by_its_name() {
         let image = world.file("root.img", [0; 8192]);
         let image = image.to_str().unwrap();
         let says = ["machine.disk.on_io_error = report", image, "must be \"stop\" or \"switchover\""];
-        let config = disk(Config::alpha(world), image, false).with("replication.mode", "replay");
+        let mut reports = disk_table(image, false);
+        reports.insert("on_io_error".into(), "report".into());
+        let config = Config::alpha(world).with("machine.disk", vec![toml::Value::Table(reports)]);
+        let config = config.with("replication.mode", "replay");
         Daemon::start(world, &config.with("machine.engine", "soft")).must_fail(DaemonExit::Usage, &says);
         Pair::protected_with(world, |config| disk(config, image, true));
     });

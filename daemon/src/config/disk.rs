@@ -19,9 +19,29 @@ pub struct DiskConfig {
     /// What reads and writes it.
     #[serde(default, deserialize_with = "io_engine")]
     pub io_engine: IoEngine,
-    /// What becomes of a request that this host cannot do.
-    #[serde(default)]
-    pub on_io_error: OnDiskError,
+    /// What becomes of a request that this host cannot do. None in the file: it follows from the mode, and
+    /// [`Config::parse`] says it.
+    pub on_io_error: Option<OnDiskError>,
+}
+
+impl DiskConfig {
+    /// In replay mode the guest must see the same of a disk on both hosts, and an I/O error is one host's alone. What
+    /// it can only read waits for nobody: nothing tries it again.
+    pub(super) fn settle(&mut self, mode: Mode) {
+        self.on_io_error.get_or_insert(match (mode, self.read_only) {
+            (Mode::Replay, false) => OnDiskError::Stop,
+            (Mode::Replay, true) | (Mode::Checkpoint, _) => OnDiskError::Report,
+        });
+    }
+
+    /// What the device does with a request that this host cannot do.
+    #[must_use]
+    pub fn on_io_error(&self) -> OnIoError {
+        match self.on_io_error {
+            None | Some(OnDiskError::Report) => OnIoError::Report,
+            Some(OnDiskError::Stop | OnDiskError::Switchover) => OnIoError::Stop,
+        }
+    }
 }
 
 /// By its name in the file.
@@ -39,27 +59,15 @@ fn io_engine<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IoEngine, D::
 }
 
 /// What becomes of a request that the host cannot do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDiskError {
     /// The guest gets an I/O error.
-    #[default]
     Report,
     /// The guest waits for it, until it is tried again.
     Stop,
     /// The guest waits for it, and the VM moves to the other host.
     Switchover,
-}
-
-impl OnDiskError {
-    /// What the device does.
-    #[must_use]
-    pub fn of_device(self) -> OnIoError {
-        match self {
-            Self::Report => OnIoError::Report,
-            Self::Stop | Self::Switchover => OnIoError::Stop,
-        }
-    }
 }
 
 /// What the backup has of a checkpoint's disk writes when it acknowledges it.
@@ -88,7 +96,7 @@ impl Config {
 
     /// What the guest sees of a disk must be the same on both hosts.
     fn validate_replayed_disk(&self, disk: &DiskConfig) -> Result<(), BadValue> {
-        if disk.on_io_error == OnDiskError::Report {
+        if disk.on_io_error == Some(OnDiskError::Report) {
             let allowed = format!(
                 "must be \"stop\" or \"switchover\" for a writable disk ({}) in mode = \"replay\": an I/O error is one \
                  host's alone, and the guest must see the same on both",

@@ -179,12 +179,11 @@ fn replay_mode_is_refused_what_would_differ_between_the_hosts() {
         replay.replacen("[replication]", &disk, 1)
     };
     let stops = "on_io_error = \"stop\"";
-    for moves in [stops, "on_io_error = \"switchover\""] {
-        assert!(parse(&with_disk(moves, "")).is_ok());
-    }
+    assert_eq!(parse(&with_disk("", "")).unwrap(), parse(&with_disk(stops, "")).unwrap());
+    assert!(parse(&with_disk("on_io_error = \"switchover\"", "")).is_ok());
     for (lines, more, reason) in [
         (
-            "",
+            "on_io_error = \"report\"",
             "",
             "machine.disk.on_io_error = report: must be \"stop\" or \"switchover\" for a writable disk (/i)",
         ),
@@ -199,6 +198,20 @@ fn replay_mode_is_refused_what_would_differ_between_the_hosts() {
     }
     let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
     assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
+}
+
+#[test]
+fn a_disk_without_a_word_on_errors_reports_them_where_the_hosts_need_not_agree() {
+    let on_io_error = |mode: &str, read_only: bool| {
+        let disk = format!("[[machine.disk]]\nimage = \"/i\"\nread_only = {read_only}\n[replication]");
+        let text = edited("[replication]", &disk).replacen("#mode = \"checkpoint\"", mode, 1);
+        parse(&text.replacen("#engine = \"kvm\"", "engine = \"soft\"", 1)).unwrap().machine.disks[0]
+            .on_io_error
+    };
+    let (report, stop) = (Some(OnDiskError::Report), Some(OnDiskError::Stop));
+    assert_eq!([false, true].map(|read_only| on_io_error("", read_only)), [report, report]);
+    let replay = "mode = \"replay\"";
+    assert_eq!([false, true].map(|read_only| on_io_error(replay, read_only)), [stop, report]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What images hold, offline: two compared extent by extent, and one made from another disk.
 
+use super::disk_hash::{DiskHasher, EXTENT_BYTES};
 use super::qcow2::Qcow2Error;
 use super::source::Source;
-use ft_disk::{Access, DiskImageError, RawImage};
+use ft_disk::{Access, DiskImageError, RawImage, next_data};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,8 +14,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are read and compared in one go.
-const EXTENT_BYTES: u64 = 1 << 20;
+/// Bytes of zeroes that are passed, or made on a block device, in one go.
+const ZEROES_BYTES: u64 = 1 << 30;
 /// Where as many bytes are zero, a new file keeps a hole.
 const HOLE_BYTES: usize = 64 << 10;
 
@@ -84,7 +85,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 /// What two images hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageComparison {
-    /// The BLAKE3 of each, in hexadecimal.
+    /// The hash of each, in hexadecimal.
     pub hashes: [String; 2],
     /// Where they differ, in whole extents of 1 MiB.
     pub differ: Vec<Range<u64>>,
@@ -116,11 +117,19 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
             other_bytes: second.bytes(),
         });
     }
-    let mut hashers = [blake3::Hasher::new(), blake3::Hasher::new()];
+    let mut hashers = [DiskHasher::new(), DiskHasher::new()];
     let mut buffers = [vec![0; EXTENT_BYTES as usize], vec![0; EXTENT_BYTES as usize]];
     let mut differ: Vec<Range<u64>> = Vec::new();
-    for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
-        let end = (start + EXTENT_BYTES).min(bytes);
+    let mut end = 0;
+    while end < bytes {
+        let start = end;
+        if let Some(zeroes) = zeroes(start, next_data(&a, start).min(next_data(&b, start)), bytes) {
+            hashers.iter_mut().for_each(|hasher| hasher.update_zeroes(zeroes.end - start));
+            end = zeroes.end;
+            progress(end, bytes);
+            continue;
+        }
+        end = (start + EXTENT_BYTES).min(bytes);
         let length = (end - start) as usize;
         for (at, file) in [&a, &b].into_iter().enumerate() {
             let extent = &mut buffers[at][..length];
@@ -135,11 +144,18 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
         }
         progress(end, bytes);
     }
-    let hashes = hashers.map(|hasher| hasher.finalize().to_hex().to_string());
+    let hashes = hashers.map(|hasher| hasher.finish());
     Ok(ImageComparison { hashes, differ, bytes })
 }
 
-/// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its BLAKE3. A new file has holes
+/// The extents from `start` on that are known to be zeroes where the next data is here, of a disk of so many bytes.
+fn zeroes(start: u64, data: u64, bytes: u64) -> Option<Range<u64>> {
+    let end = data.min(start.saturating_add(ZEROES_BYTES));
+    let end = if end < bytes { end - end % EXTENT_BYTES } else { bytes };
+    (end > start).then_some(start..end)
+}
+
+/// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its hash. A new file has holes
 /// where the source has zeroes, and no name before it is whole.
 pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
     let source = Source::open(source)?;
@@ -156,9 +172,10 @@ struct Target {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Device,
+    Device {
+        _lock: RawImage,
+    },
     /// It gets its name when it is whole: whatever ends this process leaves nothing.
     Unnamed,
     /// Where the file system has no others. It is removed with this, unless it is whole.
@@ -175,13 +192,12 @@ impl Target {
         let target = |file, kind| Self { path: path.to_owned(), file, kind };
         match fs::symlink_metadata(path) {
             Ok(_) if fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()) => {
-                // Neither mounted nor a part of another device.
-                let file = options.custom_flags(libc::O_EXCL).open(path).map_err(&failed)?;
-                let has = ft_disk::image_bytes(path)?;
-                return match has < bytes {
-                    true => Err(ContentError::Small { path: path.to_owned(), has, need: bytes }),
-                    false => Ok(target(file, Kind::Device)),
-                };
+                let image = RawImage::open(path, Access::Writable)?;
+                let has = image.bytes();
+                if has < bytes {
+                    return Err(ContentError::Small { path: path.to_owned(), has, need: bytes });
+                }
+                return Ok(target(options.open(path).map_err(&failed)?, Kind::Device { _lock: image }));
             }
             Ok(_) => return Err(ContentError::Exists(path.to_owned())),
             Err(_) => {}
@@ -195,20 +211,34 @@ impl Target {
         Ok(target)
     }
 
+    fn is_device(&self) -> bool {
+        matches!(self.kind, Kind::Device { .. })
+    }
+
     fn write(&self, extent: &[u8], start: u64) -> Result<(), ContentError> {
         for (at, piece) in (start..).step_by(HOLE_BYTES).zip(extent.chunks(HOLE_BYTES)) {
-            if self.kind == Kind::Device || piece.iter().any(|byte| *byte != 0) {
+            if self.is_device() || piece.iter().any(|byte| *byte != 0) {
                 self.file.write_all_at(piece, at).map_err(failed(&self.path))?;
             }
         }
         Ok(())
     }
 
+    /// Whole extents, but for the disk's last one. A new file has a hole there already.
+    fn write_zeroes(&self, zeroes: &Range<u64>) -> Result<(), ContentError> {
+        if !self.is_device() {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let [start, length] = [zeroes.start, zeroes.end - zeroes.start].map(u64::cast_signed);
+        fallocate(&self.file, flags, start, length).map_err(|e| failed(&self.path)(e.into()))
+    }
+
     /// It is whole.
     fn keep(mut self) -> Result<(), ContentError> {
         let failed = failed(&self.path);
         self.file.sync_all().map_err(&failed)?;
-        if self.kind == Kind::Unnamed {
+        if matches!(self.kind, Kind::Unnamed) {
             let unnamed = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
             linkat(AT_FDCWD, &unnamed, AT_FDCWD, &self.path, AtFlags::AT_SYMLINK_FOLLOW).map_err(
                 |e| match e {
@@ -225,7 +255,7 @@ impl Target {
 impl Drop for Target {
     /// What is half made holds nothing that anybody has seen.
     fn drop(&mut self) {
-        if self.kind == Kind::Named {
+        if matches!(self.kind, Kind::Named) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -237,23 +267,32 @@ fn directory_of(path: &Path) -> &Path {
 
 fn copy(source: &Source, target: &Target, progress: Progress<'_>) -> Result<String, ContentError> {
     let bytes = source.bytes();
-    let mut hasher = blake3::Hasher::new();
+    let mut hasher = DiskHasher::new();
     let mut buffer = vec![0; EXTENT_BYTES as usize];
-    for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
-        let end = (start + EXTENT_BYTES).min(bytes);
-        let extent = &mut buffer[..(end - start) as usize];
-        source.read(extent, start)?;
-        hasher.update(extent);
-        target.write(extent, start)?;
+    let mut end = 0;
+    while end < bytes {
+        let start = end;
+        if let Some(zeroes) = zeroes(start, source.next_data(start, ZEROES_BYTES)?, bytes) {
+            hasher.update_zeroes(zeroes.end - start);
+            target.write_zeroes(&zeroes)?;
+            end = zeroes.end;
+        } else {
+            end = (start + EXTENT_BYTES).min(bytes);
+            let extent = &mut buffer[..(end - start) as usize];
+            source.read(extent, start)?;
+            hasher.update(extent);
+            target.write(extent, start)?;
+        }
         progress(end, bytes);
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
 
     const MIB: usize = 1 << 20;
 
@@ -294,6 +333,72 @@ mod tests {
         let hash = import(&source, &image, &mut |_, _| ()).unwrap();
         assert_eq!(compare(&source, &image, &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
         assert!(fs::metadata(&image).unwrap().blocks() * 512 < MIB as u64);
+    }
+
+    #[test]
+    fn a_disk_of_tebibytes_that_holds_little_is_done_by_what_it_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
+        let bytes = (4 << 40) + 512;
+        let file = File::create(&source).unwrap();
+        file.set_len(bytes).unwrap();
+        file.write_all_at(&[7; 512], 2 << 40).unwrap();
+        if next_data(&file, 0) == 0 {
+            return eprintln!("SKIPPED a_disk_of_tebibytes: the file system has no holes");
+        }
+        let mut said = Vec::new();
+        let hash = import(&source, &image, &mut |done, all| said.push((done, all))).unwrap();
+        assert!(said.is_sorted() && said.len() < 5000 && said.last() == Some(&(bytes, bytes)));
+        assert_eq!(fs::metadata(&image).unwrap().len(), bytes);
+        let compared = compare(&source, &image, &mut |_, _| ()).unwrap();
+        assert_eq!(compared.hashes, [hash.clone(), hash]);
+        File::options().write(true).open(&image).unwrap().write_all_at(&[1], 3 << 40).unwrap();
+        let differ = compare(&source, &image, &mut |_, _| ()).unwrap().differ;
+        assert_eq!(differ, [3 << 40..(3 << 40) + EXTENT_BYTES]);
+    }
+
+    /// A loop device over a file, while this is there.
+    struct Loop(PathBuf);
+
+    impl Loop {
+        /// None: not on this host.
+        fn over(file: &Path) -> Option<Self> {
+            let run = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+            let device = String::from_utf8(run.stdout).unwrap();
+            run.status.success().then(|| Self(device.trim().into()))
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            assert!(Command::new("losetup").arg("--detach").arg(&self.0).status().unwrap().success());
+        }
+    }
+
+    #[test]
+    fn a_block_device_has_what_the_source_has_and_nothing_of_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let [source, under] = ["source", "under"].map(|name| directory.path().join(name));
+        let bytes = 8 << 20;
+        File::create(&source).unwrap().set_len(bytes).unwrap();
+        File::options().write(true).open(&source).unwrap().write_all_at(&[7; 512], 5 << 20).unwrap();
+        fs::write(&under, vec![9; bytes as usize]).unwrap();
+        let Some(device) = Loop::over(&under) else {
+            return eprintln!("SKIPPED a_block_device_has_what_the_source_has: no loop devices here");
+        };
+        import(&source, &device.0, &mut |_, _| ()).unwrap();
+        assert!(fs::read(&source).unwrap() == fs::read(&under).unwrap());
+        // The device's file is in use by the device, and the device by whoever holds it.
+        let copy = directory.path().join("copy");
+        let refused = |source: &Path| import(source, &copy, &mut |_, _| ()).unwrap_err().to_string();
+        let text = refused(&under);
+        assert!(text.contains(&format!("in use by {}", device.0.display())), "{text}");
+        let held = File::options().read(true).custom_flags(libc::O_EXCL).open(&device.0).unwrap();
+        let text = refused(&device.0);
+        assert!(text.contains("in use by") && text.contains("this process itself"), "{text}");
+        drop(held);
+        import(&device.0, &copy, &mut |_, _| ()).unwrap();
+        assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod agreement;
 mod beside;
 mod checks;
 mod content;
+mod disk_hash;
 mod equalize;
 mod error;
 mod executed;

@@ -79,7 +79,7 @@ impl Disks {
         let on_the_way = (r.journal_mib.min(r.inflight_mib) << 20) / ON_THE_WAY;
         let tap = WriteTap::new(on_the_way, Some(Arc::clone(&intents)));
         tap.limit_copy(r.disk_copy_mib_s << 20);
-        let moving = images.iter().filter(|(_, config)| config.on_io_error == OnDiskError::Switchover);
+        let moving = images.iter().filter(|(_, config)| config.on_io_error == Some(OnDiskError::Switchover));
         tap.nurse(moving.map(|((number, _), _)| *number).collect()).map_err(DisksError::Thread)?;
         let again = Arc::downgrade(&tap);
         intents.on_ready(Some(Arc::new(move || {
@@ -129,7 +129,7 @@ impl Disks {
         let store = Box::new(ImageStore::new(share, config.io_engine));
         let mut disk = Disk::new(self.intents.watch(number, store));
         disk.owner = Some(self.tap.owner(number));
-        disk.on_io_error = config.on_io_error.of_device();
+        disk.on_io_error = config.on_io_error();
         Ok(Some(disk))
     }
 

@@ -38,6 +38,15 @@ impl Source {
         }
     }
 
+    /// Where data begins, from this byte on, looking at so many bytes at least: all before it are zeroes. At the
+    /// disk's end or beyond: there is none.
+    pub(super) fn next_data(&self, offset: u64, look_at: u64) -> Result<u64, ContentError> {
+        match &self.format {
+            Format::Raw { file, .. } => Ok(ft_disk::next_data(file, offset)),
+            Format::Qcow2(qcow2) => qcow2.next_data(offset, look_at).map_err(of_qcow2(&self.path)),
+        }
+    }
+
     /// Fills `into` with what the disk has from this byte on; all of it must be there.
     pub(super) fn read(&self, into: &mut [u8], offset: u64) -> Result<(), ContentError> {
         match &self.format {

@@ -149,8 +149,7 @@ fn open_disk(disk: &DiskConfig) -> Result<Disk, DiskImageError> {
         let image = disk.image.display();
         tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
     }
-    let on_io_error = disk.on_io_error.of_device();
-    Ok(Disk { on_io_error, ..Disk::new(ImageStore::new(image, disk.io_engine)) })
+    Ok(Disk { on_io_error: disk.on_io_error(), ..Disk::new(ImageStore::new(image, disk.io_engine)) })
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

@@ -69,7 +69,7 @@ pub enum DiskImageError {
         bytes: u64,
     },
     /// Somebody else uses it.
-    #[error("disk image {}: in use by {holders}; stop it, or give this VM an image of its own", path.display())]
+    #[error("disk image {}: in use by {holders}; stop it, or take another image", path.display())]
     InUse {
         /// The image.
         path: PathBuf,
@@ -101,21 +101,13 @@ pub struct RawImage {
 impl RawImage {
     /// Opens and locks an image.
     pub fn open(path: &Path, access: Access) -> Result<Self, DiskImageError> {
-        let failed = |source| DiskImageError::Open { path: path.to_owned(), source };
         let is_device = is_block_device(path)?;
         // For a block device O_EXCL says that it is neither mounted nor a part of another device, nor will be.
         let exclusive = if is_device && access == Access::Writable { libc::O_EXCL } else { 0 };
-        let in_use =
-            |file: &File| DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) };
-        let (file, caching) = open_as(path, access, exclusive).map_err(|source| {
-            match (source.raw_os_error(), File::open(path)) {
-                (Some(libc::EBUSY), Ok(file)) if is_device => in_use(&file),
-                _ => failed(source),
-            }
-        })?;
+        let (file, caching) = open_as(path, access, exclusive).map_err(not_opened(path))?;
         lock_as(path, &file, access)?;
         if access == Access::Writable && !lock::loops_over(&file).is_empty() {
-            return Err(in_use(&file));
+            return Err(in_use(path, &file));
         }
         let bytes = disk_bytes(path, &file)?;
         Ok(Self { file, bytes, access, caching })
@@ -158,13 +150,7 @@ impl RawImage {
 
     /// Whether the file system knows that nothing was ever written there: it reads as zeros.
     pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
-        let from = bytes.start.cast_signed();
-        // SAFETY: moves the file's offset, which nobody here reads or writes by.
-        let data = unsafe { libc::lseek(self.file.as_raw_fd(), from, libc::SEEK_DATA) };
-        match data {
-            -1 => io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
-            data => data.cast_unsigned() >= bytes.end,
-        }
+        next_data(&self.file, bytes.start) >= bytes.end
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -172,14 +158,29 @@ impl RawImage {
     }
 }
 
-/// Opens a file of any format, or a block device, to be read, and locks it as [`RawImage::open`] does until it is
-/// closed.
+/// Where the file system has data, from this byte of an image on: what comes before it was never written, and reads as
+/// zeroes. `u64::MAX`: there is none. A file system or a device without holes has data everywhere.
+pub fn next_data(image: &File, from: u64) -> u64 {
+    // SAFETY: moves the file's offset, which nobody here reads or writes by.
+    match unsafe { libc::lseek(image.as_raw_fd(), from.cast_signed(), libc::SEEK_DATA) } {
+        -1 if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => u64::MAX,
+        -1 => from,
+        data => data.cast_unsigned(),
+    }
+}
+
+/// Opens a file of any format, or a block device, to be read while nobody can write to it: until it is closed it is
+/// locked as [`RawImage::open`] locks for a reader, and a block device is held by O_EXCL as well. A file under a loop
+/// device that can be written to is in use.
 pub fn open_locked(path: &Path) -> Result<File, DiskImageError> {
     // Judged before it is opened: opening a FIFO would wait for its writer.
-    is_block_device(path)?;
-    let file = File::open(path).map_err(|source| DiskImageError::Open { path: path.to_owned(), source })?;
+    let exclusive = if is_block_device(path)? { libc::O_EXCL } else { 0 };
+    let (file, _) = open_as(path, Access::ReadOnly, exclusive).map_err(not_opened(path))?;
     lock_as(path, &file, Access::ReadOnly)?;
-    Ok(file)
+    match lock::is_under_a_writable_loop(&file) {
+        true => Err(in_use(path, &file)),
+        false => Ok(file),
+    }
 }
 
 /// The size of an image, which is opened for a moment and not locked.
@@ -210,6 +211,18 @@ fn disk_bytes(path: &Path, file: &File) -> Result<u64, DiskImageError> {
     }
 }
 
+fn in_use(path: &Path, file: &File) -> DiskImageError {
+    DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) }
+}
+
+/// What the host's answer says of an image that it does not open. EBUSY is O_EXCL's.
+fn not_opened(path: &Path) -> impl FnOnce(io::Error) -> DiskImageError {
+    move |source| match (source.raw_os_error(), File::open(path)) {
+        (Some(libc::EBUSY), Ok(file)) => in_use(path, &file),
+        _ => DiskImageError::Open { path: path.to_owned(), source },
+    }
+}
+
 fn open_as(path: &Path, access: Access, flags: libc::c_int) -> io::Result<(File, Caching)> {
     let open = |more: libc::c_int| {
         let mut options = OpenOptions::new();
@@ -234,7 +247,7 @@ fn open_as(path: &Path, access: Access, flags: libc::c_int) -> io::Result<(File,
 fn lock_as(path: &Path, file: &File, access: Access) -> Result<(), DiskImageError> {
     let Err(source) = lock::lock(file, access) else { return Ok(()) };
     if matches!(source.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-        return Err(DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) });
+        return Err(in_use(path, file));
     }
     match access {
         Access::Writable => Err(DiskImageError::NoLocks { path: path.to_owned(), source }),

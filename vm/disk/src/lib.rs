@@ -17,7 +17,7 @@ mod lock;
 pub use buffer::Buffer;
 pub use engine::{Completion, Finish, ImageStore, IoEngine, IoQueue, Store, StoreError};
 pub use format::{QCOW2, container, is_same_storage};
-pub use image::{Access, Caching, DiskImageError, RawImage, image_bytes, open_locked};
+pub use image::{Access, Caching, DiskImageError, RawImage, image_bytes, next_data, open_locked};
 pub use io::{Io, IoDone, IoFault, IoOrder, Persist, Unmap};
 
 /// Bytes of a sector, the unit of all offsets and lengths.

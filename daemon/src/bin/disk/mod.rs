@@ -6,12 +6,13 @@ use ftd::config::Config;
 use ftd::disks::{self, ContentError};
 use ftd::exit::DaemonExit;
 use ftd::host::{self, DiskStatus};
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Stderr, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two lines of progress.
+/// How often progress is told on a terminal, in one line that changes, and elsewhere, in a line each time.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(5);
 /// Ranges that are told one by one.
 const RANGES_MAX: usize = 20;
 
@@ -38,7 +39,7 @@ pub enum DiskCmd {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Compare two images extent by extent; nobody may write to them meanwhile
+    /// Compare two images extent by extent, and say their hashes; nobody may write to them meanwhile
     ///
     /// Ends with 1 if they differ, and says where.
     Verify {
@@ -47,10 +48,12 @@ pub enum DiskCmd {
         /// Another one
         other: PathBuf,
     },
-    /// Make an image of what a raw file, a block device or a qcow2 file holds
+    /// Make an image of what a raw file, a block device or a qcow2 file holds, and say its hash
     ///
     /// A qcow2 file is known by its content. It must stand alone: with a backing file, a data file of its own,
-    /// encryption, or damage that shows it is refused.
+    /// encryption, or damage that shows it is refused. So is a source that another program can write to: a running
+    /// QEMU, a mount, a loop device. The hash is BLAKE3 of the BLAKE3s of the disk's extents of 1 MiB, as `verify` says
+    /// it.
     Import {
         /// The file or block device; nobody may write to it meanwhile
         source: PathBuf,
@@ -137,7 +140,7 @@ fn adopt(path: &Path) -> DaemonExit {
 
 fn verify(one: &Path, other: &Path) -> Result<DaemonExit, ContentError> {
     let mut progress = Progress::new();
-    let compared = disks::compare(one, other, &mut |done, all| progress.say(done, all))?;
+    let compared = disks::compare(one, other, &mut |done, all| progress.say(Instant::now(), done, all))?;
     progress.end();
     for (path, hash) in [one, other].iter().zip(&compared.hashes) {
         println!("{hash}  {}", path.display());
@@ -156,34 +159,71 @@ fn verify(one: &Path, other: &Path) -> Result<DaemonExit, ContentError> {
 
 fn import(source: &Path, image: &Path) -> Result<DaemonExit, ContentError> {
     let mut progress = Progress::new();
-    let hash = disks::import(source, image, &mut |done, all| progress.say(done, all))?;
+    let hash = disks::import(source, image, &mut |done, all| progress.say(Instant::now(), done, all))?;
     progress.end();
     println!("{hash}  {}", image.display());
     Ok(DaemonExit::Ok)
 }
 
 /// How far it is, for people.
-struct Progress {
-    is_shown: bool,
-    said: Option<Instant>,
+struct Progress<W> {
+    to: W,
+    is_terminal: bool,
+    /// When it was said last, or began.
+    said: Instant,
+    is_in_line: bool,
 }
 
-impl Progress {
+impl Progress<Stderr> {
     fn new() -> Self {
-        Self { is_shown: std::io::stderr().is_terminal(), said: None }
+        let to = std::io::stderr();
+        Self { is_terminal: to.is_terminal(), to, said: Instant::now(), is_in_line: false }
+    }
+}
+
+impl<W: Write> Progress<W> {
+    fn say(&mut self, now: Instant, done: u64, all: u64) {
+        let every = if self.is_terminal { PROGRESS_EVERY } else { PROGRESS_LINE_EVERY };
+        if now.duration_since(self.said) < every {
+            return;
+        }
+        self.said = now;
+        self.is_in_line = self.is_terminal;
+        let [before, after] = if self.is_terminal { ["\r", ""] } else { ["", "\n"] };
+        let (mib, all_mib, percent) =
+            (done >> 20, all >> 20, u128::from(done) * 100 / u128::from(all.max(1)));
+        // Nobody needs it.
+        let _ = write!(self.to, "{before}{mib} of {all_mib} MiB ({percent} %){after}");
+        let _ = self.to.flush();
     }
 
-    fn say(&mut self, done: u64, all: u64) {
-        if self.is_shown && self.said.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
-            self.said = Some(Instant::now());
-            eprint!("\r{} of {} MiB ({} %)", done >> 20, all >> 20, 100 * done / all.max(1));
-            let _ = std::io::stderr().flush();
+    fn end(&mut self) {
+        if self.is_in_line {
+            let _ = writeln!(self.to);
         }
     }
+}
 
-    fn end(&self) {
-        if self.said.is_some() {
-            eprintln!();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a disk of 400 MiB, a fourth of which is done each two seconds.
+    fn said(is_terminal: bool) -> String {
+        let began = Instant::now();
+        let mut progress = Progress { to: Vec::new(), is_terminal, said: began, is_in_line: false };
+        for quarter in 0..=4 {
+            progress.say(began + Duration::from_secs(2 * quarter), quarter * 100 << 20, 400 << 20);
         }
+        progress.end();
+        String::from_utf8(progress.to).unwrap()
+    }
+
+    #[test]
+    fn progress_is_a_line_that_changes_on_a_terminal_and_a_line_now_and_then_elsewhere() {
+        let line =
+            "\r100 of 400 MiB (25 %)\r200 of 400 MiB (50 %)\r300 of 400 MiB (75 %)\r400 of 400 MiB (100 %)\n";
+        assert_eq!(said(true), line);
+        assert_eq!(said(false), "300 of 400 MiB (75 %)\n");
     }
 }

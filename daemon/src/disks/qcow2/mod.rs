@@ -6,7 +6,7 @@ mod audit;
 mod header;
 
 use header::Header;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 
@@ -73,6 +73,20 @@ impl Qcow2 {
     /// Bytes of the disk.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Where data begins, from this byte on, looking at so many bytes: all before it are zeroes.
+    pub(super) fn next_data(&self, offset: u64, look_at: u64) -> Result<u64, Qcow2Error> {
+        let end = offset.saturating_add(look_at);
+        let mut at = offset;
+        while at < end {
+            match self.disk.get_mapping(at, end - at).map_err(of_imago)? {
+                (Mapping::Zero { .. }, bytes) => at += bytes,
+                (Mapping::Eof { .. }, _) => return Ok(end),
+                _ => return Ok(at),
+            }
+        }
+        Ok(end)
     }
 
     /// Fills `into` with what the disk has from this byte on.
