@@ -8,6 +8,7 @@
 use crate::SECTOR_BYTES;
 use crate::buffer::Buffer;
 use crate::lock;
+use crate::overlay::{self, Overlay, UnderImage};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub struct RawImage {
     bytes: u64,
     access: Access,
     caching: Caching,
+    overlay: Option<Arc<Overlay>>,
 }
 
 impl RawImage {
@@ -118,19 +121,36 @@ impl RawImage {
             return Err(in_use(&file));
         }
         let bytes = disk_bytes(path, &file)?;
-        Ok(Self { file, bytes, access, caching })
+        Ok(Self { file, bytes, access, caching, overlay: None })
+    }
+
+    /// The same image over a base: whatever reads or writes it sees what both hold together.
+    pub fn over(self, under: UnderImage) -> io::Result<Self> {
+        let direct = if self.caching == Caching::Direct { libc::O_DIRECT } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(direct);
+        let again = options.open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        let overlay = Overlay::new(again, self.bytes, under);
+        Ok(Self { overlay: Some(Arc::new(overlay)), ..self })
+    }
+
+    /// What is under it, and what of the disk it has itself; none: all of it.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_deref()
     }
 
     /// The same open image again, under the same lock: whoever is given it can be told from others.
     pub fn share(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, ..*self })
+        let Self { file, bytes, access, caching, overlay } = self;
+        let (file, overlay) = (file.try_clone()?, overlay.clone());
+        Ok(Self { file, overlay, bytes: *bytes, access: *access, caching: *caching })
     }
 
     /// An open file, to be read only. It is not locked.
     pub fn reading(file: File) -> io::Result<Self> {
         let bytes = size(&file)?;
         let caching = Caching::Cached { why: "it is read only" };
-        Ok(Self { file, bytes, access: Access::ReadOnly, caching })
+        Ok(Self { file, bytes, access: Access::ReadOnly, caching, overlay: None })
     }
 
     /// Its size when it was opened.
@@ -156,15 +176,10 @@ impl RawImage {
         is_fuse.then_some("its file system is FUSE")
     }
 
-    /// Whether the file system knows that nothing was ever written there: it reads as zeros.
+    /// Whether it is known, without a look, that zeros are read there: nothing was ever written, and no base is read.
     pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
-        let from = bytes.start.cast_signed();
-        // SAFETY: moves the file's offset, which nobody here reads or writes by.
-        let data = unsafe { libc::lseek(self.file.as_raw_fd(), from, libc::SEEK_DATA) };
-        match data {
-            -1 => io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO),
-            data => data.cast_unsigned() >= bytes.end,
-        }
+        self.overlay.as_ref().is_none_or(|overlay| overlay.covers(bytes))
+            && overlay::is_hole(&self.file, bytes)
     }
 
     pub(crate) fn file(&self) -> &File {
