@@ -1,20 +1,26 @@
 //! What images hold, offline: two compared extent by extent, and one made from another disk.
 
+use super::error::BesideError;
+use super::images::{ImagesError, MirroredImages};
+use super::overlay::open_overlay;
 use super::qcow2::Qcow2Error;
 use super::source::Source;
+use crate::config::Config;
 use ft_disk::{Access, DiskImageError, RawImage};
+use ft_mirror::Extent;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes that are read and compared in one go.
-const EXTENT_BYTES: u64 = 1 << 20;
+pub(super) const EXTENT_BYTES: u64 = 1 << 20;
 /// Where as many bytes are zero, a new file keeps a hole.
 const HOLE_BYTES: usize = 64 << 10;
 
@@ -24,6 +30,12 @@ pub enum ContentError {
     /// An image, or somebody has it in use.
     #[error(transparent)]
     Image(#[from] DiskImageError),
+    /// What lies beside an image, or under it.
+    #[error(transparent)]
+    Beside(Box<BesideError>),
+    /// An image cannot be read.
+    #[error(transparent)]
+    Read(#[from] ImagesError),
     /// They are of two sizes.
     #[error("{} has {one_bytes} bytes, {} has {other_bytes}: two disks", one.display(), other.display())]
     Sizes {
@@ -97,37 +109,36 @@ pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> ContentError + use<> 
     move |source| ContentError::Io { path: path.clone(), source }
 }
 
-/// An image that nobody writes to meanwhile: it is locked as long as the first is kept.
-fn open(path: &Path) -> Result<(RawImage, File), ContentError> {
-    let image = RawImage::open(path, Access::ReadOnly)?;
-    Ok((image, File::open(path).map_err(failed(path))?))
-}
-
-/// Compares two images that nobody writes to.
-pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<ImageComparison, ContentError> {
-    let paths = [one, other];
-    let [(first, a), (second, b)] = [open(one)?, open(other)?];
-    let bytes = first.bytes();
-    if second.bytes() != bytes {
-        return Err(ContentError::Sizes {
-            one: one.to_owned(),
-            one_bytes: bytes,
-            other: other.to_owned(),
-            other_bytes: second.bytes(),
-        });
+/// Compares two images that nobody writes to. Each is read over its base, if one of these configurations names one.
+pub fn compare(
+    [one, other]: [&Path; 2],
+    configs: &[Config],
+    progress: Progress<'_>,
+) -> Result<ImageComparison, ContentError> {
+    let open = |path| match open_overlay(configs, path).map_err(beside)? {
+        Some(image) => Ok(image),
+        None => Ok::<_, ContentError>(RawImage::open(path, Access::ReadOnly)?),
+    };
+    let images = [open(one)?, open(other)?].map(Arc::new);
+    let [bytes, other_bytes] = [0, 1].map(|at: usize| images[at].bytes());
+    if other_bytes != bytes {
+        let (one, other) = (one.to_owned(), other.to_owned());
+        return Err(ContentError::Sizes { one, one_bytes: bytes, other, other_bytes });
     }
+    let mut images = MirroredImages::new(&[(0, Arc::clone(&images[0])), (1, Arc::clone(&images[1]))])?;
     let mut hashers = [blake3::Hasher::new(), blake3::Hasher::new()];
-    let mut buffers = [vec![0; EXTENT_BYTES as usize], vec![0; EXTENT_BYTES as usize]];
+    let zeroes = vec![0; EXTENT_BYTES as usize];
     let mut differ: Vec<Range<u64>> = Vec::new();
     for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
         let end = (start + EXTENT_BYTES).min(bytes);
-        let length = (end - start) as usize;
-        for (at, file) in [&a, &b].into_iter().enumerate() {
-            let extent = &mut buffers[at][..length];
-            file.read_exact_at(extent, start).map_err(failed(paths[at]))?;
-            hashers[at].update(extent);
-        }
-        if buffers[0][..length] != buffers[1][..length] {
+        let mut read = |disk| images.read(&Extent { disk, bytes: start..end });
+        let contents = [read(0)?, read(1)?];
+        let contents = contents.each_ref().map(|content| match content {
+            Some(content) => &content[..],
+            None => &zeroes[..(end - start) as usize],
+        });
+        hashers.iter_mut().zip(contents).for_each(|(hasher, content)| _ = hasher.update(content));
+        if contents[0] != contents[1] {
             match differ.last_mut() {
                 Some(last) if last.end == start => last.end = end,
                 _ => differ.push(start..end),
@@ -139,18 +150,48 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
     Ok(ImageComparison { hashes, differ, bytes })
 }
 
-/// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its BLAKE3. A new file has holes
-/// where the source has zeroes, and no name before it is whole.
-pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
-    let source = Source::open(source)?;
-    let target = Target::open(image, source.bytes())?;
-    let hash = copy(&source, &target, progress)?;
+fn beside(why: BesideError) -> ContentError {
+    ContentError::Beside(Box::new(why))
+}
+
+/// Makes an image of what a raw file, a block device or a qcow2 file holds, or an overlay with the base that one of these
+/// configurations names, and says its BLAKE3. A new file has holes where the source has zeroes, and no name before it is
+/// whole.
+pub fn import(
+    source: &Path,
+    image: &Path,
+    configs: &[Config],
+    progress: Progress<'_>,
+) -> Result<String, ContentError> {
+    let (bytes, mut read): (u64, Box<ReadSource>) = match open_overlay(configs, source).map_err(beside)? {
+        Some(overlay) => {
+            let (bytes, mut images) = (overlay.bytes(), MirroredImages::new(&[(0, Arc::new(overlay))])?);
+            let read = move |into: &mut [u8], offset| {
+                let bytes = offset..offset + into.len() as u64;
+                match images.read(&Extent { disk: 0, bytes })? {
+                    Some(content) => into.copy_from_slice(&content),
+                    None => into.fill(0),
+                }
+                Ok(())
+            };
+            (bytes, Box::new(read))
+        }
+        None => {
+            let source = Source::open(source)?;
+            (source.bytes(), Box::new(move |into: &mut [u8], offset| source.read(into, offset)))
+        }
+    };
+    let target = Target::open(image, bytes)?;
+    let hash = copy(bytes, &mut *read, &target, progress)?;
     target.keep()?;
     Ok(hash)
 }
 
+/// Fills a buffer with what a disk has from a byte on.
+type ReadSource = dyn FnMut(&mut [u8], u64) -> Result<(), ContentError>;
+
 /// What is made.
-struct Target {
+pub(super) struct Target {
     path: PathBuf,
     file: File,
     kind: Kind,
@@ -168,7 +209,7 @@ enum Kind {
 
 impl Target {
     /// A new file of this size, or a block device that nobody uses.
-    fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
+    pub(super) fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
         let failed = failed(path);
         let mut options = OpenOptions::new();
         options.read(true).write(true);
@@ -204,8 +245,13 @@ impl Target {
         Ok(())
     }
 
+    /// Its size: a device may be larger than was asked for.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        (&self.file).seek(SeekFrom::End(0))
+    }
+
     /// It is whole.
-    fn keep(mut self) -> Result<(), ContentError> {
+    pub(super) fn keep(mut self) -> Result<(), ContentError> {
         let failed = failed(&self.path);
         self.file.sync_all().map_err(&failed)?;
         if self.kind == Kind::Unnamed {
@@ -235,14 +281,18 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn copy(source: &Source, target: &Target, progress: Progress<'_>) -> Result<String, ContentError> {
-    let bytes = source.bytes();
+fn copy(
+    bytes: u64,
+    read: &mut ReadSource,
+    target: &Target,
+    progress: Progress<'_>,
+) -> Result<String, ContentError> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; EXTENT_BYTES as usize];
     for start in (0..bytes).step_by(EXTENT_BYTES as usize) {
         let end = (start + EXTENT_BYTES).min(bytes);
         let extent = &mut buffer[..(end - start) as usize];
-        source.read(extent, start)?;
+        read(extent, start)?;
         hasher.update(extent);
         target.write(extent, start)?;
         progress(end, bytes);
@@ -271,19 +321,19 @@ mod tests {
         disk(&one, bytes, &[]);
         disk(&other, bytes, &[MIB, 2 * MIB + 5, bytes - 1]);
         let mut said = Vec::new();
-        let compared = compare(&one, &other, &mut |done, all| said.push((done, all))).unwrap();
+        let compared = compare([&one, &other], &[], &mut |done, all| said.push((done, all))).unwrap();
         let mib = MIB as u64;
         assert_eq!(compared.differ, [mib..3 * mib, 5 * mib..bytes as u64]);
         assert_ne!(compared.hashes[0], compared.hashes[1]);
         assert_eq!((said.len(), said.last()), (6, Some(&(bytes as u64, bytes as u64))));
-        let same = compare(&other, &other, &mut |_, _| ()).unwrap();
+        let same = compare([&other, &other], &[], &mut |_, _| ()).unwrap();
         assert_eq!(same.differ, []);
         assert_eq!(same.hashes[0], compared.hashes[1]);
         disk(&one, MIB, &[]);
-        let text = compare(&one, &other, &mut |_, _| ()).unwrap_err().to_string();
+        let text = compare([&one, &other], &[], &mut |_, _| ()).unwrap_err().to_string();
         assert!(text.contains("has 1048576 bytes") && text.contains("two disks"), "{text}");
         let _in_use = RawImage::open(&one, Access::Writable).unwrap();
-        assert!(compare(&one, &one, &mut |_, _| ()).unwrap_err().to_string().contains("in use by"));
+        assert!(compare([&one, &one], &[], &mut |_, _| ()).unwrap_err().to_string().contains("in use by"));
     }
 
     #[test]
@@ -291,8 +341,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         disk(&source, 8 * MIB + 512, &[3 * MIB, 8 * MIB + 511]);
-        let hash = import(&source, &image, &mut |_, _| ()).unwrap();
-        assert_eq!(compare(&source, &image, &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
+        let hash = import(&source, &image, &[], &mut |_, _| ()).unwrap();
+        assert_eq!(compare([&source, &image], &[], &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
         assert!(fs::metadata(&image).unwrap().blocks() * 512 < MIB as u64);
     }
 
@@ -301,7 +351,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         disk(&source, 2 * MIB, &[1]);
-        let broken = || import(&source, &image, &mut |_, _| panic!("broken off"));
+        let broken = || import(&source, &image, &[], &mut |_, _| panic!("broken off"));
         assert!(std::panic::catch_unwind(broken).is_err());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
@@ -311,7 +361,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         let refused = |what: &str| {
-            let text = import(&source, &image, &mut |_, _| ()).unwrap_err().to_string();
+            let text = import(&source, &image, &[], &mut |_, _| ()).unwrap_err().to_string();
             assert!(text.contains(what), "{what}: {text}");
         };
         refused("source: No such file");

@@ -128,7 +128,7 @@ impl RawImage {
     pub fn over(self, under: UnderImage) -> io::Result<Self> {
         let direct = if self.caching == Caching::Direct { libc::O_DIRECT } else { 0 };
         let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(direct);
+        options.read(true).write(self.access == Access::Writable).custom_flags(direct);
         let again = options.open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
         let overlay = Overlay::new(again, self.bytes, under);
         Ok(Self { overlay: Some(Arc::new(overlay)), ..self })
