@@ -504,7 +504,7 @@ pub enum ConfigError {
         file: PathBuf,
     },
     /// It is not TOML, or has an unknown key or a value of the wrong kind.
-    #[error("{}: {source}{}", file.display(), advice(source))]
+    #[error("{}: {source}", file.display())]
     Parse {
         /// The file.
         file: PathBuf,
@@ -523,14 +523,6 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: String,
     },
-}
-
-/// What to do in the place of a key that ftd does not have.
-fn advice(source: &toml::de::Error) -> &'static str {
-    match source.message().starts_with("unknown field `base`") {
-        true => "\nno image lies under a disk's: ftd disk import makes a whole one of it, raw or qcow2",
-        false => "",
-    }
 }
 
 impl Config {

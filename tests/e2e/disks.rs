@@ -47,20 +47,30 @@ pub(crate) fn is_replay() -> bool {
     mode_of_this_run() == "replay"
 }
 
+/// A disk on the node's own image.
+pub(crate) fn disk_of(world: &World, node: &str) -> Table {
+    let mut disk = Table::new();
+    disk.insert("image".into(), image(world, node).display().to_string().into());
+    disk.insert("read_only".into(), false.into());
+    disk
+}
+
 /// A configuration with the guest, and a disk on the node's own image.
 pub(crate) fn with_disk(world: &World, kernel: &Path, config: Config) -> Config {
+    let disk = disk_of(world, config.node);
+    linux(kernel, config).with("machine.disk", vec![Value::Table(disk)])
+}
+
+/// A configuration with the guest.
+pub(crate) fn linux(kernel: &Path, config: Config) -> Config {
     // Without a card the kernel would wait for one.
     let cmdline = std::env::var("FTD_TEST_CMDLINE").unwrap();
-    let mut disk = Table::new();
-    disk.insert("image".into(), image(world, config.node).display().to_string().into());
-    disk.insert("read_only".into(), false.into());
     config
         .with("machine.guest", "linux")
         .with("machine.kernel", kernel.display().to_string())
         .with("machine.initrd", kernel.with_file_name("initramfs.cpio").display().to_string())
         .with("machine.cmdline", cmdline.trim())
         .with("machine.memory_mib", 64)
-        .with("machine.disk", vec![Value::Table(disk)])
         .with("replication.journal_mib", 64)
 }
 
@@ -136,23 +146,28 @@ pub(crate) fn writing(world: &World, kernel: &Path) -> (Pair, Shell) {
     make_images(world);
     let pair = Pair::protected_with(world, |config| with_disk(world, kernel, config));
     let mut shell = Shell::on(&pair.alpha);
+    starts_to_write(&mut shell);
+    (pair, shell)
+}
+
+/// The guest begins to write, and has written all its files once.
+pub(crate) fn starts_to_write(shell: &mut Shell) {
     // What is typed before is lost.
     shell.line("guest: userland is up");
     shell.does("mkdir -p /mnt && mount -t ext4 /dev/vda /mnt", "mounted");
     shell.types(&format!("({WRITE}) &"));
     shell.does("while [ \"$(cat /count 2>/dev/null || echo 0)\" -lt 60 ]; do sleep 0.1; done", "written");
-    (pair, shell)
 }
 
 /// The guest stops writing, finds everything, and lets go of its disk.
-fn ends(shell: &mut Shell) {
+pub(crate) fn ends(shell: &mut Shell) {
     shell.types("touch /stop");
     shell.line("stopped-");
     shell.finds_all();
     shell.does("umount /mnt && sync", "unmounted");
 }
 
-fn must_be_sound(image: &Path) {
+pub(crate) fn must_be_sound(image: &Path) {
     let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(image).output().unwrap();
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

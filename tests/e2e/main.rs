@@ -8,6 +8,7 @@ mod arbiter;
 mod cold_start;
 mod control;
 mod copy;
+mod disk_overlay;
 mod disk_return;
 mod disk_verify;
 mod disks;

@@ -4,6 +4,7 @@
 //!   moment that of a sealed checkpoint, or becomes it by carrying out what the journal holds, however often that is
 //!   begun.
 //! - The **intent map** of either host: which extents its image may have changed since both images were equal.
+//! - The **presence map** of an overlay: which units of the disk it has; the others are in the base image under it.
 //! - The **stamp** of an image: how it came to hold what it holds, from which [`judge`] tells whether it is right.
 //!
 //! Everything is bytes on a [`Medium`], which may lose or tear what was not flushed.
@@ -35,6 +36,7 @@ mod change;
 mod intent;
 mod journal;
 mod medium;
+mod presence;
 mod slots;
 mod stamp;
 
@@ -42,6 +44,7 @@ pub use change::{Change, Extent, Space};
 pub use intent::{Damage, IntentError, IntentMap};
 pub use journal::{ApplyError, Glance, Journal, JournalError, JournalFlush, Portion, SealedEpoch};
 pub use medium::{Medium, MemoryMedium};
+pub use presence::{BaseFacts, BaseFormat, OverlayOf, PresenceError, PresenceMap};
 pub use stamp::{
     CellView, Foreign, History, Holder, ImageOf, Judgement, Stamp, StampError, StampFile, judge,
 };

@@ -14,6 +14,9 @@ use std::path::PathBuf;
 pub struct DiskConfig {
     /// Raw image on this host: a file or a block device.
     pub image: PathBuf,
+    /// Image that lies under it, raw or qcow2: `image` has only what differs from that.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// Whether the guest can only read it.
     pub read_only: bool,
     /// What reads and writes it.
@@ -86,6 +89,11 @@ impl Config {
         within("machine.disk (their number)", disks.len() as u64, 0..=8)?;
         within("replication.journal_mib", self.replication.journal_mib, 64..=1 << 20)?;
         within("replication.disk_copy_mib_s", self.replication.disk_copy_mib_s, 0..=1 << 20)?;
+        if let Some(disk) = disks.iter().find(|disk| disk.read_only && disk.base.is_some()) {
+            let allowed =
+                "is for a disk that the guest may write to: name the base itself as the image of this one";
+            return refuse("machine.disk.base (read_only = true)", disk.image.display(), allowed);
+        }
         for disk in disks.iter().filter(|disk| !disk.read_only) {
             if self.replication.mode == Mode::Replay {
                 self.validate_replayed_disk(disk)?;

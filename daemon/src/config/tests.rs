@@ -71,13 +71,6 @@ fn errors_name_file_place_and_what_is_allowed() {
 }
 
 #[test]
-fn an_image_under_a_disk_is_refused_with_what_to_do() {
-    let base = "[[machine.disk]]\nbase = \"/srv/debian.qcow2\"\n[replication]";
-    let message = message(&edited("[replication]", base));
-    assert!(message.contains("unknown field `base`") && message.contains("ftd disk import"), "{message}");
-}
-
-#[test]
 fn what_cannot_work_is_refused_with_its_reason() {
     let cases = [
         ("node = \"beta\"", "node = \"alpha\"", "peer.node = alpha: must differ"),

@@ -34,7 +34,8 @@ impl Config {
             ("arbiter.path", Some(&self.arbiter.path)),
         ];
         let disks = machine.disks.iter().map(|disk| ("machine.disk.image", Some(&disk.image)));
-        for (key, path) in paths.into_iter().chain(disks) {
+        let bases = machine.disks.iter().map(|disk| ("machine.disk.base", disk.base.as_ref()));
+        for (key, path) in paths.into_iter().chain(disks).chain(bases) {
             if let Some(path) = path
                 && (!path.is_absolute() || path.file_name().is_none())
             {

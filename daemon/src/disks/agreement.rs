@@ -1,6 +1,10 @@
 //! What the maps of two hosts say together when a copy begins: which extents of a disk are to be compared. Each tells
 //! its own. If both have the same base, what is set in neither is the same on both; else everything is compared.
 
+use super::equalize::extents;
+use super::images::NumberedImage;
+use super::intents::Intents;
+use ft_checkpoint::wire::disk::EXTENT_BYTES;
 use ft_checkpoint::wire::message::DiskMap;
 use std::ops::Range;
 
@@ -21,8 +25,20 @@ pub(super) struct Agreement {
 }
 
 impl Agreement {
+    /// With what this host knows of a disk: its intent map; or, until both images have been the same once, which parts an
+    /// overlay has, since the others are its base's on any host that has the same one.
+    pub(super) fn of_this_host(intents: &Intents, (disk, image): &NumberedImage) -> Self {
+        let (mut base, mut set) = intents.map(*disk);
+        if let (None, Some(overlay)) = (base, image.overlay()) {
+            base = Some(overlay.base());
+            let extents = |run: Range<u64>| run.start / EXTENT_BYTES..run.end.div_ceil(EXTENT_BYTES);
+            set.extend(overlay.present().into_iter().flat_map(extents));
+        }
+        Self::new(*disk, extents(image.bytes()), (base, set))
+    }
+
     /// With this host's map.
-    pub(super) fn new(disk: u16, extents: u32, (base, set): (Option<u64>, Vec<u64>)) -> Self {
+    fn new(disk: u16, extents: u32, (base, set): (Option<u64>, Vec<u64>)) -> Self {
         let mut bits = vec![0; extents.div_ceil(8) as usize];
         for extent in set.into_iter().filter(|extent| *extent < u64::from(extents)) {
             bits[(extent / 8) as usize] |= 1 << (extent % 8);

@@ -5,6 +5,7 @@
 use super::error::BesideError;
 use super::files;
 use super::intents::{Intent, Intents};
+use super::overlay::look_at_overlay;
 use super::stamps::{StampOf, Stamps, whose};
 use crate::config::{Config, DiskConfig};
 use crate::nonce::random_nonce;
@@ -12,6 +13,7 @@ use ft_checkpoint::wire::message::Mode;
 use ft_mirror::{History, IntentError, IntentMap, Journal, JournalError, Medium, SealedEpoch, Stamp};
 use parking_lot::Mutex;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,7 +78,8 @@ impl Beside {
         let mut intents = Vec::new();
         for (disk, is_known) in disks.iter().zip(known) {
             let path = disk.file(&directory, "intent");
-            let map = open_intents(&path, disk.bytes, is_known)?;
+            let may_differ = look_at_overlay(config, disk)?.map(|overlay| overlay.present);
+            let map = open_intents(&path, disk.bytes, is_known, may_differ)?;
             let image = File::open(&disk.config.image).map_err(files::failed(&disk.config.image))?;
             let flush = Box::new(move || image.sync_data());
             intents.push(Intent { disk: disk.number, map, flush });
@@ -138,8 +141,14 @@ pub(super) fn writable(config: &Config) -> Result<Vec<Writable<'_>>, BesideError
         .collect()
 }
 
-/// A map that says nothing less than the truth: of an image that is not the map's, everything may differ.
-fn open_intents(path: &Path, disk_bytes: u64, is_known: bool) -> Result<IntentMap<File>, BesideError> {
+/// A map that says nothing less than the truth: of an image that is not the map's, everything may differ. Of an overlay
+/// that is `present`: the parts that it has; the others are its base's.
+fn open_intents(
+    path: &Path,
+    disk_bytes: u64,
+    is_known: bool,
+    present: Option<Vec<Range<u64>>>,
+) -> Result<IntentMap<File>, BesideError> {
     let failed = |source| BesideError::Intents { path: path.to_owned(), source };
     let why = match files::open(path)?.filter(|_| is_known).map(|file| IntentMap::open(file, disk_bytes)) {
         Some(Ok((map, damage))) => {
@@ -152,11 +161,16 @@ fn open_intents(path: &Path, disk_bytes: u64, is_known: bool) -> Result<IntentMa
         Some(Err(why)) => why.to_string(),
         None => "there is none of this image".to_owned(),
     };
-    tracing::info!("{}: {why}: the whole disk is compared when a pairing begins", path.display());
+    let all = match present {
+        Some(_) => "all that the overlay has",
+        None => "the whole disk",
+    };
+    tracing::info!("{}: {why}: {all} is compared when a pairing begins", path.display());
+    let whole = std::iter::once(0..disk_bytes).collect();
     let bytes = IntentMap::<File>::bytes_for(disk_bytes, EXTENT_BYTES).map_err(failed)?;
     files::make(path, bytes, |file| {
         let mut map = IntentMap::create(file, disk_bytes, EXTENT_BYTES, random_nonce()).map_err(failed)?;
-        map.mark(&(0..disk_bytes));
+        present.unwrap_or(whole).iter().for_each(|bytes| map.mark(bytes));
         map.commit().map_err(failed)?;
         Ok(map)
     })

@@ -1,23 +1,22 @@
 //! What images hold, offline: two compared extent by extent, and one made from another disk.
 
 use super::disk_hash::{DiskHasher, EXTENT_BYTES};
+use super::error::BesideError;
+use super::images::{ImagesError, MirroredImages};
+use super::overlay::open_overlay;
 use super::qcow2::Qcow2Error;
 use super::source::Source;
-use ft_disk::{Access, DiskImageError, RawImage, next_data};
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
-use nix::unistd::linkat;
-use std::fs::{self, File, OpenOptions};
+use super::target::Target;
+use crate::config::Config;
+use ft_disk::{Access, DiskImageError, RawImage, Readers};
+use ft_mirror::Extent;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Bytes of zeroes that are passed, or made on a block device, in one go.
 const ZEROES_BYTES: u64 = 1 << 30;
-/// Where as many bytes are zero, a new file keeps a hole.
-const HOLE_BYTES: usize = 64 << 10;
 
 /// Why images are not compared, or none is made.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +24,12 @@ pub enum ContentError {
     /// An image, or somebody has it in use.
     #[error(transparent)]
     Image(#[from] DiskImageError),
+    /// What lies beside an image, or under it.
+    #[error(transparent)]
+    Beside(Box<BesideError>),
+    /// An image cannot be read.
+    #[error(transparent)]
+    Read(#[from] ImagesError),
     /// They are of two sizes.
     #[error("{} has {one_bytes} bytes, {} has {other_bytes}: two disks", one.display(), other.display())]
     Sizes {
@@ -98,32 +103,31 @@ pub(super) fn failed(path: &Path) -> impl Fn(io::Error) -> ContentError + use<> 
     move |source| ContentError::Io { path: path.clone(), source }
 }
 
-/// An image that nobody writes to meanwhile: it is locked as long as the first is kept.
-fn open(path: &Path) -> Result<(RawImage, File), ContentError> {
-    let image = RawImage::open(path, Access::ReadOnly)?;
-    Ok((image, File::open(path).map_err(failed(path))?))
-}
-
-/// Compares two images that nobody writes to.
-pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<ImageComparison, ContentError> {
-    let paths = [one, other];
-    let [(first, a), (second, b)] = [open(one)?, open(other)?];
-    let bytes = first.bytes();
-    if second.bytes() != bytes {
-        return Err(ContentError::Sizes {
-            one: one.to_owned(),
-            one_bytes: bytes,
-            other: other.to_owned(),
-            other_bytes: second.bytes(),
-        });
+/// Compares two images that nobody writes to. Each is read over its base, if one of these configurations names one.
+pub fn compare(
+    [one, other]: [&Path; 2],
+    configs: &[Config],
+    progress: Progress<'_>,
+) -> Result<ImageComparison, ContentError> {
+    let open = |path| match open_overlay(configs, path).map_err(beside)? {
+        Some(image) => Ok(image),
+        None => Ok::<_, ContentError>(RawImage::open(path, Access::ReadOnly)?),
+    };
+    let images = [open(one)?, open(other)?].map(Arc::new);
+    let [bytes, other_bytes] = [0, 1].map(|at: usize| images[at].bytes());
+    if other_bytes != bytes {
+        let (one, other) = (one.to_owned(), other.to_owned());
+        return Err(ContentError::Sizes { one, one_bytes: bytes, other, other_bytes });
     }
+    let mut disks = images.map(OpenImage::new).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut hashers = [DiskHasher::new(), DiskHasher::new()];
     let mut buffers = [vec![0; EXTENT_BYTES as usize], vec![0; EXTENT_BYTES as usize]];
     let mut differ: Vec<Range<u64>> = Vec::new();
     let mut end = 0;
     while end < bytes {
         let start = end;
-        if let Some(zeroes) = zeroes(start, next_data(&a, start).min(next_data(&b, start)), bytes) {
+        let next_data = |disk: &OpenImage| disk.image.next_data(start);
+        if let Some(zeroes) = zeroes(start, disks.iter().map(next_data).min().unwrap_or(start), bytes) {
             hashers.iter_mut().for_each(|hasher| hasher.update_zeroes(zeroes.end - start));
             end = zeroes.end;
             progress(end, bytes);
@@ -131,10 +135,9 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
         }
         end = (start + EXTENT_BYTES).min(bytes);
         let length = (end - start) as usize;
-        for (at, file) in [&a, &b].into_iter().enumerate() {
-            let extent = &mut buffers[at][..length];
-            file.read_exact_at(extent, start).map_err(failed(paths[at]))?;
-            hashers[at].update(extent);
+        for ((disk, buffer), hasher) in disks.iter_mut().zip(&mut buffers).zip(&mut hashers) {
+            disk.read(&mut buffer[..length], start)?;
+            hasher.update(&buffer[..length]);
         }
         if buffers[0][..length] != buffers[1][..length] {
             match differ.last_mut() {
@@ -144,8 +147,12 @@ pub fn compare(one: &Path, other: &Path, progress: Progress<'_>) -> Result<Image
         }
         progress(end, bytes);
     }
-    let hashes = hashers.map(|hasher| hasher.finish());
+    let hashes = hashers.map(|hasher| hasher.finish().to_string());
     Ok(ImageComparison { hashes, differ, bytes })
+}
+
+fn beside(why: BesideError) -> ContentError {
+    ContentError::Beside(Box::new(why))
 }
 
 /// The extents from `start` on that are known to be zeroes where the next data is here, of a disk of so many bytes.
@@ -155,143 +162,113 @@ fn zeroes(start: u64, data: u64, bytes: u64) -> Option<Range<u64>> {
     (end > start).then_some(start..end)
 }
 
-/// Makes an image of what a raw file, a block device or a qcow2 file holds, and says its hash. A new file has holes
-/// where the source has zeroes, and no name before it is whole.
-pub fn import(source: &Path, image: &Path, progress: Progress<'_>) -> Result<String, ContentError> {
-    let source = Source::open(source)?;
-    let target = Target::open(image, source.bytes())?;
-    let hash = copy(&source, &target, progress)?;
-    target.keep()?;
-    Ok(hash)
+/// A disk that is read from its first byte to its last.
+pub(super) trait DiskContent {
+    /// Bytes of the disk.
+    fn bytes(&self) -> u64;
+    /// Where data begins, from this byte on, looking at so many bytes at least: all before it are zeroes. At the disk's
+    /// end or beyond: there is none.
+    fn next_data(&self, offset: u64, look_at: u64) -> Result<u64, ContentError>;
+    /// Fills `into` with what the disk has from this byte on; all of it must be there.
+    fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), ContentError>;
 }
 
-/// What is made.
-struct Target {
-    path: PathBuf,
-    file: File,
-    kind: Kind,
+/// A part of a disk, in whole extents but for the disk's last.
+pub(super) enum Piece<'b> {
+    /// Known to be zeroes.
+    Zeroes(Range<u64>),
+    /// One extent, from this byte on.
+    Data(u64, &'b [u8]),
 }
 
-enum Kind {
-    Device {
-        _lock: RawImage,
-    },
-    /// It gets its name when it is whole: whatever ends this process leaves nothing.
-    Unnamed,
-    /// Where the file system has no others. It is removed with this, unless it is whole.
-    Named,
-    Whole,
-}
-
-impl Target {
-    /// A new file of this size, or a block device that nobody uses.
-    fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
-        let failed = failed(path);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let target = |file, kind| Self { path: path.to_owned(), file, kind };
-        match fs::symlink_metadata(path) {
-            Ok(_) if fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device()) => {
-                let image = RawImage::open(path, Access::Writable)?;
-                let has = image.bytes();
-                if has < bytes {
-                    return Err(ContentError::Small { path: path.to_owned(), has, need: bytes });
-                }
-                return Ok(target(options.open(path).map_err(&failed)?, Kind::Device { _lock: image }));
-            }
-            Ok(_) => return Err(ContentError::Exists(path.to_owned())),
-            Err(_) => {}
-        }
-        options.mode(0o600);
-        let target = match options.clone().custom_flags(libc::O_TMPFILE).open(directory_of(path)) {
-            Ok(file) => target(file, Kind::Unnamed),
-            Err(_) => target(options.create_new(true).open(path).map_err(&failed)?, Kind::Named),
-        };
-        target.file.set_len(bytes).map_err(&failed)?;
-        Ok(target)
-    }
-
-    fn is_device(&self) -> bool {
-        matches!(self.kind, Kind::Device { .. })
-    }
-
-    fn write(&self, extent: &[u8], start: u64) -> Result<(), ContentError> {
-        for (at, piece) in (start..).step_by(HOLE_BYTES).zip(extent.chunks(HOLE_BYTES)) {
-            if self.is_device() || piece.iter().any(|byte| *byte != 0) {
-                self.file.write_all_at(piece, at).map_err(failed(&self.path))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whole extents, but for the disk's last one. A new file has a hole there already.
-    fn write_zeroes(&self, zeroes: &Range<u64>) -> Result<(), ContentError> {
-        if !self.is_device() {
-            return Ok(());
-        }
-        let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let [start, length] = [zeroes.start, zeroes.end - zeroes.start].map(u64::cast_signed);
-        fallocate(&self.file, flags, start, length).map_err(|e| failed(&self.path)(e.into()))
-    }
-
-    /// It is whole.
-    fn keep(mut self) -> Result<(), ContentError> {
-        let failed = failed(&self.path);
-        self.file.sync_all().map_err(&failed)?;
-        if matches!(self.kind, Kind::Unnamed) {
-            let unnamed = PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
-            linkat(AT_FDCWD, &unnamed, AT_FDCWD, &self.path, AtFlags::AT_SYMLINK_FOLLOW).map_err(
-                |e| match e {
-                    Errno::EEXIST => ContentError::Exists(self.path.clone()),
-                    _ => failed(e.into()),
-                },
-            )?;
-        }
-        self.kind = Kind::Whole;
-        File::open(directory_of(&self.path)).and_then(|directory| directory.sync_all()).map_err(&failed)
-    }
-}
-
-impl Drop for Target {
-    /// What is half made holds nothing that anybody has seen.
-    fn drop(&mut self) {
-        if matches!(self.kind, Kind::Named) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn copy(source: &Source, target: &Target, progress: Progress<'_>) -> Result<String, ContentError> {
-    let bytes = source.bytes();
-    let mut hasher = DiskHasher::new();
+/// Hands out what a disk holds, in order.
+pub(super) fn walk(
+    disk: &mut dyn DiskContent,
+    progress: Progress<'_>,
+    each: &mut dyn FnMut(Piece<'_>) -> Result<(), ContentError>,
+) -> Result<(), ContentError> {
+    let bytes = disk.bytes();
     let mut buffer = vec![0; EXTENT_BYTES as usize];
     let mut end = 0;
     while end < bytes {
         let start = end;
-        if let Some(zeroes) = zeroes(start, source.next_data(start, ZEROES_BYTES)?, bytes) {
-            hasher.update_zeroes(zeroes.end - start);
-            target.write_zeroes(&zeroes)?;
+        if let Some(zeroes) = zeroes(start, disk.next_data(start, ZEROES_BYTES)?, bytes) {
             end = zeroes.end;
+            each(Piece::Zeroes(zeroes))?;
         } else {
             end = (start + EXTENT_BYTES).min(bytes);
             let extent = &mut buffer[..(end - start) as usize];
-            source.read(extent, start)?;
-            hasher.update(extent);
-            target.write(extent, start)?;
+            disk.read(extent, start)?;
+            each(Piece::Data(start, extent))?;
         }
         progress(end, bytes);
     }
-    Ok(hasher.finish())
+    Ok(())
+}
+
+/// An image, with what lies under it.
+struct OpenImage {
+    image: Arc<RawImage>,
+    way: MirroredImages,
+}
+
+impl OpenImage {
+    fn new(image: Arc<RawImage>) -> Result<Self, ContentError> {
+        Ok(Self { way: MirroredImages::new(&[(0, Arc::clone(&image))])?, image })
+    }
+}
+
+impl DiskContent for OpenImage {
+    fn bytes(&self) -> u64 {
+        self.image.bytes()
+    }
+
+    fn next_data(&self, offset: u64, _: u64) -> Result<u64, ContentError> {
+        Ok(self.image.next_data(offset))
+    }
+
+    fn read(&mut self, into: &mut [u8], offset: u64) -> Result<(), ContentError> {
+        let bytes = offset..offset + into.len() as u64;
+        match self.way.read(&Extent { disk: 0, bytes })? {
+            Some(content) => into.copy_from_slice(&content),
+            None => into.fill(0),
+        }
+        Ok(())
+    }
+}
+
+/// Makes an image of what a raw file, a block device or a qcow2 file holds, or an overlay with the base that one of these
+/// configurations names, and says its hash. A new file has holes where the source has zeroes, and no name before it is
+/// whole.
+pub fn import(
+    source: &Path,
+    image: &Path,
+    configs: &[Config],
+    progress: Progress<'_>,
+) -> Result<String, ContentError> {
+    let mut disk: Box<dyn DiskContent> = match open_overlay(configs, source).map_err(beside)? {
+        Some(overlay) => Box::new(OpenImage::new(Arc::new(overlay))?),
+        None => Box::new(Source::open(source, Readers::One)?),
+    };
+    let target = Target::open(image, disk.bytes())?;
+    let mut hasher = DiskHasher::new();
+    walk(&mut *disk, progress, &mut |piece| {
+        hasher.take(&piece);
+        match piece {
+            Piece::Zeroes(zeroes) => target.write_zeroes(&zeroes),
+            Piece::Data(start, extent) => target.write(extent, start),
+        }
+    })?;
+    target.keep()?;
+    Ok(hasher.finish().to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
+    use ft_disk::next_data;
+    use std::fs::{self, File};
+    use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
     use std::process::Command;
 
     const MIB: usize = 1 << 20;
@@ -310,19 +287,19 @@ mod tests {
         disk(&one, bytes, &[]);
         disk(&other, bytes, &[MIB, 2 * MIB + 5, bytes - 1]);
         let mut said = Vec::new();
-        let compared = compare(&one, &other, &mut |done, all| said.push((done, all))).unwrap();
+        let compared = compare([&one, &other], &[], &mut |done, all| said.push((done, all))).unwrap();
         let mib = MIB as u64;
         assert_eq!(compared.differ, [mib..3 * mib, 5 * mib..bytes as u64]);
         assert_ne!(compared.hashes[0], compared.hashes[1]);
         assert_eq!((said.len(), said.last()), (6, Some(&(bytes as u64, bytes as u64))));
-        let same = compare(&other, &other, &mut |_, _| ()).unwrap();
+        let same = compare([&other, &other], &[], &mut |_, _| ()).unwrap();
         assert_eq!(same.differ, []);
         assert_eq!(same.hashes[0], compared.hashes[1]);
         disk(&one, MIB, &[]);
-        let text = compare(&one, &other, &mut |_, _| ()).unwrap_err().to_string();
+        let text = compare([&one, &other], &[], &mut |_, _| ()).unwrap_err().to_string();
         assert!(text.contains("has 1048576 bytes") && text.contains("two disks"), "{text}");
         let _in_use = RawImage::open(&one, Access::Writable).unwrap();
-        assert!(compare(&one, &one, &mut |_, _| ()).unwrap_err().to_string().contains("in use by"));
+        assert!(compare([&one, &one], &[], &mut |_, _| ()).unwrap_err().to_string().contains("in use by"));
     }
 
     #[test]
@@ -330,8 +307,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         disk(&source, 8 * MIB + 512, &[3 * MIB, 8 * MIB + 511]);
-        let hash = import(&source, &image, &mut |_, _| ()).unwrap();
-        assert_eq!(compare(&source, &image, &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
+        let hash = import(&source, &image, &[], &mut |_, _| ()).unwrap();
+        assert_eq!(compare([&source, &image], &[], &mut |_, _| ()).unwrap().hashes, [hash.clone(), hash]);
         assert!(fs::metadata(&image).unwrap().blocks() * 512 < MIB as u64);
     }
 
@@ -347,13 +324,13 @@ mod tests {
             return eprintln!("SKIPPED a_disk_of_tebibytes: the file system has no holes");
         }
         let mut said = Vec::new();
-        let hash = import(&source, &image, &mut |done, all| said.push((done, all))).unwrap();
+        let hash = import(&source, &image, &[], &mut |done, all| said.push((done, all))).unwrap();
         assert!(said.is_sorted() && said.len() < 5000 && said.last() == Some(&(bytes, bytes)));
         assert_eq!(fs::metadata(&image).unwrap().len(), bytes);
-        let compared = compare(&source, &image, &mut |_, _| ()).unwrap();
+        let compared = compare([&source, &image], &[], &mut |_, _| ()).unwrap();
         assert_eq!(compared.hashes, [hash.clone(), hash]);
         File::options().write(true).open(&image).unwrap().write_all_at(&[1], 3 << 40).unwrap();
-        let differ = compare(&source, &image, &mut |_, _| ()).unwrap().differ;
+        let differ = compare([&source, &image], &[], &mut |_, _| ()).unwrap().differ;
         assert_eq!(differ, [3 << 40..(3 << 40) + EXTENT_BYTES]);
     }
 
@@ -386,18 +363,18 @@ mod tests {
         let Some(device) = Loop::over(&under) else {
             return eprintln!("SKIPPED a_block_device_has_what_the_source_has: no loop devices here");
         };
-        import(&source, &device.0, &mut |_, _| ()).unwrap();
+        import(&source, &device.0, &[], &mut |_, _| ()).unwrap();
         assert!(fs::read(&source).unwrap() == fs::read(&under).unwrap());
         // The device's file is in use by the device, and the device by whoever holds it.
         let copy = directory.path().join("copy");
-        let refused = |source: &Path| import(source, &copy, &mut |_, _| ()).unwrap_err().to_string();
+        let refused = |source: &Path| import(source, &copy, &[], &mut |_, _| ()).unwrap_err().to_string();
         let text = refused(&under);
         assert!(text.contains(&format!("in use by {}", device.0.display())), "{text}");
         let held = File::options().read(true).custom_flags(libc::O_EXCL).open(&device.0).unwrap();
         let text = refused(&device.0);
         assert!(text.contains("in use by") && text.contains("this process itself"), "{text}");
         drop(held);
-        import(&device.0, &copy, &mut |_, _| ()).unwrap();
+        import(&device.0, &copy, &[], &mut |_, _| ()).unwrap();
         assert!(fs::read(&source).unwrap() == fs::read(&copy).unwrap());
     }
 
@@ -406,7 +383,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         disk(&source, 2 * MIB, &[1]);
-        let broken = || import(&source, &image, &mut |_, _| panic!("broken off"));
+        let broken = || import(&source, &image, &[], &mut |_, _| panic!("broken off"));
         assert!(std::panic::catch_unwind(broken).is_err());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
@@ -416,7 +393,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let [source, image] = ["source", "image"].map(|name| directory.path().join(name));
         let refused = |what: &str| {
-            let text = import(&source, &image, &mut |_, _| ()).unwrap_err().to_string();
+            let text = import(&source, &image, &[], &mut |_, _| ()).unwrap_err().to_string();
             assert!(text.contains(what), "{what}: {text}");
         };
         refused("source: No such file");

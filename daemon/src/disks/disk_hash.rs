@@ -2,6 +2,8 @@
 //! which may be shorter. So zeroes cost next to nothing. A BLAKE3 of the whole has no such way: in its tree, zeroes in
 //! two places are two hashes. Other programs come to the same: `split -b 1M --filter='b3sum --raw' IMAGE | b3sum`.
 
+use super::content::Piece;
+
 /// Bytes of an extent.
 pub(super) const EXTENT_BYTES: u64 = 1 << 20;
 
@@ -32,9 +34,16 @@ impl DiskHasher {
         }
     }
 
-    /// In hexadecimal.
-    pub(super) fn finish(&self) -> String {
-        self.hashes.finalize().to_hex().to_string()
+    /// The next part.
+    pub(super) fn take(&mut self, piece: &Piece<'_>) {
+        match piece {
+            Piece::Zeroes(zeroes) => self.update_zeroes(zeroes.end - zeroes.start),
+            Piece::Data(_, extent) => self.update(extent),
+        }
+    }
+
+    pub(super) fn finish(&self) -> blake3::Hash {
+        self.hashes.finalize()
     }
 }
 
@@ -44,9 +53,9 @@ mod tests {
     use proptest::prelude::*;
 
     /// As the module's first lines say it.
-    fn hash(disk: &[u8]) -> String {
+    fn hash(disk: &[u8]) -> blake3::Hash {
         let hashes = disk.chunks(1 << 20).map(|extent| *blake3::hash(extent).as_bytes()).collect::<Vec<_>>();
-        blake3::hash(hashes.as_flattened()).to_string()
+        blake3::hash(hashes.as_flattened())
     }
 
     proptest! {

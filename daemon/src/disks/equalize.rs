@@ -127,8 +127,8 @@ impl Equalizer {
         images: &[NumberedImage],
     ) -> Result<Self, EqualizeError> {
         let sizes: Vec<(u16, u64)> = images.iter().map(|(disk, image)| (*disk, image.bytes())).collect();
-        let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
-        let maps: Vec<Agreement> = sizes.iter().map(map).collect();
+        let maps: Vec<Agreement> =
+            images.iter().map(|image| Agreement::of_this_host(intents, image)).collect();
         let parts = maps.iter().flat_map(Agreement::parts).collect();
         let work = Work {
             maps,

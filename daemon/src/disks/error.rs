@@ -1,5 +1,6 @@
 //! Why the files beside the images cannot be used, each with what an operator can do.
 
+use super::overlay::OverlayError;
 use ft_disk::DiskImageError;
 use ft_mirror::{IntentError, JournalError, StampError};
 use std::io;
@@ -101,6 +102,9 @@ pub enum BesideError {
         /// Why.
         source: IntentError,
     },
+    /// An overlay, or its base.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     /// The stamp of an image.
     #[error("{}: {source}; {}", path.display(), stamp_help(source))]
     Stamp {

@@ -162,6 +162,7 @@ struct Incoming {
     images: MirroredImages,
     intents: Arc<Intents>,
     sizes: Vec<(u16, u64)>,
+    numbered: Vec<NumberedImage>,
     /// What the primary was told last of how far they are, and when.
     told: Option<(Settled, Instant)>,
 }
@@ -183,6 +184,7 @@ impl Follower {
             images: MirroredImages::new(images)?,
             intents,
             sizes,
+            numbered: images.to_vec(),
             told: None,
         };
         let shared = Arc::new(Shared::new(journal));
@@ -303,9 +305,9 @@ impl FollowerTurn<'_> {
                 self.follower.stamp(History::Mixed { pairing })?;
             }
         }
-        let Incoming { phase, intents, sizes, .. } = &mut *self.incoming;
-        let map = |(disk, bytes): &(u16, u64)| Agreement::new(*disk, extents(*bytes), intents.map(*disk));
-        let maps: Vec<Agreement> = sizes.iter().map(map).collect();
+        let Incoming { phase, intents, sizes, numbered, .. } = &mut *self.incoming;
+        let maps: Vec<Agreement> =
+            numbered.iter().map(|image| Agreement::of_this_host(intents, image)).collect();
         let parts = maps.iter().flat_map(Agreement::parts).collect();
         // Until the primary has told its maps.
         let all = |(disk, bytes): &(u16, u64)| {

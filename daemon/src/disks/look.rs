@@ -3,6 +3,7 @@
 use super::beside::{Writable, all_follow, directory, writable};
 use super::error::BesideError;
 use super::files;
+use super::overlay::{OverlayLook, check_base, look_at_overlay};
 use super::stamps::whose;
 use crate::config::Config;
 use ft_mirror::{
@@ -31,6 +32,8 @@ pub struct DiskLook {
     pub of: ImageOf,
     /// What its stamp says, if it has one.
     pub stamp: Option<Stamp>,
+    /// What lies under it; none: it is whole.
+    pub overlay: Option<OverlayLook>,
     /// Its map; none: there is none that counts, and everything may differ.
     pub map: Option<MapLook>,
 }
@@ -89,7 +92,8 @@ fn look_at(config: &Config, directory: &Path, disk: &Writable<'_>) -> Result<Dis
         Some(file) => map(file, disk.bytes).map_err(|source| BesideError::Intents { path, source })?,
         None => None,
     };
-    Ok(DiskLook { disk: disk.number, image, of, stamp, map })
+    let overlay = look_at_overlay(config, disk)?;
+    Ok(DiskLook { disk: disk.number, image, of, stamp, overlay, map })
 }
 
 fn map(file: File, disk_bytes: u64) -> Result<Option<MapLook>, IntentError> {
@@ -122,6 +126,9 @@ pub fn check(config: &Config) -> Result<(), BesideError> {
                 return Err(BesideError::Same { one: one.image.clone(), other: other.image.clone() });
             }
         }
+    }
+    for disk in writable(config)? {
+        check_base(config, &disk)?;
     }
     let look = look(config)?;
     let is_stamped = |image: &Path| look.disks.iter().any(|disk| disk.image == image && disk.stamp.is_some());

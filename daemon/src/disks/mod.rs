@@ -9,6 +9,8 @@
 //!   verify    an extent is asked about among the changes; checks compares it behind the journal
 //! ```
 //!
+//! Over a base an image has only what was written (`overlay`): whoever reads or writes it here sees both together.
+//!
 //! What lies beside the images: their journal and maps (`beside`, `intents`), and the stamps that say whose image is
 //! right (`stamps`).
 
@@ -28,12 +30,14 @@ mod images;
 mod intents;
 mod look;
 mod nurse;
+mod overlay;
 mod pace;
 mod qcow2;
 mod replicated;
 mod source;
 mod stamps;
 mod tap;
+mod target;
 mod verify;
 
 pub use adopt::adopt;
@@ -48,6 +52,7 @@ pub use images::{ImagesError, MirroredImages, NumberedImage};
 pub use intents::{Clearance, Flush, Intent, Intents, TellReady, Watched};
 pub use look::{DiskLook, Look, MapLook, check, look};
 pub use nurse::TellStands;
+pub use overlay::{NewOverlay, OverlayError, OverlayLook, bases, create_overlay, open_image};
 pub use qcow2::Qcow2Error;
 pub use replicated::{Disks, DisksError, NoStore};
 pub use stamps::{Judged, Stamps};

@@ -9,6 +9,7 @@ use super::follower::{FollowError, Follower, ImageWriter};
 use super::images::NumberedImage;
 use super::intents::Intents;
 use super::nurse::TellStands;
+use super::overlay::open_image;
 use super::stamps::Stamps;
 use super::tap::{OnTheWay, Take, Tapped, TappedDisk, WriteTap};
 use super::verify::{OnDifference, TellCompared, Verifier, VerifyError};
@@ -16,7 +17,7 @@ use crate::config::{Config, DiskConfig, OnDiskError};
 use crate::observe::{DisksCopyStatus, DisksStatus};
 use ft_checkpoint::wire::message::{Compared, DiskMap, Mode, Settled};
 use ft_disk::{
-    Access, Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
+    Completion, DiskImageError, ImageStore, IoDone, IoOrder, IoQueue, RawImage, Store, StoreError,
 };
 use ft_vm::devices::Disk;
 use ft_vm::machine::Machine;
@@ -31,10 +32,7 @@ const ON_THE_WAY: u64 = 4;
 /// Why the disks cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DisksError {
-    /// An image.
-    #[error("machine.disk.image: {0}")]
-    Image(#[from] DiskImageError),
-    /// What lies beside the images.
+    /// An image, or what lies under or beside it.
     #[error(transparent)]
     Beside(#[from] BesideError),
     /// No thread.
@@ -69,7 +67,7 @@ impl Disks {
     pub fn open(config: &Config) -> Result<Option<Arc<Self>>, DisksError> {
         let mut images = Vec::new();
         for (number, disk) in (0..).zip(&config.machine.disks).filter(|(_, disk)| !disk.read_only) {
-            let image = RawImage::open(&disk.image, Access::Writable)?;
+            let image = open_image(config, number, disk)?;
             images.push(((number, Arc::new(image)), disk.clone()));
         }
         let Some(beside) = Beside::open(config)? else { return Ok(None) };

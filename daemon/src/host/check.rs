@@ -188,9 +188,9 @@ impl HostError {
     pub fn exit(&self) -> DaemonExit {
         match self {
             Self::Arbiter(_) | Self::ArbiterHangs { .. } => DaemonExit::Arbiter,
-            Self::Tap(TapError::InUse { .. }) | Self::Image(ft_disk::DiskImageError::InUse { .. }) => {
-                DaemonExit::InUse
-            }
+            Self::Tap(TapError::InUse { .. })
+            | Self::Image(ft_disk::DiskImageError::InUse { .. })
+            | Self::Beside(BesideError::Image(ft_disk::DiskImageError::InUse { .. })) => DaemonExit::InUse,
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => DaemonExit::InUse,
             _ => DaemonExit::Host,
         }
@@ -301,7 +301,7 @@ impl Config {
 
     /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
     fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
-        let disks = super::wiring::open_disks(&self.machine.disks)?;
+        let disks = super::wiring::open_disks(self)?;
         let ram = GuestRam::new(spec.ram_bytes)?;
         let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
         Machine::new(spec, &ram, wiring)?.boot(&self.boot())?;

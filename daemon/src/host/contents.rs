@@ -3,6 +3,7 @@
 //! are kept in the state directory for the daemon's next start, each for the very file that it was made of.
 
 use crate::config::Config;
+use crate::disks::{self, OverlayLook};
 use ft_checkpoint::wire::identity::Fact;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,8 @@ struct Part {
 /// See the module.
 pub struct Contents {
     parts: Vec<Part>,
+    /// What lies under images that the guest writes to: known since it was read for them.
+    bases: Vec<Fact>,
     kept_in: PathBuf,
     found: Mutex<Found>,
     wanted: Condvar,
@@ -116,7 +119,7 @@ impl Contents {
     /// Begins to read the files of this configuration.
     pub fn start(config: &Config) -> io::Result<Arc<Self>> {
         let machine = &config.machine;
-        let disks = machine
+        let read_only = machine
             .disks
             .iter()
             .enumerate()
@@ -130,8 +133,10 @@ impl Contents {
         let kept_in = config.state_dir.join(FILE_NAME);
         let known = fs::read(&kept_in).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let found = Found { known: known.unwrap_or_default(), is_wanted: true, ..Found::default() };
-        let parts: Vec<Part> = boots.chain(disks).collect();
-        let contents = Arc::new(Self { parts, kept_in, found: Mutex::new(found), wanted: Condvar::new() });
+        let parts: Vec<Part> = boots.chain(read_only).collect();
+        let bases = disks::bases(config).map_err(io::Error::other)?.into_iter().map(base).collect();
+        let contents =
+            Arc::new(Self { parts, bases, kept_in, found: Mutex::new(found), wanted: Condvar::new() });
         if !contents.parts.is_empty() {
             let worker = Arc::clone(&contents);
             std::thread::Builder::new().name("ftd-contents".into()).spawn(move || worker.run())?;
@@ -139,14 +144,15 @@ impl Contents {
         Ok(contents)
     }
 
-    /// A fact for each file, or the first that is not known. Asks no more of the files than their metadata.
+    /// A fact for each file and base, or the first that is not known. Asks no more of the files than their metadata.
     pub fn facts(&self) -> Result<Vec<Fact>, Unread> {
-        self.parts.iter().map(|part| self.fact(part)).collect()
+        self.parts.iter().map(|part| self.fact(part)).chain(self.bases.iter().cloned().map(Ok)).collect()
     }
 
     /// As `facts`, of the disks alone.
     pub fn disks(&self) -> Result<Vec<Fact>, Unread> {
-        self.parts.iter().filter(|part| part.key.starts_with(DISK)).map(|part| self.fact(part)).collect()
+        let parts = self.parts.iter().filter(|part| part.key.starts_with(DISK));
+        parts.map(|part| self.fact(part)).chain(self.bases.iter().cloned().map(Ok)).collect()
     }
 
     fn fact(&self, part: &Part) -> Result<Fact, Unread> {
@@ -261,6 +267,15 @@ impl Contents {
     }
 }
 
+/// What both hosts must have under a disk of this number, from 0. How the file holds it is each host's own affair.
+fn base((number, look): (u16, OverlayLook)) -> Fact {
+    let OverlayLook { base, facts, present: _ } = look;
+    let hash = blake3::Hash::from(facts.hash).to_hex();
+    let shown = format!("{} ({} bytes, BLAKE3 {}...)", base.display(), facts.bytes, &hash[..16]);
+    let value = format!("{} {hash}", facts.bytes);
+    Fact::equal_shown(format!("{DISK}{}, its base", number + 1), value, printable(&shown))
+}
+
 /// A path may have any byte; what the peer is shown may not.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
@@ -279,6 +294,7 @@ mod tests {
         config.machine.disks = vec![crate::config::DiskConfig {
             image: image.to_owned(),
             read_only: true,
+            base: None,
             io_engine: Default::default(),
             on_io_error: Default::default(),
         }];
@@ -329,6 +345,33 @@ mod tests {
         assert_eq!(again, Ok(vec![fact]));
         fs::write(directory.path().join(FILE_NAME), "no JSON").unwrap();
         wait(&contents(directory.path(), &image));
+    }
+
+    #[test]
+    fn what_lies_under_a_disk_is_told_by_its_content() {
+        let directory = tempfile::tempdir().unwrap();
+        let fact = |node: &str, byte: u8| {
+            let at = directory.path().join(node);
+            fs::create_dir(&at).unwrap();
+            let example = include_str!("../../../scripts/systemd/ftd.example.toml");
+            let mut config = Config::parse(example, Path::new("ftd.toml")).unwrap();
+            config.state_dir = at.clone();
+            (config.machine.kernel, config.machine.initrd) = (None, None);
+            fs::write(at.join("golden.img"), [byte; 1 << 20]).unwrap();
+            config.machine.disks = vec![crate::config::DiskConfig {
+                image: at.join("disk.img"),
+                base: Some(at.join("golden.img")),
+                read_only: false,
+                io_engine: Default::default(),
+                on_io_error: Default::default(),
+            }];
+            disks::create_overlay(&config, 1, None, &mut |_, _| ()).unwrap();
+            wait(&Contents::start(&config).unwrap())
+        };
+        let (alpha, beta, other) = (fact("alpha", 7), fact("beta", 7), fact("other", 8));
+        assert_eq!(alpha.name, "disk 1, its base");
+        assert!(alpha.value == beta.value && alpha.value != other.value);
+        assert!(alpha.shown.contains("alpha/golden.img (1048576 bytes, BLAKE3 "), "{alpha:?}");
     }
 
     #[test]

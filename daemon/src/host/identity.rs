@@ -119,6 +119,7 @@ mod tests {
         config.machine.disks = vec![DiskConfig {
             image: "/disk.img".into(),
             read_only: false,
+            base: None,
             io_engine: Default::default(),
             on_io_error: Default::default(),
         }];

@@ -21,7 +21,7 @@ mod wiring;
 pub use check::{ArbiterAnswer, HostError, RunningHere};
 pub use console::ConsoleHub;
 pub use contents::{Contents, Unread};
-pub use disk::{DiskStatus, DiskToolError, adopt};
+pub use disk::{DiskStatus, DiskToolError, adopt, create_overlay};
 pub use identity::{DescribeError, identity};
 pub use image::{ImageError, ImageFile};
 pub use init::{Earlier, InitError, initialise};

@@ -5,7 +5,7 @@ use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::config::{Config, DiskConfig};
-use crate::disks::{Disks, NoStore};
+use crate::disks::{BesideError, Disks, NoStore, open_image};
 use crate::role::NodeRecord;
 use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes};
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
@@ -126,30 +126,37 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
 
 /// A machine's disks. Without the writable ones there is nothing behind those.
 fn wire_disks(disks: &[DiskConfig], replicated: Option<&Disks>) -> Result<Vec<Disk>, DiskImageError> {
-    let wire = |(number, disk): (u16, &DiskConfig)| match (disk.read_only, replicated) {
-        (true, _) => open_disk(disk),
-        (false, Some(replicated)) => match replicated.disk(number)? {
+    let wire = |(number, disk): (u16, &DiskConfig)| {
+        if disk.read_only {
+            return Ok(disk_of(disk, RawImage::open(&disk.image, Access::ReadOnly)?));
+        }
+        match replicated.map(|replicated| replicated.disk(number)).transpose()?.flatten() {
             Some(disk) => Ok(disk),
-            None => open_disk(disk),
-        },
-        (false, None) => Ok(Disk::new(NoStore { bytes: image_bytes(&disk.image)? })),
+            None => Ok(Disk::new(NoStore { bytes: image_bytes(&disk.image)? })),
+        }
     };
     (0..).zip(disks).map(wire).collect()
 }
 
 /// Opens the images of a machine's disks, and locks them.
-pub(super) fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, DiskImageError> {
-    disks.iter().map(open_disk).collect()
+pub(super) fn open_disks(config: &Config) -> Result<Vec<Disk>, BesideError> {
+    let open = |(number, disk): (u16, &DiskConfig)| {
+        let image = match disk.read_only {
+            true => RawImage::open(&disk.image, Access::ReadOnly)?,
+            false => open_image(config, number, disk)?,
+        };
+        Ok(disk_of(disk, image))
+    };
+    (0..).zip(&config.machine.disks).map(open).collect()
 }
 
-fn open_disk(disk: &DiskConfig) -> Result<Disk, DiskImageError> {
-    let access = if disk.read_only { Access::ReadOnly } else { Access::Writable };
-    let image = RawImage::open(&disk.image, access)?;
-    if let (Caching::Cached { why }, Access::Writable) = (image.caching(), access) {
+fn disk_of(disk: &DiskConfig, image: RawImage) -> Disk {
+    if let (Caching::Cached { why }, Access::Writable) = (image.caching(), image.access()) {
         let image = disk.image.display();
         tracing::info!(%image, "a disk's writes go through this host's page cache: {why}");
     }
-    Ok(Disk { on_io_error: disk.on_io_error(), ..Disk::new(ImageStore::new(image, disk.io_engine)) })
+    let on_io_error = disk.on_io_error();
+    Disk { on_io_error, ..Disk::new(ImageStore::new(image, disk.io_engine)) }
 }
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)

@@ -32,6 +32,11 @@ pub enum RunError {
     /// The engine has one.
     #[error("machine.vcpus = {0}: the deterministic engine has exactly one; set it to 1 to record this VM")]
     Vcpus(u8),
+    /// A recording says of each image what it holds.
+    #[error(
+        "machine.disk.base = {}: a recording takes whole images: `ftd disk import` makes one of the base", .0.display()
+    )]
+    Base(PathBuf),
     /// Recordings are not overwritten.
     #[error("{}: already exists; a recording is not overwritten: choose another name or remove it", .0.display())]
     Exists(PathBuf),

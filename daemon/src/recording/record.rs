@@ -42,6 +42,9 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
     if config.machine.vcpus != 1 {
         return Err(RunError::Vcpus(config.machine.vcpus));
     }
+    if let Some(base) = config.machine.disks.iter().find_map(|disk| disk.base.clone()) {
+        return Err(RunError::Base(base));
+    }
     if options.out.exists() {
         return Err(RunError::Exists(options.out.clone()));
     }

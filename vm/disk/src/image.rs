@@ -8,6 +8,7 @@
 use crate::SECTOR_BYTES;
 use crate::buffer::Buffer;
 use crate::lock;
+use crate::overlay::{Overlay, UnderImage};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +98,7 @@ pub struct RawImage {
     bytes: u64,
     access: Access,
     caching: Caching,
+    overlay: Option<Arc<Overlay>>,
 }
 
 impl RawImage {
@@ -110,19 +113,36 @@ impl RawImage {
             return Err(in_use(path, &file));
         }
         let bytes = disk_bytes(path, &file)?;
-        Ok(Self { file, bytes, access, caching })
+        Ok(Self { file, bytes, access, caching, overlay: None })
+    }
+
+    /// The same image over a base: whatever reads or writes it sees what both hold together.
+    pub fn over(self, under: UnderImage) -> io::Result<Self> {
+        let direct = if self.caching == Caching::Direct { libc::O_DIRECT } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(self.access == Access::Writable).custom_flags(direct);
+        let again = options.open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        let overlay = Overlay::new(again, self.bytes, under);
+        Ok(Self { overlay: Some(Arc::new(overlay)), ..self })
+    }
+
+    /// What is under it, and what of the disk it has itself; none: all of it.
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_deref()
     }
 
     /// The same open image again, under the same lock: whoever is given it can be told from others.
     pub fn share(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, ..*self })
+        let Self { file, bytes, access, caching, overlay } = self;
+        let (file, overlay) = (file.try_clone()?, overlay.clone());
+        Ok(Self { file, overlay, bytes: *bytes, access: *access, caching: *caching })
     }
 
     /// An open file, to be read only. It is not locked.
     pub fn reading(file: File) -> io::Result<Self> {
         let bytes = size(&file)?;
         let caching = Caching::Cached { why: "it is read only" };
-        Ok(Self { file, bytes, access: Access::ReadOnly, caching })
+        Ok(Self { file, bytes, access: Access::ReadOnly, caching, overlay: None })
     }
 
     /// Its size when it was opened.
@@ -148,9 +168,18 @@ impl RawImage {
         is_fuse.then_some("its file system is FUSE")
     }
 
-    /// Whether the file system knows that nothing was ever written there: it reads as zeros.
+    /// Whether it is known, without a look, that zeros are read there: nothing was ever written, and no base is read.
     pub fn is_hole(&self, bytes: &Range<u64>) -> bool {
-        next_data(&self.file, bytes.start) >= bytes.end
+        self.next_data(bytes.start) >= bytes.end
+    }
+
+    /// Where data begins, from this byte on: what comes before it is known to be zeroes. `u64::MAX`: there is none.
+    pub fn next_data(&self, from: u64) -> u64 {
+        let data = next_data(&self.file, from);
+        match &self.overlay {
+            Some(overlay) if data > from => overlay.first_absent(&(from..data)),
+            _ => data,
+        }
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -169,13 +198,25 @@ pub fn next_data(image: &File, from: u64) -> u64 {
     }
 }
 
+/// Who else may read what is opened to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// Of a block device nobody: it is held by O_EXCL.
+    One,
+    /// Whoever wants to.
+    Many,
+}
+
 /// Opens a file of any format, or a block device, to be read while nobody can write to it: until it is closed it is
-/// locked as [`RawImage::open`] locks for a reader, and a block device is held by O_EXCL as well. A file under a loop
-/// device that can be written to is in use.
-pub fn open_locked(path: &Path) -> Result<File, DiskImageError> {
+/// locked as [`RawImage::open`] locks for a reader. A block device that somebody holds by O_EXCL (a mount, another
+/// device) is in use, and so is a file under a loop device that can be written to.
+pub fn open_locked(path: &Path, readers: Readers) -> Result<File, DiskImageError> {
     // Judged before it is opened: opening a FIFO would wait for its writer.
     let exclusive = if is_block_device(path)? { libc::O_EXCL } else { 0 };
-    let (file, _) = open_as(path, Access::ReadOnly, exclusive).map_err(not_opened(path))?;
+    let (mut file, _) = open_as(path, Access::ReadOnly, exclusive).map_err(not_opened(path))?;
+    if readers == Readers::Many {
+        (file, _) = open_as(path, Access::ReadOnly, 0).map_err(not_opened(path))?;
+    }
     lock_as(path, &file, Access::ReadOnly)?;
     match lock::is_under_a_writable_loop(&file) {
         true => Err(in_use(path, &file)),

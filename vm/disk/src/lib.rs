@@ -13,12 +13,14 @@ mod format;
 mod image;
 mod io;
 mod lock;
+mod overlay;
 
 pub use buffer::Buffer;
 pub use engine::{Completion, Finish, ImageStore, IoEngine, IoQueue, Store, StoreError};
 pub use format::{QCOW2, container, is_same_storage};
-pub use image::{Access, Caching, DiskImageError, RawImage, image_bytes, next_data, open_locked};
+pub use image::{Access, Caching, DiskImageError, RawImage, Readers, image_bytes, next_data, open_locked};
 pub use io::{Io, IoDone, IoFault, IoOrder, Persist, Unmap};
+pub use overlay::{Overlay, ReadBase, RecordPresent, UnderImage};
 
 /// Bytes of a sector, the unit of all offsets and lengths.
 pub const SECTOR_BYTES: u64 = 512;

@@ -162,7 +162,7 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{RawImage, open_locked};
+    use crate::image::{RawImage, Readers, open_locked};
 
     /// Has an image as QEMU has it whose guest writes to the disk, or only reads it.
     fn qemu(path: &Path, permissions: &[i64]) -> File {
@@ -180,7 +180,8 @@ mod tests {
         let path = directory.path().join("image");
         std::fs::write(&path, [0; 4096]).unwrap();
         let writes = || RawImage::open(&path, Access::Writable).map(|_| ());
-        let reads = || RawImage::open(&path, Access::ReadOnly).and(open_locked(&path)).map(|_| ());
+        let reads =
+            || RawImage::open(&path, Access::ReadOnly).and(open_locked(&path, Readers::One)).map(|_| ());
         let writer = qemu(&path, &[CONSISTENT_READ, WRITE, RESIZE]);
         for error in [reads(), writes()].map(Result::unwrap_err).map(|error| error.to_string()) {
             assert!(error.contains("in use by") && error.contains("this process itself"), "{error}");

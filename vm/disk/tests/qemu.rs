@@ -1,6 +1,6 @@
 //! ftd and a real QEMU on one image: whoever comes second while the image is written, or to write it, is refused.
 
-use ft_disk::{Access, RawImage, open_locked};
+use ft_disk::{Access, RawImage, Readers, open_locked};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -57,12 +57,12 @@ fn ftd_and_qemu_keep_each_other_from_an_image_that_is_written() {
     let qemu = start(&image, "off").unwrap();
     names_qemu(open(Access::Writable).unwrap_err());
     names_qemu(open(Access::ReadOnly).unwrap_err());
-    names_qemu(open_locked(&image).unwrap_err());
+    names_qemu(open_locked(&image, Readers::One).unwrap_err());
     drop(qemu);
 
     let qemu = start(&image, "on").unwrap();
     names_qemu(open(Access::Writable).unwrap_err());
-    drop((open(Access::ReadOnly).unwrap(), open_locked(&image).unwrap()));
+    drop((open(Access::ReadOnly).unwrap(), open_locked(&image, Readers::One).unwrap()));
     drop(qemu);
 
     let writer = open(Access::Writable).unwrap();
@@ -70,7 +70,7 @@ fn ftd_and_qemu_keep_each_other_from_an_image_that_is_written() {
     refuses("on", "lock byte");
     drop(writer);
 
-    let reader = open_locked(&image).unwrap();
+    let reader = open_locked(&image, Readers::One).unwrap();
     refuses("off", "get \"write\" lock");
     drop(start(&image, "on").unwrap());
     drop(reader);

@@ -1,6 +1,7 @@
-//! Power fails under the journal, the intent map and the stamp: what was not flushed is lost or torn, sector by sector.
+//! Power fails under the journal, the maps and the stamp: what was not flushed is lost or torn, sector by sector.
 
 mod intent;
 mod journal;
 mod lossy;
+mod presence;
 mod stamp;

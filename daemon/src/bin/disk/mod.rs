@@ -3,7 +3,7 @@
 use super::load;
 use clap::Subcommand;
 use ftd::config::Config;
-use ftd::disks::{self, ContentError};
+use ftd::disks::{self, ContentError, NewOverlay};
 use ftd::exit::DaemonExit;
 use ftd::host::{self, DiskStatus};
 use std::io::{IsTerminal, Stderr, Write};
@@ -41,12 +41,31 @@ pub enum DiskCmd {
     },
     /// Compare two images extent by extent, and say their hashes; nobody may write to them meanwhile
     ///
-    /// Ends with 1 if they differ, and says where.
+    /// Ends with 1 if they differ, and says where. An overlay is compared with what lies under it, if a configuration is
+    /// given that names its base.
     Verify {
         /// An image: a raw file or a block device
         one: PathBuf,
         /// Another one
         other: PathBuf,
+        /// A configuration that names a base of an image; may be given twice
+        #[arg(long = "config", value_name = "FILE")]
+        configs: Vec<PathBuf>,
+    },
+    /// Make an overlay over the base that the configuration names for a disk: an image that has nothing yet
+    ///
+    /// Reads all of the base, and says its hash, as `import` says it. Both nodes' must be the same. What the guest writes comes into the
+    /// image; the base is only read, and may lie under the disks of many VMs. Never overwrites a file.
+    CreateOverlay {
+        /// The configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The disk, counted from 1
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        disk: usize,
+        /// A disk of so many MiB; without it, one as large as its base
+        #[arg(long, value_name = "MIB")]
+        mib: Option<u64>,
     },
     /// Make an image of what a raw file, a block device or a qcow2 file holds, and say its hash
     ///
@@ -59,6 +78,9 @@ pub enum DiskCmd {
         source: PathBuf,
         /// The new file, or a block device that nobody uses
         image: PathBuf,
+        /// A configuration that names the base of an overlay: what both hold becomes one image
+        #[arg(long = "config", value_name = "FILE")]
+        configs: Vec<PathBuf>,
     },
 }
 
@@ -67,8 +89,9 @@ pub fn run(command: &DiskCmd) -> DaemonExit {
     match command {
         DiskCmd::Status { config, json } => status(config, *json),
         DiskCmd::Adopt { config } => adopt(config),
-        DiskCmd::Verify { one, other } => verify(one, other).unwrap_or_else(failed),
-        DiskCmd::Import { source, image } => import(source, image).unwrap_or_else(failed),
+        DiskCmd::Verify { one, other, configs } => verify([one, other], configs).unwrap_or_else(failed),
+        DiskCmd::CreateOverlay { config, disk, mib } => create_overlay(config, *disk, *mib),
+        DiskCmd::Import { source, image, configs } => import(source, image, configs).unwrap_or_else(failed),
     }
 }
 
@@ -84,11 +107,13 @@ fn failed(error: ContentError) -> DaemonExit {
     eprintln!("ftd: {error}");
     match error {
         ContentError::Image(ft_disk::DiskImageError::InUse { .. }) => DaemonExit::InUse,
+        ContentError::Beside(why) => host::DiskToolError::from(*why).exit(),
         ContentError::Sizes { .. } | ContentError::Container { .. } | ContentError::Exists(_) => {
             DaemonExit::Usage
         }
         ContentError::Qcow2 { .. }
         | ContentError::Image(_)
+        | ContentError::Read(_)
         | ContentError::Small { .. }
         | ContentError::Io { .. } => DaemonExit::Host,
     }
@@ -138,11 +163,20 @@ fn adopt(path: &Path) -> DaemonExit {
     }
 }
 
-fn verify(one: &Path, other: &Path) -> Result<DaemonExit, ContentError> {
+fn load_all(configs: &[PathBuf]) -> Result<Vec<Config>, DaemonExit> {
+    configs.iter().map(|path| load(path)).collect()
+}
+
+fn verify(images: [&Path; 2], configs: &[PathBuf]) -> Result<DaemonExit, ContentError> {
+    let configs = match load_all(configs) {
+        Ok(configs) => configs,
+        Err(exit) => return Ok(exit),
+    };
     let mut progress = Progress::new();
-    let compared = disks::compare(one, other, &mut |done, all| progress.say(Instant::now(), done, all))?;
+    let compared =
+        disks::compare(images, &configs, &mut |done, all| progress.say(Instant::now(), done, all))?;
     progress.end();
-    for (path, hash) in [one, other].iter().zip(&compared.hashes) {
+    for (path, hash) in images.iter().zip(&compared.hashes) {
         println!("{hash}  {}", path.display());
     }
     if compared.differ.is_empty() {
@@ -157,12 +191,38 @@ fn verify(one: &Path, other: &Path) -> Result<DaemonExit, ContentError> {
     Ok(DaemonExit::Failure)
 }
 
-fn import(source: &Path, image: &Path) -> Result<DaemonExit, ContentError> {
+fn import(source: &Path, image: &Path, configs: &[PathBuf]) -> Result<DaemonExit, ContentError> {
+    let configs = match load_all(configs) {
+        Ok(configs) => configs,
+        Err(exit) => return Ok(exit),
+    };
     let mut progress = Progress::new();
-    let hash = disks::import(source, image, &mut |done, all| progress.say(Instant::now(), done, all))?;
+    let mut say = |done, all| progress.say(Instant::now(), done, all);
+    let hash = disks::import(source, image, &configs, &mut say)?;
     progress.end();
     println!("{hash}  {}", image.display());
     Ok(DaemonExit::Ok)
+}
+
+fn create_overlay(path: &Path, disk: usize, mib: Option<u64>) -> DaemonExit {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(exit) => return exit,
+    };
+    let mut progress = Progress::new();
+    let mut say = |done, all| progress.say(Instant::now(), done, all);
+    let made = host::create_overlay(&config, disk, mib, &mut say);
+    progress.end();
+    match made {
+        Ok(NewOverlay { image, disk_bytes, base }) => {
+            println!("{base}  the base of {}, a disk of {disk_bytes} bytes", image.display());
+            DaemonExit::Ok
+        }
+        Err(e) => {
+            eprintln!("ftd: {e}");
+            e.exit()
+        }
+    }
 }
 
 /// How far it is, for people.

@@ -31,6 +31,7 @@ impl Node {
             .map(|read_only| DiskConfig {
                 image: image.clone(),
                 read_only,
+                base: None,
                 io_engine: Default::default(),
                 on_io_error: Default::default(),
             })

@@ -23,6 +23,7 @@ impl Node {
         let disk = |(at, name): (usize, &&str)| DiskConfig {
             image: directory.path().join(name),
             read_only: at < read_only,
+            base: None,
             io_engine: Default::default(),
             on_io_error: Default::default(),
         };

@@ -104,4 +104,4 @@ fn of_imago(error: io::Error) -> Qcow2Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

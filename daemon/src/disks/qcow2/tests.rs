@@ -1,7 +1,7 @@
 //! qcow2 files that are made here are imported byte for byte; one that ftd does not read, or that is damaged, is an
 //! error that says so, and no image.
 
-mod writer;
+pub(in crate::disks) mod writer;
 
 use crate::disks::{ContentError, import};
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ impl Place {
     /// What an import of this file makes; an error leaves no image.
     fn import(&self, file: &[u8]) -> Result<Vec<u8>, ContentError> {
         fs::write(&self.source, file).unwrap();
-        match import(&self.source, &self.image, &mut |_, _| ()) {
+        match import(&self.source, &self.image, &[], &mut |_, _| ()) {
             Ok(hash) => {
                 let image = fs::read(&self.image).unwrap();
                 let hashes = image.chunks(1 << 20).flat_map(|extent| *blake3::hash(extent).as_bytes());
@@ -143,7 +143,7 @@ fn holes_stay_holes() {
     let clusters = [vec![Cluster::Zeroes { has_place: true }; 99], vec![Cluster::Data(5)]].concat();
     let layout = Layout { version: 3, cluster_bits: 16, disk_bytes: 100 << 16, clusters };
     fs::write(&place.source, layout.make().bytes).unwrap();
-    import(&place.source, &place.image, &mut |_, _| ()).unwrap();
+    import(&place.source, &place.image, &[], &mut |_, _| ()).unwrap();
     assert!(fs::metadata(&place.image).unwrap().blocks() * 512 < 1 << 20);
 }
 
@@ -156,7 +156,7 @@ fn a_disk_of_tebibytes_with_little_in_it_is_imported_by_what_it_has() {
     made.put_word(36, 8192);
     made.put(24, bytes);
     fs::write(&place.source, &made.bytes).unwrap();
-    import(&place.source, &place.image, &mut |_, _| ()).unwrap();
+    import(&place.source, &place.image, &[], &mut |_, _| ()).unwrap();
     let content = small().content();
     let mut image = fs::File::open(&place.image).unwrap();
     assert_eq!((image.metadata().unwrap().len(), bytes), (bytes, 4 << 40));
@@ -221,6 +221,6 @@ fn a_file_that_somebody_writes_is_not_read() {
     let place = Place::new();
     fs::write(&place.source, small().make().bytes).unwrap();
     let _writer = ft_disk::RawImage::open(&place.source, ft_disk::Access::Writable).unwrap();
-    let text = import(&place.source, &place.image, &mut |_, _| ()).unwrap_err().to_string();
+    let text = import(&place.source, &place.image, &[], &mut |_, _| ()).unwrap_err().to_string();
     assert!(text.contains("in use by") && !place.image.exists(), "{text}");
 }

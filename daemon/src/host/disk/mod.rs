@@ -7,8 +7,9 @@ pub use status::DiskStatus;
 use super::check::HostError;
 use super::service::{InstanceLock, LockError};
 use crate::config::Config;
-use crate::disks::{self, BesideError, Judged};
+use crate::disks::{self, BesideError, Judged, NewOverlay};
 use crate::exit::DaemonExit;
+use ft_disk::DiskImageError;
 
 /// Why a tool has done nothing.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,8 @@ impl DiskToolError {
     #[must_use]
     pub fn exit(&self) -> DaemonExit {
         match self {
-            Self::Lock(LockError::Held { .. }) => DaemonExit::InUse,
+            Self::Lock(LockError::Held { .. })
+            | Self::Beside(BesideError::Image(DiskImageError::InUse { .. })) => DaemonExit::InUse,
             Self::Lock(LockError::Io { .. }) | Self::Beside(_) => DaemonExit::Host,
             Self::Host(e) => e.exit(),
             Self::Elsewhere(_) => DaemonExit::Failure,
@@ -52,6 +54,17 @@ pub fn adopt(config: &Config) -> Result<Vec<Judged>, DiskToolError> {
         Some(other) => Err(DiskToolError::Elsewhere(other.to_owned())),
         None => Ok(disks::adopt(config, cell.as_ref())?),
     }
+}
+
+/// Makes the overlay of a disk, while no daemon of this VM runs here.
+pub fn create_overlay(
+    config: &Config,
+    disk: usize,
+    mib: Option<u64>,
+    progress: disks::Progress<'_>,
+) -> Result<NewOverlay, DiskToolError> {
+    let _lock = InstanceLock::acquire(&config.state_dir)?;
+    Ok(disks::create_overlay(config, disk, mib, progress)?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::super::check::HostError;
 use super::super::service::InstanceLock;
 use super::DiskToolError;
 use crate::config::Config;
-use crate::disks::{self, DiskLook, Look};
+use crate::disks::{self, DiskLook, Look, OverlayLook};
 use ft_arbiter::Cell;
 use ft_mirror::{Glance, History, Judgement};
 use serde_json::{Value, json};
@@ -82,6 +82,10 @@ impl DiskStatus {
             if let Some(verdict) = self.verdict(disk) {
                 write!(out, ": {verdict}")?;
             }
+            if let Some(overlay) = &disk.overlay {
+                let mib = overlay.present_bytes().div_ceil(1 << 20);
+                write!(out, "; {mib} MiB of it over base {}", overlay.base.display())?;
+            }
             match &disk.map {
                 Some(map) => {
                     writeln!(out, "; {} MiB may differ from the peer's", map.set_bytes.div_ceil(1 << 20))?
@@ -107,6 +111,7 @@ impl DiskStatus {
                 "disk": disk.disk + 1,
                 "image": disk.image,
                 "bytes": disk.of.disk_bytes,
+                "base": disk.overlay.as_ref().map(base),
                 "verdict": verdict.map(word),
                 "says": verdict.map(|verdict| verdict.to_string()),
                 "history": disk.stamp.map(|stamp| history(stamp.history)),
@@ -131,6 +136,15 @@ impl DiskStatus {
             "journal": journal,
         })
     }
+}
+
+fn base(overlay: &OverlayLook) -> Value {
+    json!({
+        "image": overlay.base,
+        "bytes": overlay.facts.bytes,
+        "hash": blake3::Hash::from(overlay.facts.hash).to_hex().to_string(),
+        "present_bytes": overlay.present_bytes(),
+    })
 }
 
 fn word(verdict: Judgement) -> &'static str {

@@ -20,7 +20,7 @@ fn node(base: &Path) -> Config {
     let image = base.join("disk.img");
     File::create(&image).unwrap().set_len(2 << 20).unwrap();
     let (io_engine, on_io_error) = Default::default();
-    config.machine.disks = vec![DiskConfig { image, read_only: false, io_engine, on_io_error }];
+    config.machine.disks = vec![DiskConfig { image, base: None, read_only: false, io_engine, on_io_error }];
     config.replication.journal_mib = 1;
     config
 }

@@ -1,5 +1,7 @@
-//! The engines that carry out orders, behind one queue: io_uring, or a pool of threads where the kernel refuses it.
+//! The engines that carry out orders, behind one queue: io_uring, or a pool of threads where the kernel refuses it. Of
+//! an image over a base, what needs the base goes to threads (`layered`).
 
+mod layered;
 mod ordered;
 mod task;
 #[cfg(test)]
@@ -146,18 +148,31 @@ fn start(
                 .ok(),
         },
     };
+    let on_threads = || start_threads(&image, name, &finish);
+    let Some(ring) = ring else { return Ok((Kind::Threads, Box::new(on_threads()?))) };
+    // What needs the base is done by threads: a base may be no file that the ring could read.
+    let with_base = image.overlay().map(|_| on_threads()).transpose()?;
     let orders = Arc::new(Ordered::new().map_err(StoreError::Thread)?);
-    let kind = match ring {
-        Some(ring) => {
-            uring::start(ring, image, name, Arc::clone(&orders), finish).map_err(StoreError::Thread)?;
-            Kind::Uring
-        }
-        None => {
-            threads::start(image, name, &orders, &finish).map_err(StoreError::Thread)?;
-            Kind::Threads
-        }
-    };
-    Ok((kind, Box::new(Asynchronous { orders })))
+    let begun = uring::start(ring, Arc::clone(&image), name, Arc::clone(&orders), finish);
+    begun.map_err(StoreError::Thread)?;
+    let plain = Asynchronous { orders };
+    Ok((
+        Kind::Uring,
+        match with_base {
+            Some(with_base) => Box::new(layered::Layered { image, plain, with_base }),
+            None => Box::new(plain),
+        },
+    ))
+}
+
+fn start_threads(
+    image: &Arc<RawImage>,
+    name: &str,
+    finish: &Arc<dyn Finish>,
+) -> Result<Asynchronous, StoreError> {
+    let orders = Arc::new(Ordered::new().map_err(StoreError::Thread)?);
+    threads::start(Arc::clone(image), name, &orders, finish).map_err(StoreError::Thread)?;
+    Ok(Asynchronous { orders })
 }
 
 /// Tells what is done, on a thread that must not end before the kernel has let go of its tasks' memory.

@@ -2,7 +2,7 @@
 
 use super::ordered::{Next, Ordered};
 use super::task::{Call, Task};
-use super::{Finish, tell};
+use super::{Finish, layered, tell};
 use crate::image::RawImage;
 use crate::io::{IoDone, IoOrder};
 use std::io;
@@ -53,6 +53,14 @@ fn work(image: &RawImage, orders: &Ordered, finish: &dyn Finish) {
 
 /// On this thread.
 pub(super) fn carry_out(image: &RawImage, order: IoOrder) -> IoDone {
+    match image.overlay() {
+        Some(overlay) => layered::carry_out(image, overlay, order),
+        None => carry_out_on_image(image, order),
+    }
+}
+
+/// On the image itself, whatever is under it.
+pub(super) fn carry_out_on_image(image: &RawImage, order: IoOrder) -> IoDone {
     let mut task = Task::new(order);
     loop {
         let Some(call) = task.call() else { return task.done(Ok(())) };

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// What the file has of a cluster of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cluster {
+pub(in crate::disks) enum Cluster {
     Unallocated,
     /// Version 3 only; with a place in the file, where something else lies.
     Zeroes {
@@ -17,17 +17,17 @@ pub(super) enum Cluster {
 
 /// A file that can be made.
 #[derive(Clone, Debug)]
-pub(super) struct Layout {
-    pub(super) version: u32,
-    pub(super) cluster_bits: u32,
-    pub(super) disk_bytes: u64,
+pub(in crate::disks) struct Layout {
+    pub(in crate::disks) version: u32,
+    pub(in crate::disks) cluster_bits: u32,
+    pub(in crate::disks) disk_bytes: u64,
     /// All of the disk's, the last one in part.
-    pub(super) clusters: Vec<Cluster>,
+    pub(in crate::disks) clusters: Vec<Cluster>,
 }
 
 /// What a byte of the file is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
+pub(in crate::disks) enum Of {
     Header,
     Tables,
     /// The entry of a cluster of the disk.
@@ -37,14 +37,14 @@ pub(super) enum Of {
 }
 
 /// A file, and what its bytes are of.
-pub(super) struct Made {
-    pub(super) bytes: Vec<u8>,
+pub(in crate::disks) struct Made {
+    pub(in crate::disks) bytes: Vec<u8>,
     of: Vec<(Range<usize>, Of)>,
 }
 
 impl Made {
     /// What a byte is of; none: of nothing that is read.
-    pub(super) fn of(&self, at: usize) -> Option<Of> {
+    pub(in crate::disks) fn of(&self, at: usize) -> Option<Of> {
         self.of.iter().rev().find(|(range, _)| range.contains(&at)).map(|(_, of)| *of)
     }
 }
@@ -68,7 +68,7 @@ impl Layout {
     }
 
     /// What the disk holds.
-    pub(super) fn content(&self) -> Vec<u8> {
+    pub(in crate::disks) fn content(&self) -> Vec<u8> {
         let mut content: Vec<u8> =
             self.clusters.iter().flat_map(|cluster| cluster.content(self.cluster_bytes())).collect();
         content.truncate(self.disk_bytes as usize);
@@ -76,7 +76,7 @@ impl Layout {
     }
 
     /// Makes the file: the header, the first table, the second ones with what they lead to, the refcounts.
-    pub(super) fn make(&self) -> Made {
+    pub(in crate::disks) fn make(&self) -> Made {
         let size = self.cluster_bytes();
         let mut made = Made { bytes: vec![0; size], of: Vec::new() };
         let l1_entries = self.clusters.len().div_ceil(size / 8);
@@ -155,11 +155,11 @@ impl Made {
         at
     }
 
-    pub(super) fn put(&mut self, at: usize, value: u64) {
+    pub(in crate::disks) fn put(&mut self, at: usize, value: u64) {
         self.bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
     }
 
-    pub(super) fn put_word(&mut self, at: usize, value: u32) {
+    pub(in crate::disks) fn put_word(&mut self, at: usize, value: u32) {
         self.bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
     }
 
@@ -186,7 +186,10 @@ impl Made {
 }
 
 /// Files with clusters of these sizes, of disks with up to so many clusters.
-pub(super) fn layouts(cluster_bits: Range<u32>, clusters_max: usize) -> impl Strategy<Value = Layout> {
+pub(in crate::disks) fn layouts(
+    cluster_bits: Range<u32>,
+    clusters_max: usize,
+) -> impl Strategy<Value = Layout> {
     let cluster = prop_oneof![
         3 => Just(Cluster::Unallocated),
         2 => any::<bool>().prop_map(|has_place| Cluster::Zeroes { has_place }),
