@@ -92,10 +92,16 @@ ledger_forget() { end_spawned "${trial_dir##*/}/ledger" KILL; }
 # With ledger_past=failing the guest may have been told of I/O errors.
 ledger_past=well
 ledger_image() {
-    local said acked=$trial_dir/acked-$1 failed=()
+    local said acked=$trial_dir/acked-$1 failed=() image=$run_dir/$1/disk.img
+    if [[ ${FT_BASE:-} ]]; then
+        image=$trial_dir/whole-$1.img
+        rm -f "$image"
+        said=$("$FTD_BIN_DIR/ftd" disk import --config "$run_dir/$1/ftd.toml" "$run_dir/$1/disk.img" "$image" 2>&1) ||
+            { violation "host $1's overlay: $said" && return 0; }
+    fi
     [[ $ledger_past == well ]] || failed=(--failed)
     echo "${2:-$(ledger_number)}" >"$acked"
-    said=$("$FTD_BIN_DIR/ft-ledger" image --work "$FT_LEDGER" --acked "$acked" "${failed[@]}" \
-        "$run_dir/$1/disk.img" 2>&1) ||
+    said=$("$FTD_BIN_DIR/ft-ledger" image --work "$FT_LEDGER" --acked "$acked" "${failed[@]}" "$image" 2>&1) ||
         violation "host $1's image: $said"
+    [[ ! ${FT_BASE:-} ]] || rm -f "$image"
 }

@@ -7,7 +7,8 @@
 # Settings, from the environment of the script:
 #   FT_GUEST builtin|linux|debian|linux-disk|linux-load, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
-#   FT_DISK (further lines for the configuration's [[machine.disk]]),
+#   FT_DISK (further lines for the configuration's [[machine.disk]]), FT_BASE (not empty: linux-disk's disks lie over
+#   one base),
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
@@ -139,26 +140,46 @@ pair_linux_cmdline() {
 # A writable one; both hosts begin with the same image.
 pair_disk_config() {
     [[ ${FT_GUEST:-} =~ ^linux-(disk|load)$ ]] || return 0
-    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' "$run_dir/$1/disk.img" "${FT_DISK:-}"
+    local disk=${FT_DISK:-}
+    [[ ! ${FT_BASE:-} ]] || disk+=$'
+'"base = \"$run_dir/base.img\""
+    printf '
+[[machine.disk]]
+image = "%s"
+read_only = false
+%s
+' "$run_dir/$1/disk.img" "$disk"
 }
 
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
 pair_prepare() {
     local host
     pair_find_guest
-    rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b"
+    rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b" "$run_dir/base.img"
     mkdir -p "$run_dir/arbiter/shared"
     pair_cell=$run_dir/arbiter/shared/$pair_vm.cell
     for host in a b; do
         mkdir -p "$run_dir/$host"/{state,arbiter}
         case ${FT_GUEST:-} in
-        linux-disk) "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}" ;;
+        linux-disk)
+            [[ ${FT_BASE:-} ]] || "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}"
+            ;;
         # Its guest wants no file system.
         linux-load) truncate -s "${FT_DISK_MIB:-64}M" "$run_dir/$host/disk.img" ;;
         esac
     done
     pair_config a primary >"$run_dir/a/ftd.toml"
     pair_config b backup >"$run_dir/b/ftd.toml"
+    [[ ! ${FT_BASE:-} ]] || pair_overlays
+}
+
+# pair_overlays: the image of each host lies over one base.
+pair_overlays() {
+    local host
+    "$FTD_ROOT/scripts/guest/disk" "$run_dir/base.img" "${FT_DISK_MIB:-64}"
+    for host in a b; do
+        "$FTD_BIN_DIR/ftd" disk create-overlay --config "$run_dir/$host/ftd.toml" >>"$run_dir/$host/overlay.log"
+    done
 }
 
 # Where a host's daemon writes its messages, if not into the host's log: set by a script before host_start.
