@@ -347,6 +347,11 @@ impl Devices {
         self.disks.iter().for_each(|disk| disk.go_on_unseen());
     }
 
+    /// Whether the guest is to stand still until a disk has done more of what resets have forgotten.
+    pub(crate) fn are_disks_crowded(&self) -> bool {
+        self.disks.iter().any(|disk| disk.is_crowded())
+    }
+
     /// Whether the disks that can be written have done, and shown, all that the guest has asked of them.
     pub(crate) fn are_disks_at_rest(&self) -> bool {
         self.disks.iter().all(|disk| disk.is_at_rest())

@@ -1,6 +1,8 @@
 //! A writable disk: requests in flight, pauses, states, trouble. The disk does what it is asked for when the test says
 //! so.
 
+mod resets;
+
 use super::hand::Hand;
 use super::*;
 use proptest::prelude::*;
@@ -236,22 +238,6 @@ fn a_pause_gives_a_disk_its_time_and_a_disk_that_stands_still_gets_it_once() {
     guest.rig.devices.resume();
     guest.hand.do_all();
     assert_eq!(guest.status(0), OK, "15 s later it is done all the same");
-}
-
-#[test]
-fn a_write_that_a_reset_has_forgotten_lands_before_any_later_one() {
-    let mut guest = Guest::new();
-    guest.request(0, OUT, 0, &[1; 512]);
-    guest.ring = guest.rig.start_with(DISK, 1, VERSION_1 | F_FLUSH).remove(0);
-    guest.request(0, OUT, 0, &[2; 512]);
-    guest.request(1, OUT, 8, &[3; 512]);
-    assert_eq!(guest.hand.orders(), 2, "the old one is in the way of the first, not of the second");
-    guest.hand.do_one(0);
-    assert_eq!(guest.status(0), UNTOUCHED, "the guest does not hear of what it has forgotten");
-    guest.hand.do_all();
-    assert_eq!(guest.statuses(0..2), [OK, OK]);
-    assert_eq!(guest.hand.content(0, 512), [2; 512]);
-    assert_eq!(guest.ring.take_used(&guest.rig).len(), 2);
 }
 
 #[test]

@@ -46,6 +46,15 @@ impl Hand {
         self.0.orders.lock().len()
     }
 
+    /// Bytes of the reads and writes that it has.
+    pub(super) fn bytes_held(&self) -> usize {
+        let bytes = |order: &IoOrder| match &order.io {
+            Io::Read { into: data, .. } | Io::Write { from: data, .. } => data.len(),
+            Io::Flush | Io::WriteZeroes { .. } => 0,
+        };
+        self.0.orders.lock().iter().map(bytes).sum()
+    }
+
     /// Whether the write that it has at this place is to be durable when it is done.
     pub(super) fn persists(&self, at: usize) -> bool {
         matches!(self.0.orders.lock()[at].io, Io::Write { persist: Persist::Now, .. })

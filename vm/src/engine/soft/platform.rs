@@ -93,6 +93,10 @@ impl Bus for Platform {
         self.reach.now_ns.store(now_ns, Ordering::Relaxed);
         let event = self.reach.devices.mmio_write(addr, data);
         self.settle();
+        // It may have reset a disk once too often.
+        if self.reach.devices.are_disks_crowded() {
+            self.reach.bell.ring_self();
+        }
         event.map(asked)
     }
 

@@ -87,6 +87,12 @@ impl Flight {
         self.awaited().map(|taken| taken.request.transfer_bytes()).sum()
     }
 
+    /// How many the guest does not get back, and their bytes.
+    pub(super) fn forgotten(&self) -> (usize, u64) {
+        let forgotten = self.taken.iter().filter(|taken| taken.forgotten);
+        forgotten.fold((0, 0), |(n, bytes), taken| (n + 1, bytes + taken.request.transfer_bytes()))
+    }
+
     /// Whether nothing is left to be done.
     pub(super) fn is_done(&self) -> bool {
         self.taken.iter().all(|taken| matches!(taken.stage, Stage::Finished { .. }))

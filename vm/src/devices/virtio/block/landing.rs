@@ -130,6 +130,12 @@ impl Shared<Block> {
         device.backend.issue();
     }
 
+    /// For the engine that decides when the machine sees something: whether the guest is to stand still, since the disk
+    /// has too much of what resets have forgotten.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.device.lock().backend.is_crowded()
+    }
+
     /// Whether everything that the guest has asked for is done, and shown if there is a driver.
     pub(crate) fn is_at_rest(&self) -> bool {
         let device = self.device.lock();

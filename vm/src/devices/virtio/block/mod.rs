@@ -38,6 +38,10 @@ const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const SEGMENT_BYTES_MAX: u32 = 32 << 10;
 /// With so much in flight the rest stays in the guest's ring.
 const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
+/// With so much, in bytes or requests, of what resets have forgotten, a disk is crowded ([`Block::is_crowded`]). One
+/// reset alone never brings it there.
+const FORGOTTEN_BYTES_MAX: u64 = 2 * IN_FLIGHT_BYTES_MAX;
+const FORGOTTEN_MAX: usize = 2 * QUEUE_SIZE as usize;
 /// Chains that are taken in one go, at most: other vCPUs can make available more and more.
 const TAKEN_MAX: usize = 2 * QUEUE_SIZE as usize;
 
@@ -161,11 +165,20 @@ impl Block {
         Ok(())
     }
 
+    /// What resets have forgotten takes so much memory, until the engine has done it, that nothing new is to be taken.
+    /// Such requests stay in the ring. But where two machines execute the same, what is taken must not depend on how
+    /// fast the host's storage is: there the machine's engine lets the guest stand still meanwhile, which it cannot see.
+    fn is_crowded(&self) -> bool {
+        let (requests, bytes) = self.flight.forgotten();
+        requests >= FORGOTTEN_MAX || bytes >= FORGOTTEN_BYTES_MAX
+    }
+
     /// Takes what is in the ring, as far as there is room for it. Whether anything was given back at once.
     fn take(&mut self, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, Malformed> {
         let mut given_back = false;
         for _ in 0..TAKEN_MAX {
-            if self.flight.bytes() >= IN_FLIGHT_BYTES_MAX {
+            let crowded = self.showing == Showing::Finished && self.is_crowded();
+            if crowded || self.flight.bytes() >= IN_FLIGHT_BYTES_MAX {
                 return Ok(given_back);
             }
             let mut chain = self.spare.pop().unwrap_or_default();

@@ -34,6 +34,10 @@ impl Worker {
             }
             self.throttled_until = None;
         }
+        if self.reach.devices.are_disks_crowded() {
+            self.host_time.stand_still();
+            return self.reach.bell.wait(None);
+        }
         let missed_ns = self.host_time.go_on(self.virtual_ns());
         self.advance_to(self.virtual_ns().saturating_add(missed_ns));
         if self.stuck.is_some() {

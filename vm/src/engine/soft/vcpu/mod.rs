@@ -278,7 +278,8 @@ impl Worker {
         let count = self.cpu.count;
         let (fed, replayed, awaits_disk) = match &self.mode {
             Mode::Replaying(replayer) => {
-                (Some(replayer.fed()), replayer.is_done(count), replayer.awaits_disk(count))
+                let awaits_disk = replayer.awaits_disk(count) || self.reach.devices.are_disks_crowded();
+                (Some(replayer.fed()), replayer.is_done(count), awaits_disk)
             }
             _ => (None, false, false),
         };

@@ -30,6 +30,10 @@ impl Worker {
         if self.idle_until_ns.is_some() {
             return self.diverge(format!("the guest idles, the recording went on to count {next}"));
         }
+        if self.reach.devices.are_disks_crowded() {
+            self.publish();
+            return self.reach.bell.wait(None);
+        }
         let exit = self.run(next.min(count.saturating_add(*SLICE_COUNTS.end())));
         if self.tape.check(self.cpu.count) == Err(Wrong) {
             return self.diverge("a device reads other random bytes than in the recording".into());

@@ -2,16 +2,17 @@
 //! interrupts, and the test decides when each event happens.
 
 mod nmi;
+mod resets;
 mod splits;
 mod time;
 
 use super::Worker;
-use crate::devices::{ConsoleSink, Devices, DevicesState, FrameSink, Transmit, Wiring};
+use crate::devices::{ConsoleSink, Devices, DevicesState, Disk, FrameSink, Transmit, Wiring};
 use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
 use crate::error::MachineEvent;
 use crate::replay::log::LogInput;
-use crate::spec::{EngineKind, MachineSpec, NetSpec};
+use crate::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
 use ft_cpu::CpuExit;
 use ft_cpu::testing::{CODE, STACK, TABLES, assemble, enter_long_mode, put_tables};
 use ft_ram::GuestRam;
@@ -71,17 +72,22 @@ struct Whole {
 impl Rig {
     /// A machine in which nothing was loaded.
     fn empty() -> Self {
+        Self::with_disk(None)
+    }
+
+    fn with_disk(disk: Option<Disk>) -> Self {
+        let disk_spec = |disk: &Disk| DiskSpec { bytes: disk.store.bytes(), read_only: false };
         let spec = MachineSpec {
             engine: EngineKind::Soft,
             vcpus: 1,
             ram_bytes: RAM_BYTES,
             net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
-            disks: Vec::new(),
+            disks: disk.iter().map(disk_spec).collect(),
             rng: false,
         };
         let ram = GuestRam::new(RAM_BYTES).unwrap();
-        let wiring =
-            Wiring { frames: Some(Arc::new(Nowhere)), console: Box::new(Nowhere), disks: Vec::new() };
+        let disks = disk.into_iter().collect();
+        let wiring = Wiring { frames: Some(Arc::new(Nowhere)), console: Box::new(Nowhere), disks };
         let (sender, events) = channel();
         let (parts, devices) = parts(&spec, &ram, wiring, sender).unwrap();
         devices.resume();
@@ -91,7 +97,11 @@ impl Rig {
     /// At CPL 0 in 64-bit mode with interrupts off; LAPIC on and IOAPIC and PIC masked, an IDT that leads to the
     /// handlers, and R12 to R15 at data, network card and LAPIC.
     fn new(code: &[u8], nmi_handler: &[u8], prepare: impl FnOnce(&mut SoftState)) -> Self {
-        let mut rig = Self::empty();
+        Self::on(Self::empty(), code, nmi_handler, prepare)
+    }
+
+    /// The same on an empty machine.
+    fn on(mut rig: Self, code: &[u8], nmi_handler: &[u8], prepare: impl FnOnce(&mut SoftState)) -> Self {
         put_tables(&rig.ram);
         for (page, physical) in [(LAPIC, LAPIC_BASE), (VIRTIO, VIRTIO_MMIO_BASE)] {
             rig.put(TABLES + 0x2000 + (page >> 21) * 8, physical | 0x83);
