@@ -141,14 +141,8 @@ pair_linux_cmdline() {
 pair_disk_config() {
     [[ ${FT_GUEST:-} =~ ^linux-(disk|load)$ ]] || return 0
     local disk=${FT_DISK:-}
-    [[ ! ${FT_BASE:-} ]] || disk+=$'
-'"base = \"$run_dir/base.img\""
-    printf '
-[[machine.disk]]
-image = "%s"
-read_only = false
-%s
-' "$run_dir/$1/disk.img" "$disk"
+    [[ ! ${FT_BASE:-} ]] || disk+=$'\n'"base = \"$run_dir/base.img\""
+    printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' "$run_dir/$1/disk.img" "$disk"
 }
 
 # pair_prepare: directories and configurations of a new pair; nothing of an earlier one is left.
