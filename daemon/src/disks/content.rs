@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(compared.hashes, [hash.clone(), hash]);
         File::options().write(true).open(&image).unwrap().write_all_at(&[1], 3 << 40).unwrap();
         let differ = compare([&source, &image], &[], &mut |_, _| ()).unwrap().differ;
-        assert_eq!(differ, [3 << 40..(3 << 40) + EXTENT_BYTES]);
+        assert_eq!(differ, vec![3 << 40..(3 << 40) + EXTENT_BYTES]);
     }
 
     /// A loop device over a file, while this is there.

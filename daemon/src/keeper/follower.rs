@@ -167,18 +167,17 @@ impl Follower {
         setup.replay.progress.set(Position { count, lag_us, pending_bytes: self.pending_bytes });
         let is_executed = self.is_executed(vm);
         self.tell_executed(setup, count, is_executed);
-        match &mut self.verifying {
-            _ if self.lost => self.verifying = None,
+        if self.lost {
+            self.verifying = None;
+        }
+        if let Some(Verifying { stillness, .. }) = &mut self.verifying {
             // A disk of this host that takes its time, or fails, is waited for.
-            Some(verifying) if is_executed || vm.machine.awaits_disk() => {
-                verifying.stillness = Stillness::begin(count, Instant::now());
+            let waits = is_executed || vm.machine.awaits_disk();
+            if waits {
+                *stillness = Stillness::begin(count, Instant::now());
+            } else if stillness.look(count, Instant::now()) {
+                self.lose(setup, StateLoss::Stuck { count });
             }
-            Some(verifying) => {
-                if verifying.stillness.look(count, Instant::now()) {
-                    self.lose(setup, StateLoss::Stuck { count });
-                }
-            }
-            None => {}
         }
         if is_executed && let Some(Verifying { epoch, .. }) = self.verifying.take_if(|_| is_settled(setup)) {
             setup.tell(KeeperNews::Verified { epoch });

@@ -152,7 +152,7 @@ fn a_disk_of_tebibytes_with_little_in_it_is_imported_by_what_it_has() {
     let place = Place::new();
     let mut made = small().make();
     // Its first table, a cluster, has room for so many second ones.
-    let bytes: u64 = 8192 * 8192 << 16;
+    let bytes: u64 = (8192 * 8192) << 16;
     made.put_word(36, 8192);
     made.put(24, bytes);
     fs::write(&place.source, &made.bytes).unwrap();
