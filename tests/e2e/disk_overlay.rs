@@ -15,7 +15,7 @@ const DISK_BYTES: usize = 128 << 20;
 /// What the guest's kernel may write by itself.
 const SPARE_BYTES: u64 = 4 << 20;
 
-/// The simplest qcow2 file (version 2) of this disk: a header, a table of each kind, and the clusters that are not zero.
+/// The simplest qcow2 file (version 2) of this disk: a header, a table of each kind, the clusters that are not zero.
 fn qcow2(disk: &[u8]) -> Vec<u8> {
     let is_data = |cluster: &&[u8]| cluster.iter().any(|byte| *byte != 0);
     let data: Vec<&[u8]> = disk.chunks(CLUSTER).filter(is_data).collect();

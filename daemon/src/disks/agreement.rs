@@ -25,8 +25,8 @@ pub(super) struct Agreement {
 }
 
 impl Agreement {
-    /// With what this host knows of a disk: its intent map; or, until both images have been the same once, which parts an
-    /// overlay has, since the others are its base's on any host that has the same one.
+    /// With what this host knows of a disk: its intent map; or, until both images have been the same once, which parts
+    /// an overlay has, since the others are its base's on any host that has the same one.
     pub(super) fn of_this_host(intents: &Intents, (disk, image): &NumberedImage) -> Self {
         let (mut base, mut set) = intents.map(*disk);
         if let (None, Some(overlay)) = (base, image.overlay()) {

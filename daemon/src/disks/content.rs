@@ -237,9 +237,9 @@ impl DiskContent for OpenImage {
     }
 }
 
-/// Makes an image of what a raw file, a block device or a qcow2 file holds, or an overlay with the base that one of these
-/// configurations names, and says its hash. A new file has holes where the source has zeroes, and no name before it is
-/// whole.
+/// Makes an image of what a raw file, a block device or a qcow2 file holds, or an overlay with the base that one of
+/// these configurations names, and says its hash. A new file has holes where the source has zeroes, and no name before
+/// it is whole.
 pub fn import(
     source: &Path,
     image: &Path,

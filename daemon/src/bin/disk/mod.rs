@@ -41,8 +41,8 @@ pub enum DiskCmd {
     },
     /// Compare two images extent by extent, and say their hashes; nobody may write to them meanwhile
     ///
-    /// Ends with 1 if they differ, and says where. An overlay is compared with what lies under it, if a configuration is
-    /// given that names its base.
+    /// Ends with 1 if they differ, and says where. An overlay is compared with what lies under it, if a configuration
+    /// is given that names its base.
     Verify {
         /// An image: a raw file or a block device
         one: PathBuf,

@@ -10,8 +10,9 @@ use std::path::PathBuf;
 pub enum OverlayError {
     /// The configuration has no base for it.
     #[error(
-        "machine.disk.image = {}: it is an overlay ({} says which parts of the disk it has), and machine.disk.base does \
-         not name what lies under it: set base; if another image that is whole lies there now, move that file away",
+        "machine.disk.image = {}: it is an overlay ({} says which parts of the disk it has), and machine.disk.base \
+         does not name what lies under it: set base; if another image that is whole lies there now, move that file \
+         away",
         image.display(), map.display()
     )]
     NoBase {
@@ -65,8 +66,8 @@ pub enum OverlayError {
     },
     /// The base is not what it was.
     #[error(
-        "machine.disk.base = {}: it has changed since the overlay {} was made: {how}; bring back the base as it was, or \
-         make a new overlay over this one", base.display(), image.display()
+        "machine.disk.base = {}: it has changed since the overlay {} was made: {how}; bring back the base as it was, \
+         or make a new overlay over this one", base.display(), image.display()
     )]
     Changed {
         /// The base.

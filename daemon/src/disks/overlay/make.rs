@@ -26,8 +26,8 @@ pub struct NewOverlay {
     pub base: String,
 }
 
-/// Makes the overlay of a disk, counted from 1, with the image and the base that the configuration names. The disk is as
-/// large as its base, or has so many MiB. Reads all of the base.
+/// Makes the overlay of a disk, counted from 1, with the image and the base that the configuration names. The disk is
+/// as large as its base, or has so many MiB. Reads all of the base.
 pub fn create_overlay(
     config: &Config,
     number: usize,
