@@ -4,8 +4,8 @@
 //! after that: the machine here makes the changes, see `executed`.
 //!
 //! The connection's reader feeds it, and waits where the journal is full. Nothing is sealed here that the receiver has
-//! not sealed. What the receiver has sealed, and the journal could not, is sealed here before anything else is done: its
-//! changes came before, and the memory that is held has that epoch.
+//! not sealed. What the receiver has sealed, and the journal could not, is sealed here before anything else is done:
+//! its changes came before, and the memory that is held has that epoch.
 
 mod carrier;
 

@@ -134,7 +134,8 @@ impl Follower {
         self.look(vm, setup);
     }
 
-    /// Says so when everything is executed, and durable where it concerns disks, unless that shows that the state is lost.
+    /// Says so when everything is executed, and durable where it concerns disks, unless that shows that the state is
+    /// lost.
     pub(super) fn verify(&mut self, vm: &mut Vm, setup: &Setup, epoch: u64) {
         self.pending = self.fed.len() as u64;
         let count = vm.machine.replay_position().count;

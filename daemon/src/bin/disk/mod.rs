@@ -54,8 +54,9 @@ pub enum DiskCmd {
     },
     /// Make an overlay over the base that the configuration names for a disk: an image that has nothing yet
     ///
-    /// Reads all of the base, and says its hash, as `import` says it. Both nodes' must be the same. What the guest writes comes into the
-    /// image; the base is only read, and may lie under the disks of many VMs. Never overwrites a file.
+    /// Reads all of the base, and says its hash, as `import` says it. Both nodes' must be the same. What the guest
+    /// writes comes into the image; the base is only read, and may lie under the disks of many VMs. Never overwrites a
+    /// file.
     CreateOverlay {
         /// The configuration
         #[arg(long, value_name = "FILE")]
@@ -273,7 +274,7 @@ mod tests {
         let began = Instant::now();
         let mut progress = Progress { to: Vec::new(), is_terminal, said: began, is_in_line: false };
         for quarter in 0..=4 {
-            progress.say(began + Duration::from_secs(2 * quarter), quarter * 100 << 20, 400 << 20);
+            progress.say(began + Duration::from_secs(2 * quarter), (quarter * 100) << 20, 400 << 20);
         }
         progress.end();
         String::from_utf8(progress.to).unwrap()

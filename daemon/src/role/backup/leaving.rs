@@ -1,5 +1,5 @@
-//! How the backup leaves: its stop, when the cell does not count on what it holds; its standing back, while it cannot do
-//! its part; and the end of a pairing, after which it follows anew.
+//! How the backup leaves: its stop, when the cell does not count on what it holds; its standing back, while it cannot
+//! do its part; and the end of a pairing, after which it follows anew.
 
 use super::{Backup, Hold, Stage};
 use crate::role::Command;
