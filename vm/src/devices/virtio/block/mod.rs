@@ -167,7 +167,7 @@ impl Block {
 
     /// What resets have forgotten takes so much memory, until the engine has done it, that nothing new is to be taken.
     /// Such requests stay in the ring. But where two machines execute the same, what is taken must not depend on how
-    /// fast the host's storage is: there the machine's engine lets the guest stand still meanwhile, which it cannot see.
+    /// fast the host's storage is: there the machine's engine lets the guest stand still, which it cannot see.
     fn is_crowded(&self) -> bool {
         let (requests, bytes) = self.flight.forgotten();
         requests >= FORGOTTEN_MAX || bytes >= FORGOTTEN_BYTES_MAX

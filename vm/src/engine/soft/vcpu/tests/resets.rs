@@ -20,7 +20,8 @@ const REQUEST: u64 = 0x22_0000;
 const SEGMENT: u64 = 0x23_0000;
 const SEGMENT_BYTES: u64 = 32 << 10;
 
-/// Reads zeroes: all that it has, when that is as much as makes the disk crowded, and nothing more has come for so long.
+/// Reads zeroes: all that it has, when that is as much as makes the disk crowded and nothing more has come for so
+/// long.
 struct Slow {
     patience: Duration,
     held: Arc<Held>,
