@@ -271,7 +271,7 @@ impl Contents {
 fn base((number, look): (u16, OverlayLook)) -> Fact {
     let OverlayLook { base, facts, present: _ } = look;
     let hash = blake3::Hash::from(facts.hash).to_hex();
-    let shown = format!("{} ({} bytes, BLAKE3 {}...)", base.display(), facts.bytes, &hash[..16]);
+    let shown = format!("{} ({} bytes, hash {}...)", base.display(), facts.bytes, &hash[..16]);
     let value = format!("{} {hash}", facts.bytes);
     Fact::equal_shown(format!("{DISK}{}, its base", number + 1), value, printable(&shown))
 }
@@ -371,7 +371,7 @@ mod tests {
         let (alpha, beta, other) = (fact("alpha", 7), fact("beta", 7), fact("other", 8));
         assert_eq!(alpha.name, "disk 1, its base");
         assert!(alpha.value == beta.value && alpha.value != other.value);
-        assert!(alpha.shown.contains("alpha/golden.img (1048576 bytes, BLAKE3 "), "{alpha:?}");
+        assert!(alpha.shown.contains("alpha/golden.img (1048576 bytes, hash "), "{alpha:?}");
     }
 
     #[test]
