@@ -32,11 +32,10 @@ fn qcow2(disk: &[u8]) -> Vec<u8> {
     put(CLUSTER, &(2 * CLUSTER as u64).to_be_bytes());
     (0..5 + data.len()).for_each(|cluster| put(2 * CLUSTER + 2 * cluster, &1_u16.to_be_bytes()));
     let in_use = 1 << 63;
-    put(3 * CLUSTER, &(in_use | 4 * CLUSTER as u64).to_be_bytes());
-    let mut next = 5;
-    for (number, _) in disk.chunks(CLUSTER).enumerate().filter(|(_, cluster)| is_data(cluster)) {
-        put(4 * CLUSTER + 8 * number, &(in_use | (next * CLUSTER) as u64).to_be_bytes());
-        next += 1;
+    put(3 * CLUSTER, &(in_use | (4 * CLUSTER as u64)).to_be_bytes());
+    let clusters = disk.chunks(CLUSTER).enumerate();
+    for (place, (number, _)) in (5..).zip(clusters.filter(|(_, cluster)| is_data(cluster))) {
+        put(4 * CLUSTER + 8 * number, &(in_use | (place * CLUSTER as u64)).to_be_bytes());
     }
     data.into_iter().for_each(|cluster| file.extend_from_slice(cluster));
     file

@@ -53,7 +53,7 @@ impl Source {
     /// does not tell.
     pub(super) fn seen(&self) -> Option<(u64, (i64, u32))> {
         let modified = (self.metadata.mtime(), self.metadata.mtime_nsec() as u32);
-        self.metadata.is_file().then(|| (self.metadata.len(), modified))
+        self.metadata.is_file().then_some((self.metadata.len(), modified))
     }
 
     /// What it is as a base. Reads all of it.

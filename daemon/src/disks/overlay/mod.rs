@@ -149,7 +149,7 @@ pub fn open_image(config: &Config, number: u16, disk: &DiskConfig) -> Result<Raw
     }
     let to_read = under(&map, source);
     let record = Box::new(move |units: &[u64]| map.add(units).map_err(io::Error::other));
-    Ok(image.over(UnderImage { record, ..to_read }).map_err(files::failed(paths.image))?)
+    image.over(UnderImage { record, ..to_read }).map_err(files::failed(paths.image))
 }
 
 /// Opens an overlay to be read, while nobody writes to it. None: none of these configurations names a base of it.
