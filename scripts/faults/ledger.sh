@@ -88,6 +88,13 @@ ledger_end() {
 # ledger_forget: its connection is gone for good.
 ledger_forget() { end_spawned "${trial_dir##*/}/ledger" KILL; }
 
+# ledger_whole HOST FILE: what the host's overlay and the base hold, as one image.
+ledger_whole() {
+    rm -f "$2"
+    "$FTD_BIN_DIR/ftd" disk import --config "$run_dir/$1/ftd.toml" "$run_dir/$1/disk.img" "$2" \
+        >"$trial_dir/import.log" 2>&1
+}
+
 # ledger_image HOST [NUMBER]: the host's image, which nobody uses, has all that was acknowledged, or so much of it.
 # With ledger_past=failing the guest may have been told of I/O errors.
 ledger_past=well
@@ -95,9 +102,9 @@ ledger_image() {
     local said acked=$trial_dir/acked-$1 failed=() image=$run_dir/$1/disk.img
     if [[ ${FT_BASE:-} ]]; then
         image=$trial_dir/whole-$1.img
-        rm -f "$image"
-        said=$("$FTD_BIN_DIR/ftd" disk import --config "$run_dir/$1/ftd.toml" "$run_dir/$1/disk.img" "$image" 2>&1) ||
-            { violation "host $1's overlay: $said" && return 0; }
+        # The kernel may be busy with what the dead has asked for; so long the image is locked.
+        wait_until "$faults_patience_s" ledger_whole "$1" "$image" ||
+            { violation "host $1's overlay: $(tail -n 1 "$trial_dir/import.log")" && return 0; }
     fi
     [[ $ledger_past == well ]] || failed=(--failed)
     echo "${2:-$(ledger_number)}" >"$acked"

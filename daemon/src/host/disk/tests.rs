@@ -87,3 +87,25 @@ fn without_a_cell_an_adopted_image_is_new() {
     adopt(&config).unwrap();
     assert_eq!(verdict(&config), "new");
 }
+
+#[test]
+fn of_an_overlay_it_is_said_what_it_has_and_what_lies_under_it() {
+    let base = tempfile::tempdir().unwrap();
+    let mut config = node(base.path());
+    let golden = base.path().join("golden.img");
+    std::fs::rename(&config.machine.disks[0].image, &golden).unwrap();
+    config.machine.disks[0].base = Some(golden.clone());
+    let made = create_overlay(&config, 1, Some(3), &mut |_, _| ()).unwrap();
+    let image = crate::disks::open_image(&config, 0, &config.machine.disks[0]).unwrap();
+    let store = Box::new(ft_disk::ImageStore::new(image, Default::default()));
+    let mut queue = ft_disk::Store::start(store, "disk", ft_disk::Completion::AtOnce).unwrap();
+    let zeroes = ft_disk::Io::WriteZeroes { offset: 0, bytes: 2 << 20, unmap: ft_disk::Unmap::May };
+    queue.submit(ft_disk::IoOrder { tag: 0, io: zeroes }).unwrap().result.unwrap();
+    let status = DiskStatus::look(&config).unwrap();
+    let says = format!("2 MiB of it over base {}", golden.display());
+    assert!(status.text().contains(&says), "{}", status.text());
+    let json = &status.json()["disks"][0];
+    assert_eq!((&json["bytes"], &json["base"]["bytes"]), (&(3 << 20).into(), &(2 << 20).into()));
+    assert_eq!(json["base"]["present_bytes"], 2 << 20);
+    assert_eq!(json["base"]["blake3"], *made.blake3);
+}
