@@ -107,5 +107,5 @@ fn of_an_overlay_it_is_said_what_it_has_and_what_lies_under_it() {
     let json = &status.json()["disks"][0];
     assert_eq!((&json["bytes"], &json["base"]["bytes"]), (&(3 << 20).into(), &(2 << 20).into()));
     assert_eq!(json["base"]["present_bytes"], 2 << 20);
-    assert_eq!(json["base"]["blake3"], *made.blake3);
+    assert_eq!(json["base"]["hash"], *made.base);
 }
