@@ -34,7 +34,7 @@ pub struct DiskLook {
     pub stamp: Option<Stamp>,
     /// What lies under it; none: it is whole.
     pub overlay: Option<OverlayLook>,
-    /// Its map; none: there is none that counts, and everything may differ.
+    /// Its map; none: there is none that counts.
     pub map: Option<MapLook>,
 }
 
@@ -52,6 +52,13 @@ impl DiskLook {
     #[must_use]
     pub fn verdict(&self, view: Option<CellView>) -> Judgement {
         judge(view, self.of, self.stamp.as_ref())
+    }
+
+    /// Bytes that may differ from the peer's: without a map, all that is not the base's.
+    #[must_use]
+    pub fn may_differ_bytes(&self) -> u64 {
+        let of_overlay = || self.overlay.as_ref().map(OverlayLook::present_bytes);
+        self.map.map(|map| map.set_bytes).or_else(of_overlay).unwrap_or(self.of.disk_bytes)
     }
 }
 

@@ -86,11 +86,11 @@ impl DiskStatus {
                 let mib = overlay.present_bytes().div_ceil(1 << 20);
                 write!(out, "; {mib} MiB of it over base {}", overlay.base.display())?;
             }
-            match &disk.map {
-                Some(map) => {
-                    writeln!(out, "; {} MiB may differ from the peer's", map.set_bytes.div_ceil(1 << 20))?
+            match disk.may_differ_bytes() {
+                bytes if disk.map.is_none() && bytes == disk.of.disk_bytes => {
+                    writeln!(out, "; all of it may differ from the peer's")?;
                 }
-                None => writeln!(out, "; all of it may differ from the peer's")?,
+                bytes => writeln!(out, "; {} MiB may differ from the peer's", bytes.div_ceil(1 << 20))?,
             }
         }
         match &self.look.journal {
@@ -115,7 +115,7 @@ impl DiskStatus {
                 "verdict": verdict.map(word),
                 "says": verdict.map(|verdict| verdict.to_string()),
                 "history": disk.stamp.map(|stamp| history(stamp.history)),
-                "may_differ_bytes": disk.map.map_or(disk.of.disk_bytes, |map| map.set_bytes),
+                "may_differ_bytes": disk.may_differ_bytes(),
             })
         };
         let journal = self.look.journal.map(|journal| {
