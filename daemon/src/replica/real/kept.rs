@@ -9,6 +9,13 @@ use ft_arbiter::Cell;
 use ft_ram::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the last users of a machine that is gone may take to let go of its memory: some milliseconds, more on a
+/// busy host.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
+/// Between two looks whether they have.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Tells what this host lacks to receive a copy of the VM, beside memory of it that is here, of which the kernel holds
 /// so many bytes.
@@ -41,9 +48,21 @@ impl Kept {
         }
     }
 
-    /// The memory, for a copy that begins. What somebody still reads or writes is not there for that.
+    /// The memory, for a copy that begins. What somebody still reads or writes is not there for that; who is just
+    /// letting go of it (a frame that was on its way to the guest, a thread that ends) is waited for.
     pub(super) fn take(&self) -> Option<GuestRam> {
-        self.0.lock().ram.take().filter(GuestRam::is_sole)
+        let ram = self.0.lock().ram.take()?;
+        let since = Instant::now();
+        while !ram.is_sole() {
+            if since.elapsed() >= LET_GO_WITHIN {
+                tracing::warn!(
+                    "the VM's memory of before is still in use here, and all of it will be copied"
+                );
+                return None;
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        Some(ram)
     }
 
     /// Its room is needed.
@@ -99,6 +118,21 @@ mod tests {
         assert!(kept.take().is_none(), "something still looks at it");
         drop(view);
         assert!(kept.take().is_none());
+    }
+
+    #[test]
+    fn who_is_just_letting_go_of_memory_is_waited_for() {
+        let kept = keeping();
+        let view = kept.0.lock().ram.as_ref().unwrap().view().unwrap();
+        let (began, begins) = std::sync::mpsc::channel();
+        let user = std::thread::spawn(move || {
+            began.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            drop(view);
+        });
+        begins.recv().unwrap();
+        assert!(kept.take().is_some(), "all of the VM's memory would be copied");
+        user.join().unwrap();
     }
 
     #[test]
