@@ -44,13 +44,6 @@ bad_disks_prepare() {
     wait_until "$faults_patience_s" host_is a primary solo && host_start b && pair_wait_protected "$faults_patience_s"
 }
 
-# ledger_can_run: whether this guest can be tested here; says why not.
-ledger_can_run() {
-    [[ ${FT_MODE:-} == replay || ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
-        { echo 'KVM is emulated here, Linux takes minutes to boot on it: --engine soft, or --engine kvm' && return 1; }
-    pair_can_run || { echo ' (--engine soft needs none)' && return 1; }
-}
-
 ledger_answers() {
     in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 2 --addr "$net_vm_address:$ledger_port" PING \
         >>"$trial_dir/calls.log" 2>&1

@@ -43,6 +43,13 @@ prepare() { pair_healthy || { pair_down && pair_up "$faults_patience_s"; }; }
 restore() { pair_heal "$faults_patience_s"; }
 can_run() { pair_can_run || { echo ' (--engine soft needs none)' && return 1; }; }
 
+# can_run_linux: the same for a fault whose guest is Linux, whoever insists on KVM apart.
+can_run_linux() {
+    [[ ${FT_MODE:-} == replay || ${FT_ENGINE:-} || $(host_kvm) != software ]] ||
+        { echo 'KVM is emulated here, Linux takes minutes to boot on it: --engine soft, or --engine kvm' && return 1; }
+    pair_can_run || { echo ' (--engine soft needs none)' && return 1; }
+}
+
 faults_usage() {
     cat <<EOF
 scripts/faults/$fault_name: ${fault_about:-}

@@ -6,6 +6,7 @@
 #
 # Settings, from the environment of the script:
 #   FT_GUEST builtin|linux|debian|linux-disk|linux-load, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_CHECK_MIB (a Linux guest checks itself and so much memory, scripts/guest/check),
 #   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
 #   FT_DISK (further lines for the configuration's [[machine.disk]]), FT_BASE (not empty: linux-disk's disks lie over
 #   one base),
@@ -134,6 +135,7 @@ pair_linux_cmdline() {
     linux-disk) words=" ft.ledger=${FT_LEDGER:-slots}" ;;
     linux-load) words=' ft.load' ;;
     esac
+    [[ ! ${FT_CHECK_MIB:-} ]] || words+=" ft.check=$FT_CHECK_MIB"
     printf '%s%s' "$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")" "$words"
 }
 

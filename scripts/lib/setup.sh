@@ -16,8 +16,10 @@ setup_packages_for() {
     linux-guest)
         echo linux-source-6.1 build-essential flex bison bc libelf-dev libssl-dev xz-utils cpio busybox-static
         ;;
-    # The ledger's database, its disk's file system, and what reads both.
-    disk-guest) echo libsqlite3-dev sqlite3 e2fsprogs ;;
+    # The ledger's database is linked into it.
+    ledger) echo libsqlite3-dev ;;
+    # The file system of its disk, and what reads both.
+    disk-guest) echo sqlite3 e2fsprogs ;;
     # What tests look at their subject with.
     tests) echo acpica-tools ;;
     # To compare the software engine with.
@@ -25,6 +27,8 @@ setup_packages_for() {
     systemd) echo systemd-container debootstrap ;;
     # A bare Debian tree.
     tree) echo debootstrap ;;
+    # A machine in QEMU, and its root disk (scripts/hwkvm).
+    hwkvm) echo qemu-system-x86 e2fsprogs cpio busybox-static ;;
     # To check the scripts.
     scripts) echo shellcheck shfmt jq ;;
     *) die "setup: unknown need \`$1\`" ;;
@@ -32,7 +36,7 @@ setup_packages_for() {
 }
 
 # All that setup_need knows.
-setup_needs=(build shim network linux-guest disk-guest tests qemu systemd tree scripts)
+setup_needs=(build shim network linux-guest ledger disk-guest tests qemu systemd tree hwkvm scripts)
 
 # setup_need NEED...: of setup_needs.
 setup_need() {

@@ -1,14 +1,14 @@
 //! A Linux kernel boots while it is moved from machine to machine all the time. Needs a kernel: FTD_TEST_KERNEL
 //! (bzImage or vmlinux), and optionally FTD_TEST_CMDLINE, and FTD_TEST_INITRD with FTD_TEST_SAYS (what its init
-//! prints).
+//! prints), and FTD_TEST_VCPUS ("1 2 4": with one vCPU, with two, with four).
 
 use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, EngineKind, MachineSpec};
+use ft_vm::spec::{Boot, MachineSpec};
 use ft_vm::testing::{Remember, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
-const RAM_BYTES: u64 = 64 << 20;
+const RAM_BYTES: u64 = 128 << 20;
 const MOVE_EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(1800);
 
@@ -48,6 +48,8 @@ fn boot(test: &str, spec: &MachineSpec, moving: bool) {
         let view = next_ram.view().unwrap();
         ft_vm::testing::content(&ram).iter().for_each(|(index, page)| view.write_page(*index, page));
         let mut next = Machine::new(spec, &next_ram, wiring(&console)).unwrap();
+        // It reads back what it was given.
+        next.rehearse(&state).unwrap();
         next.restore(&state).unwrap();
         next.resume().unwrap();
         (machine, ram) = (next, next_ram);
@@ -74,8 +76,11 @@ fn a_linux_kernel_boots_and_resets() {
 #[test]
 fn a_linux_kernel_boots_while_it_is_moved_from_machine_to_machine() {
     for engine in engines("Linux boots while moved") {
-        let spec = MachineSpec { rng: true, ..spec(engine, 1, RAM_BYTES) };
-        boot(&format!("Linux boots while moved, {engine}"), &spec, true);
+        let vcpus = std::env::var("FTD_TEST_VCPUS").unwrap_or_else(|_| "1".into());
+        for vcpus in vcpus.split_whitespace().map(|vcpus| vcpus.parse().unwrap()) {
+            let spec = MachineSpec { rng: true, ..spec(engine, vcpus, RAM_BYTES) };
+            boot(&format!("Linux with {vcpus} vCPUs boots while moved, {engine}"), &spec, true);
+        }
     }
 }
 
@@ -87,13 +92,8 @@ fn a_linux_guest_powers_off_when_its_power_button_is_pressed() {
         eprintln!("SKIPPED a_linux_guest_powers_off: FTD_TEST_GUEST names no guest of scripts/guest/build");
         return;
     };
-    let only_soft =
-        std::env::var("FTD_TEST_ENGINE").is_ok_and(|engine| engine == EngineKind::Soft.to_string());
     for engine in engines("power button of Linux") {
-        if only_soft && engine != EngineKind::Soft {
-            continue;
-        }
-        let spec = MachineSpec { rng: true, ..spec(engine, 1, 2 * RAM_BYTES) };
+        let spec = MachineSpec { rng: true, ..spec(engine, 1, RAM_BYTES) };
         let ram = GuestRam::new(spec.ram_bytes).unwrap();
         let console = Remember::default();
         let mut machine = Machine::new(&spec, &ram, wiring(&console)).unwrap();

@@ -4,7 +4,7 @@
 
 use super::{EngineState, KvmState, MachineState, VcpuState, VmState};
 use crate::devices::DevicesState;
-use kvm_bindings::{kvm_irqchip, kvm_pit_state2, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_irqchip, kvm_pit_state2, kvm_segment, kvm_sregs};
 use std::os::raw::c_char;
 
 /// How far a clock may seem to go back between being set and being read: KVM computes it in two ways.
@@ -56,8 +56,21 @@ fn kvm(given: &KvmState, read: &KvmState) -> Option<String> {
 }
 
 fn vcpu(given: &VcpuState, read: &VcpuState) -> Option<String> {
-    let VcpuState { cpuid, tsc_khz, mp_state, regs, sregs, xcrs, xsave, debug_regs, lapic, msrs, events } =
-        given;
+    let VcpuState {
+        cpuid,
+        tsc_khz,
+        // The counter goes on, and so apart from another host's.
+        tsc_offset: _,
+        mp_state,
+        regs,
+        sregs,
+        xcrs,
+        xsave,
+        debug_regs,
+        lapic,
+        msrs,
+        events,
+    } = given;
     let parts = [
         (*cpuid == read.cpuid, "CPUID"),
         (*tsc_khz == read.tsc_khz, "the time stamp counter's frequency"),
@@ -78,9 +91,18 @@ fn vcpu(given: &VcpuState, read: &VcpuState) -> Option<String> {
     lasting.into_iter().find_map(|given| {
         // One that this host has not is judged where states are taken over.
         let read = read.msrs.iter().find(|msr| msr.index == given.index)?;
-        (given.data != read.data)
+        ((given.data ^ read.data) & msr_mask(given.index, cpuid) != 0)
             .then(|| format!("MSR {:#x} ({:#x}, read back as {:#x})", given.index, given.data, read.data))
     })
+}
+
+/// The stack and the entry of SYSENTER, which on other processors than Intel's is an instruction of 32-bit modes alone:
+/// for their guests KVM keeps the lower halves that it is given. (Linux sets all 64 bits.)
+fn msr_mask(msr: u32, cpuid: &[kvm_cpuid_entry2]) -> u64 {
+    let is_intel = cpuid.iter().any(|leaf| {
+        leaf.function == 0 && [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    });
+    if matches!(msr, 0x175 | 0x176) && !is_intel { u32::MAX.into() } else { u64::MAX }
 }
 
 /// MSRs that go on while the guest stands still: time stamp counter, SMI count, performance clocks, TSC deadline, and
@@ -213,6 +235,18 @@ mod tests {
         assert!(!same_segment(&segment(0, 2, 0), &segment(0, 2, 1)));
         let garbage = kvm_segment { limit: 5, dpl: 3, present: 0, ..segment(0, 9, 1) };
         assert!(same_segment(&garbage, &segment(0, 0, 1)));
+    }
+
+    #[test]
+    fn the_entry_of_32_bit_system_calls_has_32_bits_where_64_bit_code_cannot_call_it() {
+        let leaf = |name: &[u8; 12]| {
+            let word = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+            [kvm_cpuid_entry2 { ebx: word(0), edx: word(4), ecx: word(8), ..Default::default() }]
+        };
+        assert_eq!(msr_mask(0x175, &leaf(b"AuthenticAMD")), 0xffff_ffff);
+        assert_eq!(msr_mask(0x176, &leaf(b"AuthenticAMD")), 0xffff_ffff);
+        assert_eq!(msr_mask(0x175, &leaf(b"GenuineIntel")), u64::MAX);
+        assert_eq!(msr_mask(0x174, &leaf(b"AuthenticAMD")), u64::MAX);
     }
 
     #[test]

@@ -27,9 +27,9 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 4 + cfg!(feature = "next-version") as u16;
+pub const STATE_VERSION: u16 = 5 + cfg!(feature = "next-version") as u16;
 /// The oldest version that is still read and written.
-pub const STATE_OLDEST: u16 = 4;
+pub const STATE_OLDEST: u16 = 5;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -82,6 +82,8 @@ pub(crate) struct KvmState {
 pub(crate) struct VcpuState {
     pub cpuid: Vec<kvm_cpuid_entry2>,
     pub tsc_khz: u32,
+    /// From the host's counter, scaled, to the guest's; none where the host's kernel does not show it.
+    pub tsc_offset: Option<u64>,
     pub mp_state: kvm_mp_state,
     pub regs: kvm_regs,
     pub sregs: Sregs,

@@ -38,6 +38,7 @@ fn vcpu(seed: u64) -> VcpuState {
     VcpuState {
         cpuid: vec![kvm_cpuid_entry2 { function: 1, eax: 7, ..Default::default() }; 3],
         tsc_khz: 2_600_000,
+        tsc_offset: Some(seed),
         mp_state: kvm_mp_state { mp_state: 3 },
         regs: kvm_regs { rip: seed, ..Default::default() },
         sregs: Sregs { base: kvm_sregs { cr3: seed, ..Default::default() }, pdptrs: Some([1, 2, 3, seed]) },

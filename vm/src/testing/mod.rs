@@ -24,21 +24,29 @@ pub fn kvm(test: &str) -> bool {
     }
 }
 
-/// The engines that a test can run on here; says loudly when that is not all of them.
+/// The engines that a test can run on here, or FTD_TEST_ENGINE alone; says loudly when that is not all of them.
 pub fn engines(test: &str) -> Vec<EngineKind> {
-    let mut engines = vec![EngineKind::Soft];
-    if kvm(test) {
-        engines.push(EngineKind::Kvm);
+    let only = std::env::var("FTD_TEST_ENGINE").ok();
+    let mut engines = vec![EngineKind::Soft, EngineKind::Kvm];
+    if let Some(only) = only {
+        engines.retain(|engine| engine.to_string() == only);
+        eprintln!("SKIPPED {test} on other engines than FTD_TEST_ENGINE={only}");
     }
+    engines.retain(|engine| *engine == EngineKind::Soft || kvm(test));
     engines
+}
+
+/// Whether this host's processor has no virtualisation that its KVM could rest on.
+pub fn is_kvm_emulated() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    !cpuinfo.split_whitespace().any(|word| matches!(word, "vmx" | "svm"))
 }
 
 /// Whether Linux would take minutes to boot on this host's KVM, which is emulated then; says loudly that `test` leaves
 /// it out.
 pub fn is_too_slow_for_linux(engine: EngineKind, test: &str) -> bool {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let is_emulated = !cpuinfo.split_whitespace().any(|word| matches!(word, "vmx" | "svm"));
-    let is_too_slow = engine == EngineKind::Kvm && is_emulated;
+    let is_wanted = std::env::var("FTD_TEST_ENGINE").is_ok();
+    let is_too_slow = engine == EngineKind::Kvm && is_kvm_emulated() && !is_wanted;
     if is_too_slow {
         eprintln!(
             "SKIPPED {test}, on KVM: it is emulated here, and Linux takes minutes (FTD_TEST_ENGINE=kvm insists)"

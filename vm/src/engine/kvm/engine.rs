@@ -1,8 +1,9 @@
 //! The processors on KVM, behind the trait that the machine commands.
 
+use super::counter::offset_shift;
 use super::dirty::DirtyLog;
 use super::host::Host;
-use super::state::{apply_vm, collect_vm, enter};
+use super::state::{apply_vm, captured_counters, collect_vm, enter};
 use super::vcpu::{Surroundings, Vcpu};
 use super::vm::{self, Lines};
 use crate::boot::entry::Entry;
@@ -111,8 +112,14 @@ impl Engine for KvmEngine {
             let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
             return Err(StateError::Spec { field: "vCPU states", theirs, ours });
         }
+        // One moment for all of them.
+        let counter = match (self.vcpus.first(), state.vcpus.first()) {
+            (Some(vcpu), Some(state)) => vcpu.host_counter(state.tsc_khz)?,
+            _ => None,
+        };
+        let shift = counter.map(|host| offset_shift(captured_counters(&state.vcpus), host));
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
-            vcpu.load(state.clone());
+            vcpu.load(state.clone(), shift);
         }
         // All are waited for, whatever the first says: no order may be left behind.
         let loaded: Vec<_> = self.vcpus.iter().map(Vcpu::loaded).collect();

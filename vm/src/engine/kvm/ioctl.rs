@@ -1,7 +1,7 @@
 //! The KVM ioctls that kvm-ioctls has no wrapper for, or wraps in a way that allocates on every checkpoint.
 
 use kvm_bindings::{
-    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
+    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_log,
     kvm_dirty_log__bindgen_ty_1, kvm_reinject_control, kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -17,6 +17,9 @@ ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, [u8; 4096]);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, [u8; 4096]);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
+ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, KVMIO, 0xe3, kvm_device_attr);
 
 // The XSAVE ioctls' numbers carry the size of the structure without what follows it.
 const _: () = assert!(size_of::<kvm_xsave>() == 4096);
@@ -88,4 +91,23 @@ pub(super) fn get_sregs2(vcpu: &VcpuFd) -> io::Result<kvm_sregs2> {
 pub(super) fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> io::Result<()> {
     // SAFETY: the kernel reads one structure of exactly this layout.
     check(unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) })
+}
+
+pub(super) fn has_attribute(vcpu: &VcpuFd, attribute: &kvm_device_attr) -> bool {
+    // SAFETY: the kernel reads one structure of exactly this layout, and does not follow the address in it.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_HAS_DEVICE_ATTR(), attribute) }).is_ok()
+}
+
+/// # Safety
+/// The attribute's address is that of a value of the attribute's type, which the kernel writes.
+pub(super) unsafe fn get_attribute(vcpu: &VcpuFd, attribute: &kvm_device_attr) -> io::Result<()> {
+    // SAFETY: the kernel reads one structure of exactly this layout; the caller vouches for the address in it.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), attribute) })
+}
+
+/// # Safety
+/// The attribute's address is that of a value of the attribute's type, which the kernel reads.
+pub(super) unsafe fn set_attribute(vcpu: &VcpuFd, attribute: &kvm_device_attr) -> io::Result<()> {
+    // SAFETY: the kernel reads one structure of exactly this layout; the caller vouches for the address in it.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), attribute) })
 }

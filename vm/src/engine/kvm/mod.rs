@@ -1,7 +1,8 @@
 //! The guest on KVM: the host's abilities ([`host`]), the virtual machine and its slots ([`vm`]), its processors as
 //! threads ([`vcpu`]), whose doing their exits are ([`exit`]), their state ([`state`]), the pages that were written
-//! ([`dirty`]), and all of it as the machine commands it ([`engine`]).
+//! ([`dirty`]), their counters over a take-over ([`counter`]), and all of it as the machine commands it ([`engine`]).
 
+mod counter;
 pub(crate) mod cpuid;
 mod dirty;
 pub(crate) mod engine;

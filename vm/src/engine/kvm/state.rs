@@ -1,6 +1,7 @@
 //! Reading and setting the state of one vCPU, and of what the vCPUs share. The order of the ioctls matters, in both
 //! directions; each constraint stands where it is obeyed.
 
+use super::counter::{self, CapturedCounter};
 use super::error::KvmError;
 use super::host::Host;
 use super::ioctl;
@@ -33,6 +34,7 @@ pub(super) struct Collector {
     /// In chunks of what one ioctl takes; the entries keep their indices.
     msrs: Vec<Msrs>,
     sregs2: bool,
+    has_counter_offset: bool,
 }
 
 impl Collector {
@@ -64,11 +66,13 @@ impl Collector {
         let entries: Vec<_> =
             indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
         let msrs = entries.chunks(KVM_MAX_MSR_ENTRIES).map(msrs_of).collect::<Result<_, _>>()?;
-        let mut collector = Self { msrs, sregs2: host.sregs2 };
+        let has_counter_offset = counter::has_offset(vcpu);
+        let mut collector = Self { msrs, sregs2: host.sregs2, has_counter_offset };
         let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
         let mut state = VcpuState {
             cpuid,
             tsc_khz,
+            tsc_offset: None,
             mp_state: Default::default(),
             regs: Default::default(),
             sregs: Sregs { base: kvm_sregs::default(), pdptrs: None },
@@ -95,6 +99,7 @@ impl Collector {
         let VcpuState {
             cpuid: _,
             tsc_khz: _,
+            tsc_offset,
             mp_state,
             regs,
             sregs,
@@ -115,6 +120,9 @@ impl Collector {
                 return Err(KvmError::Msr { index });
             }
             msrs.extend_from_slice(chunk.as_slice());
+        }
+        if self.has_counter_offset {
+            *tsc_offset = Some(counter::read_offset(vcpu).map_err(KvmError::io("KVM_VCPU_TSC_OFFSET"))?);
         }
         *lapic = vcpu.get_lapic().map_err(KvmError::of("KVM_GET_LAPIC"))?;
         *regs = vcpu.get_regs().map_err(KvmError::of("KVM_GET_REGS"))?;
@@ -194,7 +202,47 @@ fn set_sregs(vcpu: &VcpuFd, sregs: &Sregs, sregs2: bool) -> std::io::Result<()> 
     ioctl::set_sregs2(vcpu, &sregs2)
 }
 
+/// What the guest's counters are apart from, on a host that shows it: the host's own, scaled to this frequency.
+pub(super) fn host_counter(
+    vcpu: &VcpuFd,
+    index: usize,
+    host: &Host,
+    tsc_khz: u32,
+    current: &VcpuState,
+) -> Result<Option<u64>, StateError> {
+    if !counter::has_offset(vcpu) {
+        return Ok(None);
+    }
+    set_frequency(vcpu, index, host, tsc_khz, current.tsc_khz)?;
+    let offset = counter::read_offset(vcpu);
+    let offset =
+        offset.map_err(|source| StateError::Vcpu { vcpu: index, call: "KVM_VCPU_TSC_OFFSET", source })?;
+    Ok(read_msr(vcpu, MSR_IA32_TSC).map(|guests| guests.wrapping_sub(offset)))
+}
+
+/// The counters of captured vCPUs.
+pub(super) fn captured_counters(vcpus: &[VcpuState]) -> impl Iterator<Item = CapturedCounter> {
+    vcpus.iter().filter_map(|vcpu| {
+        let counter = vcpu.msrs.iter().find(|msr| msr.index == MSR_IA32_TSC)?.data;
+        Some(CapturedCounter { counter, offset: vcpu.tsc_offset })
+    })
+}
+
+fn set_frequency(vcpu: &VcpuFd, index: usize, host: &Host, theirs: u32, ours: u32) -> Result<(), StateError> {
+    if theirs == ours {
+        Ok(())
+    } else if host.tsc_control {
+        let set = vcpu.set_tsc_khz(theirs);
+        set.map_err(|e| StateError::Vcpu { vcpu: index, call: "KVM_SET_TSC_KHZ", source: e.into() })
+    } else if tsc_close(theirs, ours) {
+        Ok(())
+    } else {
+        Err(StateError::TscKhz { vcpu: index, theirs, ours })
+    }
+}
+
 /// Sets everything. `current` is what the vCPU has now (its CPUID and counter frequency need no second setting).
+/// `offset_shift`: see [`counter::offset_shift`]; without it the counter itself is set.
 ///
 /// Order:
 /// - CPUID and the counter's frequency first: they decide which values the other calls accept and what they mean.
@@ -202,7 +250,7 @@ fn set_sregs(vcpu: &VcpuFd, sregs: &Sregs, sregs2: bool) -> std::io::Result<()> 
 /// - SREGS before the LAPIC: the APIC base says whether the LAPIC's identity has the x2APIC format.
 /// - SREGS (CR4.OSXSAVE, EFER) before XCRS before XSAVE before the MSRs.
 /// - LAPIC before the MSRs: a deadline is dropped while the LAPIC's timer is not in deadline mode.
-/// - The counter before the deadline: see [`Collector::new`], which sorted them.
+/// - The counter before the deadline: its offset before the MSRs, among which it comes first ([`Collector::new`]).
 /// - REGS before the events: KVM_SET_REGS forgets a pending exception.
 /// - Events last.
 pub(super) fn apply(
@@ -211,9 +259,22 @@ pub(super) fn apply(
     host: &Host,
     state: &VcpuState,
     current: &VcpuState,
+    offset_shift: Option<u64>,
 ) -> Result<(), StateError> {
-    let VcpuState { cpuid, tsc_khz, mp_state, regs, sregs, xcrs, xsave, debug_regs, lapic, msrs, events } =
-        state;
+    let VcpuState {
+        cpuid,
+        tsc_khz,
+        tsc_offset,
+        mp_state,
+        regs,
+        sregs,
+        xcrs,
+        xsave,
+        debug_regs,
+        lapic,
+        msrs,
+        events,
+    } = state;
     let refused = |call: &'static str| {
         move |source: vmm_sys_util::errno::Error| StateError::Vcpu {
             vcpu: index,
@@ -229,13 +290,7 @@ pub(super) fn apply(
             .map_err(|_| StateError::Decode(format!("{} CPUID entries", cpuid.len())))?;
         vcpu.set_cpuid2(&entries).map_err(refused("KVM_SET_CPUID2"))?;
     }
-    if *tsc_khz != current.tsc_khz {
-        if host.tsc_control {
-            vcpu.set_tsc_khz(*tsc_khz).map_err(refused("KVM_SET_TSC_KHZ"))?;
-        } else if !tsc_close(*tsc_khz, current.tsc_khz) {
-            return Err(StateError::TscKhz { vcpu: index, theirs: *tsc_khz, ours: current.tsc_khz });
-        }
-    }
+    set_frequency(vcpu, index, host, *tsc_khz, current.tsc_khz)?;
     vcpu.set_mp_state(*mp_state).map_err(refused("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(regs).map_err(refused("KVM_SET_REGS"))?;
     set_sregs(vcpu, sregs, host.sregs2).map_err(refused_io("KVM_SET_SREGS2"))?;
@@ -252,6 +307,14 @@ pub(super) fn apply(
     }
     vcpu.set_debug_regs(debug_regs).map_err(refused("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(lapic).map_err(refused("KVM_SET_LAPIC"))?;
+    let msrs = match (offset_shift, msrs.split_first()) {
+        (Some(shift), Some((first, rest))) if first.index == MSR_IA32_TSC => {
+            counter::set_offset(vcpu, tsc_offset.unwrap_or(0).wrapping_add(shift))
+                .map_err(refused_io("KVM_VCPU_TSC_OFFSET"))?;
+            rest
+        }
+        _ => msrs,
+    };
     set_msrs(vcpu, index, msrs)?;
     vcpu.set_vcpu_events(events).map_err(refused("KVM_SET_VCPU_EVENTS"))
 }

@@ -20,7 +20,7 @@ use super::error::KvmError;
 use super::exit::{self, Doing};
 use super::host::Host;
 use super::run_page::RunPage;
-use super::state::{Collector, apply};
+use super::state::{Collector, apply, host_counter};
 use crate::devices::{DeviceEvent, Devices};
 use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
@@ -54,7 +54,10 @@ enum Phase {
 
 enum Order {
     Run,
-    Load(Box<VcpuState>),
+    /// The host's counter, scaled to this frequency in kHz.
+    ReadCounter(u32),
+    /// With the shift of the counters' offsets.
+    Load(Box<VcpuState>, Option<u64>),
     Quit,
 }
 
@@ -71,6 +74,8 @@ struct Control {
     order: Option<Order>,
     /// How the thread's start went, while it is `Ended`.
     start: Option<KvmError>,
+    /// The answer to `ReadCounter`.
+    counter: Option<Result<Option<u64>, StateError>>,
     /// The answer to `Load`.
     loaded: Option<Result<(), StateError>>,
     /// As of the last time it was parked.
@@ -149,6 +154,7 @@ impl Vcpu {
                 phase: Phase::Starting,
                 order: None,
                 start: None,
+                counter: None,
                 loaded: None,
                 state: None,
                 trouble: None,
@@ -253,11 +259,24 @@ impl Vcpu {
         self.shared.control.lock().trouble.clone()
     }
 
-    /// Has a parked vCPU take over a state; returns at once.
-    pub(crate) fn load(&self, state: VcpuState) {
+    /// The counter that a parked vCPU's own is apart from, scaled to this frequency; none where the kernel does not
+    /// tell.
+    pub(crate) fn host_counter(&self, tsc_khz: u32) -> Result<Option<u64>, StateError> {
+        {
+            let mut control = self.shared.control.lock();
+            control.counter = None;
+            control.order = Some(Order::ReadCounter(tsc_khz));
+            self.shared.changed.notify_all();
+        }
+        let mut control = self.wait(|control| control.counter.is_some() || control.phase == Phase::Ended);
+        control.counter.take().unwrap_or(Err(StateError::Gone { vcpu: self.index }))
+    }
+
+    /// Has a parked vCPU take over a state, its counter's offset moved by `offset_shift`; returns at once.
+    pub(crate) fn load(&self, state: VcpuState, offset_shift: Option<u64>) {
         let mut control = self.shared.control.lock();
         control.loaded = None;
-        control.order = Some(Order::Load(Box::new(state)));
+        control.order = Some(Order::Load(Box::new(state), offset_shift));
         self.shared.changed.notify_all();
     }
 
@@ -309,7 +328,8 @@ fn thread_main(index: usize, count: usize, around: Surroundings, shared: &Shared
         };
         match order {
             Order::Run => runner.run_until_stopped(),
-            Order::Load(state) => runner.load(*state),
+            Order::ReadCounter(tsc_khz) => runner.read_counter(tsc_khz),
+            Order::Load(state, offset_shift) => runner.load(*state, offset_shift),
             Order::Quit => return shared.set_phase(Phase::Ended),
         }
     }
@@ -354,10 +374,19 @@ impl<'a> Runner<'a> {
         Ok((Self { index, fd, around, shared, page, collector }, state))
     }
 
-    fn load(&mut self, state: VcpuState) {
+    fn read_counter(&mut self, tsc_khz: u32) {
+        let mut control = self.shared.control.lock();
+        control.counter = Some(match &control.state {
+            Some(current) => host_counter(&self.fd, self.index, &self.around.host, tsc_khz, current),
+            None => Err(StateError::Gone { vcpu: self.index }),
+        });
+        self.shared.changed.notify_all();
+    }
+
+    fn load(&mut self, state: VcpuState, offset_shift: Option<u64>) {
         let mut control = self.shared.control.lock();
         let result = match &control.state {
-            Some(current) => apply(&self.fd, self.index, &self.around.host, &state, current),
+            Some(current) => apply(&self.fd, self.index, &self.around.host, &state, current, offset_shift),
             None => Err(StateError::Gone { vcpu: self.index }),
         };
         if result.is_ok() {
