@@ -5,7 +5,7 @@ pub mod sweep;
 
 use crate::devices::{ConsoleSink, Wiring};
 use crate::machine::{Machine, MachineEvent};
-use crate::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
+use crate::spec::{Boot, BusKind, EngineKind, FreestandingImage, MachineSpec};
 use ft_ram::{GuestRam, PageIndex};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -71,7 +71,7 @@ pub fn wiring(console: &Remember) -> Wiring {
 
 /// With nothing but vCPUs and memory.
 pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
+    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false, bus: BusKind::Mmio }
 }
 
 /// A machine with memory of its own.

@@ -1,6 +1,6 @@
 //! The virtio-mmio face (virtio 1.2 §4.2, version 2): a window of 32-bit registers, and an interrupt line.
 
-use super::{Backend, Cause, INT_CONFIG, INT_QUEUE, Virtio, set_high, set_low};
+use super::{Backend, Cause, Face, INT_CONFIG, INT_QUEUE, Virtio, set_high, set_low};
 use crate::devices::counters::add;
 use crate::devices::host::IrqChip;
 use crate::devices::virtio::queue::Ring;
@@ -105,8 +105,9 @@ impl<B: Backend> Virtio<B> {
             0x044 => self.enable_queue(),
             0x050 => self.notify(value),
             0x064 => {
-                let status = &mut self.registers.interrupt_status;
-                self.line.acknowledge(value, status, &*self.around.chip);
+                if let Face::Mmio(line) = &self.face {
+                    line.acknowledge(value, &mut self.registers.interrupt_status, &*self.around.chip);
+                }
             }
             0x070 => self.set_status(value),
             0x080 => self.set_up_queue(|ring| set_low(&mut ring.desc, value)),

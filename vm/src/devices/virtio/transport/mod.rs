@@ -1,14 +1,16 @@
-//! What every virtio device is, whatever its driver reaches it by (virtio 1.2 §2 and §3; the legacy interface is refused):
-//! feature negotiation, queue set-up, status, interrupts, and stopping a device whose driver breaks the rules.
+//! What every virtio device is, whatever its driver reaches it by (virtio 1.2 §2 and §3; the legacy interface is
+//! refused): feature negotiation, queue set-up, status, interrupts, and stopping a device whose driver breaks the
+//! rules.
 //!
 //! ```text
-//!   driver ──> registers of a face: mmio ──> Virtio<B>: the same rules for all ──> backend: net, block, rng
+//!   driver ──> registers of a face: mmio or pci ──> Virtio<B>: the same rules for all ──> backend: net, block, rng
 //! ```
 //!
 //! Notifications are served on the vCPU thread that sent them, with the device locked. What a device has taken from a
 //! queue and not given back by the time the machine stands still is a part of its state ([`VirtioState::requests`]).
 
 mod mmio;
+mod pci;
 
 use super::Malformed;
 use super::block::flight::RequestState;
@@ -17,6 +19,8 @@ use crate::devices::counters::{Counters, add, count};
 use crate::devices::error::DeviceStateError;
 use crate::devices::host::IrqChip;
 use crate::devices::idle::Idle;
+use crate::devices::pci::intx::Intx;
+use crate::devices::pci::{Decoded, PciFunctionState, VirtioFunction};
 use ft_ram::{GuestMemory, GuestRam};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
@@ -118,6 +122,7 @@ pub struct VirtioState {
 pub(crate) struct Checked {
     registers: Registers,
     requests: Vec<RequestState>,
+    function: Option<pci::CheckedFunction>,
 }
 
 /// What the driver has set, and how far its queues have come.
@@ -160,13 +165,31 @@ pub(crate) struct Virtio<B> {
     pub(crate) registers: Registers,
     pub(crate) around: Surroundings,
     index: usize,
-    line: mmio::Line,
+    face: Face,
+}
+
+/// Where a device is.
+pub(crate) enum Place {
+    Mmio(super::VirtioWindow),
+    Pci(VirtioFunction, Arc<Intx>),
+}
+
+/// How its driver reaches it, and how its interrupts reach the driver.
+enum Face {
+    Mmio(mmio::Line),
+    Pci(Box<pci::Function>),
 }
 
 impl<B: Backend> Virtio<B> {
-    pub(crate) fn new(backend: B, window: super::VirtioWindow, around: Surroundings) -> Self {
+    pub(crate) fn new(backend: B, place: Place, around: Surroundings) -> Self {
         let registers = Registers::new(B::QUEUES);
-        Self { backend, registers, around, index: window.index, line: mmio::Line::new(window.gsi) }
+        let (index, face) = match place {
+            Place::Mmio(window) => (window.index, Face::Mmio(mmio::Line::new(window.gsi))),
+            Place::Pci(function, intx) => {
+                (function.index, Face::Pci(Box::new(pci::Function::of(&backend, function, intx))))
+            }
+        };
+        Self { backend, registers, around, index, face }
     }
 
     fn features(&self) -> u64 {
@@ -176,7 +199,12 @@ impl<B: Backend> Virtio<B> {
     /// The driver has set the device up and nothing is wrong.
     pub(crate) fn running(&self) -> bool {
         let stopped = VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED;
-        self.registers.status & (VIRTIO_CONFIG_S_DRIVER_OK | stopped) == VIRTIO_CONFIG_S_DRIVER_OK
+        let may_reach_memory = match &self.face {
+            Face::Mmio(_) => true,
+            Face::Pci(function) => function.is_master(),
+        };
+        let status = self.registers.status;
+        may_reach_memory && status & (VIRTIO_CONFIG_S_DRIVER_OK | stopped) == VIRTIO_CONFIG_S_DRIVER_OK
     }
 
     /// Reads the configuration space; false beyond its end.
@@ -304,12 +332,20 @@ impl<B: Backend> Virtio<B> {
     }
 
     fn interrupt(&mut self, cause: Cause) {
-        self.line.raise(cause, &mut self.registers.interrupt_status, &*self.around.chip);
+        let status = &mut self.registers.interrupt_status;
+        match &mut self.face {
+            Face::Mmio(line) => line.raise(cause, status, &*self.around.chip),
+            Face::Pci(function) => function.interrupt(cause, status, &self.around),
+        }
         self.around.idle.signal();
     }
 
     fn reset(&mut self) {
-        self.line.acknowledge(u32::MAX, &mut self.registers.interrupt_status, &*self.around.chip);
+        let status = &mut self.registers.interrupt_status;
+        match &mut self.face {
+            Face::Mmio(line) => line.acknowledge(u32::MAX, status, &*self.around.chip),
+            Face::Pci(function) => function.reset(status),
+        }
         self.registers = Registers::new(B::QUEUES);
         self.backend.reset();
     }
@@ -337,7 +373,11 @@ impl<B: Backend> Virtio<B> {
         }
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError> {
         let &VirtioState {
             device_id,
             status,
@@ -388,12 +428,19 @@ impl<B: Backend> Virtio<B> {
             interrupt_status,
             rings,
         };
-        Ok(Checked { registers, requests: requests.clone() })
+        let function = match (&self.face, function) {
+            (Face::Pci(ours), Some(state)) => Some(ours.check(state).map_err(|e| refuse(e.to_string()))?),
+            _ => None,
+        };
+        Ok(Checked { registers, requests: requests.clone(), function })
     }
 
     fn restore(&mut self, checked: Checked) {
-        let Checked { registers, requests } = checked;
+        let Checked { registers, requests, function } = checked;
         self.registers = registers;
+        if let (Face::Pci(ours), Some(function)) = (&mut self.face, function) {
+            ours.restore(function, self.registers.interrupt_status);
+        }
         self.backend.restore(&requests);
         self.backend.negotiated(self.registers.driver_features);
     }
@@ -429,34 +476,70 @@ impl<B: Backend> Shared<B> {
     }
 }
 
-/// What the bus and the capture need of a virtio device.
+/// What the buses and the capture need of a virtio device.
 pub(crate) trait Window: Send + Sync {
+    /// Reads its registers: those of its window, or of its BAR.
     fn read(&self, offset: u64, data: &mut [u8]);
     fn write(&self, offset: u64, data: &[u8]);
+    /// Reads its configuration space, within its bounds. Only on PCI.
+    fn config_read(&self, at: usize, data: &mut [u8]);
+    fn config_write(&self, at: usize, data: &[u8]);
+    /// As after power-on.
     fn reset(&self);
     /// Returns when nobody is working on the device.
     fn settle(&self);
+    /// Where its BAR is decoded, if it has one.
+    fn decoded(&self) -> Option<Decoded>;
     fn capture(&self) -> VirtioState;
-    /// Checks a state, which is untrusted, without taking it over.
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError>;
+    /// What it is on PCI, if it is there.
+    fn capture_function(&self) -> Option<PciFunctionState>;
+    /// Checks a state, which is untrusted, without taking it over. Where the device is on PCI, its function is given.
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError>;
     /// Takes over what [`Self::check`] passed. Leaves the interrupt line alone.
     fn restore(&self, checked: Checked);
-    /// Puts the interrupt line to where the interrupt status says it is.
+    /// Puts the interrupt line to where the device's state says it is.
     fn drive_line(&self);
 }
 
 impl<B: Backend> Window for Shared<B> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.device.lock().read_window(offset, data);
+        let mut device = self.device.lock();
+        match device.face {
+            Face::Mmio(_) => device.read_window(offset, data),
+            Face::Pci(_) => device.read_bar(offset, data),
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        self.device.lock().write_window(offset, data);
+        let mut device = self.device.lock();
+        match device.face {
+            Face::Mmio(_) => device.write_window(offset, data),
+            Face::Pci(_) => device.write_bar(offset, data),
+        }
+        drop(device);
+        self.changed.notify_all();
+    }
+
+    fn config_read(&self, at: usize, data: &mut [u8]) {
+        self.device.lock().read_config_space(at, data);
+    }
+
+    fn config_write(&self, at: usize, data: &[u8]) {
+        self.device.lock().write_config_space(at, data);
         self.changed.notify_all();
     }
 
     fn reset(&self) {
-        self.device.lock().reset();
+        let mut device = self.device.lock();
+        device.reset();
+        if let Face::Pci(function) = &mut device.face {
+            function.reset_function();
+        }
+        drop(device);
         self.changed.notify_all();
     }
 
@@ -464,12 +547,30 @@ impl<B: Backend> Window for Shared<B> {
         drop(self.device.lock());
     }
 
+    fn decoded(&self) -> Option<Decoded> {
+        match &self.device.lock().face {
+            Face::Mmio(_) => None,
+            Face::Pci(function) => Some(function.decoded()),
+        }
+    }
+
     fn capture(&self) -> VirtioState {
         self.device.lock().capture()
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
-        self.device.lock().check(state)
+    fn capture_function(&self) -> Option<PciFunctionState> {
+        match &self.device.lock().face {
+            Face::Mmio(_) => None,
+            Face::Pci(function) => Some(function.capture()),
+        }
+    }
+
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError> {
+        self.device.lock().check(state, function)
     }
 
     fn restore(&self, checked: Checked) {
@@ -478,6 +579,9 @@ impl<B: Backend> Window for Shared<B> {
 
     fn drive_line(&self) {
         let device = self.device.lock();
-        device.line.drive(device.registers.interrupt_status, &*device.around.chip);
+        match &device.face {
+            Face::Mmio(line) => line.drive(device.registers.interrupt_status, &*device.around.chip),
+            Face::Pci(function) => function.drive_line(),
+        }
     }
 }
