@@ -215,6 +215,7 @@ impl Devices {
 
     /// An `in` of 1, 2 or 4 bytes. What no device answers reads as all ones.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
+        add(&self.counters.accesses, 1);
         if let Some(bus) = self.bus_at(port) {
             return bus.pio_read(port, data, &self.windows);
         }
@@ -234,6 +235,7 @@ impl Devices {
 
     /// An `out` of 1, 2 or 4 bytes.
     pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<DeviceEvent> {
+        add(&self.counters.accesses, 1);
         if let Some(bus) = self.bus_at(port) {
             bus.pio_write(port, data, &self.windows);
             return None;
@@ -260,6 +262,7 @@ impl Devices {
 
     /// A read of 1 to 8 bytes from an address without memory. What no device answers reads as all ones.
     pub fn mmio_read(&self, addr: u64, data: &mut [u8]) {
+        add(&self.counters.accesses, 1);
         match self.target(addr) {
             Some(Target::Virtio(window, offset)) => window.read(offset, data),
             Some(Target::Platform(POWER_BUTTON)) if data.len() == 8 => {
@@ -277,6 +280,7 @@ impl Devices {
     /// virtio device has signalled since this thread last returned from it, the time is over (100 ms at most), or
     /// [`Self::interrupt_idle`]; where the engine keeps time it is the engine's to wait.
     pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
+        add(&self.counters.accesses, 1);
         match self.target(addr) {
             Some(Target::Virtio(window, offset)) => window.write(offset, data),
             Some(Target::Platform(offset)) => return self.platform.write(offset, data),

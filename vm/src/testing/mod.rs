@@ -1,6 +1,7 @@
 //! For tests and benchmarks: a check whether a machine can run on KVM here, a console that keeps its output, and
 //! freestanding programs made of assembly in the program itself.
 
+pub mod linux;
 pub mod sweep;
 
 use crate::devices::{ConsoleSink, Wiring};
