@@ -155,7 +155,10 @@ impl MachineConfig {
     /// Where the guest finds its virtio devices.
     #[must_use]
     pub fn bus(&self) -> BusKind {
-        self.bus.unwrap_or_default()
+        self.bus.unwrap_or(match self.guest {
+            GuestKind::Linux => BusKind::Pci,
+            GuestKind::Builtin | GuestKind::Freestanding => BusKind::Mmio,
+        })
     }
 }
 

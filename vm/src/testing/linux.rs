@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const RAM_BYTES: u64 = 64 << 20;
+/// Enough for a distribution's kernel.
+const RAM_BYTES: u64 = 128 << 20;
 const PATIENCE: Duration = Duration::from_secs(600);
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// Bytes of its disk.
