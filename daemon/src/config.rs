@@ -16,7 +16,7 @@ pub use recovery::RecoveryConfig;
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MTU_DEFAULT};
+use ft_vm::spec::{Boot, BusKind, EngineKind, FreestandingImage, MTU_DEFAULT};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::io;
@@ -112,6 +112,8 @@ pub struct MachineConfig {
     pub cmdline: String,
     /// Whether there is a virtio-rng.
     pub rng: bool,
+    /// Where the guest finds its virtio devices, if not where its kind looks for them.
+    pub bus: Option<BusKind>,
     /// Where the serial console goes.
     pub console: ConsoleTarget,
     /// What a reset by the guest does.
@@ -138,6 +140,7 @@ impl Default for MachineConfig {
             initrd: None,
             cmdline: String::new(),
             rng: true,
+            bus: None,
             console: ConsoleTarget::Socket,
             on_reset: OnReset::Restart,
             #[cfg(feature = "next-version")]
@@ -145,6 +148,17 @@ impl Default for MachineConfig {
             net: None,
             disks: Vec::new(),
         }
+    }
+}
+
+impl MachineConfig {
+    /// Where the guest finds its virtio devices.
+    #[must_use]
+    pub fn bus(&self) -> BusKind {
+        self.bus.unwrap_or(match self.guest {
+            GuestKind::Linux => BusKind::Pci,
+            GuestKind::Builtin | GuestKind::Freestanding => BusKind::Mmio,
+        })
     }
 }
 

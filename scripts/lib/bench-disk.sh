@@ -134,7 +134,7 @@ bench_disk_setup() {
 }
 
 bench_disk() {
-    local FT_GUEST=linux-load FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE=${FT_ENGINE:-} FT_EPOCH_MS=5
+    local FT_GUEST=linux-load FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE=${FT_ENGINE:-} FT_EPOCH_MS=5 FT_BUS=mmio
     local FT_DISK_MIB=$bench_disk_mib FT_REPLICATION durability bench_disk_beside='' bench_disk_missing=''
     FT_ENGINE=$(bench_disk_engine)
     bench_title "A guest's disk, on $FT_ENGINE: unprotected, protected, and on QEMU"

@@ -7,6 +7,7 @@
 # Settings, from the environment of the script:
 #   FT_GUEST builtin|linux|debian|linux-disk|linux-load, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_CHECK_MIB (a Linux guest checks itself and so much memory, scripts/guest/check),
+#   FT_BUS (where a Linux guest finds its devices, if not at ftd's default),
 #   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
 #   FT_DISK (further lines for the configuration's [[machine.disk]]), FT_BASE (not empty: linux-disk's disks lie over
 #   one base),
@@ -123,6 +124,7 @@ pair_guest_config() {
         echo "kernel = \"$FT_LINUX_DIR/kernel\""
         echo "initrd = \"$FT_LINUX_DIR/initramfs.cpio\""
         echo "cmdline = \"$(pair_linux_cmdline)\""
+        [[ -z ${FT_BUS:-} ]] || echo "bus = \"$FT_BUS\""
         ;;
     *) die "unknown guest \`$FT_GUEST\`" ;;
     esac

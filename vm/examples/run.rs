@@ -11,7 +11,7 @@ use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;
 use ft_vm::devices::{ConsoleSink, Delivered, Disk, FrameSink, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, BusKind, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -112,6 +112,7 @@ fn main() -> Result<(), AnyError> {
         net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
         disks: image.iter().map(|image| DiskSpec { bytes: image.bytes(), read_only: false }).collect(),
         rng: true,
+        bus: BusKind::Mmio,
     };
     let boot = match options.kernel {
         Some(kernel) => Boot::Linux {

@@ -7,7 +7,7 @@
 //! use ft_vm::devices::{ConsoleSink, Wiring};
 //! use ft_vm::guest::CMDLINE_DEFAULT;
 //! use ft_vm::machine::Machine;
-//! use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+//! use ft_vm::spec::{BusKind, Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 //!
 //! struct Quiet;
 //!
@@ -18,7 +18,7 @@
 //! let wiring = || Wiring { frames: None, console: Box::new(Quiet), disks: Vec::new() };
 //! let (engine, ram_bytes) = (EngineKind::Soft, 32 << 20);
 //! let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
-//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net, disks: Vec::new(), rng: false };
+//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net, disks: Vec::new(), rng: false, bus: BusKind::Mmio };
 //!
 //! let ram = GuestRam::new(ram_bytes)?;
 //! let mut machine = Machine::new(&spec, &ram, wiring())?;

@@ -30,6 +30,26 @@ impl std::fmt::Display for EngineKind {
     }
 }
 
+/// How the guest reaches its virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BusKind {
+    /// Each has a window of registers and a line, of which the guest is told. All that freestanding programs know.
+    #[default]
+    Mmio,
+    /// Each is a function on PCI, which the guest finds by itself; interrupts are messages.
+    Pci,
+}
+
+impl std::fmt::Display for BusKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mmio => "mmio",
+            Self::Pci => "pci",
+        })
+    }
+}
+
 /// The machine. Equal on both hosts, or the handshake refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -45,6 +65,8 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Whether the guest gets a virtio-rng.
     pub rng: bool,
+    /// Where its virtio devices are.
+    pub bus: BusKind,
 }
 
 impl MachineSpec {

@@ -4,7 +4,7 @@ use ft_ram::GuestRam;
 use ft_vm::machine::Machine;
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use ft_vm::state::StateError;
-use ft_vm::testing::{Remember, content, engines, wiring};
+use ft_vm::testing::{Remember, content, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
 const RAM_BYTES: u64 = 32 << 20;
@@ -12,7 +12,7 @@ const RAM_BYTES: u64 = 32 << 20;
 /// A machine with every device, paused in the middle of its work.
 fn paused(engine: EngineKind, vcpus: u8) -> (Machine, GuestRam) {
     let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
-    let spec = MachineSpec { engine, vcpus, ram_bytes: RAM_BYTES, net, disks: Vec::new(), rng: true };
+    let spec = MachineSpec { net, rng: true, ..spec(engine, vcpus, RAM_BYTES) };
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     let mut machine = Machine::new(&spec, &ram, wiring(&Remember::default())).unwrap();
     let cmdline = ft_vm::guest::CMDLINE_DEFAULT.to_owned();

@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 /// First bytes of the file.
 pub const MAGIC: [u8; 6] = *b"FTDREC";
 /// Version of the format. Another one is refused, not guessed at.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Whose recording it is, and who can execute it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@ use super::*;
 use crate::bench_support::noise_page;
 use ft_ram::GuestRam;
 use ft_vm::replay::log::{LogInput, LogWriter};
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{BusKind, EngineKind};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 
@@ -21,6 +21,7 @@ fn about() -> About {
             net: None,
             disks: Vec::new(),
             rng: true,
+            bus: BusKind::Mmio,
         },
         engine_fingerprint: 0xfeed,
         program: "ftd 1.2.3".into(),

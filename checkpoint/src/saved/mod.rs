@@ -28,7 +28,7 @@ use std::io;
 /// First bytes of the file.
 pub const MAGIC: [u8; 8] = *b"FTDIMAGE";
 /// Version of the format. Another one is refused, not guessed at.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of an [`ImageLabel`].
 pub const LABEL_BYTES_MAX: usize = 64 << 10;
 /// Page records are written in pieces of about this size.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::bench_support::noise_page;
 use ft_ram::{GuestRam, RamView};
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{BusKind, EngineKind};
 use proptest::prelude::*;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
@@ -17,6 +17,7 @@ fn spec() -> MachineSpec {
         net: None,
         disks: Vec::new(),
         rng: true,
+        bus: BusKind::Mmio,
     }
 }
 

@@ -71,6 +71,20 @@ fn errors_name_file_place_and_what_is_allowed() {
 }
 
 #[test]
+fn linux_has_its_devices_on_pci_unless_it_is_said_and_others_on_mmio() {
+    let guest = |guest: &str, bus: &str| {
+        let kernel = if guest == "builtin" { "" } else { "\nkernel = \"/kernel\"" };
+        edited("#guest = \"builtin\"", &format!("guest = \"{guest}\"{kernel}{bus}"))
+    };
+    let bus = |text: &str| parse(text).unwrap().machine.bus();
+    assert_eq!(bus(&guest("linux", "")), BusKind::Pci);
+    assert_eq!(bus(&guest("linux", "\nbus = \"mmio\"")), BusKind::Mmio);
+    assert_eq!((bus(&guest("builtin", "")), bus(&guest("freestanding", ""))), (BusKind::Mmio, BusKind::Mmio));
+    let message = message(&guest("freestanding", "\nbus = \"pci\""));
+    assert!(message.contains("the freestanding guest finds its devices on \"mmio\" only"), "{message}");
+}
+
+#[test]
 fn what_cannot_work_is_refused_with_its_reason() {
     let cases = [
         ("node = \"beta\"", "node = \"alpha\"", "peer.node = alpha: must differ"),
@@ -106,6 +120,8 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ),
         ("#cmdline = \"\"", "cmdline = \"root=/dev/vda\"", "not \"root=/dev/vda\""),
         ("# kernel = ", "kernel = ", "the builtin guest takes none"),
+        ("# bus = ", "bus = ", "machine.bus = pci: the builtin guest finds its devices on \"mmio\" only"),
+        ("# bus = \"pci\"", "bus = \"isa\"", "unknown variant `isa`"),
         ("# initrd = ", "initrd = ", "only machine.guest = \"linux\""),
         ("#console = \"socket\"", "console = \"tty\"", "not one of: socket, stdout, file:/PATH"),
         ("tap = \"ftd-web\"", "tap = \"a-name-far-too-long\"", "must be an interface name"),

@@ -4,7 +4,7 @@ use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
-use ft_vm::spec::{EngineKind, MTUS};
+use ft_vm::spec::{BusKind, EngineKind, MTUS};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -88,6 +88,10 @@ impl Config {
                 );
             }
             _ => {}
+        }
+        if machine.guest != GuestKind::Linux && machine.bus() == BusKind::Pci {
+            let why = format!("the {guest} guest finds its devices on \"mmio\" only");
+            return refuse("machine.bus", "pci", why);
         }
         if machine.cmdline.len() > 2000 || machine.cmdline.contains('\0') {
             return refuse(

@@ -321,6 +321,7 @@ impl Config {
             net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0, mtu: net.mtu }),
             disks,
             rng: self.machine.rng,
+            bus: self.machine.bus(),
         })
     }
 

@@ -6,7 +6,7 @@ use ft_checkpoint::wire::handshake::PROTOCOL;
 use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions};
 use ft_checkpoint::wire::message::{Identity, Mode};
 use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec};
+use ft_vm::spec::{BusKind, DiskSpec, EngineKind, MachineSpec};
 use ft_vm::state::{STATE_OLDEST, STATE_VERSION};
 
 /// Why this host cannot be described.
@@ -56,7 +56,7 @@ fn disk_facts(config: &Config, disks: &[DiskSpec]) -> Vec<Fact> {
 fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
     // Every field by name, so that a new one cannot be forgotten here. Read-only disks are told by content, see
     // `contents`.
-    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = spec;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus } = spec;
     let (machine, replication) = (&config.machine, &config.replication);
     let card = match net {
         Some(net) => net.mac.map(|byte| format!("{byte:02x}")).join(":"),
@@ -84,6 +84,10 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
         Fact::equal_shown(cmdline, machine.cmdline.as_str(), format!("{:?}", machine.cmdline)),
     ];
     facts.extend(disk_facts(config, disks));
+    // The version before has nothing but virtio-mmio, and does not say so.
+    if *bus != BusKind::Mmio {
+        facts.push(Fact::equal("machine.bus", bus));
+    }
     // As long as it has none, the version before may have the same machine.
     #[cfg(feature = "next-version")]
     if machine.mark != 0 {

@@ -385,7 +385,8 @@ mod tests {
 
     fn spec() -> MachineSpec {
         let engine = EngineKind::Soft;
-        MachineSpec { engine, vcpus: 1, ram_bytes: 16 << 20, net: None, disks: Vec::new(), rng: false }
+        let (net, disks, bus) = (None, Vec::new(), ft_vm::spec::BusKind::Mmio);
+        MachineSpec { engine, vcpus: 1, ram_bytes: 16 << 20, net, disks, rng: false, bus }
     }
 
     fn saved(generation: u64) -> Saved {

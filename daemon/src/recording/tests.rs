@@ -5,7 +5,7 @@ use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
 use ft_vm::replay::log::{Digest, LogInput, LogWriter, REGISTERS};
-use ft_vm::spec::{Boot, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
+use ft_vm::spec::{Boot, BusKind, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;
 use tempfile::TempDir;
 
@@ -19,6 +19,7 @@ fn about() -> About {
             net: None,
             disks: Vec::new(),
             rng: false,
+            bus: BusKind::Mmio,
         },
         engine_fingerprint: engine_fingerprint(EngineKind::Soft),
         program: "ftd 9.9.9".into(),

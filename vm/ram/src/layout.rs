@@ -24,6 +24,18 @@ pub const PLATFORM_BASE: u64 = 0xd010_0000;
 /// Bytes of the platform device's window.
 pub const PLATFORM_SIZE: u64 = 0x1000;
 
+/// PCI: first of the eight ports of configuration mechanism #1.
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// PCI: where base address registers may lie; elsewhere they are not decoded.
+pub const PCI_WINDOW_BASE: u64 = 0xe000_0000;
+/// Bytes of that.
+pub const PCI_WINDOW_SIZE: u64 = 0x1000_0000;
+/// PCI: GSI of the first of the [`PCI_LINES`] interrupt lines, above those of the ISA bus. The function of device `d`
+/// has line `(d - 1) % PCI_LINES`.
+pub const PCI_GSI_BASE: u32 = 16;
+/// PCI: interrupt lines that the devices share.
+pub const PCI_LINES: u32 = 8;
+
 /// COM1: first I/O port and GSI.
 pub const COM1_PORT: u16 = 0x3f8;
 /// COM1's interrupt.

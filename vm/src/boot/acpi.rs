@@ -1,25 +1,28 @@
-//! ACPI tables: how a stock kernel finds processors, interrupt routing, COM1, the virtio-mmio devices, power-off and
-//! reset. Full hardware model (PM1a, SCI), not hardware-reduced, since the machine has a PIC, a PIT and ISA interrupts.
+//! ACPI tables: how a stock kernel finds processors, interrupt routing, COM1, the virtio-mmio devices or the PCI bus,
+//! power-off and reset. Full hardware model (PM1a, SCI), not hardware-reduced, since the machine has a PIC, a PIT and
+//! ISA interrupts.
 //!
 //! Addresses, interrupts and register values are those of [`ft_ram::layout`]. References: ACPI 6.5 §5.2 and §6.4.
 
-use crate::devices::virtio_windows;
-use crate::spec::{EngineKind, MachineSpec};
+use crate::devices::{virtio_functions, virtio_windows};
+use crate::spec::{BusKind, EngineKind, MachineSpec};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate,
+    self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    Path, ResourceTemplate,
 };
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use ft_ram::GuestMemory;
 use ft_ram::layout::{
-    ACPI_BASE, ACPI_SIZE, COM1_GSI, COM1_PORT, IOAPIC_BASE, LAPIC_BASE, PM1A_CNT_PORT, PM1A_EVT_PORT,
-    RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5, VIRTIO_MMIO_SIZE,
+    ACPI_BASE, ACPI_SIZE, COM1_GSI, COM1_PORT, IOAPIC_BASE, LAPIC_BASE, PCI_CONFIG_PORT, PCI_WINDOW_BASE,
+    PCI_WINDOW_SIZE, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5,
+    VIRTIO_MMIO_SIZE,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -146,13 +149,53 @@ fn dsdt(spec: &MachineSpec) -> Sdt {
         .to_aml_bytes(&mut code);
     }
 
+    if spec.bus == BusKind::Pci {
+        pci_host_bridge(spec, &mut code);
+    }
+
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&code);
     dsdt
 }
 
+/// The host bridge: its configuration ports, what it decodes, and where INTA# of each device leads.
+fn pci_host_bridge(spec: &MachineSpec, code: &mut Vec<u8>) {
+    let window_end = (PCI_WINDOW_BASE + PCI_WINDOW_SIZE - 1) as u32;
+    // Address (any function), pin, source (none: the index is a GSI), index.
+    let wiring: Vec<_> =
+        virtio_functions(spec).map(|f| (u32::from(f.device) << 16 | 0xffff, f.gsi)).collect();
+    let routes: Vec<_> = wiring
+        .iter()
+        .map(|(address, gsi)| Package::new(vec![address, &aml::ZERO, &aml::ZERO, gsi]))
+        .collect();
+    Device::new(
+        "_SB_.PCI0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("_CCA".into(), &aml::ONE),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &AddressSpace::new_bus_number(0u16, 0),
+                    &IO::new(PCI_CONFIG_PORT, PCI_CONFIG_PORT, 1, 8),
+                    &AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        PCI_WINDOW_BASE as u32,
+                        window_end,
+                        None,
+                    ),
+                ]),
+            ),
+            &Name::new("_PRT".into(), &Package::new(routes.iter().map(|route| route as &dyn Aml).collect())),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
 fn fadt(facs: u64, dsdt: u64, engine: EngineKind) -> acpi_tables::fadt::FADT {
-    let io = |bits, access, port: u16| GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port));
+    let io = |bits, access, port: u16| GAS::new(Space::SystemIo, bits, 0, access, u64::from(port));
     // WBINVD works; the power button is a fixed one (its flag is clear), and there is no sleep button.
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
@@ -218,6 +261,7 @@ mod tests {
             net: Some(NetSpec { mac: [2; 6], mtu: 1500 }),
             disks: vec![DiskSpec { bytes: 512, read_only: true }; disks],
             rng: true,
+            bus: BusKind::Mmio,
         }
     }
 
@@ -282,6 +326,7 @@ mod tests {
     #[test]
     fn the_largest_machine_has_room_and_the_tables_stay_in_theirs() {
         let ram = GuestRam::new(16 << 20).unwrap();
+        write_tables(ram.memory(), &MachineSpec { bus: BusKind::Pci, ..spec(64, 14) }).unwrap();
         write_tables(ram.memory(), &spec(64, 14)).unwrap();
         let mut dirty = vec![];
         ram.take_vmm_dirty(|page| dirty.push(u64::from(page) * 4096));
@@ -297,8 +342,17 @@ mod tests {
             );
             return;
         }
+        let mmio =
+            ["Name (_S5", "LNRO0005", "PNP0501", "0xD0000000", "0xD0002000", "0x00000005,", "0x00000007,"];
+        means(&spec(2, 1), &mmio);
+        let pci = ["PNP0A03", "0xE0000000", "0xEFFFFFFF", "0x0CF8", "_PRT", "0x0002FFFF", "0x12"];
+        means(&MachineSpec { bus: BusKind::Pci, ..spec(2, 1) }, &pci);
+    }
+
+    /// The DSDT, disassembled, has these parts.
+    fn means(spec: &MachineSpec, parts: &[&str]) {
         let dir = tempfile::tempdir().unwrap();
-        for (name, table) in tables(&spec(2, 1)) {
+        for (name, table) in tables(spec) {
             std::fs::write(dir.path().join(format!("{name}.dat")), table).unwrap();
             let out = std::process::Command::new("iasl")
                 .args(["-d", &format!("{name}.dat")])
@@ -313,10 +367,8 @@ mod tests {
             }
         }
         let dsdt = std::fs::read_to_string(dir.path().join("DSDT.dsl")).unwrap();
-        for line in
-            ["Name (_S5", "LNRO0005", "PNP0501", "0xD0000000", "0xD0002000", "0x00000005,", "0x00000007,"]
-        {
-            assert!(dsdt.contains(line), "{line} in {dsdt}");
+        for part in parts {
+            assert!(dsdt.contains(part), "{part} in {dsdt}");
         }
         // It must also compile again.
         let again =

@@ -7,7 +7,7 @@ mod freestanding;
 mod linux;
 pub(crate) mod mptable;
 
-use crate::spec::{Boot, FreestandingImage, MachineSpec};
+use crate::spec::{Boot, BusKind, FreestandingImage, MachineSpec};
 use crate::state::StateError;
 use entry::Entry;
 use ft_ram::GuestRam;
@@ -47,6 +47,9 @@ pub enum BootError {
         /// What is wrong with it.
         why: String,
     },
+    /// It has no way to its devices.
+    #[error("a freestanding program finds its devices on virtio-mmio only: the machine has them on PCI")]
+    Bus,
     /// It does not fit.
     #[error("the {what} does not fit: it needs memory up to {end:#x}, the guest has {room:#x} there")]
     TooLarge {
@@ -86,6 +89,7 @@ pub enum BootError {
 /// Loads `boot` into the memory of a machine after power-on; where it starts.
 pub(crate) fn load(boot: &Boot, ram: &GuestRam, spec: &MachineSpec) -> Result<Entry, BootError> {
     match boot {
+        Boot::Freestanding { .. } if spec.bus == BusKind::Pci => Err(BootError::Bus),
         Boot::Linux { kernel, initrd, cmdline } => linux::load(kernel, initrd.as_deref(), cmdline, ram, spec),
         Boot::Freestanding { image: FreestandingImage::File(path), cmdline } => {
             let image = std::fs::read(path).map_err(unreadable("program", path))?;

@@ -1,13 +1,15 @@
-//! The MP table, for kernels without ACPI: processors, the ISA bus, the IOAPIC and the wiring of its pins.
+//! The MP table, for kernels without ACPI: processors, the buses, the IOAPIC and the wiring of its pins.
 //!
 //! Reference: Intel MultiProcessor Specification 1.4, chapter 4. The floating pointer is in the last KiB of base
 //! memory, where kernels look for it; the table, which outgrows that with many processors, is in the BIOS area.
 
 use super::acpi::{INTI_HIGH_LEVEL, TableError};
-use crate::devices::virtio_windows;
-use crate::spec::MachineSpec;
+use crate::devices::{virtio_functions, virtio_windows};
+use crate::spec::{BusKind, MachineSpec};
 use ft_ram::GuestMemory;
-use ft_ram::layout::{ACPI_BASE, ACPI_SIZE, HIMEM_BASE, IOAPIC_BASE, LAPIC_BASE, MPTABLE_BASE, SCI_GSI};
+use ft_ram::layout::{
+    ACPI_BASE, ACPI_SIZE, HIMEM_BASE, IOAPIC_BASE, LAPIC_BASE, MPTABLE_BASE, PCI_GSI_BASE, SCI_GSI,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 const TABLE_BASE: u64 = ACPI_BASE + ACPI_SIZE;
@@ -27,14 +29,15 @@ const CPU_BOOTSTRAP: u8 = 1 << 1;
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 1 << 0 | 1 << 9;
 const IOAPIC_ENABLED: u8 = 1 << 0;
-const ISA_BUS: u8 = 0;
 const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 const ALL_LAPICS: u8 = 0xff;
-/// Polarity and trigger as the bus has them: for ISA, active high and edge.
+/// Polarity and trigger as the bus has them: for ISA, active high and edge; for PCI, active low and level.
 const CONFORMS: u16 = 0;
 const IOAPIC_PINS: u8 = 24;
+/// A PCI bus is known by its own number, so it comes first.
+const PCI_BUS: u8 = 0;
 
 /// Writes the floating pointer and the table.
 pub fn write_mptable(memory: &GuestMemory, spec: &MachineSpec) -> Result<(), TableError> {
@@ -75,18 +78,31 @@ fn table(spec: &MachineSpec) -> Vec<u8> {
             &[0; 8],
         ]);
     }
-    entry(&[&[ENTRY_BUS, ISA_BUS], b"ISA   "]);
+    let isa_bus = match spec.bus {
+        BusKind::Mmio => 0,
+        BusKind::Pci => {
+            entry(&[&[ENTRY_BUS, PCI_BUS], b"PCI   "]);
+            PCI_BUS + 1
+        }
+    };
+    entry(&[&[ENTRY_BUS, isa_bus], b"ISA   "]);
     // APIC identities are one space here: the first after the processors'.
     let ioapic = spec.vcpus;
     entry(&[&[ENTRY_IOAPIC, ioapic, IOAPIC_VERSION, IOAPIC_ENABLED], &(IOAPIC_BASE as u32).to_le_bytes()]);
-    for pin in 0..IOAPIC_PINS {
+    let isa_pins = if spec.bus == BusKind::Pci { PCI_GSI_BASE as u8 } else { IOAPIC_PINS };
+    for pin in 0..isa_pins {
         let level =
             u32::from(pin) == SCI_GSI || virtio_windows(spec).any(|window| window.gsi == u32::from(pin));
         let flags = if level { INTI_HIGH_LEVEL } else { CONFORMS };
-        entry(&[&[ENTRY_INTERRUPT, INT], &flags.to_le_bytes(), &[ISA_BUS, pin, ioapic, pin]]);
+        entry(&[&[ENTRY_INTERRUPT, INT], &flags.to_le_bytes(), &[isa_bus, pin, ioapic, pin]]);
+    }
+    for function in virtio_functions(spec) {
+        // INTA# of the device: level triggered and active low, as the bus has it.
+        let wiring = [PCI_BUS, function.device << 2, ioapic, function.gsi as u8];
+        entry(&[&[ENTRY_INTERRUPT, INT], &CONFORMS.to_le_bytes(), &wiring]);
     }
     for (kind, lint) in [(EXT_INT, 0), (NMI, 1)] {
-        let source = [ISA_BUS, 0, ALL_LAPICS, lint];
+        let source = [isa_bus, 0, ALL_LAPICS, lint];
         entry(&[&[ENTRY_LOCAL_INTERRUPT, kind], &CONFORMS.to_le_bytes(), &source]);
     }
 
@@ -123,7 +139,8 @@ mod tests {
 
     fn spec(vcpus: u8) -> MachineSpec {
         let net = Some(NetSpec { mac: [2; 6], mtu: 1500 });
-        MachineSpec { engine: EngineKind::Kvm, vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true }
+        let (engine, bus) = (EngineKind::Kvm, BusKind::Mmio);
+        MachineSpec { engine, vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true, bus }
     }
 
     #[test]
@@ -153,9 +170,28 @@ mod tests {
         }
     }
 
+    /// Names of the buses of a table for one processor, in the order of their numbers.
+    fn buses(table: &[u8]) -> Vec<&str> {
+        let entries = table[HEADER_BYTES + 20..].chunks(8).take_while(|entry| entry[0] == ENTRY_BUS);
+        entries.map(|entry| std::str::from_utf8(&entry[2..]).unwrap()).collect()
+    }
+
+    #[test]
+    fn functions_on_pci_have_the_pins_above_those_of_isa() {
+        let table = table(&MachineSpec { bus: BusKind::Pci, ..spec(1) });
+        assert_eq!(buses(&table), ["PCI   ", "ISA   "]);
+        let pins: Vec<_> =
+            table[HEADER_BYTES + 20..].chunks(8).filter(|entry| entry[0] == ENTRY_INTERRUPT).collect();
+        let of = |bus| pins.iter().filter(move |entry| entry[4] == bus);
+        assert!(of(1).all(|entry| entry[5] == entry[7]) && of(1).count() == 16);
+        // Device number and pin INTA# as the source.
+        assert_eq!(of(0).map(|entry| (entry[5], entry[7])).collect::<Vec<_>>(), [(1 << 2, 16), (2 << 2, 17)]);
+    }
+
     #[test]
     fn virtio_pins_are_level_triggered_and_isa_pins_are_not() {
         let table = table(&spec(1));
+        assert_eq!(buses(&table), ["ISA   "]);
         let pins = &table[HEADER_BYTES + 20 + 8 + 8..][..usize::from(IOAPIC_PINS) * 8];
         let level: Vec<_> = pins.chunks(8).filter(|entry| entry[2] == 0xd).map(|entry| entry[7]).collect();
         assert_eq!(level, [5, 6, 9]);

@@ -44,6 +44,8 @@ counters! {
     malformed,
     /// Resets of virtio devices by their drivers.
     resets,
+    /// Port and memory accesses of the guest to devices and their bus: each leaves the guest.
+    accesses,
     /// Port and memory accesses that no device answers, or not at that width.
     unknown_io,
     /// Block requests served.

@@ -52,6 +52,9 @@ pub enum DeviceError {
 /// Why a captured state is refused. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceStateError {
+    /// The PCI bus or a function on it cannot be in this state.
+    #[error("PCI: {0}")]
+    Pci(String),
     /// Another number of virtio devices.
     #[error("state of {state} virtio devices for a machine that has {machine}")]
     DeviceCount {

@@ -1,6 +1,7 @@
 //! The border between devices and the host: the host's parts that devices are given, and the requests that devices
 //! make.
 
+use super::pci::msix::Msi;
 use ft_disk::{IoFault, Store};
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,13 +34,16 @@ pub trait ConsoleSink: Send {
     fn write(&mut self, bytes: &[u8]);
 }
 
-/// Raises and lowers interrupt lines of the in-kernel chips.
+/// Raises and lowers interrupt lines of the interrupt chips, and sends them messages.
 ///
-/// Synchronous: when it returns, the chip has it (KVM_IRQ_LINE, not irqfd), so that nothing is in flight when the
-/// machine is captured.
+/// Synchronous: when it returns, the chip has it (KVM_IRQ_LINE and KVM_SIGNAL_MSI, not irqfd), so that nothing is in
+/// flight when the machine is captured.
 pub trait IrqChip: Send + Sync {
     /// Sets the level of a line.
     fn set_level(&self, gsi: u32, high: bool);
+
+    /// Sends an interrupt message, which is one ([`Msi::is_interrupt`]).
+    fn signal(&self, message: Msi);
 }
 
 /// What a device asks of the machine.

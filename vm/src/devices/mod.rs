@@ -11,10 +11,12 @@
 //! inputs come from the engine, and the input of other threads waits in its `inbox`.
 
 mod counters;
+mod disks;
 mod error;
 mod host;
 mod idle;
 pub(crate) mod inbox;
+mod pci;
 mod platform;
 mod power;
 mod serial;
@@ -23,12 +25,15 @@ mod tests;
 mod virtio;
 
 pub use counters::DeviceCounters;
+pub use disks::DiskPort;
 pub use error::{DeviceError, DeviceStateError};
 pub(crate) use host::Random;
 pub use host::{
     ConsoleSink, Delivered, DeviceEvent, Disk, DiskAnswer, DiskChange, DiskOwner, FRAME_BYTES_MAX, FrameSink,
     IrqChip, OnIoError, Transmit, Wiring,
 };
+pub use pci::msix::{Msi, MsixEntry, MsixState};
+pub use pci::{PciAccess, PciFunctionState, PciState, VirtioFunction, functions as virtio_functions};
 pub use platform::PlatformState;
 pub use power::PowerState;
 pub use serial::Com1State;
@@ -40,29 +45,30 @@ pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
 
-use crate::spec::{MachineSpec, SECTOR_BYTES};
+use crate::spec::{BusKind, MachineSpec};
 use counters::{Counters, add};
-use ft_disk::{Completion, Finish};
+use disks::{DiskNews, check_disks, start_disk};
 use ft_ram::GuestRam;
 use ft_ram::layout::platform::POWER_BUTTON;
 use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use idle::Idle;
 use inbox::Inbox;
 use parking_lot::Mutex;
+use pci::intx::Intx;
+use pci::{Bus, functions};
 use platform::{GuestClock, Platform};
 use power::Power;
 use serde::{Deserialize, Serialize};
 use serial::{Com1, Console};
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
+use virtio::block::Block;
 pub(crate) use virtio::block::Shown;
-use virtio::block::{self, Block, Landing, Mailbox, Showing};
 pub(crate) use virtio::net::Put;
 use virtio::net::{Net, Port};
 use virtio::rng::Rng;
-use virtio::transport::{Shared, Surroundings, Virtio, Window};
+use virtio::transport::{Place, Shared, Surroundings, Virtio, Window};
 
 /// What an engine that decides everything gives the devices in the place of the host.
 pub(crate) struct Deterministic {
@@ -83,6 +89,9 @@ pub struct DevicesState {
     pub platform: PlatformState,
     /// The virtio devices, in their windows' order.
     pub virtio: Vec<VirtioState>,
+    /// The PCI bus, if the devices are on it. Encoded apart ([`STATE_VERSION`](crate::state::STATE_VERSION)).
+    #[serde(skip)]
+    pub pci: Option<PciState>,
 }
 
 /// All devices of a machine.
@@ -91,6 +100,8 @@ pub struct Devices {
     power: Mutex<Power>,
     platform: Platform,
     windows: Vec<Arc<dyn Window>>,
+    /// Where the virtio devices are reached, unless each has its window.
+    bus: Option<Bus>,
     card: Option<Arc<Shared<Net>>>,
     disks: Vec<Arc<Shared<Block>>>,
     /// Where inputs wait for an engine that takes them when it wants.
@@ -159,7 +170,9 @@ impl Devices {
         };
 
         let count = spec.virtio_devices();
-        let mut places = virtio_windows(spec);
+        let intx = Arc::new(Intx::new(Arc::clone(&around.chip)));
+        let on_pci = functions(spec).map(|function| Place::Pci(function, Arc::clone(&intx)));
+        let mut places = virtio_windows(spec).map(Place::Mmio).chain(on_pci);
         let mut place = || places.next().ok_or(DeviceError::TooMany(count));
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
         let mut net_card = None;
@@ -180,11 +193,16 @@ impl Devices {
         if spec.rng {
             windows.push(Shared::new(Virtio::new(Rng::new(random), place()?, around)));
         }
+        let bus = match spec.bus {
+            BusKind::Mmio => None,
+            BusKind::Pci => Some(Bus::new(windows.iter().filter_map(|window| window.decoded()).collect())),
+        };
         Ok(Self {
             com1: Mutex::new(com1),
             power: Mutex::new(power),
             platform,
             windows,
+            bus,
             card: net_card,
             disks: started,
             inbox,
@@ -197,6 +215,10 @@ impl Devices {
 
     /// An `in` of 1, 2 or 4 bytes. What no device answers reads as all ones.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
+        add(&self.counters.accesses, 1);
+        if let Some(bus) = self.bus_at(port) {
+            return bus.pio_read(port, data, &self.windows);
+        }
         data.fill(0xff);
         let mut unknown = false;
         for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {
@@ -213,6 +235,11 @@ impl Devices {
 
     /// An `out` of 1, 2 or 4 bytes.
     pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<DeviceEvent> {
+        add(&self.counters.accesses, 1);
+        if let Some(bus) = self.bus_at(port) {
+            bus.pio_write(port, data, &self.windows);
+            return None;
+        }
         let mut event = None;
         let mut unknown = false;
         for (&byte, port) in data.iter().zip(port..=u16::MAX) {
@@ -228,14 +255,20 @@ impl Devices {
         event
     }
 
+    /// The PCI bus, where there is one, and the port is its.
+    fn bus_at(&self, port: u16) -> Option<&Bus> {
+        self.bus.as_ref().filter(|_| Bus::owns(port))
+    }
+
     /// A read of 1 to 8 bytes from an address without memory. What no device answers reads as all ones.
     pub fn mmio_read(&self, addr: u64, data: &mut [u8]) {
-        match self.place(addr) {
-            Some(Place::Virtio(window, offset)) => window.read(offset, data),
-            Some(Place::Platform(POWER_BUTTON)) if data.len() == 8 => {
+        add(&self.counters.accesses, 1);
+        match self.target(addr) {
+            Some(Target::Virtio(window, offset)) => window.read(offset, data),
+            Some(Target::Platform(POWER_BUTTON)) if data.len() == 8 => {
                 data.copy_from_slice(&u64::from(self.power.lock().is_pressed()).to_le_bytes());
             }
-            Some(Place::Platform(offset)) if self.platform.read(offset, data) => {}
+            Some(Target::Platform(offset)) if self.platform.read(offset, data) => {}
             _ => {
                 data.fill(0xff);
                 add(&self.counters.unknown_io, 1);
@@ -247,21 +280,26 @@ impl Devices {
     /// virtio device has signalled since this thread last returned from it, the time is over (100 ms at most), or
     /// [`Self::interrupt_idle`]; where the engine keeps time it is the engine's to wait.
     pub fn mmio_write(&self, addr: u64, data: &[u8]) -> Option<DeviceEvent> {
-        match self.place(addr) {
-            Some(Place::Virtio(window, offset)) => window.write(offset, data),
-            Some(Place::Platform(offset)) => return self.platform.write(offset, data),
+        add(&self.counters.accesses, 1);
+        match self.target(addr) {
+            Some(Target::Virtio(window, offset)) => window.write(offset, data),
+            Some(Target::Platform(offset)) => return self.platform.write(offset, data),
             None => add(&self.counters.unknown_io, 1),
         }
         None
     }
 
-    fn place(&self, addr: u64) -> Option<Place<'_>> {
+    fn target(&self, addr: u64) -> Option<Target<'_>> {
         if let Some(offset) = addr.checked_sub(PLATFORM_BASE).filter(|&offset| offset < PLATFORM_SIZE) {
-            return Some(Place::Platform(offset));
+            return Some(Target::Platform(offset));
+        }
+        if let Some(bus) = &self.bus {
+            let (index, offset) = bus.place(addr)?;
+            return Some(Target::Virtio(self.windows.get(index)?.as_ref(), offset));
         }
         let offset = addr.checked_sub(VIRTIO_MMIO_BASE)?;
         let window = self.windows.get(usize::try_from(offset / VIRTIO_MMIO_SIZE).ok()?)?;
-        Some(Place::Virtio(window.as_ref(), offset % VIRTIO_MMIO_SIZE))
+        Some(Target::Virtio(window.as_ref(), offset % VIRTIO_MMIO_SIZE))
     }
 
     /// Part of kicking the vCPUs: every vCPU thread that idles inside [`Self::mmio_write`] returns, and idling returns
@@ -404,29 +442,37 @@ impl Devices {
             power: self.power.lock().capture(),
             platform: self.platform.capture(),
             virtio: self.windows.iter().map(|window| window.capture()).collect(),
+            pci: self.bus.as_ref().map(|bus| PciState {
+                address: bus.address(),
+                functions: self.windows.iter().filter_map(|window| window.capture_function()).collect(),
+            }),
         }
     }
 
     /// Takes over a captured state, whole or not at all. The devices are quiesced or have never run. Neither guest
     /// memory nor any interrupt line is touched; guest time goes on from the captured one at once.
     pub fn restore(&self, state: &DevicesState) -> Result<(), DeviceStateError> {
-        let DevicesState { com1, power, platform, virtio } = state;
+        let DevicesState { com1, power, platform, virtio, pci } = state;
         if virtio.len() != self.windows.len() {
             return Err(DeviceStateError::DeviceCount { state: virtio.len(), machine: self.windows.len() });
         }
         Com1::check(com1)?;
         Power::check(power)?;
         Platform::check(platform)?;
+        let functions = self.functions_of(pci.as_ref())?;
         let checked = self
             .windows
             .iter()
-            .zip(virtio)
-            .map(|(window, state)| window.check(state))
+            .zip(virtio.iter().zip(functions))
+            .map(|(window, (state, function))| window.check(state, function))
             .collect::<Result<Vec<_>, _>>()?;
 
         self.com1.lock().restore(com1)?;
         self.power.lock().restore(*power);
         self.platform.restore(platform);
+        if let (Some(bus), Some(state)) = (&self.bus, pci) {
+            bus.restore(state.address);
+        }
         for (window, registers) in self.windows.iter().zip(checked) {
             window.restore(registers);
         }
@@ -434,10 +480,33 @@ impl Devices {
         Ok(())
     }
 
+    /// The state of each device's function, none where there is no bus; refused if it does not fit the bus.
+    fn functions_of<'a>(
+        &self,
+        pci: Option<&'a PciState>,
+    ) -> Result<Vec<Option<&'a PciFunctionState>>, DeviceStateError> {
+        let ours = self.windows.len();
+        match (&self.bus, pci) {
+            (None, None) => Ok(vec![None; ours]),
+            (Some(_), Some(PciState { address, functions })) if functions.len() == ours => {
+                Bus::check(*address)?;
+                Ok(functions.iter().map(Some).collect())
+            }
+            _ => {
+                let theirs = pci.map_or(0, |pci| pci.functions.len());
+                let ours = self.bus.as_ref().map_or(0, |_| ours);
+                Err(DeviceStateError::Pci(format!("{theirs} functions, the machine has {ours}")))
+            }
+        }
+    }
+
     /// Puts every device into its power-on state. Guest time goes on.
     pub fn reset(&self) {
         self.com1.lock().reset();
         self.power.lock().reset();
+        if let Some(bus) = &self.bus {
+            bus.reset();
+        }
         for window in &self.windows {
             window.reset();
         }
@@ -476,23 +545,6 @@ impl Drop for Devices {
     }
 }
 
-/// The host's side of a disk, for other threads.
-#[derive(Clone)]
-pub struct DiskPort(Arc<Shared<Block>>);
-
-impl DiskPort {
-    /// Has the requests tried again that the host could not do ([`OnIoError::Stop`]) or that the owner has refused. Not
-    /// to be called from within a [`DiskOwner`]. While the machine is paused nothing is tried before it goes on.
-    pub fn try_again(&self) {
-        self.0.try_again();
-    }
-
-    /// Whether a change of any of these bytes was told to the owner and is not made yet.
-    pub fn is_changing(&self, bytes: &Range<u64>) -> bool {
-        self.0.is_changing(bytes)
-    }
-}
-
 /// What a Linux kernel without ACPI needs on its command line to find the virtio devices; empty when there are none.
 pub fn cmdline_additions(spec: &MachineSpec) -> String {
     virtio_windows(spec)
@@ -504,69 +556,11 @@ pub fn cmdline_additions(spec: &MachineSpec) -> String {
         .join(" ")
 }
 
-enum Place<'a> {
+enum Target<'a> {
     Virtio(&'a dyn Window, u64),
     Platform(u64),
 }
 
 fn com1_register(port: u16) -> Option<u8> {
     port.checked_sub(COM1_PORT).filter(|&register| register < 8).map(|register| register as u8)
-}
-
-/// Whether the disks are as specified.
-fn check_disks(spec: &MachineSpec, disks: &[Disk]) -> Result<(), DeviceError> {
-    if disks.len() != spec.disks.len() {
-        return Err(DeviceError::DiskCount { disks: spec.disks.len(), images: disks.len() });
-    }
-    for (index, (specified, disk)) in spec.disks.iter().zip(disks).enumerate() {
-        let spec_bytes = specified.bytes;
-        if spec_bytes == 0 || !spec_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(DeviceError::DiskSectors { index, bytes: spec_bytes });
-        }
-        let image_bytes = disk.store.bytes();
-        if image_bytes != spec_bytes {
-            return Err(DeviceError::DiskSize { index, spec_bytes, image_bytes });
-        }
-        if !specified.read_only && !disk.store.is_writable() {
-            return Err(DeviceError::DiskReadOnly(index));
-        }
-    }
-    Ok(())
-}
-
-/// Where a disk tells what it has finished.
-struct DiskNews<'a> {
-    quiesced: &'a Arc<AtomicBool>,
-    inbox: Option<&'a Arc<Inbox>>,
-}
-
-/// A disk with its engine. Where the machine's engine decides what happens when, a disk that is never written answers
-/// at the instruction that asks: what it reads is the same at any time.
-fn start_disk(
-    index: usize,
-    disk: Disk,
-    place: VirtioWindow,
-    around: Surroundings,
-    to: DiskNews<'_>,
-) -> Result<Arc<Shared<Block>>, DeviceError> {
-    let Disk { store, on_io_error, drain_within, owner } = disk;
-    let (bytes, writable) = (store.bytes(), store.is_writable());
-    let landing = Arc::new(Landing::new(Arc::clone(to.quiesced)));
-    let (completion, showing) = match to.inbox {
-        None => (Completion::By(Arc::clone(&landing) as Arc<dyn Finish>), Showing::Finished),
-        Some(_) if !writable => (Completion::AtOnce, Showing::Finished),
-        Some(inbox) => {
-            let mailbox = Mailbox { inbox: Arc::clone(inbox), disk: index };
-            (Completion::By(Arc::new(mailbox) as Arc<dyn Finish>), Showing::Told)
-        }
-    };
-    let queue = store
-        .start(&format!("ftd-disk-{index}"), completion)
-        .map_err(|source| DeviceError::DiskEngine { index, source })?;
-    let counters = Arc::clone(&around.counters);
-    let parts =
-        block::Parts { index, bytes, writable, queue, showing, on_io_error, drain_within, owner, counters };
-    let disk = Shared::new(Virtio::new(Block::new(parts), place, around));
-    landing.is_for(&disk);
-    Ok(disk)
 }

@@ -139,6 +139,7 @@ const PM1_CNT_BLOCK_END: u16 = PM1A_CNT_PORT + 1;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::Msi;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[derive(Default)]
@@ -148,6 +149,10 @@ mod tests {
         fn set_level(&self, gsi: u32, high: bool) {
             assert_eq!(gsi, SCI_GSI);
             self.0.store(high, Ordering::Relaxed);
+        }
+
+        fn signal(&self, message: Msi) {
+            panic!("{message:?}");
         }
     }
 

@@ -35,12 +35,13 @@ pub(crate) fn difference(given: &MachineState, read: &MachineState) -> Option<St
 }
 
 fn of_devices(given: &DevicesState, read: &DevicesState) -> Option<&'static str> {
-    let DevicesState { com1, power, platform, virtio } = given;
+    let DevicesState { com1, power, platform, virtio, pci } = given;
     let parts = [
         (*com1 == read.com1, "the serial port"),
         (*power == read.power, "the power registers"),
         (platform.guest_time_ns <= read.platform.guest_time_ns, "guest time, which goes backwards,"),
         (*virtio == read.virtio, "the virtio devices"),
+        (*pci == read.pci, "the PCI bus"),
     ];
     parts.iter().find(|(same, _)| !same).map(|(_, what)| *what)
 }

@@ -16,7 +16,7 @@ pub use error::StateError;
 
 use crate::devices::DevicesState;
 use crate::engine::soft::state::SoftState;
-use crate::spec::{EngineKind, MachineSpec};
+use crate::spec::{BusKind, EngineKind, MachineSpec};
 use ft_ram::PageIndex;
 use ft_ram::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
 use kvm_bindings::{
@@ -29,7 +29,9 @@ const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
 pub const STATE_VERSION: u16 = 5 + cfg!(feature = "next-version") as u16;
 /// The oldest version that is still read and written.
-pub const STATE_OLDEST: u16 = 5;
+pub const STATE_OLDEST: u16 = STATE_VERSION - 1;
+/// The version that brought PCI and the counters' offsets, behind the body of the version before.
+const STATE_WITH_PCI: u16 = 5;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -38,7 +40,8 @@ const BODY_BYTES_MAX: usize = 16 << 20;
 /// Everything about a machine but its memory.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct MachineState {
-    /// Whose state this is; compared before anything is applied.
+    /// Whose state this is; compared before anything is applied. Where the devices are shows in their state.
+    #[serde(with = "without_bus")]
     pub spec: MachineSpec,
     pub engine: EngineState,
     pub devices: DevicesState,
@@ -63,6 +66,20 @@ impl EngineState {
         }
     }
 
+    /// Of each vCPU on KVM.
+    fn tsc_offsets(&self) -> Vec<Option<u64>> {
+        match self {
+            Self::Kvm(kvm) => kvm.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect(),
+            Self::Soft(_) => Vec::new(),
+        }
+    }
+
+    fn set_tsc_offsets(&mut self, offsets: Vec<Option<u64>>) {
+        if let Self::Kvm(kvm) = self {
+            kvm.vcpus.iter_mut().zip(offsets).for_each(|(vcpu, offset)| vcpu.tsc_offset = offset);
+        }
+    }
+
     /// For the engine that is given a state of the other one.
     pub(crate) fn foreign(&self, ours: EngineKind) -> StateError {
         StateError::Spec { field: "engine", theirs: self.kind().to_string(), ours: ours.to_string() }
@@ -82,7 +99,9 @@ pub(crate) struct KvmState {
 pub(crate) struct VcpuState {
     pub cpuid: Vec<kvm_cpuid_entry2>,
     pub tsc_khz: u32,
-    /// From the host's counter, scaled, to the guest's; none where the host's kernel does not show it.
+    /// From the host's counter, scaled, to the guest's; none where the host's kernel does not show it. It stands behind
+    /// the body.
+    #[serde(skip)]
     pub tsc_offset: Option<u64>,
     pub mp_state: kvm_mp_state,
     pub regs: kvm_regs,
@@ -124,6 +143,15 @@ pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> R
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
+    let pci = &state.devices.pci;
+    if version >= STATE_WITH_PCI {
+        let later = (pci, state.engine.tsc_offsets());
+        *out = postcard::to_extend(&later, std::mem::take(out))
+            .map_err(|e| StateError::Decode(e.to_string()))?;
+    } else if pci.is_some() {
+        out.truncate(start);
+        return Err(StateError::NotCarried { field: "devices.pci", version });
+    }
     #[cfg(feature = "next-version")]
     next::append(state.mark, version, out).inspect_err(|_| out.truncate(start))?;
     let body_bytes = out.len() - start - HEADER_BYTES;
@@ -162,7 +190,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
     let malformed = |e: postcard::Error| StateError::Decode(format!("{e} ({} bytes)", body.len()));
-    let (state, later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
+    let (mut state, mut later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
+    if version >= STATE_WITH_PCI {
+        let (pci, offsets);
+        ((pci, offsets), later) = postcard::take_from_bytes(later).map_err(malformed)?;
+        state.devices.pci = pci;
+        state.engine.set_tsc_offsets(offsets);
+    }
+    state.spec.bus = if state.devices.pci.is_some() { BusKind::Pci } else { BusKind::Mmio };
     #[cfg(feature = "next-version")]
     let (state, later) = next::take(state, version, later).map_err(malformed)?;
     let mut again = Vec::with_capacity(bytes.len());
@@ -242,13 +277,30 @@ pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(),
         }
         Err(StateError::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
-    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng } = theirs;
+    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus } = theirs;
     same("engine", engine, &ours.engine)?;
     same("vcpus", vcpus, &ours.vcpus)?;
     same("ram_bytes", ram_bytes, &ours.ram_bytes)?;
     same("net", net, &ours.net)?;
     same("disks", disks, &ours.disks)?;
-    same("rng", rng, &ours.rng)
+    same("rng", rng, &ours.rng)?;
+    same("bus", bus, &ours.bus)
+}
+
+/// A specification as all versions of the state have it: without the bus, which is mmio when it is read.
+mod without_bus {
+    use crate::spec::{BusKind, MachineSpec};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(spec: &MachineSpec, serializer: S) -> Result<S::Ok, S::Error> {
+        let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus: _ } = spec;
+        (engine, vcpus, ram_bytes, net, disks, rng).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MachineSpec, D::Error> {
+        let (engine, vcpus, ram_bytes, net, disks, rng) = Deserialize::deserialize(deserializer)?;
+        Ok(MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus: BusKind::Mmio })
+    }
 }
 
 /// A byte vector as one run of bytes rather than element by element.

@@ -1,11 +1,12 @@
 //! For tests and benchmarks: a check whether a machine can run on KVM here, a console that keeps its output, and
 //! freestanding programs made of assembly in the program itself.
 
+pub mod linux;
 pub mod sweep;
 
 use crate::devices::{ConsoleSink, Wiring};
 use crate::machine::{Machine, MachineEvent};
-use crate::spec::{Boot, EngineKind, FreestandingImage, MachineSpec};
+use crate::spec::{Boot, BusKind, EngineKind, FreestandingImage, MachineSpec};
 use ft_ram::{GuestRam, PageIndex};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -79,7 +80,7 @@ pub fn wiring(console: &Remember) -> Wiring {
 
 /// With nothing but vCPUs and memory.
 pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false }
+    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false, bus: BusKind::Mmio }
 }
 
 /// A machine with memory of its own.

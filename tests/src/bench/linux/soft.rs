@@ -6,7 +6,7 @@ use anyhow::bail;
 use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::Machine;
-use ft_vm::spec::{Boot, EngineKind, MachineSpec};
+use ft_vm::spec::{Boot, BusKind, EngineKind, MachineSpec};
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,7 @@ pub(super) fn start(guest: &Guest, marks: Marks, keeping: Keeping) -> anyhow::Re
         net: None,
         disks: Vec::new(),
         rng: false,
+        bus: BusKind::Mmio,
     };
     let ram = GuestRam::new(spec.ram_bytes)?;
     let wiring = Wiring { frames: None, console: Box::new(marks), disks: Vec::new() };

@@ -2,6 +2,7 @@
 //! processor: plain state machines of virtual time.
 //!
 //! ```text
+//!   device messages ────────────────────────────────────> LAPIC
 //!   device lines (GSI n) ──┬─> IOAPIC pin n ──────────────> LAPIC ──> processor
 //!   PIT counter 0: GSI 0   └─> PIC input n (n < 16) ─ LINT0 ─┘
 //!   RTC:           GSI 8        an interrupt of the PIC goes before one of the LAPIC, whose priorities do not see it
@@ -24,7 +25,7 @@ mod tests;
 
 use ft_ram::layout::IOAPIC_BASE;
 use ioapic::{IoApic, PINS};
-use lapic::Lapic;
+use lapic::{Lapic, Message};
 use pic::Pic;
 use pit::Pit;
 use rtc::Rtc;
@@ -99,6 +100,16 @@ impl Chips {
             self.device_lines = self.device_lines & !(1 << gsi) | u32::from(high) << gsi;
             self.drive(gsi, false);
         }
+    }
+
+    /// A message of a device's arrives: a write of `data` to `address` (Intel SDM volume 3, §11.11).
+    pub fn signal(&mut self, address: u64, data: u32) {
+        self.lapic.receive(Message {
+            destination: (address >> 12) as u8,
+            logical: address & 1 << 2 != 0,
+            bits: data & 0x7ff,
+            level: data & 1 << 15 != 0,
+        });
     }
 
     /// Gives a line the level that all its sources make; `pulse` is the PIT's.
@@ -226,7 +237,8 @@ impl Chips {
         Some(vector)
     }
 
-    /// The processor takes the NMI that waits, if one does. Only the guest itself can send one, by ICR or IOAPIC.
+    /// The processor takes the NMI that waits, if one does. Only the guest itself can have one sent, by ICR, IOAPIC or
+    /// a device's message.
     pub fn take_nmi(&mut self) -> bool {
         self.lapic.take_nmi()
     }

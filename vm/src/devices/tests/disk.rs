@@ -101,7 +101,7 @@ impl Guest {
         for page in 0x100..0x300 {
             rig.view.write_page(page, &self.rig.page(page));
         }
-        let state = postcard::from_bytes(&postcard::to_allocvec(state).unwrap()).unwrap();
+        let state = state::decoded(&state::encoded(state)).unwrap();
         rig.devices.restore(&state).unwrap();
         assert_eq!(hand.orders(), 0, "a state that is taken over asks the disk for nothing");
         rig.devices.resume();
@@ -584,3 +584,9 @@ proptest! {
         prop_assert!(!guest.is_stopped());
     }
 }
+
+on_pci_too!(
+    while_the_machine_is_paused_nothing_of_a_request_is_seen_and_then_it_goes_on,
+    elsewhere_what_was_in_flight_is_done_again_and_given_back_once,
+    it_is_as_if_each_request_had_been_done_before_the_next,
+);

@@ -165,6 +165,10 @@ fn queues_that_cannot_be_are_not_ready_and_stop_the_device() {
         rig.negotiate(NET, VERSION_1);
         let mut ring = Ring::new(NET, 0);
         let size = change(&mut ring);
+        if BUS.get() == BusKind::Pci && size > u16::MAX.into() {
+            // Its register there has 16 bits.
+            continue;
+        }
         assert!(!rig.set_up(&ring, size), "{i}");
         assert_eq!((rig.status(NET) & NEEDS_RESET, rig.malformed()), (NEEDS_RESET, 1), "{i}");
         rig.start(NET, 2);
@@ -342,11 +346,7 @@ impl Guest {
             }
             Step::Mmio { window, offset, value, width, write } => {
                 let mut data = value.to_le_bytes();
-                if write {
-                    self.rig.devices.mmio_write(base(window) + offset, &data[..width]);
-                } else {
-                    self.rig.devices.mmio_read(base(window) + offset, &mut data[..width]);
-                }
+                self.rig.raw(base(window), offset, &mut data[..width], write);
             }
             Step::Pio { port, value, width, write } => {
                 let mut data = value.to_le_bytes();
@@ -454,3 +454,13 @@ fn every_page_that_a_device_writes_is_dirty() {
         assert!(before == after || expected.contains(&(index as PageIndex)), "page {index}");
     }
 }
+
+on_pci_too!(
+    a_chain_that_breaks_the_rules_stops_the_device_until_it_is_reset,
+    a_nested_indirect_table_stops_the_device,
+    chains_of_the_wrong_shape_stop_their_device,
+    queues_that_cannot_be_are_not_ready_and_stop_the_device,
+    queues_cannot_be_changed_before_negotiation_or_while_in_use,
+    every_page_that_a_device_writes_is_dirty,
+    nothing_that_a_guest_does_reaches_beyond_its_buffers,
+);

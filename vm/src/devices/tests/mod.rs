@@ -5,21 +5,24 @@
 mod block;
 mod bus;
 mod disk;
+mod driver;
 mod hand;
 mod hostile;
 mod net;
+mod pci;
 mod state;
 mod told;
 mod twins;
 
 use super::*;
-use crate::spec::{DiskSpec, EngineKind, NetSpec};
-use ft_disk::{ImageStore, IoEngine, IoQueue, RawImage, Store, StoreError};
-use ft_ram::layout::PAGE_SIZE;
+use crate::spec::{BusKind, DiskSpec, EngineKind, NetSpec};
+use ft_disk::{Completion, Finish, ImageStore, IoEngine, IoQueue, RawImage, Store, StoreError};
+use ft_ram::layout::{PAGE_SIZE, PCI_GSI_BASE, PCI_WINDOW_BASE, VIRTIO_GSI_BASE};
 use ft_ram::{PageIndex, RamView};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 const RAM_BYTES: u64 = 16 << 20;
@@ -40,9 +43,30 @@ const QUEUE_SIZE: u16 = 8;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Remembers every line's level and how often it rose.
+thread_local! {
+    /// Where the devices of this thread's tests are.
+    static BUS: std::cell::Cell<BusKind> = const { std::cell::Cell::new(BusKind::Mmio) };
+}
+
+/// Makes these tests again, for devices on PCI.
+macro_rules! on_pci_too {
+    ($($test:ident),* $(,)?) => {
+        mod on_pci {
+            $(
+                #[test]
+                fn $test() {
+                    super::BUS.set(super::BusKind::Pci);
+                    super::$test();
+                }
+            )*
+        }
+    };
+}
+use on_pci_too;
+
+/// Remembers every line's level and how often it rose, and the messages in order.
 #[derive(Default)]
-struct Chip(Mutex<BTreeMap<u32, (bool, usize)>>);
+struct Chip(Mutex<BTreeMap<u32, (bool, usize)>>, Mutex<Vec<Msi>>);
 
 impl Chip {
     fn level(&self, gsi: u32) -> bool {
@@ -55,11 +79,17 @@ impl Chip {
 }
 
 impl IrqChip for Chip {
+    /// The lines of functions on PCI go by the numbers that their devices' lines have on mmio.
     fn set_level(&self, gsi: u32, high: bool) {
+        let gsi = if gsi < PCI_GSI_BASE { gsi } else { gsi - PCI_GSI_BASE + VIRTIO_GSI_BASE };
         let mut lines = self.0.lock();
         let line = lines.entry(gsi).or_default();
         line.1 += usize::from(high && !line.0);
         line.0 = high;
+    }
+
+    fn signal(&self, message: Msi) {
+        self.1.lock().push(message);
     }
 }
 
@@ -98,6 +128,7 @@ fn spec() -> MachineSpec {
         net: Some(NetSpec { mac: MAC, mtu: 1500 }),
         disks: vec![DiskSpec { bytes: DISK_BYTES as u64, read_only: true }],
         rng: true,
+        bus: BUS.get(),
     }
 }
 
@@ -225,40 +256,6 @@ impl Rig {
         let mut dirty = BTreeSet::new();
         self.ram.take_vmm_dirty(|page| assert!(dirty.insert(page)));
         dirty
-    }
-
-    fn get(&self, address: u64) -> u32 {
-        let mut data = [0; 4];
-        self.devices.mmio_read(address, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn set(&self, address: u64, value: u32) {
-        assert_eq!(self.devices.mmio_write(address, &value.to_le_bytes()), None);
-    }
-
-    fn status(&self, window: u64) -> u32 {
-        self.get(window + 0x70)
-    }
-
-    fn features(&self, window: u64) -> u64 {
-        let half = |select| {
-            self.set(window + 0x14, select);
-            u64::from(self.get(window + 0x10))
-        };
-        half(0) | half(1) << 32
-    }
-
-    /// Resets a device and negotiates up to FEATURES_OK.
-    fn negotiate(&self, window: u64, features: u64) {
-        self.set(window + 0x70, 0);
-        self.set(window + 0x70, ACKNOWLEDGE);
-        self.set(window + 0x70, ACKNOWLEDGE | DRIVER);
-        for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.set(window + 0x24, select);
-            self.set(window + 0x20, half);
-        }
-        self.set(window + 0x70, ACKNOWLEDGE | DRIVER | FEATURES_OK);
     }
 
     /// Sets a queue up, and says whether it is ready.

@@ -239,3 +239,9 @@ fn a_frame_delivered_between_the_guests_look_and_its_idling_is_not_slept_over() 
     // It need not acknowledge to be able to wait again.
     assert!(rig.devices.idle.wait(LONG));
 }
+
+on_pci_too!(
+    frames_leave_in_order_and_whole,
+    the_line_is_high_until_the_driver_acknowledges,
+    while_quiesced_nothing_touches_memory_or_lines,
+);

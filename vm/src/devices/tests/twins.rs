@@ -220,3 +220,5 @@ proptest! {
         prop_assert!(first.seen() == second.seen());
     }
 }
+
+on_pci_too!(two_that_execute_the_same_have_the_same_guest_and_the_same_image,);

@@ -1,4 +1,4 @@
-//! virtio 1.2 over virtio-mmio: the transport, its queues, and the devices behind it. Everything that the driver
+//! virtio 1.2 over virtio-mmio or PCI: the transport, its queues, and the devices behind it. Everything that the driver
 //! writes, in registers and in rings, counts as hostile: a breach of the rules stops the device until its driver resets
 //! it.
 
@@ -8,7 +8,7 @@ pub(crate) mod queue;
 pub(crate) mod rng;
 pub(crate) mod transport;
 
-use crate::spec::MachineSpec;
+use crate::spec::{BusKind, MachineSpec};
 use ft_ram::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 
 /// Where one virtio-mmio device is.
@@ -22,9 +22,14 @@ pub struct VirtioWindow {
     pub gsi: u32,
 }
 
-/// The windows of a machine's virtio devices: the network card, the disks in order, the rng.
+/// The windows of a machine's virtio devices: the network card, the disks in order, the rng; none where they are on
+/// another bus.
 pub fn windows(spec: &MachineSpec) -> impl Iterator<Item = VirtioWindow> + use<> {
-    (0..spec.virtio_devices().min(VIRTIO_DEVICES_MAX)).map(|index| VirtioWindow {
+    let count = match spec.bus {
+        BusKind::Mmio => spec.virtio_devices().min(VIRTIO_DEVICES_MAX),
+        BusKind::Pci => 0,
+    };
+    (0..count).map(|index| VirtioWindow {
         index,
         base: VIRTIO_MMIO_BASE + index as u64 * VIRTIO_MMIO_SIZE,
         gsi: VIRTIO_GSI_BASE + index as u32,

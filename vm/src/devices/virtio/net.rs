@@ -166,7 +166,7 @@ impl Shared<Net> {
             return Put::Lost;
         }
         let mut put = Put::Done;
-        card.serve(|net, rings, memory| {
+        card.serve(RX, |net, rings, memory| {
             let (outcome, interrupt) = net.receive(frame, rings, memory)?;
             put = match outcome {
                 Delivered::NoBuffers => Put::NoBuffers,
@@ -182,7 +182,7 @@ impl Shared<Net> {
     pub(crate) fn retry_transmit(&self) {
         let mut card = self.device.lock();
         if card.running() {
-            card.serve(|net, rings, memory| net.transmit(rings, memory));
+            card.serve(TX, |net, rings, memory| net.transmit(rings, memory));
         }
     }
 }
@@ -226,7 +226,7 @@ impl NetPort {
             return Delivered::TooLong;
         }
         let mut delivered = Delivered::NotReady;
-        card.serve(|net, rings, memory| {
+        card.serve(RX, |net, rings, memory| {
             let (outcome, interrupt) = net.receive(frame, rings, memory)?;
             delivered = outcome;
             Ok(interrupt)
@@ -266,7 +266,7 @@ impl NetPort {
             Port::Card { card, quiesced } => {
                 let mut card = card.device.lock();
                 if !quiesced.load(Ordering::Relaxed) && card.running() {
-                    card.serve(|net, rings, memory| net.transmit(rings, memory));
+                    card.serve(TX, |net, rings, memory| net.transmit(rings, memory));
                 }
             }
         }

@@ -10,8 +10,9 @@ use kvm_ioctls::{Cap, Kvm};
 use std::os::raw::c_ulong;
 
 /// Without these there is no machine.
-const NEEDED: [(Cap, &str); 19] = [
+const NEEDED: [(Cap, &str); 20] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),

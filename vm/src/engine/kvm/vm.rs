@@ -3,12 +3,12 @@
 use super::error::KvmError;
 use super::host::Host;
 use super::ioctl;
-use crate::devices::IrqChip;
+use crate::devices::{IrqChip, Msi};
 use ft_ram::GuestRam;
 use ft_ram::layout::{KVM_IDENTITY_MAP_BASE, KVM_TSS_BASE};
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
-    kvm_pit_config, kvm_userspace_memory_region,
+    kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub(super) fn set_slots(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<(), Kvm
     Ok(())
 }
 
-/// The in-kernel interrupt chips' lines.
+/// The in-kernel interrupt chips' lines, and the way of messages to them.
 pub(crate) struct Lines {
     vm: Arc<VmFd>,
     failed: AtomicBool,
@@ -75,5 +75,50 @@ impl IrqChip for Lines {
         {
             tracing::error!(gsi, high, "KVM_IRQ_LINE failed: {e} (said once)");
         }
+    }
+
+    /// KVM says so when no processor takes the message, which is the guest's doing.
+    fn signal(&self, message: Msi) {
+        let Msi { address, data } = message;
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        if let Err(e) = self.vm.signal_msi(msi)
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(?message, "KVM_SIGNAL_MSI failed: {e} (said once)");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requested interrupts with vectors 64 to 95.
+    const IRR_2: usize = 0x220;
+    const SVR: usize = 0xf0;
+
+    #[test]
+    fn a_message_is_in_the_local_apic_when_it_has_been_sent() {
+        if !crate::testing::kvm("a message to the local APIC") {
+            return;
+        }
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let host = Host::open().unwrap();
+        let vm = Arc::new(create(&host, &ram).unwrap());
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut lapic = vcpu.get_lapic().unwrap();
+        lapic.regs[SVR..SVR + 2].copy_from_slice(&[-1, 1]);
+        vcpu.set_lapic(&lapic).unwrap();
+        let lines = Lines::new(Arc::clone(&vm));
+        // Vector 0x51 to processor 0; then one to a processor that is not there.
+        lines.signal(Msi { address: 0xfee0_0000, data: 0x51 });
+        lines.signal(Msi { address: 0xfee0_7000, data: 0x52 });
+        let lapic = vcpu.get_lapic().unwrap();
+        assert_eq!(lapic.regs[IRR_2..IRR_2 + 4], [0, 0, 1 << 1, 0]);
     }
 }

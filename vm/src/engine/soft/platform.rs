@@ -1,8 +1,8 @@
-//! The machine's [`Bus`]: chips, then devices. Devices raise and lower their lines while they are accessed; the changes
-//! are put to the chips right after the access, in order.
+//! The machine's [`Bus`]: chips, then devices. Devices raise and lower their lines, and send messages, while they are
+//! accessed; all that is put to the chips right after the access, in order.
 
 use crate::devices::inbox::{Bell, Inbox};
-use crate::devices::{DeviceEvent, Devices, IrqChip};
+use crate::devices::{DeviceEvent, Devices, IrqChip, Msi};
 use ft_cpu::Chips;
 use ft_cpu::{Bus, BusEvent};
 use ft_ram::GuestRam;
@@ -10,25 +10,42 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Line changes that the chips have not seen yet.
+/// What a device has said to the chips.
+enum Change {
+    Line(u32, bool),
+    Message(Msi),
+}
+
+/// Changes that the chips have not seen yet.
 #[derive(Default)]
 pub(super) struct Lines {
-    changes: Mutex<Vec<(u32, bool)>>,
+    changes: Mutex<Vec<Change>>,
     changed: AtomicBool,
 }
 
 impl IrqChip for Lines {
     fn set_level(&self, gsi: u32, high: bool) {
-        self.changes.lock().push((gsi, high));
-        self.changed.store(true, Ordering::Relaxed);
+        self.say(Change::Line(gsi, high));
+    }
+
+    fn signal(&self, message: Msi) {
+        self.say(Change::Message(message));
     }
 }
 
 impl Lines {
+    fn say(&self, change: Change) {
+        self.changes.lock().push(change);
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
     /// Puts them to the chips.
     fn settle(&self, chips: &mut Chips) {
         if self.changed.swap(false, Ordering::Relaxed) {
-            self.changes.lock().drain(..).for_each(|(gsi, high)| chips.set_level(gsi, high));
+            self.changes.lock().drain(..).for_each(|change| match change {
+                Change::Line(gsi, high) => chips.set_level(gsi, high),
+                Change::Message(Msi { address, data }) => chips.signal(address, data),
+            });
         }
     }
 

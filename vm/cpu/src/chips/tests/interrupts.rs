@@ -30,6 +30,25 @@ fn higher_classes_nest_and_lower_ones_wait_for_the_end() {
 }
 
 #[test]
+fn a_devices_message_is_taken_by_whom_it_is_for_at_once_and_once() {
+    let mut pc = Pc::with_apic();
+    pc.apic(0xd0, 1 << 24);
+    // To processor 0, to its logical place, to all; an NMI; and to those that are not there.
+    for (address, data) in [(0xfee0_0000, 0x51), (0xfee0_1004, 0x152), (0xfeef_f000, 0xc053)] {
+        pc.chips.signal(address, data);
+        assert_eq!(pc.take(), Some(data as u8), "{address:#x}");
+        assert_eq!(pc.take(), None);
+        pc.apic(EOI, 0);
+    }
+    pc.chips.signal(0xfee0_0000, 0x400);
+    assert_eq!((pc.take(), pc.chips.take_nmi(), pc.chips.take_nmi()), (None, true, false));
+    for address in [0xfee0_1000, 0xfee0_2004] {
+        pc.chips.signal(address, 0x51);
+        assert_eq!(pc.take(), None, "{address:#x}");
+    }
+}
+
+#[test]
 fn an_illegal_vector_is_an_error_told_once() {
     let mut pc = Pc::with_apic();
     pc.apic(LVT_ERROR, 0xfe);

@@ -35,7 +35,7 @@ impl Finish for Landing {
         let mut device = disk.device.lock();
         done.drain(..).for_each(|done| device.backend.arrive(done));
         if device.running() && !self.quiesced.load(Ordering::Relaxed) {
-            device.serve(Block::turn);
+            device.serve(0, Block::turn);
         }
         drop(device);
         disk.changed.notify_all();
@@ -98,7 +98,7 @@ impl Shared<Block> {
         let waiting = device.registers.rings[0].available(device.around.ram.memory()) != Ok(0);
         let due = device.running() && (waiting || device.backend.flight.has_work());
         if due && !device.backend.queue.nudge() {
-            device.serve(Block::turn);
+            device.serve(0, Block::turn);
         }
     }
 
@@ -125,7 +125,7 @@ impl Shared<Block> {
     pub(crate) fn go_on_unseen(&self) {
         let mut device = self.device.lock();
         if device.running() {
-            device.serve(|block, rings, memory| block.read_again(&rings[0], memory).map(|()| false));
+            device.serve(0, |block, rings, memory| block.read_again(&rings[0], memory).map(|()| false));
         }
         device.backend.issue();
     }
@@ -157,7 +157,7 @@ impl Shared<Block> {
         if device.running() {
             // A driver that breaks the rules sees that, too.
             shown = Shown::Done;
-            device.serve(|block, rings, memory| {
+            device.serve(0, |block, rings, memory| {
                 let (outcome, interrupt) = block.show(head, well, rings, memory)?;
                 shown = outcome;
                 Ok(interrupt)

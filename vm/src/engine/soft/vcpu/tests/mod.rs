@@ -12,7 +12,7 @@ use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
 use crate::error::MachineEvent;
 use crate::replay::log::LogInput;
-use crate::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
+use crate::spec::{BusKind, DiskSpec, EngineKind, MachineSpec, NetSpec};
 use ft_cpu::CpuExit;
 use ft_cpu::testing::{CODE, STACK, TABLES, assemble, enter_long_mode, put_tables};
 use ft_ram::GuestRam;
@@ -84,6 +84,7 @@ impl Rig {
             net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
             disks: disk.iter().map(disk_spec).collect(),
             rng: false,
+            bus: BusKind::Mmio,
         };
         let ram = GuestRam::new(RAM_BYTES).unwrap();
         let disks = disk.into_iter().collect();

@@ -1,8 +1,16 @@
-//! The virtio-mmio transport (virtio 1.2 §4.2, version 2; the legacy interface is refused): registers, feature
-//! negotiation, queue set-up, interrupt status, and stopping a device whose driver breaks the rules.
+//! What every virtio device is, whatever its driver reaches it by (virtio 1.2 §2 and §3; the legacy interface is
+//! refused): feature negotiation, queue set-up, status, interrupts, and stopping a device whose driver breaks the
+//! rules.
+//!
+//! ```text
+//!   driver ──> registers of a face: mmio or pci ──> Virtio<B>: the same rules for all ──> backend: net, block, rng
+//! ```
 //!
 //! Notifications are served on the vCPU thread that sent them, with the device locked. What a device has taken from a
 //! queue and not given back by the time the machine stands still is a part of its state ([`VirtioState::requests`]).
+
+mod mmio;
+mod pci;
 
 use super::Malformed;
 use super::block::flight::RequestState;
@@ -11,6 +19,8 @@ use crate::devices::counters::{Counters, add, count};
 use crate::devices::error::DeviceStateError;
 use crate::devices::host::IrqChip;
 use crate::devices::idle::Idle;
+use crate::devices::pci::intx::Intx;
+use crate::devices::pci::{Decoded, PciFunctionState, VirtioFunction};
 use ft_ram::{GuestMemory, GuestRam};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
@@ -19,13 +29,8 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-const MAGIC: u32 = u32::from_le_bytes(*b"virt");
-const VERSION: u32 = 2;
-const VENDOR: u32 = u32::from_le_bytes(*b"ftd\0");
-const CONFIG_SPACE: u64 = 0x100;
 const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
     | VIRTIO_CONFIG_S_DRIVER_OK
@@ -34,8 +39,18 @@ const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-const INT_VRING: u32 = VIRTIO_MMIO_INT_VRING;
-const INT_CONFIG: u32 = VIRTIO_MMIO_INT_CONFIG;
+/// Bits of the interrupt status (virtio 1.2 §4.1.4.5 and §4.2.2, which agree).
+const INT_QUEUE: u32 = 1 << 0;
+const INT_CONFIG: u32 = 1 << 1;
+
+/// Why a device interrupts its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// It has given back chains of this queue.
+    Queue(usize),
+    /// Its status or its configuration is another.
+    Config,
+}
 
 /// What a virtio device is, behind its transport. What the guest can see of it is in the registers and the rings, which
 /// the transport captures, and in the requests that it has taken and not given back.
@@ -53,7 +68,8 @@ pub(crate) trait Backend: Send {
     /// The configuration space, which never changes.
     fn config(&self) -> &[u8];
 
-    /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt.
+    /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt
+    /// for this queue.
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
 
     /// The driver has taken these features.
@@ -106,6 +122,7 @@ pub struct VirtioState {
 pub(crate) struct Checked {
     registers: Registers,
     requests: Vec<RequestState>,
+    function: Option<pci::CheckedFunction>,
 }
 
 /// What the driver has set, and how far its queues have come.
@@ -142,19 +159,37 @@ pub(crate) struct Surroundings {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// A virtio-mmio device.
+/// A virtio device.
 pub(crate) struct Virtio<B> {
     pub(crate) backend: B,
     pub(crate) registers: Registers,
     pub(crate) around: Surroundings,
     index: usize,
-    gsi: u32,
+    face: Face,
+}
+
+/// Where a device is.
+pub(crate) enum Place {
+    Mmio(super::VirtioWindow),
+    Pci(VirtioFunction, Arc<Intx>),
+}
+
+/// How its driver reaches it, and how its interrupts reach the driver.
+enum Face {
+    Mmio(mmio::Line),
+    Pci(Box<pci::Function>),
 }
 
 impl<B: Backend> Virtio<B> {
-    pub(crate) fn new(backend: B, window: super::VirtioWindow, around: Surroundings) -> Self {
+    pub(crate) fn new(backend: B, place: Place, around: Surroundings) -> Self {
         let registers = Registers::new(B::QUEUES);
-        Self { backend, registers, around, index: window.index, gsi: window.gsi }
+        let (index, face) = match place {
+            Place::Mmio(window) => (window.index, Face::Mmio(mmio::Line::new(window.gsi))),
+            Place::Pci(function, intx) => {
+                (function.index, Face::Pci(Box::new(pci::Function::of(&backend, function, intx))))
+            }
+        };
+        Self { backend, registers, around, index, face }
     }
 
     fn features(&self) -> u64 {
@@ -164,23 +199,15 @@ impl<B: Backend> Virtio<B> {
     /// The driver has set the device up and nothing is wrong.
     pub(crate) fn running(&self) -> bool {
         let stopped = VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED;
-        self.registers.status & (VIRTIO_CONFIG_S_DRIVER_OK | stopped) == VIRTIO_CONFIG_S_DRIVER_OK
-    }
-
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        let answered = if offset >= CONFIG_SPACE {
-            self.read_config(offset - CONFIG_SPACE, data)
-        } else if let Ok(data) = <&mut [u8; 4]>::try_from(&mut *data) {
-            self.read_register(offset).map(|value| *data = value.to_le_bytes()).is_some()
-        } else {
-            false
+        let may_reach_memory = match &self.face {
+            Face::Mmio(_) => true,
+            Face::Pci(function) => function.is_master(),
         };
-        if !answered {
-            data.fill(0xff);
-            add(&self.around.counters.unknown_io, 1);
-        }
+        let status = self.registers.status;
+        may_reach_memory && status & (VIRTIO_CONFIG_S_DRIVER_OK | stopped) == VIRTIO_CONFIG_S_DRIVER_OK
     }
 
+    /// Reads the configuration space; false beyond its end.
     fn read_config(&self, offset: u64, data: &mut [u8]) -> bool {
         let config = self.backend.config();
         let Ok(start) = usize::try_from(offset) else { return false };
@@ -189,70 +216,27 @@ impl<B: Backend> Virtio<B> {
         true
     }
 
-    fn read_register(&self, offset: u64) -> Option<u32> {
-        let registers = &self.registers;
-        let ring = registers.rings.get(registers.queue_select as usize);
-        Some(match offset {
-            0x000 => MAGIC,
-            0x004 => VERSION,
-            0x008 => B::DEVICE_ID,
-            0x00c => VENDOR,
-            0x010 => match registers.device_features_select {
-                0 => self.features() as u32,
-                1 => (self.features() >> 32) as u32,
-                _ => 0,
-            },
-            0x034 => ring.map_or(0, |ring| u32::from(ring.max_size())),
-            0x044 => ring.map_or(0, |ring| u32::from(ring.ready())),
-            0x060 => registers.interrupt_status,
-            0x070 => registers.status,
-            // Shared memory regions: none, which reads as a length and a base of all ones.
-            0x0b0 | 0x0b4 | 0x0b8 | 0x0bc => u32::MAX,
-            // Configuration generation: the configuration never changes.
-            0x0fc => 0,
-            _ => return None,
-        })
+    /// The selected half of the features that are offered.
+    fn offered_features(&self) -> u32 {
+        half(self.features(), self.registers.device_features_select)
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        let written = <[u8; 4]>::try_from(data)
-            .ok()
-            .filter(|_| offset < CONFIG_SPACE)
-            .is_some_and(|data| self.write_register(offset, u32::from_le_bytes(data)));
-        if !written {
-            add(&self.around.counters.unknown_io, 1);
-        }
-    }
-
-    fn write_register(&mut self, offset: u64, value: u32) -> bool {
+    /// Takes features, in the selected half; false for such as there are none of.
+    fn take_features(&mut self, value: u32) -> bool {
         let negotiating = self.registers.status & (VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK)
             == VIRTIO_CONFIG_S_DRIVER;
-        match offset {
-            0x014 => self.registers.device_features_select = value,
-            0x020 if negotiating => match self.registers.driver_features_select {
-                0 => set_low(&mut self.registers.driver_features, value),
-                1 => set_high(&mut self.registers.driver_features, value),
-                // Feature bits from 64 are not offered, so taking them is refused at FEATURES_OK.
-                _ => return value == 0,
-            },
-            0x024 => self.registers.driver_features_select = value,
-            0x030 => self.registers.queue_select = value,
-            0x038 => self.set_up_queue(|ring| ring.size = value),
-            0x044 => self.set_queue_ready(value),
-            0x050 => self.notify(value),
-            0x064 => self.acknowledge(value),
-            0x070 => self.set_status(value),
-            0x080 => self.set_up_queue(|ring| set_low(&mut ring.desc, value)),
-            0x084 => self.set_up_queue(|ring| set_high(&mut ring.desc, value)),
-            0x090 => self.set_up_queue(|ring| set_low(&mut ring.avail, value)),
-            0x094 => self.set_up_queue(|ring| set_high(&mut ring.avail, value)),
-            0x0a0 => self.set_up_queue(|ring| set_low(&mut ring.used, value)),
-            0x0a4 => self.set_up_queue(|ring| set_high(&mut ring.used, value)),
-            // Shared memory region select.
-            0x0ac => {}
-            _ => return false,
+        match self.registers.driver_features_select {
+            _ if !negotiating => return false,
+            0 => set_low(&mut self.registers.driver_features, value),
+            1 => set_high(&mut self.registers.driver_features, value),
+            // Feature bits from 64 are not offered, so taking them is refused at FEATURES_OK.
+            _ => return value == 0,
         }
         true
+    }
+
+    fn selected(&self) -> Option<&Ring> {
+        self.registers.rings.get(self.registers.queue_select as usize)
     }
 
     /// Changes the selected queue, which the driver may do from FEATURES_OK to DRIVER_OK while it is not ready; at
@@ -268,14 +252,16 @@ impl<B: Backend> Virtio<B> {
         }
     }
 
-    fn set_queue_ready(&mut self, value: u32) {
-        if value & 1 == 0 {
-            if let Some(ring) = self.registers.rings.get_mut(self.registers.queue_select as usize) {
-                ring.disable();
-                self.backend.reset();
-            }
-            return;
+    /// The driver takes the selected queue back.
+    fn disable_queue(&mut self) {
+        if let Some(ring) = self.registers.rings.get_mut(self.registers.queue_select as usize) {
+            ring.disable();
+            self.backend.reset();
         }
+    }
+
+    /// The driver has set the selected queue up.
+    fn enable_queue(&mut self) {
         let mut result = Ok(());
         let ram = self.around.ram.clone();
         let event_index = self.registers.driver_features & EVENT_IDX != 0;
@@ -316,17 +302,18 @@ impl<B: Backend> Virtio<B> {
         if !self.running() || !self.registers.rings.get(queue).is_some_and(Ring::ready) {
             return;
         }
-        self.serve(|backend, rings, memory| backend.notify(queue, rings, memory));
+        self.serve(queue, |backend, rings, memory| backend.notify(queue, rings, memory));
     }
 
-    /// Lets the backend work on its queues, and interrupts or stops the device accordingly.
+    /// Lets the backend work on its queues, and interrupts for this one or stops the device accordingly.
     pub(crate) fn serve(
         &mut self,
+        queue: usize,
         work: impl FnOnce(&mut B, &mut [Ring], &GuestMemory) -> Result<bool, Malformed>,
     ) {
         let memory = self.around.ram.memory();
         match work(&mut self.backend, &mut self.registers.rings, memory) {
-            Ok(true) => self.raise(INT_VRING),
+            Ok(true) => self.interrupt(Cause::Queue(queue)),
             Ok(false) => {}
             Err(malformed) => self.stop(malformed),
         }
@@ -340,36 +327,24 @@ impl<B: Backend> Virtio<B> {
         let was_running = self.running();
         self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         if was_running {
-            self.raise(INT_CONFIG);
+            self.interrupt(Cause::Config);
         }
     }
 
-    fn raise(&mut self, bits: u32) {
-        let was = self.registers.interrupt_status;
-        self.registers.interrupt_status |= bits;
-        if was == 0 {
-            self.around.chip.set_level(self.gsi, true);
+    fn interrupt(&mut self, cause: Cause) {
+        let status = &mut self.registers.interrupt_status;
+        match &mut self.face {
+            Face::Mmio(line) => line.raise(cause, status, &*self.around.chip),
+            Face::Pci(function) => function.interrupt(cause, status, &self.around),
         }
         self.around.idle.signal();
     }
 
-    fn acknowledge(&mut self, bits: u32) {
-        let was = self.registers.interrupt_status;
-        let now = was & !bits;
-        if now == was {
-            return;
-        }
-        self.registers.interrupt_status = now;
-        self.around.chip.set_level(self.gsi, false);
-        if now != 0 {
-            // An edge for a pin that is programmed as edge triggered: what is left would otherwise stay unseen.
-            self.around.chip.set_level(self.gsi, true);
-        }
-    }
-
     fn reset(&mut self) {
-        if self.registers.interrupt_status != 0 {
-            self.acknowledge(u32::MAX);
+        let status = &mut self.registers.interrupt_status;
+        match &mut self.face {
+            Face::Mmio(line) => line.acknowledge(u32::MAX, status, &*self.around.chip),
+            Face::Pci(function) => function.reset(status),
         }
         self.registers = Registers::new(B::QUEUES);
         self.backend.reset();
@@ -398,7 +373,11 @@ impl<B: Backend> Virtio<B> {
         }
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError> {
         let &VirtioState {
             device_id,
             status,
@@ -423,7 +402,7 @@ impl<B: Backend> Virtio<B> {
         if negotiated && (driver_features & !self.features() != 0 || driver_features & VERSION_1 == 0) {
             return Err(refuse(format!("features {driver_features:#x} of {:#x}", self.features())));
         }
-        if interrupt_status & !(INT_VRING | INT_CONFIG) != 0 {
+        if interrupt_status & !(INT_QUEUE | INT_CONFIG) != 0 {
             return Err(refuse(format!("interrupt status {interrupt_status:#x}")));
         }
         if rings.len() != B::QUEUES.len() {
@@ -449,14 +428,30 @@ impl<B: Backend> Virtio<B> {
             interrupt_status,
             rings,
         };
-        Ok(Checked { registers, requests: requests.clone() })
+        let function = match (&self.face, function) {
+            (Face::Pci(ours), Some(state)) => Some(ours.check(state).map_err(|e| refuse(e.to_string()))?),
+            _ => None,
+        };
+        Ok(Checked { registers, requests: requests.clone(), function })
     }
 
     fn restore(&mut self, checked: Checked) {
-        let Checked { registers, requests } = checked;
+        let Checked { registers, requests, function } = checked;
         self.registers = registers;
+        if let (Face::Pci(ours), Some(function)) = (&mut self.face, function) {
+            ours.restore(function, self.registers.interrupt_status);
+        }
         self.backend.restore(&requests);
         self.backend.negotiated(self.registers.driver_features);
+    }
+}
+
+/// A half of a register of 64 bits; zero beyond them.
+fn half(register: u64, select: u32) -> u32 {
+    match select {
+        0 => register as u32,
+        1 => (register >> 32) as u32,
+        _ => 0,
     }
 }
 
@@ -481,34 +476,70 @@ impl<B: Backend> Shared<B> {
     }
 }
 
-/// What the bus and the capture need of a virtio device.
+/// What the buses and the capture need of a virtio device.
 pub(crate) trait Window: Send + Sync {
+    /// Reads its registers: those of its window, or of its BAR.
     fn read(&self, offset: u64, data: &mut [u8]);
     fn write(&self, offset: u64, data: &[u8]);
+    /// Reads its configuration space, within its bounds. Only on PCI.
+    fn config_read(&self, at: usize, data: &mut [u8]);
+    fn config_write(&self, at: usize, data: &[u8]);
+    /// As after power-on.
     fn reset(&self);
     /// Returns when nobody is working on the device.
     fn settle(&self);
+    /// Where its BAR is decoded, if it has one.
+    fn decoded(&self) -> Option<Decoded>;
     fn capture(&self) -> VirtioState;
-    /// Checks a state, which is untrusted, without taking it over.
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError>;
+    /// What it is on PCI, if it is there.
+    fn capture_function(&self) -> Option<PciFunctionState>;
+    /// Checks a state, which is untrusted, without taking it over. Where the device is on PCI, its function is given.
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError>;
     /// Takes over what [`Self::check`] passed. Leaves the interrupt line alone.
     fn restore(&self, checked: Checked);
-    /// Puts the interrupt line to where the interrupt status says it is.
+    /// Puts the interrupt line to where the device's state says it is.
     fn drive_line(&self);
 }
 
 impl<B: Backend> Window for Shared<B> {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        self.device.lock().read(offset, data);
+        let mut device = self.device.lock();
+        match device.face {
+            Face::Mmio(_) => device.read_window(offset, data),
+            Face::Pci(_) => device.read_bar(offset, data),
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        self.device.lock().write(offset, data);
+        let mut device = self.device.lock();
+        match device.face {
+            Face::Mmio(_) => device.write_window(offset, data),
+            Face::Pci(_) => device.write_bar(offset, data),
+        }
+        drop(device);
+        self.changed.notify_all();
+    }
+
+    fn config_read(&self, at: usize, data: &mut [u8]) {
+        self.device.lock().read_config_space(at, data);
+    }
+
+    fn config_write(&self, at: usize, data: &[u8]) {
+        self.device.lock().write_config_space(at, data);
         self.changed.notify_all();
     }
 
     fn reset(&self) {
-        self.device.lock().reset();
+        let mut device = self.device.lock();
+        device.reset();
+        if let Face::Pci(function) = &mut device.face {
+            function.reset_function();
+        }
+        drop(device);
         self.changed.notify_all();
     }
 
@@ -516,12 +547,30 @@ impl<B: Backend> Window for Shared<B> {
         drop(self.device.lock());
     }
 
+    fn decoded(&self) -> Option<Decoded> {
+        match &self.device.lock().face {
+            Face::Mmio(_) => None,
+            Face::Pci(function) => Some(function.decoded()),
+        }
+    }
+
     fn capture(&self) -> VirtioState {
         self.device.lock().capture()
     }
 
-    fn check(&self, state: &VirtioState) -> Result<Checked, DeviceStateError> {
-        self.device.lock().check(state)
+    fn capture_function(&self) -> Option<PciFunctionState> {
+        match &self.device.lock().face {
+            Face::Mmio(_) => None,
+            Face::Pci(function) => Some(function.capture()),
+        }
+    }
+
+    fn check(
+        &self,
+        state: &VirtioState,
+        function: Option<&PciFunctionState>,
+    ) -> Result<Checked, DeviceStateError> {
+        self.device.lock().check(state, function)
     }
 
     fn restore(&self, checked: Checked) {
@@ -530,6 +579,9 @@ impl<B: Backend> Window for Shared<B> {
 
     fn drive_line(&self) {
         let device = self.device.lock();
-        device.around.chip.set_level(device.gsi, device.registers.interrupt_status != 0);
+        match &device.face {
+            Face::Mmio(line) => line.drive(device.registers.interrupt_status, &*device.around.chip),
+            Face::Pci(function) => function.drive_line(),
+        }
     }
 }
