@@ -165,4 +165,16 @@ mod tests {
         let size = refusal(|_, disk| disk.bytes = 1 << 20);
         told(size, ["disk 1: bytes of its image", "1048576", "1073741824"]);
     }
+
+    #[test]
+    fn a_bus_that_the_version_before_does_not_have_is_said_and_one_that_it_has_is_not() {
+        let mut config = config();
+        config.machine.engine = EngineKind::Soft;
+        let spec = |bus| {
+            let (net, disks) = (None, vec![DiskSpec { bytes: 1 << 30, read_only: false }]);
+            MachineSpec { engine: EngineKind::Soft, vcpus: 1, ram_bytes: 1 << 28, net, disks, rng: true, bus }
+        };
+        let says = |bus| facts(&config, &spec(bus)).unwrap().iter().any(|fact| fact.name == "machine.bus");
+        assert_eq!((says(BusKind::Pci), says(BusKind::Mmio)), (true, false));
+    }
 }

@@ -173,8 +173,8 @@ impl Msix {
         self.state.clone()
     }
 
-    /// The vectors as captured, if that is a state they can be in. `self` is how many there are.
-    pub(crate) fn from_state(&self, state: &MsixState, may_send: bool) -> Result<Self, DeviceStateError> {
+    /// As many vectors as these, in a captured state, if that is one they can be in.
+    pub(crate) fn with_state(&self, state: &MsixState, may_send: bool) -> Result<Self, DeviceStateError> {
         let refuse = |why: String| Err(DeviceStateError::Pci(format!("MSI-X: {why}")));
         let MsixState { enabled, masked: _, entries, pending } = state;
         let ours = self.state.entries.len();

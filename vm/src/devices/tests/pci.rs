@@ -216,7 +216,8 @@ fn each_queue_and_the_configuration_interrupt_by_the_vector_that_they_were_given
 fn a_masked_vector_waits_and_is_sent_once_when_it_is_unmasked() {
     let rig = rig();
     let mut rings = card_with_messages(&rig);
-    let masks: [(&dyn Fn(), &dyn Fn()); 3] = [
+    type Act<'a> = &'a dyn Fn();
+    let masks: [(Act<'_>, Act<'_>); 3] = [
         (&|| rig.bar_set(NET, TABLE + 2 * 16 + 12, &[1, 0, 0, 0]), &|| {
             rig.bar_set(NET, TABLE + 2 * 16 + 12, &[0; 4]);
         }),

@@ -241,7 +241,7 @@ impl Function {
         if let Some(vector) = queue_vectors.iter().chain([config_vector]).find(unknown) {
             return refuse(format!("vector {vector}"));
         }
-        let msix = self.msix.from_state(msix, command & COMMAND_MASTER != 0)?;
+        let msix = self.msix.with_state(msix, command & COMMAND_MASTER != 0)?;
         Ok(CheckedFunction { state: state.clone(), msix })
     }
 
