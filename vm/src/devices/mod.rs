@@ -27,7 +27,8 @@ pub use error::{DeviceError, DeviceStateError};
 pub(crate) use host::Random;
 pub use host::{
     ConsoleSink, Delivered, DeviceEvent, Disk, DiskAnswer, DiskChange, DiskOwner, FRAME_BYTES_MAX, FrameSink,
-    IrqChip, OnIoError, Transmit, Wiring,
+    IrqChip, NET_HEADER_BYTES, Offloads, OnIoError, PACKET_BYTES_MAX, SEGMENT_BYTES_MAX, Transmit, Wiring,
+    plain_packet,
 };
 pub use platform::PlatformState;
 pub use power::PowerState;

@@ -11,6 +11,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod error;
+mod older;
 
 pub use error::StateError;
 
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"FTVM";
 /// Version of the layout below. It changes with any change of a captured field.
-pub const STATE_VERSION: u16 = 4 + cfg!(feature = "next-version") as u16;
+pub const STATE_VERSION: u16 = 5 + cfg!(feature = "next-version") as u16;
 /// The oldest version that is still read and written.
 pub const STATE_OLDEST: u16 = 4;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
@@ -119,6 +120,8 @@ pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> R
     if !(STATE_OLDEST..=STATE_VERSION).contains(&version) {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
+    let older = if version == STATE_OLDEST { Some(older::from_newer(state)?) } else { None };
+    let state = older.as_ref().unwrap_or(state);
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
@@ -163,6 +166,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     let (state, later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
     #[cfg(feature = "next-version")]
     let (state, later) = next::take(state, version, later).map_err(malformed)?;
+    let state = if version == STATE_OLDEST { older::to_newer(state) } else { state };
     let mut again = Vec::with_capacity(bytes.len());
     encode(&state, version, &mut again)?;
     if !later.is_empty() || again != bytes {
@@ -198,13 +202,13 @@ pub fn pages_written_by_restore(state: &[u8]) -> Result<Vec<PageIndex>, StateErr
 /// What the next version has behind the body of this one.
 #[cfg(feature = "next-version")]
 mod next {
-    use super::{MachineState, STATE_OLDEST, StateError};
+    use super::{MachineState, STATE_VERSION, StateError};
 
     pub(super) fn append(mark: u64, version: u16, out: &mut Vec<u8>) -> Result<(), StateError> {
         match (version, mark) {
             // A machine that was never marked is the same machine without the field.
-            (STATE_OLDEST, 0) => {}
-            (STATE_OLDEST, _) => return Err(StateError::NotCarried { field: "machine.mark", version }),
+            (..STATE_VERSION, 0) => {}
+            (..STATE_VERSION, _) => return Err(StateError::NotCarried { field: "machine.mark", version }),
             _ => out.extend_from_slice(&mark.to_le_bytes()),
         }
         Ok(())
@@ -216,7 +220,7 @@ mod next {
         later: &[u8],
     ) -> Result<(MachineState, &[u8]), postcard::Error> {
         match (version, later.split_first_chunk()) {
-            (STATE_OLDEST, _) => Ok((state, later)),
+            (..STATE_VERSION, _) => Ok((state, later)),
             (_, Some((mark, rest))) => Ok((MachineState { mark: u64::from_le_bytes(*mark), ..state }, rest)),
             (_, None) => Err(postcard::Error::DeserializeUnexpectedEnd),
         }

@@ -136,12 +136,53 @@ fn a_version_that_is_not_known_is_not_written() {
     }
 }
 
+/// As version 4 has it, and as that is read.
+fn by_version_4(state: &MachineState) -> Result<MachineState, StateError> {
+    let mut out = Vec::new();
+    encode(state, STATE_OLDEST, &mut out)?;
+    decode(&out)
+}
+
+#[test]
+fn version_4_carries_a_card_whose_driver_leaves_it_no_work_and_refuses_another_by_name() {
+    const FEATURES_OK: u32 = 8;
+    let taken = |device: usize, features: u64| {
+        let mut state = state();
+        let device = &mut state.devices.virtio[device];
+        (device.status, device.driver_features) = (3 | FEATURES_OK, features | 1 << 32);
+        by_version_4(&state).map(|state| state.devices.virtio)
+    };
+    assert_eq!(taken(0, 1 << 5 | 1 << 28).unwrap()[0].driver_features, 1 << 5 | 1 << 28 | 1 << 32);
+    for (device, feature) in [(0, 0), (0, 1), (0, 11), (0, 15), (0, 29), (1, 29)] {
+        let refused = taken(device, 1 << feature).unwrap_err().to_string();
+        assert!(refused.contains("features") && refused.contains("version 4"), "{refused}");
+    }
+}
+
+#[test]
+fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name() {
+    let waiting = |packet: Vec<u8>| {
+        let mut soft = SoftState::power_on(0);
+        soft.outbox = vec![packet];
+        MachineState { engine: EngineState::Soft(Box::new(soft)), ..state() }
+    };
+    let plain = waiting(crate::devices::plain_packet(&[7; 60]));
+    let (mut older, mut newer) = (Vec::new(), Vec::new());
+    encode(&plain, STATE_OLDEST, &mut older).unwrap();
+    encode(&plain, STATE_VERSION, &mut newer).unwrap();
+    assert_eq!(older.len() + 12, newer.len());
+    let EngineState::Soft(soft) = decode(&older).unwrap().engine else { panic!("another engine's") };
+    assert_eq!(soft.outbox, [crate::devices::plain_packet(&[7; 60])]);
+    let refused = by_version_4(&waiting(vec![1; 72])).err().unwrap().to_string();
+    assert!(refused.contains("frame that waits") && refused.contains("version 4"), "{refused}");
+}
+
 #[cfg(feature = "next-version")]
 #[test]
 fn the_version_before_carries_all_but_a_mark_which_is_refused_by_name() {
     let older = |state: &MachineState| {
         let mut out = Vec::new();
-        encode(state, STATE_OLDEST, &mut out).map(|()| out)
+        encode(state, STATE_VERSION - 1, &mut out).map(|()| out)
     };
     let bytes = older(&state()).unwrap();
     assert_eq!(bytes.len() + 8, ENCODED.len());
@@ -151,7 +192,7 @@ fn the_version_before_carries_all_but_a_mark_which_is_refused_by_name() {
     encode(&marked, STATE_VERSION, &mut out).unwrap();
     assert_eq!(decode(&out).unwrap().mark, 7);
     let refused = older(&marked).unwrap_err().to_string();
-    assert!(refused.contains("machine.mark") && refused.contains("version 4"), "{refused}");
+    assert!(refused.contains("machine.mark") && refused.contains("version 5"), "{refused}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod disk;
 mod hand;
 mod hostile;
 mod net;
+mod offloads;
 mod state;
 mod told;
 mod twins;
@@ -63,21 +64,30 @@ impl IrqChip for Chip {
     }
 }
 
-/// Keeps up to `room` frames.
+/// Keeps up to `room` frames, and their headers apart.
+#[derive(Default)]
 struct Sink {
     room: Mutex<usize>,
     frames: Mutex<Vec<Vec<u8>>>,
+    headers: Mutex<Vec<[u8; NET_HEADER_BYTES]>>,
+    offloads: Mutex<Vec<Offloads>>,
 }
 
 impl FrameSink for Sink {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         let mut room = self.room.lock();
         if *room == 0 {
             return Transmit::Full;
         }
         *room -= 1;
+        let (header, frame) = packet.split_first_chunk().unwrap();
+        self.headers.lock().push(*header);
         self.frames.lock().push(frame.to_vec());
         Transmit::Taken
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        self.offloads.lock().push(offloads);
     }
 }
 
@@ -170,7 +180,7 @@ impl Rig {
         make: impl FnOnce(&MachineSpec, &GuestRam, Arc<dyn IrqChip>, Wiring) -> Result<Devices, DeviceError>,
     ) -> Self {
         let chip = Arc::new(Chip::default());
-        let sink = Arc::new(Sink { room: Mutex::new(usize::MAX), frames: Mutex::default() });
+        let sink = Arc::new(Sink { room: Mutex::new(usize::MAX), ..Sink::default() });
         let screen = Screen::default();
         let mut spec = spec();
         spec.disks[0].read_only = !made.store.is_writable();

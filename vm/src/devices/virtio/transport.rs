@@ -56,7 +56,7 @@ pub(crate) trait Backend: Send {
     /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt.
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
 
-    /// The driver has taken these features.
+    /// The driver has taken these features; none after a reset.
     fn negotiated(&mut self, _: u64) {}
 
     /// Forgets the requests that it has taken and not given back.
@@ -373,6 +373,7 @@ impl<B: Backend> Virtio<B> {
         }
         self.registers = Registers::new(B::QUEUES);
         self.backend.reset();
+        self.backend.negotiated(0);
     }
 
     fn capture(&self) -> VirtioState {
@@ -456,7 +457,8 @@ impl<B: Backend> Virtio<B> {
         let Checked { registers, requests } = checked;
         self.registers = registers;
         self.backend.restore(&requests);
-        self.backend.negotiated(self.registers.driver_features);
+        let negotiated = self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        self.backend.negotiated(if negotiated { self.registers.driver_features } else { 0 });
     }
 }
 
