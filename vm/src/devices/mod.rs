@@ -378,6 +378,14 @@ impl Devices {
         self.power.lock().press_button();
     }
 
+    /// Asks the guest to announce its addresses on its network. For the machine's owner, and on a deterministic engine
+    /// for its thread.
+    pub(crate) fn announce(&self) {
+        if let Some(card) = &self.card {
+            card.announce();
+        }
+    }
+
     /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.
     pub(crate) fn type_in(&self, bytes: &[u8]) -> usize {
         self.com1.lock().type_in(bytes)

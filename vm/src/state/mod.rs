@@ -121,10 +121,14 @@ pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> R
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
     let older = if version == STATE_OLDEST { Some(older::from_newer(state)?) } else { None };
-    let state = older.as_ref().unwrap_or(state);
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
-    *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
+    let body = std::mem::take(out);
+    *out = match &older {
+        Some(older) => postcard::to_extend(older, body),
+        None => postcard::to_extend(state, body),
+    }
+    .map_err(|e| StateError::Decode(e.to_string()))?;
     #[cfg(feature = "next-version")]
     next::append(state.mark, version, out).inspect_err(|_| out.truncate(start))?;
     let body_bytes = out.len() - start - HEADER_BYTES;
@@ -163,10 +167,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
     let malformed = |e: postcard::Error| StateError::Decode(format!("{e} ({} bytes)", body.len()));
-    let (state, later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
+    let (state, later) = if version == STATE_OLDEST {
+        let (state, later) = postcard::take_from_bytes(body).map_err(malformed)?;
+        (older::to_newer(state), later)
+    } else {
+        postcard::take_from_bytes(body).map_err(malformed)?
+    };
     #[cfg(feature = "next-version")]
     let (state, later) = next::take(state, version, later).map_err(malformed)?;
-    let state = if version == STATE_OLDEST { older::to_newer(state) } else { state };
     let mut again = Vec::with_capacity(bytes.len());
     encode(&state, version, &mut again)?;
     if !later.is_empty() || again != bytes {

@@ -1,23 +1,65 @@
-//! What version 4 of the state cannot say. There no network card offers offloads, so that frames have no header; and
-//! only disks tell, and are told, how far they want to be left alone (EVENT_IDX).
+//! Version 4 of the state, and what it cannot say. There no network card offers offloads, so that frames have no header,
+//! nor has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to
+//! be left alone (EVENT_IDX).
 
 use super::{EngineState, MachineState, STATE_OLDEST, StateError};
-use crate::devices::{NET_HEADER_BYTES, VirtioState, plain_packet};
+use crate::devices::{
+    Com1State, DevicesState, NET_HEADER_BYTES, PlatformState, PowerState, RequestState, RingState,
+    VirtioState, plain_packet,
+};
+use crate::spec::MachineSpec;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_config::{VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1};
-use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
+use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_S_LINK_UP};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_NET, VIRTIO_ID_RNG};
 
 /// What every device of version 4 offers.
 const COMMON: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
+/// A network card's queues, and what it says of itself.
+const NET_QUEUES: usize = 2;
+const CONTROL_QUEUE: RingState = RingState { size: 64, desc: 0, avail: 0, used: 0, position: None };
+const LINK_UP: u16 = VIRTIO_NET_S_LINK_UP as u16;
+
+/// See [`MachineState`].
+#[derive(Serialize, Deserialize)]
+pub(super) struct Machine4 {
+    spec: MachineSpec,
+    engine: EngineState,
+    devices: Devices4,
+}
+
+/// See [`DevicesState`].
+#[derive(Serialize, Deserialize)]
+struct Devices4 {
+    com1: Com1State,
+    power: PowerState,
+    platform: PlatformState,
+    virtio: Vec<Virtio4>,
+}
+
+/// See [`VirtioState`].
+#[derive(Serialize, Deserialize)]
+struct Virtio4 {
+    device_id: u32,
+    status: u32,
+    driver_features: u64,
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u32,
+    interrupt_status: u32,
+    rings: Vec<RingState>,
+    requests: Vec<RequestState>,
+}
+
 /// The state as version 4 has it, if nothing is lost by that.
-pub(super) fn from_newer(state: &MachineState) -> Result<MachineState, StateError> {
+pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
     let lost = |field| StateError::NotCarried { field, version: STATE_OLDEST };
     let MachineState { spec, engine, devices, .. } = state;
-    if !devices.virtio.iter().all(is_known) {
-        return Err(lost("features of a network card or rng"));
-    }
+    let DevicesState { com1, power, platform, virtio } = devices;
+    let virtio: Option<Vec<_>> = virtio.iter().map(virtio_from_newer).collect();
+    let virtio = virtio.ok_or(lost("features of a network card or rng"))?;
     let mut engine = engine.clone();
     if let EngineState::Soft(soft) = &mut engine {
         for packet in &mut soft.outbox {
@@ -25,31 +67,71 @@ pub(super) fn from_newer(state: &MachineState) -> Result<MachineState, StateErro
             *packet = plain.ok_or(lost("offloads of a frame that waits to be sent"))?;
         }
     }
-    Ok(MachineState {
-        spec: spec.clone(),
-        engine,
-        devices: devices.clone(),
-        #[cfg(feature = "next-version")]
-        mark: state.mark,
-    })
+    let devices = Devices4 { com1: com1.clone(), power: *power, platform: platform.clone(), virtio };
+    Ok(Machine4 { spec: spec.clone(), engine, devices })
 }
 
-/// Version 4 has the features that the driver took.
-fn is_known(device: &VirtioState) -> bool {
+fn virtio_from_newer(device: &VirtioState) -> Option<Virtio4> {
+    let VirtioState { rings, requests, config_status, config_generation, .. } = device.clone();
+    let is_net = device.device_id == VIRTIO_ID_NET;
     let own = match device.device_id {
         VIRTIO_ID_NET => 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU,
         VIRTIO_ID_RNG => 0,
-        _ => return true,
+        _ => !COMMON,
     };
-    device.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 || device.driver_features & !(COMMON | own) == 0
+    let negotiated = device.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+    let is_known = !negotiated || device.driver_features & !(COMMON | own) == 0;
+    let (known, later) = rings.split_at(if is_net { NET_QUEUES.min(rings.len()) } else { rings.len() });
+    // A driver that does not know of a queue or of changes has neither.
+    let has_no_more = later.iter().all(|ring| *ring == CONTROL_QUEUE)
+        && (config_status, config_generation) == (if is_net { LINK_UP } else { 0 }, 0);
+    (is_known && has_no_more).then(|| Virtio4 {
+        device_id: device.device_id,
+        status: device.status,
+        driver_features: device.driver_features,
+        device_features_select: device.device_features_select,
+        driver_features_select: device.driver_features_select,
+        queue_select: device.queue_select,
+        interrupt_status: device.interrupt_status,
+        rings: known.to_vec(),
+        requests,
+    })
 }
 
 /// A state that came as version 4.
-pub(super) fn to_newer(mut state: MachineState) -> MachineState {
-    if let EngineState::Soft(soft) = &mut state.engine {
+pub(super) fn to_newer(state: Machine4) -> MachineState {
+    let Machine4 { spec, mut engine, devices: Devices4 { com1, power, platform, virtio } } = state;
+    if let EngineState::Soft(soft) = &mut engine {
         for frame in &mut soft.outbox {
             *frame = plain_packet(frame);
         }
     }
-    state
+    let virtio = virtio.into_iter().map(virtio_to_newer).collect();
+    MachineState {
+        spec,
+        engine,
+        devices: DevicesState { com1, power, platform, virtio },
+        #[cfg(feature = "next-version")]
+        mark: 0,
+    }
+}
+
+fn virtio_to_newer(device: Virtio4) -> VirtioState {
+    let Virtio4 { device_id, status, driver_features, queue_select, interrupt_status, .. } = device;
+    let Virtio4 { device_features_select, driver_features_select, mut rings, requests, .. } = device;
+    let is_net = device_id == VIRTIO_ID_NET;
+    rings.extend((is_net && rings.len() == NET_QUEUES).then_some(CONTROL_QUEUE));
+    VirtioState {
+        device_id,
+        status,
+        driver_features,
+        device_features_select,
+        driver_features_select,
+        queue_select,
+        interrupt_status,
+        config_generation: 0,
+        config_status: if is_net { LINK_UP } else { 0 },
+        rings,
+        requests,
+    }
 }

@@ -2,6 +2,7 @@
 //! the implementation. It writes guest memory by an untracked view, as a vCPU would, so that the VMM's dirty bitmap
 //! holds what the devices wrote and nothing else.
 
+mod announce;
 mod block;
 mod bus;
 mod disk;

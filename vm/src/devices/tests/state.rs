@@ -248,7 +248,7 @@ fn states_that_cannot_be_are_refused_by_name_and_change_nothing() {
         ("features 0x0", |state| state.virtio[0].driver_features = 0),
         ("features 0x100000004", |state| state.virtio[0].driver_features |= 4),
         ("interrupt status 0x4", |state| state.virtio[0].interrupt_status = 4),
-        ("1 queues of 2", |state| state.virtio[0].rings.truncate(1)),
+        ("1 queues of 3", |state| state.virtio[0].rings.truncate(1)),
         ("before feature negotiation", |state| state.virtio[0].status = 3),
         ("queue of 7 entries", |state| state.virtio[0].rings[0].size = 7),
         ("queue of 512 entries", |state| state.virtio[0].rings[0].size = 512),

@@ -4,6 +4,9 @@
 //! whose header does not fit it, is dropped and counted, as on a real wire. Frames out go to the [`FrameSink`]; frames
 //! in come from a pump outside through [`NetPort`].
 //!
+//! Where the VM lives on another host now, a driver that has said it can is asked to announce the guest's addresses, by
+//! the status in the card's configuration; it answers through the control queue, which takes nothing else.
+//!
 //! A frame that the sink has no room for stays in the guest's queue, which is part of the machine's state, so it is
 //! never lost: it is offered again by [`NetPort::resume_transmit`], and by `Devices::resume`.
 
@@ -21,15 +24,24 @@ use header::{Header, Sends};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
+};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 const RX: usize = 0;
 const TX: usize = 1;
+const CONTROL: usize = 2;
 const QUEUE_SIZE: u16 = 256;
+const CONTROL_SIZE: u16 = 64;
 
 /// mac, status, max_virtqueue_pairs, mtu (virtio 1.2 §5.1.4).
 const CONFIG_BYTES: usize = 12;
+const CONFIG_STATUS: std::ops::Range<usize> = 6..8;
+const LINK_UP: u16 = VIRTIO_NET_S_LINK_UP as u16;
+const ANNOUNCE: u16 = VIRTIO_NET_S_ANNOUNCE as u16;
 
 pub(crate) struct Net {
     config: [u8; CONFIG_BYTES],
@@ -40,6 +52,8 @@ pub(crate) struct Net {
     takes: Offloads,
     /// A frame for the guest may lie in several of its buffers.
     spreads: bool,
+    /// The driver announces its addresses when it is asked.
+    announces: bool,
     chains: Vec<Chain>,
     packet: Vec<u8>,
 }
@@ -57,6 +71,7 @@ impl Net {
             sends: Sends::default(),
             takes: Offloads::default(),
             spreads: false,
+            announces: false,
             chains: vec![Chain::default()],
             packet: Vec::with_capacity(PACKET_BYTES_MAX),
         };
@@ -196,6 +211,38 @@ impl Net {
     }
 }
 
+impl Net {
+    /// Answers commands.
+    fn control(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
+        let mut answered = false;
+        loop {
+            for _ in 0..rings[CONTROL].available(memory)? {
+                let chain = &mut self.chains[0];
+                if !rings[CONTROL].pop(memory, chain)? {
+                    break;
+                }
+                let mut command = [0; 2];
+                if chain.readable_bytes() < command.len() as u64 || chain.writable_bytes() < 1 {
+                    return Err(Malformed::Shape { head: chain.head });
+                }
+                chain.read_at(memory, 0, &mut command)?;
+                let is_ack =
+                    command.map(u32::from) == [VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK];
+                let answer = if is_ack && self.announces { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+                chain.write_at(memory, 0, &[answer as u8])?;
+                rings[CONTROL].complete(memory, chain, 1)?;
+                answered = true;
+                if answer == VIRTIO_NET_OK {
+                    self.set_config_status(self.config_status() & !ANNOUNCE);
+                }
+            }
+            if !rings[CONTROL].rearm(memory)? {
+                return Ok(answered && rings[CONTROL].wants_interrupt(memory)?);
+            }
+        }
+    }
+}
+
 /// What the guest has for a frame.
 enum Buffers {
     /// So many chains, which were taken.
@@ -208,18 +255,30 @@ enum Buffers {
 
 impl Backend for Net {
     const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-    const QUEUES: &'static [u16] = &[QUEUE_SIZE; 2];
+    const QUEUES: &'static [u16] = &[QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE];
     const NAME: &'static str = "net";
+    const CONFIG_STATUS: u16 = LINK_UP | ANNOUNCE;
 
     fn features(&self) -> u64 {
-        [VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX]
-            .iter()
-            .fold(header::FEATURES, |features, bit| features | 1 << bit)
+        let others = [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
+            VIRTIO_RING_F_EVENT_IDX,
+        ];
+        others.iter().fold(header::FEATURES, |features, bit| features | 1 << bit)
     }
 
     fn negotiated(&mut self, features: u64) {
         (self.sends, self.takes) = header::negotiated(features);
         self.spreads = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        let announces =
+            1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
+        self.announces = features & announces == announces;
+        self.set_config_status(LINK_UP);
         if let Some(sink) = &self.sink {
             sink.set_offloads(self.takes);
         }
@@ -229,9 +288,18 @@ impl Backend for Net {
         &self.config
     }
 
+    fn config_status(&self) -> u16 {
+        u16::from_le_bytes([self.config[CONFIG_STATUS.start], self.config[CONFIG_STATUS.start + 1]])
+    }
+
+    fn set_config_status(&mut self, status: u16) {
+        self.config[CONFIG_STATUS].copy_from_slice(&status.to_le_bytes());
+    }
+
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
         match queue {
             TX => self.transmit(rings, memory),
+            CONTROL => self.control(rings, memory),
             // New receive buffers: whoever waits for them is woken by the transport.
             _ => Ok(false),
         }
@@ -270,6 +338,14 @@ impl Shared<Net> {
         put
     }
 
+    /// Asks the driver to announce the guest's addresses, if it does such things.
+    pub(crate) fn announce(&self) {
+        let mut card = self.device.lock();
+        if card.running() && card.backend.announces {
+            card.change_config(|status| status | ANNOUNCE);
+        }
+    }
+
     /// Offers frames again that the sink had no room for.
     pub(crate) fn retry_transmit(&self) {
         let mut card = self.device.lock();
@@ -296,7 +372,8 @@ pub(crate) enum Port {
 }
 
 impl NetPort {
-    /// Gives the guest one Ethernet frame (no FCS) behind its header of [`NET_HEADER_BYTES`]. Never blocks for long; touches nothing while the machine is paused.
+    /// Gives the guest one Ethernet frame (no FCS) behind its header of [`NET_HEADER_BYTES`]. Never blocks for long;
+    /// touches nothing while the machine is paused.
     ///
     /// On a deterministic engine `Yes` says that the frame waits for the guest's driver, and is lost if there is none
     /// by then.
