@@ -47,4 +47,4 @@ pub mod tap;
 pub use announce::Announcement;
 pub use boottime::BootTime;
 pub use buffer::{Bounds, Emit, Gate, HoldStats, OutputBuffer, Permit, Released, Stopped, Transmitted};
-pub use tap::{Tap, TapError, Waker};
+pub use tap::{Tap, TapError, TapOffloads, Waker};

@@ -1,7 +1,10 @@
-//! A TAP interface: the VM's cable on this host. Frames only (no packet information, no offloads), non-blocking.
+//! A TAP interface: the VM's cable on this host, non-blocking. Before each frame, in either direction, stands a
+//! virtio-net header (IFF_VNET_HDR) that says what is left to be done to it. The kernel does what is left in frames from
+//! the VM, or leaves it to the card that they go out by. It leaves in frames for the VM only what
+//! [`Tap::set_offloads`] says.
 //!
-//! An existing interface is used as it is, but for offloads that an earlier user left behind: an administrator may have
-//! created it for the daemon's user and put it on a bridge. Otherwise the interface is created, which needs
+//! An existing interface is used as it is, but for headers and offloads, which are this user's alone: an administrator
+//! may have created it for the daemon's user and put it on a bridge. Otherwise the interface is created, which needs
 //! CAP_NET_ADMIN, and lives as long as the `Tap`. One that is deleted meanwhile can be attached to again when there is
 //! another of its name.
 
@@ -9,16 +12,19 @@ use crate::buffer::Emit;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
+/// Bytes of `virtio_net_hdr_v1`, little-endian as the guest is. All zero: the frame is complete.
+pub const HEADER_BYTES: usize = 12;
 /// Longest interface name: IFNAMSIZ without the terminating zero.
 pub const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
@@ -60,6 +66,18 @@ pub enum TapError {
         /// The interface.
         name: String,
     },
+    /// The kernel's TAPs cannot carry headers.
+    #[error(
+        "TAP interface '{name}' cannot carry virtio-net headers of {HEADER_BYTES} bytes ({at}: {source})"
+    )]
+    NoHeaders {
+        /// The interface.
+        name: String,
+        /// The step that failed.
+        at: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// There is such an interface, of another kind.
     #[error("interface '{name}' exists and is not a single-queue TAP interface")]
     NotATap {
@@ -87,12 +105,43 @@ pub fn is_interface_name(name: &str) -> bool {
         && !name.bytes().any(|byte| matches!(byte, b'/' | b':' | b'%' | 0) || byte.is_ascii_whitespace())
 }
 
+/// What may be left to be done to a frame for the VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TapOffloads {
+    /// Its checksum.
+    pub checksum: bool,
+    /// TCP over IPv4 is still to be cut into frames.
+    pub tso4: bool,
+    /// TCP over IPv6 is.
+    pub tso6: bool,
+    /// TCP that tells of congestion (ECN) is.
+    pub ecn: bool,
+}
+
+impl TapOffloads {
+    /// As TUNSETOFFLOAD takes it.
+    fn flags(self) -> libc::c_uint {
+        let Self { checksum, tso4, tso6, ecn } = self;
+        let each = [
+            (checksum, libc::TUN_F_CSUM),
+            (tso4, libc::TUN_F_TSO4),
+            (tso6, libc::TUN_F_TSO6),
+            (ecn && (tso4 || tso6), libc::TUN_F_TSO_ECN),
+        ];
+        each.iter().filter(|(is_left, _)| *is_left).fold(0, |flags, (_, flag)| flags | flag)
+    }
+}
+
 /// An attached TAP interface. Frames may be sent by any thread while one receives.
 #[derive(Debug)]
 pub struct Tap {
     name: String,
     /// Another one after each [`Tap::reattach`].
     file: RwLock<Arc<File>>,
+    /// What the file was, or will be, told. Locked before `file`.
+    offloads: Mutex<TapOffloads>,
+    /// What the interface carries at least; 0 until it is said.
+    mtu: AtomicU16,
     wake: Arc<EventFd>,
 }
 
@@ -118,7 +167,24 @@ impl Tap {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(|errno| {
             TapError::Io { name: name.to_owned(), at: "creating an eventfd", source: errno.into() }
         })?;
-        Ok(Self { name: name.to_owned(), file, wake: Arc::new(wake) })
+        Ok(Self {
+            name: name.to_owned(),
+            file,
+            offloads: Mutex::default(),
+            mtu: AtomicU16::new(0),
+            wake: Arc::new(wake),
+        })
+    }
+
+    /// Says what may be left to be done to frames for the VM from now on: at first nothing. It also holds for another
+    /// interface that is attached to later. Frames that the kernel has in its queue are as they were.
+    pub fn set_offloads(&self, offloads: TapOffloads) -> io::Result<()> {
+        let mut told = self.offloads.lock();
+        if *told == offloads {
+            return Ok(());
+        }
+        *told = offloads;
+        tell_offloads(&self.file(), offloads).map_err(io::Error::from)
     }
 
     /// Attaches anew, after the interface was deleted, to another one of its name; creates none.
@@ -126,7 +192,16 @@ impl Tap {
         nix::net::if_::if_nametoindex(self.name.as_str())
             .map_err(|_| TapError::Gone { name: self.name.clone() })?;
         let file = attach(&self.name)?;
+        let offloads = self.offloads.lock();
+        tell_offloads(&file, *offloads).map_err(|errno| TapError::Io {
+            name: self.name.clone(),
+            at: "setting offloads",
+            source: errno.into(),
+        })?;
         *self.file.write() = Arc::new(file);
+        drop(offloads);
+        // Whether long frames get through is for who looks at the way; short ones are to, in any case.
+        let _ = self.set_mtu(self.mtu.load(Ordering::Relaxed));
         self.set_up()
     }
 
@@ -152,20 +227,48 @@ impl Tap {
         &self.name
     }
 
+    /// Has the interface carry packets of so many bytes, also one that is attached to later: a smaller MTU is raised,
+    /// which needs CAP_NET_ADMIN.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), TapError> {
+        self.mtu.store(mtu, Ordering::Relaxed);
+        let io_error = |at| self.io_error(at);
+        let socket = self.socket()?;
+        let mut request = interface_request(&self.name);
+        // SAFETY: SIOCGIFMTU fills in the MTU of the ifreq that `request` is.
+        Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &mut request) })
+            .map_err(io_error("SIOCGIFMTU"))?;
+        // SAFETY: SIOCGIFMTU has just initialised the MTU.
+        if unsafe { request.ifr_ifru.ifru_mtu } >= mtu.into() {
+            return Ok(());
+        }
+        request.ifr_ifru.ifru_mtu = mtu.into();
+        // SAFETY: SIOCSIFMTU reads the ifreq that `request` is.
+        Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU, &request) })
+            .map_err(io_error("SIOCSIFMTU"))?;
+        Ok(())
+    }
+
+    fn io_error(&self, at: &'static str) -> impl Fn(Errno) -> TapError + '_ {
+        move |errno| match errno {
+            Errno::EPERM | Errno::EACCES => TapError::NoRights { name: self.name.clone(), at },
+            errno => TapError::Io { name: self.name.clone(), at, source: errno.into() },
+        }
+    }
+
+    /// What interfaces are asked by.
+    fn socket(&self) -> Result<OwnedFd, TapError> {
+        // SAFETY: no pointer is passed; the descriptor returned is owned by nobody else.
+        unsafe {
+            let fd = Errno::result(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))
+                .map_err(self.io_error("opening a socket to set it up"))?;
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
+
     /// Brings the interface up (`ip link set NAME up`); needs CAP_NET_ADMIN unless it is up already.
     pub fn set_up(&self) -> Result<(), TapError> {
-        let io_error = |at| {
-            move |errno: Errno| match errno {
-                Errno::EPERM | Errno::EACCES => TapError::NoRights { name: self.name.clone(), at },
-                errno => TapError::Io { name: self.name.clone(), at, source: errno.into() },
-            }
-        };
-        // SAFETY: no pointer is passed; the descriptor returned is owned by nobody else.
-        let socket = unsafe {
-            let fd = Errno::result(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))
-                .map_err(io_error("opening a socket to set it up"))?;
-            OwnedFd::from_raw_fd(fd)
-        };
+        let io_error = |at| self.io_error(at);
+        let socket = self.socket()?;
         let mut request = interface_request(&self.name);
         // SAFETY: SIOCGIFFLAGS fills in the flags of the ifreq that `request` is.
         Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })
@@ -188,7 +291,7 @@ impl Tap {
         Waker(self.wake.clone())
     }
 
-    /// Waits for one frame and reads it into `buffer` (longer ones are cut); `None` when woken by a [`Waker`].
+    /// Waits for one frame and reads it, behind its header, into `buffer` (longer ones are cut); `None` when woken by a [`Waker`].
     /// After an error the interface may be gone: see [`Tap::reattach`].
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let file = self.file();
@@ -217,9 +320,9 @@ impl Tap {
 }
 
 impl Emit for Tap {
-    fn emit(&self, frame: &[u8]) -> io::Result<()> {
+    fn emit(&self, packet: &[u8]) -> io::Result<()> {
         // The kernel takes a frame whole or not at all.
-        (&*self.file()).write(frame).map(drop)
+        (&*self.file()).write(packet).map(drop)
     }
 
     fn wait_room(&self, timeout: Duration) {
@@ -230,8 +333,8 @@ impl Emit for Tap {
     }
 }
 
-/// Attaches to the TAP interface `name`, or creates it, and turns off offloads that were left on: the daemon would take
-/// a frame of 64 KiB that somebody else was to cut.
+/// Attaches to the TAP interface `name`, or creates it, for frames with headers, and turns off offloads that were left
+/// on.
 fn attach(name: &str) -> Result<File, TapError> {
     let file = OpenOptions::new()
         .read(true)
@@ -246,7 +349,7 @@ fn attach(name: &str) -> Result<File, TapError> {
             _ => TapError::Io { name: name.to_owned(), at: "opening /dev/net/tun", source },
         })?;
     let mut request = interface_request(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and keeps no pointer to it.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     Errno::result(result).map_err(|errno| match errno {
@@ -255,11 +358,22 @@ fn attach(name: &str) -> Result<File, TapError> {
         Errno::EINVAL => TapError::NotATap { name: name.to_owned() },
         errno => TapError::Io { name: name.to_owned(), at: "TUNSETIFF", source: errno.into() },
     })?;
-    // SAFETY: TUNSETOFFLOAD takes a number.
-    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, 0) }).map_err(|errno| {
-        TapError::Io { name: name.to_owned(), at: "turning offloads off", source: errno.into() }
-    })?;
+    let no_headers = |at| {
+        let name = name.to_owned();
+        move |errno: Errno| TapError::NoHeaders { name, at, source: errno.into() }
+    };
+    let bytes = HEADER_BYTES as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which `bytes` is.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &bytes) })
+        .map_err(no_headers("TUNSETVNETHDRSZ"))?;
+    tell_offloads(&file, TapOffloads::default()).map_err(no_headers("turning offloads off"))?;
     Ok(file)
+}
+
+fn tell_offloads(file: &File, offloads: TapOffloads) -> Result<(), Errno> {
+    let flags = libc::c_ulong::from(offloads.flags());
+    // SAFETY: TUNSETOFFLOAD takes a number.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, flags) }).map(drop)
 }
 
 /// An interface request that names `name`, which is at most [`NAME_BYTES_MAX`] long, and is zero otherwise.

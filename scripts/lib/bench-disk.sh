@@ -10,18 +10,6 @@ bench_load_port=7779
 bench_disk_loads=('read random 4096' 'write random 4096' 'flushed-write random 4096' 'write sequential 1048576'
     'flushed-write sequential 1048576')
 
-# bench_disk_engine: what executes the guest. Where KVM emulates the guest's kernel, the figures would be those of that
-# emulation; FT_ENGINE=kvm measures them all the same.
-bench_disk_engine() {
-    if [[ -n ${FT_ENGINE:-} ]]; then
-        echo "$FT_ENGINE"
-    elif [[ $(host_kvm) == hardware ]]; then
-        echo kvm
-    else
-        echo soft
-    fi
-}
-
 # bench_load REQUEST...: one request to the load generator, its answer on stdout.
 bench_load() {
     in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s "${bench_load_s:-120}" \
@@ -79,27 +67,11 @@ bench_disk_on() {
     done
 }
 
-# bench_disk_qemu_start AIO: QEMU with the same guest, on host a's image and TAP; whether it gets ready.
+# bench_disk_qemu_start AIO: QEMU with the same guest, on host a's image; whether its load generator answers.
 bench_disk_qemu_start() {
-    local -a processor=(-accel kvm -cpu 'host,-arch-capabilities')
-    local clock=''
-    if [[ $FT_ENGINE == soft ]]; then
-        processor=(-accel 'tcg,thread=single')
-        # The host's counter is the guest's, which has no other clock, and nothing to measure it by.
-        clock=" tsc_early_khz=$("$FTD_BIN_DIR/ft-bench" tsc | jq .khz)"
-    fi
-    rm -f "$run_dir/qemu.log"
-    spawn qemu ip netns exec "$(net_ns a)" qemu-system-x86_64 -M microvm,acpi=off,rtc=off "${processor[@]}" -smp 1 \
-        -m "$(pair_memory_mib)" -no-user-config -nodefaults -display none -serial stdio -no-reboot \
-        -kernel "$FT_LINUX_DIR/kernel" -initrd "$FT_LINUX_DIR/initramfs.cpio" -append "$(pair_linux_cmdline)$clock" \
-        -drive "if=none,id=disk,format=raw,cache=none,aio=$1,file=$run_dir/a/disk.img" \
-        -device virtio-blk-device,drive=disk \
-        -netdev tap,id=net,ifname=vm,script=no,downscript=no,vhost=off \
-        -device "virtio-net-device,netdev=net,mac=$pair_mac"
-    wait_until "$bench_ready_s" bench_disk_qemu_settled || return 1
-    is_running qemu
+    bench_qemu_start bench_load_answers -drive "if=none,id=disk,format=raw,cache=none,aio=$1,file=$run_dir/a/disk.img" \
+        -device virtio-blk-device,drive=disk
 }
-bench_disk_qemu_settled() { has_ended qemu || bench_load_answers; }
 
 # bench_disk_qemu: the loads on QEMU, and in bench_disk_beside what it was, or why it was not there.
 bench_disk_qemu() {
@@ -136,7 +108,7 @@ bench_disk_setup() {
 bench_disk() {
     local FT_GUEST=linux-load FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE=${FT_ENGINE:-} FT_EPOCH_MS=5 FT_BUS=mmio
     local FT_DISK_MIB=$bench_disk_mib FT_REPLICATION durability bench_disk_beside='' bench_disk_missing=''
-    FT_ENGINE=$(bench_disk_engine)
+    FT_ENGINE=$(bench_linux_engine)
     bench_title "A guest's disk, on $FT_ENGINE: unprotected, protected, and on QEMU"
     bench_disk_guest disk || return 0
     for durability in commit sync; do
@@ -238,7 +210,7 @@ bench_return_room() {
 bench_return() {
     local FT_GUEST=linux-load FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE=${FT_ENGINE:-} FT_EPOCH_MS=5
     local FT_REPLICATION FT_DISK_MIB=$((bench_return_gib * 1024)) part
-    FT_ENGINE=$(bench_disk_engine)
+    FT_ENGINE=$(bench_linux_engine)
     bench_title "A backup comes back, on $FT_ENGINE: a sparse disk of $bench_return_gib GiB, by what has changed"
     bench_disk_guest return || return 0
     FT_REPLICATION=$(bench_disk_replication)

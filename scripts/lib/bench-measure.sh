@@ -15,13 +15,13 @@ bench_begin() {
     bench_quick=$1 bench_emulations=3 bench_golive_kills=20
     bench_disk_ms=5000 bench_disk_mib=1024 bench_journal_mib=256 bench_disk_depths=(1 8)
     bench_return_gib=${bench_return_gib:-1} bench_return_s=$((bench_ready_s + 20 * ${bench_return_gib:-1}))
-    bench_return_parts=(0 1 10 100)
+    bench_return_parts=(0 1 10 100) bench_net_ms=10000
     if [[ $1 == 1 ]]; then
         bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3
         bench_spin_ms=1000 bench_codec_ms=300
         bench_emulations=1 bench_golive_kills=5
         bench_disk_ms=500 bench_disk_mib=64 bench_journal_mib=64 bench_disk_depths=(8)
-        bench_return_parts=(0 10)
+        bench_return_parts=(0 10) bench_net_ms=1000
     fi
     # What else the machine does, before anything is measured: it takes its part of every figure.
     bench_ticks && sleep 1
@@ -39,6 +39,41 @@ bench_qemu() {
     ! command -v qemu-system-x86_64 >/dev/null ||
         qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/QEMU \1/p'
 }
+
+# bench_linux_engine: what executes the guest. Where KVM emulates the guest's kernel, the figures would be those of that
+# emulation; FT_ENGINE=kvm measures them all the same.
+bench_linux_engine() {
+    if [[ -n ${FT_ENGINE:-} ]]; then
+        echo "$FT_ENGINE"
+    elif [[ $(host_kvm) == hardware ]]; then
+        echo kvm
+    else
+        echo soft
+    fi
+}
+
+# bench_qemu_start ANSWERS ARGUMENT...: QEMU with the Linux guest of the pair, on host a's TAP; whether it gets so
+# far that ANSWERS says yes.
+bench_qemu_start() {
+    local answers=$1
+    local -a processor=(-accel kvm -cpu 'host,-arch-capabilities')
+    local clock=''
+    shift
+    if [[ $FT_ENGINE == soft ]]; then
+        processor=(-accel 'tcg,thread=single')
+        # The host's counter is the guest's, which has no other clock, and nothing to measure it by.
+        clock=" tsc_early_khz=$("$FTD_BIN_DIR/ft-bench" tsc | jq .khz)"
+    fi
+    rm -f "$run_dir/qemu.log"
+    spawn qemu ip netns exec "$(net_ns a)" qemu-system-x86_64 -M microvm,acpi=off,rtc=off "${processor[@]}" -smp 1 \
+        -m "$(pair_memory_mib)" -no-user-config -nodefaults -display none -serial stdio -no-reboot \
+        -kernel "$FT_LINUX_DIR/kernel" -initrd "$FT_LINUX_DIR/initramfs.cpio" -append "$(pair_linux_cmdline)$clock" \
+        -netdev tap,id=net,ifname=vm,script=no,downscript=no,vhost=off \
+        -device "virtio-net-device,netdev=net,mac=$pair_mac" "$@"
+    wait_until "$bench_ready_s" bench_qemu_settled "$answers" || return 1
+    is_running qemu
+}
+bench_qemu_settled() { has_ended qemu || "$1"; }
 
 # bench_ticks: from now on counts bench_ticks_since; that tells how many percent of the processors' time were `busy`, or
 # `stolen` by this machine's own host.

@@ -5,6 +5,7 @@
 //! that engine in replay mode. The programs lie next to the test, or in FTD_BIN_DIR.
 
 mod arbiter;
+mod bulk;
 mod cold_start;
 mod control;
 mod copy;

@@ -1,7 +1,8 @@
 //! The VM's network on its hosts.
 
-use crate::fixture::{Config, Daemon, Pair, Traffic, World, call, eventually};
+use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call, eventually, linux};
 use ftd::control::api::{Role, State, Status};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 #[test]
 fn a_vm_that_last_ran_elsewhere_is_reached_as_soon_as_it_boots() {
@@ -73,4 +74,52 @@ fn a_vm_whose_host_loses_its_network_moves_to_the_other_where_the_operator_wishe
             traffic.must_have_lost_nothing();
         },
     );
+}
+
+/// Hears ARP in this network, from now on.
+struct Arp(OwnedFd);
+
+impl Arp {
+    fn listen() -> Self {
+        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let protocol = i32::from((libc::ETH_P_ARP as u16).to_be());
+        // SAFETY: no pointer is passed; the descriptor returned is owned by nobody else.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, protocol) };
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: it was just opened.
+        Self(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Somebody has told whoever listens that this address is its own.
+    fn has_announced(&self, address: [u8; 4]) -> bool {
+        let mut frame = [0_u8; 64];
+        loop {
+            // SAFETY: pointer and length are those of the array.
+            let bytes = unsafe { libc::recv(self.0.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
+            if bytes < 42 {
+                return false;
+            }
+            if frame[28..32] == address && frame[38..42] == address {
+                return true;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_linux_guest_that_is_taken_over_announces_its_own_addresses() {
+    const NAME: &str = "a_linux_guest_that_is_taken_over_announces_its_own_addresses";
+    let Some(linux) = linux(NAME) else { return };
+    // Where the host emulates KVM, a kernel that boots in epochs takes minutes.
+    World::run_on(Engine::Soft, NAME, move |world| {
+        // ftd knows of no address: what it announces is the MAC address alone.
+        let change = |config| linux(config).with("machine.net.addresses", Vec::<toml::Value>::new());
+        let mut pair = Pair::protected_with(world, change);
+        assert_eq!(call("PING"), "PONG");
+        let arp = Arp::listen();
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        let announced = || arp.has_announced([10, 77, 0, 2]).then_some(());
+        eventually("the guest's announcement", announced, || pair.beta.log());
+    });
 }

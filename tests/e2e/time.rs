@@ -1,10 +1,9 @@
 //! The clock and the sleeps of a guest at rest go with the wall clock: by itself, protected, after a take-over, and
 //! where it has booted under protection. The engine and the mode are those of the run.
 
-use crate::fixture::{Config, Daemon, Engine, PATIENCE, World, eventually, vm_address};
+use crate::fixture::{Config, Daemon, Engine, PATIENCE, World, eventually, linux, vm_address};
 use ft_tests::kv::connection::Connection;
 use ftd::control::api::{Role, State};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PHASE: Duration = Duration::from_secs(20);
@@ -105,24 +104,6 @@ fn a_guest_that_boots_protected(world: &World, change: &impl Fn(Config) -> Confi
     assert!(booted.uptime <= age + TOLERANCE, "{:?} of uptime in {age:?}", booted.uptime);
     goes_with_the_wall_clock("booted under protection", world.engine);
     takes_over(&mut alpha, &mut beta, world.engine);
-}
-
-/// How a configuration becomes that of a Linux guest, where the environment names one.
-fn linux(test: &str) -> Option<impl Fn(Config) -> Config + Send + 'static> {
-    let Some(kernel) = std::env::var_os("FTD_TEST_KERNEL") else {
-        eprintln!("SKIPPED {test}: FTD_TEST_KERNEL names no kernel");
-        return None;
-    };
-    let beside = move |name| Path::new(&kernel).with_file_name(name);
-    let cmdline = std::fs::read_to_string(beside("cmdline")).unwrap();
-    Some(move |config: Config| {
-        config
-            .with("machine.guest", "linux")
-            .with("machine.kernel", beside("kernel").display().to_string())
-            .with("machine.initrd", beside("initramfs.cpio").display().to_string())
-            .with("machine.cmdline", cmdline.trim())
-            .with("machine.memory_mib", 64)
-    })
 }
 
 #[test]

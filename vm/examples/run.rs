@@ -9,7 +9,9 @@
 
 use ft_disk::{Access, ImageStore, IoEngine, RawImage};
 use ft_ram::GuestRam;
-use ft_vm::devices::{ConsoleSink, Delivered, Disk, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{
+    ConsoleSink, Delivered, Disk, FRAME_BYTES_MAX, FrameSink, NET_HEADER_BYTES, Offloads, Transmit, Wiring,
+};
 use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::spec::{Boot, BusKind, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
@@ -34,16 +36,20 @@ struct Tap(File);
 
 impl Tap {
     fn open(name: &str) -> Result<Self, AnyError> {
-        const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-        const IFF_TAP_NO_PI: i16 = 0x1002;
+        const IFF_TAP_NO_PI_VNET_HDR: i16 = 0x5002;
         let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
         // struct ifreq: 16 bytes of name, then the flags.
         let mut request = [0_u8; 40];
         let room = request[..15].get_mut(..name.len()).ok_or("the TAP's name is too long")?;
         room.copy_from_slice(name.as_bytes());
-        request[16..18].copy_from_slice(&IFF_TAP_NO_PI.to_ne_bytes());
+        request[16..18].copy_from_slice(&IFF_TAP_NO_PI_VNET_HDR.to_ne_bytes());
         // SAFETY: the kernel reads and writes one ifreq, which the array has room for.
-        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) } < 0 {
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) } < 0 {
+            return Err(format!("TAP {name}: {}", std::io::Error::last_os_error()).into());
+        }
+        let header_bytes = NET_HEADER_BYTES as libc::c_int;
+        // SAFETY: the kernel reads one int.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &header_bytes) } < 0 {
             return Err(format!("TAP {name}: {}", std::io::Error::last_os_error()).into());
         }
         Ok(Self(file))
@@ -51,11 +57,14 @@ impl Tap {
 }
 
 impl FrameSink for Tap {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         // A TAP that refuses a frame loses it, as a cable does.
-        let _ = (&self.0).write(frame);
+        let _ = (&self.0).write(packet);
         Transmit::Taken
     }
+
+    /// Frames for the guest are always complete.
+    fn set_offloads(&self, _: Offloads) {}
 }
 
 struct Options {
@@ -166,7 +175,7 @@ fn main() -> Result<(), AnyError> {
 fn pump_frames(tap: Arc<Tap>, machine: &Machine) {
     let Some(port) = machine.net() else { return };
     std::thread::spawn(move || {
-        let mut frame = [0; 9216];
+        let mut frame = [0; NET_HEADER_BYTES + FRAME_BYTES_MAX];
         while let Ok(bytes) = (&tap.0).read(&mut frame) {
             while matches!(port.deliver(&frame[..bytes]), Delivered::NoBuffers | Delivered::Paused) {
                 port.wait_for_buffers(Duration::from_secs(1));

@@ -383,6 +383,18 @@ impl Machine {
         }
     }
 
+    /// Asks the guest to announce its addresses on its network: it runs somewhere else now. A guest whose driver does not
+    /// do such things is told nothing; nor is one that replays.
+    pub fn announce(&self) -> Result<(), MachineError> {
+        match &self.executor {
+            Executor::Soft(engine) => engine.announce(),
+            Executor::Kvm(_) => {
+                self.devices.announce();
+                Ok(())
+            }
+        }
+    }
+
     /// What the machine says of its own accord.
     pub fn events(&self) -> &Receiver<MachineEvent> {
         &self.events

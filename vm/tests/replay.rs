@@ -3,7 +3,7 @@
 //! difference is found and named.
 
 use ft_ram::{GuestRam, PageIndex};
-use ft_vm::devices::{Delivered, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Delivered, FrameSink, NET_HEADER_BYTES, Offloads, Transmit, Wiring, plain_packet};
 use ft_vm::machine::{Machine, MachineError, MachineEvent};
 use ft_vm::replay::{LogError, ReplayPosition};
 use ft_vm::spec::{Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
@@ -32,15 +32,17 @@ struct Sink {
 }
 
 impl FrameSink for Sink {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         let mut offered = self.offered.lock().unwrap();
         *offered += 1;
         if self.refuses && offered.is_multiple_of(3) {
             return Transmit::Full;
         }
-        self.frames.lock().unwrap().push(frame.to_vec());
+        self.frames.lock().unwrap().push(packet[NET_HEADER_BYTES..].to_vec());
         Transmit::Taken
     }
+
+    fn set_offloads(&self, _: Offloads) {}
 }
 
 struct Rig {
@@ -92,7 +94,8 @@ fn noise(rng: &mut impl Rng) -> Vec<u8> {
 
 fn deliver(rig: &Rig, frame: &[u8]) {
     let port = rig.machine.net().unwrap();
-    while port.deliver(frame) != Delivered::Yes {
+    let packet = plain_packet(frame);
+    while port.deliver(&packet) != Delivered::Yes {
         port.wait_for_buffers(Duration::from_secs(1));
     }
     port.resume_transmit();
@@ -354,11 +357,11 @@ fn a_replay_goes_live_where_its_log_ends_and_not_before() {
     let recording = record(9, 10, Duration::ZERO);
     let mut rig = replaying(&recording.start, &recording.start_memory);
     let port = rig.machine.net().unwrap();
-    assert_eq!(port.deliver(&arp()), Delivered::Paused, "nothing comes in but by the log");
+    assert_eq!(port.deliver(&plain_packet(&arp())), Delivered::Paused, "nothing comes in but by the log");
     rig.machine.feed_log(&recording.batches.concat()).unwrap();
     assert!(matches!(rig.machine.go_live(), Err(MachineError::Mode { .. })));
     rig.machine.resume().unwrap();
-    assert_eq!(port.deliver(&arp()), Delivered::Paused);
+    assert_eq!(port.deliver(&plain_packet(&arp())), Delivered::Paused);
     assert!(rig.machine.wait_replayed(PATIENCE).unwrap());
     assert!(matches!(rig.machine.go_live(), Err(MachineError::Mode { .. })), "it runs");
     rig.machine.pause().unwrap();

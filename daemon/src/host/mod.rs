@@ -31,4 +31,5 @@ pub use network::{Cable, LookError, NetworkFault, NetworkTrouble, look, watch};
 pub use pump::{Socket, start as start_pump};
 pub use record::{RecordError, RecordFile};
 pub use service::{InstanceLock, LockError, Notifier, Watchdog, extend_stop};
+pub(crate) use wiring::set_offloads;
 pub use wiring::{Attach, Host, MakeWiring, ScratchWiring, WiringError, prepare_host};

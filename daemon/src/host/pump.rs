@@ -3,7 +3,7 @@
 //! that is deleted is attached to again when it is back.
 
 use ft_netbuf::{Tap, Waker};
-use ft_vm::devices::{Delivered, FRAME_BYTES_MAX, NetPort};
+use ft_vm::devices::{Delivered, NetPort, PACKET_BYTES_MAX};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
     let waker = tap.waker();
     std::thread::Builder::new().name("ftd-tap".into()).spawn(move || {
         // A byte more than a frame has: one that is too long is seen to be, and lost, rather than cut.
-        let mut buffer = vec![0; FRAME_BYTES_MAX + 1];
+        let mut buffer = vec![0; PACKET_BYTES_MAX + 1];
         let mut is_lost = false;
         loop {
             match tap.receive(&mut buffer) {

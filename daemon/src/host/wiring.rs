@@ -8,8 +8,8 @@ use crate::config::{Config, DiskConfig};
 use crate::disks::{BesideError, Disks, NoStore, open_image};
 use crate::role::NodeRecord;
 use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes};
-use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, Transmitted};
-use ft_vm::devices::{Disk, FRAME_BYTES_MAX, FrameSink, Transmit, Wiring};
+use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapOffloads, Transmitted};
+use ft_vm::devices::{Disk, FrameSink, Offloads, PACKET_BYTES_MAX, Transmit, Wiring, plain_packet};
 use ft_vm::machine::Machine;
 use ft_vm::spec::{Boot, MachineSpec};
 use std::sync::Arc;
@@ -72,16 +72,20 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
     let bounds = Bounds {
         frames: replication.hold_frames as usize,
         bytes: (replication.hold_mib as usize) << 20,
-        frame_bytes: FRAME_BYTES_MAX,
+        frame_bytes: PACKET_BYTES_MAX,
     };
     let socket = Socket::default();
-    let mut network = None;
+    let (mut network, mut frames) = (None, None);
     let (output, announcement) = match &machine.net {
         Some(net) => {
             let tap = Arc::new(Tap::open(&net.tap)?);
             tap.set_up()?;
+            // Where that is refused, the watch names the TAP.
+            let _ = tap.set_mtu(net.mtu);
             let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
             let waker = pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
+            let sink = HoldingSink { output: output.clone(), tap: Arc::clone(&tap) };
+            frames = Some(Arc::new(sink) as Arc<dyn FrameSink>);
             network = config.cable().map(|cable| (cable, tap));
             output.on_room(move || waker.wake());
             (output, Announcement::new(net.mac.0, &net.addresses))
@@ -90,7 +94,6 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
     };
     output.mute();
 
-    let frames = machine.net.as_ref().map(|_| Arc::new(HoldingSink(output.clone())) as Arc<dyn FrameSink>);
     let hub = console.clone();
     let scratch_images = images.clone();
     let replicated = disks.clone();
@@ -162,14 +165,14 @@ fn disk_of(disk: &DiskConfig, image: RawImage) -> Disk {
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)
 /// does not announce itself either.
 fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() + Send + Sync> {
-    let announcement = Arc::new(announcement);
+    let packets: Arc<[_]> = announcement.frames().iter().map(|frame| plain_packet(frame)).collect();
     Arc::new(move || {
         let say = {
-            let (output, announcement) = (output.clone(), Arc::clone(&announcement));
+            let (output, packets) = (output.clone(), Arc::clone(&packets));
             move || {
-                for frame in announcement.frames() {
+                for packet in &*packets {
                     // A buffer without room is busy with the VM's own frames, which announce it as well.
-                    let _ = output.transmit(frame);
+                    let _ = output.transmit(packet);
                 }
             }
         };
@@ -189,14 +192,29 @@ fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() +
 }
 
 /// The guest's frames go through output commit.
-struct HoldingSink(OutputBuffer);
+struct HoldingSink {
+    output: OutputBuffer,
+    tap: Arc<Tap>,
+}
 
 impl FrameSink for HoldingSink {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
-        match self.0.transmit(frame) {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
+        match self.output.transmit(packet) {
             Transmitted::Taken => Transmit::Taken,
             Transmitted::Full => Transmit::Full,
         }
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        set_offloads(&self.tap, offloads);
+    }
+}
+
+/// Has the TAP leave in frames for the guest what its driver does itself. Where that fails, frames are complete.
+pub(crate) fn set_offloads(tap: &Tap, offloads: Offloads) {
+    let Offloads { checksum, tso4, tso6, ecn } = offloads;
+    if let Err(e) = tap.set_offloads(TapOffloads { checksum, tso4, tso6, ecn }) {
+        tracing::warn!(tap = tap.name(), "cannot set what the VM takes in frames for it ({offloads:?}): {e}");
     }
 }
 

@@ -87,6 +87,8 @@ pub enum Order {
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// The guest's power button is pressed.
     PressPowerButton,
+    /// The guest is asked to announce its addresses on its network.
+    Announce,
     /// Stops and drops the machine. What is left is its RAM.
     Stop(OrderReply<Option<GuestRam>>),
 }

@@ -186,6 +186,11 @@ impl Keeper {
                 // The cord is pulled in time, whatever the button does.
                 pressed.unwrap_or_else(|e| tracing::warn!("the guest's power button cannot be pressed: {e}"));
             }
+            Order::Announce => {
+                let asked = self.vm.as_ref().map_or(Ok(()), |vm| vm.machine.announce());
+                // ftd announces it as well.
+                asked.unwrap_or_else(|e| tracing::warn!("the guest cannot be asked to announce itself: {e}"));
+            }
             Order::Settle(reply) => answer(reply, self.settle_executed()),
             Order::GoLive(reply) => answer(reply, self.go_live()),
             Order::Stop(reply) => {

@@ -4,12 +4,12 @@ use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, disk_of, end_of, final_digest, hash_image};
 use crate::config::Config;
 use crate::exit::DaemonExit;
-use crate::host::{HostError, Socket, start_pump};
+use crate::host::{HostError, Socket, set_offloads, start_pump};
 use crate::nonce::random_nonce;
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, Writer};
 use ft_netbuf::{Emit, Tap};
 use ft_ram::{GuestRam, RamView};
-use ft_vm::devices::{Disk, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Disk, FrameSink, Offloads, Transmit, Wiring};
 use ft_vm::machine::{ConsoleHandle, Machine, engine_fingerprint};
 use ft_vm::spec::EngineKind;
 use nix::sys::signal::{SigSet, Signal};
@@ -169,6 +169,7 @@ fn open_cable(config: &Config) -> Result<Cable, RunError> {
     };
     let tap = Arc::new(Tap::open(&net.tap).map_err(HostError::Tap)?);
     tap.set_up().map_err(HostError::Tap)?;
+    tap.set_mtu(net.mtu).map_err(HostError::Tap)?;
     let socket = Socket::default();
     start_pump(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
     Ok((Some(socket), Some(Arc::new(Direct(tap)))))
@@ -178,10 +179,14 @@ fn open_cable(config: &Config) -> Result<Cable, RunError> {
 struct Direct(Arc<Tap>);
 
 impl FrameSink for Direct {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         // What the interface does not take is lost, as on any cable.
-        let _ = self.0.emit(frame);
+        let _ = self.0.emit(packet);
         Transmit::Taken
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        set_offloads(&self.0, offloads);
     }
 }
 

@@ -4,7 +4,7 @@ use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, disk_of, end_of, final_digest, hash_image};
 use ft_checkpoint::recording::{About, DiskImage, End, EndReason, NextSection, Reader};
 use ft_ram::{GuestRam, RamView};
-use ft_vm::devices::{Disk, FrameSink, Transmit, Wiring};
+use ft_vm::devices::{Disk, FrameSink, Offloads, Transmit, Wiring};
 use ft_vm::machine::{Machine, MachineError, engine_fingerprint};
 use ft_vm::replay::log::LogReader;
 use ft_vm::spec::EngineKind;
@@ -262,6 +262,8 @@ impl FrameSink for NoCable {
     fn transmit(&self, _: &[u8]) -> Transmit {
         Transmit::Taken
     }
+
+    fn set_offloads(&self, _: Offloads) {}
 }
 
 /// How far a long replay has come, on a terminal.

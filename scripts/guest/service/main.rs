@@ -1,7 +1,8 @@
 //! The Linux guest's key-value service: one static program without dependencies, started by the guest's /init. With the
-//! argument `bench` it does a fixed amount of integer work instead.
+//! argument `bench` it does a fixed amount of integer work instead. On a port of its own it moves bytes, to be timed.
 
 mod bench;
+mod bulk;
 #[path = "../../../vm/ram/src/layout.rs"]
 #[expect(dead_code, reason = "the host uses the rest")]
 mod layout;
@@ -32,6 +33,10 @@ fn main() {
         }
     };
     println!("ft-service: port {}", protocol::PORT);
+    match TcpListener::bind(("0.0.0.0", bulk::PORT)) {
+        Ok(listener) => drop(std::thread::spawn(move || bulk::serve(&listener))),
+        Err(error) => eprintln!("ft-service: cannot listen on port {}: {error}", bulk::PORT),
+    }
     std::thread::spawn(watch_power_button);
     // A quarter for the store, half for the load: what is left is the kernel's.
     serve::serve(&listener, memory_bytes / 4, (memory_bytes / 2 / protocol::PAGE) as u64, stop);

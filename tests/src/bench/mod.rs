@@ -3,6 +3,7 @@
 
 pub mod codec;
 pub mod linux;
+pub mod net;
 pub mod pause;
 pub mod tsc;
 

@@ -3,9 +3,11 @@
 
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};
+use ft_tests::bench::net::{self, Direction};
 use ft_tests::bench::{codec, pause, tsc};
 use serde::Serialize;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +41,18 @@ enum What {
         #[arg(long, default_value_t = 500)]
         ms: u64,
     },
+    /// What a Linux guest's network carries, and how fast it answers
+    Net {
+        /// Where its service moves bytes
+        #[arg(long)]
+        addr: SocketAddr,
+        /// Which way
+        #[arg(long)]
+        way: Direction,
+        /// Time to measure for
+        #[arg(long, default_value_t = 5000)]
+        ms: u64,
+    },
     /// A Linux guest on emulated processors: time to userland, and for fixed integer work
     Soft {
         /// What scripts/guest/build printed
@@ -59,6 +73,7 @@ fn main() -> anyhow::Result<()> {
         }
         What::Codec { ms } => codec::measure(Duration::from_millis(ms))?.iter().try_for_each(print),
         What::Tsc { ms } => print(&tsc::measure(Duration::from_millis(ms))),
+        What::Net { addr, way, ms } => print(&net::measure(addr, way, Duration::from_millis(ms))?),
         What::Soft { guest, on, patience_s } => {
             let guest = Guest::open(&guest)?;
             let patience = Duration::from_secs(patience_s);

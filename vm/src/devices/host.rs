@@ -7,15 +7,47 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest frame taken from the guest or given to it.
+/// The longest frame on the wire that is taken from the guest or given to it.
 pub const FRAME_BYTES_MAX: usize = 9216;
+/// The longest segment that is to be cut into such frames: an IP packet of 64 KiB behind an Ethernet header with a VLAN
+/// tag.
+pub const SEGMENT_BYTES_MAX: usize = 18 + 65_535;
+/// The header before every frame that goes in or out: `virtio_net_hdr` with the number of buffers (virtio 1.2 §5.1.6),
+/// little-endian. All zero: the frame is complete.
+pub const NET_HEADER_BYTES: usize = 12;
+/// The longest frame or segment with its header.
+pub const PACKET_BYTES_MAX: usize = NET_HEADER_BYTES + SEGMENT_BYTES_MAX;
+
+/// A complete frame behind the header that says so.
+#[must_use]
+pub fn plain_packet(frame: &[u8]) -> Vec<u8> {
+    [&[0; NET_HEADER_BYTES], frame].concat()
+}
+
+/// What the guest's driver does itself with frames for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// A checksum may be missing.
+    pub checksum: bool,
+    /// TCP over IPv4 need not be cut into frames.
+    pub tso4: bool,
+    /// TCP over IPv6 need not be.
+    pub tso6: bool,
+    /// Nor TCP that tells of congestion (ECN).
+    pub ecn: bool,
+}
 
 /// Takes the frames that the guest transmits.
 ///
 /// Called on a vCPU thread with the network device locked; must not block.
 pub trait FrameSink: Send + Sync {
-    /// Offers one Ethernet frame (no virtio header, no FCS).
-    fn transmit(&self, frame: &[u8]) -> Transmit;
+    /// Offers one Ethernet frame behind its header of [`NET_HEADER_BYTES`], without FCS. The header was checked: it
+    /// fits the frame.
+    fn transmit(&self, packet: &[u8]) -> Transmit;
+
+    /// What frames for the guest may be like from now on; complete before this is called for the first time. Frames
+    /// that its driver does not take are lost.
+    fn set_offloads(&self, offloads: Offloads);
 }
 
 /// What became of an offered frame.
@@ -176,6 +208,6 @@ pub enum Delivered {
     Paused,
     /// The guest runs no driver: the frame is lost, as with any card.
     NotReady,
-    /// Longer than the guest's receive buffer: the frame is lost, and counted.
-    TooLong,
+    /// Longer than the guest's receive buffer, or not such as its driver takes: the frame is lost, and counted.
+    Unfit,
 }

@@ -1,7 +1,7 @@
 //! Inputs from other threads to a machine whose engine decides when they take effect. They wait here, unseen by the
 //! guest, until the engine's thread takes them. Waiting inputs are not part of the machine's state.
 
-use super::host::{Delivered, FRAME_BYTES_MAX};
+use super::host::{Delivered, PACKET_BYTES_MAX};
 use ft_disk::IoDone;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
@@ -85,8 +85,8 @@ impl Inbox {
 
     /// Takes a frame in; `Yes` says that it will be offered to the guest's driver.
     pub(crate) fn put_frame(&self, frame: &[u8]) -> Delivered {
-        if frame.len() > FRAME_BYTES_MAX {
-            return Delivered::TooLong;
+        if frame.len() > PACKET_BYTES_MAX {
+            return Delivered::Unfit;
         }
         let mut state = self.state.lock();
         if !state.open {

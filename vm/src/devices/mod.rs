@@ -30,7 +30,8 @@ pub use error::{DeviceError, DeviceStateError};
 pub(crate) use host::Random;
 pub use host::{
     ConsoleSink, Delivered, DeviceEvent, Disk, DiskAnswer, DiskChange, DiskOwner, FRAME_BYTES_MAX, FrameSink,
-    IrqChip, OnIoError, Transmit, Wiring,
+    IrqChip, NET_HEADER_BYTES, Offloads, OnIoError, PACKET_BYTES_MAX, SEGMENT_BYTES_MAX, Transmit, Wiring,
+    plain_packet,
 };
 pub use pci::msix::{Msi, MsixEntry, MsixState};
 pub use pci::{PciAccess, PciFunctionState, PciState, VirtioFunction, functions as virtio_functions};
@@ -89,8 +90,7 @@ pub struct DevicesState {
     pub platform: PlatformState,
     /// The virtio devices, in their windows' order.
     pub virtio: Vec<VirtioState>,
-    /// The PCI bus, if the devices are on it. Encoded apart ([`STATE_VERSION`](crate::state::STATE_VERSION)).
-    #[serde(skip)]
+    /// The PCI bus, if the devices are on it.
     pub pci: Option<PciState>,
 }
 
@@ -413,6 +413,14 @@ impl Devices {
     /// Presses the power button. For the machine's owner, and on a deterministic engine for its thread.
     pub(crate) fn press_power_button(&self) {
         self.power.lock().press_button();
+    }
+
+    /// Asks the guest to announce its addresses on its network. For the machine's owner, and on a deterministic engine
+    /// for its thread.
+    pub(crate) fn announce(&self) {
+        if let Some(card) = &self.card {
+            card.announce();
+        }
     }
 
     /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.

@@ -11,12 +11,13 @@
 
 pub(crate) mod compare;
 pub(crate) mod error;
+mod older;
 
 pub use error::StateError;
 
 use crate::devices::DevicesState;
 use crate::engine::soft::state::SoftState;
-use crate::spec::{BusKind, EngineKind, MachineSpec};
+use crate::spec::{EngineKind, MachineSpec};
 use ft_ram::PageIndex;
 use ft_ram::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
 use kvm_bindings::{
@@ -30,8 +31,6 @@ const MAGIC: [u8; 4] = *b"FTVM";
 pub const STATE_VERSION: u16 = 5 + cfg!(feature = "next-version") as u16;
 /// The oldest version that is still read and written.
 pub const STATE_OLDEST: u16 = STATE_VERSION - 1;
-/// The version that brought PCI and the counters' offsets, behind the body of the version before.
-const STATE_WITH_PCI: u16 = 5;
 /// Magic, version, two bytes of zero, body length, CRC-32C over everything but the CRC itself.
 const HEADER_BYTES: usize = 4 + 2 + 2 + 4 + 4;
 /// The longest body that is looked at: 64 vCPUs with the largest register files stay far below it.
@@ -40,8 +39,7 @@ const BODY_BYTES_MAX: usize = 16 << 20;
 /// Everything about a machine but its memory.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct MachineState {
-    /// Whose state this is; compared before anything is applied. Where the devices are shows in their state.
-    #[serde(with = "without_bus")]
+    /// Whose state this is; compared before anything is applied.
     pub spec: MachineSpec,
     pub engine: EngineState,
     pub devices: DevicesState,
@@ -66,20 +64,6 @@ impl EngineState {
         }
     }
 
-    /// Of each vCPU on KVM.
-    fn tsc_offsets(&self) -> Vec<Option<u64>> {
-        match self {
-            Self::Kvm(kvm) => kvm.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect(),
-            Self::Soft(_) => Vec::new(),
-        }
-    }
-
-    fn set_tsc_offsets(&mut self, offsets: Vec<Option<u64>>) {
-        if let Self::Kvm(kvm) = self {
-            kvm.vcpus.iter_mut().zip(offsets).for_each(|(vcpu, offset)| vcpu.tsc_offset = offset);
-        }
-    }
-
     /// For the engine that is given a state of the other one.
     pub(crate) fn foreign(&self, ours: EngineKind) -> StateError {
         StateError::Spec { field: "engine", theirs: self.kind().to_string(), ours: ours.to_string() }
@@ -99,9 +83,7 @@ pub(crate) struct KvmState {
 pub(crate) struct VcpuState {
     pub cpuid: Vec<kvm_cpuid_entry2>,
     pub tsc_khz: u32,
-    /// From the host's counter, scaled, to the guest's; none where the host's kernel does not show it. It stands behind
-    /// the body.
-    #[serde(skip)]
+    /// From the host's counter, scaled, to the guest's; none where the host's kernel does not show it.
     pub tsc_offset: Option<u64>,
     pub mp_state: kvm_mp_state,
     pub regs: kvm_regs,
@@ -140,18 +122,15 @@ pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> R
     if !(STATE_OLDEST..=STATE_VERSION).contains(&version) {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
+    let older = if version == STATE_OLDEST { Some(older::from_newer(state)?) } else { None };
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
-    *out = postcard::to_extend(state, std::mem::take(out)).map_err(|e| StateError::Decode(e.to_string()))?;
-    let pci = &state.devices.pci;
-    if version >= STATE_WITH_PCI {
-        let later = (pci, state.engine.tsc_offsets());
-        *out = postcard::to_extend(&later, std::mem::take(out))
-            .map_err(|e| StateError::Decode(e.to_string()))?;
-    } else if pci.is_some() {
-        out.truncate(start);
-        return Err(StateError::NotCarried { field: "devices.pci", version });
+    let body = std::mem::take(out);
+    *out = match &older {
+        Some(older) => postcard::to_extend(older, body),
+        None => postcard::to_extend(state, body),
     }
+    .map_err(|e| StateError::Decode(e.to_string()))?;
     #[cfg(feature = "next-version")]
     next::append(state.mark, version, out).inspect_err(|_| out.truncate(start))?;
     let body_bytes = out.len() - start - HEADER_BYTES;
@@ -190,14 +169,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
     let malformed = |e: postcard::Error| StateError::Decode(format!("{e} ({} bytes)", body.len()));
-    let (mut state, mut later): (MachineState, _) = postcard::take_from_bytes(body).map_err(malformed)?;
-    if version >= STATE_WITH_PCI {
-        let (pci, offsets);
-        ((pci, offsets), later) = postcard::take_from_bytes(later).map_err(malformed)?;
-        state.devices.pci = pci;
-        state.engine.set_tsc_offsets(offsets);
-    }
-    state.spec.bus = if state.devices.pci.is_some() { BusKind::Pci } else { BusKind::Mmio };
+    let (state, later) = if version == STATE_OLDEST {
+        let (state, later) = postcard::take_from_bytes(body).map_err(malformed)?;
+        (older::to_newer(state), later)
+    } else {
+        postcard::take_from_bytes(body).map_err(malformed)?
+    };
     #[cfg(feature = "next-version")]
     let (state, later) = next::take(state, version, later).map_err(malformed)?;
     let mut again = Vec::with_capacity(bytes.len());
@@ -235,13 +212,13 @@ pub fn pages_written_by_restore(state: &[u8]) -> Result<Vec<PageIndex>, StateErr
 /// What the next version has behind the body of this one.
 #[cfg(feature = "next-version")]
 mod next {
-    use super::{MachineState, STATE_OLDEST, StateError};
+    use super::{MachineState, STATE_VERSION, StateError};
 
     pub(super) fn append(mark: u64, version: u16, out: &mut Vec<u8>) -> Result<(), StateError> {
         match (version, mark) {
             // A machine that was never marked is the same machine without the field.
-            (STATE_OLDEST, 0) => {}
-            (STATE_OLDEST, _) => return Err(StateError::NotCarried { field: "machine.mark", version }),
+            (..STATE_VERSION, 0) => {}
+            (..STATE_VERSION, _) => return Err(StateError::NotCarried { field: "machine.mark", version }),
             _ => out.extend_from_slice(&mark.to_le_bytes()),
         }
         Ok(())
@@ -253,7 +230,7 @@ mod next {
         later: &[u8],
     ) -> Result<(MachineState, &[u8]), postcard::Error> {
         match (version, later.split_first_chunk()) {
-            (STATE_OLDEST, _) => Ok((state, later)),
+            (..STATE_VERSION, _) => Ok((state, later)),
             (_, Some((mark, rest))) => Ok((MachineState { mark: u64::from_le_bytes(*mark), ..state }, rest)),
             (_, None) => Err(postcard::Error::DeserializeUnexpectedEnd),
         }
@@ -285,22 +262,6 @@ pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(),
     same("disks", disks, &ours.disks)?;
     same("rng", rng, &ours.rng)?;
     same("bus", bus, &ours.bus)
-}
-
-/// A specification as all versions of the state have it: without the bus, which is mmio when it is read.
-mod without_bus {
-    use crate::spec::{BusKind, MachineSpec};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(spec: &MachineSpec, serializer: S) -> Result<S::Ok, S::Error> {
-        let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus: _ } = spec;
-        (engine, vcpus, ram_bytes, net, disks, rng).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MachineSpec, D::Error> {
-        let (engine, vcpus, ram_bytes, net, disks, rng) = Deserialize::deserialize(deserializer)?;
-        Ok(MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus: BusKind::Mmio })
-    }
 }
 
 /// A byte vector as one run of bytes rather than element by element.

@@ -140,29 +140,74 @@ fn a_version_that_is_not_known_is_not_written() {
     }
 }
 
-#[cfg(not(feature = "next-version"))]
-#[test]
-fn the_version_before_carries_all_but_a_pci_bus_which_is_refused_by_name() {
-    let encoded = |state: &MachineState, version| {
-        let mut out = Vec::new();
-        encode(state, version, &mut out).map(|()| out)
-    };
-    let on_mmio = state();
-    let (older, newer) =
-        (encoded(&on_mmio, STATE_OLDEST).unwrap(), encoded(&on_mmio, STATE_VERSION).unwrap());
-    // That there is none, and of two vCPUs how far their counters are from the host's.
-    assert_eq!(older.len() + 1 + 1 + 2 * 2, newer.len());
-    let back = decode(&older).unwrap();
-    assert_eq!((back.spec.bus, back.devices), (BusKind::Mmio, on_mmio.devices));
-    assert_eq!(back.engine.tsc_offsets(), [None, None]);
-    assert_eq!(decode(&newer).unwrap().engine.tsc_offsets(), [Some(3), Some(5)]);
+/// As version 4 has it, and as that is read.
+fn by_version_4(state: &MachineState) -> Result<MachineState, StateError> {
+    let mut out = Vec::new();
+    encode(state, STATE_OLDEST, &mut out)?;
+    decode(&out)
+}
 
+#[test]
+fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
+    let on_mmio = by_version_4(&state()).unwrap();
+    assert_eq!((on_mmio.spec, on_mmio.devices), (spec(), state().devices));
     let (spec, devices) = (MachineSpec { bus: BusKind::Pci, ..spec() }, devices(BusKind::Pci));
     let on_pci = MachineState { spec, devices, ..state() };
-    let back = decode(&encoded(&on_pci, STATE_VERSION).unwrap()).unwrap();
+    let mut out = Vec::new();
+    encode(&on_pci, STATE_VERSION, &mut out).unwrap();
+    let back = decode(&out).unwrap();
     assert_eq!((back.spec, back.devices), (on_pci.spec.clone(), on_pci.devices.clone()));
-    let refused = encoded(&on_pci, STATE_OLDEST).unwrap_err().to_string();
+    let refused = by_version_4(&on_pci).err().unwrap().to_string();
     assert!(refused.contains("devices.pci") && refused.contains("version 4"), "{refused}");
+}
+
+#[test]
+fn version_4_does_not_say_how_far_counters_are_from_the_hosts() {
+    let offsets = |state: MachineState| match state.engine {
+        EngineState::Kvm(kvm) => kvm.vcpus.iter().map(|vcpu| vcpu.tsc_offset).collect::<Vec<_>>(),
+        EngineState::Soft(_) => panic!("another engine's"),
+    };
+    assert_eq!(offsets(decode(&ENCODED).unwrap()), [Some(3), Some(5)]);
+    assert_eq!(offsets(by_version_4(&state()).unwrap()), [None, None]);
+}
+
+#[test]
+fn version_4_carries_a_card_whose_driver_leaves_it_no_work_and_refuses_another_by_name() {
+    const FEATURES_OK: u32 = 8;
+    let taken = |device: usize, features: u64| {
+        let mut state = state();
+        let device = &mut state.devices.virtio[device];
+        (device.status, device.driver_features) = (3 | FEATURES_OK, features | 1 << 32);
+        by_version_4(&state).map(|state| state.devices.virtio)
+    };
+    let card = taken(0, 1 << 5 | 1 << 28).unwrap().swap_remove(0);
+    assert_eq!(card.driver_features, 1 << 5 | 1 << 28 | 1 << 32);
+    assert_eq!((card.rings, card.config_status), (state().devices.virtio[0].rings.clone(), 1));
+    for (device, feature) in [(0, 0), (0, 1), (0, 11), (0, 15), (0, 17), (0, 29), (1, 29)] {
+        let refused = taken(device, 1 << feature).unwrap_err().to_string();
+        assert!(refused.contains("features") && refused.contains("version 4"), "{refused}");
+    }
+    let mut asked = state();
+    asked.devices.virtio[0].config_status |= 2;
+    assert!(by_version_4(&asked).is_err());
+}
+
+#[test]
+fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name() {
+    let waiting = |packet: Vec<u8>| {
+        let mut soft = SoftState::power_on(0);
+        soft.outbox = vec![packet];
+        MachineState { engine: EngineState::Soft(Box::new(soft)), ..state() }
+    };
+    let plain = waiting(crate::devices::plain_packet(&[7; 60]));
+    let mut older = Vec::new();
+    encode(&plain, STATE_OLDEST, &mut older).unwrap();
+    let bare = [&[60][..], &[7; 60]].concat();
+    assert!(older.windows(bare.len()).any(|bytes| bytes == bare));
+    let EngineState::Soft(soft) = decode(&older).unwrap().engine else { panic!("another engine's") };
+    assert_eq!(soft.outbox, [crate::devices::plain_packet(&[7; 60])]);
+    let refused = by_version_4(&waiting(vec![1; 72])).err().unwrap().to_string();
+    assert!(refused.contains("frame that waits") && refused.contains("version 4"), "{refused}");
 }
 
 #[cfg(feature = "next-version")]
@@ -170,7 +215,7 @@ fn the_version_before_carries_all_but_a_pci_bus_which_is_refused_by_name() {
 fn the_version_before_carries_all_but_a_mark_which_is_refused_by_name() {
     let older = |state: &MachineState| {
         let mut out = Vec::new();
-        encode(state, STATE_OLDEST, &mut out).map(|()| out)
+        encode(state, STATE_VERSION - 1, &mut out).map(|()| out)
     };
     let bytes = older(&state()).unwrap();
     assert_eq!(bytes.len() + 8, ENCODED.len());

@@ -1,7 +1,9 @@
 //! A machine with the Linux guest of scripts/guest/build (its directory is FTD_TEST_GUEST), a card and a disk.
 
 use super::{Remember, spec};
-use crate::devices::{Delivered, Disk, FrameSink, Transmit, Wiring};
+use crate::devices::{
+    Delivered, Disk, FrameSink, NET_HEADER_BYTES, Offloads, Transmit, Wiring, plain_packet,
+};
 use crate::machine::Machine;
 use crate::spec::{Boot, BusKind, DiskSpec, EngineKind, MachineSpec, NetSpec};
 use ft_disk::{Access, ImageStore, IoEngine, RawImage};
@@ -27,10 +29,12 @@ pub fn guest() -> Option<PathBuf> {
 struct Sent(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl FrameSink for Sent {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
-        self.0.lock().unwrap().push(frame.to_vec());
+    fn transmit(&self, packet: &[u8]) -> Transmit {
+        self.0.lock().unwrap().push(packet[NET_HEADER_BYTES..].to_vec());
         Transmit::Taken
     }
+
+    fn set_offloads(&self, _: Offloads) {}
 }
 
 /// The machine.
@@ -119,11 +123,12 @@ impl LinuxVm {
                 .filter(|frame| frame[12..14] == [8, 6] && frame[21] == 2)
                 .count()
         };
+        let packet = plain_packet(&frame);
         let before = answers();
         let begun = Instant::now();
         while answers() == before {
             assert!(begun.elapsed() < PATIENCE, "no answer; {}", self.console.text());
-            if self.machine.net().unwrap().deliver(&frame) != Delivered::Yes {
+            if self.machine.net().unwrap().deliver(&packet) != Delivered::Yes {
                 self.machine.net().unwrap().wait_for_buffers(Duration::from_secs(1));
             }
             let asked = Instant::now();

@@ -11,6 +11,8 @@ pub struct Cable {
     pub tap: String,
     /// The VM's own MAC address.
     pub mac: Mac,
+    /// The card's MTU.
+    pub mtu: u16,
     /// The interface that leads to the network, if the configuration names it.
     pub uplink: Option<String>,
 }
@@ -57,7 +59,16 @@ pub enum NetworkFault {
         /// The address.
         mac: Mac,
     },
-    /// Long frames are lost between the TAP and its bridge.
+    /// An interface on the way does not carry what the card sends and is sent.
+    Narrow {
+        /// The TAP, its bridge or an uplink.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The card's.
+        card_mtu: u16,
+    },
+    /// Frames longer than the card's are lost between the TAP and its bridge.
     Mtu {
         /// The TAP.
         tap: String,
@@ -81,7 +92,7 @@ impl NetworkFault {
             | Self::NoUplink { .. }
             | Self::NoCarrier { .. }
             | Self::SameMac { .. } => true,
-            Self::Renamed { .. } | Self::Mtu { .. } => false,
+            Self::Renamed { .. } | Self::Narrow { .. } | Self::Mtu { .. } => false,
         }
     }
 }
@@ -111,6 +122,12 @@ impl fmt::Display for NetworkFault {
                 f,
                 "{interface} on this host has the VM's MAC address {mac}, so the VM's frames end there (give \
                  {interface} another address)"
+            ),
+            Self::Narrow { interface, mtu, card_mtu } => write!(
+                f,
+                "the MTU of {interface} is {mtu}, that of the VM's card (machine.net.mtu) is {card_mtu}: its longer \
+                 frames are lost there (ip link set dev {interface} mtu {card_mtu}; or a smaller machine.net.mtu, on \
+                 both nodes)"
             ),
             Self::Mtu { tap, tap_mtu, bridge, bridge_mtu } => write!(
                 f,
@@ -155,11 +172,18 @@ pub fn faults(cable: &Cable, attached: Option<&str>, interfaces: &[Interface]) -
         (None, Some(bridge)) => uplinks_of(bridge, interfaces),
         (None, None) => Vec::new(),
     };
+    let way = std::iter::once(tap).chain(bridge).chain(uplinks.iter().copied());
+    let narrow: Vec<_> = way.filter(|interface| interface.mtu < u32::from(cable.mtu)).collect();
+    found.extend(narrow.iter().map(|interface| NetworkFault::Narrow {
+        interface: interface.name.clone(),
+        mtu: interface.mtu,
+        card_mtu: cable.mtu,
+    }));
     match bridge {
         Some(bridge) => {
             // Other kinds, Open vSwitch for one, are never up themselves.
             found.extend(down(bridge).filter(|_| bridge.kind == Kind::Bridge));
-            if tap.mtu != bridge.mtu {
+            if tap.mtu != bridge.mtu && narrow.is_empty() {
                 found.push(NetworkFault::Mtu {
                     tap: tap.name.clone(),
                     tap_mtu: tap.mtu,
@@ -196,7 +220,7 @@ mod tests {
     const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 
     fn cable() -> Cable {
-        Cable { tap: "vm".into(), mac: MAC, uplink: None }
+        Cable { tap: "vm".into(), mac: MAC, mtu: 1500, uplink: None }
     }
 
     fn interface(index: u32, name: &str, kind: Kind, master: Option<u32>) -> Interface {
@@ -252,6 +276,21 @@ mod tests {
         assert_eq!(faults(&cable(), None, &host()), [NetworkFault::Gone { tap: "vm".into() }]);
         let renamed = NetworkFault::Renamed { tap: "vm".into(), now: "vm2".into() };
         assert_eq!(faults(&cable(), Some("vm2"), &host()), [renamed]);
+    }
+
+    #[test]
+    fn an_interface_that_carries_less_than_the_card_sends_is_named() {
+        let jumbo = Cable { mtu: 9000, ..cable() };
+        let set = |mtus: [(usize, u32); 3]| {
+            found(&jumbo, |all| mtus.iter().for_each(|&(index, mtu)| all[index].mtu = mtu))
+        };
+        let narrow =
+            |interface: &str| NetworkFault::Narrow { interface: interface.into(), mtu: 1500, card_mtu: 9000 };
+        assert_eq!(set([(1, 9000), (2, 9000), (3, 9000)]), []);
+        assert_eq!(set([(1, 9000), (2, 1500), (3, 9198)]), [narrow("lan")]);
+        assert_eq!(set([(1, 1500), (2, 9000), (3, 9000)]), [narrow("eth0")]);
+        assert_eq!(set([(1, 1500), (2, 1500), (3, 1500)]), ["vm", "lan", "eth0"].map(narrow));
+        assert!(!narrow("lan").cuts_off());
     }
 
     #[test]

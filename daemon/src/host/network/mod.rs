@@ -105,6 +105,6 @@ impl Config {
     /// The VM's way to the network, if it has a card.
     pub(super) fn cable(&self) -> Option<Cable> {
         let net = self.machine.net.as_ref()?;
-        Some(Cable { tap: net.tap.clone(), mac: net.mac, uplink: net.uplink.clone() })
+        Some(Cable { tap: net.tap.clone(), mac: net.mac, mtu: net.mtu, uplink: net.uplink.clone() })
     }
 }

@@ -573,6 +573,7 @@ impl Hands for RealHands {
 
     fn announce(&mut self, generation: u64) {
         (self.announce)();
+        self.order(Order::Announce);
         self.report_take_over(generation);
     }
 

@@ -2,6 +2,7 @@
 //! the implementation. It writes guest memory by an untracked view, as a vCPU would, so that the VMM's dirty bitmap
 //! holds what the devices wrote and nothing else.
 
+mod announce;
 mod block;
 mod bus;
 mod disk;
@@ -9,6 +10,7 @@ mod driver;
 mod hand;
 mod hostile;
 mod net;
+mod offloads;
 mod pci;
 mod state;
 mod told;
@@ -93,21 +95,30 @@ impl IrqChip for Chip {
     }
 }
 
-/// Keeps up to `room` frames.
+/// Keeps up to `room` frames, and their headers apart.
+#[derive(Default)]
 struct Sink {
     room: Mutex<usize>,
     frames: Mutex<Vec<Vec<u8>>>,
+    headers: Mutex<Vec<[u8; NET_HEADER_BYTES]>>,
+    offloads: Mutex<Vec<Offloads>>,
 }
 
 impl FrameSink for Sink {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         let mut room = self.room.lock();
         if *room == 0 {
             return Transmit::Full;
         }
         *room -= 1;
+        let (header, frame) = packet.split_first_chunk().unwrap();
+        self.headers.lock().push(*header);
         self.frames.lock().push(frame.to_vec());
         Transmit::Taken
+    }
+
+    fn set_offloads(&self, offloads: Offloads) {
+        self.offloads.lock().push(offloads);
     }
 }
 
@@ -201,7 +212,7 @@ impl Rig {
         make: impl FnOnce(&MachineSpec, &GuestRam, Arc<dyn IrqChip>, Wiring) -> Result<Devices, DeviceError>,
     ) -> Self {
         let chip = Arc::new(Chip::default());
-        let sink = Arc::new(Sink { room: Mutex::new(usize::MAX), frames: Mutex::default() });
+        let sink = Arc::new(Sink { room: Mutex::new(usize::MAX), ..Sink::default() });
         let screen = Screen::default();
         let mut spec = spec();
         spec.disks[0].read_only = !made.store.is_writable();

@@ -14,6 +14,10 @@ fn frame(number: u8, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|i| number.wrapping_add(i as u8)).collect()
 }
 
+fn packet(number: u8, bytes: usize) -> Vec<u8> {
+    plain_packet(&frame(number, bytes))
+}
+
 /// Offers a frame for transmission, header and frame in separate buffers.
 fn send(rig: &Rig, tx: &mut Ring, number: u8, bytes: usize) -> Vec<u8> {
     let at = FRAME + u64::from(number) * 0x4000;
@@ -40,7 +44,7 @@ fn features_and_address_are_those_of_the_machine() {
 #[test]
 fn a_driver_without_version_1_or_with_features_not_offered_is_refused() {
     let rig = Rig::new();
-    for features in [0, 1 << 5, VERSION_1 | 1, VERSION_1 | 1 << 33] {
+    for features in [0, 1 << 5, VERSION_1 | 1 << 2, VERSION_1 | 1 << 33] {
         rig.negotiate(NET, features);
         assert_eq!(rig.status(NET), ACKNOWLEDGE | DRIVER, "{features:#x}");
     }
@@ -144,13 +148,13 @@ fn a_frame_in_the_queue_when_the_machine_was_captured_is_sent_by_whoever_resumes
 fn frames_arrive_with_a_header_that_says_one_buffer() {
     let rig = Rig::new();
     let port = rig.devices.net().unwrap();
-    assert_eq!(port.deliver(&frame(1, 60)), Delivered::NotReady);
+    assert_eq!(port.deliver(&packet(1, 60)), Delivered::NotReady);
     let mut rings = rig.start(NET, 2);
-    assert_eq!(port.deliver(&frame(1, 60)), Delivered::NoBuffers);
+    assert_eq!(port.deliver(&packet(1, 60)), Delivered::NoBuffers);
     // In two buffers, split in the middle of the header.
     rings[RX].offer(&rig, &[(BUFFER, 5, WRITE), (BUFFER + 0x1000, 2000, WRITE)]);
     rings[RX].notify(&rig);
-    assert_eq!(port.deliver(&frame(1, 1514)), Delivered::Yes);
+    assert_eq!(port.deliver(&packet(1, 1514)), Delivered::Yes);
     assert_eq!(rings[RX].take_used(&rig), [(0, 12 + 1514)]);
     let mut received = rig.peek(BUFFER, 5);
     received.extend(rig.peek(BUFFER + 0x1000, 12 + 1514 - 5));
@@ -167,9 +171,9 @@ fn a_frame_longer_than_the_buffer_is_dropped_and_the_buffer_kept() {
     let port = rig.devices.net().unwrap();
     let mut rings = rig.start(NET, 2);
     rings[RX].offer(&rig, &[(BUFFER, 1526, WRITE)]);
-    assert_eq!(port.deliver(&frame(1, 1515)), Delivered::TooLong);
-    assert_eq!(port.deliver(&frame(1, 10_000)), Delivered::TooLong);
-    assert_eq!(port.deliver(&frame(2, 1514)), Delivered::Yes);
+    assert_eq!(port.deliver(&packet(1, 1515)), Delivered::Unfit);
+    assert_eq!(port.deliver(&packet(1, 10_000)), Delivered::Unfit);
+    assert_eq!(port.deliver(&packet(2, 1514)), Delivered::Yes);
     assert_eq!(rig.devices.counters().rx_dropped, 2);
 }
 
@@ -187,7 +191,7 @@ fn while_quiesced_nothing_touches_memory_or_lines() {
     rig.take_dirty();
 
     *rig.sink.room.lock() = 9;
-    assert_eq!(port.deliver(&frame(1, 60)), Delivered::Paused);
+    assert_eq!(port.deliver(&packet(1, 60)), Delivered::Paused);
     port.resume_transmit();
     rig.devices.console_input(b"typed");
     assert!(!port.wait_for_buffers(Duration::ZERO));
@@ -199,7 +203,7 @@ fn while_quiesced_nothing_touches_memory_or_lines() {
     rig.devices.resume();
     assert_eq!(*rig.sink.frames.lock(), [sent]);
     assert!(port.wait_for_buffers(Duration::ZERO));
-    assert_eq!(port.deliver(&frame(1, 60)), Delivered::Yes);
+    assert_eq!(port.deliver(&packet(1, 60)), Delivered::Yes);
 }
 
 #[test]
@@ -216,7 +220,7 @@ fn whoever_waits_for_buffers_is_woken_by_the_notification_by_resume_and_by_reset
         let waiter = scope.spawn(|| port.wait_for_buffers(LONG));
         rig.devices.resume();
         assert!(waiter.join().unwrap());
-        assert_eq!(port.deliver(&frame(1, 60)), Delivered::Yes);
+        assert_eq!(port.deliver(&packet(1, 60)), Delivered::Yes);
         let waiter = scope.spawn(|| port.wait_for_buffers(LONG));
         rig.devices.reset();
         assert!(waiter.join().unwrap());
@@ -233,7 +237,7 @@ fn a_frame_delivered_between_the_guests_look_and_its_idling_is_not_slept_over() 
     let idle = PLATFORM_BASE + ft_ram::layout::platform::IDLE_US;
     assert_eq!(rig.devices.mmio_write(idle, &0u64.to_le_bytes()), None);
     assert!(rings[RX].take_used(&rig).is_empty());
-    assert_eq!(port.deliver(&frame(1, 60)), Delivered::Yes);
+    assert_eq!(port.deliver(&packet(1, 60)), Delivered::Yes);
     // ...and idles.
     assert!(!rig.devices.idle.wait(LONG));
     // It need not acknowledge to be able to wait again.

@@ -81,7 +81,7 @@ impl Guest {
                     }
                 }
                 for _ in 0..frames {
-                    let _ = rig.devices.net().unwrap().deliver(&[0x77; 60]);
+                    let _ = rig.devices.net().unwrap().deliver(&plain_packet(&[0x77; 60]));
                 }
             }
             Step::Read { sector } => {
@@ -229,7 +229,7 @@ proptest! {
             };
             prop_assert_eq!(timeless(there.devices.capture()), timeless(expected));
             there.devices.resume();
-            let _ = there.devices.net().unwrap().deliver(&[1; 60]);
+            let _ = there.devices.net().unwrap().deliver(&plain_packet(&[1; 60]));
             there.devices.reset();
             Guest::start(&there);
         }
@@ -252,9 +252,9 @@ fn states_that_cannot_be_are_refused_by_name_and_change_nothing() {
         ("status 0x10f", |state| state.virtio[0].status |= 0x100),
         ("status 0x7", |state| state.virtio[0].status = 7),
         ("features 0x0", |state| state.virtio[0].driver_features = 0),
-        ("features 0x100000001", |state| state.virtio[0].driver_features |= 1),
+        ("features 0x100000004", |state| state.virtio[0].driver_features |= 4),
         ("interrupt status 0x4", |state| state.virtio[0].interrupt_status = 4),
-        ("1 queues of 2", |state| state.virtio[0].rings.truncate(1)),
+        ("1 queues of 3", |state| state.virtio[0].rings.truncate(1)),
         ("before feature negotiation", |state| state.virtio[0].status = 3),
         ("queue of 7 entries", |state| state.virtio[0].rings[0].size = 7),
         ("queue of 512 entries", |state| state.virtio[0].rings[0].size = 512),

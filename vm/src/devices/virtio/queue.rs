@@ -19,6 +19,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Of a descriptor: address, length, flags, next.
 const DESCRIPTOR_BYTES: u64 = 16;
+/// In either ring: the index, and where entries begin (virtio 1.2 §2.7.6, §2.7.8).
+const RING_INDEX: u64 = 2;
+const AVAIL_ENTRIES: u64 = 4;
+const USED_ENTRIES: u64 = 4;
+const USED_ENTRY_BYTES: u64 = 8;
 
 /// A queue as the driver set it up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +190,9 @@ pub(crate) struct Ring {
     pub(crate) used: u64,
     /// Both sides say how far they want to be left alone. As of when the queue became ready.
     event_index: bool,
+    /// How far the used ring was filled when it was last asked whether to interrupt. Nothing is between this and the
+    /// ring's position when nobody works on the queue, so it is in no state.
+    asked_at: u16,
     /// There when the queue is ready.
     queue: Option<Queue>,
 }
@@ -192,11 +200,16 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn new(max_size: u16) -> Self {
         let size = u32::from(max_size);
-        Self { max_size, size, desc: 0, avail: 0, used: 0, event_index: false, queue: None }
+        Self { max_size, size, desc: 0, avail: 0, used: 0, event_index: false, asked_at: 0, queue: None }
     }
 
     pub(crate) fn max_size(&self) -> u16 {
         self.max_size
+    }
+
+    /// Entries of a queue that is ready.
+    pub(crate) fn entries(&self) -> u16 {
+        self.queue.as_ref().map_or(0, Queue::size)
     }
 
     pub(crate) fn ready(&self) -> bool {
@@ -209,14 +222,14 @@ impl Ring {
 
     /// The driver says that the queue is set up.
     pub(crate) fn enable(&mut self, event_index: bool, memory: &GuestMemory) -> Result<(), Malformed> {
-        self.event_index = event_index;
+        (self.event_index, self.asked_at) = (event_index, 0);
         let start = RingPosition { next_avail: 0, next_used: 0 };
         self.queue = Some(self.queue_at(start, memory)?);
         Ok(())
     }
 
     fn queue_at(&self, position: RingPosition, memory: &GuestMemory) -> Result<Queue, Malformed> {
-        let &Self { max_size, size, desc, avail, used, event_index, queue: _ } = self;
+        let &Self { max_size, size, desc, avail, used, event_index, asked_at: _, queue: _ } = self;
         let entries = u16::try_from(size).map_err(|_| Malformed::QueueSize(size))?;
         if !entries.is_power_of_two() || entries > max_size {
             return Err(Malformed::QueueSize(size));
@@ -303,8 +316,13 @@ impl Ring {
 
     /// Puts the chain that was taken last back to the front.
     pub(crate) fn unpop(&mut self) {
+        self.unpop_all(1);
+    }
+
+    /// Puts back as many chains that were taken last.
+    pub(crate) fn unpop_all(&mut self, chains: u16) {
         if let Some(queue) = &mut self.queue {
-            queue.go_to_previous_position();
+            queue.set_next_avail(queue.next_avail().wrapping_sub(chains));
         }
     }
 
@@ -330,24 +348,50 @@ impl Ring {
         chain: &Chain,
         written: u32,
     ) -> Result<(), Malformed> {
+        self.complete_all(memory, [(chain.head, written)])
+    }
+
+    /// Gives chains back, each with the number of bytes written into it; the driver sees all of them at once.
+    pub(crate) fn complete_all(
+        &mut self,
+        memory: &GuestMemory,
+        chains: impl IntoIterator<Item = (u16, u32)>,
+    ) -> Result<(), Malformed> {
         let Some(queue) = &mut self.queue else { return Ok(()) };
-        queue.add_used(memory, chain.head, written).map_err(|_| Malformed::Ring)
+        let mut next = queue.next_used();
+        for (head, written) in chains {
+            let slot = u64::from(next % queue.size());
+            let entry = (u64::from(head) | u64::from(written) << 32).to_le();
+            memory
+                .write_obj(entry, GuestAddress(self.used + USED_ENTRIES + USED_ENTRY_BYTES * slot))
+                .map_err(|_| Malformed::Ring)?;
+            next = next.wrapping_add(1);
+        }
+        queue.set_next_used(next);
+        let index = GuestAddress(self.used + RING_INDEX);
+        memory.store(next.to_le(), index, Ordering::Release).map_err(|_| Malformed::Ring)
     }
 
     /// Whether the driver wants an interrupt for the chains given back since this was asked last.
     pub(crate) fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, Malformed> {
-        if let (Some(queue), true) = (&mut self.queue, self.event_index) {
-            return queue.needs_notification(memory).map_err(|_| Malformed::Ring);
-        }
-        // The used index must be visible before the flag is read, or both sides could miss each other.
+        // The used index must be visible before the driver's wish is read, or both sides could miss each other.
         fence(Ordering::SeqCst);
-        let flags: u16 =
-            memory.load(GuestAddress(self.avail), Ordering::Relaxed).map_err(|_| Malformed::Ring)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let load = |at: u64| -> Result<u16, Malformed> {
+            let word = memory.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| Malformed::Ring)?;
+            Ok(u16::from_le(word))
+        };
+        if let (Some(queue), true) = (&self.queue, self.event_index) {
+            let now = queue.next_used();
+            let before = std::mem::replace(&mut self.asked_at, now);
+            // Behind the entries of the available ring: the entry of the used ring that is waited for.
+            let event = load(self.avail + AVAIL_ENTRIES + 2 * u64::from(queue.size()))?;
+            return Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before));
+        }
+        Ok(u32::from(load(self.avail)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     pub(crate) fn capture(&self) -> RingState {
-        let &Self { max_size: _, size, desc, avail, used, event_index: _, ref queue } = self;
+        let &Self { max_size: _, size, desc, avail, used, event_index: _, asked_at: _, ref queue } = self;
         let position = queue
             .as_ref()
             .map(|queue| RingPosition { next_avail: queue.next_avail(), next_used: queue.next_used() });
@@ -362,7 +406,7 @@ impl Ring {
         memory: &GuestMemory,
     ) -> Result<Self, DeviceStateError> {
         let &RingState { size, desc, avail, used, position } = state;
-        let mut ring = Self { max_size, size, desc, avail, used, event_index, queue: None };
+        let mut ring = Self { max_size, size, desc, avail, used, event_index, asked_at: 0, queue: None };
         if let Some(position) = position {
             let queue =
                 ring.queue_at(position, memory).map_err(|e| DeviceStateError::Queue(e.to_string()))?;
@@ -370,7 +414,7 @@ impl Ring {
             if taken > queue.size() {
                 return Err(DeviceStateError::Queue(format!("{taken} chains taken of {}", queue.size())));
             }
-            ring.queue = Some(queue);
+            (ring.asked_at, ring.queue) = (position.next_used, Some(queue));
         }
         Ok(ring)
     }

@@ -5,6 +5,7 @@ use super::queue::{Chain, Ring};
 use super::transport::Backend;
 use crate::devices::host::Random;
 use ft_ram::GuestMemory;
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 /// At most this many bytes for one request; the driver asks again for more.
 const REQUEST_MAX: usize = 4096;
@@ -26,7 +27,7 @@ impl Backend for Rng {
     const NAME: &'static str = "rng";
 
     fn features(&self) -> u64 {
-        0
+        1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn config(&self) -> &[u8] {
@@ -37,20 +38,25 @@ impl Backend for Rng {
         let Self { source, chain } = self;
         let ring = &mut rings[queue];
         let mut random = [0; REQUEST_MAX];
-        let requests = ring.available(memory)?;
-        for _ in 0..requests {
-            if !ring.pop(memory, chain)? {
-                break;
+        let mut served = false;
+        loop {
+            for _ in 0..ring.available(memory)? {
+                if !ring.pop(memory, chain)? {
+                    break;
+                }
+                if !chain.readable.is_empty() {
+                    return Err(Malformed::Shape { head: chain.head });
+                }
+                let wanted = chain.writable_bytes().min(REQUEST_MAX as u64) as usize;
+                let got = source.fill(&mut random[..wanted]).min(wanted);
+                chain.write_at(memory, 0, &random[..got])?;
+                ring.complete(memory, chain, got as u32)?;
+                served = true;
             }
-            if !chain.readable.is_empty() {
-                return Err(Malformed::Shape { head: chain.head });
+            if !ring.rearm(memory)? {
+                return Ok(served && ring.wants_interrupt(memory)?);
             }
-            let wanted = chain.writable_bytes().min(REQUEST_MAX as u64) as usize;
-            let got = source.fill(&mut random[..wanted]).min(wanted);
-            chain.write_at(memory, 0, &random[..got])?;
-            ring.complete(memory, chain, got as u32)?;
         }
-        Ok(requests != 0 && ring.wants_interrupt(memory)?)
     }
 }
 

@@ -165,6 +165,10 @@ impl SoftEngine {
         self.call(Worker::press_power_button)
     }
 
+    pub(crate) fn announce(&self) -> Result<(), MachineError> {
+        self.call(Worker::announce)
+    }
+
     pub(crate) fn throttle(&self, permille: u16) {
         self.shared.throttle.store(permille, Ordering::Relaxed);
     }

@@ -1,14 +1,18 @@
 //! The machine's output: frames and console output. The guest's view of sending does not depend on the host: the card
 //! hands a frame over when the guest notifies it, and gives the buffer back. Frames that the sink has no room for wait
-//! here, and the guest does not execute until they are gone; so at most one notification's frames ever wait.
+//! here, and the guest does not execute until they are gone; so at most one notification's frames ever wait. Beyond a
+//! few megabytes of them more are lost, as where a switch is full: they are a part of the machine's state.
 
-use crate::devices::{ConsoleSink, FrameSink, Transmit};
+use crate::devices::{ConsoleSink, FrameSink, Offloads, Transmit};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::devices::inbox::Bell;
+
+/// Most bytes that wait: some 60 of the longest segments, or 256 of the longest frames.
+pub(super) const WAITING_BYTES_MAX: usize = 4 << 20;
 
 /// Between the card and the sink.
 pub(super) struct Outbox {
@@ -48,15 +52,25 @@ impl Outbox {
 }
 
 impl FrameSink for Outbox {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, packet: &[u8]) -> Transmit {
         if let (Some(sink), false) = (&self.sink, self.mute.load(Ordering::Relaxed)) {
             let mut refused = self.refused.lock();
-            if !refused.is_empty() || sink.transmit(frame) == Transmit::Full {
-                refused.push_back(frame.to_vec());
+            if !refused.is_empty() || sink.transmit(packet) == Transmit::Full {
+                let waiting: usize = refused.iter().map(Vec::len).sum();
+                if waiting + packet.len() <= WAITING_BYTES_MAX {
+                    refused.push_back(packet.to_vec());
+                }
                 self.bell.ring_self();
             }
         }
         Transmit::Taken
+    }
+
+    /// Said whether or not frames go anywhere: whoever goes on from here is to find it so.
+    fn set_offloads(&self, offloads: Offloads) {
+        if let Some(sink) = &self.sink {
+            sink.set_offloads(offloads);
+        }
     }
 }
 

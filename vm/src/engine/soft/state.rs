@@ -1,6 +1,7 @@
 //! The engine's complete state as plain data. Left out are caches (translations, decoded code), the host's part (inputs
 //! that wait in the inbox), memory and the devices' state.
 
+use super::outbox::WAITING_BYTES_MAX;
 use crate::boot::entry::{Entry, EntrySegment, VcpuEntry};
 use crate::state::error::StateError;
 use ft_cpu::{Chips, Clock, CpuState, Fpu, SegmentRegister, System, flags};
@@ -21,7 +22,7 @@ pub(crate) struct SoftState {
     pub chips: Chips,
     pub clock: Clock,
     pub idle: IdleState,
-    /// Frames that the guest has sent and the sink has not taken.
+    /// Frames that the guest has sent and the sink has not taken, each behind its header.
     pub outbox: Vec<Vec<u8>>,
 }
 
@@ -108,6 +109,10 @@ impl SoftState {
         }
         if outbox.len() > OUTBOX_FRAMES_MAX {
             return refuse(format!("{} frames that wait to be sent", outbox.len()));
+        }
+        let waiting: usize = outbox.iter().map(Vec::len).sum();
+        if waiting > WAITING_BYTES_MAX {
+            return refuse(format!("{waiting} bytes of frames that wait to be sent"));
         }
         system.validate(*cpl).map_err(|e| StateError::Soft(e.to_string()))?;
         fpu.validate().map_err(|e| StateError::Soft(e.to_string()))?;

@@ -1,9 +1,9 @@
 //! Numbers of the format: its version, its bounds, its tags.
 
 /// Version of the format, and of what its inputs mean. Another one is refused, not guessed at.
-pub const LOG_VERSION: u8 = 2;
-/// Most bytes of a frame, of a piece of console input, and of random bytes read at once.
-pub const INPUT_BYTES_MAX: usize = 65_536;
+pub const LOG_VERSION: u8 = 3;
+/// Most bytes of a frame with its header, of a piece of console input, and of random bytes read at once.
+pub const INPUT_BYTES_MAX: usize = 66 << 10;
 /// Most pages of a digest; who has more writes several.
 pub const DIGEST_PAGES_MAX: usize = 1 << 20;
 /// Most bytes of a batch's entries, compressed or not. Every single entry fits.

@@ -44,11 +44,14 @@ pub enum ControlAction {
     FlushTranslations = 1,
     /// The power button is pressed.
     PressPowerButton = 2,
+    /// The guest is asked to announce its addresses.
+    Announce = 3,
 }
 
 impl ControlAction {
     pub(super) fn from_wire(byte: u8) -> Option<Self> {
-        [Self::FlushTranslations, Self::PressPowerButton].into_iter().find(|action| *action as u8 == byte)
+        let all = [Self::FlushTranslations, Self::PressPowerButton, Self::Announce];
+        all.into_iter().find(|action| *action as u8 == byte)
     }
 }
 

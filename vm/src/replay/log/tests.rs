@@ -246,7 +246,7 @@ fn what_is_too_long_cannot_be_written() {
     writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX])).unwrap();
     assert!(matches!(
         writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX + 1])),
-        Err(LogError::TooLong { what: "bytes of a frame", length: 65_537, .. })
+        Err(LogError::TooLong { what: "bytes of a frame", length: 67_585, .. })
     ));
     let twice = Digest { registers: [0; REGISTERS.len()], pages: vec![(3, 0), (3, 0)] };
     assert_eq!(

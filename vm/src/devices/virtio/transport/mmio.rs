@@ -78,8 +78,7 @@ impl<B: Backend> Virtio<B> {
             0x070 => self.registers.status,
             // Shared memory regions: none, which reads as a length and a base of all ones.
             0x0b0 | 0x0b4 | 0x0b8 | 0x0bc => u32::MAX,
-            // Configuration generation: the configuration never changes.
-            0x0fc => 0,
+            0x0fc => self.registers.config_generation,
             _ => return None,
         })
     }

@@ -61,18 +61,28 @@ pub(crate) trait Backend: Send {
     const QUEUES: &'static [u16];
     /// For messages.
     const NAME: &'static str;
+    /// Bits of the status in its configuration space.
+    const CONFIG_STATUS: u16 = 0;
 
     /// Feature bits of this type of device.
     fn features(&self) -> u64;
 
-    /// The configuration space, which never changes.
+    /// The configuration space, of which nothing changes but the status.
     fn config(&self) -> &[u8];
+
+    /// The status in it.
+    fn config_status(&self) -> u16 {
+        0
+    }
+
+    /// Sets the status to bits that it can have.
+    fn set_config_status(&mut self, _: u16) {}
 
     /// Serves a queue that the driver notified: at most the chains that are available now. Says whether to interrupt
     /// for this queue.
     fn notify(&mut self, queue: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed>;
 
-    /// The driver has taken these features.
+    /// The driver has taken these features; none after a reset.
     fn negotiated(&mut self, _: u64) {}
 
     /// Forgets the requests that it has taken and not given back.
@@ -112,6 +122,10 @@ pub struct VirtioState {
     pub queue_select: u32,
     /// Interrupt status; the line is high while it is not zero.
     pub interrupt_status: u32,
+    /// How often the configuration space has changed, modulo 2^32.
+    pub config_generation: u32,
+    /// What of it changes: the status of a network card.
+    pub config_status: u16,
     /// The queues.
     pub rings: Vec<RingState>,
     /// What a disk has taken from its queue and not given back, in the order in which it was taken.
@@ -121,6 +135,7 @@ pub struct VirtioState {
 /// A checked [`VirtioState`], to be taken over by the device that checked it.
 pub(crate) struct Checked {
     registers: Registers,
+    config_status: u16,
     requests: Vec<RequestState>,
     function: Option<pci::CheckedFunction>,
 }
@@ -133,6 +148,7 @@ pub(crate) struct Registers {
     driver_features_select: u32,
     queue_select: u32,
     interrupt_status: u32,
+    config_generation: u32,
     pub(crate) rings: Vec<Ring>,
 }
 
@@ -145,6 +161,7 @@ impl Registers {
             driver_features_select: 0,
             queue_select: 0,
             interrupt_status: 0,
+            config_generation: 0,
             rings: queues.iter().map(|&max_size| Ring::new(max_size)).collect(),
         }
     }
@@ -312,11 +329,31 @@ impl<B: Backend> Virtio<B> {
         work: impl FnOnce(&mut B, &mut [Ring], &GuestMemory) -> Result<bool, Malformed>,
     ) {
         let memory = self.around.ram.memory();
-        match work(&mut self.backend, &mut self.registers.rings, memory) {
+        let status = self.backend.config_status();
+        let worked = work(&mut self.backend, &mut self.registers.rings, memory);
+        self.note_config(status);
+        match worked {
             Ok(true) => self.interrupt(Cause::Queue(queue)),
             Ok(false) => {}
             Err(malformed) => self.stop(malformed),
         }
+    }
+
+    /// Changes the status in the configuration space of a device that runs, and tells the driver.
+    pub(crate) fn change_config(&mut self, change: impl FnOnce(u16) -> u16) {
+        let status = self.backend.config_status();
+        self.backend.set_config_status(change(status));
+        if self.note_config(status) {
+            self.interrupt(Cause::Config);
+        }
+    }
+
+    /// Whether the status has changed.
+    fn note_config(&mut self, before: u16) -> bool {
+        let changed = self.backend.config_status() != before;
+        let generation = &mut self.registers.config_generation;
+        *generation = generation.wrapping_add(u32::from(changed));
+        changed
     }
 
     /// Stops the device: the driver must reset it (virtio 1.2 §2.1.2).
@@ -348,6 +385,7 @@ impl<B: Backend> Virtio<B> {
         }
         self.registers = Registers::new(B::QUEUES);
         self.backend.reset();
+        self.backend.negotiated(0);
     }
 
     fn capture(&self) -> VirtioState {
@@ -358,6 +396,7 @@ impl<B: Backend> Virtio<B> {
             driver_features_select,
             queue_select,
             interrupt_status,
+            config_generation,
             ref rings,
         } = &self.registers;
         VirtioState {
@@ -368,6 +407,8 @@ impl<B: Backend> Virtio<B> {
             driver_features_select,
             queue_select,
             interrupt_status,
+            config_generation,
+            config_status: self.backend.config_status(),
             rings: rings.iter().map(Ring::capture).collect(),
             requests: self.backend.capture(),
         }
@@ -386,6 +427,8 @@ impl<B: Backend> Virtio<B> {
             driver_features_select,
             queue_select,
             interrupt_status,
+            config_generation,
+            config_status,
             ref rings,
             ref requests,
         } = state;
@@ -404,6 +447,9 @@ impl<B: Backend> Virtio<B> {
         }
         if interrupt_status & !(INT_QUEUE | INT_CONFIG) != 0 {
             return Err(refuse(format!("interrupt status {interrupt_status:#x}")));
+        }
+        if config_status & !B::CONFIG_STATUS != 0 {
+            return Err(refuse(format!("configuration status {config_status:#x}")));
         }
         if rings.len() != B::QUEUES.len() {
             return Err(refuse(format!("{} queues of {}", rings.len(), B::QUEUES.len())));
@@ -426,23 +472,26 @@ impl<B: Backend> Virtio<B> {
             driver_features_select,
             queue_select,
             interrupt_status,
+            config_generation,
             rings,
         };
         let function = match (&self.face, function) {
             (Face::Pci(ours), Some(state)) => Some(ours.check(state).map_err(|e| refuse(e.to_string()))?),
             _ => None,
         };
-        Ok(Checked { registers, requests: requests.clone(), function })
+        Ok(Checked { registers, config_status, requests: requests.clone(), function })
     }
 
     fn restore(&mut self, checked: Checked) {
-        let Checked { registers, requests, function } = checked;
+        let Checked { registers, config_status, requests, function } = checked;
         self.registers = registers;
         if let (Face::Pci(ours), Some(function)) = (&mut self.face, function) {
             ours.restore(function, self.registers.interrupt_status);
         }
         self.backend.restore(&requests);
-        self.backend.negotiated(self.registers.driver_features);
+        let negotiated = self.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        self.backend.negotiated(if negotiated { self.registers.driver_features } else { 0 });
+        self.backend.set_config_status(config_status);
     }
 }
 

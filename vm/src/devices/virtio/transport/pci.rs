@@ -394,8 +394,7 @@ impl<B: Backend> Virtio<B> {
             (0x10, 2) => function.config_vector.into(),
             (0x12, 2) => registers.rings.len() as u64,
             (0x14, 1) => registers.status.into(),
-            // Configuration generation: the configuration never changes.
-            (0x15, 1) => 0,
+            (0x15, 1) => (registers.config_generation & 0xff).into(),
             (0x16, 2) => registers.queue_select.into(),
             (0x18, 2) => ring.map_or(0, |ring| ring.size.into()),
             (0x1a, 2) => vector(registers.queue_select).into(),

@@ -74,6 +74,7 @@ impl Worker {
             }
             LogInput::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
             LogInput::Control(ControlAction::PressPowerButton) => self.reach.devices.press_power_button(),
+            LogInput::Control(ControlAction::Announce) => self.reach.devices.announce(),
             // Read by a device, or compared.
             LogInput::Random(_) | LogInput::Digest(_) => return Applied::Nothing,
         }

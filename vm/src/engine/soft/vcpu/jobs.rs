@@ -117,6 +117,13 @@ impl Worker {
         }
     }
 
+    /// A replay asks for it where the log says so.
+    pub(crate) fn announce(&mut self) {
+        if self.stuck.is_none() && !matches!(self.mode, Mode::Replaying(_)) {
+            self.input(&LogInput::Control(ControlAction::Announce));
+        }
+    }
+
     pub(crate) fn start_dirty_log(&mut self) {
         self.take_journal();
         self.reach.ram.take_vmm_dirty(|_| ());

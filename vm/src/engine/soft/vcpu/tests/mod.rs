@@ -7,7 +7,9 @@ mod splits;
 mod time;
 
 use super::Worker;
-use crate::devices::{ConsoleSink, Devices, DevicesState, Disk, FrameSink, Transmit, Wiring};
+use crate::devices::{
+    ConsoleSink, Devices, DevicesState, Disk, FrameSink, Offloads, Transmit, Wiring, plain_packet,
+};
 use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
 use crate::error::MachineEvent;
@@ -48,6 +50,8 @@ impl FrameSink for Nowhere {
     fn transmit(&self, _: &[u8]) -> Transmit {
         Transmit::Taken
     }
+
+    fn set_offloads(&self, _: Offloads) {}
 }
 
 impl ConsoleSink for Nowhere {
@@ -192,7 +196,8 @@ impl Rig {
         self.ram.memory().read_obj(GuestAddress(address)).unwrap()
     }
 
-    /// COM1's and the card's interrupts on, and the card with a ring full of buffers.
+    /// COM1's and the card's interrupts on, and the card with a ring full of buffers. Its driver takes frames without
+    /// checksum, TCP over IPv4 that is not cut, and frames over several buffers.
     fn start_devices(&mut self) {
         self.devices.pio_write(COM1_PORT + 1, &[1]);
         for index in 0..u64::from(RING_SIZE) {
@@ -206,6 +211,8 @@ impl Rig {
         for (register, value) in [
             (0x70, 1),
             (0x70, 3),
+            (0x24, 0),
+            (0x20, 1 << 1 | 1 << 7 | 1 << 15),
             (0x24, 1),
             (0x20, 1),
             (0x70, 11),

@@ -102,9 +102,20 @@ fn rig(timer_ns: u32, pit: u16) -> Rig {
 /// What happens so many instructions after the one before.
 type Script = Vec<(u64, LogInput)>;
 
+/// A frame behind a header, which the driver takes or not.
+fn packet() -> impl Strategy<Value = Vec<u8>> {
+    let frame = proptest::collection::vec(any::<u8>(), 14..600);
+    let gso_type = prop_oneof![3 => Just(0u8), 2 => Just(1), 1 => any::<u8>()];
+    (frame, 0..3u8, gso_type, 0..100u8).prop_map(|(frame, flags, gso_type, csum_start)| {
+        let mut packet = plain_packet(&frame);
+        (packet[0], packet[1], packet[6]) = (flags, gso_type, csum_start);
+        packet
+    })
+}
+
 fn input() -> impl Strategy<Value = LogInput> {
     prop_oneof![
-        3 => proptest::collection::vec(any::<u8>(), 14..200).prop_map(LogInput::Frame),
+        3 => packet().prop_map(LogInput::Frame),
         3 => proptest::collection::vec(any::<u8>(), 1..20).prop_map(LogInput::Console),
         1 => (1u64..200_000).prop_map(|ns| LogInput::Advance { ns }),
         1 => (128u32..20_000).prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
@@ -250,7 +261,7 @@ proptest! {
 
 #[test]
 fn the_guest_that_is_split_does_all_that_it_is_for() {
-    let frame = |byte| LogInput::Frame(vec![byte; 64]);
+    let frame = |byte| LogInput::Frame(plain_packet(&[byte; 64]));
     let script = vec![(900, frame(1)), (900, LogInput::Console(b"abc".to_vec())), (900, frame(2))];
     let rig = play(rig(20_000, 60), &script, &[]);
     for (at, what) in [
