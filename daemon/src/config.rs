@@ -158,6 +158,8 @@ pub enum GuestKind {
     Linux,
     /// An ELF program without an operating system.
     Freestanding,
+    /// What lies in the first disk.
+    Image,
 }
 
 /// What a reset by the guest does.
@@ -556,7 +558,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What boots when the VM is booted afresh.
+    /// What boots when the VM is booted afresh, unless it lies in a disk.
     #[must_use]
     pub fn boot(&self) -> Boot {
         let cmdline = self.machine.cmdline.clone();

@@ -47,6 +47,7 @@
 //! assert_eq!(core.view().state, State::Solo);
 //! ```
 
+pub mod boot;
 pub mod clock;
 pub mod config;
 pub mod control;

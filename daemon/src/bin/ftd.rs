@@ -2,9 +2,11 @@
 //! a VM alone and records it; `ftd replay` executes the recording again.
 
 mod disk;
+mod image;
 
 use clap::{Parser, Subcommand};
 use disk::DiskCmd;
+use ftd::boot::{IMAGE_READER_COMMAND, run_image_reader};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
@@ -12,6 +14,7 @@ use ftd::host::{self, Earlier, Log, RunningHere};
 use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
+use image::ImageCmd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,6 +110,17 @@ enum Cmd {
         #[arg(long = "disk", value_name = "IMAGE")]
         disks: Vec<PathBuf>,
     },
+    /// Images that VMs boot from
+    #[command(subcommand)]
+    Image(ImageCmd),
+    /// Looks into a disk for what is to be booted; the daemon gives it the disk's bytes over standard input
+    #[command(name = IMAGE_READER_COMMAND, hide = true)]
+    ReadImage {
+        /// Bytes of the disk
+        disk_bytes: u64,
+        /// Bytes of a file, at most
+        file_bytes_max: u64,
+    },
     /// Closes the connection on standard input when the daemon that made it dies
     #[command(name = LIFELINE_COMMAND, hide = true)]
     Lifeline {
@@ -131,6 +145,11 @@ fn main() -> ExitCode {
                     .map(|()| DaemonExit::Ok),
             )
         }
+        Cmd::Image(command) => image::run(&command),
+        Cmd::ReadImage { disk_bytes, file_bytes_max } => match run_image_reader(disk_bytes, file_bytes_max) {
+            Ok(()) => DaemonExit::Ok,
+            Err(_) => DaemonExit::Failure,
+        },
         Cmd::Lifeline { maker } => match run_lifeline(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,
