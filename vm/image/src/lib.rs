@@ -20,4 +20,4 @@ mod volume;
 pub use disk::ReadAt;
 pub use entry::{BootEntry, BootLimits, BootOrigin, BootSearchError, find};
 pub use table::{GptFault, PartitionTableError};
-pub use volume::{FileError, JournalError, VolumeError};
+pub use volume::{FileError, Jbd2Error, VolumeError};

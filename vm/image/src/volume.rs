@@ -11,7 +11,7 @@ use crate::table::Slice;
 use std::fmt;
 
 pub(crate) use fat::is_vfat;
-pub use journal::JournalError;
+pub use journal::Jbd2Error;
 
 /// Names of a directory that are read at most.
 const NAMES_MAX: usize = 10_000;
@@ -61,7 +61,7 @@ pub enum VolumeError {
     },
     /// It was not unmounted, and what its journal has cannot be had.
     #[error("ext4 that was not unmounted, and its journal: {0}")]
-    Journal(#[from] JournalError),
+    Journal(#[from] Jbd2Error),
 }
 
 /// A file system, to be read. Paths begin with '/'; symbolic links are followed.

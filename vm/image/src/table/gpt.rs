@@ -6,7 +6,7 @@ use crate::disk::number::{u16_le, u32_le, u64_le};
 use crc::{CRC_32_ISO_HDLC, Crc};
 
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
-const MAGIC: &[u8] = b"EFI PART";
+const SIGNATURE: &[u8] = b"EFI PART";
 const ENTRIES_MAX: u32 = 1024;
 /// The type of the MBR's partition that keeps others from the disk.
 const PROTECTIVE: u8 = 0xee;
@@ -14,7 +14,7 @@ const PROTECTIVE: u8 = 0xee;
 /// Whether the disk is to have a GPT: its MBR says so, or its second sector does.
 pub(super) fn is_likely(disk: &Part, first: &[u8; 512]) -> bool {
     let says_so = u16_le(first, 510) == 0xaa55 && (0..4).any(|i| first[446 + 16 * i + 4] == PROTECTIVE);
-    says_so || disk.array::<8>(SECTOR).is_ok_and(|magic| magic == MAGIC)
+    says_so || disk.array::<8>(SECTOR).is_ok_and(|magic| magic == SIGNATURE)
 }
 
 pub(super) fn read(disk: &Part) -> Result<Vec<Slice>, PartitionTableError> {
@@ -37,7 +37,7 @@ pub(super) fn read(disk: &Part) -> Result<Vec<Slice>, PartitionTableError> {
 /// The entries of the copy whose header is in this sector.
 fn copy(disk: &Part, sector: u64) -> Result<Vec<Vec<u8>>, GptFault> {
     let header = disk.array::<512>(sector * SECTOR)?;
-    if &header[..8] != MAGIC {
+    if &header[..8] != SIGNATURE {
         return Err(GptFault::Magic(sector));
     }
     let header_bytes = u32_le(&header, 12) as usize;

@@ -136,7 +136,7 @@ struct Extent {
 /// Levels of a tree of extents, and extents, at most.
 const DEPTH_MAX: u16 = 5;
 const EXTENTS_MAX: usize = 100_000;
-const EXTENT_MAGIC: u32 = 0xf30a;
+const EXTENT_MARK: u32 = 0xf30a;
 /// An extent with a greater length has never been written; its true length is so much less.
 const UNWRITTEN: u64 = 32_768;
 
@@ -151,7 +151,7 @@ impl Extents {
     fn walk(&mut self, part: &Part, block_bytes: u64, node: &[u8], depth_max: u16) -> std::io::Result<bool> {
         let head = u64_le(node, 0);
         let (magic, count, depth) = (head as u32 & 0xffff, (head >> 16) as u16, (head >> 48) as u16);
-        if magic != EXTENT_MAGIC || depth > depth_max || self.0.len() > EXTENTS_MAX {
+        if magic != EXTENT_MARK || depth > depth_max || self.0.len() > EXTENTS_MAX {
             return Ok(false);
         }
         for entry in node[12..].chunks_exact(12).take(count.into()) {

@@ -10,7 +10,7 @@ use std::io;
 
 /// Why a journal is not replayed.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
+pub enum Jbd2Error {
     /// It cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -22,7 +22,7 @@ pub enum JournalError {
     Damaged(&'static str),
 }
 
-const MAGIC: u32 = 0xc03b_3998;
+const JBD2: u32 = 0xc03b_3998;
 /// Kinds of blocks.
 const DESCRIPTOR: u32 = 1;
 const COMMIT: u32 = 2;
@@ -80,26 +80,26 @@ fn crc(seed: u32, bytes: &[u8]) -> u32 {
 
 impl Journal {
     /// Replays the journal of the file system with this superblock.
-    pub(super) fn read(part: &Part, superblock: &[u8; 1024]) -> Result<Self, JournalError> {
+    pub(super) fn read(part: &Part, superblock: &[u8; 1024]) -> Result<Self, Jbd2Error> {
         let block_bytes = match u32_le(superblock, 0x18) {
             log @ 0..=6 => 1024u64 << log,
-            _ => return Err(JournalError::Damaged("the file system's block size")),
+            _ => return Err(Jbd2Error::Damaged("the file system's block size")),
         };
         let extents = inode(part, superblock, block_bytes)?;
-        let at = extents.block(0).ok_or(JournalError::Damaged("it has no first block"))?;
+        let at = extents.block(0).ok_or(Jbd2Error::Damaged("it has no first block"))?;
         let head = part.array::<1024>(at.saturating_mul(block_bytes))?;
-        if u32_be(&head, 0) != MAGIC || !SUPERBLOCKS.contains(&u32_be(&head, 4)) {
-            return Err(JournalError::Damaged("its superblock"));
+        if u32_be(&head, 0) != JBD2 || !SUPERBLOCKS.contains(&u32_be(&head, 4)) {
+            return Err(Jbd2Error::Damaged("its superblock"));
         }
         let is_v2 = u32_be(&head, 4) == SUPERBLOCKS[1];
         let features = if is_v2 { u32_be(&head, 0x28) } else { 0 };
         if features & !KNOWN != 0 {
-            return Err(JournalError::Unsupported("it has features that ftd does not know (fast_commit?)"));
+            return Err(Jbd2Error::Unsupported("it has features that ftd does not know (fast_commit?)"));
         }
         let (blocks, first, start) = (u32_be(&head, 0x10), u32_be(&head, 0x14), u32_be(&head, 0x1c));
         let is_sane = u64::from(u32_be(&head, 0xc)) == block_bytes && first < blocks && start < blocks;
         if !is_sane || u64::from(blocks) > BLOCKS_MAX {
-            return Err(JournalError::Damaged("the sizes in its superblock"));
+            return Err(Jbd2Error::Damaged("the sizes in its superblock"));
         }
         let reader = Reader {
             part,
@@ -127,7 +127,7 @@ impl Journal {
             let mut content = vec![0; self.block_bytes as usize];
             part.read(copied.at, &mut content)?;
             if copied.escaped {
-                content[..4].copy_from_slice(&MAGIC.to_be_bytes());
+                content[..4].copy_from_slice(&JBD2.to_be_bytes());
             }
             let place = block * self.block_bytes;
             let shared = start.max(place)..end.min(place + self.block_bytes);
@@ -139,12 +139,12 @@ impl Journal {
 }
 
 /// Where the blocks of the journal are.
-fn inode(part: &Part, superblock: &[u8; 1024], block_bytes: u64) -> Result<Extents, JournalError> {
+fn inode(part: &Part, superblock: &[u8; 1024], block_bytes: u64) -> Result<Extents, Jbd2Error> {
     let (per_group, number) = (u32_le(superblock, 0x28), u32_le(superblock, 0xe0));
     let Some((group, index)) =
         number.checked_sub(1).and_then(|n| Some((n.checked_div(per_group)?, n % per_group)))
     else {
-        return Err(JournalError::Unsupported("it is on a device of its own"));
+        return Err(Jbd2Error::Unsupported("it is on a device of its own"));
     };
     let is_wide = u32_le(superblock, 0x60) & 0x80 != 0;
     let group_bytes = if is_wide { u64::from(u16_le(superblock, 0xfe)) } else { 32 };
@@ -156,15 +156,15 @@ fn inode(part: &Part, superblock: &[u8; 1024], block_bytes: u64) -> Result<Exten
     let at = table.saturating_mul(block_bytes).saturating_add(u64::from(index) * inode_bytes);
     let inode = part.array::<128>(at)?;
     if u32_le(&inode, 0x20) & 0x8_0000 == 0 {
-        return Err(JournalError::Unsupported("its blocks are mapped one by one, as ext3 does"));
+        return Err(Jbd2Error::Unsupported("its blocks are mapped one by one, as ext3 does"));
     }
-    Extents::of(part, block_bytes, &inode[0x28..0x64])?.ok_or(JournalError::Damaged("its extents"))
+    Extents::of(part, block_bytes, &inode[0x28..0x64])?.ok_or(Jbd2Error::Damaged("its extents"))
 }
 
 impl Reader<'_> {
-    fn byte_of(&self, block: u64) -> Result<u64, JournalError> {
-        let block = self.extents.block(block).ok_or(JournalError::Damaged("it has a hole"))?;
-        block.checked_mul(self.block_bytes).ok_or(JournalError::Damaged("its extents"))
+    fn byte_of(&self, block: u64) -> Result<u64, Jbd2Error> {
+        let block = self.extents.block(block).ok_or(Jbd2Error::Damaged("it has a hole"))?;
+        block.checked_mul(self.block_bytes).ok_or(Jbd2Error::Damaged("its extents"))
     }
 
     /// The block after this one: behind the last comes the first.
@@ -186,7 +186,7 @@ impl Reader<'_> {
         crc(self.seed, &unsigned) == u32_be(block, checksum_at)
     }
 
-    fn replay(&self, sequence: u32, start: u64) -> Result<Journal, JournalError> {
+    fn replay(&self, sequence: u32, start: u64) -> Result<Journal, Jbd2Error> {
         let tail = self.block_bytes as usize - 4;
         let (mut sequence, mut at, mut passed) = (sequence, start, 0);
         let mut open = Transaction::default();
@@ -194,7 +194,7 @@ impl Reader<'_> {
         while passed < self.blocks {
             let mut block = vec![0; self.block_bytes as usize];
             self.part.read(self.byte_of(at)?, &mut block)?;
-            if u32_be(&block, 0) != MAGIC || u32_be(&block, 8) != sequence {
+            if u32_be(&block, 0) != JBD2 || u32_be(&block, 8) != sequence {
                 break;
             }
             (at, passed) = (self.next(at), passed + 1);
