@@ -65,3 +65,4 @@ pub mod recording;
 pub mod reload;
 pub mod replica;
 pub mod role;
+pub mod seed;

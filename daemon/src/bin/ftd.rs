@@ -3,6 +3,7 @@
 
 mod disk;
 mod image;
+mod seed;
 
 use clap::{Parser, Subcommand};
 use disk::DiskCmd;
@@ -15,6 +16,7 @@ use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use image::ImageCmd;
+use seed::SeedArgs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -113,6 +115,11 @@ enum Cmd {
     /// Images that VMs boot from
     #[command(subcommand)]
     Image(ImageCmd),
+    /// Make the disk that tells a cloud image its user, keys, host name and network (cloud-init's NoCloud)
+    ///
+    /// A vfat of 1 MiB with the label CIDATA, to be attached as a read-only disk. Equal arguments make equal images, so
+    /// that each host can make its own. Never overwrites a file without --force.
+    Seed(SeedArgs),
     /// Looks into a disk for what is to be booted; the daemon gives it the disk's bytes over standard input
     #[command(name = IMAGE_READER_COMMAND, hide = true)]
     ReadImage {
@@ -145,6 +152,7 @@ fn main() -> ExitCode {
                     .map(|()| DaemonExit::Ok),
             )
         }
+        Cmd::Seed(args) => seed::run(&args),
         Cmd::Image(command) => image::run(&command),
         Cmd::ReadImage { disk_bytes, file_bytes_max } => match run_image_reader(disk_bytes, file_bytes_max) {
             Ok(()) => DaemonExit::Ok,
