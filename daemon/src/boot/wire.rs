@@ -81,7 +81,7 @@ pub(super) fn hear(from: &mut impl Read, disk_bytes: u64, file_bytes_max: u64) -
         READ => {
             let offset = length(from, disk_bytes)? as u64;
             let bytes = length(from, (disk_bytes - offset).min(READ_BYTES_MAX as u64))?;
-            match offset % SECTOR_BYTES == 0 && bytes as u64 % SECTOR_BYTES == 0 {
+            match offset.is_multiple_of(SECTOR_BYTES) && (bytes as u64).is_multiple_of(SECTOR_BYTES) {
                 true => Ok(Said::Read { offset, bytes }),
                 false => Err(HearError::Nonsense("it asks for a part of a sector")),
             }

@@ -31,7 +31,7 @@ impl Entry {
         let counter = name.rsplit_once('+').and_then(|(id, counter)| {
             let mut parts = counter.splitn(2, '-').map(str::parse::<u32>);
             let left = parts.next()?.ok()?;
-            parts.next().is_none_or(|done| done.is_ok()).then(|| (id, left))
+            parts.next().is_none_or(|done| done.is_ok()).then_some((id, left))
         });
         let (id, left) = counter.map_or((name, None), |(id, left)| (id, Some(left)));
         let (mut keys, mut initrds) = (BTreeMap::<String, String>::new(), Vec::new());

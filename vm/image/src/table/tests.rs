@@ -5,7 +5,9 @@ fn parts() -> Vec<Vec<u8>> {
     vec![vec![1; 1 << 20], vec![2; 3 << 19], vec![3; 512]]
 }
 
-fn slices(disk: &[u8]) -> Result<Vec<(u32, Range<u64>, Option<String>)>, String> {
+type Found = (u32, Range<u64>, Option<String>);
+
+fn slices(disk: &[u8]) -> Result<Vec<Found>, String> {
     let slices = read(&Part::whole(Box::new(disk.to_vec()))).map_err(|e| e.to_string())?;
     Ok(slices.into_iter().map(|slice| (slice.number, slice.range, slice.uuid)).collect())
 }

@@ -105,6 +105,37 @@ fn what_a_journal_has_complete_is_brought_in() {
     }
 }
 
+/// The same journal, begun two blocks before its end.
+fn begun_late(mut image: Vec<u8>) -> Vec<u8> {
+    const BLOCK: usize = 1024;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    fs::write(&path, &image).unwrap();
+    let blocks = tool("debugfs", &["-R", "blocks <8>", text(&path)]);
+    let blocks: Vec<usize> =
+        blocks.split_whitespace().map(|block| block.parse::<usize>().unwrap() * BLOCK).collect();
+    let used: Vec<Vec<u8>> = blocks[1..9].iter().map(|at| image[*at..at + BLOCK].to_vec()).collect();
+    let start = blocks.len() - 2;
+    for (index, content) in used.iter().enumerate() {
+        let to = if index < 2 { start + index } else { index - 1 };
+        image[blocks[to]..blocks[to] + BLOCK].copy_from_slice(content);
+    }
+    image[blocks[0] + 0x1c..blocks[0] + 0x20].copy_from_slice(&(start as u32).to_be_bytes());
+    image
+}
+
+#[test]
+fn a_journal_goes_on_at_its_first_block_behind_its_last() {
+    for options in KINDS {
+        let image = dirty(options, |block| {
+            let one = |file: &str| ["jo".into(), format!("jw -b {block} DIR/{file}"), "jc".into()];
+            [one("new"), one("newer")].concat()
+        });
+        let content = files(begun_late(image)).read("/file", 1024).unwrap();
+        assert_eq!(content, "newr".repeat(256).as_bytes(), "{options:?}");
+    }
+}
+
 #[test]
 fn what_is_no_known_file_system_is_told_by_its_name() {
     let said = |at: usize, magic: &[u8]| {
