@@ -156,7 +156,7 @@ impl MachineConfig {
     #[must_use]
     pub fn bus(&self) -> BusKind {
         self.bus.unwrap_or(match self.guest {
-            GuestKind::Linux => BusKind::Pci,
+            GuestKind::Linux | GuestKind::Image => BusKind::Pci,
             GuestKind::Builtin | GuestKind::Freestanding => BusKind::Mmio,
         })
     }
@@ -172,6 +172,8 @@ pub enum GuestKind {
     Linux,
     /// An ELF program without an operating system.
     Freestanding,
+    /// What lies in the first disk.
+    Image,
 }
 
 /// What a reset by the guest does.
@@ -570,7 +572,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What boots when the VM is booted afresh.
+    /// What boots when the VM is booted afresh, unless it lies in a disk.
     #[must_use]
     pub fn boot(&self) -> Boot {
         let cmdline = self.machine.cmdline.clone();

@@ -47,6 +47,7 @@
 //! assert_eq!(core.view().state, State::Solo);
 //! ```
 
+pub mod boot;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -64,3 +65,4 @@ pub mod recording;
 pub mod reload;
 pub mod replica;
 pub mod role;
+pub mod seed;

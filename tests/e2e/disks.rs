@@ -108,16 +108,24 @@ impl Shell {
         Self { input: Box::new(input), seen }
     }
 
-    fn types(&mut self, command: &str) {
-        self.input.write_all(format!("{command}\n").as_bytes()).unwrap();
-        self.input.flush().unwrap();
-    }
-
     /// Waits for a line that the guest says with this in it, and answers with it.
     pub(crate) fn line(&self, part: &str) -> String {
         let text = || self.seen.lock().unwrap().clone();
         let found = || said(&text()).find(|line| line.contains(part)).map(str::to_owned);
         eventually(part, found, text)
+    }
+
+    /// Waits until the guest has said so many lines with this in it.
+    pub(crate) fn lines(&self, part: &str, count: usize) {
+        let text = || self.seen.lock().unwrap().clone();
+        let found = || (said(&text()).filter(|line| line.contains(part)).count() >= count).then_some(());
+        eventually(&format!("{part}, {count} times"), found, text);
+    }
+
+    /// Types a command, and waits for nothing.
+    pub(crate) fn types(&mut self, command: &str) {
+        self.input.write_all(format!("{command}\n").as_bytes()).unwrap();
+        self.input.flush().unwrap();
     }
 
     /// Types a command that succeeds.

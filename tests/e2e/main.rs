@@ -15,6 +15,7 @@ mod disk_verify;
 mod disks;
 mod fixture;
 mod guest;
+mod image;
 mod loss;
 mod metrics;
 mod network;

@@ -2,7 +2,9 @@
 //! names, console sinks) is not here: two replicas of one machine have equal specs and different wiring.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// vCPUs that a machine can have at most.
 pub const VCPUS_MAX: u8 = 64;
@@ -21,8 +23,8 @@ pub enum EngineKind {
     Soft,
 }
 
-impl std::fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kvm => "kvm",
             Self::Soft => "soft",
@@ -111,6 +113,15 @@ pub enum Boot {
         /// Kernel command line, without what the machine itself adds for its devices.
         cmdline: String,
     },
+    /// The same, from files that were read somewhere else.
+    LinuxRead {
+        /// The kernel.
+        kernel: BootContent,
+        /// The initramfs.
+        initrd: Option<BootContent>,
+        /// As above.
+        cmdline: String,
+    },
     /// An ELF program started in 64-bit mode at CPL 3 on every vCPU.
     Freestanding {
         /// The ELF image.
@@ -118,6 +129,21 @@ pub enum Boot {
         /// Passed to the program (RSI: address, RDX: length in bytes).
         cmdline: String,
     },
+}
+
+/// A file that was read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BootContent {
+    /// What it is called where it is from.
+    pub name: String,
+    /// What it holds.
+    pub bytes: Arc<[u8]>,
+}
+
+impl fmt::Debug for BootContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ({} bytes)", self.name, self.bytes.len())
+    }
 }
 
 /// Where a freestanding program comes from.

@@ -2,9 +2,12 @@
 //! a VM alone and records it; `ftd replay` executes the recording again.
 
 mod disk;
+mod image;
+mod seed;
 
 use clap::{Parser, Subcommand};
 use disk::DiskCmd;
+use ftd::boot::{IMAGE_READER_COMMAND, run_image_reader};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
@@ -12,6 +15,8 @@ use ftd::host::{self, Earlier, Log, RunningHere};
 use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
+use image::ImageCmd;
+use seed::SeedArgs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -107,6 +112,22 @@ enum Cmd {
         #[arg(long = "disk", value_name = "IMAGE")]
         disks: Vec<PathBuf>,
     },
+    /// Images that VMs boot from
+    #[command(subcommand)]
+    Image(ImageCmd),
+    /// Make the disk that tells a cloud image its user, keys, host name and network (cloud-init's NoCloud)
+    ///
+    /// A vfat of 1 MiB with the label CIDATA, to be attached as a read-only disk. Equal arguments make equal images, so
+    /// that each host can make its own. Never overwrites a file without --force.
+    Seed(SeedArgs),
+    /// Looks into a disk for what is to be booted; the daemon gives it the disk's bytes over standard input
+    #[command(name = IMAGE_READER_COMMAND, hide = true)]
+    ReadImage {
+        /// Bytes of the disk
+        disk_bytes: u64,
+        /// Bytes of a file, at most
+        file_bytes_max: u64,
+    },
     /// Closes the connection on standard input when the daemon that made it dies
     #[command(name = LIFELINE_COMMAND, hide = true)]
     Lifeline {
@@ -131,6 +152,12 @@ fn main() -> ExitCode {
                     .map(|()| DaemonExit::Ok),
             )
         }
+        Cmd::Seed(args) => seed::run(&args),
+        Cmd::Image(command) => image::run(&command),
+        Cmd::ReadImage { disk_bytes, file_bytes_max } => match run_image_reader(disk_bytes, file_bytes_max) {
+            Ok(()) => DaemonExit::Ok,
+            Err(_) => DaemonExit::Failure,
+        },
         Cmd::Lifeline { maker } => match run_lifeline(maker) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,

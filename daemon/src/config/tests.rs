@@ -101,6 +101,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
         ("#memory_mib = 256", "memory_mib = 17", "must be even"),
         ("#memory_mib = 256", "memory_mib = -2", "-2"),
         ("#guest = \"builtin\"", "guest = \"linux\"", "needs machine.kernel"),
+        ("#guest = \"builtin\"", "guest = \"image\"", "needs a disk"),
         ("#guest = \"builtin\"", "guest = \"windows\"", "unknown variant `windows`"),
         (
             "[\"10.0.0.5\"]",
@@ -247,6 +248,18 @@ fn what_boots_follows_from_guest_and_kernel() {
     assert_eq!(cmdline(boot(&nowhere)), ft_vm::guest::CMDLINE_DEFAULT);
     let linux = edited("#guest = \"builtin\"", "guest = \"linux\"\nkernel = \"/k\"");
     assert!(matches!(parse(&linux).unwrap().boot(), Boot::Linux { kernel, .. } if kernel == Path::new("/k")));
+}
+
+#[test]
+fn a_guest_in_an_image_takes_no_files_of_the_host() {
+    let disk = "[[machine.disk]]\nimage = \"/disk\"\nread_only = false\n[replication]";
+    let text = edited("#guest = \"builtin\"", "guest = \"image\"").replace("[replication]", disk);
+    parse(&text).unwrap();
+    for key in ["kernel", "initrd"] {
+        let text = text.replace("guest = \"image\"", &format!("guest = \"image\"\n{key} = \"/file\""));
+        let refused = parse(&text).unwrap_err().to_string();
+        assert!(refused.contains(&format!("machine.{key} = /file")), "{refused}");
+    }
 }
 
 #[test]

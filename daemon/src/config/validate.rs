@@ -64,6 +64,7 @@ impl Config {
             GuestKind::Builtin => "builtin",
             GuestKind::Linux => "linux",
             GuestKind::Freestanding => "freestanding",
+            GuestKind::Image => "image",
         };
         match (machine.guest, &machine.kernel, &machine.initrd) {
             (GuestKind::Linux | GuestKind::Freestanding, None, _) => {
@@ -80,7 +81,14 @@ impl Config {
                     "the builtin guest takes none; set machine.guest to \"linux\" or \"freestanding\"",
                 );
             }
-            (GuestKind::Builtin | GuestKind::Freestanding, _, Some(initrd)) => {
+            (GuestKind::Image, ..) if machine.disks.is_empty() => {
+                return refuse("machine.guest", guest, "needs a disk: what lies in the first one is booted");
+            }
+            (GuestKind::Image, Some(kernel), _) => {
+                let allowed = "machine.guest = \"image\" takes none: it boots the kernel in the first disk";
+                return refuse("machine.kernel", kernel.display(), allowed);
+            }
+            (GuestKind::Builtin | GuestKind::Freestanding | GuestKind::Image, _, Some(initrd)) => {
                 return refuse(
                     "machine.initrd",
                     initrd.display(),
@@ -89,7 +97,8 @@ impl Config {
             }
             _ => {}
         }
-        if machine.guest != GuestKind::Linux && machine.bus() == BusKind::Pci {
+        let runs_linux = matches!(machine.guest, GuestKind::Linux | GuestKind::Image);
+        if !runs_linux && machine.bus() == BusKind::Pci {
             let why = format!("the {guest} guest finds its devices on \"mmio\" only");
             return refuse("machine.bus", "pci", why);
         }

@@ -131,6 +131,12 @@ impl Disks {
         Ok(Some(disk))
     }
 
+    /// The open image of this number, if it is that of a writable disk.
+    pub fn image(&self, number: u16) -> Option<Arc<RawImage>> {
+        let of_it = self.images.iter().find(|((of, _), _)| *of == number);
+        of_it.map(|((_, image), _)| Arc::clone(image))
+    }
+
     /// Bytes of each disk of the machine up to the last that is writable; 0 for those that are not.
     pub fn sizes(&self) -> Vec<u64> {
         let mut sizes = Vec::new();

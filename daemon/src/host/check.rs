@@ -2,17 +2,19 @@
 //! message and an exit code, instead of a failure in the middle.
 
 use super::service::InstanceLock;
+use crate::boot::{self, ImageBootError};
 use crate::config::{ArbiterKind, Config, DiskConfig};
-use crate::disks::{self, BesideError};
+use crate::disks::{self, BesideError, DiskReaderError};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
+use crate::role::StartAs;
 use ft_arbiter::{Arbiter, ArbiterError, Cell, FileArbiter, Place};
 use ft_netbuf::{Tap, TapError};
 use ft_ram::{GuestRam, MemoryError};
 use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineError};
-use ft_vm::spec::{DiskSpec, EngineKind, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, DiskSpec, EngineKind, MachineSpec, NetSpec};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -69,6 +71,9 @@ pub enum HostError {
     /// Nor such memory.
     #[error("machine.memory_mib: {0}")]
     Memory(#[from] MemoryError),
+    /// There is nothing to boot in its image.
+    #[error(transparent)]
+    NoGuest(#[from] ImageBootError),
     /// Its guest cannot be booted.
     #[error("machine.kernel, machine.initrd or machine.cmdline: {0}")]
     Boot(#[from] BootError),
@@ -301,11 +306,34 @@ impl Config {
 
     /// Boots the guest in a machine that never runs: what is wrong with it is found before the cell says that it runs.
     fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
+        let boot = self.find_guest()?;
         let disks = super::wiring::open_disks(self)?;
         let ram = GuestRam::new(spec.ram_bytes)?;
         let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
-        Machine::new(spec, &ram, wiring)?.boot(&self.boot())?;
-        Ok(())
+        let mut machine = Machine::new(spec, &ram, wiring)?;
+        match boot {
+            Some(boot) => Ok(machine.boot(&boot)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What would be booted. None: nothing that can be used is in its image, which need not be so, since this node is
+    /// not the one that boots it first. A backup's image becomes the primary's.
+    fn find_guest(&self) -> Result<Option<Boot>, HostError> {
+        let is_to_boot = || {
+            let cell = self.read_cell();
+            self.start_as == StartAs::Primary
+                && cell.is_ok_and(|cell| cell.is_none_or(|cell| cell.owner.is_none()))
+        };
+        match boot::would_boot(self) {
+            Ok(boot) => Ok(Some(boot)),
+            Err(ImageBootError::Disk(DiskReaderError::Beside(why))) => Err(why.into()),
+            Err(why) if is_to_boot() => Err(why.into()),
+            Err(why) => {
+                tracing::debug!("{why}");
+                Ok(None)
+            }
+        }
     }
 
     /// The machine, as both nodes must agree on it. Reads the disks' sizes.

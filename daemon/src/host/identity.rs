@@ -65,7 +65,7 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
     let mtu = net.as_ref().map_or_else(|| "no network card".to_owned(), |net| net.mtu.to_string());
     let cmdline = match machine.guest {
         GuestKind::Builtin => "machine.net.addresses (the built-in guest's command line)",
-        GuestKind::Linux | GuestKind::Freestanding => "machine.cmdline",
+        GuestKind::Linux | GuestKind::Freestanding | GuestKind::Image => "machine.cmdline",
     };
     let yes_or_no = |yes| if yes { "yes" } else { "no" };
     let mut facts = vec![

@@ -4,6 +4,7 @@ use super::check::{HostError, NoConsole};
 use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
+use crate::boot::Booted;
 use crate::config::{Config, DiskConfig};
 use crate::disks::{BesideError, Disks, NoStore, open_image};
 use crate::role::NodeRecord;
@@ -11,7 +12,7 @@ use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes
 use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapOffloads, Transmitted};
 use ft_vm::devices::{Disk, FrameSink, Offloads, PACKET_BYTES_MAX, Transmit, Wiring, plain_packet};
 use ft_vm::machine::Machine;
-use ft_vm::spec::{Boot, MachineSpec};
+use ft_vm::spec::MachineSpec;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub struct Host {
     /// The machine, as both hosts describe it.
     pub spec: MachineSpec,
     /// What it boots.
-    pub boot: Boot,
+    pub boot: Booted,
     /// Makes the host side of its devices.
     pub wiring: MakeWiring,
     /// The same for a machine that nobody hears: its frames and its console go nowhere, and nothing is behind its
@@ -123,7 +124,7 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
         Some(_) => announcer(output.clone(), announcement),
         None => Arc::new(|| {}),
     };
-    let boot = config.boot();
+    let boot = Booted::new(config, disks.clone());
     Ok((Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network }, console))
 }
 

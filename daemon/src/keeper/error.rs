@@ -1,6 +1,7 @@
 //! Errors of the machine and of its replication, one enum per operation.
 
 use super::flow::Service;
+use crate::boot::ImageBootError;
 use crate::disks::{EqualizeError, FollowError};
 use crate::host::WiringError;
 use ft_checkpoint::arena::ArenaError;
@@ -35,6 +36,9 @@ pub enum StartGuestError {
     /// There is no machine for it.
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    /// There is nothing in its image.
+    #[error(transparent)]
+    Image(#[from] ImageBootError),
     /// The machine does not take it.
     #[error(transparent)]
     Boot(#[from] BootError),

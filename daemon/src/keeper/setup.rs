@@ -3,13 +3,14 @@
 use super::flow::Service;
 use super::news::KeeperNews;
 use super::progress::Replay;
+use crate::boot::Booted;
 use crate::config::OnOverload;
 use crate::disks::Disks;
 use crate::host::{Attach, MakeWiring, Watchdog};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_netbuf::OutputBuffer;
-use ft_vm::spec::{Boot, MachineSpec};
+use ft_vm::spec::MachineSpec;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub struct Setup {
     /// The machine.
     pub spec: MachineSpec,
     /// What it boots.
-    pub boot: Boot,
+    pub boot: Booted,
     /// Run interval.
     pub epoch: Duration,
     /// What is declared of output and speed.

@@ -260,9 +260,11 @@ impl Keeper {
     }
 
     fn boot(&mut self) -> Result<(), StartGuestError> {
-        let boot = self.setup.boot.clone();
-        self.new_vm()?.machine.boot(&boot)?;
+        // The machine before is gone with all that it had in hand: what is read of its disks now is what it wrote.
+        self.new_vm()?;
+        let boot = self.setup.boot.resolve()?;
         if let Some(vm) = &mut self.vm {
+            vm.machine.boot(&boot)?;
             vm.run(&self.setup)?;
         }
         Ok(())

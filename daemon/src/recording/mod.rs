@@ -10,6 +10,7 @@ mod tests;
 pub use record::{RecordOptions, record};
 pub use replay::{Proof, ReplayOptions, replay};
 
+use crate::boot::ImageBootError;
 use crate::exit::DaemonExit;
 use crate::host::HostError;
 use ft_checkpoint::recording::{DiskImage, EndReason, RecordingError, machine_digest};
@@ -118,6 +119,9 @@ pub enum RunError {
     /// Its guest.
     #[error("machine.kernel, machine.initrd or machine.cmdline: {0}")]
     Boot(#[from] BootError),
+    /// There is nothing to boot in its image.
+    #[error(transparent)]
+    NoGuest(#[from] ImageBootError),
     /// The guest is not the recorded one any more.
     #[error("the replay differs from the recording: {0}")]
     Diverged(String),

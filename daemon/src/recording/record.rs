@@ -2,6 +2,7 @@
 
 use super::console::{self, Printer, WhenFull};
 use super::{Run, RunError, disk_of, end_of, final_digest, hash_image};
+use crate::boot;
 use crate::config::Config;
 use crate::exit::DaemonExit;
 use crate::host::{HostError, Socket, set_offloads, start_pump};
@@ -54,11 +55,12 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
     spec.engine = EngineKind::Soft;
     let ram = GuestRam::new(spec.ram_bytes)?;
     let view = ram.view()?;
+    let boot = boot::would_boot(config)?;
     let (images, disks) = open_disks(config)?;
     let (cable, frames) = open_cable(config)?;
     let (printer, console) = console::open(options.quiet, WhenFull::Drop)?;
     let mut machine = Machine::new(&spec, &ram, Wiring { frames, console, disks })?;
-    machine.boot(&config.boot())?;
+    machine.boot(&boot)?;
 
     let about = About {
         vm: config.vm.to_string(),

@@ -11,6 +11,7 @@ fn is_bound(file: &SourceFile) -> bool {
         "netbuf/src/",
         "vm/cpu/src/",
         "vm/disk/src/",
+        "vm/image/src/",
         "vm/ram/src/",
         "vm/src/",
     ];

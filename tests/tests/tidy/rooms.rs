@@ -4,10 +4,11 @@ use crate::imports::Crate;
 use crate::tree::{Breach, SourceFile, file, files, must_be_empty};
 
 /// Each crate's manifest, and the workspace's crates that it may stand on.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("vm/ram/Cargo.toml", &[]),
     ("vm/cpu/Cargo.toml", &["ft-ram"]),
     ("vm/disk/Cargo.toml", &[]),
+    ("vm/image/Cargo.toml", &[]),
     ("vm/Cargo.toml", &["ft-ram", "ft-cpu", "ft-disk"]),
     ("netbuf/Cargo.toml", &[]),
     ("checkpoint/mirror/Cargo.toml", &[]),
@@ -15,7 +16,7 @@ const CRATES: [(&str, &[&str]); 9] = [
     ("daemon/arbiter/Cargo.toml", &[]),
     (
         "daemon/Cargo.toml",
-        &["ft-arbiter", "ft-ram", "ft-disk", "ft-vm", "ft-checkpoint", "ft-mirror", "ft-netbuf"],
+        &["ft-arbiter", "ft-ram", "ft-disk", "ft-image", "ft-vm", "ft-checkpoint", "ft-mirror", "ft-netbuf"],
     ),
 ];
 /// Rooms that know nothing of the executor, which wraps them.

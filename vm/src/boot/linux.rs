@@ -5,7 +5,7 @@
 use super::entry::{Entry, EntrySegment, Firmware, VcpuEntry};
 use super::{BootError, acpi, control, mptable, unreadable, write_cmdline};
 use crate::devices::cmdline_additions;
-use crate::spec::MachineSpec;
+use crate::spec::{BootContent, MachineSpec};
 use ft_ram::GuestRam;
 use ft_ram::layout::{
     ACPI_BASE, ACPI_SIZE, BOOT_GDT, BOOT_PAGE_TABLES, CMDLINE_BASE, CMDLINE_SIZE, HIGH_RAM_BASE, HIMEM_BASE,
@@ -13,8 +13,9 @@ use ft_ram::layout::{
 };
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
-use std::fs::File;
-use std::io::{Read, Seek};
+use std::fs;
+use std::io::{Cursor, Read, Seek};
+use std::ops::Range;
 use std::path::Path;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
@@ -46,9 +47,17 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 /// ExtINT on LINT0, NMI on LINT1.
 const LINT_MODES: [u32; 2] = [0x700, 0x400];
 
+/// A file that is loaded.
+pub(super) enum File<'a> {
+    /// Of the host.
+    Path(&'a Path),
+    /// That was read already.
+    Read(&'a BootContent),
+}
+
 pub(super) fn load(
-    kernel: &Path,
-    initrd: Option<&Path>,
+    kernel: File<'_>,
+    initrd: Option<File<'_>>,
     cmdline: &str,
     ram: &GuestRam,
     spec: &MachineSpec,
@@ -59,12 +68,12 @@ pub(super) fn load(
     let loaded = load_kernel(kernel, ram)?;
 
     let mut params = boot_params { hdr: loaded.header, ..Default::default() };
-    if let Some(path) = initrd {
+    if let Some(initrd) = initrd {
         let highest = match u64::from(params.hdr.initrd_addr_max) {
             0 => INITRD_END_MAX,
             last => last + 1,
         };
-        let (base, bytes) = load_initrd(path, loaded.end, highest, ram)?;
+        let (base, bytes) = load_initrd(initrd, loaded.end, highest, ram)?;
         (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = (base as u32, bytes as u32);
     }
     params.hdr.type_of_loader = LOADER_OTHER;
@@ -91,8 +100,31 @@ struct LoadedKernel {
     header: setup_header,
 }
 
-fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
-    let mut file = File::open(path).map_err(unreadable("kernel", path))?;
+fn load_kernel(kernel: File<'_>, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
+    match kernel {
+        File::Path(path) => {
+            let (mut file, bytes) = open("kernel", path)?;
+            load_kernel_from(&mut file, bytes, path, ram)
+        }
+        File::Read(BootContent { name, bytes }) => {
+            load_kernel_from(&mut Cursor::new(bytes), bytes.len() as u64, Path::new(name), ram)
+        }
+    }
+}
+
+/// A file of the host, and its size.
+fn open(what: &'static str, path: &Path) -> Result<(fs::File, u64), BootError> {
+    let file = fs::File::open(path).map_err(unreadable(what, path))?;
+    let bytes = file.metadata().map_err(unreadable(what, path))?.len();
+    Ok((file, bytes))
+}
+
+fn load_kernel_from<F: Read + Seek + ReadVolatile>(
+    file: &mut F,
+    file_bytes: u64,
+    path: &Path,
+    ram: &GuestRam,
+) -> Result<LoadedKernel, BootError> {
     let mut magic = [0; 4];
     let not_a_kernel =
         |why: &dyn std::fmt::Display| BootError::NotAKernel { path: path.to_owned(), why: why.to_string() };
@@ -100,16 +132,15 @@ fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
         std::io::ErrorKind::UnexpectedEof => not_a_kernel(&"it has less than four bytes"),
         _ => unreadable("kernel", path)(e),
     })?;
-    let file_bytes = file.metadata().map_err(unreadable("kernel", path))?.len();
     let fits = |end: u64| match end <= ram.low_end() {
         true => Ok(end),
         false => Err(BootError::TooLarge { what: "kernel", end, room: ram.low_end() }),
     };
     if magic == *b"\x7fELF" {
-        let end = elf_end(&mut file).map_err(|why| not_a_kernel(&why))?;
+        let end = elf_end(file, file_bytes).map_err(|why| not_a_kernel(&why))?;
         let end = fits(end)?;
         let KernelLoaderResult { kernel_load, .. } =
-            load_by::<Elf>(&mut file, ram).map_err(|e| not_a_kernel(&e))?;
+            load_by::<Elf, F>(file, ram).map_err(|e| not_a_kernel(&e))?;
         let header = setup_header {
             boot_flag: BOOT_FLAG,
             header: HEADER_MAGIC,
@@ -122,7 +153,7 @@ fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
     // The part that is loaded is shorter than the file.
     fits(HIMEM_BASE + file_bytes)?;
     let KernelLoaderResult { kernel_load, kernel_end, setup_header, .. } =
-        load_by::<BzImage>(&mut file, ram).map_err(|e| not_a_kernel(&e))?;
+        load_by::<BzImage, F>(file, ram).map_err(|e| not_a_kernel(&e))?;
     let Some(header) = setup_header.filter(|header| header.xloadflags & XLF_KERNEL_64 != 0) else {
         return Err(not_a_kernel(&"it has no entry for 64-bit mode"));
     };
@@ -131,15 +162,16 @@ fn load_kernel(path: &Path, ram: &GuestRam) -> Result<LoadedKernel, BootError> {
     Ok(LoadedKernel { entry: kernel_load.0 + ENTRY_64, end: fits(unpacked.max(kernel_end))?, header })
 }
 
-fn load_by<L: KernelLoader>(
-    file: &mut File,
+fn load_by<L: KernelLoader, F: Read + Seek + ReadVolatile>(
+    file: &mut F,
     ram: &GuestRam,
 ) -> Result<KernelLoaderResult, linux_loader::loader::Error> {
     L::load(ram.memory(), None, file, Some(GuestAddress(HIMEM_BASE)))
 }
 
-/// First address after a vmlinux' segments, checked before linux-loader writes the first of them.
-fn elf_end(file: &mut File) -> Result<u64, String> {
+/// First address after a vmlinux' segments, checked before linux-loader writes the first of them. So is whether the
+/// file has what its program headers say: linux-loader adds up what they say.
+fn elf_end(file: &mut (impl Read + Seek), file_bytes: u64) -> Result<u64, String> {
     let mut header = [0; 64];
     file.rewind().and_then(|()| file.read_exact(&mut header)).map_err(|e| e.to_string())?;
     if header[4] != 2 {
@@ -153,6 +185,9 @@ fn elf_end(file: &mut File) -> Result<u64, String> {
     for _ in 0..count {
         let mut segment = [0; 56];
         file.read_exact(&mut segment).map_err(|_| "its program headers are cut off".to_owned())?;
+        if u64_at(&segment, 8).saturating_add(u64_at(&segment, 32)) > file_bytes {
+            return Err("a segment is cut off".into());
+        }
         if segment[..4] == [1, 0, 0, 0] {
             end = end.max(u64_at(&segment, 24).saturating_add(u64_at(&segment, 40)));
         }
@@ -161,14 +196,33 @@ fn elf_end(file: &mut File) -> Result<u64, String> {
 }
 
 /// Loads the initramfs as high as it may be; its address and size.
-fn load_initrd(path: &Path, after: u64, highest: u64, ram: &GuestRam) -> Result<(u64, u64), BootError> {
-    let mut file = File::open(path).map_err(unreadable("initramfs", path))?;
-    let bytes = file.metadata().map_err(unreadable("initramfs", path))?.len();
-    let room = ram.low_end().min(highest);
-    let base =
-        room.checked_sub(bytes).map(|base| base & !(PAGE_SIZE as u64 - 1)).filter(|&base| base >= after);
+fn load_initrd(initrd: File<'_>, after: u64, highest: u64, ram: &GuestRam) -> Result<(u64, u64), BootError> {
+    match initrd {
+        File::Path(path) => {
+            let (mut file, bytes) = open("initramfs", path)?;
+            load_initrd_from(&mut file, bytes, path, after..highest, ram)
+        }
+        File::Read(BootContent { name, bytes }) => {
+            let (mut file, path) = (Cursor::new(bytes), Path::new(name));
+            load_initrd_from(&mut file, bytes.len() as u64, path, after..highest, ram)
+        }
+    }
+}
+
+fn load_initrd_from(
+    file: &mut impl ReadVolatile,
+    bytes: u64,
+    path: &Path,
+    place: Range<u64>,
+    ram: &GuestRam,
+) -> Result<(u64, u64), BootError> {
+    let room = ram.low_end().min(place.end);
+    let base = room
+        .checked_sub(bytes)
+        .map(|base| base & !(PAGE_SIZE as u64 - 1))
+        .filter(|&base| base >= place.start);
     let Some(base) = base else {
-        return Err(BootError::TooLarge { what: "initramfs", end: after.saturating_add(bytes), room });
+        return Err(BootError::TooLarge { what: "initramfs", end: place.start.saturating_add(bytes), room });
     };
     let mut at = 0;
     while at < bytes {

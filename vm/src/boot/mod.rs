@@ -12,6 +12,7 @@ use crate::state::StateError;
 use entry::Entry;
 use ft_ram::GuestRam;
 use ft_ram::layout::{CMDLINE_BASE, CMDLINE_SIZE, PAGE_SIZE};
+use linux::File;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::ops::Range;
@@ -90,7 +91,12 @@ pub enum BootError {
 pub(crate) fn load(boot: &Boot, ram: &GuestRam, spec: &MachineSpec) -> Result<Entry, BootError> {
     match boot {
         Boot::Freestanding { .. } if spec.bus == BusKind::Pci => Err(BootError::Bus),
-        Boot::Linux { kernel, initrd, cmdline } => linux::load(kernel, initrd.as_deref(), cmdline, ram, spec),
+        Boot::Linux { kernel, initrd, cmdline } => {
+            linux::load(File::Path(kernel), initrd.as_deref().map(File::Path), cmdline, ram, spec)
+        }
+        Boot::LinuxRead { kernel, initrd, cmdline } => {
+            linux::load(File::Read(kernel), initrd.as_ref().map(File::Read), cmdline, ram, spec)
+        }
         Boot::Freestanding { image: FreestandingImage::File(path), cmdline } => {
             let image = std::fs::read(path).map_err(unreadable("program", path))?;
             freestanding::load(&path.display().to_string(), &image, cmdline, ram, spec)
