@@ -1,5 +1,5 @@
-//! Version 4 of the state, and what it cannot say. There no network card offers offloads, so that frames have no header,
-//! nor has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to
+//! Version 4 of the state, and what it cannot say. There no network card offers offloads, so frames have no header, nor
+//! has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to
 //! be left alone (EVENT_IDX).
 
 use super::{EngineState, MachineState, STATE_OLDEST, StateError};
