@@ -383,7 +383,7 @@ impl Machine {
         }
     }
 
-    /// Asks the guest to announce its addresses on its network: it runs somewhere else now. A guest whose driver does no
+    /// Asks the guest to announce its addresses on its network: it runs somewhere else now. One whose driver does no
     /// such thing is told nothing; nor is one that replays.
     pub fn announce(&self) -> Result<(), MachineError> {
         match &self.executor {
