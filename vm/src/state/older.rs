@@ -67,7 +67,7 @@ pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
             *packet = plain.ok_or(lost("offloads of a frame that waits to be sent"))?;
         }
     }
-    let devices = Devices4 { com1: com1.clone(), power: *power, platform: platform.clone(), virtio };
+    let devices = Devices4 { com1: com1.clone(), power: *power, platform: *platform, virtio };
     Ok(Machine4 { spec: spec.clone(), engine, devices })
 }
 
