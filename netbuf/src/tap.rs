@@ -1,6 +1,6 @@
 //! A TAP interface: the VM's cable on this host, non-blocking. Before each frame, in either direction, stands a
-//! virtio-net header (IFF_VNET_HDR) that says what is left to be done to it. The kernel does what is left in frames from
-//! the VM, or leaves it to the card that they go out by. It leaves in frames for the VM only what
+//! virtio-net header (IFF_VNET_HDR) that says what is left to be done to it. What is left in frames from the VM the
+//! kernel does, or leaves to the card that they go out by. It leaves in frames for the VM only what
 //! [`Tap::set_offloads`] says.
 //!
 //! An existing interface is used as it is, but for headers and offloads, which are this user's alone: an administrator
@@ -291,7 +291,8 @@ impl Tap {
         Waker(self.wake.clone())
     }
 
-    /// Waits for one frame and reads it, behind its header, into `buffer` (longer ones are cut); `None` when woken by a [`Waker`].
+    /// Waits for one frame and reads it, behind its header, into `buffer` (longer ones are cut); `None` when woken by a
+    /// [`Waker`].
     /// After an error the interface may be gone: see [`Tap::reattach`].
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let file = self.file();

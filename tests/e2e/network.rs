@@ -1,7 +1,10 @@
 //! The VM's network on its hosts.
 
-use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, call, eventually, linux};
+use crate::fixture::{
+    Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, call, eventually, linux, vm_address,
+};
 use ftd::control::api::{Role, State, Status};
+use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 #[test]
@@ -115,7 +118,8 @@ fn a_linux_guest_that_is_taken_over_announces_its_own_addresses() {
         // ftd knows of no address: what it announces is the MAC address alone.
         let change = |config| linux(config).with("machine.net.addresses", Vec::<toml::Value>::new());
         let mut pair = Pair::protected_with(world, change);
-        assert_eq!(call("PING"), "PONG");
+        let answers = || TcpStream::connect_timeout(&vm_address(), PATIENCE).ok();
+        eventually("the guest is up", answers, || "it is not".into());
         let arp = Arp::listen();
         pair.alpha.kill();
         pair.beta.wait_until(Role::Primary, State::Solo);

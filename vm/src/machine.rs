@@ -383,8 +383,8 @@ impl Machine {
         }
     }
 
-    /// Asks the guest to announce its addresses on its network: it runs somewhere else now. A guest whose driver does not
-    /// do such things is told nothing; nor is one that replays.
+    /// Asks the guest to announce its addresses on its network: it runs somewhere else now. One whose driver does no
+    /// such thing is told nothing; nor is one that replays.
     pub fn announce(&self) -> Result<(), MachineError> {
         match &self.executor {
             Executor::Soft(engine) => engine.announce(),

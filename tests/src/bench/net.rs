@@ -15,7 +15,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Direction {
+pub enum Way {
     /// Bulk into the guest
     In,
     /// Bulk out of the guest
@@ -28,7 +28,7 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct NetFigures {
     /// Which way.
-    pub way: Direction,
+    pub way: Way,
     /// Bytes that arrived, one way.
     pub bytes: u64,
     /// How long it took, in microseconds.
@@ -40,20 +40,20 @@ pub struct NetFigures {
 }
 
 /// Measures for so long over one connection.
-pub fn measure(addr: SocketAddr, way: Direction, length: Duration) -> anyhow::Result<NetFigures> {
+pub fn measure(addr: SocketAddr, way: Way, length: Duration) -> anyhow::Result<NetFigures> {
     let mut stream = TcpStream::connect_timeout(&addr, PATIENCE).with_context(|| format!("{addr}"))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut turns = Vec::new();
     let (bytes, took) = match way {
-        Direction::In => put(&mut stream, length)?,
-        Direction::Out => get(&mut stream, length)?,
-        Direction::Turn => turn(&mut stream, length, &mut turns)?,
+        Way::In => put(&mut stream, length)?,
+        Way::Out => get(&mut stream, length)?,
+        Way::Turn => turn(&mut stream, length, &mut turns)?,
     };
     ensure!(bytes > 0, "nothing arrived in {length:?}");
     let mib_per_s = bytes as f64 / took.as_secs_f64() / f64::from(1 << 20);
-    let turn_us = (way == Direction::Turn).then(|| Spread::of(&mut turns));
+    let turn_us = (way == Way::Turn).then(|| Spread::of(&mut turns));
     Ok(NetFigures { way, bytes, us: took.as_micros() as u64, mib_per_s, turn_us })
 }
 
@@ -127,10 +127,10 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         assert_ne!(addr.port(), bulk::PORT);
         std::thread::spawn(move || bulk::serve(&listener));
-        for way in [Direction::In, Direction::Out, Direction::Turn] {
+        for way in [Way::In, Way::Out, Way::Turn] {
             let figures = measure(addr, way, Duration::from_millis(50)).unwrap();
             assert!(figures.bytes > 10 && figures.us >= 50_000, "{figures:?}");
-            assert_eq!(figures.turn_us.is_some(), way == Direction::Turn);
+            assert_eq!(figures.turn_us.is_some(), way == Way::Turn);
         }
     }
 }

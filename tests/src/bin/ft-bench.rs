@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};
-use ft_tests::bench::net::{self, Direction};
+use ft_tests::bench::net::{self, Way};
 use ft_tests::bench::{codec, pause, tsc};
 use serde::Serialize;
 use std::io::Write;
@@ -48,7 +48,7 @@ enum What {
         addr: SocketAddr,
         /// Which way
         #[arg(long)]
-        way: Direction,
+        way: Way,
         /// Time to measure for
         #[arg(long, default_value_t = 5000)]
         ms: u64,
