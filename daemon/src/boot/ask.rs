@@ -12,8 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long it may all take. Reading a kernel and an initrd takes a second from the slowest disk.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may all take. Nothing else is done meanwhile: it must be over before systemd's watchdog (10 s, of which
+/// a quarter may have passed) takes the daemon for stuck.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// A kernel or an initrd is never larger.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
