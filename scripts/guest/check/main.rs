@@ -9,7 +9,7 @@
 //!
 //!     ft-check: up 35 s, faults 0, latest 3 ms, turns 12/340/230 9/338/228
 //!
-//! `latest` is the longest that a timer of 20 ms was late in these seconds; turns are those of each processor's threads.
+//! `latest` is the longest that a timer of 20 ms was late in these seconds; turns are of each processor's threads.
 
 mod clocks;
 mod memory;

@@ -47,12 +47,14 @@ impl Registers {
             ));
         }
         if self.has_avx {
-            // SAFETY: the processor has AVX.
+            // SAFETY: it was asked for AVX.
             unsafe { hold_avx(round, processor) };
         }
     }
 }
 
+/// # Safety
+/// The processor has AVX.
 #[target_feature(enable = "avx")]
 unsafe fn hold_avx(round: u64, processor: u64) {
     let given =

@@ -15,8 +15,9 @@ hwkvm_qemu_min=9
 hwkvm_unused=(drivers/{gpu,media,infiniband,usb,staging,scsi,iio,hwmon,input,platform,isdn,mtd,ata,bluetooth} sound
     drivers/net/{ethernet,wireless,usb} fs/{ocfs2,ceph,nfsd,smb,ksmbd,gfs2,jfs,reiserfs,f2fs})
 
-# hwkvm_image_for: sets hwkvm_qemu, the command that starts QEMU, and hwkvm_image, the directory with vmlinuz, initrd and
-# root.ext4. Where that cannot be made, the script says so and ends with 77. Not to be called in a condition (`cached`).
+# hwkvm_image_for: sets hwkvm_qemu, the command that starts QEMU, and hwkvm_image, the directory with vmlinuz, initrd
+# and root.ext4. Where that cannot be made, the script says so and ends with 77. Not to be called in a condition
+# (`cached`).
 hwkvm_image_for() {
     local version
     ((EUID == 0)) || hwkvm_skip 'this needs root'

@@ -1,6 +1,6 @@
-//! Version 4 of the state, and what it cannot say. There no network card offers offloads, so that frames have no header,
-//! nor has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to
-//! be left alone (EVENT_IDX). All devices are on virtio-mmio. A vCPU does not say how far its time stamp counter is from
+//! Version 4 of the state, and what it cannot say. There no network card offers offloads, so frames have no header, nor
+//! has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to be
+//! left alone (EVENT_IDX). All devices are on virtio-mmio. A vCPU does not say how far its time stamp counter is from
 //! its host's: the counter itself is restored then.
 
 use super::{

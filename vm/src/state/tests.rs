@@ -149,10 +149,11 @@ fn by_version_4(state: &MachineState) -> Result<MachineState, StateError> {
 
 #[test]
 fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
-    let on_mmio = by_version_4(&state()).unwrap();
-    assert_eq!((on_mmio.spec, on_mmio.devices), (spec(), state().devices));
+    let state = state();
+    let on_mmio = by_version_4(&state).unwrap();
+    assert_eq!((on_mmio.spec, on_mmio.devices), (spec(), state.devices.clone()));
     let (spec, devices) = (MachineSpec { bus: BusKind::Pci, ..spec() }, devices(BusKind::Pci));
-    let on_pci = MachineState { spec, devices, ..state() };
+    let on_pci = MachineState { spec, devices, ..state };
     let mut out = Vec::new();
     encode(&on_pci, STATE_VERSION, &mut out).unwrap();
     let back = decode(&out).unwrap();

@@ -1,6 +1,7 @@
 //! The PCI bus, its functions' configuration space, and MSI-X.
 
 use super::*;
+use crate::devices::plain_packet;
 use ft_ram::layout::PCI_WINDOW_SIZE;
 use proptest::prelude::*;
 
@@ -155,18 +156,18 @@ fn a_bar_tells_its_size_and_is_decoded_where_the_guest_moves_it_within_the_windo
         rig.devices.mmio_read(base + 0x12, &mut data);
         u16::from_le_bytes(data)
     };
-    assert_eq!(queues_at(Rig::bar(NET)), 2);
+    assert_eq!(queues_at(Rig::bar(NET)), 3);
     rig.configure(NET, 0x10, &u32::MAX.to_le_bytes());
     assert_eq!(rig.config(1, 0x10, 4), (BAR_BYTES as u32).wrapping_neg());
     let window_end = PCI_WINDOW_BASE + PCI_WINDOW_SIZE;
     for base in [PCI_WINDOW_BASE + 0x100_0000, window_end - BAR_BYTES] {
         rig.configure(NET, 0x10, &(base as u32).to_le_bytes());
-        assert_eq!((queues_at(base), queues_at(Rig::bar(NET))), (2, 0xffff));
+        assert_eq!((queues_at(base), queues_at(Rig::bar(NET))), (3, 0xffff));
         // Not while it is disabled.
         rig.configure(NET, 4, &[0]);
         assert_eq!(queues_at(base), 0xffff);
         rig.configure(NET, 4, &[2]);
-        assert_eq!(queues_at(base), 2);
+        assert_eq!(queues_at(base), 3);
     }
     // Over RAM, the platform device, the interrupt controllers, nothing at all, and half out of the window.
     for base in [0, 0x10_0000, PLATFORM_BASE & !0x7fff, 0xfee0_0000, 0xffff_8000, window_end - BAR_BYTES / 2]
@@ -182,7 +183,7 @@ fn a_bar_tells_its_size_and_is_decoded_where_the_guest_moves_it_within_the_windo
     assert_eq!(u64::from_le_bytes(vcpus), 2);
     // Over another's: the first has it.
     rig.configure(NET, 0x10, &(Rig::bar(DISK) as u32).to_le_bytes());
-    assert_eq!(queues_at(Rig::bar(DISK)), 2);
+    assert_eq!(queues_at(Rig::bar(DISK)), 3);
     rig.configure(NET, 0x10, &(Rig::bar(NET) as u32).to_le_bytes());
     assert_eq!(queues_at(Rig::bar(DISK)), 1);
 }
@@ -194,7 +195,7 @@ fn each_queue_and_the_configuration_interrupt_by_the_vector_that_they_were_given
     send(&rig, &mut rings[TX]);
     assert_eq!(rig.messages(), [0x32]);
     rings[0].offer(&rig, &[(BUFFER, 2000, WRITE)]);
-    assert_eq!(rig.devices.net().unwrap().deliver(&[1; 60]), Delivered::Yes);
+    assert_eq!(rig.devices.net().unwrap().deliver(&plain_packet(&[1; 60])), Delivered::Yes);
     assert_eq!(rig.messages(), [0x31]);
     assert_eq!(rig.bar_get(NET, 0x1000, 1), 0, "who asks by messages is told nothing of queues");
     rings[TX].offer_head(&rig, QUEUE_SIZE);
@@ -289,7 +290,7 @@ fn the_bar_is_reached_by_configuration_space_as_well() {
         rig.configure(NET, at + 12, &bytes.to_le_bytes());
     };
     point(0x12, 2);
-    assert_eq!(rig.config(1, at + 16, 2), 2, "queues");
+    assert_eq!(rig.config(1, at + 16, 2), 3, "queues");
     point(0x16, 2);
     rig.configure(NET, at + 16, &[1, 0]);
     assert_eq!(rig.bar_get(NET, 0x16, 2), 1);
@@ -419,17 +420,17 @@ fn states_of_the_bus_that_cannot_be_are_refused_by_name_and_change_nothing() {
         ("configuration address 0x1", |pci| pci.address = 1),
         ("command 0x1", |pci| pci.functions[0].command = 1),
         ("BAR at 0xe0000004", |pci| pci.functions[0].bar = 0xe000_0004),
-        ("vectors of 1 queues of 2", |pci| pci.functions[0].queue_vectors.truncate(1)),
-        ("vector 3", |pci| pci.functions[0].config_vector = 3),
+        ("vectors of 1 queues of 3", |pci| pci.functions[0].queue_vectors.truncate(1)),
+        ("vector 4", |pci| pci.functions[0].config_vector = 4),
         ("vector 65534", |pci| pci.functions[0].queue_vectors[1] = 0xfffe),
-        ("2 vectors of 3", |pci| pci.functions[0].msix.entries.truncate(2)),
-        ("4 vectors of 3", |pci| {
+        ("2 vectors of 4", |pci| pci.functions[0].msix.entries.truncate(2)),
+        ("5 vectors of 4", |pci| {
             let first = pci.functions[0].msix.entries[0];
             pci.functions[0].msix.entries.push(first);
         }),
         ("address 0xfee00002", |pci| pci.functions[0].msix.entries[1].address = 0xfee0_0002),
         ("vector 1 waits for nothing", |pci| pci.functions[0].msix.pending = 2),
-        ("vector 3 waits for nothing", |pci| pci.functions[0].msix.pending = 8),
+        ("vector 4 waits for nothing", |pci| pci.functions[0].msix.pending = 16),
         ("vector 0 waits for nothing", |pci| {
             pci.functions[1].msix.entries[0].masked = true;
             pci.functions[1].msix.pending = 1;
