@@ -59,7 +59,7 @@ fn a_file_that_is_no_recording_or_of_another_version_is_refused_by_name() {
     says(refusal(b"\x7fELF...........", &[]), DaemonExit::Failure, &["this is no recording"]);
     let mut newer = recording(&about());
     newer[6] = 7;
-    says(refusal(&newer, &[]), DaemonExit::Failure, &["format version 7", "this program reads 1"]);
+    says(refusal(&newer, &[]), DaemonExit::Failure, &["format version 7", "this program reads 2"]);
 }
 
 #[test]

@@ -207,7 +207,7 @@ fn each_queue_and_the_configuration_interrupt_by_the_vector_that_they_were_given
     // A vector that is not there is none, and a reset leaves none.
     let mut rings = rig.start(NET, 2);
     assert_eq!(rig.bar_get(NET, 0x10, 2), 0xffff);
-    rig.assign(NET, 3, &[1, 7]);
+    rig.assign(NET, 4, &[1, 7]);
     assert_eq!((rig.bar_get(NET, 0x10, 2), rig.bar_get(NET, 0x1a, 2)), (0xffff, 0xffff));
     send(&rig, &mut rings[TX]);
     assert!(rig.messages().is_empty());
