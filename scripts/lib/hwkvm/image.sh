@@ -2,8 +2,9 @@
 # Sourced.
 [[ -z ${hwkvm_image_sourced:-} ]] || return 0
 hwkvm_image_sourced=1
-source "${BASH_SOURCE[0]%/*}/../cache.sh"
-source "${BASH_SOURCE[0]%/*}/../debian-tree.sh"
+: "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../../.." && pwd)}"
+source "$FTD_ROOT/scripts/lib/cache.sh"
+source "$FTD_ROOT/scripts/lib/debian-tree.sh"
 
 hwkvm_files=$FTD_ROOT/scripts/lib/hwkvm
 # What the scripts want that are run there: `network` and `disk-guest` of setup.sh, and what boots it.

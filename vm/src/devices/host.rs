@@ -74,7 +74,7 @@ pub trait IrqChip: Send + Sync {
     /// Sets the level of a line.
     fn set_level(&self, gsi: u32, high: bool);
 
-    /// Sends an interrupt message, which is one ([`Msi::is_interrupt`]).
+    /// Sends an interrupt message, which is one (its address is an interrupt controller's).
     fn signal(&self, message: Msi);
 }
 

@@ -177,7 +177,7 @@ impl Devices {
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
         let mut net_card = None;
         if let Some(card) = &spec.net {
-            let card = Net::new(card, frames, Arc::clone(&counters));
+            let card = Net::new(card, frames, Arc::clone(&counters), Arc::clone(&quiesced));
             let card = Shared::new(Virtio::new(card, place()?, around.clone()));
             net_card = Some(Arc::clone(&card));
             windows.push(card);

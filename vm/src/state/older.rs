@@ -121,7 +121,7 @@ pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
     };
     let MachineSpec { engine: kind, vcpus, ram_bytes, net, disks, rng, bus: _ } = spec.clone();
     let spec = Spec4 { engine: kind, vcpus, ram_bytes, net, disks, rng };
-    let devices = Devices4 { com1: com1.clone(), power: *power, platform: platform.clone(), virtio };
+    let devices = Devices4 { com1: com1.clone(), power: *power, platform: *platform, virtio };
     Ok(Machine4 { spec, engine, devices })
 }
 

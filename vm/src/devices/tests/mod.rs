@@ -102,6 +102,8 @@ struct Sink {
     frames: Mutex<Vec<Vec<u8>>>,
     headers: Mutex<Vec<[u8; NET_HEADER_BYTES]>>,
     offloads: Mutex<Vec<Offloads>>,
+    /// What somebody does while a frame leaves.
+    meanwhile: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl FrameSink for Sink {
@@ -111,6 +113,9 @@ impl FrameSink for Sink {
             return Transmit::Full;
         }
         *room -= 1;
+        if let Some(meanwhile) = &*self.meanwhile.lock() {
+            meanwhile();
+        }
         let (header, frame) = packet.split_first_chunk().unwrap();
         self.headers.lock().push(*header);
         self.frames.lock().push(frame.to_vec());

@@ -1,6 +1,7 @@
 //! virtio-net: frames out and in, back-pressure, pausing.
 
 use super::*;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 const FRAME: u64 = 0x20_0000;
@@ -249,3 +250,40 @@ on_pci_too!(
     the_line_is_high_until_the_driver_acknowledges,
     while_quiesced_nothing_touches_memory_or_lines,
 );
+
+/// Another vCPU fills the transmit queue as fast as the card empties it.
+#[test]
+fn a_queue_that_is_never_empty_does_not_keep_the_machine_from_standing_still() {
+    const EVENT_IDX: u64 = 1 << 29;
+    let rig = Arc::new(Rig::new());
+    let mut rings = rig.start_with(NET, 2, VERSION_1 | EVENT_IDX);
+    send(&rig, &mut rings[TX], 0, 60);
+    // Every entry of the ring is this one chain.
+    (1..QUEUE_SIZE).for_each(|_| rings[TX].offer_head(&rig, 0));
+    let (avail, next) = (rings[TX].avail, AtomicU16::new(rings[TX].next_avail));
+    let filled = rig.ram.view().unwrap();
+    *rig.sink.meanwhile.lock() = Some(Box::new(move || {
+        let next = next.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let (page, offset) = (avail / PAGE_SIZE as u64, avail as usize % PAGE_SIZE);
+        filled.write_in_page(page as PageIndex, offset + 2, &next.to_le_bytes());
+    }));
+    let notifying = Arc::clone(&rig);
+    let notifies = std::thread::spawn(move || rings[TX].notify(&notifying));
+    while rig.sink.frames.lock().len() < 10 * usize::from(QUEUE_SIZE) {
+        std::thread::yield_now();
+    }
+    let (stands, stood) = std::sync::mpsc::channel();
+    let standing = Arc::clone(&rig);
+    std::thread::spawn(move || {
+        standing.devices.quiesce();
+        stands.send(()).unwrap();
+    });
+    stood.recv_timeout(Duration::from_secs(60)).expect("the card never stops sending");
+    notifies.join().unwrap();
+    // What was left goes out when the machine goes on.
+    *rig.sink.meanwhile.lock() = None;
+    let before = rig.sink.frames.lock().len();
+    rig.devices.resume();
+    assert!(rig.sink.frames.lock().len() > before);
+    assert_eq!(rig.malformed(), 0);
+}

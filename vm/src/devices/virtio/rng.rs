@@ -9,6 +9,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 /// At most this many bytes for one request; the driver asks again for more.
 const REQUEST_MAX: usize = 4096;
+const QUEUE_SIZE: u16 = 64;
 
 pub(crate) struct Rng {
     source: Box<dyn Random>,
@@ -23,7 +24,7 @@ impl Rng {
 
 impl Backend for Rng {
     const DEVICE_ID: u32 = virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-    const QUEUES: &'static [u16] = &[64];
+    const QUEUES: &'static [u16] = &[QUEUE_SIZE];
     const NAME: &'static str = "rng";
 
     fn features(&self) -> u64 {
@@ -39,7 +40,8 @@ impl Backend for Rng {
         let ring = &mut rings[queue];
         let mut random = [0; REQUEST_MAX];
         let mut served = false;
-        loop {
+        // A driver has few requests at a time; one that goes on and on asks again later.
+        for _ in 0..QUEUE_SIZE {
             for _ in 0..ring.available(memory)? {
                 if !ring.pop(memory, chain)? {
                     break;
@@ -54,9 +56,10 @@ impl Backend for Rng {
                 served = true;
             }
             if !ring.rearm(memory)? {
-                return Ok(served && ring.wants_interrupt(memory)?);
+                break;
             }
         }
+        Ok(served && ring.wants_interrupt(memory)?)
     }
 }
 

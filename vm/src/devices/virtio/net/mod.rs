@@ -56,11 +56,18 @@ pub(crate) struct Net {
     announces: bool,
     chains: Vec<Chain>,
     packet: Vec<u8>,
+    /// The machine is to stand still.
+    quiesced: Arc<AtomicBool>,
 }
 
 impl Net {
     /// A card as specified. Without a sink its cable is unplugged: frames are taken and lost.
-    pub(crate) fn new(spec: &NetSpec, sink: Option<Arc<dyn FrameSink>>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        spec: &NetSpec,
+        sink: Option<Arc<dyn FrameSink>>,
+        counters: Arc<Counters>,
+        quiesced: Arc<AtomicBool>,
+    ) -> Self {
         let mut config = [0; CONFIG_BYTES];
         config[..6].copy_from_slice(&spec.mac);
         config[10..].copy_from_slice(&spec.mtu.to_le_bytes());
@@ -74,15 +81,21 @@ impl Net {
             announces: false,
             chains: vec![Chain::default()],
             packet: Vec::with_capacity(PACKET_BYTES_MAX),
+            quiesced,
         };
         card.negotiated(0);
         card
     }
 
-    /// Sends what is in the queue, until the sink is full or nothing is left, of which the driver is told.
+    /// Sends what is in the queue, until the sink is full or nothing is left, of which the driver is told. Another vCPU
+    /// may fill the queue as fast as this empties it: what is there when the machine is to stand still stays, until
+    /// `Devices::resume`.
     fn transmit(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
         let mut sent = false;
-        while self.transmit_available(rings, memory, &mut sent)? && rings[TX].rearm(memory)? {}
+        while self.transmit_available(rings, memory, &mut sent)?
+            && !self.quiesced.load(Ordering::Relaxed)
+            && rings[TX].rearm(memory)?
+        {}
         Ok(sent && rings[TX].wants_interrupt(memory)?)
     }
 
@@ -212,10 +225,10 @@ impl Net {
 }
 
 impl Net {
-    /// Answers commands.
+    /// Answers commands, as many as a driver that waits for each answer has at a time and some more.
     fn control(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
         let mut answered = false;
-        loop {
+        for _ in 0..CONTROL_SIZE {
             for _ in 0..rings[CONTROL].available(memory)? {
                 let chain = &mut self.chains[0];
                 if !rings[CONTROL].pop(memory, chain)? {
@@ -237,9 +250,10 @@ impl Net {
                 }
             }
             if !rings[CONTROL].rearm(memory)? {
-                return Ok(answered && rings[CONTROL].wants_interrupt(memory)?);
+                break;
             }
         }
+        Ok(answered && rings[CONTROL].wants_interrupt(memory)?)
     }
 }
 
