@@ -200,7 +200,7 @@ fn a_backup_whose_primary_is_of_another_version_ends_and_says_so() {
             *fact = Fact::versions(fact.name.clone(), LATER);
         });
         fake.send(&Message::Welcome(Welcome { identity, pairing: 1, resume_from: None }));
-        let says = format!("format of the machine's state: alpha has {LATER}, beta has version ");
+        let says = format!("format of the machine's state: alpha has {LATER}, beta has version");
         beta.must_fail(DaemonExit::Peer, &[&says]);
     });
 }

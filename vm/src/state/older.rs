@@ -3,9 +3,7 @@
 //! left alone (EVENT_IDX). All devices are on virtio-mmio. A vCPU does not say how far its time stamp counter is from
 //! its host's: the counter itself is restored then.
 
-use super::{
-    EngineState, KvmState, MachineState, STATE_OLDEST, Sregs, StateError, VcpuState, VmState, as_bytes,
-};
+use super::{EngineState, KvmState, MachineState, Sregs, StateError, VcpuState, VmState, as_bytes};
 use crate::devices::{
     Com1State, DevicesState, NET_HEADER_BYTES, PlatformState, PowerState, RequestState, RingState,
     VirtioState, plain_packet,
@@ -21,6 +19,9 @@ use virtio_bindings::bindings::virtio_config::{VIRTIO_CONFIG_S_FEATURES_OK, VIRT
 use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_S_LINK_UP};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_NET, VIRTIO_ID_RNG};
+
+/// The version that this is about.
+pub(super) const VERSION: u16 = 4;
 
 /// What every device of version 4 offers.
 const COMMON: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -98,7 +99,7 @@ struct Virtio4 {
 
 /// The state as version 4 has it, if nothing is lost by that.
 pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
-    let lost = |field| StateError::NotCarried { field, version: STATE_OLDEST };
+    let lost = |field| StateError::NotCarried { field, version: VERSION };
     let MachineState { spec, engine, devices, .. } = state;
     let DevicesState { com1, power, platform, virtio, pci } = devices;
     if pci.is_some() {

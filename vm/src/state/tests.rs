@@ -141,12 +141,14 @@ fn a_version_that_is_not_known_is_not_written() {
 }
 
 /// As version 4 has it, and as that is read.
+#[cfg(not(feature = "next-version"))]
 fn by_version_4(state: &MachineState) -> Result<MachineState, StateError> {
     let mut out = Vec::new();
     encode(state, STATE_OLDEST, &mut out)?;
     decode(&out)
 }
 
+#[cfg(not(feature = "next-version"))]
 #[test]
 fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
     let state = state();
@@ -162,6 +164,7 @@ fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
     assert!(refused.contains("devices.pci") && refused.contains("version 4"), "{refused}");
 }
 
+#[cfg(not(feature = "next-version"))]
 #[test]
 fn version_4_does_not_say_how_far_counters_are_from_the_hosts() {
     let offsets = |state: MachineState| match state.engine {
@@ -172,6 +175,7 @@ fn version_4_does_not_say_how_far_counters_are_from_the_hosts() {
     assert_eq!(offsets(by_version_4(&state()).unwrap()), [None, None]);
 }
 
+#[cfg(not(feature = "next-version"))]
 #[test]
 fn version_4_carries_a_card_whose_driver_leaves_it_no_work_and_refuses_another_by_name() {
     const FEATURES_OK: u32 = 8;
@@ -193,6 +197,7 @@ fn version_4_carries_a_card_whose_driver_leaves_it_no_work_and_refuses_another_b
     assert!(by_version_4(&asked).is_err());
 }
 
+#[cfg(not(feature = "next-version"))]
 #[test]
 fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name() {
     let waiting = |packet: Vec<u8>| {
@@ -214,18 +219,17 @@ fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name
 #[cfg(feature = "next-version")]
 #[test]
 fn the_version_before_carries_all_but_a_mark_which_is_refused_by_name() {
-    let older = |state: &MachineState| {
+    let encoded = |state: &MachineState, version| {
         let mut out = Vec::new();
-        encode(state, STATE_VERSION - 1, &mut out).map(|()| out)
+        encode(state, version, &mut out).map(|()| out)
     };
-    let bytes = older(&state()).unwrap();
-    assert_eq!(bytes.len() + 8, ENCODED.len());
-    assert_eq!(decode(&bytes).unwrap().mark, 0);
-    let marked = MachineState { mark: 7, ..state() };
-    let mut out = Vec::new();
-    encode(&marked, STATE_VERSION, &mut out).unwrap();
-    assert_eq!(decode(&out).unwrap().mark, 7);
-    let refused = older(&marked).unwrap_err().to_string();
+    let state = state();
+    let older = encoded(&state, STATE_VERSION - 1).unwrap();
+    assert_eq!(older.len() + 8, encoded(&state, STATE_VERSION).unwrap().len());
+    assert_eq!(decode(&older).unwrap().mark, 0);
+    let marked = MachineState { mark: 7, ..state };
+    assert_eq!(decode(&encoded(&marked, STATE_VERSION).unwrap()).unwrap().mark, 7);
+    let refused = encoded(&marked, STATE_VERSION - 1).unwrap_err().to_string();
     assert!(refused.contains("machine.mark") && refused.contains("version 5"), "{refused}");
 }
 
