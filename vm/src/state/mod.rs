@@ -122,7 +122,7 @@ pub(crate) fn encode(state: &MachineState, version: u16, out: &mut Vec<u8>) -> R
     if !(STATE_OLDEST..=STATE_VERSION).contains(&version) {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
-    let older = if version == older::VERSION { Some(older::from_newer(state)?) } else { None };
+    let older = if version == older::NUMBER { Some(older::from_newer(state)?) } else { None };
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     let body = std::mem::take(out);
@@ -169,7 +169,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
         return Err(StateError::Version { theirs: version, oldest: STATE_OLDEST, newest: STATE_VERSION });
     }
     let malformed = |e: postcard::Error| StateError::Decode(format!("{e} ({} bytes)", body.len()));
-    let (state, later) = if version == older::VERSION {
+    let (state, later) = if version == older::NUMBER {
         let (state, later) = postcard::take_from_bytes(body).map_err(malformed)?;
         (older::to_newer(state), later)
     } else {

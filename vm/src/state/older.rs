@@ -20,8 +20,8 @@ use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, 
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_NET, VIRTIO_ID_RNG};
 
-/// The version that this is about.
-pub(super) const VERSION: u16 = 4;
+/// The number of the version that this is about.
+pub(super) const NUMBER: u16 = 4;
 
 /// What every device of version 4 offers.
 const COMMON: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -99,7 +99,7 @@ struct Virtio4 {
 
 /// The state as version 4 has it, if nothing is lost by that.
 pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
-    let lost = |field| StateError::NotCarried { field, version: VERSION };
+    let lost = |field| StateError::NotCarried { field, version: NUMBER };
     let MachineState { spec, engine, devices, .. } = state;
     let DevicesState { com1, power, platform, virtio, pci } = devices;
     if pci.is_some() {
