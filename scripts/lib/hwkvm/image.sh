@@ -25,6 +25,7 @@ hwkvm_image_for() {
     setup_need hwkvm
     hwkvm_suite=$(source /etc/os-release && [[ $ID == debian ]] && echo "$VERSION_CODENAME") ||
         hwkvm_skip 'this host is no Debian'
+    command -v qemu-system-x86_64 >/dev/null || hwkvm_skip 'qemu-system-x86_64 is not there although its package is'
     version=$(qemu-system-x86_64 --version | sed -n 's/^QEMU emulator version \([0-9]*\).*/\1/p')
     if ((version >= hwkvm_qemu_min)); then
         hwkvm_qemu=(qemu-system-x86_64)
