@@ -2,21 +2,35 @@
 //! value and the allowed values. [`Config::load`] checks everything that the file alone can show; the room `host`
 //! checks the rest against this host when the daemon starts.
 
+mod arbiter;
 mod disk;
+mod fall;
 mod file;
 mod log;
+mod memory;
+mod net;
 mod recovery;
+mod replay;
+mod served;
+mod tls;
 mod validate;
 
+pub use arbiter::{ArbiterConfig, ArbiterKind, Security};
 pub use disk::{DiskConfig, Durability, OnDiskError};
+pub use fall::{OnFall, OnReset};
 pub use file::keys;
 pub use log::{LogConfig, LogFormat, LogLevel};
+pub use memory::HugePages;
+pub use net::{CardLink, Mac, NetConfig};
 pub use recovery::RecoveryConfig;
+pub use replay::ReplayConfig;
+pub use served::ServedConfig;
+pub use tls::{TLS_DIRECTORY, TlsConfig};
 
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::{Boot, BusKind, EngineKind, FreestandingImage, MTU_DEFAULT};
+use ft_vm::spec::{Boot, BusKind, CpuModel, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::io;
@@ -62,6 +76,8 @@ pub struct Config {
     pub recovery: RecoveryConfig,
     /// Who decides when the nodes lose each other.
     pub arbiter: ArbiterConfig,
+    /// What this host proves itself by to others.
+    pub tls: Option<TlsConfig>,
     /// Messages.
     #[serde(default)]
     pub log: LogConfig,
@@ -96,12 +112,18 @@ impl PeerConfig {
 pub struct MachineConfig {
     /// What executes it.
     pub engine: EngineKind,
+    /// The processor that the guest sees.
+    pub cpu: CpuModel,
     /// vCPUs.
     pub vcpus: u8,
     /// Guest memory.
     pub memory_mib: u64,
     /// Whether this host keeps guest memory from being swapped out.
     pub lock_memory: bool,
+    /// Which pages this host holds guest memory in.
+    pub huge_pages: HugePages,
+    /// The node of this host that gives guest memory.
+    pub numa_node: Option<u16>,
     /// What boots.
     pub guest: GuestKind,
     /// Linux: bzImage or vmlinux. Freestanding: the ELF program.
@@ -118,11 +140,16 @@ pub struct MachineConfig {
     pub console: ConsoleTarget,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
+    /// What a panic of the guest's kernel does.
+    pub on_panic: OnFall,
+    /// What is done when the guest does not feed its watchdog any more.
+    pub on_watchdog: OnFall,
     /// The next version: a number that the VM keeps wherever it runs; 0 is none.
     #[cfg(feature = "next-version")]
     pub mark: u64,
-    /// The network card.
-    pub net: Option<NetConfig>,
+    /// The network cards: one table, or several.
+    #[serde(rename = "net", deserialize_with = "net::one_or_many")]
+    pub nets: Vec<NetConfig>,
     /// The disks.
     #[serde(rename = "disk")]
     pub disks: Vec<DiskConfig>,
@@ -132,9 +159,12 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             engine: EngineKind::Kvm,
+            cpu: CpuModel::Host,
             vcpus: 1,
             memory_mib: 256,
             lock_memory: false,
+            huge_pages: HugePages::None,
+            numa_node: None,
             guest: GuestKind::Builtin,
             kernel: None,
             initrd: None,
@@ -143,15 +173,26 @@ impl Default for MachineConfig {
             bus: None,
             console: ConsoleTarget::Socket,
             on_reset: OnReset::Restart,
+            on_panic: OnFall::Report,
+            on_watchdog: OnFall::Restart,
             #[cfg(feature = "next-version")]
             mark: 0,
-            net: None,
+            nets: Vec::new(),
             disks: Vec::new(),
         }
     }
 }
 
 impl MachineConfig {
+    /// What happens to the VM when a card that counts for it reaches nobody here any more.
+    #[must_use]
+    pub fn on_uplink_loss(&self) -> OnUplinkLoss {
+        match self.nets.iter().any(|net| net.on_uplink_loss == OnUplinkLoss::Switchover) {
+            true => OnUplinkLoss::Switchover,
+            false => OnUplinkLoss::Stay,
+        }
+    }
+
     /// Where the guest finds its virtio devices.
     #[must_use]
     pub fn bus(&self) -> BusKind {
@@ -174,16 +215,6 @@ pub enum GuestKind {
     Freestanding,
     /// What lies in the first disk.
     Image,
-}
-
-/// What a reset by the guest does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnReset {
-    /// The VM boots again.
-    Restart,
-    /// The VM stops.
-    Stop,
 }
 
 /// Where the serial console goes.
@@ -213,37 +244,14 @@ impl TryFrom<String> for ConsoleTarget {
     }
 }
 
-/// The network card.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetConfig {
-    /// TAP interface on this host.
-    pub tap: String,
-    /// The guest's MAC address, equal on both nodes.
-    pub mac: Mac,
-    /// The guest's addresses, announced when it begins to run here.
-    #[serde(default)]
-    pub addresses: Vec<IpAddr>,
-    /// The MTU that the card tells the guest, equal on both nodes.
-    #[serde(default = "mtu_default")]
-    pub mtu: u16,
-    /// The interface that leads to the network, if it is not to be told from the TAP's bridge.
-    pub uplink: Option<String>,
-    /// What happens to the VM when nobody reaches it here any more.
-    #[serde(default)]
-    pub on_uplink_loss: OnUplinkLoss,
-}
-
-fn mtu_default() -> u16 {
-    MTU_DEFAULT
-}
-
 /// How the VM is protected. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReplicationConfig {
     /// Where this node waits for its peer: unless given, the default port of its address on the way to the peer.
     pub listen: Option<SocketAddr>,
+    /// What protects the link to the peer.
+    pub security: Option<Security>,
     /// How.
     pub mode: Mode,
     /// Length of an epoch, at most.
@@ -286,6 +294,7 @@ impl Default for ReplicationConfig {
     fn default() -> Self {
         Self {
             listen: None,
+            security: None,
             mode: Mode::Checkpoint,
             epoch_ms: 5,
             pipeline_depth: 4,
@@ -318,73 +327,12 @@ pub enum OnOverload {
     Hold,
 }
 
-/// Who decides.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ArbiterConfig {
-    /// The back end.
-    #[serde(default)]
-    pub kind: ArbiterKind,
-    /// The cell's directory, on storage that both nodes share.
-    pub path: PathBuf,
-}
-
-/// Replay mode.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReplayConfig {
-    /// How often the log is shipped when no output waits for it, in microseconds.
-    pub batch_us: u64,
-    /// How far the backup may be behind before the VM is slowed.
-    pub lag_ms_max: u64,
-}
-
-impl Default for ReplayConfig {
-    fn default() -> Self {
-        Self { batch_us: 5000, lag_ms_max: 100 }
-    }
-}
-
 /// Prometheus.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
     /// Where metrics are served over HTTP, if at all.
     pub listen: Option<SocketAddr>,
-}
-
-/// A choice with one alternative for now: the others are known by name and refused.
-macro_rules! only {
-    (
-        $(#[doc = $doc:literal])+
-        $name:ident: $key:literal = $text:literal => $variant:ident, later: [$($later:literal),*]
-    ) => {
-        $(#[doc = $doc])+
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-        #[serde(try_from = "String")]
-        pub enum $name {
-            #[doc = concat!("`", $text, "`")]
-            #[default]
-            $variant,
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = ValueError;
-
-            fn try_from(text: String) -> Result<Self, ValueError> {
-                match text.as_str() {
-                    $text => Ok(Self::$variant),
-                    $($later)|* => Err(ValueError::Later { key: $key, text, only: $text }),
-                    _ => Err(ValueError::Unknown { key: $key, text, only: $text }),
-                }
-            }
-        }
-    };
-}
-
-only! {
-    /// The arbiter's back end.
-    ArbiterKind: "kind" = "file" => File, later: ["network", "etcd"]
 }
 
 /// The name of a VM or a node: 1 to 32 of a-z, 0-9 and '-'.
@@ -427,41 +375,6 @@ impl FromStr for Name {
     }
 }
 
-/// A unicast MAC address, aa:bb:cc:dd:ee:ff.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Mac(pub [u8; 6]);
-
-impl TryFrom<String> for Mac {
-    type Error = ValueError;
-
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        let mut mac = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut mac {
-            *byte = parts
-                .next()
-                .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))
-                .and_then(|part| u8::from_str_radix(part, 16).ok())
-                .ok_or_else(|| ValueError::MacForm(text.clone()))?;
-        }
-        if parts.next().is_some() {
-            return Err(ValueError::MacLength(text));
-        }
-        if mac[0] & 1 != 0 || mac == [0; 6] {
-            return Err(ValueError::MacNotUnicast(text));
-        }
-        Ok(Self(mac))
-    }
-}
-
-impl Display for Mac {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
 /// Why a text is not the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
@@ -480,26 +393,6 @@ pub enum ValueError {
     /// Not a place for the console.
     #[error("console '{0}' is not one of: socket, stdout, file:/PATH")]
     Console(String),
-    /// A choice that is known by name only.
-    #[error("{key} '{text}' is not available yet; use \"{only}\"")]
-    Later {
-        /// The key.
-        key: &'static str,
-        /// What it holds.
-        text: String,
-        /// What it may hold.
-        only: &'static str,
-    },
-    /// No choice at all.
-    #[error("{key} '{text}' is not known; allowed: \"{only}\"")]
-    Unknown {
-        /// The key.
-        key: &'static str,
-        /// What it holds.
-        text: String,
-        /// What it may hold.
-        only: &'static str,
-    },
 }
 
 /// Why a configuration file is refused.

@@ -2,13 +2,13 @@
 //! beside the control socket, metrics, signals and the talk with systemd.
 
 use crate::config::{Config, ConfigError, OnReset};
-use crate::control::server::{BindError, Server};
+use crate::control::server::{BindError, Controlled, Server};
 use crate::control::{Asking, Desk, Tuning, Wish, http, reload_on_signals, stop_on_signals};
 use crate::disks::Disks;
 use crate::exit::DaemonExit;
 use crate::host::{
-    self, ArbiterAnswer, Contents, DescribeError, HostError, ImageFile, InstanceLock, LockError, Log, Need,
-    RecordError, RecordFile, Watchdog, identity, prepare_host,
+    self, ArbiterAnswer, Contents, Crowded, DescribeError, HostError, ImageFile, InstanceLock, LockError,
+    Log, Need, RecordError, RecordFile, Trust, Watchdog, identity, prepare_host,
 };
 use crate::keeper::{Replay, ReplayProgress};
 use crate::nonce::random_nonce;
@@ -17,12 +17,14 @@ use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
 use crate::replica::{self, Input, Parts, StartError, TellLackBeside};
-use crate::role::{Exit, NodeRecord, OnDisk, OnUplinkLoss, Policy, Role, Times};
+use crate::role::{Exit, NodeRecord, OnDisk, Policy, Role, Times};
 use ft_checkpoint::wire::message::Mode;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 
 /// Between two attempts at an arbiter that does not answer.
 const ARBITER_RETRY: Duration = Duration::from_millis(200);
@@ -80,11 +82,21 @@ impl DaemonError {
     }
 }
 
+/// What the operator should know, though it is no reason to refuse.
+fn warn_of(config: &Config) {
+    Crowded::say(config);
+    for warning in config.open_connections() {
+        tracing::warn!("{warning}");
+    }
+}
+
 /// Runs until the replica ends. `file` is where `config` comes from.
 pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     config.check_host()?;
-    ask_arbiter(config)?;
+    let trust = config.trust()?;
+    trust.watch().map_err(HostError::Thread)?;
+    ask_arbiter(config, &trust)?;
     let record_file = RecordFile::new(&config.state_dir, config.vm.as_str());
     let record = record_file.load()?;
     let image_file = ImageFile::new(&config.state_dir, config.vm.as_str(), config.node.as_str());
@@ -92,30 +104,28 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     let runtime = control_runtime().map_err(DaemonError::Runtime)?;
     let (mut host, console) = prepare_host(config, record)?;
     let telemetry = Arc::new(Telemetry::default());
-    let peer = Arc::new(PeerPlace::new(config.peer.clone()));
+    let peer = Arc::new(PeerPlace::new(config.peer.clone(), trust.link.clone()));
     let port = open_port(config, &peer, &telemetry)?;
     let control = {
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
     };
-    let bind = |address| runtime.block_on(http::bind(address)).map_err(|source| (address, source));
-    let metrics = config.metrics.listen.map(bind).transpose();
-    let metrics =
-        metrics.map_err(|(address, source)| HostError::Listen { key: "metrics.listen", address, source })?;
-
+    let metrics = bind_metrics(config, &runtime)?;
+    warn_of(config);
     let identity = identity(config, &host.spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
     let disks = Arc::clone(&contents);
     let (inputs, received) = channel();
     let window = Arc::new(Window::default());
     let watchdog = Arc::new(Watchdog::from_environment());
-    let arbiter = config.arbiter();
+    let arbiter_place = config.arbiter(&trust).place().to_string();
     let replay = replay(config);
     let progress = replay.on.then(|| Arc::clone(&replay.progress));
     let publisher = Arc::new(Publisher::new(
         config,
         Sources {
-            arbiter_place: arbiter.place().to_string(),
+            arbiter_place: arbiter_place.clone(),
+            trust: trust.clone(),
             window: Arc::clone(&window),
             telemetry: Arc::clone(&telemetry),
             peer: Arc::clone(&peer),
@@ -135,30 +145,31 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     });
     runtime.spawn(control.serve(Arc::clone(&desk)));
     if let Some(listener) = metrics {
-        runtime.spawn(http::serve(listener, Arc::clone(&desk)));
+        let shown = Arc::clone(&desk);
+        runtime.spawn(http::serve(listener, Arc::new(move || shown.metrics())));
     }
     runtime.spawn(Arc::clone(&publisher).run());
     let reload = Reload::new(file, handles(&log, &peer, &wishes, host.disks.as_ref()))?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
     runtime.spawn(stop_on_signals(wishes, log));
-    if let Some((cable, tap)) = host.network.take() {
-        runtime.spawn(host::watch(cable, tap, Outlet::into_queue(&inputs, Input::Network)));
-    }
+    runtime.spawn(host::watch(std::mem::take(&mut host.cables), Outlet::into_queue(&inputs, Input::Network)));
 
     let r = &config.replication;
     let Tuning { service, on_overload, .. } = Tuning::from(r);
     let need = Need { ram_bytes: host.spec.ram_bytes, lock: config.machine.lock_memory };
-    let policy = policy(config, record, on_disk);
+    let policy = policy(config, arbiter_place, record, on_disk);
     let config = config.clone();
     let parts = Parts {
         pipeline_depth: r.pipeline_depth,
         inflight_bytes: (r.inflight_mib as usize) << 20,
         service,
         on_overload,
+        on_panic: config.machine.on_panic,
+        on_watchdog: config.machine.on_watchdog,
         epoch: Duration::from_millis(r.epoch_ms),
         replay: replay.clone(),
         shadow_bytes: (r.shadow_mib as usize) << 20,
-        lock_memory: config.machine.lock_memory,
+        backing: config.machine.backing(),
         peer,
         port,
         identity,
@@ -166,7 +177,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         contents: Box::new(move || contents.facts()),
         lacks: lack(need, &window),
         host,
-        arbiter: Box::new(move || config.arbiter()),
+        arbiter: Box::new(move || config.arbiter(&trust)),
         record_file,
         image_file,
         inputs: (inputs, received),
@@ -182,14 +193,17 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
 }
 
 /// An arbiter that does not answer yet is waited for.
-fn ask_arbiter(config: &Config) -> Result<(), HostError> {
+fn ask_arbiter(config: &Config, trust: &Trust) -> Result<(), HostError> {
     if config.ask_arbiter()? == ArbiterAnswer::Late {
-        tracing::warn!("the arbiter at {} does not answer yet; waiting for it", config.arbiter().place());
+        tracing::warn!(
+            "the arbiter at {} does not answer yet; waiting for it",
+            config.arbiter(trust).place()
+        );
     }
     Ok(())
 }
 
-fn control_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+fn control_runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("ftd-control")
@@ -209,6 +223,13 @@ fn replay(config: &Config) -> Replay {
 /// What a reload reaches.
 fn handles(log: &Log, peer: &Arc<PeerPlace>, wishes: &Outlet<Wish>, disks: Option<&Arc<Disks>>) -> Handles {
     Handles { log: log.clone(), peer: Arc::clone(peer), wishes: wishes.clone(), disks: disks.cloned() }
+}
+
+/// Where metrics are served, if at all.
+fn bind_metrics(config: &Config, runtime: &Runtime) -> Result<Option<TcpListener>, HostError> {
+    let Some(address) = config.metrics.listen else { return Ok(None) };
+    let listen = |source| HostError::Listen { key: "metrics.listen", address, source };
+    runtime.block_on(http::bind(address)).map(Some).map_err(listen)
 }
 
 /// Where the peer is waited for.
@@ -241,7 +262,7 @@ fn lack(need: Need, window: &Arc<Window>) -> TellLackBeside {
     })
 }
 
-fn policy(config: &Config, record: Option<NodeRecord>, on_disk: OnDisk) -> Policy {
+fn policy(config: &Config, place: String, record: Option<NodeRecord>, on_disk: OnDisk) -> Policy {
     let r = &config.replication;
     let us = |ms: u64| ms * 1000;
     let Times { failure_timeout_us, takeover_delay_us } = Tuning::from(r).times;
@@ -251,11 +272,11 @@ fn policy(config: &Config, record: Option<NodeRecord>, on_disk: OnDisk) -> Polic
         start_as: config.start_as,
         record,
         on_disk,
-        place: config.arbiter().place().to_string(),
+        place,
         on_fenced: config.recovery.on_fenced,
         boot_lost_after_us: config.recovery.boot_lost_after_s().map(|s| s * 1_000_000),
         restart_on_reset: config.machine.on_reset == OnReset::Restart,
-        on_uplink_loss: config.machine.net.as_ref().map_or(OnUplinkLoss::Stay, |net| net.on_uplink_loss),
+        on_uplink_loss: config.machine.on_uplink_loss(),
         lease_us: us(r.lease_ms),
         failure_timeout_us,
         takeover_delay_us,

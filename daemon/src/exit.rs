@@ -93,6 +93,14 @@ mod tests {
     }
 
     #[test]
+    fn the_arbiters_unit_does_not_restart_over_a_damaged_store() {
+        let unit = include_str!("../../scripts/systemd/ftd-arbiter.service");
+        let codes =
+            format!("RestartPreventExitStatus={} {}\n", DaemonExit::Usage as u8, DaemonExit::Arbiter as u8);
+        assert!(unit.contains(&codes), "{codes}");
+    }
+
+    #[test]
     fn the_unit_and_its_template_differ_in_their_configuration_only() {
         fn settings(unit: &str) -> Vec<&str> {
             unit.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()

@@ -57,6 +57,7 @@ pub mod exit;
 pub mod host;
 pub mod keeper;
 pub mod limited;
+pub mod manual;
 pub mod nonce;
 pub mod observe;
 pub mod outlet;

@@ -1,7 +1,7 @@
 //! ftctl as a program: its output on each stream, and its exit codes.
 
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{CpuModel, EngineKind};
 use ftd::control::api::{ArbiterStatus, Failure, PeerStatus, Role, STATUS_SCHEMA, Start, State, Status};
 use ftd::control::server::{ConsoleAttachment, Controlled, Server};
 use ftd::disks::OnDifference;
@@ -92,7 +92,11 @@ impl Fixture {
             compression_ratio: 0.0,
             mode: Mode::Checkpoint,
             engine: EngineKind::Kvm,
+            cpu: CpuModel::Host,
             unknown_instructions: 0,
+            guest_panics: 0,
+            watchdog_firings: 0,
+            booted: None,
             replay: None,
             copy: None,
             disks: None,
@@ -109,6 +113,7 @@ impl Fixture {
             parts: ftd::observe::CheckpointParts::default(),
             take_over: None,
             rehearsal: None,
+            security: Default::default(),
             arbiter: ArbiterStatus {
                 place: "file /shared/web.cell".into(),
                 reachable: true,

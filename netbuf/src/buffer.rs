@@ -1,4 +1,6 @@
-//! The output-commit buffer: frames from the VM in, frames to the wire out, never before their release.
+//! The output-commit buffer: frames from the VM in, frames to its wires out, never before their release. A VM has a
+//! wire for each of its cards, and one order for all: a wire that takes no more stops the others as well, for as long
+//! as a release is patient.
 //!
 //! Two locks, always taken in this order: `wire` serialises the threads that empty the queue, for as long as that
 //! takes; `inner` guards the queue and the gate, for the time of a copy. A vCPU thread only ever takes `inner` (or
@@ -160,7 +162,7 @@ type Clock = Box<dyn Fn() -> BootTime + Send + Sync>;
 
 struct Shared {
     bounds: Bounds,
-    emit: Box<dyn Emit>,
+    wires: Vec<Box<dyn Emit>>,
     clock: Clock,
     /// Held by the thread that empties the queue; its content is the frame on its way.
     wire: Mutex<Vec<u8>>,
@@ -174,16 +176,16 @@ struct Shared {
 pub struct OutputBuffer(Arc<Shared>);
 
 impl OutputBuffer {
-    /// A muted buffer before `emit`. Bounds below their minimum are raised to it.
+    /// A muted buffer before these wires. Bounds below their minimum are raised to it.
     #[must_use]
-    pub fn new(emit: Box<dyn Emit>, bounds: Bounds) -> Self {
-        Self::with_clock(emit, bounds, BootTime::now)
+    pub fn new(wires: Vec<Box<dyn Emit>>, bounds: Bounds) -> Self {
+        Self::with_clock(wires, bounds, BootTime::now)
     }
 
     /// As [`Self::new`], with another clock than the host's for the terms of permits.
     #[must_use]
     pub fn with_clock(
-        emit: Box<dyn Emit>,
+        wires: Vec<Box<dyn Emit>>,
         bounds: Bounds,
         clock: impl Fn() -> BootTime + Send + Sync + 'static,
     ) -> Self {
@@ -209,7 +211,7 @@ impl OutputBuffer {
                 bytes: bounds.bytes.max(bounds.frame_bytes),
                 frame_bytes: bounds.frame_bytes,
             },
-            emit,
+            wires,
             clock: Box::new(clock),
             wire: Mutex::new(Vec::with_capacity(bounds.frame_bytes)),
             inner: Mutex::new(Inner { queue: FrameQueue::default(), stats, awaiting_room: None }),
@@ -218,10 +220,10 @@ impl OutputBuffer {
         }))
     }
 
-    /// Offers one frame. Called on a vCPU thread; does not wait for the wire.
+    /// Offers one frame for a wire, by its number. Called on a vCPU thread; does not wait for the wire.
     ///
     /// Passing: to the wire, behind whatever is still queued. Holding: into the open epoch. Muted: there is no room.
-    pub fn transmit(&self, frame: &[u8]) -> Transmitted {
+    pub fn transmit(&self, wire: u8, frame: &[u8]) -> Transmitted {
         let mut inner = self.0.inner.lock();
         if frame.len() > self.0.bounds.frame_bytes {
             inner.stats.oversized += 1;
@@ -233,13 +235,13 @@ impl OutputBuffer {
             return Transmitted::Full;
         }
         let passing = inner.stats.gate == Gate::Passing;
-        if passing && inner.queue.is_empty() && self.pass_directly(&mut inner, frame) {
+        if passing && inner.queue.is_empty() && self.pass_directly(&mut inner, wire, frame) {
             return Transmitted::Taken;
         }
         let mut opens_epoch = false;
         let outcome = if inner.has_room(frame.len(), self.0.bounds) {
             opens_epoch = !passing && inner.queue.is_open_empty();
-            inner.queue.push(frame, Instant::now());
+            inner.queue.push(wire, frame, Instant::now());
             Transmitted::Taken
         } else {
             // One episode, one count: a vCPU may offer the frame again before it is told of room.
@@ -342,13 +344,18 @@ impl OutputBuffer {
     }
 
     /// The frame goes to the wire now, or the wire is blocked (false).
-    fn pass_directly(&self, inner: &mut Inner, frame: &[u8]) -> bool {
-        match self.0.emit.emit(frame) {
+    fn pass_directly(&self, inner: &mut Inner, wire: u8, frame: &[u8]) -> bool {
+        match self.emit(wire, frame) {
             Err(error) if is_blocked(&error) => return false,
             Err(_) => inner.stats.emit_errors += 1,
             Ok(()) => inner.count_released(frame.len(), None),
         }
         true
+    }
+
+    /// Sends it. On a wire that is not there it is lost.
+    fn emit(&self, wire: u8, frame: &[u8]) -> io::Result<()> {
+        self.0.wires.get(usize::from(wire)).map_or(Ok(()), |wire| wire.emit(frame))
     }
 
     /// Tries once to empty what a blocked wire has left, unless somebody is at it already.
@@ -372,7 +379,7 @@ impl OutputBuffer {
         let mut released = Released::default();
         let mut blocked_since = None;
         loop {
-            {
+            let number = {
                 let inner = self.0.inner.lock();
                 let (wants_gate, wanted) = match leave {
                     Leave::Covered { epoch, .. } => (Gate::Holding, inner.queue.covered_through(epoch)),
@@ -387,15 +394,16 @@ impl OutputBuffer {
                     released.stopped = Some(Stopped::Gate);
                     return released;
                 }
-                inner.queue.copy_first(wire);
-            }
+                inner.queue.copy_first(wire)
+            };
+            let Some(number) = number else { return released };
             if let Leave::Covered { permit, .. } = leave
                 && (self.0.clock)() >= permit.valid_until
             {
                 released.stopped = Some(Stopped::Lapsed);
                 return released;
             }
-            let emitted = self.0.emit.emit(wire);
+            let emitted = self.emit(number, wire);
             if let Err(error) = &emitted
                 && is_blocked(error)
             {
@@ -404,7 +412,9 @@ impl OutputBuffer {
                     released.stopped = Some(Stopped::Blocked);
                     return released;
                 }
-                self.0.emit.wait_room(WIRE_WAIT);
+                if let Some(blocked) = self.0.wires.get(usize::from(number)) {
+                    blocked.wait_room(WIRE_WAIT);
+                }
                 continue;
             }
             blocked_since = None;

@@ -22,10 +22,10 @@
 //!
 //! let wire = Arc::new(Wire::default());
 //! let bounds = Bounds { frames: 16, bytes: 4096, frame_bytes: 1514 };
-//! let output = OutputBuffer::new(Box::new(Arc::clone(&wire)), bounds);
+//! let output = OutputBuffer::new(vec![Box::new(Arc::clone(&wire))], bounds);
 //!
 //! output.hold();
-//! assert_eq!(output.transmit(b"answer"), Transmitted::Taken);
+//! assert_eq!(output.transmit(0, b"answer"), Transmitted::Taken);
 //! output.close_epoch(1);
 //!
 //! // The ack came, but the permission that it gave is over.

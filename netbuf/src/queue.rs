@@ -8,6 +8,8 @@ use std::time::Instant;
 
 #[derive(Debug)]
 struct HeldFrame {
+    /// Which wire it leaves by.
+    wire: u8,
     len: usize,
     taken_at: Instant,
 }
@@ -54,10 +56,10 @@ impl FrameQueue {
             .map_or(self.frames.is_empty(), |mark| mark.end == self.first + self.frames.len() as u64)
     }
 
-    /// Appends a frame to the open epoch.
-    pub(crate) fn push(&mut self, frame: &[u8], taken_at: Instant) {
+    /// Appends a frame to the open epoch, for a wire.
+    pub(crate) fn push(&mut self, wire: u8, frame: &[u8], taken_at: Instant) {
         self.payload.extend(frame);
-        self.frames.push_back(HeldFrame { len: frame.len(), taken_at });
+        self.frames.push_back(HeldFrame { wire, len: frame.len(), taken_at });
     }
 
     /// Ends the open epoch: its frames are covered by checkpoint `epoch`. Epochs come in rising order; a number that
@@ -83,9 +85,10 @@ impl FrameQueue {
         self.closed.clear();
     }
 
-    /// Copies the oldest frame into `into` (replacing what is there); false if there is none.
-    pub(crate) fn copy_first(&self, into: &mut Vec<u8>) -> bool {
-        let Some(frame) = self.frames.front() else { return false };
+    /// Copies the oldest frame into `into` (replacing what is there), and says which wire it leaves by; none if there
+    /// is no frame.
+    pub(crate) fn copy_first(&self, into: &mut Vec<u8>) -> Option<u8> {
+        let frame = self.frames.front()?;
         into.clear();
         let (head, tail) = self.payload.as_slices();
         if frame.len <= head.len() {
@@ -94,7 +97,7 @@ impl FrameQueue {
             into.extend_from_slice(head);
             into.extend_from_slice(&tail[..frame.len - head.len()]);
         }
-        true
+        Some(frame.wire)
     }
 
     /// Removes the oldest frame and says when it was taken.

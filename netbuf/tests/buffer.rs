@@ -45,7 +45,7 @@ const ROOMY: Bounds = Bounds { frames: 1 << 20, bytes: 1 << 30, frame_bytes: FRA
 
 fn buffer(bounds: Bounds) -> (OutputBuffer, Arc<Wire>) {
     let wire = Arc::new(Wire::default());
-    (OutputBuffer::new(Box::new(wire.clone()), bounds), wire)
+    (OutputBuffer::new(vec![Box::new(wire.clone())], bounds), wire)
 }
 
 fn long_permit() -> Permit {
@@ -53,7 +53,7 @@ fn long_permit() -> Permit {
 }
 
 fn take(out: &OutputBuffer, frame: &[u8]) {
-    assert_eq!(out.transmit(frame), Transmitted::Taken);
+    assert_eq!(out.transmit(0, frame), Transmitted::Taken);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn the_first_held_frame_of_each_epoch_is_told() {
 fn a_new_buffer_is_muted_and_lets_nothing_out() {
     let (out, wire) = buffer(ROOMY);
     assert_eq!(out.stats().gate, Gate::Muted);
-    assert_eq!(out.transmit(b"a"), Transmitted::Full);
+    assert_eq!(out.transmit(0, b"a"), Transmitted::Full);
     assert_eq!(out.stats().muted_offers, 1);
     assert_eq!(out.release_through(9, long_permit()).frames, 0);
     assert!(wire.sent.lock().is_empty());
@@ -218,7 +218,7 @@ fn a_fence_discards_what_is_held_and_silences_what_follows() {
     take(&out, b"a");
     out.close_epoch(1);
     out.mute();
-    assert_eq!(out.transmit(b"b"), Transmitted::Full);
+    assert_eq!(out.transmit(0, b"b"), Transmitted::Full);
     assert_eq!(out.release_through(1, long_permit()).frames, 0);
     assert_eq!(out.stats().discarded, 1);
     let _ = out.pass();
@@ -241,8 +241,8 @@ fn room_is_told_once_for_each_time_the_buffer_was_full() {
     out.close_epoch(1);
     take(&out, b"b");
     out.close_epoch(2);
-    assert_eq!(out.transmit(b"c"), Transmitted::Full);
-    assert_eq!(out.transmit(b"c"), Transmitted::Full);
+    assert_eq!(out.transmit(0, b"c"), Transmitted::Full);
+    assert_eq!(out.transmit(0, b"c"), Transmitted::Full);
     assert_eq!((told.load(Ordering::SeqCst), out.stats().full_events), (0, 1));
     let _ = out.release_through(1, long_permit());
     assert_eq!(told.load(Ordering::SeqCst), 1);
@@ -270,7 +270,7 @@ fn the_wire_refusing_a_frame_is_counted_and_does_not_stop_the_rest() {
             Err(io::Error::from_raw_os_error(libc::EIO))
         }
     }
-    let out = OutputBuffer::new(Box::new(Broken), ROOMY);
+    let out = OutputBuffer::new(vec![Box::new(Broken)], ROOMY);
     out.hold();
     take(&out, b"a");
     take(&out, b"b");
@@ -289,7 +289,7 @@ fn concurrent_transmit_release_and_pass_keep_order_and_lose_nothing() {
         let out = out.clone();
         move || {
             for number in 0..FRAMES {
-                while out.transmit(&number.to_le_bytes()) == Transmitted::Full {
+                while out.transmit(0, &number.to_le_bytes()) == Transmitted::Full {
                     std::thread::yield_now();
                 }
             }
@@ -322,7 +322,7 @@ fn nothing_leaves_after_mute_has_returned() {
         let vcpu = std::thread::spawn({
             let (out, started) = (out.clone(), started.clone());
             move || {
-                while out.transmit(b"x") == Transmitted::Taken {
+                while out.transmit(0, b"x") == Transmitted::Taken {
                     started.fetch_add(1, Ordering::SeqCst);
                 }
             }
@@ -408,7 +408,7 @@ proptest! {
                     number += 1;
                     let mut frame = number.to_le_bytes().to_vec();
                     frame.resize(4 + usize::from(size) * 200, size);
-                    prop_assert_eq!(out.transmit(&frame), model.transmit(frame));
+                    prop_assert_eq!(out.transmit(0, &frame), model.transmit(frame));
                 }
                 Op::Close => {
                     epoch += 1;

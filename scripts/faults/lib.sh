@@ -54,15 +54,18 @@ faults_usage() {
     cat <<EOF
 scripts/faults/$fault_name: ${fault_about:-}
 
-usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] [--engine E] [--keep] ${fault_options:-}
+usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] [--engine E] [--arbiter A] [--keep]
+       ${fault_options:-}
 
   --count N     trials (default 10)
   --seed S      seed of the first trial (default 1); trial i has seed S+i-1; to repeat one trial, use
                 --count 1 --seed ITS-SEED
-  --guest G     the guest in the VM: builtin, linux (a small kernel) or debian (Debian's own);
-                default ${FT_GUEST:-builtin}
+  --guest G     the guest in the VM: builtin, linux (a small kernel), debian (Debian's own), or debian-disk (a whole
+                Debian on its disk; its client is PostgreSQL's); default ${FT_GUEST:-builtin}
   --mode M      the way of protection: checkpoint or replay; default ${FT_MODE:-checkpoint}
   --engine E    the engine that executes it: kvm (default) or soft; replay mode is always on soft
+  --arbiter A   the pair's arbiter: file (shared storage), service (ftd arbiter on a machine of its own), or etcd (one
+                member there); default $FT_ARBITER
   --keep        keep the run's directory even when all is well
 ${fault_options_help:-}
 One line a trial and a total on stdout. Exit status: 0 no violation, 1 violations (the run's directory is kept and
@@ -103,6 +106,7 @@ run_trials() {
         --guest) export FT_GUEST=${2:?} && shift 2 ;;
         --mode) export FT_MODE=${2:?} && shift 2 ;;
         --engine) export FT_ENGINE=${2:?} && shift 2 ;;
+        --arbiter) export FT_ARBITER=${2:?} && shift 2 ;;
         --keep) keep_run_dir=1 && shift ;;
         -h | --help) faults_usage && exit 0 ;;
         *)
@@ -113,9 +117,12 @@ run_trials() {
         esac
     done
     [[ -z ${fault_guest:-} ]] || export FT_GUEST=$fault_guest
+    # It boots for minutes, and for more beside other work.
+    [[ ${FT_GUEST:-} != debian-disk ]] || faults_patience_s=${FT_PATIENCE_S:-1200}
     [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ && ${FT_MODE:-replay} =~ ^(checkpoint|replay)$ &&
-        ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ ]] || { faults_usage >&2 && exit 2; }
+        ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ && $FT_ARBITER =~ ^(file|service|etcd)$ ]] || { faults_usage >&2 && exit 2; }
     setup_need network
+    [[ $FT_ARBITER != etcd ]] || setup_need etcd
     local missing
     net_preflight ||
         { say_error "SKIPPED $fault_name: this needs root, network namespaces and /dev/net/tun" && exit 77; }
@@ -207,7 +214,7 @@ save_logs() {
         cp "$run_dir/$host/ftd.log" "$trial_dir/$host-ftd.log" 2>/dev/null || true
         host_status "$host" . >"$trial_dir/$host-status.json" 2>/dev/null || true
     done
-    cp -r "$pair_cell" "$trial_dir/cell" 2>/dev/null || true
+    arbiter_save "$trial_dir"
 }
 
 # watch_start: the capture, the cell's history and the client are running, the client with its first answers.
@@ -215,20 +222,16 @@ watch_start() {
     local name=${trial_dir##*/}
     spawn "$name/wire" ip netns exec "$(net_ns w)" "$FTD_BIN_DIR/ft-wire" capture --mac "$pair_mac" \
         --port "${pair_node[a]}=to-a" --port "${pair_node[b]}=to-b" --out "$trial_dir/capture.json"
-    spawn "$name/owners" "$FTD_BIN_DIR/ft-wire" watch-cell --cell "$pair_cell" --out "$trial_dir/owners.jsonl"
+    arbiter_watch "$name/owners" "$pair_vm" "$trial_dir/owners.jsonl"
     wait_until "$faults_patience_s" grep -qs ready "$trial_dir/wire.log" || return 1
     wait_until "$faults_patience_s" grep -qs ready "$trial_dir/owners.log" || return 1
     # A kernel that boots is protected before its service is up.
     wait_until "$faults_patience_s" service_answers || return 1
-    spawn "$name/client" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" --json --progress \
-        --timeout-s 120 --addr "$net_vm_address:$pair_client_port" --stop-file "$trial_dir/client.stop"
+    pair_start_client "$name/client" "$trial_dir/client.stop" --timeout-s 120
     wait_until "$faults_patience_s" client_has_answers 20
 }
 
-service_answers() {
-    in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s 2 --addr "$net_vm_address:$pair_client_port" PING \
-        >>"$trial_dir/calls.log" 2>&1
-}
+service_answers() { pair_service_answers 2 >>"$trial_dir/calls.log" 2>&1; }
 
 # client_has_answers N: it had at least that many.
 client_has_answers() {
@@ -251,6 +254,8 @@ watch_end() {
         { violation "trouble: ft-client did not end" && end_spawned "$name/client" KILL; }
     end_spawned "$name/wire"
     end_spawned "$name/owners"
+    [[ $(spawned_exit "$name/owners") == 0 ]] || violation "trouble: the cell's history is not whole: $(tail -n 1 \
+        "$trial_dir/owners.log")"
 }
 
 judge() {

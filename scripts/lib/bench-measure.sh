@@ -15,13 +15,13 @@ bench_begin() {
     bench_quick=$1 bench_emulations=3 bench_golive_kills=20
     bench_disk_ms=5000 bench_disk_mib=1024 bench_journal_mib=256 bench_disk_depths=(1 8)
     bench_return_gib=${bench_return_gib:-1} bench_return_s=$((bench_ready_s + 20 * ${bench_return_gib:-1}))
-    bench_return_parts=(0 1 10 100) bench_net_ms=10000
+    bench_return_parts=(0 1 10 100) bench_net_ms=3000 bench_net_rounds=5
     if [[ $1 == 1 ]]; then
         bench_page_ms=400 bench_epoch_s=3 bench_traffic_s=3 bench_kills=5 bench_rounds=3
         bench_spin_ms=1000 bench_codec_ms=300
         bench_emulations=1 bench_golive_kills=5
         bench_disk_ms=500 bench_disk_mib=64 bench_journal_mib=64 bench_disk_depths=(8)
-        bench_return_parts=(0 10) bench_net_ms=1000
+        bench_return_parts=(0 10) bench_net_ms=1000 bench_net_rounds=1
     fi
     # What else the machine does, before anything is measured: it takes its part of every figure.
     bench_ticks && sleep 1

@@ -56,35 +56,47 @@ bench_net_qemu() {
 
 bench_net() {
     local FT_GUEST=linux FT_LINUX_DIR='' FT_MODE=checkpoint FT_ENGINE=${FT_ENGINE:-} FT_EPOCH_MS=5
-    local FT_REPLICATION=$bench_patient lacks bench_net_beside='' bench_net_missing=''
+    local FT_REPLICATION=$bench_patient lacks bench_net_beside='' bench_net_missing='' round
     FT_ENGINE=$(bench_linux_engine)
     bench_title "A guest's network card, on $FT_ENGINE: unprotected, protected, and on QEMU"
     lacks=$(pair_can_run) || { say_error "SKIPPED bench, net: $lacks" && return 0; }
     say_passing 'the Linux guest: building, if it is not there'
     FT_LINUX_DIR=$("$FTD_ROOT/scripts/guest/build" 2>"$run_dir/guest.log") ||
         { say_error "SKIPPED bench, net: no guest: $(tail -n 1 "$run_dir/guest.log")" && return 0; }
-    bench_net_boot
-    bench_net_on unprotected
-    bench_net_protected checkpoint
-    if [[ $FT_ENGINE == soft ]]; then
-        FT_MODE=replay
+    # In turn: what else the machine does falls on all alike.
+    for ((round = 1; round <= bench_net_rounds; round++)); do
+        FT_MODE=checkpoint
         bench_net_boot
-        bench_net_protected replay
-    fi
-    bench_net_qemu
+        bench_net_on unprotected
+        bench_net_protected checkpoint
+        if [[ $FT_ENGINE == soft ]]; then
+            FT_MODE=replay
+            bench_net_boot
+            bench_net_protected replay
+        fi
+        bench_net_qemu
+    done
     jq -nc --arg engine "$FT_ENGINE" --arg beside "$bench_net_beside" --arg missing "$bench_net_missing" \
-        --argjson ms "$bench_net_ms" '
+        --argjson ms "$bench_net_ms" --argjson rounds "$bench_net_rounds" '
         def there: select(. != "") // null;
-        {$engine, qemu: ($beside | there), qemu_missing: ($missing | there), $ms, epoch_ms: 5}' | bench_add net-setup
-    jq -sc '[.[] | select(.section == "net-way") | del(.section, .load_average)] | group_by(.way)[]
-        | {way: .[0].way} + (map({key: .on, value: del(.on, .way)}) | from_entries)' "$bench_results" | bench_add net
+        {$engine, qemu: ($beside | there), qemu_missing: ($missing | there), $rounds, $ms, epoch_ms: 5}' |
+        bench_add net-setup
+    # Of each figure the median of the rounds.
+    jq -sc '
+        def median: sort | .[length / 2 | floor];
+        def turns: map(.turn_us | select(.)) | select(length > 0)
+            | {turn_us: {p50: map(.p50) | median, p99: map(.p99) | median}};
+        [.[] | select(.section == "net-way")] | group_by(.way)[]
+        | {way: .[0].way} + (group_by(.on) | map({key: .[0].on,
+            value: ({mib_per_s: map(.mib_per_s) | median, rounds: length} + ([turns][0] // {}))}) | from_entries)
+        ' "$bench_results" | bench_add net
     bench_table net 'TCP over one connection|QEMU|unprotected|protected|protected, replay mode' '
         def name: {in: "into the guest, MiB/s", out: "out of the guest, MiB/s",
                    turn: "a byte and its answer, p50 / p99 us"}[.];
         def cell: if . == null then "-" elif .turn_us then (.turn_us | spread) else .mib_per_s | n(1) end;
         [(.way | name), (.qemu, .unprotected, .checkpoint, .replay | cell)]'
-    say "by the client's clock, $((bench_net_ms / 1000)) s each, on one bridge; both hosts and the client share this" \
-        "machine's processors. Engine: $FT_ENGINE."
+    say "by the client's clock, the median of $bench_net_rounds rounds of $((bench_net_ms / 1000)) s, on one bridge;" \
+        "both hosts and the client share this machine's processors. Engine: $FT_ENGINE."
     say 'Protected: epochs of 5 ms; what leaves the guest waits for its checkpoint.'
     if [[ -n $bench_net_beside ]]; then
         say "Beside: $bench_net_beside, the same guest on the same bridge."

@@ -12,7 +12,7 @@ bench_write_readme() {
     local figures=$1 readme=$2
     if ! bench_readme_replace main "$figures" <"$readme" | bench_readme_replace soft "$figures" |
         bench_readme_replace replay "$figures" | bench_readme_replace disk "$figures" |
-        bench_readme_replace return "$figures" >"$readme.new"; then
+        bench_readme_replace return "$figures" | bench_readme_replace net "$figures" >"$readme.new"; then
         rm "$readme.new"
         die "$readme stays as it was"
     fi

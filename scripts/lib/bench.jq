@@ -109,6 +109,19 @@ def return_about:
     ", on \(if .return.engine == "kvm" then "KVM" else "the software engine" end), with a sparse disk of "
     + "\(.return.image_gib) GiB on \(.return.file_system) and \(.return.memory_mib) MiB of memory,";
 
+# What a guest's network card carries.
+def net_cell: if . == null then "-" elif .turn_us then .turn_us | "\(.p50 | ms | fine) / \(.p99 | ms | fine) ms"
+    else "\(.mib_per_s | digits) MiB/s" end;
+def net_table:
+    {in: "bulk into the guest", out: "bulk out of the guest", turn: "a byte and its answer, p50 / p99"} as $names
+    | .net.measured[] | "| \($names[.way]) | "
+        + ([.qemu, .unprotected, .checkpoint, .replay] | map(net_cell) | join(" | ")) + " |";
+def net_about:
+    ", on \(if .net.engine == "kvm" then "KVM" else "the software engine" end),"
+    + (if .net.qemu then " beside \(.net.qemu), the same guest on the same bridge," else "" end)
+    + " in turn, the medians of \(.net.rounds) rounds of \(.net.ms / 1000) s, epochs of \(.net.epoch_ms) ms,";
+def net_missing: select(.net.qemu == null) | "**Not measured beside QEMU**: \(.net.qemu_missing).", "";
+
 # A text as lines of at most so many columns.
 def wrap($columns):
     reduce splits(" ") as $word ([""];
@@ -137,7 +150,8 @@ def needed: {
         "replay_lag_ms_p50", "replay_golive_ms_p50", "replay_golive_ms_p99", "replay_slowdown_pct",
         "replay_slowdown_cpu_pct"],
     disk: ["disk"],
-    return: ["return"]
+    return: ["return"],
+    net: ["net"]
 };
 
 # The lines that stand between the README's marks of that name, or nothing if what they need was not measured.
@@ -157,6 +171,10 @@ def readme($name):
         row("extents changed"; "until protected | of that until the copy begins";
             "on the wire | of disks compared | of disks sent"),
         "|---|---|---|---|---|---|", return_table
+    elif $name == "net" then
+        measured_on(net_about), "", net_missing,
+        "| one TCP connection | QEMU | unprotected | protected | protected, replay mode |",
+        "|---|---|---|---|---|", net_table
     else
         measured_on(""), "", row("replay mode"; "measured"; "aim"), "|---|---|---|", replay_table
     end;

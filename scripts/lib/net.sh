@@ -8,7 +8,11 @@
 #                                  │
 #                     client c    eth0 10.77.0.100/24                      the VM is 10.77.0.2
 #
-# The replication link is a cable of its own, so it can be cut while the client's side goes on.
+# The replication link is a cable of its own, so it can be cut while the client's side goes on. An arbiter that is no
+# directory (FT_ARBITER) has a machine of its own, with a cable to each host:
+#
+#   host a   arb 10.79.0.1 ══ to-a ── lan ── to-b ══ 10.79.0.2 arb   host b
+#                                     s 10.79.0.3                    and t, another machine of the same address
 [[ -z ${net_sourced:-} ]] || return 0
 net_sourced=1
 source "${BASH_SOURCE[0]%/*}/cleanup.sh"
@@ -17,8 +21,10 @@ net_prefix=ft$$
 net_vm_address=10.77.0.2
 net_client_address=10.77.0.100
 declare -A net_repl_address=([a]=10.78.0.1 [b]=10.78.0.2)
+net_arbiter_address=10.79.0.3
+declare -A net_arb_address=([a]=10.79.0.1 [b]=10.79.0.2)
 
-# net_ns PLACE: the namespace's name; PLACE is a, b, c or w.
+# net_ns PLACE: the namespace's name; PLACE is a, b, c, w, s or t.
 net_ns() { echo "$net_prefix-$1"; }
 
 # in_ns PLACE COMMAND ARGUMENT...: runs it there, in a mount namespace of its own (ip-netns(8)).
@@ -43,14 +49,20 @@ net_preflight() {
     fi
 }
 
+# net_place PLACE...: makes them.
+net_place() {
+    local place
+    for place in "$@"; do
+        ip netns add "$(net_ns "$place")"
+        in_ns "$place" sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+        ip -n "$(net_ns "$place")" link set dev lo up
+    done
+}
+
 net_up() {
     local place host
     on_exit net_down
-    for place in a b c w; do
-        ip netns add "$(net_ns $place)"
-        in_ns $place sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
-        ip -n "$(net_ns $place)" link set dev lo up
-    done
+    net_place a b c w
     for place in w a b; do
         ip -n "$(net_ns $place)" link add name lan type bridge stp_state 0 forward_delay 0 mcast_snooping 0
         ip -n "$(net_ns $place)" link set dev lan up
@@ -71,12 +83,41 @@ net_up() {
     ip -n "$(net_ns w)" link set dev to-c master lan up
     ip -n "$(net_ns c)" address add "$net_client_address/24" dev eth0
     ip -n "$(net_ns c)" link set dev eth0 up
+    [[ ${FT_ARBITER:-file} == file ]] || net_up_arbiter
+}
+
+# The machines of an arbiter, and the cables to the first of them.
+net_up_arbiter() {
+    local host
+    net_place s t
+    ip -n "$(net_ns s)" link add name lan type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+    ip -n "$(net_ns s)" address add "$net_arbiter_address/24" dev lan
+    ip -n "$(net_ns s)" link set dev lan up
+    for host in a b; do
+        ip link add name arb netns "$(net_ns $host)" type veth peer name to-$host netns "$(net_ns s)"
+        ip -n "$(net_ns s)" link set dev to-$host master lan up
+        ip -n "$(net_ns $host)" address add "${net_arb_address[$host]}/24" dev arb
+        ip -n "$(net_ns $host)" link set dev arb up
+    done
+}
+
+# net_mislead HOST: its cable to the arbiter leads to the other machine; net_lead_back ends it.
+net_mislead() {
+    ip -n "$(net_ns s)" link set dev "to-$1" netns "$(net_ns t)"
+    ip -n "$(net_ns t)" address add "$net_arbiter_address/24" dev "to-$1"
+    ip -n "$(net_ns t)" link set dev "to-$1" up
+    ip -n "$(net_ns "$1")" neigh flush dev arb
+}
+net_lead_back() {
+    ip -n "$(net_ns t)" link set dev "to-$1" netns "$(net_ns s)"
+    ip -n "$(net_ns s)" link set dev "to-$1" master lan up
+    ip -n "$(net_ns "$1")" neigh flush dev arb
 }
 
 # Removes the namespaces, and with them everything in them; may be called at any time, any number of times.
 net_down() {
     local place
-    for place in a b c w; do
+    for place in a b c w s t; do
         [[ ! -e /run/netns/$(net_ns $place) ]] || ip netns del "$(net_ns $place)"
     done
 }
@@ -126,13 +167,15 @@ heal_replication() {
     ip -n "$(net_ns a)" link set dev repl up
 }
 
-# lose_host HOST: nothing gets through on either of its links, and neither loses its carrier: to all others it is as if
+# lose_host HOST: nothing gets through on any of its links, and none loses its carrier: to all others it is as if
 # the host had stopped. find_host ends it.
 lose_host() {
     ip -n "$(net_ns w)" link set dev "to-$1" nomaster
     net_drop "$1" repl
+    net_drop "$1" arb
 }
 find_host() {
+    net_undrop "$1" arb
     net_undrop "$1" repl
     ip -n "$(net_ns w)" link set dev "to-$1" master lan
 }

@@ -5,31 +5,33 @@
 # bind mount: so one host can lose the shared storage while the other keeps it.
 #
 # Settings, from the environment of the script:
-#   FT_GUEST builtin|linux|debian|linux-disk|linux-load, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
+#   FT_GUEST builtin|linux|debian|linux-disk|linux-load|debian-disk, FT_MEMORY_MIB, FT_VCPUS, FT_EPOCH_MS,
 #   FT_CHECK_MIB (a Linux guest checks itself and so much memory, scripts/guest/check),
 #   FT_BUS (where a Linux guest finds its devices, if not at ftd's default),
 #   FT_LEDGER slots|tree|wal|rollback (how the guest linux-disk keeps its entries), FT_DISK_MIB,
-#   FT_DISK (further lines for the configuration's [[machine.disk]]), FT_BASE (not empty: linux-disk's disks lie over
-#   one base),
+#   FT_DISK (further lines for the configuration's [[machine.disk]]), FT_BASE (not empty: the disks of linux-disk
+#   and of debian-disk lie over one base),
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
+#   FT_SECURITY tls|none (security.sh),
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication]),
-#   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does)
+#   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does),
+#   FT_ARBITER file|service|etcd (arbiter.sh)
 [[ -z ${pair_sourced:-} ]] || return 0
 pair_sourced=1
 source "${BASH_SOURCE[0]%/*}/net.sh"
+source "${BASH_SOURCE[0]%/*}/arbiter.sh"
+source "${BASH_SOURCE[0]%/*}/security.sh"
 : "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../.." && pwd)}"
 
 pair_vm=web
 pair_mac=52:54:00:77:00:02
 declare -A pair_node=([a]=alpha [b]=beta)
 declare -A pair_peer=([a]=b [b]=a)
-# What a host mounts as the shared storage, if another directory than its peer does.
-declare -A pair_storage=()
 pair_port=7400
-pair_client_port=7777
+pair_client_port=7777 pair_bank_port=5432
 # Exit codes of ftd (its --help): cannot pair with the peer, lost the arbitration.
 pair_exit_peer=13 pair_exit_fenced=20
 
@@ -64,19 +66,24 @@ addresses = ["$net_vm_address"]
 [replication]
 mode = "${FT_MODE:-checkpoint}"
 ${FT_LISTEN:+listen = \"$FT_LISTEN\"}
+$(security_lines)
 epoch_ms = ${FT_EPOCH_MS:-5}
 ${FT_FAILURE_TIMEOUT_MS:+failure_timeout_ms = $FT_FAILURE_TIMEOUT_MS}
 ${FT_REPLICATION:-}
 
-[arbiter]
-kind = "file"
-path = "$dir/arbiter/shared/$pair_vm.cell"
+$(arbiter_config "$host" "$pair_vm")
+
+$(security_table "${pair_node[$host]}")
 EOF
 }
 
 # Debian's kernel is not at ease in 64 MiB.
 pair_memory_mib() {
-    if [[ -z ${FT_MEMORY_MIB:-} && ${FT_GUEST:-} == debian ]]; then echo 256; else echo "${FT_MEMORY_MIB:-64}"; fi
+    case ${FT_GUEST:-} in
+    debian) echo "${FT_MEMORY_MIB:-256}" ;;
+    debian-disk) echo "${FT_MEMORY_MIB:-384}" ;;
+    *) echo "${FT_MEMORY_MIB:-64}" ;;
+    esac
 }
 
 # pair_engine: what executes the VM.
@@ -106,6 +113,7 @@ pair_linux_kernel() {
     case $FT_GUEST in
     debian) echo debian ;;
     linux-disk | linux-load) echo disk ;;
+    debian-disk) echo debian-image ;;
     *) echo small ;;
     esac
 }
@@ -126,6 +134,8 @@ pair_guest_config() {
         echo "cmdline = \"$(pair_linux_cmdline)\""
         [[ -z ${FT_BUS:-} ]] || echo "bus = \"$FT_BUS\""
         ;;
+    # All that it boots is on its disk.
+    debian-disk) echo 'guest = "image"' ;;
     *) die "unknown guest \`$FT_GUEST\`" ;;
     esac
 }
@@ -141,11 +151,39 @@ pair_linux_cmdline() {
     printf '%s%s' "$(tr '\n' ' ' <"$FT_LINUX_DIR/cmdline")" "$words"
 }
 
+# pair_service_answers SECONDS: what a client talks to in the VM is there.
+pair_service_answers() {
+    case ${FT_GUEST:-} in
+    debian-disk) in_ns c "$FTD_BIN_DIR/ft-bank" call --timeout-s "$1" --addr "$net_vm_address:$pair_bank_port" ;;
+    *) in_ns c "$FTD_BIN_DIR/ft-client" call --timeout-s "$1" --addr "$net_vm_address:$pair_client_port" PING ;;
+    esac
+}
+
+# pair_start_client NAME STOP_FILE [ARGUMENT...]: spawns the client that checks each answer, over one connection, until
+# that file is there. Each line of its log is an object, the last one sums up.
+pair_start_client() {
+    local name=$1 stop_file=$2
+    shift 2
+    local -a client=("$FTD_BIN_DIR/ft-client" --json --progress --addr "$net_vm_address:$pair_client_port")
+    # What was acknowledged belongs to the images, which a new pair makes anew.
+    [[ ${FT_GUEST:-} != debian-disk ]] || client=("$FTD_BIN_DIR/ft-bank" run --json
+        --addr "$net_vm_address:$pair_bank_port" --acked "$run_dir/a/bank.acked")
+    spawn "$name" ip netns exec "$(net_ns c)" "${client[@]}" --stop-file "$stop_file" "$@"
+}
+
+# pair_base: what the images of both hosts lie over, with FT_BASE: a whole Debian lies over the one that was made once.
+pair_base() {
+    case ${FT_GUEST:-} in
+    debian-disk) echo "$FT_LINUX_DIR/disk.img" ;;
+    *) echo "$run_dir/base.img" ;;
+    esac
+}
+
 # A writable one; both hosts begin with the same image.
 pair_disk_config() {
-    [[ ${FT_GUEST:-} =~ ^linux-(disk|load)$ ]] || return 0
+    [[ ${FT_GUEST:-} =~ -(disk|load)$ ]] || return 0
     local disk=${FT_DISK:-}
-    [[ ! ${FT_BASE:-} ]] || disk+=$'\n'"base = \"$run_dir/base.img\""
+    [[ ! ${FT_BASE:-} ]] || disk+=$'\n'"base = \"$(pair_base)\""
     printf '\n[[machine.disk]]\nimage = "%s"\nread_only = false\n%s\n' "$run_dir/$1/disk.img" "$disk"
 }
 
@@ -153,15 +191,17 @@ pair_disk_config() {
 pair_prepare() {
     local host
     pair_find_guest
-    rm -rf --one-file-system -- "$run_dir/arbiter" "$run_dir/a" "$run_dir/b" "$run_dir/base.img"
-    mkdir -p "$run_dir/arbiter/shared"
+    rm -rf --one-file-system -- "$run_dir/a" "$run_dir/b" "$run_dir/base.img"
     pair_cell=$run_dir/arbiter/shared/$pair_vm.cell
+    security_keys "${pair_node[@]}"
+    arbiter_prepare
     for host in a b; do
         mkdir -p "$run_dir/$host"/{state,arbiter}
         case ${FT_GUEST:-} in
         linux-disk)
             [[ ${FT_BASE:-} ]] || "$FTD_ROOT/scripts/guest/disk" "$run_dir/$host/disk.img" "${FT_DISK_MIB:-64}"
             ;;
+        debian-disk) [[ ${FT_BASE:-} ]] || cp --sparse=always "$FT_LINUX_DIR/disk.img" "$run_dir/$host/disk.img" ;;
         # Its guest wants no file system.
         linux-load) truncate -s "${FT_DISK_MIB:-64}M" "$run_dir/$host/disk.img" ;;
         esac
@@ -174,7 +214,7 @@ pair_prepare() {
 # pair_overlays: the image of each host lies over one base.
 pair_overlays() {
     local host
-    "$FTD_ROOT/scripts/guest/disk" "$run_dir/base.img" "${FT_DISK_MIB:-64}"
+    [[ ${FT_GUEST:-} != linux-disk ]] || "$FTD_ROOT/scripts/guest/disk" "$(pair_base)" "${FT_DISK_MIB:-64}"
     for host in a b; do
         "$FTD_BIN_DIR/ftd" disk create-overlay --config "$run_dir/$host/ftd.toml" >>"$run_dir/$host/overlay.log"
     done
@@ -198,7 +238,7 @@ host_start() {
     # shellcheck disable=SC2016 # The inner shell expands its own arguments.
     spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
         bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
-        "${pair_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
+        "${arbiter_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
         "${with[@]}" "${host_build[$host]:-$FTD_BIN_DIR/ftd}" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
@@ -283,8 +323,8 @@ pair_up() {
 pair_heal() {
     local host
     heal_replication
+    arbiter_heal
     for host in a b; do
-        arbiter_return "$host"
         host_thaw "$host" || true
     done
     wait_until "${1:-300}" pair_is_healed || { pair_explain; return 1; }
@@ -322,54 +362,4 @@ pair_explain() {
         fi
         tail -n 3 "$run_dir/$host/ftd.log" 2>/dev/null | sed 's/^/    /' >&2
     done
-}
-
-# arbiter_hang: whoever reads the cell from now on, on either host, waits: its newest generation is a pipe that a
-# process holds and nobody fills. arbiter_unhang lets them go, and leaves the cell as it was.
-arbiter_hang() {
-    arbiter_pipe=$pair_cell/00000000000099999999
-    mkfifo "$arbiter_pipe"
-    # shellcheck disable=SC2016 # The inner shell expands its own arguments.
-    spawn arbiter-pipe bash -c 'exec sleep infinity <>"$1"' _ "$arbiter_pipe"
-}
-arbiter_unhang() {
-    [[ -n ${arbiter_pipe:-} ]] || return 0
-    rm -f -- "$arbiter_pipe"
-    end_spawned arbiter-pipe KILL
-    arbiter_pipe=
-    rm -rf -- "$pair_cell.old"
-}
-
-# After arbiter_hang: other storage with the same content is in the place of the one that hangs. The calls that hang
-# return only after arbiter_unhang.
-arbiter_replace() {
-    local file
-    rm -rf -- "$pair_cell.old" "$pair_cell.new"
-    mkdir "$pair_cell.new"
-    for file in "$pair_cell"/*; do
-        [[ ! -f $file ]] || cp -p -- "$file" "$pair_cell.new/"
-    done
-    mv -- "$pair_cell" "$pair_cell.old"
-    mv -- "$pair_cell.new" "$pair_cell"
-    arbiter_pipe=$pair_cell.old/${arbiter_pipe##*/}
-}
-
-# arbiter_lose HOST: the shared storage goes away for this host; its path ends in an empty read-only directory, as when
-# a mount was lost. arbiter_return brings it back.
-arbiter_lose() {
-    nsenter --mount --target "$(spawned_pid "$1/ftd")" mount -t tmpfs -o ro,size=4k lost "$run_dir/$1/arbiter"
-}
-arbiter_return() {
-    local mounted
-    host_is_up "$1" || return 0
-    # A daemon that ends at this moment has nothing to be brought back to.
-    mounted=$(nsenter --mount --target "$(spawned_pid "$1/ftd")" \
-        findmnt -n -o SOURCE --mountpoint "$run_dir/$1/arbiter" \
-        2>/dev/null | tail -n 1) || return 0
-    [[ $mounted != lost ]] || arbiter_unmount "$1"
-}
-
-# arbiter_unmount HOST: what was mounted over the shared storage goes, as soon as the daemon does not ask it.
-arbiter_unmount() {
-    wait_until 10 nsenter --mount --target "$(spawned_pid "$1/ftd")" umount "$run_dir/$1/arbiter" 2>/dev/null
 }

@@ -9,6 +9,8 @@ source "${BASH_SOURCE[0]%/*}/cleanup.sh"
 setup_packages_for() {
     case $1 in
     build) echo libclang-dev pkg-config gcc libc6-dev ;;
+    # libFuzzer is C++; file systems to begin with.
+    fuzz) echo g++ e2fsprogs ;;
     # The library that makes system calls fail (faults/shim).
     shim) echo gcc libc6-dev ;;
     network) echo iproute2 nftables procps bsdextrautils jq ;;
@@ -21,12 +23,19 @@ setup_packages_for() {
     # The file system of its disk, and what reads both.
     disk-guest) echo sqlite3 e2fsprogs ;;
     # What tests look at their subject with.
-    tests) echo acpica-tools ;;
+    tests) echo acpica-tools man-db mandoc ;;
+    # The Debian package, and what judges it.
+    package) echo debhelper ;;
+    lintian) echo lintian ;;
     # To compare the software engine with.
     qemu) echo qemu-system-x86 ;;
+    # A real one, for the arbiter's tests, and what looks after it.
+    etcd) echo etcd-server etcd-client ;;
     systemd) echo systemd-container debootstrap ;;
     # A bare Debian tree.
     tree) echo debootstrap ;;
+    # A whole Debian on a disk image, and its login.
+    debian-image) echo mmdebstrap e2fsprogs fdisk openssh-client ;;
     # A machine in QEMU, and its root disk (scripts/hwkvm).
     hwkvm) echo qemu-system-x86 e2fsprogs cpio busybox-static ;;
     # To check the scripts.
@@ -36,7 +45,10 @@ setup_packages_for() {
 }
 
 # All that setup_need knows.
-setup_needs=(build shim network linux-guest ledger disk-guest tests qemu systemd tree hwkvm scripts)
+setup_needs=(
+    build fuzz shim network linux-guest ledger disk-guest debian-image tests etcd qemu systemd tree hwkvm scripts
+    package lintian
+)
 
 # setup_need NEED...: of setup_needs.
 setup_need() {
@@ -57,14 +69,23 @@ setup_need() {
     on_exit rm -f "$log"
     if ! {
         setup_refresh
-        setup_as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-            -o DPkg::Lock::Timeout=300 "${missing[@]}"
+        setup_as_root bash -c "$(declare -f setup_install)"' && setup_install "$@"' bash "${missing[@]}"
     } >"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" >&2
         rm -f "$log"
         die "could not install: ${missing[*]}"
     fi
     rm -f "$log"
+}
+
+# setup_install PACKAGE...: as root, in a shell of its own. A service that comes with one is for the tests alone: it is
+# not started here.
+setup_install() {
+    if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
 }
 
 setup_as_root() { if ((EUID == 0)); then "$@"; else sudo "$@"; fi; }

@@ -30,7 +30,7 @@ step() {
 # step_for_each_fault [--as SUFFIX ABOUT] ARGUMENT...: a step for each script of scripts/faults, with these arguments.
 # What a script does in several ways has a step for each. SUFFIX and ABOUT tell them from others of the same scripts.
 step_for_each_fault() {
-    local script name about arbiter suffix='' how='' beside
+    local script name about reached suffix='' how='' beside
     [[ ${1:-} != --as ]] || { suffix=-$2 how=", $3" && shift 3; }
     for script in "$FTD_ROOT"/scripts/faults/*; do
         [[ -x $script && ! -d $script ]] || continue
@@ -43,9 +43,9 @@ step_for_each_fault() {
         name=${script##*/}
         about=$(sed -n "s/^fault_about='\(.*\)'$/\1/p" "$script")
         if [[ $name == cut-link ]]; then
-            for arbiter in both one none; do
-                step "${beside[@]}" "$name-$arbiter$suffix" "$about (here: $arbiter)$how" \
-                    "scripts/faults/$name --arbiter $arbiter $*"
+            for reached in both one none; do
+                step "${beside[@]}" "$name-$reached$suffix" "$about (here: $reached)$how" \
+                    "scripts/faults/$name --reached-by $reached $*"
             done
         else
             step "${beside[@]}" "$name$suffix" "$about$how" "scripts/faults/$name $*"

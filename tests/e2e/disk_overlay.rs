@@ -16,7 +16,7 @@ const DISK_BYTES: usize = 128 << 20;
 const SPARE_BYTES: u64 = 4 << 20;
 
 /// The simplest qcow2 file (version 2) of this disk: a header, a table of each kind, the clusters that are not zero.
-fn qcow2(disk: &[u8]) -> Vec<u8> {
+pub(crate) fn qcow2(disk: &[u8]) -> Vec<u8> {
     let is_data = |cluster: &&[u8]| cluster.iter().any(|byte| *byte != 0);
     let data: Vec<&[u8]> = disk.chunks(CLUSTER).filter(is_data).collect();
     // Header, refcount table, refcount block, L1, L2, data.
@@ -59,7 +59,7 @@ fn over_base(world: &World, kernel: &Path, config: Config) -> Config {
     linux(kernel, config).with("machine.disk", vec![Value::Table(disk)])
 }
 
-fn ftd(arguments: &[&str], paths: &[&Path]) -> String {
+pub(crate) fn ftd(arguments: &[&str], paths: &[&Path]) -> String {
     let output = Command::new(binary("ftd")).args(arguments).args(paths).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -56,6 +56,18 @@ fn a_guest_that_powers_off_ends_the_vm_on_both_nodes_and_the_next_start_boots() 
 }
 
 #[test]
+fn a_guest_whose_power_button_is_pressed_by_ftctl_powers_off_by_itself() {
+    World::run("a_guest_whose_power_button_is_pressed_by_ftctl_powers_off_by_itself", |world| {
+        let mut pair = Pair::protected(world);
+        let said = pair.alpha.ctl(&["stop", "--power-off", "--timeout", "5m"]);
+        assert_eq!(said.code, 0, "{said:?}");
+        pair.alpha.must_end(DaemonExit::Ok);
+        assert!(pair.alpha.log().contains("the guest powered off"), "{}", pair.alpha.log());
+        pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
+    });
+}
+
+#[test]
 fn a_guest_that_resets_boots_again_and_is_protected_again() {
     World::run("a_guest_that_resets_boots_again_and_is_protected_again", |world| {
         let mut pair = Pair::protected(world);
@@ -82,6 +94,82 @@ fn a_guest_that_resets_ends_where_the_configuration_says_so() {
         let _connection = tell("RESET");
         alpha.must_end(DaemonExit::Ok);
         assert!(alpha.log().contains("the guest asked for a reset"), "{}", alpha.log());
+    });
+}
+
+#[test]
+fn a_guest_that_panics_is_told_of_and_left_as_it_is() {
+    World::run("a_guest_that_panics_is_told_of_and_left_as_it_is", |world| {
+        let mut pair = Pair::protected(world);
+        let before = pair.alpha.status().expect("it answers").generation;
+        let _connection = tell("PANIC");
+        pair.alpha.wait_for("of a guest that has panicked", |status| status.guest_panics == 1);
+        assert!(pair.alpha.log().contains("the guest's kernel panicked"), "{}", pair.alpha.log());
+        assert_eq!(pair.alpha.metric("ftd_guest_panics_total"), 1);
+        // It stands, and so it does on the other host, which does not take it over.
+        let status = pair.alpha.status().expect("it answers");
+        assert_eq!((status.role, status.state, status.generation), (Role::Primary, State::Protected, before));
+        assert_eq!(pair.beta.status().expect("it answers").guest_panics, 0);
+    });
+}
+
+#[test]
+fn a_guest_that_panics_boots_again_where_the_configuration_says_so() {
+    World::run("a_guest_that_panics_boots_again_where_the_configuration_says_so", |world| {
+        let mut pair = Pair::protected_with(world, |config| config.with("machine.on_panic", "restart"));
+        assert_eq!(call("SET before panic"), "OK");
+        let before = pair.alpha.status().expect("it answers").generation;
+        let _connection = tell("PANIC");
+        pair.alpha.wait_for("of a later generation", |status| {
+            status.state == State::Protected && status.generation > before
+        });
+        assert_eq!(call("GET before"), "NONE");
+    });
+}
+
+#[test]
+fn a_guest_that_panics_ends_where_the_configuration_says_so() {
+    World::run("a_guest_that_panics_ends_where_the_configuration_says_so", |world| {
+        let mut pair = Pair::protected_with(world, |config| config.with("machine.on_panic", "stop"));
+        let _connection = tell("PANIC");
+        pair.alpha.must_fail(DaemonExit::GuestCrashed, &["the guest's kernel panicked", "on_panic"]);
+        pair.beta.wait_for("a backup that knows of the end", waits_for_a_primary);
+    });
+}
+
+#[test]
+fn a_guest_that_hangs_is_booted_again_by_its_watchdog_also_after_a_take_over() {
+    World::run("a_guest_that_hangs_is_booted_again_by_its_watchdog_also_after_a_take_over", |world| {
+        let mut pair = Pair::protected(world);
+        assert_eq!(call("SET before hang"), "OK");
+        let before = pair.alpha.status().expect("it answers").generation;
+        let _connection = tell("HANG");
+        pair.alpha.wait_for("of a guest that has hung", |status| status.watchdog_firings == 1);
+        pair.alpha.wait_for("of a later generation", |status| {
+            status.state == State::Protected && status.generation > before
+        });
+        pair.wait_protected();
+        assert_eq!(call("GET before"), "NONE");
+        assert_eq!(pair.alpha.metric("ftd_guest_watchdog_firings_total"), 1);
+        // The countdown goes on where the guest does.
+        assert_eq!(call("SET before hang"), "OK");
+        let _connection = tell("HANG");
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        pair.beta.wait_for("of a guest that has hung", |status| status.watchdog_firings == 1);
+        assert_eq!(call("GET before"), "NONE");
+    });
+}
+
+#[test]
+fn a_guest_that_hangs_ends_where_the_configuration_says_so() {
+    World::run("a_guest_that_hangs_ends_where_the_configuration_says_so", |world| {
+        let config = Config::alpha(world).with("machine.on_watchdog", "stop");
+        let mut alpha = Daemon::start(world, &config);
+        alpha.wait_until(Role::Primary, State::Solo);
+        assert_eq!(call("PING"), "PONG");
+        let _connection = tell("HANG");
+        alpha.must_fail(DaemonExit::GuestCrashed, &["watchdog", "on_watchdog"]);
     });
 }
 

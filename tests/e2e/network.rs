@@ -1,10 +1,12 @@
 //! The VM's network on its hosts.
 
+use crate::disks::Shell;
 use crate::fixture::{
     Config, Daemon, Engine, PATIENCE, Pair, Traffic, World, call, eventually, linux, vm_address,
 };
+use ft_tests::kv::connection::Connection;
 use ftd::control::api::{Role, State, Status};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 #[test]
@@ -125,5 +127,77 @@ fn a_linux_guest_that_is_taken_over_announces_its_own_addresses() {
         pair.beta.wait_until(Role::Primary, State::Solo);
         let announced = || arp.has_announced([10, 77, 0, 2]).then_some(());
         eventually("the guest's announcement", announced, || pair.beta.log());
+    });
+}
+
+#[test]
+fn a_linux_guest_with_two_cards_keeps_the_connections_over_both() {
+    const NAME: &str = "a_linux_guest_with_two_cards_keeps_the_connections_over_both";
+    let Some(linux) = linux(NAME) else { return };
+    World::run_on(Engine::Soft, NAME, move |world| {
+        world.ip("link add name back type bridge stp_state 0 forward_delay 0 mcast_snooping 0");
+        world.ip("address add 10.78.0.100/24 dev back");
+        world.ip("link set dev back up");
+        for tap in ["back-alpha", "back-beta"] {
+            world.ip(&format!("tuntap add dev {tap} mode tap"));
+            world.ip(&format!("link set dev {tap} master back up"));
+        }
+        let change = |config: Config| {
+            let tap = format!("back-{}", config.node);
+            linux(config).with_card(&tap, "52:54:00:78:00:02", "10.78.0.2")
+        };
+        let mut pair = Pair::protected_with(world, change);
+        let mut shell = Shell::on(&pair.alpha);
+        shell.line("guest: userland is up");
+        shell.does("ip address add 10.78.0.2/24 dev eth1 && ip link set eth1 up", "second");
+        let mut lines = [vm_address(), SocketAddr::from(([10, 78, 0, 2], 7777))].map(|address| {
+            let opened = || Connection::open(address, PATIENCE).ok();
+            eventually("the guest answers on each of its cards", opened, || pair.alpha.log())
+        });
+        let [front, back] = &mut lines;
+        assert_eq!(front.call("SET front 1", PATIENCE).unwrap(), "OK");
+        assert_eq!(back.call("SET back 2", PATIENCE).unwrap(), "OK");
+
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        assert_eq!(back.call("GET front", PATIENCE).unwrap(), "VALUE 1");
+        assert_eq!(front.call("GET back", PATIENCE).unwrap(), "VALUE 2");
+        // Each way is watched.
+        world.ip("link set dev back-beta nomaster");
+        let says = || {
+            Some(pair.beta.ctl(&["status"]))
+                .filter(|output| output.stdout.contains("back-beta is on no bridge"))
+        };
+        eventually("the second card's way is watched", says, || pair.beta.log());
+    });
+}
+
+#[test]
+fn a_linux_guest_sees_no_link_while_its_card_reaches_nobody_and_one_where_it_is_taken_over() {
+    const NAME: &str =
+        "a_linux_guest_sees_no_link_while_its_card_reaches_nobody_and_one_where_it_is_taken_over";
+    let Some(linux) = linux(NAME) else { return };
+    World::run_on(Engine::Soft, NAME, move |world| {
+        let mut pair = Pair::protected_with(world, |config| linux(config).with("machine.net.link", "uplink"));
+        let until = |shell: &mut Shell, up: bool, word: &str| {
+            let other = u8::from(!up);
+            shell.does(
+                &format!("while [ $(cat /sys/class/net/eth0/carrier) = {other} ]; do sleep 0.1; done"),
+                word,
+            );
+        };
+        let mut shell = Shell::on(&pair.alpha);
+        shell.line("guest: userland is up");
+        until(&mut shell, true, "first");
+        world.ip("link set dev vm-alpha nomaster");
+        until(&mut shell, false, "cut");
+        world.ip("link set dev vm-alpha master lan");
+        until(&mut shell, true, "back");
+        world.ip("link set dev vm-alpha nomaster");
+        until(&mut shell, false, "cut-again");
+        pair.wait_protected();
+        pair.alpha.kill();
+        pair.beta.wait_until(Role::Primary, State::Solo);
+        until(&mut Shell::on(&pair.beta), true, "there");
     });
 }

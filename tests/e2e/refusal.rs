@@ -2,6 +2,8 @@
 //! to look.
 
 use crate::fixture::{Config, Daemon, Engine, Pair, World, call};
+use ft_vm::machine::cpu_profile;
+use ft_vm::spec::CpuModel;
 use ftd::control::api::{Role, State};
 use ftd::exit::DaemonExit;
 use std::fs::{self, Permissions};
@@ -62,6 +64,31 @@ fn a_kvm_that_is_none() {
     World::run_on(Engine::Kvm, "a_kvm_that_is_none", |world| {
         refused_in(world, &Config::alpha(world), NULL_AS_KVM, DaemonExit::Host, &["/dev/kvm"]);
     });
+}
+
+#[test]
+fn a_host_that_cannot_show_the_processor() {
+    World::run_on(Engine::Kvm, "a_host_that_cannot_show_the_processor", |world| {
+        let config = Config::alpha(world).with("machine.cpu", "x86-64-v3");
+        match cpu_profile(CpuModel::X86_64V3) {
+            Ok(_) => {
+                let mut alpha = Daemon::start(world, &config);
+                alpha.wait_until(Role::Primary, State::Solo);
+                assert_eq!(call("PING"), "PONG");
+            }
+            Err(_) => {
+                let says = ["machine: cpu = \"x86-64-v3\"", "cannot show it", "lower level"];
+                refused_in(world, &config, &[], DaemonExit::Host, &says);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_node_of_memory_that_the_host_does_not_have() {
+    let change = |_: &World, config: Config| config.with("machine.numa_node", 999);
+    let says = &["machine, its memory: this host has no node 999 with memory; it has: "];
+    refused("a_node_of_memory_that_the_host_does_not_have", change, &[], DaemonExit::Host, says);
 }
 
 #[test]

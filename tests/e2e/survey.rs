@@ -1,6 +1,6 @@
 //! What lies between the two hosts, as `ftd check-config` tells it when the peer answers.
 
-use crate::fixture::{Config, Daemon, Pair, Traffic, World, binary};
+use crate::fixture::{Config, Daemon, Engine, Pair, Traffic, World, binary};
 use ft_checkpoint::wire::message::{Fact, Survey};
 use ft_checkpoint::wire::{FrameReader, FrameWriter, Message, vm_id};
 use ftd::control::api::{Role, State};
@@ -27,6 +27,20 @@ fn asked(index: usize) -> Box<Survey> {
         Message::Survey(Some(survey)) => survey,
         other => panic!("no survey: {other:?}"),
     }
+}
+
+#[test]
+fn check_config_shows_the_processor_and_warns_of_more_vcpus_than_the_host_has() {
+    const NAME: &str = "check_config_shows_the_processor_and_warns_of_more_vcpus_than_the_host_has";
+    World::run_on(Engine::Kvm, NAME, |world| {
+        let here = std::thread::available_parallelism().unwrap().get();
+        let text = checked(world, &Config::beta(world));
+        assert!(text.contains("beta: the guest's processor is \"host\": "), "{text}");
+        assert!(!text.contains("machine.vcpus"), "{text}");
+        let text = checked(world, &Config::beta(world).with("machine.vcpus", 64));
+        let says = format!("warning: machine.vcpus = 64: ftd has {here} processors on this host");
+        assert_eq!(text.contains(&says), here < 64, "{text}");
+    });
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Default for Card {
         let wire = Arc::new(Mutex::new(Wire::default()));
         let clock = Arc::clone(&wire);
         let bounds = Bounds { frames: FRAMES_MAX, bytes: 4096, frame_bytes: 64 };
-        let output = OutputBuffer::with_clock(Box::new(Plug(Arc::clone(&wire))), bounds, move || {
+        let output = OutputBuffer::with_clock(vec![Box::new(Plug(Arc::clone(&wire)))], bounds, move || {
             let wire = clock.lock();
             BootTime::from_us(match wire.pace {
                 Pace::Goes => wire.clock_us + wire.stalled_us,

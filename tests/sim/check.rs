@@ -19,10 +19,10 @@
 //! - A state that exists somewhere is never given up without a cause from outside, nor booted over without leave.
 
 use ft_netbuf::Gate;
-use ftd::role::{Micros, Role, State};
+use ftd::role::{ConnId, Micros, Role, State};
 
 use crate::arbiter::Entry;
-use crate::model::{Desire, Frame, NAMES, Replication, index_of};
+use crate::model::{Desire, Exec, Frame, NAMES, Replication, index_of};
 use crate::mutant::Mutant;
 use crate::stats::Count;
 use crate::trace;
@@ -346,6 +346,17 @@ impl World {
         let wait_us = self.knobs.pairing_wait_us * 9 / 10;
         if let Some(at) = failed_at.filter(|at| self.now < at + wait_us) {
             self.fail(format!("too soon: {} ({role}) tries again what failed at {at} us", NAMES[n]));
+        }
+    }
+
+    /// A connection begins to work at a node. One that works already would be forgotten, and never end.
+    pub fn link(&mut self, n: usize, conn: ConnId) {
+        let Exec { links, heard_at, .. } = &mut self.nodes[n].exec;
+        let open = links.clone();
+        links.push(conn);
+        *heard_at = self.now;
+        if !open.is_empty() {
+            self.fail(format!("links: {} takes connection {conn} beside {open:?}", NAMES[n]));
         }
     }
 

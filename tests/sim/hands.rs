@@ -139,8 +139,7 @@ impl Hands for SimHands<'_> {
         if how == PairingStart::Copy {
             self.world.check_attempt(self.n, Role::Primary);
         }
-        self.world.nodes[self.n].exec.links.push(conn);
-        self.world.nodes[self.n].exec.heard_at = self.world.now;
+        self.world.link(self.n, conn);
         self.world.send(self.n, conn, Msg::Welcome { generation, pairing, how });
         self.world.tell_network(self.n, conn);
         Ok(())
@@ -152,8 +151,7 @@ impl Hands for SimHands<'_> {
         }
         let exec = &mut self.world.nodes[self.n].exec;
         exec.recv = Some((conn, pairing));
-        exec.links.push(conn);
-        exec.heard_at = self.world.now;
+        self.world.link(self.n, conn);
         self.world.tell_network(self.n, conn);
         Ok(())
     }
@@ -210,6 +208,9 @@ impl Hands for SimHands<'_> {
     fn close(&mut self, conn: ConnId, closing: Closing) -> bool {
         let links = &mut self.world.nodes[self.n].exec.links;
         let Some(at) = links.iter().position(|known| *known == conn) else { return false };
+        if self.world.mutant == Some(Mutant::LeavesLinks) && closing == Closing::AfterQueued {
+            return true;
+        }
         links.swap_remove(at);
         if self.world.mutant == Some(Mutant::PassOnLoss) && self.world.nodes[self.n].exec.vm.is_some() {
             let _ = self.output.pass();

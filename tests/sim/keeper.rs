@@ -64,7 +64,7 @@ impl World {
                 let frame = Frame { run, counter: vm.counter, born };
                 let output = exec.card.output.clone();
                 self.begin_output(n, None);
-                let taken = output.transmit(&frame.to_bytes());
+                let taken = output.transmit(0, &frame.to_bytes());
                 if taken == Transmitted::Full {
                     self.stats.add(Count::FramesRefused);
                 }

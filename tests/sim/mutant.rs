@@ -76,6 +76,8 @@ pub enum Mutant {
     PrimaryStopsAtOnce,
     /// A frozen VM is captured again and again.
     EpochsWhileFrozen,
+    /// A connection that was given up stays.
+    LeavesLinks,
     /// A state that could not be resumed is dropped.
     DropsWhatFailed,
     /// An image on disk is never removed, and counts for whatever generation the cell is in.
@@ -159,6 +161,7 @@ impl Mutant {
             Self::BelievesAnyAck => "I1",
             Self::BackupStopsAtOnce | Self::PrimaryStopsAtOnce => "the last copy",
             Self::EpochsWhileFrozen => "a planned switchover",
+            Self::LeavesLinks => "links",
             Self::DropsWhatFailed => "the last copy",
             Self::PassesAtSwitchover => "I",
             Self::BelievesOldImage | Self::SpeaksBesideAnImage => "I1",
@@ -187,7 +190,7 @@ impl Mutant {
         }
     }
 
-    pub const ALL: [Self; 67] = [
+    pub const ALL: [Self; 68] = [
         Self::IgnorePermit,
         Self::FollowAnyway,
         Self::NoPromise,
@@ -229,6 +232,7 @@ impl Mutant {
         Self::BackupStopsAtOnce,
         Self::PrimaryStopsAtOnce,
         Self::EpochsWhileFrozen,
+        Self::LeavesLinks,
         Self::DropsWhatFailed,
         Self::PassesAtSwitchover,
         Self::BelievesOldImage,

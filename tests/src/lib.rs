@@ -1,6 +1,7 @@
 //! End-to-end and simulation tests of ftd, and the tools they use: the client that checks every answer ([`kv`]), the
 //! proxy that harms the stream between the hosts ([`proxy`]), the witness on the client's wire ([`wire`]), and the
-//! benchmark ([`mod@bench`]). [`ledger`] is about what a guest has on its disk, [`load`] loads it.
+//! benchmark ([`mod@bench`]). [`ledger`] is about what a guest has on its disk, [`load`] loads it;
+//! [`bank`] is a client of the PostgreSQL in a guest.
 //!
 //! The client knows each answer from those before it. A service that has forgotten acknowledged writes is found out:
 //!
@@ -15,6 +16,7 @@
 //! ```
 
 pub mod bad_disk;
+pub mod bank;
 pub mod bench;
 pub mod kv;
 pub mod ledger;

@@ -13,7 +13,7 @@ use ft_vm::devices::{
     ConsoleSink, Delivered, Disk, FRAME_BYTES_MAX, FrameSink, NET_HEADER_BYTES, Offloads, Transmit, Wiring,
 };
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, BusKind, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+use ft_vm::spec::{Boot, BusKind, CpuModel, DiskSpec, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -57,14 +57,14 @@ impl Tap {
 }
 
 impl FrameSink for Tap {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, packet: &[u8]) -> Transmit {
         // A TAP that refuses a frame loses it, as a cable does.
         let _ = (&self.0).write(packet);
         Transmit::Taken
     }
 
     /// Frames for the guest are always complete.
-    fn set_offloads(&self, _: Offloads) {}
+    fn set_offloads(&self, _: u8, _: Offloads) {}
 }
 
 struct Options {
@@ -118,10 +118,11 @@ fn main() -> Result<(), AnyError> {
         engine: options.engine,
         vcpus: options.vcpus,
         ram_bytes: options.ram_mb << 20,
-        net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
+        nets: vec![NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }],
         disks: image.iter().map(|image| DiskSpec { bytes: image.bytes(), read_only: false }).collect(),
         rng: true,
         bus: BusKind::Mmio,
+        cpu: CpuModel::Host,
     };
     let boot = match options.kernel {
         Some(kernel) => Boot::Linux {
@@ -153,6 +154,8 @@ fn main() -> Result<(), AnyError> {
     loop {
         match machine.events().recv_timeout(epoch) {
             Ok(MachineEvent::PoweredOff) => return Ok(()),
+            Ok(MachineEvent::Panicked { .. }) => eprintln!("the guest's kernel has panicked"),
+            Ok(MachineEvent::WatchdogFired) => eprintln!("the guest hangs"),
             Ok(MachineEvent::Reset) => {
                 machine.pause()?;
                 machine.boot(&boot)?;
@@ -173,7 +176,7 @@ fn main() -> Result<(), AnyError> {
 
 /// Frames from the TAP to the guest.
 fn pump_frames(tap: Arc<Tap>, machine: &Machine) {
-    let Some(port) = machine.net() else { return };
+    let Some(port) = machine.net(0) else { return };
     std::thread::spawn(move || {
         let mut frame = [0; NET_HEADER_BYTES + FRAME_BYTES_MAX];
         while let Ok(bytes) = (&tap.0).read(&mut frame) {

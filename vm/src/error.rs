@@ -3,8 +3,9 @@
 
 use crate::devices::DeviceError;
 use crate::engine::kvm::error::KvmError;
+use crate::engine::kvm::model::CpuLack;
 use crate::replay::LogError;
-use crate::spec::EngineKind;
+use crate::spec::{CpuModel, EngineKind};
 use crate::state::StateError;
 use ft_ram::MemoryError;
 use std::time::Duration;
@@ -42,6 +43,20 @@ pub enum MachineError {
         /// The program's bound or KVM's, whichever is lower.
         max: usize,
     },
+    /// A processor with a name that this host's cannot stand in for.
+    #[error(
+        "cpu = \"{model}\": this host's processor (or its KVM) cannot show it: {lack}; a lower level, or \"host\", \
+         may do"
+    )]
+    Cpu {
+        /// Which.
+        model: CpuModel,
+        /// Why not.
+        lack: CpuLack,
+    },
+    /// A processor with a name on the deterministic engine, which has one of its own.
+    #[error("cpu = \"{0}\": the engine \"soft\" has a processor of its own (\"host\")")]
+    SoftCpu(CpuModel),
     /// A number of vCPUs that the deterministic engine does not have.
     #[error("{0} vCPUs: the engine \"soft\" has exactly one")]
     SoftVcpus(u8),
@@ -160,6 +175,13 @@ pub enum MachineEvent {
     /// The guest asked for a reset. As above; [`Machine::boot`](crate::machine::Machine::boot) on the paused machine
     /// performs it.
     Reset,
+    /// The guest's kernel says that it has panicked. Its vCPUs go on; what they do is its own affair.
+    Panicked {
+        /// Another kernel writes its memory to a disk, and resets then.
+        dumps: bool,
+    },
+    /// The guest has not fed its watchdog: it hangs. As above.
+    WatchdogFired,
     /// The guest crashed a processor of its own (a triple fault), which a real machine takes for a reset. What goes on
     /// with the VM elsewhere comes to the same.
     Crashed {

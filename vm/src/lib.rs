@@ -7,7 +7,7 @@
 //! use ft_vm::devices::{ConsoleSink, Wiring};
 //! use ft_vm::guest::CMDLINE_DEFAULT;
 //! use ft_vm::machine::Machine;
-//! use ft_vm::spec::{BusKind, Boot, EngineKind, FreestandingImage, MachineSpec, NetSpec};
+//! use ft_vm::spec::{BusKind, Boot, CpuModel, EngineKind, FreestandingImage, MachineSpec, NetSpec};
 //!
 //! struct Quiet;
 //!
@@ -17,8 +17,9 @@
 //!
 //! let wiring = || Wiring { frames: None, console: Box::new(Quiet), disks: Vec::new() };
 //! let (engine, ram_bytes) = (EngineKind::Soft, 32 << 20);
-//! let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
-//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, net, disks: Vec::new(), rng: false, bus: BusKind::Mmio };
+//! let nets = vec![NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }];
+//! let (disks, bus, cpu) = (Vec::new(), BusKind::Mmio, CpuModel::Host);
+//! let spec = MachineSpec { engine, vcpus: 1, ram_bytes, nets, disks, rng: false, bus, cpu };
 //!
 //! let ram = GuestRam::new(ram_bytes)?;
 //! let mut machine = Machine::new(&spec, &ram, wiring())?;

@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::engine::kvm::engine::KvmEngine;
 use crate::engine::soft::SoftEngine;
 use crate::replay::{LogCut, Registers, ReplayPosition};
-use crate::spec::{Boot, EngineKind, MachineSpec};
+use crate::spec::{Boot, CpuModel, EngineKind, MachineSpec};
 use crate::state::{self, EngineState, MachineState, STATE_VERSION, StateError};
 use ft_ram::{GuestRam, PageIndex};
 use std::sync::Arc;
@@ -28,7 +28,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 pub use crate::engine::engine_fingerprint;
-pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, host_cpu_profile};
+pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, cpu_profile};
+pub use crate::engine::kvm::model::CpuLack;
 pub use crate::error::{MachineError, MachineEvent};
 
 /// Types into the guest's console. Cheap to clone.
@@ -97,6 +98,7 @@ impl Machine {
                 let (engine, devices) = KvmEngine::new(spec, ram, wiring, sender)?;
                 (Executor::Kvm(Box::new(engine)), devices)
             }
+            EngineKind::Soft if spec.cpu != CpuModel::Host => return Err(MachineError::SoftCpu(spec.cpu)),
             EngineKind::Soft => {
                 let (engine, devices) = SoftEngine::new(spec, ram, wiring, sender)?;
                 (Executor::Soft(engine), devices)
@@ -131,6 +133,12 @@ impl Machine {
         self.used = true;
         let entry = boot::load(boot, &self.ram, &self.spec)?;
         let engine = self.executor.engine().entered(&entry)?;
+        let guest_ns = match self.executor {
+            Executor::Kvm(_) => self.devices.capture().platform.guest_time_ns,
+            // Virtual time begins anew.
+            Executor::Soft(_) => 0,
+        };
+        self.devices.power_on_at(guest_ns);
         let devices = self.devices.capture();
         Ok(self.apply(&engine, &devices)?)
     }
@@ -395,14 +403,35 @@ impl Machine {
         }
     }
 
-    /// What the machine says of its own accord.
+    /// Has a network card tell the guest of a link, or of none. A machine that replays does so where the log says it.
+    pub fn set_link(&self, card: u8, up: bool) -> Result<(), MachineError> {
+        match &self.executor {
+            Executor::Soft(engine) => engine.set_link(card, up),
+            Executor::Kvm(_) => {
+                self.devices.set_link(card, up);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the machine has said of its own accord, the oldest first. To be asked a few times a second: on KVM nobody
+    /// else sees that the guest's watchdog is over.
+    pub fn next_event(&self) -> Option<MachineEvent> {
+        let watched = matches!(self.executor, Executor::Kvm(_)) && self.running;
+        if watched && self.devices.look() {
+            return Some(MachineEvent::WatchdogFired);
+        }
+        self.events.try_recv().ok()
+    }
+
+    /// The same, to be waited for; without the watchdog on KVM.
     pub fn events(&self) -> &Receiver<MachineEvent> {
         &self.events
     }
 
-    /// The network card's host side.
-    pub fn net(&self) -> Option<NetPort> {
-        self.devices.net()
+    /// The host side of the network card of this number.
+    pub fn net(&self, number: u8) -> Option<NetPort> {
+        self.devices.net(number)
     }
 
     /// A disk's host side.

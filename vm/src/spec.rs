@@ -6,6 +6,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// Network cards that a machine can have at most.
+pub const NETS_MAX: usize = 8;
+
 /// vCPUs that a machine can have at most.
 pub const VCPUS_MAX: u8 = 64;
 
@@ -52,6 +55,34 @@ impl std::fmt::Display for BusKind {
     }
 }
 
+/// RAM of a machine whose processor has a name, at most: what its 39 address bits reach, without the hole below 4 GiB.
+pub const MODEL_RAM_BYTES_MAX: u64 = (1 << 39) - (1 << 30);
+
+/// The processor that the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CpuModel {
+    /// The host's, with all of it whose state is captured; on the software engine that engine's own.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// The x86-64 psABI's level 2 and nothing beyond it, the same on every host of a maker.
+    #[serde(rename = "x86-64-v2")]
+    X86_64V2,
+    /// The same, of level 3.
+    #[serde(rename = "x86-64-v3")]
+    X86_64V3,
+}
+
+impl fmt::Display for CpuModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::X86_64V2 => "x86-64-v2",
+            Self::X86_64V3 => "x86-64-v3",
+        })
+    }
+}
+
 /// The machine. Equal on both hosts, or the handshake refuses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineSpec {
@@ -61,20 +92,22 @@ pub struct MachineSpec {
     pub vcpus: u8,
     /// Guest RAM in bytes: a multiple of 2 MiB, at least 16 MiB.
     pub ram_bytes: u64,
-    /// Network card, if any.
-    pub net: Option<NetSpec>,
+    /// Network cards in order, at most [`NETS_MAX`].
+    pub nets: Vec<NetSpec>,
     /// Disks in order; all read-only for now.
     pub disks: Vec<DiskSpec>,
     /// Whether the guest gets a virtio-rng.
     pub rng: bool,
     /// Where its virtio devices are.
     pub bus: BusKind,
+    /// The processor that its guest sees.
+    pub cpu: CpuModel,
 }
 
 impl MachineSpec {
     /// How many virtio devices it has.
     pub fn virtio_devices(&self) -> usize {
-        usize::from(self.net.is_some()) + self.disks.len() + usize::from(self.rng)
+        self.nets.len() + self.disks.len() + usize::from(self.rng)
     }
 }
 

@@ -2,10 +2,10 @@
 //! harvests, whether the machine stands or runs.
 
 use ft_ram::layout::{FREESTANDING_PAGE_TABLES, HIGH_RAM_BASE};
-use ft_ram::{GuestRam, PageIndex};
+use ft_ram::{Backing, GuestRam, PageIndex};
 use ft_vm::machine::{Machine, MachineError};
 use ft_vm::spec::EngineKind;
-use ft_vm::testing::{PROGRAM_BASE, between, boot_code, engines, machine, spec};
+use ft_vm::testing::{PROGRAM_BASE, Remember, between, boot_code, engines, machine, spec, wiring};
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 use vm_memory::{Bytes, GuestAddress};
@@ -68,7 +68,12 @@ struct Scribe {
 
 impl Scribe {
     fn start(engine: EngineKind) -> Self {
-        let (mut machine, ram, _) = machine(&spec(engine, 1, RAM_BYTES));
+        Self::over(engine, GuestRam::new(RAM_BYTES).unwrap())
+    }
+
+    fn over(engine: EngineKind, ram: GuestRam) -> Self {
+        let mut machine =
+            Machine::new(&spec(engine, 1, RAM_BYTES), &ram, wiring(&Remember::default())).unwrap();
         // SAFETY: the labels enclose this program's assembly above.
         boot_code(&mut machine, &unsafe { between(&raw const scribe_start, &raw const scribe_end) });
         Self { machine, ram, orders: 0 }
@@ -164,6 +169,39 @@ fn harvests_of_a_running_machine_together_name_every_page_written_and_no_other()
             scribe.machine.resume().unwrap();
             assert_eq!(seen.into_iter().collect::<Vec<_>>(), with_mailbox(&pages));
         }
+    }
+}
+
+/// Also where the guest's pages are of 2 MiB before the log is on.
+#[test]
+fn a_harvest_names_pages_of_4_kib_where_the_host_has_huge_ones() {
+    for engine in engines("harvest of huge pages") {
+        let ram = match GuestRam::held(RAM_BYTES, Backing { huge_pages: true, ..Backing::default() }) {
+            Ok(ram) => ram,
+            Err(e) => return eprintln!("SKIPPED harvest of huge pages: {e}"),
+        };
+        let mut rng = rand::rngs::StdRng::seed_from_u64(3);
+        let mut scribe = Scribe::over(engine, ram);
+        scribe.machine.resume().unwrap();
+        for _ in 0..4 {
+            scribe.write(&some_pages(&mut rng, 100));
+            scribe.machine.start_dirty_log().unwrap();
+            for _ in 0..10 {
+                let pages = some_pages(&mut rng, 50);
+                scribe.machine.pause().unwrap();
+                scribe.harvest();
+                scribe.machine.resume().unwrap();
+                scribe.write(&pages);
+                scribe.machine.pause().unwrap();
+                assert_eq!(scribe.harvest(), with_mailbox(&pages));
+                scribe.machine.resume().unwrap();
+            }
+            // Without the log KVM may map huge pages again.
+            scribe.machine.stop_dirty_log().unwrap();
+        }
+        let held = scribe.ram.held_bytes().unwrap();
+        eprintln!("{engine}: {} KiB held", held >> 10);
+        assert!(held.is_multiple_of(2 << 20), "{held} bytes are held, not in pages of 2 MiB");
     }
 }
 

@@ -4,7 +4,7 @@
 
 use ft_ram::GuestRam;
 use ft_vm::machine::{Machine, MachineEvent};
-use ft_vm::spec::{Boot, MachineSpec};
+use ft_vm::spec::{Boot, CpuModel, EngineKind, MachineSpec};
 use ft_vm::testing::{Remember, engines, spec, wiring};
 use std::time::{Duration, Instant};
 
@@ -76,13 +76,22 @@ fn a_linux_kernel_boots_and_resets() {
     }
 }
 
+/// The processor that FTD_TEST_CPU names, where the engine has more than one.
+fn cpu(engine: EngineKind) -> CpuModel {
+    let name = std::env::var("FTD_TEST_CPU").unwrap_or_default();
+    let models = [CpuModel::X86_64V2, CpuModel::X86_64V3];
+    let named = models.into_iter().find(|model| engine == EngineKind::Kvm && model.to_string() == name);
+    named.unwrap_or_default()
+}
+
 #[test]
 fn a_linux_kernel_boots_while_it_is_moved_from_machine_to_machine() {
     for engine in engines("Linux boots while moved") {
         let vcpus = std::env::var("FTD_TEST_VCPUS").unwrap_or_else(|_| "1".into());
         for vcpus in vcpus.split_whitespace().map(|vcpus| vcpus.parse().unwrap()) {
-            let spec = MachineSpec { rng: true, ..spec(engine, vcpus, RAM_BYTES) };
-            boot(&format!("Linux with {vcpus} vCPUs boots while moved, {engine}"), &spec, true);
+            let spec = MachineSpec { rng: true, cpu: cpu(engine), ..spec(engine, vcpus, RAM_BYTES) };
+            let cpu = spec.cpu;
+            boot(&format!("Linux with {vcpus} vCPUs ({cpu}) boots while moved, {engine}"), &spec, true);
         }
     }
 }

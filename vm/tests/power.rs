@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 const RAM_BYTES: u64 = 32 << 20;
 
 fn booted(engine: EngineKind) -> (Machine, GuestRam) {
-    let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
-    let spec = MachineSpec { net, ..spec(engine, 1, RAM_BYTES) };
+    let nets = vec![NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }];
+    let spec = MachineSpec { nets, ..spec(engine, 1, RAM_BYTES) };
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     let console = Remember::default();
     let mut machine = Machine::new(&spec, &ram, wiring(&console)).unwrap();

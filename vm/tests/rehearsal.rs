@@ -11,8 +11,8 @@ const RAM_BYTES: u64 = 32 << 20;
 
 /// A machine with every device, paused in the middle of its work.
 fn paused(engine: EngineKind, vcpus: u8) -> (Machine, GuestRam) {
-    let net = Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 });
-    let spec = MachineSpec { net, rng: true, ..spec(engine, vcpus, RAM_BYTES) };
+    let nets = vec![NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }];
+    let spec = MachineSpec { nets, rng: true, ..spec(engine, vcpus, RAM_BYTES) };
     let ram = GuestRam::new(RAM_BYTES).unwrap();
     let mut machine = Machine::new(&spec, &ram, wiring(&Remember::default())).unwrap();
     let cmdline = ft_vm::guest::CMDLINE_DEFAULT.to_owned();

@@ -32,7 +32,7 @@ struct Sink {
 }
 
 impl FrameSink for Sink {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, packet: &[u8]) -> Transmit {
         let mut offered = self.offered.lock().unwrap();
         *offered += 1;
         if self.refuses && offered.is_multiple_of(3) {
@@ -42,7 +42,7 @@ impl FrameSink for Sink {
         Transmit::Taken
     }
 
-    fn set_offloads(&self, _: Offloads) {}
+    fn set_offloads(&self, _: u8, _: Offloads) {}
 }
 
 struct Rig {
@@ -54,7 +54,7 @@ struct Rig {
 
 fn guest_spec() -> MachineSpec {
     MachineSpec {
-        net: Some(NetSpec { mac: GUEST_MAC, mtu: 1500 }),
+        nets: vec![NetSpec { mac: GUEST_MAC, mtu: 1500 }],
         rng: true,
         ..spec(EngineKind::Soft, 1, RAM_BYTES)
     }
@@ -93,7 +93,7 @@ fn noise(rng: &mut impl Rng) -> Vec<u8> {
 }
 
 fn deliver(rig: &Rig, frame: &[u8]) {
-    let port = rig.machine.net().unwrap();
+    let port = rig.machine.net(0).unwrap();
     let packet = plain_packet(frame);
     while port.deliver(&packet) != Delivered::Yes {
         port.wait_for_buffers(Duration::from_secs(1));
@@ -124,7 +124,7 @@ fn ask(rig: &Rig) {
             last = Some(Instant::now());
         }
         // The sink has refused it, perhaps.
-        rig.machine.net().unwrap().resume_transmit();
+        rig.machine.net(0).unwrap().resume_transmit();
         answers(rig) > before
     });
 }
@@ -356,7 +356,7 @@ fn one_byte_of_one_frame_replayed_wrongly_is_found_and_named() {
 fn a_replay_goes_live_where_its_log_ends_and_not_before() {
     let recording = record(9, 10, Duration::ZERO);
     let mut rig = replaying(&recording.start, &recording.start_memory);
-    let port = rig.machine.net().unwrap();
+    let port = rig.machine.net(0).unwrap();
     assert_eq!(port.deliver(&plain_packet(&arp())), Delivered::Paused, "nothing comes in but by the log");
     rig.machine.feed_log(&recording.batches.concat()).unwrap();
     assert!(matches!(rig.machine.go_live(), Err(MachineError::Mode { .. })));

@@ -339,13 +339,40 @@ impl<M: Medium> PresenceMap<M> {
     /// The units that the overlay has, by number.
     pub fn present(&self) -> impl Iterator<Item = u64> {
         let bytes = self.blocks.iter().flat_map(|bits| bits.iter());
-        (0..).step_by(8).zip(bytes).filter(|(_, byte)| **byte != 0).flat_map(|(first, byte)| {
+        let set = (0..).step_by(8).zip(bytes).filter(|(_, byte)| **byte != 0).flat_map(|(first, byte)| {
             let byte = *byte;
             (0..8).filter(move |bit| byte & 1 << bit != 0).map(move |bit| first + bit)
-        })
+        });
+        // The last block has room for more.
+        set.take_while(|unit| *unit < self.head.of.units())
     }
 }
 
 fn place(copy: usize, number: u64) -> u64 {
     SLOTS_END + (number * COPIES as u64 + copy as u64) * BLOCK_BYTES as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::medium::MemoryMedium;
+
+    #[test]
+    fn a_bit_behind_the_last_unit_is_no_unit() {
+        let base = BaseFacts {
+            bytes: 40_960,
+            hash: [3; 32],
+            format: BaseFormat::Raw,
+            file_bytes: 40_960,
+            modified: (0, 0),
+        };
+        let of = OverlayOf { image: 1, disk_bytes: 40_960, unit_bytes: 4096, base };
+        let medium = MemoryMedium::new(of.map_bytes() as usize);
+        let mut map = PresenceMap::create(&medium, of, 4).unwrap();
+        map.add(&[9]).unwrap();
+        map.blocks[0][1] |= 1 << 2;
+        map.write_again().unwrap();
+        let map = PresenceMap::open(&medium, of.disk_bytes).unwrap();
+        assert_eq!(map.present().collect::<Vec<_>>(), [9]);
+    }
 }

@@ -141,7 +141,8 @@ fn each_page<E: From<io::Error>>(
 }
 
 /// The digest of the start: chained over pages and state, so that no section of it can be missing.
-fn fold(digest: u64, bytes: &[u8]) -> u64 {
+#[doc(hidden)]
+pub fn fold(digest: u64, bytes: &[u8]) -> u64 {
     (digest ^ xxh3_64(bytes)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 

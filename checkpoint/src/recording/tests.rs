@@ -3,7 +3,7 @@ use super::*;
 use crate::bench_support::noise_page;
 use ft_ram::GuestRam;
 use ft_vm::replay::log::{LogInput, LogWriter};
-use ft_vm::spec::{BusKind, EngineKind};
+use ft_vm::spec::{BusKind, CpuModel, EngineKind};
 use proptest::prelude::*;
 use std::sync::OnceLock;
 
@@ -18,10 +18,11 @@ fn about() -> About {
             engine: EngineKind::Soft,
             vcpus: 1,
             ram_bytes: RAM_BYTES,
-            net: None,
+            nets: Vec::new(),
             disks: Vec::new(),
             rng: true,
             bus: BusKind::Mmio,
+            cpu: CpuModel::Host,
         },
         engine_fingerprint: 0xfeed,
         program: "ftd 1.2.3".into(),
@@ -48,7 +49,7 @@ fn batches() -> Vec<Vec<u8>> {
         out
     };
     let inputs = [
-        (150, LogInput::Frame(vec![7; 60])),
+        (150, LogInput::Frame { card: 0, packet: vec![7; 60] }),
         (300, LogInput::Advance { ns: 5 }),
         (800, LogInput::Random(vec![1])),
     ];

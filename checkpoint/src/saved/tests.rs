@@ -1,7 +1,7 @@
 use super::*;
 use crate::bench_support::noise_page;
 use ft_ram::{GuestRam, RamView};
-use ft_vm::spec::{BusKind, EngineKind};
+use ft_vm::spec::{BusKind, CpuModel, EngineKind};
 use proptest::prelude::*;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
@@ -14,10 +14,11 @@ fn spec() -> MachineSpec {
         engine: EngineKind::Soft,
         vcpus: 1,
         ram_bytes: RAM_BYTES,
-        net: None,
+        nets: Vec::new(),
         disks: Vec::new(),
         rng: true,
         bus: BusKind::Mmio,
+        cpu: CpuModel::Host,
     }
 }
 

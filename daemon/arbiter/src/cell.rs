@@ -1,6 +1,7 @@
 //! The cell that the arbiter holds for each VM.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use thiserror::Error;
 
@@ -44,11 +45,21 @@ pub struct Cell {
     /// Which cell it is.
     pub id: CellId,
     /// Counts every change, from 1.
+    #[serde(deserialize_with = "generation")]
     pub generation: u64,
     /// The node that has the VM.
     pub owner: Option<String>,
     /// The node that may take it over; none: the owner is solo.
     pub standby: Option<Standby>,
+}
+
+/// No cell comes to so many changes: what says more is nobody's cell, and cannot be counted on from.
+pub const GENERATION_MAX: u64 = u64::MAX / 2;
+
+fn generation<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let generation = u64::deserialize(from)?;
+    let message = "no cell has such a generation";
+    if generation <= GENERATION_MAX { Ok(generation) } else { Err(D::Error::custom(message)) }
 }
 
 /// The right to contest.

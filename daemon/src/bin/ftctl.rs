@@ -1,14 +1,17 @@
 //! ftctl: the operator's commands for a running ftd. It prints data on stdout and messages on stderr, and ends with a
 //! documented exit code.
 
+mod cells;
 mod verify;
 
+use cells::{CellsAction, CellsTarget};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
 use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, Start, Status};
 use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
 use ftd::control::show::{self, Palette};
 use ftd::exit::CtlExit;
+use ftd::manual::{completion_script, write_command_pages};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::borrow::Cow;
@@ -26,7 +29,7 @@ const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Shows and controls a VM that ftd protects.
 #[derive(Parser)]
-#[command(version, after_help = CtlExit::HELP)]
+#[command(name = "ftctl", version, after_help = CtlExit::HELP)]
 struct Command {
     #[command(flatten)]
     target: Target,
@@ -123,12 +126,27 @@ enum Action {
         #[command(subcommand)]
         action: DiskAction,
     },
+    /// Look into an arbiter's service: the cells of its VMs; needs no daemon of a VM
+    Arbiter {
+        #[command(flatten)]
+        target: CellsTarget,
+        #[command(subcommand)]
+        action: CellsAction,
+    },
     /// Print the metrics in the text format of Prometheus
     Metrics,
     /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory that exists
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        directory: PathBuf,
+        /// The day at their foot: 2026-01-31
+        date: String,
     },
 }
 
@@ -156,6 +174,8 @@ enum End {
     Local(io::Error),
     /// The operator did not confirm.
     Unconfirmed(Cow<'static, str>),
+    /// The arbiter's service: what it said, and what that means.
+    Arbiter(String, CtlExit),
 }
 
 impl From<ClientError> for End {
@@ -180,6 +200,7 @@ fn main() -> ExitCode {
         End::Local(error) if error.kind() == io::ErrorKind::BrokenPipe => return CtlExit::Ok.into(),
         End::Local(error) => (error.to_string(), CtlExit::Failure),
         End::Unconfirmed(message) => (message.into_owned(), CtlExit::Usage),
+        End::Arbiter(message, exit) => (message, exit),
         End::Client(error) => (error.to_string(), exit_of(&error)),
     };
     eprintln!("ftctl: {message}");
@@ -243,14 +264,15 @@ fn run(command: &Command) -> Result<CtlExit, End> {
         Action::Disk { action: DiskAction::Verify { limit, repair } } => {
             verify::verify(connect()?, *limit, *repair, command.json)
         }
+        Action::Arbiter { target, action } => cells::run(target, action, command.json),
         Action::Metrics => match connect()?.request(Request::Metrics)? {
             Response::Metrics(text) => print(&text),
             other => Err(unexpected(&other).into()),
         },
-        Action::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Command::command(), "ftctl", &mut script);
-            print(&String::from_utf8_lossy(&script))
+        Action::Completions { shell } => print(&completion_script("ftctl", &Command::command(), *shell)),
+        Action::Manual { directory, date } => {
+            write_command_pages(Command::command(), date, directory)?;
+            Ok(CtlExit::Ok)
         }
     }
 }

@@ -1,22 +1,28 @@
 //! The daemon: `ftd run` protects one VM on this node, and `ftd check-config` says whether it could. `ftd record` runs
 //! a VM alone and records it; `ftd replay` executes the recording again.
 
+mod arbiter;
 mod disk;
 mod image;
+mod keygen;
 mod seed;
 
-use clap::{Parser, Subcommand};
+use arbiter::ArbiterArgs;
+use clap::{CommandFactory, Parser, Subcommand};
 use disk::DiskCmd;
 use ftd::boot::{IMAGE_READER_COMMAND, run_image_reader};
 use ftd::config::Config;
 use ftd::daemon;
 use ftd::exit::DaemonExit;
-use ftd::host::{self, Earlier, Log, RunningHere};
+use ftd::host::{self, Earlier, InitError, Log, RunningHere};
+use ftd::manual::{completion_script, write_command_pages, write_configuration_pages};
 use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
 use image::ImageCmd;
+use keygen::KeygenArgs;
 use seed::SeedArgs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -112,6 +118,14 @@ enum Cmd {
         #[arg(long = "disk", value_name = "IMAGE")]
         disks: Vec<PathBuf>,
     },
+    /// Serve the arbiter's cells of many VMs until told to stop: on a third machine, for nodes without shared storage
+    Arbiter(ArbiterArgs),
+    /// Make the certificates of a site: two hosts, an arbiter, an operator
+    ///
+    /// Makes a certificate authority and, signed by it, a certificate and a key for each name. What lies in
+    /// DIRECTORY/NAME belongs on that machine, in /etc/ftd/tls; with [tls] in its configuration, it speaks TLS 1.3 with
+    /// the others of its site, and with nobody else.
+    Keygen(KeygenArgs),
     /// Images that VMs boot from
     #[command(subcommand)]
     Image(ImageCmd),
@@ -120,6 +134,19 @@ enum Cmd {
     /// A vfat of 1 MiB with the label CIDATA, to be attached as a read-only disk. Equal arguments make equal images, so
     /// that each host can make its own. Never overwrites a file without --force.
     Seed(SeedArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages of ftd and of the configurations into a directory that exists
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        directory: PathBuf,
+        /// The day at their foot: 2026-01-31
+        date: String,
+    },
     /// Looks into a disk for what is to be booted; the daemon gives it the disk's bytes over standard input
     #[command(name = IMAGE_READER_COMMAND, hide = true)]
     ReadImage {
@@ -152,8 +179,17 @@ fn main() -> ExitCode {
                     .map(|()| DaemonExit::Ok),
             )
         }
+        Cmd::Arbiter(args) => arbiter::run(&args),
+        Cmd::Keygen(args) => keygen::run(&args),
         Cmd::Seed(args) => seed::run(&args),
         Cmd::Image(command) => image::run(&command),
+        Cmd::Completions { shell } => {
+            written(io::stdout().write_all(completion_script("ftd", &Cli::command(), shell).as_bytes()))
+        }
+        Cmd::Manual { directory, date } => written(
+            write_command_pages(Cli::command(), &date, &directory)
+                .and_then(|()| write_configuration_pages(&date, &directory)),
+        ),
         Cmd::ReadImage { disk_bytes, file_bytes_max } => match run_image_reader(disk_bytes, file_bytes_max) {
             Ok(()) => DaemonExit::Ok,
             Err(_) => DaemonExit::Failure,
@@ -172,6 +208,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
 }
 
+fn written(outcome: io::Result<()>) -> DaemonExit {
+    match outcome {
+        Ok(()) => DaemonExit::Ok,
+        Err(e) => {
+            eprintln!("ftd: {e}");
+            DaemonExit::Failure
+        }
+    }
+}
+
 fn load(path: &Path) -> Result<Config, DaemonExit> {
     Config::load(path).map_err(|e| {
         eprintln!("ftd: {e}");
@@ -184,9 +230,13 @@ fn init(path: &Path, earlier: Earlier) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    match host::initialise(&config, earlier) {
-        Ok(cell) => {
-            println!("{}: cell {} at {}: {cell}", config.vm, cell.id, config.arbiter().place());
+    let initialised = config
+        .trust()
+        .map_err(InitError::from)
+        .and_then(|trust| Ok((host::initialise(&config, &trust, earlier)?, config.arbiter(&trust).place())));
+    match initialised {
+        Ok((cell, place)) => {
+            println!("{}: cell {} at {}: {cell}", config.vm, cell.id, place);
             disk::warn(&config);
             DaemonExit::Ok
         }
@@ -202,6 +252,9 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
+    for warning in config.open_connections() {
+        eprintln!("ftd: warning: {warning}");
+    }
     if !syntax_only {
         // Before the check, which makes a TAP that is missing, for a moment.
         match host::look(&config) {
@@ -218,6 +271,14 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         };
         if let Some(running) = &running {
             println!("{}: {running}", config.node);
+        }
+        if let Some(crowded) = host::Crowded::of(&config) {
+            eprintln!("ftd: warning: {crowded}");
+        }
+        match host::processor(&config) {
+            Ok(Some(processor)) => println!("{}: the guest's processor is {processor}", config.node),
+            Ok(None) => {}
+            Err(e) => eprintln!("ftd: warning: machine.cpu: {e}"),
         }
         compare(&config, running.as_ref());
     }

@@ -12,9 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long it may all take. Nothing else is done meanwhile: it must be over before systemd's watchdog (10 s, of which
-/// a quarter may have passed) takes the daemon for stuck.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// How long it may all take, also where the host is busy or its storage slow: a guest that cannot be booted has ended.
+/// A child that computes without end is ended by its own limit of processor time.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A kernel or an initrd is never larger.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 
@@ -99,16 +99,21 @@ pub(super) fn ask(disk: &DiskReader, ram_bytes: u64) -> Result<Result<BootEntry,
     let reader = Reader::start(theirs, disk_bytes, file_bytes_max)?;
     let mut wire = Timed { socket: ours, until: Instant::now() + PATIENCE };
     let outcome = serve(disk, disk_bytes, file_bytes_max, &mut wire);
-    outcome.map_err(|error| match error {
+    outcome.map_err(|error| no_answer(error, || reader.end()))
+}
+
+/// Why there is no answer. `end` says how the child has ended, if it has.
+fn no_answer(error: HearError, end: impl FnOnce() -> String) -> ImageBootError {
+    match error {
         HearError::Nonsense(what) => ImageBootError::Nonsense(what),
         HearError::Io(e) => match e.kind() {
             io::ErrorKind::TimedOut => ImageBootError::Late(PATIENCE),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                ImageBootError::Ended(reader.end())
+                ImageBootError::Ended(end())
             }
             _ => ImageBootError::Io(e),
         },
-    })
+    }
 }
 
 /// Gives it what it asks for, until it answers.
@@ -128,5 +133,59 @@ fn serve(
             Said::Found(entry) => return Ok(Ok(*entry)),
             Said::Failed(why) => return Ok(Err(why)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    const DISK_BYTES: u64 = 4096;
+
+    /// What the daemon says of a child that does this with its end of the socket, when the time is over soon.
+    fn said_of(child: impl FnOnce(UnixStream) + Send + 'static) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(DISK_BYTES).unwrap();
+        let disk = DiskReader::open(file.path()).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let child = thread::spawn(|| child(theirs));
+        let mut wire = Timed { socket: ours, until: Instant::now() + Duration::from_millis(300) };
+        let Err(error) = serve(&disk, DISK_BYTES, DISK_BYTES, &mut wire) else { panic!("it has answered") };
+        drop(wire);
+        child.join().unwrap();
+        no_answer(error, || "killed".to_owned()).to_string()
+    }
+
+    /// Says it again and again, until nobody listens.
+    fn repeats(mut socket: UnixStream, words: &[u8], every: Duration) {
+        while socket.write_all(words).is_ok() {
+            thread::sleep(every);
+        }
+    }
+
+    #[test]
+    fn a_child_that_hangs_is_named_when_its_time_is_over() {
+        let hangs = |mut socket: UnixStream| {
+            let _ = socket.read(&mut [0]);
+        };
+        // It has begun an answer, of which a byte comes now and then; or it takes no answer to what it asks.
+        let trickles = |mut socket: UnixStream| {
+            socket.write_all(&[wire::FOUND, 200, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+            repeats(socket, b"x", Duration::from_millis(20));
+        };
+        let only_asks = |socket: UnixStream| {
+            let ask = [&[wire::READ][..], &0_u64.to_le_bytes(), &DISK_BYTES.to_le_bytes()].concat();
+            repeats(socket, &ask, Duration::ZERO);
+        };
+        for said in [said_of(hangs), said_of(trickles), said_of(only_asks)] {
+            assert!(said.contains("the process that reads the image gave no answer in 30 s"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_child_that_ends_without_an_answer_is_named() {
+        let said = said_of(drop);
+        assert!(said.contains("the process that reads the image ended without an answer: killed"), "{said}");
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 /// Processor time, in seconds.
-const CPU_S: u64 = 10;
+const CPU_S: u64 = 20;
 /// Address space beside the files that are read: the program itself, and what the file systems need.
 const MEMORY_BYTES: u64 = 1 << 30;
 /// The socket.

@@ -57,16 +57,17 @@ impl Booted {
         }
     }
 
-    /// What is booted now. Of a writable disk: no machine has anything in hand that it was asked for.
-    pub fn resolve(&self) -> Result<Boot, ImageBootError> {
+    /// What is booted now, and where that was found if it is not the configuration that says it. Of a writable disk: no
+    /// machine has anything in hand that it was asked for.
+    pub fn resolve(&self) -> Result<(Boot, Option<BootOrigin>), ImageBootError> {
         match self {
-            Self::Fixed(boot) => Ok(boot.clone()),
+            Self::Fixed(boot) => Ok((boot.clone(), None)),
             Self::Image(image) => {
                 let disk = DiskReader::first(&image.disk, image.disks.as_deref())?;
                 let entry = look(&disk, &image.disk.image, image.ram_bytes)?;
                 let (boot, origin, cmdline) = boot_of(entry, &image.cmdline);
                 tracing::info!(%cmdline, "boots {origin}");
-                Ok(boot)
+                Ok((boot, Some(origin)))
             }
         }
     }

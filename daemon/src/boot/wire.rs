@@ -12,8 +12,8 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 /// What is said of an entry, or of a failure, in words, at most.
 const TEXT_BYTES_MAX: usize = 64 << 10;
 
-const READ: u8 = 1;
-const FOUND: u8 = 2;
+pub(super) const READ: u8 = 1;
+pub(super) const FOUND: u8 = 2;
 const FAILED: u8 = 3;
 /// First byte of the answer to `READ`.
 const DATA: u8 = 1;

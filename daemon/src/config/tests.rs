@@ -1,6 +1,7 @@
 //! Tests of the configuration: the example states the real defaults, and every error names the wrong key.
 
 use super::*;
+use ft_ram::Backing;
 use proptest::prelude::*;
 
 const EXAMPLE: &str = include_str!("../../../scripts/systemd/ftd.example.toml");
@@ -155,7 +156,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
             "replay.batch_us = 50001: must be at most half of replay.lag_ms_max (100 ms)",
         ),
         ("#lag_ms_max = 100", "lag_ms_max = 0", "replay.lag_ms_max = 0: must be 10 to 60000"),
-        ("#kind = \"file\"", "kind = \"etcd\"", "kind 'etcd' is not available yet; use \"file\""),
+        ("#kind = \"file\"", "kind = \"paxos\"", "unknown variant `paxos`"),
         ("#rehearsal_s = 60", "rehearsal_s = 0", "replication.rehearsal_s = 0"),
         ("#lease_ms = 25", "lease_ms = 300", "must be below failure_timeout_ms (300)"),
         ("#heartbeat_ms = 5", "heartbeat_ms = 20", "must be at least twice heartbeat_ms (20)"),
@@ -164,7 +165,7 @@ fn what_cannot_work_is_refused_with_its_reason() {
             "path = \"web.cell\"",
             "arbiter.path = web.cell: must be an absolute path",
         ),
-        ("path = \"/shared/ftd/web.cell\"", "", "missing field `path`"),
+        ("path = \"/shared/ftd/web.cell\"", "", "arbiter.path = nothing: must be the cell's directory"),
         ("#level = \"info\"", "level = \"loud\"", "unknown variant `loud`"),
     ];
     for (from, to, reason) in cases {
@@ -173,6 +174,78 @@ fn what_cannot_work_is_refused_with_its_reason() {
     }
     let long = format!("control_socket = \"/{}\"", "s".repeat(107));
     assert!(message(&edited("#control_socket = \"/run/ftd/web.sock\"", &long)).contains("at most 107"));
+}
+
+#[test]
+fn a_place_that_does_not_fit_the_kind_of_arbiter_is_refused() {
+    let cases = [
+        (
+            "#kind = \"file\"",
+            "kind = \"service\"\naddress = \"10.0.0.3:7390\"",
+            "arbiter.path = /shared/ftd/web.cell: belongs to kind = \"file\"",
+        ),
+        (
+            "#kind = \"file\"",
+            "address = \"10.0.0.3:7390\"",
+            "arbiter.address = 10.0.0.3:7390: belongs to kind = \"service\"",
+        ),
+        (
+            "path = \"/shared/ftd/web.cell\"",
+            "kind = \"service\"",
+            "arbiter.address = nothing: must be the service's IP address and port",
+        ),
+        (
+            "path = \"/shared/ftd/web.cell\"",
+            "kind = \"service\"\naddress = \"10.0.0.3:0\"",
+            "arbiter.address = 10.0.0.3:0: must be the service's IP address and port",
+        ),
+        (
+            "path = \"/shared/ftd/web.cell\"",
+            "path = \"web.cell\"",
+            "arbiter.path = web.cell: must be an absolute path",
+        ),
+        ("path = \"/shared/ftd/web.cell\"", "", "arbiter.path = nothing: must be the cell's directory"),
+    ];
+    for (from, to, reason) in cases {
+        let message = message(&edited(from, to));
+        assert!(message.contains(reason), "{to}: {message}");
+    }
+    let served = |more: &str| format!("kind = \"service\"\naddress = \"10.0.0.3:7390\"{more}");
+    let served = |more: &str| edited("path = \"/shared/ftd/web.cell\"", &served(more));
+    // The example has a certificate.
+    assert!(parse(&served("")).is_ok());
+    let without = |more: &str| served(more).replace("\n[tls]\n", "\n");
+    let near = |text: String| text.replace("192.168.74.2:7400", "127.0.0.2:7400");
+    assert!(
+        message(&near(without("")))
+            .contains("arbiter.address = 10.0.0.3:7390: the connection is not protected")
+    );
+    assert!(parse(&near(without("\nsecurity = \"none\""))).is_ok());
+}
+
+#[test]
+fn cards_that_have_something_in_common_are_refused() {
+    let cases = [
+        (
+            "[machine.net]",
+            "[[machine.net]]\ntap = \"ftd-web\"\nmac = \"02:00:00:00:00:01\"\n[[machine.net]]",
+            "another card",
+        ),
+        (
+            "[machine.net]",
+            "[[machine.net]]\ntap = \"ftd-2\"\nmac = \"52:54:00:12:34:56\"\n[[machine.net]]",
+            "machine.net.mac = 52:54:00:12:34:56: another card has it",
+        ),
+        (
+            "[machine.net]",
+            "[[machine.net]]\ntap = \"b\"\nmac = \"02:00:00:00:00:01\"\naddresses = [\"10.0.0.5\"]\n[[machine.net]]",
+            "machine.net.addresses = 10.0.0.5: another card has it",
+        ),
+    ];
+    for (from, to, reason) in cases {
+        let message = message(&edited(from, to));
+        assert!(message.contains(reason), "{to}: {message}");
+    }
 }
 
 #[test]
@@ -206,8 +279,43 @@ fn replay_mode_is_refused_what_would_differ_between_the_hosts() {
         let disk = message(&with_disk(lines, more));
         assert!(disk.contains(reason), "{disk}");
     }
+    let named = message(&replay.replacen("#cpu = \"host\"", "cpu = \"x86-64-v2\"", 1));
+    assert!(
+        named.contains("machine.cpu = x86-64-v2: engine = \"soft\" has a processor of its own"),
+        "{named}"
+    );
     let many = replay.replacen("#vcpus = 1", "vcpus = 2", 1);
     assert!(message(&many).contains("machine.vcpus = 2: engine = \"soft\" has one vCPU"));
+}
+
+#[test]
+fn memory_is_held_in_pages_of_4_kib_from_anywhere_unless_it_is_said() {
+    assert_eq!(parse(EXAMPLE).unwrap().machine.backing(), Backing::default());
+    let said = "huge_pages = \"transparent\"\nnuma_node = 1\nlock_memory = true";
+    let config = parse(&edited("#huge_pages = \"none\"", said)).unwrap();
+    assert_eq!(config.machine.backing(), Backing { huge_pages: true, numa_node: Some(1), lock: true });
+    let pool = message(&edited("#huge_pages = \"none\"", "huge_pages = \"2M\""));
+    assert!(pool.contains("unknown variant `2M`, expected `none` or `transparent`"), "{pool}");
+}
+
+#[test]
+fn a_processor_is_known_by_name_and_has_room_for_the_memory() {
+    let cpu = |name: &str| edited("#cpu = \"host\"", &format!("cpu = \"{name}\""));
+    for (name, model) in
+        [("host", CpuModel::Host), ("x86-64-v2", CpuModel::X86_64V2), ("x86-64-v3", CpuModel::X86_64V3)]
+    {
+        assert_eq!(parse(&cpu(name)).unwrap().machine.cpu, model);
+        assert_eq!(model.to_string(), name);
+    }
+    let unknown = message(&cpu("x86-64-v4"));
+    let says = "unknown variant `x86-64-v4`, expected one of `host`, `x86-64-v2`, `x86-64-v3`";
+    assert!(unknown.contains(says), "{unknown}");
+    let with =
+        |cpu_text: &str, mib: u64| cpu_text.replacen("#memory_mib = 256", &format!("memory_mib = {mib}"), 1);
+    parse(&with(&cpu("x86-64-v3"), 523_264)).unwrap();
+    parse(&with(&cpu("host"), 523_266)).unwrap();
+    let large = message(&with(&cpu("x86-64-v3"), 523_266));
+    assert!(large.contains("machine.memory_mib = 523266: must be at most 523264 with cpu"), "{large}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Config, GuestKind, MachineConfig};
 use ft_checkpoint::wire::message::Mode;
 use ft_netbuf::tap;
 use ft_vm::guest::Settings;
-use ft_vm::spec::{BusKind, EngineKind, MTUS};
+use ft_vm::spec::{BusKind, CpuModel, EngineKind, MODEL_RAM_BYTES_MAX, MTUS, NETS_MAX};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -18,6 +18,8 @@ impl Config {
             return refuse("control_group", "\"\"", "must name a group, or be left out");
         }
         self.validate_paths()?;
+        self.arbiter.validate(self.tls.is_some())?;
+        self.validate_link()?;
         self.validate_machine()?;
         self.validate_disks()?;
         self.validate_replication()?;
@@ -31,7 +33,11 @@ impl Config {
             ("control_socket", Some(&self.control_socket)),
             ("machine.kernel", machine.kernel.as_ref()),
             ("machine.initrd", machine.initrd.as_ref()),
-            ("arbiter.path", Some(&self.arbiter.path)),
+            ("arbiter.path", self.arbiter.path.as_ref()),
+            ("arbiter.password_file", self.arbiter.password_file.as_ref()),
+            ("arbiter.ca", self.arbiter.ca.as_ref()),
+            ("tls.ca", self.tls.as_ref().map(|tls| &tls.ca)),
+            ("tls.identity", self.tls.as_ref().map(|tls| &tls.identity)),
         ];
         let disks = machine.disks.iter().map(|disk| ("machine.disk.image", Some(&disk.image)));
         let bases = machine.disks.iter().map(|disk| ("machine.disk.base", disk.base.as_ref()));
@@ -109,7 +115,14 @@ impl Config {
                 "must be at most 2000 bytes long, without zero bytes",
             );
         }
-        if let Some(net) = &machine.net {
+        self.validate_cards()
+    }
+
+    fn validate_cards(&self) -> Result<(), BadValue> {
+        let cards = &self.machine.nets;
+        within("machine.net (their number)", cards.len() as u64, 0..=NETS_MAX as u64)?;
+        for (index, net) in cards.iter().enumerate() {
+            let others = &cards[..index];
             if !tap::is_interface_name(&net.tap) {
                 return refuse(
                     "machine.net.tap",
@@ -127,6 +140,21 @@ impl Config {
                 return refuse("machine.net.uplink", uplink, "must be an interface name");
             }
             within("machine.net.addresses (their number)", net.addresses.len() as u64, 0..=64)?;
+            if others.iter().any(|other| other.tap == net.tap) {
+                return refuse(
+                    "machine.net.tap",
+                    &net.tap,
+                    "another card has it; each needs a TAP of its own",
+                );
+            }
+            if others.iter().any(|other| other.mac == net.mac) {
+                let allowed = "another card has it; each needs an address of its own";
+                return refuse("machine.net.mac", net.mac, allowed);
+            }
+            let twice = net.addresses.iter().find(|a| others.iter().any(|other| other.addresses.contains(a)));
+            if let Some(address) = twice {
+                return refuse("machine.net.addresses", address, "another card has it");
+            }
         }
         Ok(())
     }
@@ -187,6 +215,7 @@ impl Config {
                 "engine = \"soft\" has one vCPU; set it to 1",
             );
         }
+        self.machine.validate_cpu()?;
         within("replay.batch_us", self.replay.batch_us, 100..=100_000)?;
         within("replay.lag_ms_max", self.replay.lag_ms_max, 10..=60_000)?;
         if self.replay.batch_us > self.replay.lag_ms_max * 500 {
@@ -199,12 +228,32 @@ impl Config {
 }
 
 impl MachineConfig {
+    fn validate_cpu(&self) -> Result<(), BadValue> {
+        if self.cpu == CpuModel::Host {
+            return Ok(());
+        }
+        if self.engine == EngineKind::Soft {
+            let allowed =
+                "engine = \"soft\" has a processor of its own, the same on every host: leave cpu out";
+            return refuse("machine.cpu", self.cpu, allowed);
+        }
+        if self.memory_mib << 20 > MODEL_RAM_BYTES_MAX {
+            let allowed = format!(
+                "must be at most {} with cpu = \"{}\", whose addresses have 39 bits; \"host\" has the host's",
+                MODEL_RAM_BYTES_MAX >> 20,
+                self.cpu
+            );
+            return refuse("machine.memory_mib", self.memory_mib, allowed);
+        }
+        Ok(())
+    }
+
     /// The built-in guest's command line with everything spelled out. It answers where `net.addresses` says, which is
     /// what is announced for it.
     pub(super) fn builtin_cmdline(&self) -> Result<String, BadValue> {
         const ADDRESSES: &str = "machine.net.addresses";
         const ONE: &str = "the builtin guest has one IPv4 address: list that one, or none";
-        let address = match self.net.as_ref().map_or(&[][..], |net| &net.addresses) {
+        let address = match self.nets.first().map_or(&[][..], |net| &net.addresses) {
             [] => None,
             [IpAddr::V4(address)] => Some(*address),
             several => {

@@ -10,7 +10,7 @@
 
 pub use crate::observe::{
     ArbiterStatus, CopyStatus, DisksVerifyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus,
-    STATUS_SCHEMA, STUCK_MS, Status, VerifyState,
+    STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status, VerifyState,
 };
 pub use crate::role::{Role, Start, State};
 

@@ -1,7 +1,6 @@
 //! Metrics over HTTP for Prometheus: answers every GET of /metrics, one request per connection. It reads only the first
 //! line of a request, so it needs no HTTP library.
 
-use super::server::Controlled;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,17 +19,29 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
+/// What there is to be read, as it is now.
+pub type TellMetrics = dyn Fn() -> String + Send + Sync;
+
+/// Serves until the process ends, on a thread of its own.
+pub fn serve_apart(address: SocketAddr, metrics: Arc<TellMetrics>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listener = runtime.block_on(bind(address))?;
+    let thread = std::thread::Builder::new().name("ftd-metrics".into());
+    thread.spawn(move || runtime.block_on(serve(listener, metrics)))?;
+    Ok(())
+}
+
 /// Serves until the future is dropped.
-pub async fn serve<C: Controlled>(listener: TcpListener, controlled: Arc<C>) {
+pub async fn serve(listener: TcpListener, metrics: Arc<TellMetrics>) {
     let places = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let controlled = controlled.clone();
+                let metrics = metrics.clone();
                 tokio::spawn(async move {
                     let _place = place;
-                    let _ = timeout(CLIENT_TIMEOUT, answer(stream, &*controlled)).await;
+                    let _ = timeout(CLIENT_TIMEOUT, answer(stream, &*metrics)).await;
                 });
             }
             Err(error) => {
@@ -41,7 +52,7 @@ pub async fn serve<C: Controlled>(listener: TcpListener, controlled: Arc<C>) {
     }
 }
 
-async fn answer<C: Controlled>(mut stream: TcpStream, controlled: &C) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, metrics: &TellMetrics) -> io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader).take(REQUEST_HEAD_BYTES_MAX);
     let mut first = String::new();
@@ -53,7 +64,7 @@ async fn answer<C: Controlled>(mut stream: TcpStream, controlled: &C) -> io::Res
     }
     let mut words = first.split_ascii_whitespace();
     let (status, body) = match (words.next(), words.next()) {
-        (Some("GET"), Some("/metrics")) => ("200 OK", controlled.metrics()),
+        (Some("GET"), Some("/metrics")) => ("200 OK", metrics()),
         (Some("GET"), Some(_)) => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
         _ => ("405 Method Not Allowed", "only GET is understood\n".to_owned()),
     };

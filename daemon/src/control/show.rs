@@ -1,9 +1,12 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
-use super::api::{NetworkStatus, ReplayStatus, Role, State, Status};
+use super::api::{NetworkStatus, ReplayStatus, Role, SecurityStatus, State, Status};
+use crate::clock;
 use crate::observe::{
-    Bottleneck, DisksCopyStatus, DisksStatus, DisksVerifyStatus, Percentiles, ServiceStatus, VerifyState,
+    BootStatus, Bottleneck, DisksCopyStatus, DisksStatus, DisksVerifyStatus, Percentiles, ServiceStatus,
+    VerifyState,
 };
+use ft_vm::spec::CpuModel;
 use std::fmt::Write;
 
 /// Whether states stand out by colour.
@@ -34,12 +37,16 @@ pub fn block(status: &Status, palette: Palette) -> String {
         rows.add("full copy", format!("{percent:.0} % of {}{same}", bytes(copy.total_bytes)));
     }
     rows.disks(status);
+    if status.cpu != CpuModel::Host {
+        rows.add("processor", status.cpu.to_string());
+    }
     rows.add("generation", status.generation.to_string());
     match &status.replay {
         Some(replay) => rows.replay(status, replay),
         None => rows.checkpoints(status),
     }
     rows.service(status);
+    rows.guest(status);
     rows.proof(status);
     rows.surroundings(status);
     rows.add("up", duration(status.uptime_s));
@@ -186,6 +193,23 @@ impl Rows {
         }
     }
 
+    /// What the guest booted, and came to.
+    fn guest(&mut self, status: &Status) {
+        if let Some(BootStatus { kernel, version, entry, found_in, for_s }) = &status.booted {
+            let version = version.as_deref().and_then(|version| version.split(' ').next());
+            let version = version.map_or(String::new(), |version| format!(" (Linux {version})"));
+            self.add("booted", format!("{kernel}{version}, {} ago", duration(*for_s)));
+            self.add("", format!("entry \"{entry}\" of {found_in}"));
+        }
+        if status.guest_panics > 0 {
+            self.add("panicked", format!("the guest's kernel, {} times: see the log", status.guest_panics));
+        }
+        if status.watchdog_firings > 0 {
+            let times = status.watchdog_firings;
+            self.add("hung", format!("the guest did not feed its watchdog, {times} times: see the log"));
+        }
+    }
+
     /// What is known of a take-over that has not happened.
     fn proof(&mut self, status: &Status) {
         let Some(rehearsal) = &status.rehearsal else { return };
@@ -197,6 +221,23 @@ impl Rows {
             (None, Some(why)) => format!("failed: {why}"),
         };
         self.add("rehearsed", shown);
+    }
+
+    /// What protects the connections to other hosts, if there are any.
+    fn security(&mut self, security: &SecurityStatus) {
+        let SecurityStatus { link_in_tls, certificate_expires_unix_s, warnings } = security;
+        let link = if *link_in_tls { "the link is in TLS" } else { "the link is in the clear" };
+        match certificate_expires_unix_s {
+            Some(at) => {
+                let until = clock::utc(at.saturating_mul(1000));
+                self.add("security", format!("{link}, certificate valid until {until}"));
+            }
+            None if warnings.is_empty() => {}
+            None => self.add("security", link.to_owned()),
+        }
+        for warning in warnings {
+            self.add("", format!("WARNING: {warning}"));
+        }
     }
 
     /// Peer, network and arbiter.
@@ -231,6 +272,7 @@ impl Rows {
         if status.arbiter.hanging_calls > 0 {
             self.add("", format!("{} calls on it have never returned", status.arbiter.hanging_calls));
         }
+        self.security(&status.security);
         for lapse in &status.lapses {
             self.add("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));
         }
@@ -404,6 +446,9 @@ mod tests {
             divergences: 1,
             last_divergence,
         };
+        let named = Status { cpu: CpuModel::X86_64V2, ..status() };
+        assert!(block(&named, Palette::Plain).contains("    processor  x86-64-v2\n"));
+        assert!(!block(&status(), Palette::Plain).contains("processor"));
         let text = block(
             &Status { replay: Some(replay.clone()), engine: EngineKind::Soft, ..status() },
             Palette::Plain,
@@ -470,6 +515,18 @@ mod tests {
             text.contains(
                 "unsupported  the guest executed instructions that the engine does not have, 3 times"
             ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_guest_came_to_is_shown_where_it_did() {
+        let text = block(&status(), Palette::Plain);
+        assert!(!text.contains("panicked") && !text.contains("hung"), "{text}");
+        let text = block(&Status { guest_panics: 2, watchdog_firings: 3, ..status() }, Palette::Plain);
+        assert!(text.contains("     panicked  the guest's kernel, 2 times: see the log\n"), "{text}");
+        assert!(
+            text.contains("         hung  the guest did not feed its watchdog, 3 times: see the log\n"),
             "{text}"
         );
     }

@@ -3,14 +3,14 @@
 
 use super::service::InstanceLock;
 use crate::boot::{self, ImageBootError};
-use crate::config::{ArbiterKind, Config, DiskConfig};
+use crate::config::{Config, DiskConfig};
 use crate::disks::{self, BesideError, DiskReaderError};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
 use crate::role::StartAs;
-use ft_arbiter::{Arbiter, ArbiterError, Cell, FileArbiter, Place};
+use ft_arbiter::{Arbiter, ArbiterError, Cell, Place};
 use ft_netbuf::{Tap, TapError};
-use ft_ram::{GuestRam, MemoryError};
+use ft_ram::{Backing, GuestRam, MemoryError};
 use ft_vm::boot::BootError;
 use ft_vm::devices::{ConsoleSink, Wiring};
 use ft_vm::machine::{Machine, MachineError};
@@ -69,7 +69,7 @@ pub enum HostError {
     #[error("machine: {0}")]
     Machine(#[from] MachineError),
     /// Nor such memory.
-    #[error("machine.memory_mib: {0}")]
+    #[error("machine, its memory: {0}")]
     Memory(#[from] MemoryError),
     /// There is nothing to boot in its image.
     #[error(transparent)]
@@ -117,6 +117,9 @@ pub enum HostError {
         /// The group.
         group: String,
     },
+    /// This host's certificate cannot be used.
+    #[error("[tls]: {0}")]
+    Credentials(#[from] ft_tls::CredentialError),
     /// The system gives no more threads.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -124,7 +127,7 @@ pub enum HostError {
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
     /// The arbiter does not answer at all.
-    #[error("{place}: no answer within {} s: its storage hangs", ARBITER_LIMIT.as_secs())]
+    #[error("{place}: no answer within {} s: it hangs", ARBITER_LIMIT.as_secs())]
     ArbiterHangs {
         /// Which arbiter.
         place: Place,
@@ -215,22 +218,27 @@ impl Config {
                 claimed => claimed?,
             }
         }
-        match self.ask_arbiter()? {
-            ArbiterAnswer::Given => Ok(holder.map(|process| RunningHere { process, in_use })),
-            ArbiterAnswer::Late => Err(HostError::ArbiterHangs { place: self.arbiter().place() }),
+        match self.in_time(|arbiter| arbiter.probe())? {
+            Some(_) => Ok(holder.map(|process| RunningHere { process, in_use })),
+            None => Err(HostError::ArbiterHangs { place: self.arbiter(&self.trust()?).place() }),
         }
     }
 
     /// Whether the arbiter could be read and set now. Storage that hangs keeps a thread, and nobody else.
     pub fn ask_arbiter(&self) -> Result<ArbiterAnswer, HostError> {
-        let answer = self.in_time(|arbiter| arbiter.probe())?;
-        Ok(answer.map_or(ArbiterAnswer::Late, |_| ArbiterAnswer::Given))
+        match self.in_time(|arbiter| arbiter.probe()) {
+            Ok(Some(_)) => Ok(ArbiterAnswer::Given),
+            Ok(None) => Ok(ArbiterAnswer::Late),
+            Err(HostError::Arbiter(error)) if error.trouble.is_silence() => Ok(ArbiterAnswer::Late),
+            Err(error) => Err(error),
+        }
     }
 
     /// The cell, if the arbiter answers in time.
     pub fn read_cell(&self) -> Result<Option<Cell>, HostError> {
         let answer = self.in_time(|arbiter| arbiter.read())?;
-        answer.ok_or_else(|| HostError::ArbiterHangs { place: self.arbiter().place() })
+        let place = self.arbiter(&self.trust()?).place();
+        answer.ok_or(HostError::ArbiterHangs { place })
     }
 
     /// What the arbiter answers; none: nothing in time.
@@ -239,7 +247,7 @@ impl Config {
         ask: impl FnOnce(&mut dyn Arbiter) -> Result<T, ArbiterError> + Send + 'static,
     ) -> Result<Option<T>, HostError> {
         let (answer, answered) = sync_channel(1);
-        let mut arbiter = self.arbiter();
+        let mut arbiter = self.arbiter(&self.trust()?);
         std::thread::Builder::new()
             .name("ftd-check".into())
             .spawn(move || drop(answer.send(ask(arbiter.as_mut()))))
@@ -256,6 +264,7 @@ impl Config {
 
     /// Checks all but what only one daemon at a time can have.
     fn check_needs(&self) -> Result<(), HostError> {
+        self.trust()?;
         if self.machine.engine == EngineKind::Kvm {
             OpenOptions::new()
                 .read(true)
@@ -296,10 +305,12 @@ impl Config {
                 Some(address) => can_listen(claim.key(), address),
                 None => Ok(()),
             },
-            Claim::Tap => match &self.machine.net {
-                Some(net) => Ok(Tap::open(&net.tap)?.set_up()?),
-                None => Ok(()),
-            },
+            Claim::Tap => {
+                for net in &self.machine.nets {
+                    Tap::open(&net.tap)?.set_up()?;
+                }
+                Ok(())
+            }
             Claim::Images => self.try_boot(&self.machine_spec()?),
         }
     }
@@ -308,7 +319,7 @@ impl Config {
     fn try_boot(&self, spec: &MachineSpec) -> Result<(), HostError> {
         let boot = self.find_guest()?;
         let disks = super::wiring::open_disks(self)?;
-        let ram = GuestRam::new(spec.ram_bytes)?;
+        let ram = GuestRam::held(spec.ram_bytes, Backing { lock: false, ..self.machine.backing() })?;
         let wiring = Wiring { frames: None, console: Box::new(NoConsole), disks };
         let mut machine = Machine::new(spec, &ram, wiring)?;
         match boot {
@@ -346,10 +357,11 @@ impl Config {
             engine: self.machine.engine,
             vcpus: self.machine.vcpus,
             ram_bytes: self.machine.memory_mib << 20,
-            net: self.machine.net.as_ref().map(|net| NetSpec { mac: net.mac.0, mtu: net.mtu }),
+            nets: self.machine.nets.iter().map(|net| NetSpec { mac: net.mac.0, mtu: net.mtu }).collect(),
             disks,
             rng: self.machine.rng,
             bus: self.machine.bus(),
+            cpu: self.machine.cpu,
         })
     }
 
@@ -357,14 +369,6 @@ impl Config {
     #[must_use]
     pub fn listen(&self) -> Listen {
         self.replication.listen.map_or(Listen::TowardsPeer, Listen::At)
-    }
-
-    /// The arbiter's cell.
-    #[must_use]
-    pub fn arbiter(&self) -> Box<dyn Arbiter> {
-        match self.arbiter.kind {
-            ArbiterKind::File => Box::new(FileArbiter::new(&self.arbiter.path, self.vm.as_str())),
-        }
     }
 }
 
@@ -488,8 +492,32 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new().replaced("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
         host.refused(DaemonExit::InUse, "replication.listen = 127.0.0.1:");
-        let host = Host::new().replaced("127.0.0.1:0", "192.0.2.1:7400");
+        let host = Host::new().replaced("\"127.0.0.1:0\"", "\"192.0.2.1:7400\", security = \"none\"");
         host.refused(DaemonExit::Host, "cannot listen there");
+    }
+
+    /// It hangs: the kernel takes connections, and nobody serves them.
+    #[test]
+    fn a_service_or_an_etcd_that_hangs_is_waited_for_as_storage_that_hangs_and_told_by_a_check() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap();
+        for (kind, told) in [
+            (format!("kind = \"service\", address = \"{address}\""), "no answer for 800 ms"),
+            (format!("kind = \"etcd\", endpoints = [\"http://{address}\"]"), "not answered within 900 ms"),
+        ] {
+            let host = Host::new();
+            let path = format!("path = \"{}/web.cell\"", host.directory.path().display());
+            let host = host.replaced(&path, &kind);
+            let config = Config::parse(&host.text, Path::new("test.toml")).unwrap();
+            assert_eq!(config.ask_arbiter().unwrap(), ArbiterAnswer::Late, "{kind}");
+            host.refused(DaemonExit::Arbiter, told);
+        }
+        drop(silent);
+        let host = Host::new();
+        let path = format!("path = \"{}/web.cell\"", host.directory.path().display());
+        let host = host.replaced(&path, &format!("kind = \"service\", address = \"{address}\""));
+        let config = Config::parse(&host.text, Path::new("test.toml")).unwrap();
+        assert!(config.ask_arbiter().is_err(), "nobody is there");
     }
 
     #[test]

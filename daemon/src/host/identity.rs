@@ -1,12 +1,12 @@
 //! What this host tells its peer of itself in a handshake: all that resuming depends on, in the operator's words.
 
-use crate::config::{Config, GuestKind};
+use crate::config::{Config, GuestKind, MachineConfig};
 use crate::nonce::random_nonce;
 use ft_checkpoint::wire::handshake::PROTOCOL;
-use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions};
+use ft_checkpoint::wire::identity::{Fact, STATE_FORMAT, Versions, Weight};
 use ft_checkpoint::wire::message::{Identity, Mode};
-use ft_vm::machine::{MachineError, engine_fingerprint, host_cpu_profile};
-use ft_vm::spec::{BusKind, DiskSpec, EngineKind, MachineSpec};
+use ft_vm::machine::{MachineError, cpu_profile, engine_fingerprint};
+use ft_vm::spec::{BusKind, CpuModel, DiskSpec, EngineKind, MachineSpec, NetSpec};
 use ft_vm::state::{STATE_OLDEST, STATE_VERSION};
 
 /// Why this host cannot be described.
@@ -33,6 +33,23 @@ pub fn identity(config: &Config, spec: &MachineSpec) -> Result<Identity, Describ
     })
 }
 
+/// The processor that the guest sees, for people; none on the engine that has one of its own.
+pub fn processor(config: &Config) -> Result<Option<String>, MachineError> {
+    match config.machine.engine {
+        EngineKind::Soft => Ok(None),
+        EngineKind::Kvm => {
+            let profile = cpu_profile(config.machine.cpu)?;
+            Ok(Some(format!(
+                "{:?}: {}, family {}, model {}",
+                config.machine.cpu.to_string(),
+                profile.vendor,
+                profile.family,
+                profile.model
+            )))
+        }
+    }
+}
+
 /// A writable disk is told by its size: its content is made equal.
 fn disk_facts(config: &Config, disks: &[DiskSpec]) -> Vec<Fact> {
     let mut facts = Vec::new();
@@ -53,16 +70,23 @@ fn disk_facts(config: &Config, disks: &[DiskSpec]) -> Vec<Fact> {
     facts
 }
 
+/// By its name. The version before has only the host's, and does not say so.
+fn processor_fact(model: CpuModel) -> Fact {
+    let weight = if model == CpuModel::Host { Weight::Optional } else { Weight::Required };
+    Fact { weight, ..Fact::equal("machine.cpu", model) }
+}
+
 fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError> {
     // Every field by name, so that a new one cannot be forgotten here. Read-only disks are told by content, see
     // `contents`.
-    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus } = spec;
+    let MachineSpec { engine, vcpus, ram_bytes, nets, disks, rng, bus, cpu } = spec;
     let (machine, replication) = (&config.machine, &config.replication);
-    let card = match net {
-        Some(net) => net.mac.map(|byte| format!("{byte:02x}")).join(":"),
-        None => "no network card".to_owned(),
+    let of_cards = |tell: fn(&NetSpec) -> String| match nets.as_slice() {
+        [] => "no network card".to_owned(),
+        nets => nets.iter().map(tell).collect::<Vec<_>>().join(", "),
     };
-    let mtu = net.as_ref().map_or_else(|| "no network card".to_owned(), |net| net.mtu.to_string());
+    let macs = of_cards(|net| net.mac.map(|byte| format!("{byte:02x}")).join(":"));
+    let mtus = of_cards(|net| net.mtu.to_string());
     let cmdline = match machine.guest {
         GuestKind::Builtin => "machine.net.addresses (the built-in guest's command line)",
         GuestKind::Linux | GuestKind::Freestanding | GuestKind::Image => "machine.cmdline",
@@ -75,8 +99,8 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
         Fact::equal("machine.engine", engine),
         Fact::equal("machine.vcpus", vcpus),
         Fact::equal("machine.memory_mib", ram_bytes >> 20),
-        Fact::equal("machine.net.mac", card),
-        Fact::equal("machine.net.mtu", mtu),
+        Fact::equal("machine.net.mac", macs),
+        Fact::equal("machine.net.mtu", mtus),
         Fact::equal("machine.rng", yes_or_no(*rng)),
         Fact::equal("number of disks", disks.len()),
         Fact::equal("machine.on_reset", format!("{:?}", machine.on_reset).to_lowercase()),
@@ -84,17 +108,28 @@ fn facts(config: &Config, spec: &MachineSpec) -> Result<Vec<Fact>, DescribeError
         Fact::equal_shown(cmdline, machine.cmdline.as_str(), format!("{:?}", machine.cmdline)),
     ];
     facts.extend(disk_facts(config, disks));
+    // As long as the guest does with itself what it likes, the version before does the same.
+    let defaults = MachineConfig::default();
+    for (name, ours, default) in [
+        ("machine.on_panic", machine.on_panic, defaults.on_panic),
+        ("machine.on_watchdog", machine.on_watchdog, defaults.on_watchdog),
+    ] {
+        if ours != default {
+            facts.push(Fact::equal(name, format!("{ours:?}").to_lowercase()));
+        }
+    }
     // The version before has nothing but virtio-mmio, and does not say so.
     if *bus != BusKind::Mmio {
         facts.push(Fact::equal("machine.bus", bus));
     }
+    facts.push(processor_fact(*cpu));
     // As long as it has none, the version before may have the same machine.
     #[cfg(feature = "next-version")]
     if machine.mark != 0 {
         facts.push(Fact::equal("machine.mark", machine.mark));
     }
     match engine {
-        EngineKind::Kvm => facts.push(Fact::processor(serde_json::to_vec(&host_cpu_profile()?)?)),
+        EngineKind::Kvm => facts.push(Fact::processor(serde_json::to_vec(&cpu_profile(*cpu)?)?)),
         // The guest sees nothing of the host's processor.
         EngineKind::Soft => {}
     }
@@ -167,12 +202,39 @@ mod tests {
     }
 
     #[test]
+    fn hosts_with_unlike_processors_by_name_are_refused_by_these_names_and_an_older_one_may_know_none() {
+        let says = |node: &str, peer: &str, facts: Vec<Fact>| Identity {
+            protocol: PROTOCOL,
+            vm: "web".into(),
+            node: node.into(),
+            peer: peer.into(),
+            process: random_nonce(),
+            generation: 0,
+            facts: [vec![Fact::versions(STATE_FORMAT, Versions::only(STATE_VERSION))], facts].concat(),
+        };
+        let refusal = |theirs: Vec<Fact>, ours: Vec<Fact>| {
+            let fits = |_: &[u8], _: &[u8]| Ok::<(), String>(());
+            check(&says("b", "a", theirs), &says("a", "b", ours), Side::Primary, fits)
+                .err()
+                .map(|refusal| refusal.to_string())
+        };
+        let of = |model| vec![processor_fact(model)];
+        assert_eq!(refusal(of(CpuModel::X86_64V3), of(CpuModel::X86_64V3)), None);
+        let text = refusal(of(CpuModel::X86_64V3), of(CpuModel::Host)).expect("it should be refused");
+        assert!(["machine.cpu", "x86-64-v3", "host"].iter().all(|part| text.contains(part)), "{text}");
+        assert_eq!(refusal(of(CpuModel::Host), Vec::new()), None);
+        let text = refusal(Vec::new(), of(CpuModel::X86_64V2)).expect("it should be refused");
+        assert!(text.contains("machine.cpu: a has x86-64-v2, b has none"), "{text}");
+    }
+
+    #[test]
     fn a_bus_that_the_version_before_does_not_have_is_said_and_one_that_it_has_is_not() {
         let mut config = config();
         config.machine.engine = EngineKind::Soft;
         let spec = |bus| {
-            let (net, disks) = (None, vec![DiskSpec { bytes: 1 << 30, read_only: false }]);
-            MachineSpec { engine: EngineKind::Soft, vcpus: 1, ram_bytes: 1 << 28, net, disks, rng: true, bus }
+            let (nets, disks) = (vec![], vec![DiskSpec { bytes: 1 << 30, read_only: false }]);
+            let (engine, cpu) = (EngineKind::Soft, CpuModel::Host);
+            MachineSpec { engine, vcpus: 1, ram_bytes: 1 << 28, nets, disks, rng: true, bus, cpu }
         };
         let says = |bus| facts(&config, &spec(bus)).unwrap().iter().any(|fact| fact.name == "machine.bus");
         assert_eq!((says(BusKind::Pci), says(BusKind::Mmio)), (true, false));

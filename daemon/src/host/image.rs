@@ -385,8 +385,8 @@ mod tests {
 
     fn spec() -> MachineSpec {
         let engine = EngineKind::Soft;
-        let (net, disks, bus) = (None, Vec::new(), ft_vm::spec::BusKind::Mmio);
-        MachineSpec { engine, vcpus: 1, ram_bytes: 16 << 20, net, disks, rng: false, bus }
+        let (nets, disks, bus, cpu) = (vec![], Vec::new(), ft_vm::spec::BusKind::Mmio, Default::default());
+        MachineSpec { engine, vcpus: 1, ram_bytes: 16 << 20, nets, disks, rng: false, bus, cpu }
     }
 
     fn saved(generation: u64) -> Saved {

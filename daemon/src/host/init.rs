@@ -3,6 +3,7 @@
 
 use super::record::{RecordError, RecordFile};
 use super::service::{InstanceLock, LockError};
+use super::{HostError, Trust};
 use crate::config::Config;
 use crate::exit::DaemonExit;
 use crate::nonce::random_nonce;
@@ -27,6 +28,9 @@ pub enum InitError {
     /// The record cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// This host's certificate cannot be used.
+    #[error(transparent)]
+    Trust(#[from] HostError),
     /// The cell cannot be read or set.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
@@ -46,20 +50,21 @@ impl InitError {
             Self::Lock(LockError::Held { .. }) => DaemonExit::InUse,
             Self::Lock(LockError::Io { .. }) | Self::Record(_) => DaemonExit::Host,
             Self::Arbiter(_) | Self::Distrust(_) => DaemonExit::Arbiter,
+            Self::Trust(e) => e.exit(),
             Self::Overtaken => DaemonExit::Failure,
         }
     }
 }
 
 /// Makes this node's record fit its cell; the cell.
-pub fn initialise(config: &Config, earlier: Earlier) -> Result<Cell, InitError> {
+pub fn initialise(config: &Config, trust: &Trust, earlier: Earlier) -> Result<Cell, InitError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
     let file = RecordFile::new(&config.state_dir, config.vm.as_str());
     if earlier == Earlier::Forget {
         file.forget()?;
     }
     let record = file.load()?;
-    let mut arbiter = config.arbiter();
+    let mut arbiter = config.arbiter(trust);
     let found = arbiter.read()?;
     if let Some(record) = record {
         record.admits(found.as_ref())?;
@@ -99,10 +104,11 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         fs::create_dir(base.path().join("shared")).unwrap();
         let (alpha, beta) = (node(base.path(), "alpha", "beta"), node(base.path(), "beta", "alpha"));
-        let cell = initialise(&alpha, Earlier::Keep).unwrap();
+        let trust = alpha.trust().unwrap();
+        let cell = initialise(&alpha, &trust, Earlier::Keep).unwrap();
         assert_eq!((cell.generation, &cell.owner), (1, &None));
-        assert_eq!(initialise(&beta, Earlier::Keep).unwrap(), cell);
-        assert_eq!(initialise(&alpha, Earlier::Keep).unwrap(), cell, "it is so already");
+        assert_eq!(initialise(&beta, &trust, Earlier::Keep).unwrap(), cell);
+        assert_eq!(initialise(&alpha, &trust, Earlier::Keep).unwrap(), cell, "it is so already");
     }
 
     #[test]
@@ -111,14 +117,15 @@ mod tests {
         let shared = base.path().join("shared");
         fs::create_dir(&shared).unwrap();
         let alpha = node(base.path(), "alpha", "beta");
-        let first = initialise(&alpha, Earlier::Keep).unwrap();
+        let trust = alpha.trust().unwrap();
+        let first = initialise(&alpha, &trust, Earlier::Keep).unwrap();
         fs::remove_dir_all(shared.join("cell")).unwrap();
-        let refused = initialise(&alpha, Earlier::Keep).unwrap_err();
+        let refused = initialise(&alpha, &trust, Earlier::Keep).unwrap_err();
         assert_eq!(refused.exit(), DaemonExit::Arbiter);
         assert!(refused.to_string().contains("the cell is missing"), "{refused}");
         assert!(!shared.join("cell").exists(), "nothing was founded");
-        let second = initialise(&alpha, Earlier::Forget).unwrap();
+        let second = initialise(&alpha, &trust, Earlier::Forget).unwrap();
         assert_ne!(first.id, second.id);
-        assert_eq!(initialise(&alpha, Earlier::Keep).unwrap(), second);
+        assert_eq!(initialise(&alpha, &trust, Earlier::Keep).unwrap(), second);
     }
 }

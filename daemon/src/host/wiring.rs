@@ -5,11 +5,11 @@ use super::console::ConsoleHub;
 use super::network::Cable;
 use super::pump::{self, Socket};
 use crate::boot::Booted;
-use crate::config::{Config, DiskConfig};
+use crate::config::{Config, DiskConfig, MachineConfig, NetConfig};
 use crate::disks::{BesideError, Disks, NoStore, open_image};
 use crate::role::NodeRecord;
 use ft_disk::{Access, Caching, DiskImageError, ImageStore, RawImage, image_bytes};
-use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapOffloads, Transmitted};
+use ft_netbuf::{Announcement, Bounds, Emit, OutputBuffer, Tap, TapOffloads, Transmitted, Waker};
 use ft_vm::devices::{Disk, FrameSink, Offloads, PACKET_BYTES_MAX, Transmit, Wiring, plain_packet};
 use ft_vm::machine::Machine;
 use ft_vm::spec::MachineSpec;
@@ -50,8 +50,8 @@ pub struct Host {
     pub output: OutputBuffer,
     /// Announces the VM on its network, when it begins to run here.
     pub announce: Arc<dyn Fn() + Send + Sync>,
-    /// The way to its network, to be watched, if it has a card.
-    pub network: Option<(Cable, Arc<Tap>)>,
+    /// The ways of its cards to their networks, to be watched.
+    pub cables: Vec<(Cable, Arc<Tap>)>,
 }
 
 /// The announcement goes out again after these pauses: each frame may be lost.
@@ -75,32 +75,20 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
         bytes: (replication.hold_mib as usize) << 20,
         frame_bytes: PACKET_BYTES_MAX,
     };
-    let socket = Socket::default();
-    let (mut network, mut frames) = (None, None);
-    let (output, announcement) = match &machine.net {
-        Some(net) => {
-            let tap = Arc::new(Tap::open(&net.tap)?);
-            tap.set_up()?;
-            // Where that is refused, the watch names the TAP.
-            let _ = tap.set_mtu(net.mtu);
-            let output = OutputBuffer::new(Box::new(Arc::clone(&tap)), bounds);
-            let waker = pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
-            let sink = HoldingSink { output: output.clone(), tap: Arc::clone(&tap) };
-            frames = Some(Arc::new(sink) as Arc<dyn FrameSink>);
-            network = config.cable().map(|cable| (cable, tap));
-            output.on_room(move || waker.wake());
-            (output, Announcement::new(net.mac.0, &net.addresses))
-        }
-        None => (OutputBuffer::new(Box::new(NoNetwork), bounds), Announcement::new([0; 6], &[])),
-    };
+    let Cards { cables, sockets, wakers } = Cards::open(machine)?;
+    let taps: Vec<_> = cables.iter().map(|(_, tap)| Arc::clone(tap)).collect();
+    let wires = taps.iter().map(|tap| Box::new(Arc::clone(tap)) as Box<dyn Emit>).collect();
+    let output = OutputBuffer::new(wires, bounds);
+    output.on_room(move || wakers.iter().for_each(Waker::wake));
     output.mute();
+    let frames: Arc<dyn FrameSink> = Arc::new(HoldingSink { output: output.clone(), taps });
 
     let hub = console.clone();
     let scratch_images = images.clone();
     let replicated = disks.clone();
     let wiring = Box::new(move || {
         let disks = wire_disks(&images, replicated.as_deref())?;
-        Ok(Wiring { frames: frames.clone(), console: Box::new(hub.clone()), disks })
+        Ok(Wiring { frames: Some(Arc::clone(&frames)), console: Box::new(hub.clone()), disks })
     });
     let scratch_wiring = Box::new(move || {
         Ok(Wiring { frames: None, console: Box::new(NoConsole), disks: wire_disks(&scratch_images, None)? })
@@ -114,18 +102,17 @@ pub fn prepare_host(config: &Config, record: Option<NodeRecord>) -> Result<(Host
         if let Some(machine) = machine {
             machine.mark(mark);
         }
-        socket.plug(machine.and_then(Machine::net));
+        for (number, socket) in (0..).zip(&sockets) {
+            socket.plug(machine.and_then(|machine| machine.net(number)));
+        }
         if let Some(disks) = &attached {
             disks.plug(machine);
         }
         hub.plug(machine.map(Machine::console));
     });
-    let announce: Arc<dyn Fn() + Send + Sync> = match &machine.net {
-        Some(_) => announcer(output.clone(), announcement),
-        None => Arc::new(|| {}),
-    };
+    let announce = announcer(output.clone(), &machine.nets);
     let boot = Booted::new(config, disks.clone());
-    Ok((Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network }, console))
+    Ok((Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, cables }, console))
 }
 
 /// A machine's disks. Without the writable ones there is nothing behind those.
@@ -165,15 +152,22 @@ fn disk_of(disk: &DiskConfig, image: RawImage) -> Disk {
 
 /// Announces the VM at once and a few times again. Through the output buffer: a replica that may not speak (any more)
 /// does not announce itself either.
-fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() + Send + Sync> {
-    let packets: Arc<[_]> = announcement.frames().iter().map(|frame| plain_packet(frame)).collect();
+fn announcer(output: OutputBuffer, cards: &[NetConfig]) -> Arc<dyn Fn() + Send + Sync> {
+    let packets = (0..).zip(cards).flat_map(|(card, net)| {
+        let frames = Announcement::new(net.mac.0, &net.addresses);
+        frames.frames().iter().map(|frame| (card, plain_packet(frame))).collect::<Vec<_>>()
+    });
+    let packets: Arc<[(u8, Vec<u8>)]> = packets.collect();
     Arc::new(move || {
+        if packets.is_empty() {
+            return;
+        }
         let say = {
             let (output, packets) = (output.clone(), Arc::clone(&packets));
             move || {
-                for packet in &*packets {
+                for (card, packet) in &*packets {
                     // A buffer without room is busy with the VM's own frames, which announce it as well.
-                    let _ = output.transmit(packet);
+                    let _ = output.transmit(*card, packet);
                 }
             }
         };
@@ -195,19 +189,22 @@ fn announcer(output: OutputBuffer, announcement: Announcement) -> Arc<dyn Fn() +
 /// The guest's frames go through output commit.
 struct HoldingSink {
     output: OutputBuffer,
-    tap: Arc<Tap>,
+    /// The TAP of each card.
+    taps: Vec<Arc<Tap>>,
 }
 
 impl FrameSink for HoldingSink {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
-        match self.output.transmit(packet) {
+    fn transmit(&self, card: u8, packet: &[u8]) -> Transmit {
+        match self.output.transmit(card, packet) {
             Transmitted::Taken => Transmit::Taken,
             Transmitted::Full => Transmit::Full,
         }
     }
 
-    fn set_offloads(&self, offloads: Offloads) {
-        set_offloads(&self.tap, offloads);
+    fn set_offloads(&self, card: u8, offloads: Offloads) {
+        if let Some(tap) = self.taps.get(usize::from(card)) {
+            set_offloads(tap, offloads);
+        }
     }
 }
 
@@ -219,11 +216,28 @@ pub(crate) fn set_offloads(tap: &Tap, offloads: Offloads) {
     }
 }
 
-/// The wire of a VM that has no network card.
-struct NoNetwork;
+/// The host's side of a VM's network cards, in their order.
+struct Cards {
+    cables: Vec<(Cable, Arc<Tap>)>,
+    sockets: Vec<Socket>,
+    /// Each has the guest's frames of its card offered again.
+    wakers: Vec<Waker>,
+}
 
-impl Emit for NoNetwork {
-    fn emit(&self, _: &[u8]) -> std::io::Result<()> {
-        Ok(())
+impl Cards {
+    /// Opens their TAPs, and begins to take in frames.
+    fn open(machine: &MachineConfig) -> Result<Self, HostError> {
+        let mut cards = Self { cables: Vec::new(), sockets: Vec::new(), wakers: Vec::new() };
+        for cable in machine.cables() {
+            let tap = Arc::new(Tap::open(&cable.tap)?);
+            tap.set_up()?;
+            // Where that is refused, the watch names the TAP.
+            let _ = tap.set_mtu(cable.mtu);
+            let socket = Socket::default();
+            cards.wakers.push(pump::start(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?);
+            cards.sockets.push(socket);
+            cards.cables.push((cable, tap));
+        }
+        Ok(cards)
     }
 }

@@ -213,9 +213,9 @@ impl Follower {
     }
 
     fn listen(&mut self, vm: &mut Vm, setup: &Setup) {
-        while let Ok(event) = vm.machine.events().try_recv() {
-            match end_of(event) {
-                Ok(end) => self.ended = Some(end),
+        while let Some(event) = vm.machine.next_event() {
+            match end_of(event, setup) {
+                Ok(end) => self.ended = end.or(self.ended.take()),
                 Err(MachineError::Diverged { count, what }) => {
                     self.lose(setup, StateLoss::Diverged { count, what });
                 }

@@ -87,8 +87,10 @@ pub enum Order {
     GoLive(OrderReply<Result<GoneLive, GoLiveError>>),
     /// The guest's power button is pressed.
     PressPowerButton,
-    /// The guest is asked to announce its addresses on its network.
+    /// The VM runs here now: its cards tell of their links, and the guest is asked to announce its addresses.
     Announce,
+    /// The links of the VM's cards on this host, from now on.
+    ShowLinks(Vec<bool>),
     /// Stops and drops the machine. What is left is its RAM.
     Stop(OrderReply<Option<GuestRam>>),
 }

@@ -81,8 +81,8 @@ pub struct Rehearser {
 /// A scratch machine that was made ahead. It keeps the memory that it is over.
 #[derive(Default)]
 pub struct Ready {
-    /// Counts the memories, so that a machine that comes late is not taken for one over the present one.
-    memory: u64,
+    /// Counts what was wanted, so that a machine that comes too late is not taken for one that still is.
+    wanted: u64,
     machine: Option<Machine>,
 }
 
@@ -95,13 +95,13 @@ impl Rehearser {
 
     /// Makes a machine over this memory ahead of its first rehearsal, on a thread of its own.
     pub fn make_ready(self: &Arc<Self>, ram: &GuestRam) {
-        let memory = self.forget();
+        let wanted = self.forget();
         let (rehearser, ram) = (Arc::clone(self), ram.clone());
         let spawned = std::thread::Builder::new().name("ftd-rehearse".into()).spawn(move || {
             // Why there is none is told when it is missed.
             let Ok(machine) = rehearser.make(&ram) else { return };
             let mut ready = rehearser.ready.lock();
-            if ready.memory == memory {
+            if ready.wanted == wanted {
                 ready.machine = Some(machine);
             }
         });
@@ -110,11 +110,17 @@ impl Rehearser {
         }
     }
 
-    /// The memory is given up, or its VM goes on: nothing here keeps it. The number of the next one.
+    /// The memory is given up, or its VM goes on: nothing here keeps it. The number of what is wanted next.
     pub fn forget(&self) -> u64 {
+        let (wanted, _unused) = self.take_ready();
+        wanted
+    }
+
+    /// Takes what was made ahead, if it is there. What comes from now on has come too late, and goes.
+    fn take_ready(&self) -> (u64, Option<Machine>) {
         let mut ready = self.ready.lock();
-        *ready = Ready { memory: ready.memory + 1, machine: None };
-        ready.memory
+        ready.wanted += 1;
+        (ready.wanted, ready.machine.take())
     }
 
     /// Tries a sealed state. `Rehearsed` or `RehearsalFailed` follows.
@@ -124,6 +130,7 @@ impl Rehearser {
         if stuck >= UNDER_WAY_MAX {
             return self.tell(pairing, Err(RehearsalError::Stuck(stuck)));
         }
+        let (_, ready) = self.take_ready();
         let rehearser = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("ftd-rehearse".into()).spawn(move || {
             if urgency == Urgency::Again {
@@ -131,7 +138,7 @@ impl Rehearser {
                 let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
             }
             let began = Instant::now();
-            let outcome = rehearser.try_out(&sealed);
+            let outcome = rehearser.try_out(&sealed, ready);
             let (epoch, took) = (sealed.held.epoch, began.elapsed());
             match (&outcome, urgency) {
                 (Ok(()), Urgency::First) => tracing::info!(epoch, ?took, "tried: the VM could go on here"),
@@ -147,8 +154,7 @@ impl Rehearser {
         }
     }
 
-    fn try_out(&self, sealed: &Sealed) -> Result<(), RehearsalError> {
-        let ready = self.ready.lock().machine.take();
+    fn try_out(&self, sealed: &Sealed, ready: Option<Machine>) -> Result<(), RehearsalError> {
         let mut machine = ready.map_or_else(|| self.make(&sealed.ram), Ok)?;
         Ok(machine.rehearse(&sealed.state)?)
     }
@@ -166,5 +172,57 @@ impl Rehearser {
         };
         // Nobody listens any more: the daemon is ending.
         let _ = self.news.tell(news);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ft_vm::devices::{ConsoleSink, Wiring};
+
+    use ft_vm::spec::{BusKind, CpuModel, EngineKind};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    struct Silent;
+
+    impl ConsoleSink for Silent {
+        fn write(&mut self, _: &[u8]) {}
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_machine_that_is_ready_only_after_the_first_rehearsal_is_not_kept() {
+        let (engine, bus, cpu) = (EngineKind::Soft, BusKind::Mmio, CpuModel::Host);
+        let (nets, disks, ram_bytes) = (Vec::new(), Vec::new(), 16 << 20);
+        let spec = MachineSpec { engine, vcpus: 1, ram_bytes, nets, disks, rng: false, bus, cpu };
+        // Each wiring that is asked for waits until this test gives it the word.
+        let (asked, asks) = channel();
+        let wiring = Box::new(move || {
+            let (word, waits) = channel();
+            asked.send(word).unwrap();
+            waits.recv().unwrap();
+            Ok(Wiring { frames: None, console: Box::new(Silent), disks: Vec::new() })
+        });
+        let (queue, news) = channel();
+        let rehearser = Arc::new(Rehearser::new(spec, wiring, Outlet::into_queue(&queue, |news| news)));
+        let ram = GuestRam::new(ram_bytes).unwrap();
+
+        rehearser.make_ready(&ram);
+        let ahead = asks.recv_timeout(PATIENCE).unwrap();
+        let held = Held { pairing: 1, epoch: 0 };
+        rehearser.rehearse(Sealed { ram: ram.clone(), held, state: Vec::new() }, Urgency::First);
+        asks.recv_timeout(PATIENCE).unwrap().send(()).unwrap();
+        let outcome = news.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(outcome, KeeperNews::RehearsalFailed { pairing: 1, .. }), "an empty state is none");
+
+        ahead.send(()).unwrap();
+        let began = Instant::now();
+        while Arc::strong_count(&rehearser) > 1 {
+            assert!(began.elapsed() < PATIENCE, "its thread comes to no end");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(rehearser.ready.lock().machine.is_none(), "nobody asks for it any more");
     }
 }

@@ -4,12 +4,13 @@ use super::flow::Service;
 use super::news::KeeperNews;
 use super::progress::Replay;
 use crate::boot::Booted;
-use crate::config::OnOverload;
+use crate::config::{OnFall, OnOverload};
 use crate::disks::Disks;
 use crate::host::{Attach, MakeWiring, Watchdog};
 use crate::observe::Telemetry;
 use crate::outlet::Outlet;
 use ft_netbuf::OutputBuffer;
+use ft_ram::Backing;
 use ft_vm::spec::MachineSpec;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,10 @@ pub struct Setup {
     pub spec: MachineSpec,
     /// What it boots.
     pub boot: Booted,
+    /// What a panic of the guest's kernel does.
+    pub on_panic: OnFall,
+    /// What is done when the guest does not feed its watchdog any more.
+    pub on_watchdog: OnFall,
     /// Run interval.
     pub epoch: Duration,
     /// What is declared of output and speed.
@@ -33,8 +38,8 @@ pub struct Setup {
     pub replay: Replay,
     /// Bytes of last-sent pages to remember for deltas.
     pub shadow_bytes: usize,
-    /// Whether guest memory is locked.
-    pub lock_memory: bool,
+    /// How this host holds guest memory.
+    pub backing: Backing,
     /// Makes the host side of the devices.
     pub wiring: MakeWiring,
     /// Told about every machine that comes and goes.

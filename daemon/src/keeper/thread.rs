@@ -40,6 +40,10 @@ pub struct Keeper {
     orders: Receiver<Order>,
     vm: Option<Vm>,
     mode: Work,
+    /// The links of the VM's cards on this host.
+    links: Vec<bool>,
+    /// The machine is the VM, which runs here: what it tells its guest comes from this host.
+    is_vm: bool,
 }
 
 enum Work {
@@ -55,7 +59,8 @@ impl Keeper {
     /// Starts the thread.
     pub fn start(setup: Setup, orders: Receiver<Order>) -> std::io::Result<std::thread::JoinHandle<()>> {
         std::thread::Builder::new().name("ftd-keeper".into()).spawn(move || {
-            let mut keeper = Self { setup, orders, vm: None, mode: Work::Quiet };
+            let mut keeper =
+                Self { setup, orders, vm: None, mode: Work::Quiet, links: Vec::new(), is_vm: false };
             // A panic must not leave a VM that nobody keeps, and a daemon that says that it is kept. It ends the
             // machine, not the thread: what this node holds beside it may be the last copy, and needs another machine.
             while catch_unwind(AssertUnwindSafe(|| keeper.run())).is_err() {
@@ -186,7 +191,13 @@ impl Keeper {
                 // The cord is pulled in time, whatever the button does.
                 pressed.unwrap_or_else(|e| tracing::warn!("the guest's power button cannot be pressed: {e}"));
             }
+            Order::ShowLinks(links) => {
+                self.links = links;
+                self.show_links();
+            }
             Order::Announce => {
+                self.is_vm = true;
+                self.show_links();
                 let asked = self.vm.as_ref().map_or(Ok(()), |vm| vm.machine.announce());
                 // ftd announces it as well.
                 asked.unwrap_or_else(|e| tracing::warn!("the guest cannot be asked to announce itself: {e}"));
@@ -250,6 +261,16 @@ impl Keeper {
     fn drop_machine(&mut self) {
         (self.setup.attach)(None);
         self.vm = None;
+        self.is_vm = false;
+    }
+
+    /// Has the cards of the VM that runs here tell of their links.
+    fn show_links(&self) {
+        let Some(vm) = self.vm.as_ref().filter(|_| self.is_vm) else { return };
+        for (card, up) in (0..).zip(&self.links) {
+            let shown = vm.machine.set_link(card, *up);
+            shown.unwrap_or_else(|e| tracing::warn!("card {card} cannot tell the guest of its link: {e}"));
+        }
     }
 
     fn prepare(&mut self, kept: Option<GuestRam>) -> Result<GuestRam, PrepareError> {
@@ -262,9 +283,10 @@ impl Keeper {
     fn boot(&mut self) -> Result<(), StartGuestError> {
         // The machine before is gone with all that it had in hand: what is read of its disks now is what it wrote.
         self.new_vm()?;
-        let boot = self.setup.boot.resolve()?;
+        let (boot, origin) = self.setup.boot.resolve()?;
         if let Some(vm) = &mut self.vm {
             vm.machine.boot(&boot)?;
+            self.setup.telemetry.booted(origin);
             vm.run(&self.setup)?;
         }
         Ok(())

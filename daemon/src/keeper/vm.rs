@@ -3,6 +3,7 @@
 use super::error::{PrepareError, RestoreError};
 use super::news::KeeperNews;
 use super::setup::Setup;
+use crate::config::OnFall;
 use crate::role::GuestEnd;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{GuestRam, RamView};
@@ -23,11 +24,7 @@ pub(super) struct Vm {
 impl Vm {
     /// Fresh RAM and a parked machine over it.
     pub(super) fn new(setup: &Setup) -> Result<Self, PrepareError> {
-        let ram = GuestRam::new(setup.spec.ram_bytes)?;
-        if setup.lock_memory {
-            ram.lock()?;
-        }
-        Self::over(ram, setup)
+        Self::over(GuestRam::held(setup.spec.ram_bytes, setup.backing)?, setup)
     }
 
     /// A parked machine over this RAM, whatever is in it.
@@ -66,14 +63,18 @@ impl Vm {
     /// Looks whether the guest has come to an end by itself, and says so once. Then it stands still from now on. A
     /// machine that failed the guest is an error: the guest has no part in it.
     pub(super) fn poll_end(&mut self, setup: &Setup) -> Result<(), MachineError> {
-        if !self.ended
-            && let Ok(event) = self.machine.events().try_recv()
+        while !self.ended
+            && let Some(event) = self.machine.next_event()
         {
-            let end = end_of(event)?;
+            setup.telemetry.said(&event);
+            let Some(end) = end_of(event, setup)? else { continue };
             self.ended = true;
             self.machine.pause()?;
             if let GuestEnd::Crashed(why) = &end {
                 tracing::warn!("the guest crashed: {why}");
+            }
+            if let GuestEnd::Fallen { why, .. } = &end {
+                tracing::warn!("{why}");
             }
             setup.tell(KeeperNews::GuestEnded(end));
         }
@@ -87,13 +88,39 @@ impl Vm {
     }
 }
 
-/// The guest's own end, or the failure of what executes it.
-pub(super) fn end_of(event: MachineEvent) -> Result<GuestEnd, MachineError> {
+/// The guest's own end, if it is one, or the failure of what executes it.
+pub(super) fn end_of(event: MachineEvent, setup: &Setup) -> Result<Option<GuestEnd>, MachineError> {
     match event {
-        MachineEvent::PoweredOff => Ok(GuestEnd::PoweredOff),
-        MachineEvent::Reset => Ok(GuestEnd::Reset),
-        MachineEvent::Crashed { vcpu, why } => Ok(GuestEnd::Crashed(format!("vCPU {vcpu}: {why}"))),
+        MachineEvent::PoweredOff => Ok(Some(GuestEnd::PoweredOff)),
+        MachineEvent::Reset => Ok(Some(GuestEnd::Reset)),
+        MachineEvent::Crashed { vcpu, why } => Ok(Some(GuestEnd::Crashed(format!("vCPU {vcpu}: {why}")))),
+        MachineEvent::Panicked { dumps: true } => {
+            tracing::warn!("the guest's kernel panicked, and another one writes a dump, and resets then");
+            Ok(None)
+        }
+        MachineEvent::Panicked { dumps: false } => {
+            Ok(fallen("the guest's kernel panicked", "on_panic", setup.on_panic))
+        }
+        MachineEvent::WatchdogFired => {
+            Ok(fallen("the guest does not feed its watchdog any more", "on_watchdog", setup.on_watchdog))
+        }
         MachineEvent::Failed { vcpu, why } => Err(MachineError::Failed { vcpu, why }),
         MachineEvent::Diverged { count, what } => Err(MachineError::Diverged { count, what }),
+    }
+}
+
+/// What it comes to that the guest works no more, and that the machine has said so.
+fn fallen(what: &str, key: &str, policy: OnFall) -> Option<GuestEnd> {
+    let end = |restart, policy| {
+        let why = format!("{what}; {key} = \"{policy}\"");
+        Some(GuestEnd::Fallen { why, restart })
+    };
+    match policy {
+        OnFall::Report => {
+            tracing::warn!("{what}; {key} = \"report\"");
+            None
+        }
+        OnFall::Restart => end(true, "restart"),
+        OnFall::Stop => end(false, "stop"),
     }
 }

@@ -190,6 +190,8 @@ metrics! {
     peer_arbiter_age_us: Gauge "ftd_peer_arbiter_age_us" "Microseconds since the peer's arbiter answered last",
     arbiter_hangs: Gauge "ftd_arbiter_hanging_calls"
         "Calls on this node's arbiter that were left behind, and have not returned",
+    certificate_expiry_s: Gauge "ftd_certificate_expiry_timestamp_seconds"
+        "When this host's certificate expires, in seconds since 1970; 0 where it has none",
     is_peer_connected: Gauge "ftd_peer_connected" "1 while the peer is connected",
     dirty_pages: Gauge "ftd_dirty_pages" "Pages in the last checkpoint",
     copy_done_bytes: Gauge "ftd_copy_done_bytes" "Bytes of guest memory that the current full copy has covered",
@@ -256,7 +258,12 @@ metrics! {
         "Guest pages that were not the primary's; after each a full copy follows",
     unknown_instructions: Counter "ftd_unknown_instructions_total"
         "Engine soft: times the guest executed an instruction that the engine does not have, and got #UD",
+    guest_panics: Counter "ftd_guest_panics_total" "Times the kernel of the guest that runs here said that it panicked",
+    watchdog_firings: Counter "ftd_guest_watchdog_firings_total"
+        "Times the guest that runs here did not feed its watchdog any more",
     disk_read_errors: Counter "ftd_disk_read_errors_total" "Reads of disk images that failed on this host",
+    device_refusals: Counter "ftd_device_refusals_total"
+        "Rings, chains and requests of the guest's that break virtio's rules; each stops its device until a reset",
     network_troubled: Gauge "ftd_network_troubled" "1 while the VM's network is not as it should be on this host",
     turned_away: Counter "ftd_turned_away_total"
         "Connections to the replication port that were closed because they came from elsewhere than the peer",

@@ -14,8 +14,9 @@ pub use metrics::{Metrics, Percentiles, Rate};
 pub use publish::{Publisher, Sources};
 pub use service::{Declared, ServiceStatus};
 pub use status::{
-    ArbiterStatus, CopyStatus, DifferingStatus, DisksCopyStatus, DisksStatus, DisksVerifyStatus, LapseStatus,
-    NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status, VerifyState,
+    ArbiterStatus, BootStatus, CopyStatus, DifferingStatus, DisksCopyStatus, DisksStatus, DisksVerifyStatus,
+    LapseStatus, NetworkStatus, PeerStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status,
+    VerifyState,
 };
 pub use telemetry::{CheckpointParts, Divergence, PauseParts, TakeOver, Telemetry};
 pub use window::{Aged, PeerView, Window};

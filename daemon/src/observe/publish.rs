@@ -5,13 +5,13 @@ use super::metrics::{Percentiles, Rate};
 use super::service::{Declared, Holds, ServiceStatus, ServiceWatch};
 use super::status::{
     ArbiterStatus, CopyStatus, DisksStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus,
-    ReplayStatus, STATUS_SCHEMA, STUCK_MS, Status,
+    ReplayStatus, STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
 use crate::clock;
 use crate::config::Config;
-use crate::host::{Log, Notifier};
+use crate::host::{Log, Notifier, Trust};
 use crate::peer::PeerPlace;
 use crate::role::{Lapse, Lapsed, Micros, Role, State, View};
 use ft_checkpoint::wire::message::Position;
@@ -19,9 +19,11 @@ use ft_netbuf::{HoldStats, OutputBuffer};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
+/// Before a certificate expires, its operator is reminded for so long.
+const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 86400);
 /// systemd is told that the service is up after this time at the latest: a boot of the host does not wait for a peer.
 const READY_AT_THE_LATEST: Duration = Duration::from_secs(2);
 /// How often the status is published when nothing changes.
@@ -37,6 +39,8 @@ pub type TellDisks = Box<dyn Fn() -> DisksStatus + Send + Sync>;
 pub struct Sources {
     /// The arbiter, for people.
     pub arbiter_place: String,
+    /// How connections are made.
+    pub trust: Trust,
     /// The executor's.
     pub window: Arc<Window>,
     /// The replication threads'.
@@ -86,7 +90,11 @@ fn initial_status(config: &Config) -> Status {
         parts: CheckpointParts::default(),
         mode: config.replication.mode,
         engine: config.machine.engine,
+        cpu: config.machine.cpu,
         unknown_instructions: 0,
+        guest_panics: 0,
+        watchdog_firings: 0,
+        booted: None,
         replay: None,
         copy: None,
         disks: None,
@@ -109,6 +117,7 @@ fn initial_status(config: &Config) -> Status {
             age_s: None,
             peer_age_s: None,
         },
+        security: SecurityStatus::default(),
         lapses: Vec::new(),
         uptime_s: 0,
     }
@@ -237,6 +246,9 @@ impl Publisher {
             compression_ratio: telemetry.compression_ratio(),
             parts: telemetry.parts(),
             unknown_instructions: metrics.unknown_instructions.get(),
+            guest_panics: metrics.guest_panics.get(),
+            watchdog_firings: metrics.watchdog_firings.get(),
+            booted: telemetry.last_boot(),
             replay: position.as_ref().map(|position| self.replay_status(view.role, position(), now)),
             copy: (copy_total > 0).then(|| CopyStatus {
                 done_bytes: metrics.copy_done_bytes.get(),
@@ -264,12 +276,38 @@ impl Publisher {
                 age_s: view.arbiter_at.map(age_s),
                 peer_age_s: view.peer_arbiter_at.map(age_s),
             },
+            security: self.security(),
             lapses: view.lapses.iter().map(lapse_status).collect(),
             uptime_s: self.started.elapsed().as_secs(),
             ..initial_status(&self.config)
         };
         self.tell_systemd(&status);
         self.published.send_replace(Arc::new(status));
+    }
+
+    /// How connections are protected, and for how long yet.
+    fn security(&self) -> SecurityStatus {
+        let expires = self.sources.trust.expires().map(|expires| {
+            let since_1970 = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            (since_1970, expires.duration_since(SystemTime::now()).unwrap_or_default())
+        });
+        let expiry = expires.map_or(0, |(since_1970, _)| since_1970);
+        self.sources.telemetry.metrics.certificate_expiry_s.set(expiry);
+        let soon = expires.filter(|(_, left)| *left < CERTIFICATE_WARNING).map(|(_, left)| match left {
+            Duration::ZERO => {
+                "this host's certificate has expired: nobody lets it in (ftd keygen renew)".into()
+            }
+            left => format!(
+                "this host's certificate expires in {} d {} h (ftd keygen renew)",
+                left.as_secs() / 86400,
+                left.as_secs() % 86400 / 3600
+            ),
+        });
+        SecurityStatus {
+            link_in_tls: self.config.is_link_secured(),
+            certificate_expires_unix_s: expires.map(|(since_1970, _)| since_1970),
+            warnings: self.config.open_connections().into_iter().chain(soon).collect(),
+        }
     }
 
     /// What the output buffer holds and has let go.
@@ -347,7 +385,11 @@ impl Publisher {
     }
 
     fn network(&self) -> Option<NetworkStatus> {
-        let tap = self.config.machine.net.as_ref()?.tap.clone();
+        let taps: Vec<_> = self.config.machine.nets.iter().map(|net| net.tap.as_str()).collect();
+        if taps.is_empty() {
+            return None;
+        }
+        let tap = taps.join(", ");
         let shown = self.sources.window.network();
         let peers = self.sources.window.peer_network();
         let (for_s, peer_for_s) = (shown.age().as_secs(), peers.age().as_secs());
@@ -413,10 +455,11 @@ mod tests {
         let bounds = Bounds { frames: 8, bytes: 8000, frame_bytes: 1000 };
         let sources = Sources {
             arbiter_place: "/shared".into(),
+            trust: Trust::none(),
             window: Arc::default(),
             telemetry: Arc::default(),
-            peer: Arc::new(PeerPlace::new(config.peer.clone())),
-            output: OutputBuffer::new(Box::new(Unplugged), bounds),
+            peer: Arc::new(PeerPlace::new(config.peer.clone(), ft_tls::Protection::None)),
+            output: OutputBuffer::new(vec![Box::new(Unplugged)], bounds),
             log: None,
             position: None,
             disks: None,
@@ -479,7 +522,7 @@ mod tests {
         assert_metric(&publisher, "ftd_guest_speed_kept", 1);
         let output = &publisher.sources.output;
         output.hold();
-        let _ = output.transmit(b"frame");
+        let _ = output.transmit(0, b"frame");
         while output.stats().oldest_held <= Duration::from_millis(5) {
             std::thread::yield_now();
         }
@@ -497,7 +540,7 @@ mod tests {
         let output = &publisher.sources.output;
         let offer = |frames| {
             for _ in 0..frames {
-                let _ = output.transmit(b"frame");
+                let _ = output.transmit(0, b"frame");
             }
         };
         offer(1);

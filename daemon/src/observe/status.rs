@@ -6,7 +6,7 @@ use super::telemetry::{CheckpointParts, Divergence, TakeOver};
 use crate::clock;
 use crate::role::{RehearsalView, Role, State};
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{CpuModel, EngineKind};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -62,9 +62,21 @@ pub struct Status {
     /// "kvm" or "soft".
     #[serde(default)]
     pub engine: EngineKind,
+    /// The processor that the guest sees.
+    #[serde(default)]
+    pub cpu: CpuModel,
     /// Instructions that the engine lacks and the guest executed here.
     #[serde(default)]
     pub unknown_instructions: u64,
+    /// Times the guest's kernel panicked here since the daemon started.
+    #[serde(default)]
+    pub guest_panics: u64,
+    /// Times the guest did not feed its watchdog any more, here, since the daemon started.
+    #[serde(default)]
+    pub watchdog_firings: u64,
+    /// What the guest booted here last, out of its own disk (`machine.guest = "image"`).
+    #[serde(default)]
+    pub booted: Option<BootStatus>,
     /// Replay mode's own figures: keys of the status itself.
     #[serde(flatten)]
     pub replay: Option<ReplayStatus>,
@@ -88,11 +100,29 @@ pub struct Status {
     pub peer: PeerStatus,
     /// The arbiter.
     pub arbiter: ArbiterStatus,
+    /// How connections to other hosts are protected.
+    #[serde(default)]
+    pub security: SecurityStatus,
     /// What is amiss with the proof of protection, or with this node's arbiter.
     #[serde(default)]
     pub lapses: Vec<LapseStatus>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+}
+
+/// What a guest booted out of its own disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStatus {
+    /// The kernel's path, and the partition.
+    pub kernel: String,
+    /// What the kernel says of its version, if it does.
+    pub version: Option<String>,
+    /// The title of its entry in the boot menu.
+    pub entry: String,
+    /// The partition and the file that has the entry.
+    pub found_in: String,
+    /// Seconds since then.
+    pub for_s: u64,
 }
 
 /// Replay mode.
@@ -317,6 +347,17 @@ pub struct ArbiterStatus {
     /// Seconds since the peer's did.
     #[serde(default)]
     pub peer_age_s: Option<u64>,
+}
+
+/// How connections to other hosts are protected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityStatus {
+    /// Whether the link to the peer is in TLS.
+    pub link_in_tls: bool,
+    /// Until when this host's certificate is valid, in seconds since 1970, where it has one.
+    pub certificate_expires_unix_s: Option<u64>,
+    /// What the operator should know, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// A condition of "protected" that does not hold.

@@ -3,10 +3,12 @@
 
 use super::carried::{Carried, Meter};
 use super::metrics::{Metrics, Percentiles, RecentSamples, WINDOW};
+use super::status::BootStatus;
 use ft_checkpoint::copy::CopyProgress;
 use ft_checkpoint::encoder::EncodeStats;
+use ft_image::BootOrigin;
 use ft_ram::layout::PAGE_SIZE;
-use ft_vm::machine::Machine;
+use ft_vm::machine::{Machine, MachineEvent};
 use ft_vm::replay::LogCut;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -98,6 +100,7 @@ pub struct Telemetry {
     copied_at: Mutex<Option<Instant>>,
     take_over: Mutex<Option<TakeOver>>,
     divergence: Mutex<Option<Divergence>>,
+    booted: Mutex<Option<(Instant, BootOrigin)>>,
 }
 
 struct Windows {
@@ -129,6 +132,7 @@ impl Default for Telemetry {
             copied_at: Mutex::default(),
             take_over: Mutex::default(),
             divergence: Mutex::default(),
+            booted: Mutex::default(),
         }
     }
 }
@@ -177,7 +181,18 @@ impl Telemetry {
     /// What a machine counts by itself.
     pub fn looked_at(&self, machine: &Machine) {
         self.metrics.unknown_instructions.set_total(machine.unknown_instructions());
-        self.metrics.disk_read_errors.set_total(machine.counters().block_host_errors);
+        let counters = machine.counters();
+        self.metrics.disk_read_errors.set_total(counters.block_host_errors);
+        self.metrics.device_refusals.set_total(counters.malformed);
+    }
+
+    /// What the machine that runs here says of its guest.
+    pub fn said(&self, event: &MachineEvent) {
+        match event {
+            MachineEvent::Panicked { .. } => self.metrics.guest_panics.add(1),
+            MachineEvent::WatchdogFired => self.metrics.watchdog_firings.add(1),
+            _ => {}
+        }
     }
 
     /// Primary: a checkpoint was encoded.
@@ -233,6 +248,18 @@ impl Telemetry {
     pub fn diverged(&self, count: u64, what: &str) {
         self.metrics.divergences.add(1);
         *self.divergence.lock() = Some(Divergence { count, what: what.into() });
+    }
+
+    /// The guest boots, from a disk of its own if there is an origin.
+    pub fn booted(&self, origin: Option<BootOrigin>) {
+        *self.booted.lock() = origin.map(|origin| (Instant::now(), origin));
+    }
+
+    /// What it booted here last, out of its own disk.
+    pub fn last_boot(&self) -> Option<BootStatus> {
+        let booted = self.booted.lock();
+        let (since, BootOrigin { title, found_in, kernel, version, initrds: _ }) = booted.clone()?;
+        Some(BootStatus { kernel, version, entry: title, found_in, for_s: since.elapsed().as_secs() })
     }
 
     /// The last divergence.

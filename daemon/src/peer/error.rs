@@ -4,16 +4,26 @@ use ft_checkpoint::receiver::ReceiveError;
 use ft_checkpoint::wire::FrameError;
 use ft_checkpoint::wire::handshake::{self, Refusal};
 use ft_checkpoint::wire::message::Refuse;
+use ft_tls::TlsError;
 
 /// Why a handshake came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The connection failed, or what came is not ours.
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The other end is not proven to be the peer, or does not take this end's proof.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The peer begins with a handshake of TLS.
+    #[error(
+        "it speaks TLS, and this node does not: give this node its certificate ([tls]), or set replication.security = \
+         \"none\" on both"
+    )]
+    TlsThere,
     /// We do not fit, by our judgement.
     #[error("{0}")]
     Misfit(#[from] Refusal),
@@ -41,9 +51,11 @@ impl HandshakeError {
         }
     }
 
-    /// Whether a daemon has spoken at the other end.
+    /// Whether somebody has spoken at the other end. Of TLS that fails nobody knows who it was: it may be the peer with a
+    /// certificate that has expired, and a VM is not booted anew while its state may be there.
     pub fn is_answer(&self) -> bool {
-        matches!(self, Self::Misfit(_) | Self::Refused(_) | Self::Unexpected(_))
+        let spoke_tls = matches!(self, Self::Tls(TlsError::Tls(_) | TlsError::NotAdmitted(_)));
+        spoke_tls || matches!(self, Self::Misfit(_) | Self::Refused(_) | Self::Unexpected(_))
     }
 
     /// Whether no waiting mends it: the versions or the configurations of the two nodes do not fit.
@@ -55,6 +67,23 @@ impl HandshakeError {
             _ => return false,
         };
         handshake::is_permanent(code)
+    }
+}
+
+/// The first bytes of a handshake of TLS, 22 for its records and 3 for their version, as a frame's magic.
+const TLS_HANDSHAKE: u32 = u32::from_le_bytes([22, 3, 0, 0]);
+
+impl From<FrameError> for HandshakeError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::BadMagic(magic) if magic & 0xffff == TLS_HANDSHAKE => Self::TlsThere,
+            // The other end has judged this one's certificate after the handshake was over here.
+            FrameError::Io(e) => match e.downcast::<TlsError>() {
+                Ok(of_tls) => Self::Tls(of_tls),
+                Err(e) => Self::Frame(FrameError::Io(e)),
+            },
+            other => Self::Frame(other),
+        }
     }
 }
 
@@ -100,4 +129,28 @@ pub enum LinkError {
     /// The log that the primary sends cannot be kept.
     #[error("it sends log without end, and more of it cannot be kept")]
     TooMuchLog,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_whose_certificate_is_refused_is_there_and_one_that_says_nothing_is_not() {
+        assert!(HandshakeError::Tls(TlsError::NotAdmitted("it has expired".into())).is_answer());
+        assert!(!HandshakeError::Tls(TlsError::TimedOut).is_answer());
+        let reset = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(!HandshakeError::Tls(TlsError::Io(reset())).is_answer());
+        assert!(!HandshakeError::Io(reset()).is_answer());
+    }
+
+    #[test]
+    fn the_first_bytes_of_tls_are_told_from_other_garbage() {
+        for version in [1, 3] {
+            let magic = u32::from_le_bytes([22, 3, version, 2]);
+            assert!(matches!(HandshakeError::from(FrameError::BadMagic(magic)), HandshakeError::TlsThere));
+        }
+        let other = u32::from_le_bytes(*b"GET ");
+        assert!(matches!(HandshakeError::from(FrameError::BadMagic(other)), HandshakeError::Frame(_)));
+    }
 }

@@ -8,6 +8,7 @@ use super::pulse::PulseEnds;
 use super::rendezvous::Rendezvous;
 use super::stream::{Fitting, PeerReader, PeerStream, PeerWriter, tune};
 use super::survey;
+use crate::config::Name;
 use crate::host::{Shortage, Unread};
 use crate::limited::{Limited, unsaid};
 use crate::nonce::random_nonce;
@@ -17,6 +18,7 @@ use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{Frame, FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_tls::{Channel, Party, PartyKind, SecuredService, TlsError};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -196,12 +198,48 @@ impl Drop for BusySlot {
     }
 }
 
-fn prepare(stream: TcpStream, local: &Local) -> Result<(PeerReader, PeerWriter), HandshakeError> {
-    tune(&stream)?;
+fn prepare(
+    channel: Channel,
+    local: &Local,
+    until: Instant,
+) -> Result<(PeerReader, PeerWriter), HandshakeError> {
     let vm = vm_id(&local.lasting.vm);
-    let writer = FrameWriter::new(stream.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
-    let reader = FrameReader::new(PeerStream::new(stream, Instant::now() + HANDSHAKE_LIMIT));
-    Ok((reader, writer))
+    let writer = FrameWriter::new(channel.try_clone()?, vm, local.generation.load(Ordering::Relaxed));
+    Ok((FrameReader::new(PeerStream::new(channel, until)), writer))
+}
+
+/// The peer, as certificates name it.
+pub(super) fn party(peer: &Name) -> Result<Party, HandshakeError> {
+    Party::new(PartyKind::Node, peer.as_str()).map_err(|e| TlsError::NotAdmitted(e.to_string()).into())
+}
+
+/// A connection to the peer that was accepted, once it is proven to be the peer's where that can be proven.
+fn take(
+    stream: TcpStream,
+    local: &Local,
+    until: Instant,
+) -> Result<(PeerReader, PeerWriter), HandshakeError> {
+    tune(&stream)?;
+    let peer = Arc::clone(&local.peer);
+    let admits = move |party: &Party| {
+        let node = peer.get().node;
+        let is_peer = party.kind() == PartyKind::Node && party.name() == node.as_str();
+        if is_peer { Ok(()) } else { Err(format!("it is {party}, and not the peer, node {node}")) }
+    };
+    prepare(local.peer.protection().take(stream, SecuredService::Replication, admits, until)?, local, until)
+}
+
+/// A connection to the peer that is made here.
+fn call(peer: SocketAddr, local: &Local, until: Instant) -> Result<(PeerReader, PeerWriter), HandshakeError> {
+    let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
+    tune(&stream)?;
+    let channel = local.peer.protection().dial(
+        stream,
+        &party(&local.peer.get().node)?,
+        SecuredService::Replication,
+        until,
+    )?;
+    prepare(channel, local, until)
 }
 
 /// Both connections, what this node said on them of itself, and what the two agreed on.
@@ -239,7 +277,7 @@ fn take_connection(
     rendezvous: &Rendezvous,
 ) -> Result<Taken, HandshakeError> {
     let until = Instant::now() + HANDSHAKE_LIMIT;
-    let (mut reader, mut writer) = prepare(stream, local)?;
+    let (mut reader, mut writer) = take(stream, local, until)?;
     let hello = match reader.read().and_then(|frame| first(&frame)) {
         Ok(First::Hello(hello)) => hello,
         Ok(First::AsksForSurvey) => return survey::answer(local, &mut writer).map(|()| Taken::Question),
@@ -255,7 +293,16 @@ fn take_connection(
             turn_away(&refusal, &mut reader, &mut writer);
             return Err(refusal.into());
         }
-        Err(e) => return Err(e.into()),
+        Err(e) => {
+            let error = HandshakeError::from(e);
+            if matches!(error, HandshakeError::TlsThere) {
+                // Whatever it is: that it is no TLS is what the other end needs to see.
+                let node = local.lasting.node.clone();
+                let refusal = Refusal::NotReady { node, why: error.to_string() };
+                turn_away(&refusal, &mut reader, &mut writer);
+            }
+            return Err(error);
+        }
     };
     // The generation is the core's to judge: a node that does not own the VM cannot compare.
     let theirs = Identity { generation: 0, ..hello.identity.clone() };
@@ -304,7 +351,7 @@ pub(super) fn shown(text: &str) -> String {
 /// refusal back.
 fn turn_away(refusal: &Refusal, reader: &mut PeerReader, writer: &mut PeerWriter) {
     let said = Message::Refuse(refusal.to_message()).send(0, writer);
-    if said.is_ok() && writer.get_ref().shutdown(Shutdown::Write).is_ok() {
+    if said.is_ok() && writer.get_ref().socket().shutdown(Shutdown::Write).is_ok() {
         // Up to the peer's own end, or the handshake's limit.
         let _ = reader.drain(UNREAD_BYTES_MAX);
     }
@@ -373,8 +420,8 @@ impl Dialler {
 
 fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeError> {
     let ours = local.identity()?;
-    let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
-    let (mut reader, mut writer) = prepare(stream, local)?;
+    let until = Instant::now() + HANDSHAKE_LIMIT;
+    let (mut reader, mut writer) = call(peer, local, until)?;
     let (held, name) = ((local.held)(), random_nonce());
     // Who holds a copy has the memory for it.
     if let Some(refusal) = local.shortage().filter(|_| held.is_none()) {
@@ -382,7 +429,7 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
         return Err(refusal.into());
     }
     Message::Hello(Hello { identity: ours.clone(), held, pulse: name }).send(0, &mut writer)?;
-    let pulse = dial_pulse(peer, local, name)?;
+    let pulse = dial_pulse(peer, local, name, until)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
             let agreed = check(&welcome.identity, &ours, Side::Backup)?;
@@ -397,8 +444,13 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
 }
 
 /// The second connection of a dial. The peer meanwhile judges the hello.
-fn dial_pulse(peer: SocketAddr, local: &Local, name: u64) -> Result<PulseEnds, HandshakeError> {
-    let (mut reader, mut writer) = prepare(TcpStream::connect_timeout(&peer, DIAL_LIMIT)?, local)?;
+fn dial_pulse(
+    peer: SocketAddr,
+    local: &Local,
+    name: u64,
+    until: Instant,
+) -> Result<PulseEnds, HandshakeError> {
+    let (mut reader, mut writer) = call(peer, local, until)?;
     Message::Pulse { name }.send(0, &mut writer)?;
     reader.expect(vm_id(&local.lasting.vm), 0);
     Ok(PulseEnds { reader, writer })

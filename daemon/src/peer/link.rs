@@ -64,7 +64,7 @@ impl Link {
         let Agreed { protocol, state } = agreed;
         tracing::info!(protocol, state, "connected to the peer, in the newest versions that both know");
         reader.get_ref().lift_deadline()?;
-        let stream = writer.get_ref().try_clone()?;
+        let stream = writer.get_ref().socket().try_clone()?;
         let (stream_reads, stream_ended) = channel();
         let pulse = Pulse::start(conn, pulse, side, &news, stream_ended)?;
         let lifeline = Lifeline::lay(&stream, pulse.stream())
@@ -172,7 +172,7 @@ impl WriterThread {
         let result = self.drain();
         // The reader's side learns of it by the shutdown.
         self.outbox.close();
-        let _ = self.writer.get_ref().shutdown(Shutdown::Both);
+        let _ = self.writer.get_ref().socket().shutdown(Shutdown::Both);
         self.pulse.end();
         tracing::debug!(conn = self.conn, "writer ended");
         result

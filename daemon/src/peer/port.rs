@@ -4,6 +4,7 @@
 use crate::config::{Name, PeerConfig, REPLICATION_PORT};
 use crate::limited::{Limited, unsaid};
 use crate::observe::Telemetry;
+use ft_tls::Protection;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use std::io;
@@ -17,38 +18,46 @@ const LOOK_INTERVAL_MS: u16 = 1000;
 /// Lines about strangers: a few, then one a minute.
 const STRANGER_LINES: (u32, Duration) = (3, Duration::from_secs(60));
 
-/// Who the peer is and where: may change while the daemon runs.
+/// Who the peer is and where, which may change while the daemon runs; and how it is spoken to.
 #[derive(Debug)]
-pub struct PeerPlace(Mutex<PeerConfig>);
+pub struct PeerPlace {
+    config: Mutex<PeerConfig>,
+    protection: Protection,
+}
 
 impl PeerPlace {
     /// As configured.
     #[must_use]
-    pub fn new(config: PeerConfig) -> Self {
-        Self(Mutex::new(config))
+    pub fn new(config: PeerConfig, protection: Protection) -> Self {
+        Self { config: Mutex::new(config), protection }
+    }
+
+    /// How connections to it are made.
+    pub fn protection(&self) -> &Protection {
+        &self.protection
     }
 
     /// As configured last.
     #[must_use]
     pub fn get(&self) -> PeerConfig {
-        self.0.lock().clone()
+        self.config.lock().clone()
     }
 
     /// It is to be found elsewhere. Connections that there are stay.
     pub fn move_to(&self, address: SocketAddr, from: Option<IpAddr>) {
-        let mut config = self.0.lock();
+        let mut config = self.config.lock();
         config.address = address;
         config.from = from;
     }
 
     /// It has another name: that of the next hello.
     pub fn rename(&self, node: Name) {
-        self.0.lock().node = node;
+        self.config.lock().node = node;
     }
 
     /// Whether the peer's connections come from there.
     fn admits(&self, from: IpAddr) -> bool {
-        self.0.lock().connects_from().to_canonical() == from.to_canonical()
+        self.config.lock().connects_from().to_canonical() == from.to_canonical()
     }
 }
 
@@ -153,7 +162,7 @@ mod tests {
     fn peer(address: &str, from: Option<&str>) -> Arc<PeerPlace> {
         let from = from.map_or(String::new(), |from| format!("from = \"{from}\""));
         let text = format!("node = \"beta\"\naddress = \"{address}\"\n{from}");
-        Arc::new(PeerPlace::new(toml::from_str(&text).unwrap()))
+        Arc::new(PeerPlace::new(toml::from_str(&text).unwrap(), Protection::None))
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Pulse {
     ) -> std::io::Result<Arc<Self>> {
         let PulseEnds { reader, writer } = ends;
         reader.get_ref().lift_deadline()?;
-        let stream = writer.get_ref().try_clone()?;
+        let stream = writer.get_ref().socket().try_clone()?;
         let intake = Intake::new();
         let pulse = Arc::new(Self { slot: Mutex::default(), filled: Condvar::new(), intake, stream });
         let writing = Arc::clone(&pulse);
@@ -219,14 +219,16 @@ mod tests {
     use super::super::stream::PeerStream;
     use super::*;
     use ft_checkpoint::wire::{FrameReader, FrameWriter};
+    use ft_tls::Channel;
     use std::net::TcpListener;
     use std::sync::mpsc::{Sender, channel};
     use std::time::Instant;
 
     fn ends(stream: TcpStream) -> PulseEnds {
-        let writer = FrameWriter::new(stream.try_clone().unwrap(), 1, 1);
+        let channel = Channel::clear(stream);
+        let writer = FrameWriter::new(channel.try_clone().unwrap(), 1, 1);
         let deadline = Instant::now() + Duration::from_secs(60);
-        PulseEnds { reader: FrameReader::new(PeerStream::new(stream, deadline)), writer }
+        PulseEnds { reader: FrameReader::new(PeerStream::new(channel, deadline)), writer }
     }
 
     struct Side {

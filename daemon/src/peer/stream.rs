@@ -5,6 +5,7 @@ use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::message::Identity;
 use ft_checkpoint::wire::{FrameReader, FrameWriter};
+use ft_tls::Channel;
 use std::cell::Cell;
 use std::io::Read;
 use std::net::TcpStream;
@@ -39,20 +40,20 @@ pub struct Fitting {
 /// A stream whose reads must be over by a deadline, while there is one: a peer that trickles bytes does not get more
 /// time.
 pub struct PeerStream {
-    stream: TcpStream,
+    channel: Channel,
     deadline: Cell<Option<Instant>>,
 }
 
 impl PeerStream {
     /// Reads fail after `deadline`.
-    pub fn new(stream: TcpStream, deadline: Instant) -> Self {
-        Self { stream, deadline: Cell::new(Some(deadline)) }
+    pub fn new(channel: Channel, deadline: Instant) -> Self {
+        Self { channel, deadline: Cell::new(Some(deadline)) }
     }
 
     /// From here on silence is judged by the core, which knows what to make of it.
     pub fn lift_deadline(&self) -> std::io::Result<()> {
         self.deadline.set(None);
-        self.stream.set_read_timeout(None)
+        self.channel.socket().set_read_timeout(None)
     }
 }
 
@@ -63,16 +64,16 @@ impl Read for PeerStream {
             if left.is_zero() {
                 return Err(std::io::ErrorKind::TimedOut.into());
             }
-            self.stream.set_read_timeout(Some(left))?;
+            self.channel.socket().set_read_timeout(Some(left))?;
         }
-        self.stream.read(buffer)
+        self.channel.read(buffer)
     }
 }
 
 /// The reading side of a connection that has shaken hands.
 pub type PeerReader = FrameReader<PeerStream>;
 /// The writing side.
-pub type PeerWriter = FrameWriter<TcpStream>;
+pub type PeerWriter = FrameWriter<Channel>;
 
 /// Socket options that both sides want.
 pub fn tune(stream: &TcpStream) -> std::io::Result<()> {

@@ -2,13 +2,14 @@
 //! The daemon answers at the replication port, on a connection of its own. No pairing begins, and none is disturbed.
 
 use super::error::HandshakeError;
-use super::handshake::{Local, check, shown};
+use super::handshake::{Local, check, party, shown};
 use super::stream::{PeerStream, PeerWriter, tune};
 use crate::config::Config;
-use crate::host::{Contents, DescribeError, HostError, Need, RunningHere, Unread, identity};
+use crate::host::{Contents, DescribeError, HostError, Need, RunningHere, Trust, Unread, identity};
 use ft_checkpoint::wire::handshake::{Refusal, Side};
 use ft_checkpoint::wire::message::{Fact, HostFiles, Identity, Survey};
 use ft_checkpoint::wire::{FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_tls::SecuredService;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant, SystemTime};
@@ -111,7 +112,7 @@ pub fn compare(config: &Config, running: Option<&RunningHere>) -> Result<Vec<Hos
     let ours = identity(config, &spec)?;
     let contents = Contents::start(config).map_err(HostError::Thread)?;
     let address = config.peer.address;
-    let answer = match ask(address, &ours.vm) {
+    let answer = match ask(config, &config.trust()?, &ours.vm) {
         Ok(answer) => answer,
         Err(HandshakeError::Frame(FrameError::Version { theirs, ours })) => {
             return Ok(vec![HostGap::Refused(Refusal::Frames { theirs, ours }.to_string())]);
@@ -157,13 +158,15 @@ struct Answer {
     doubt: Duration,
 }
 
-fn ask(address: SocketAddr, vm: &str) -> Result<Answer, HandshakeError> {
+fn ask(config: &Config, trust: &Trust, vm: &str) -> Result<Answer, HandshakeError> {
     let until = Instant::now() + ANSWER_LIMIT;
-    let stream = TcpStream::connect_timeout(&address, ANSWER_LIMIT)?;
+    let stream = TcpStream::connect_timeout(&config.peer.address, ANSWER_LIMIT)?;
     tune(&stream)?;
     let mtu = mtu_towards_peer(&stream);
-    let mut writer = FrameWriter::new(stream.try_clone()?, vm_id(vm), 0);
-    let mut reader = FrameReader::new(PeerStream::new(stream, until));
+    let peer = party(&config.peer.node)?;
+    let channel = trust.link.dial(stream, &peer, SecuredService::Replication, until)?;
+    let mut writer = FrameWriter::new(channel.try_clone()?, vm_id(vm), 0);
+    let mut reader = FrameReader::new(PeerStream::new(channel, until));
     let (asked, clock_us) = (Instant::now(), clock_us());
     Message::Survey(None).send(0, &mut writer)?;
     let Message::Survey(Some(theirs)) = Message::decode(&reader.read()?)? else {
@@ -180,7 +183,7 @@ pub(super) fn answer(local: &Local, writer: &mut PeerWriter) -> Result<(), Hands
         identity: local.without_files(),
         files: told((local.contents)()),
         release: RELEASE.to_owned(),
-        mtu: mtu_towards_peer(writer.get_ref()),
+        mtu: mtu_towards_peer(writer.get_ref().socket()),
         lacks: if holds { None } else { (local.lacks)().map(|lack| lack.to_string()) },
         clock_us: clock_us(),
     };

@@ -160,22 +160,30 @@ impl std::fmt::Display for Run {
     }
 }
 
-/// What an event of the machine means to a recording.
-fn end_of(event: &MachineEvent) -> Result<EndReason, RunError> {
-    match event {
-        MachineEvent::PoweredOff => Ok(EndReason::PoweredOff),
-        MachineEvent::Reset => Ok(EndReason::Reset),
+/// What an event of the machine means to a recording; none: it goes on.
+fn end_of(event: &MachineEvent) -> Result<Option<EndReason>, RunError> {
+    Ok(Some(match event {
+        MachineEvent::PoweredOff => EndReason::PoweredOff,
+        MachineEvent::Reset => EndReason::Reset,
+        MachineEvent::Panicked { .. } => {
+            eprintln!("ftd: the guest's kernel panicked");
+            return Ok(None);
+        }
+        MachineEvent::WatchdogFired => {
+            eprintln!("ftd: the guest does not feed its watchdog any more");
+            return Ok(None);
+        }
         MachineEvent::Crashed { why, .. } => {
             eprintln!("ftd: the guest crashed: {why}");
-            Ok(EndReason::Crashed)
+            EndReason::Crashed
         }
         MachineEvent::Failed { vcpu, why } => {
-            Err(MachineError::Failed { vcpu: *vcpu, why: why.clone() }.into())
+            return Err(MachineError::Failed { vcpu: *vcpu, why: why.clone() }.into());
         }
         MachineEvent::Diverged { count, what } => {
-            Err(RunError::Diverged(format!("at count {count}: {what}")))
+            return Err(RunError::Diverged(format!("at count {count}: {what}")));
         }
-    }
+    }))
 }
 
 /// The digest at the end of a run. A crashed machine has no state that could be captured: its memory tells.

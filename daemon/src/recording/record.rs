@@ -12,7 +12,7 @@ use ft_netbuf::{Emit, Tap};
 use ft_ram::{GuestRam, RamView};
 use ft_vm::devices::{Disk, FrameSink, Offloads, Transmit, Wiring};
 use ft_vm::machine::{ConsoleHandle, Machine, engine_fingerprint};
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{CpuModel, EngineKind};
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 use std::fs::File;
@@ -52,14 +52,14 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
     // Threads inherit what is blocked: before the first one is made.
     let stop = stop_on_signals()?;
     let mut spec = config.machine_spec()?;
-    spec.engine = EngineKind::Soft;
+    (spec.engine, spec.cpu) = (EngineKind::Soft, CpuModel::Host);
     let ram = GuestRam::new(spec.ram_bytes)?;
     let view = ram.view()?;
     let boot = boot::would_boot(config)?;
     let (images, disks) = open_disks(config)?;
-    let (cable, frames) = open_cable(config)?;
+    let (cables, frames) = open_cables(config)?;
     let (printer, console) = console::open(options.quiet, WhenFull::Drop)?;
-    let mut machine = Machine::new(&spec, &ram, Wiring { frames, console, disks })?;
+    let mut machine = Machine::new(&spec, &ram, Wiring { frames: Some(frames), console, disks })?;
     machine.boot(&boot)?;
 
     let about = About {
@@ -70,8 +70,8 @@ pub fn record(config: &Config, options: &RecordOptions) -> Result<DaemonExit, Ru
         disks: images,
     };
     let recorder = Recorder::begin(machine, view, about, &options.out)?;
-    if let Some(cable) = cable {
-        cable.plug(recorder.machine.net());
+    for (number, socket) in (0..).zip(cables) {
+        socket.plug(recorder.machine.net(number));
     }
     let keyboard = Keyboard::default();
     if options.stdin {
@@ -124,7 +124,7 @@ impl Recorder {
                 _ => why = Some(EndReason::Stopped),
             }
             if let Ok(event) = self.machine.events().try_recv() {
-                why = Some(end_of(&event)?);
+                why = end_of(&event)?;
             }
             self.cut()?;
         }
@@ -133,8 +133,10 @@ impl Recorder {
         // What came in between the last cut and the pause.
         let count = self.cut()?;
         // The guest may have ended itself before it was stopped.
-        let ended = self.machine.events().try_recv().ok().map(|event| end_of(&event)).transpose()?;
-        let why = ended.or(why).unwrap_or(EndReason::Stopped);
+        while let Ok(event) = self.machine.events().try_recv() {
+            why = end_of(&event)?.or(why);
+        }
+        let why = why.unwrap_or(EndReason::Stopped);
         let digest = final_digest(&mut self.machine, &self.view, why)?;
         let end = End { count, digest, why };
         let path = self.path;
@@ -163,32 +165,35 @@ fn open_disks(config: &Config) -> Result<(Vec<DiskImage>, Vec<Disk>), RunError> 
     Ok(opened)
 }
 
-type Cable = (Option<Socket>, Option<Arc<dyn FrameSink>>);
-
-fn open_cable(config: &Config) -> Result<Cable, RunError> {
-    let Some(net) = &config.machine.net else {
-        return Ok((None, None));
-    };
-    let tap = Arc::new(Tap::open(&net.tap).map_err(HostError::Tap)?);
-    tap.set_up().map_err(HostError::Tap)?;
-    tap.set_mtu(net.mtu).map_err(HostError::Tap)?;
-    let socket = Socket::default();
-    start_pump(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
-    Ok((Some(socket), Some(Arc::new(Direct(tap)))))
+/// A socket for each card, and where all of them send.
+fn open_cables(config: &Config) -> Result<(Vec<Socket>, Arc<dyn FrameSink>), RunError> {
+    let (mut sockets, mut taps) = (Vec::new(), Vec::new());
+    for net in &config.machine.nets {
+        let tap = Arc::new(Tap::open(&net.tap).map_err(HostError::Tap)?);
+        tap.set_up().map_err(HostError::Tap)?;
+        tap.set_mtu(net.mtu).map_err(HostError::Tap)?;
+        let socket = Socket::default();
+        start_pump(Arc::clone(&tap), socket.clone()).map_err(HostError::Thread)?;
+        sockets.push(socket);
+        taps.push(tap);
+    }
+    Ok((sockets, Arc::new(Direct(taps))))
 }
 
 /// Frames go straight out: nobody takes over from this machine, so nothing has to be held back.
-struct Direct(Arc<Tap>);
+struct Direct(Vec<Arc<Tap>>);
 
 impl FrameSink for Direct {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, card: u8, packet: &[u8]) -> Transmit {
         // What the interface does not take is lost, as on any cable.
-        let _ = self.0.emit(packet);
+        let _ = self.0.get(usize::from(card)).map(|tap| tap.emit(packet));
         Transmit::Taken
     }
 
-    fn set_offloads(&self, offloads: Offloads) {
-        set_offloads(&self.0, offloads);
+    fn set_offloads(&self, card: u8, offloads: Offloads) {
+        if let Some(tap) = self.0.get(usize::from(card)) {
+            set_offloads(tap, offloads);
+        }
     }
 }
 

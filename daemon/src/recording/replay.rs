@@ -60,7 +60,7 @@ pub fn replay(options: &ReplayOptions) -> Result<(), RunError> {
     let ram = GuestRam::new(about.spec.ram_bytes)?;
     let view = ram.view()?;
     let state = reader.start(&view).map_err(in_recording)?;
-    let frames = about.spec.net.as_ref().map(|_| Arc::new(NoCable) as Arc<dyn FrameSink>);
+    let frames = Some(Arc::new(NoCable) as Arc<dyn FrameSink>);
     let (printer, console) = console::open(options.quiet, WhenFull::Wait)?;
     let mut machine = Machine::new(&about.spec, &ram, Wiring { frames, console, disks })?;
     machine.restore(&state).map_err(|source| RunError::Start { path: path.clone(), source })?;
@@ -186,7 +186,7 @@ impl ReplayRun<'_> {
         loop {
             let done = self.machine.wait_replayed(PROGRESS_INTERVAL);
             while let Ok(event) = self.machine.events().try_recv() {
-                ended = Some(end_of(&event)?);
+                ended = end_of(&event)?.or(ended);
             }
             match done {
                 Ok(true) => return Ok(ended),
@@ -259,11 +259,11 @@ fn open_disks(about: &About, given: &[PathBuf]) -> Result<Vec<Disk>, RunError> {
 struct NoCable;
 
 impl FrameSink for NoCable {
-    fn transmit(&self, _: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, _: &[u8]) -> Transmit {
         Transmit::Taken
     }
 
-    fn set_offloads(&self, _: Offloads) {}
+    fn set_offloads(&self, _: u8, _: Offloads) {}
 }
 
 /// How far a long replay has come, on a terminal.

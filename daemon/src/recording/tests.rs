@@ -5,7 +5,7 @@ use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::engine_fingerprint;
 use ft_vm::replay::log::{Digest, LogInput, LogWriter, REGISTERS};
-use ft_vm::spec::{Boot, BusKind, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
+use ft_vm::spec::{Boot, BusKind, CpuModel, DiskSpec, EngineKind, FreestandingImage, MachineSpec};
 use std::fs;
 use tempfile::TempDir;
 
@@ -16,10 +16,11 @@ fn about() -> About {
             engine: EngineKind::Soft,
             vcpus: 1,
             ram_bytes: 16 << 20,
-            net: None,
+            nets: Vec::new(),
             disks: Vec::new(),
             rng: false,
             bus: BusKind::Mmio,
+            cpu: CpuModel::Host,
         },
         engine_fingerprint: engine_fingerprint(EngineKind::Soft),
         program: "ftd 9.9.9".into(),

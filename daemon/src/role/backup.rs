@@ -318,7 +318,10 @@ impl Backup {
         core.forget_their_word();
         self.stage = Stage::Following;
         self.welcomed_in = generation;
-        self.link = Some(Hearing::begin(conn, core.now));
+        // What the primary gave up before it welcomed us again may not have been seen to end here.
+        if let Some(old) = self.link.replace(Hearing::begin(conn, core.now)) {
+            core.drop_link(old.conn);
+        }
         core.out.push(Command::Follow { conn, pairing, how });
         self.stop_if_asked(core)
     }

@@ -49,6 +49,13 @@ pub enum GuestEnd {
     Reset,
     /// It crashed its processor (a triple fault), which is a reset as well: what the machine says of it.
     Crashed(String),
+    /// It works no more, and the configuration says what is done about that.
+    Fallen {
+        /// What shows it.
+        why: String,
+        /// Whether it is booted again, or the VM ends.
+        restart: bool,
+    },
 }
 
 /// An input of the core.

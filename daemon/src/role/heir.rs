@@ -131,7 +131,10 @@ impl Heir {
                 core.stay(&RequestRefusal::TookOver);
                 let (cell, former) = (self.cell.clone(), self.former.take());
                 return Some(Next::Primary(match self.succession {
-                    Succession::Failover => Primary::solo(cell, "took over"),
+                    Succession::Failover => {
+                        former.into_iter().for_each(|conn| core.drop_link(conn));
+                        Primary::solo(cell, "took over")
+                    }
                     Succession::Switchover | Succession::Image => {
                         core.arbiter.hurry();
                         Primary::confirming(cell, self.held.pairing, former)
@@ -246,6 +249,7 @@ impl Heir {
             return None;
         }
         core.out.push(Command::Discard);
+        self.former.take().into_iter().for_each(|conn| core.drop_link(conn));
         let why = match cell.owner {
             Some(_) => "the former primary took the VM back",
             None => "the VM has ended",

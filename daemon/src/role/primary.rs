@@ -221,6 +221,7 @@ impl Primary {
                 }
             }
             Event::PeerTookOver { conn, .. } if self.is_linked(conn) => {
+                core.drop_link(conn);
                 // The cell is the witness, not the peer: asking to be alone finds out.
                 return self.lose_peer(core, "the peer says that it runs the VM".into());
             }

@@ -8,11 +8,13 @@ use std::time::Duration;
 const MONOTONIC: i32 = 1;
 const CLOCK_GETTIME: i64 = 228;
 const NAP: Duration = Duration::from_millis(20);
-/// How far the time stamp counter and the monotonic clock may be apart after a nap and what it was late by: the
-/// counter's speed is measured, and the two are not read at once.
-const APART_MAX: f64 = 0.1;
-/// How long the counter's speed is measured.
+/// How far the time stamp counter and the monotonic clock may be apart after a nap and what it was late by, in ns: the
+/// counter's speed is measured.
+const APART_MAX_NS: f64 = 1e8;
+/// How long the counter's speed is measured, and how exactly: a processor that stands still between two readings
+/// spoils them.
 const MEASURED: Duration = Duration::from_secs(1);
+const SPEED_ERROR_MAX: f64 = 0.01;
 
 #[repr(C)]
 #[derive(Default)]
@@ -45,6 +47,28 @@ fn counter() -> u64 {
     }
 }
 
+/// A look at both: the clock, between two readings of the counter.
+#[derive(Clone, Copy)]
+struct Look {
+    earlier: u64,
+    ns: u64,
+    library_ns: u64,
+    later: u64,
+}
+
+impl Look {
+    fn take() -> Self {
+        let earlier = counter();
+        let [ns, library_ns] = monotonic();
+        Self { earlier, ns, library_ns, later: counter() }
+    }
+
+    /// Ticks of the counter from the other look's clock to this one's: at least, and at most.
+    fn ticks_since(self, other: Self) -> [f64; 2] {
+        [self.earlier.wrapping_sub(other.later) as f64, self.later.wrapping_sub(other.earlier) as f64]
+    }
+}
+
 /// The last counter that any processor has read.
 static LAST: AtomicU64 = AtomicU64::new(0);
 static LATEST_NS: AtomicU64 = AtomicU64::new(0);
@@ -67,35 +91,34 @@ impl Clocks {
         Self { processor, last_ns: 0, last_counter: 0, speed: None }
     }
 
-    fn measure(&mut self) -> f64 {
-        let (ns, ticks) = (monotonic()[0], counter());
-        std::thread::sleep(MEASURED);
-        (counter() - ticks) as f64 / (monotonic()[0] - ns) as f64
+    /// Ticks of the counter in a nanosecond.
+    fn measure() -> f64 {
+        loop {
+            let before = Look::take();
+            std::thread::sleep(MEASURED);
+            let after = Look::take();
+            let [least, most] = after.ticks_since(before);
+            if most - least <= SPEED_ERROR_MAX * least {
+                return least / after.ns.saturating_sub(before.ns) as f64;
+            }
+        }
     }
 
     /// Naps, and looks at the clocks before and after.
     pub fn look(&mut self) {
-        let speed = match self.speed {
-            Some(speed) => speed,
-            None => {
-                let speed = self.measure();
-                *self.speed.insert(speed)
-            }
-        };
+        let speed = *self.speed.get_or_insert_with(Self::measure);
         let processor = self.processor;
-        let ([before_ns, _], before) = (monotonic(), counter());
+        let before = Look::take();
         std::thread::sleep(NAP);
-        let ([ns, library_ns], now) = (monotonic(), counter());
-        if ns < before_ns || before_ns < self.last_ns {
+        let now = Look::take();
+        if now.ns < before.ns || before.ns < self.last_ns {
             fault(format_args!("the monotonic clock goes back on processor {processor}"));
         }
-        if library_ns < ns {
-            fault(format_args!(
-                "the library's clock is {} ns behind, processor {processor}",
-                ns - library_ns
-            ));
+        if now.library_ns < now.ns {
+            let behind = now.ns - now.library_ns;
+            fault(format_args!("the library's clock is {behind} ns behind, processor {processor}"));
         }
-        if now < before || before < self.last_counter {
+        if now.earlier < before.later || before.earlier < self.last_counter {
             fault(format_args!("the time stamp counter goes back on processor {processor}"));
         }
         // Whoever has read the other's has read its own later.
@@ -105,15 +128,16 @@ impl Clocks {
             fault(format_args!("the time stamp counter of processor {processor} is {} behind", others - own));
         }
         LAST.fetch_max(own, SeqCst);
-        let (slept, ticked) = (ns.saturating_sub(before_ns), now.wrapping_sub(before) as f64 / speed);
-        if (ticked - slept as f64).abs() > APART_MAX * 1e9 {
+        let slept = now.ns.saturating_sub(before.ns);
+        let ticked = now.ticks_since(before).map(|ticks| ticks / speed);
+        if slept as f64 + APART_MAX_NS < ticked[0] || slept as f64 - APART_MAX_NS > ticked[1] {
+            let [least, most] = ticked.map(|ns| ns as u64 / 1_000_000);
+            let clock = slept / 1_000_000;
             fault(format_args!(
-                "processor {processor}: {} ms by the time stamp counter, {} ms by the clock",
-                ticked as u64 / 1_000_000,
-                slept / 1_000_000
+                "processor {processor}: {least} to {most} ms by the time stamp counter, {clock} ms by the clock"
             ));
         }
         LATEST_NS.fetch_max(slept.saturating_sub(NAP.as_nanos() as u64), SeqCst);
-        (self.last_ns, self.last_counter) = (ns, now);
+        (self.last_ns, self.last_counter) = (now.ns, now.later);
     }
 }

@@ -55,7 +55,8 @@ fn stop(power: Power) {
     let result = match power {
         Power::Off => write_platform_register(layout::platform::POWER_OFF),
         Power::Reset => write_platform_register(layout::platform::RESET),
-        Power::Crash => std::fs::write("/proc/sysrq-trigger", "c"),
+        Power::Hang => write_platform_register(layout::platform::WATCHDOG_MS),
+        Power::Crash | Power::Panic => std::fs::write("/proc/sysrq-trigger", "c"),
     };
     if let Err(error) = result {
         eprintln!("ft-service: {power:?}: {error}");

@@ -4,6 +4,7 @@
 hwkvm_image_sourced=1
 : "${FTD_ROOT:=$(cd "${BASH_SOURCE[0]%/*}/../../.." && pwd)}"
 source "$FTD_ROOT/scripts/lib/cache.sh"
+source "$FTD_ROOT/scripts/lib/debian-suite.sh"
 source "$FTD_ROOT/scripts/lib/debian-tree.sh"
 
 hwkvm_files=$FTD_ROOT/scripts/lib/hwkvm
@@ -46,19 +47,12 @@ hwkvm_skip() { say_error "SKIPPED ${0##*/}: $*" && exit 77; }
 
 # Fills $1 with QEMU from the backports of this Debian, unpacked: the installed one stays.
 hwkvm_fetch_qemu() {
-    local out=$1 mirror options package
+    local out=$1 package
     say "hwkvm: QEMU from $hwkvm_suite-backports"
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
-        "Codename: $hwkvm_suite" | head -n 1)
-    mkdir -p "$out"/apt/{lists/partial,cache/archives/partial}
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $hwkvm_suite-backports main" \
-        >"$out/apt/sources.list"
-    options=(-qq -o "Dir::Etc::SourceList=$out/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o "Dir::State::Lists=$out/apt/lists" -o "Dir::Cache=$out/apt/cache" -o APT::Sandbox::User=root
-        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
-        -o APT::Update::Error-Mode=any)
-    apt-get "${options[@]}" update || hwkvm_skip "no QEMU $hwkvm_qemu_min: $hwkvm_suite-backports cannot be read"
-    (cd "$out/apt" && apt-get "${options[@]}" download qemu-system-x86 qemu-system-common qemu-system-data seabios) ||
+    debian_suite_open "$hwkvm_suite-backports" "$out/apt" ||
+        hwkvm_skip "no QEMU $hwkvm_qemu_min: $hwkvm_suite-backports cannot be read"
+    (cd "$out/apt" && apt-get "${debian_suite_options[@]}" download \
+        qemu-system-x86 qemu-system-common qemu-system-data seabios) ||
         hwkvm_skip "no QEMU $hwkvm_qemu_min in $hwkvm_suite-backports"
     for package in "$out"/apt/*.deb; do dpkg-deb -x "$package" "$out"; done
     rm -r "$out/apt"

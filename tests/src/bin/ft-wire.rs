@@ -8,11 +8,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use ft_tests::wire::asked::Asker;
 use ft_tests::wire::capture::Listener;
 use ft_tests::wire::check::check;
 use ft_tests::wire::frame::MacAddress;
 use ft_tests::wire::owners::{Watcher, now_ns, read_history};
 use ft_tests::wire::speakers::{CaptureRecord, CaptureRecorder};
+use ftd::config::Config;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -34,9 +36,12 @@ enum Command {
     ///
     /// Prints `ready` once it watches.
     WatchCell {
-        /// The cell's path, as in the daemons' configuration; the directory it is in must exist
+        /// The path of a cell on shared storage; the directory it is in must exist
+        #[arg(long, required_unless_present = "config", conflicts_with = "config")]
+        cell: Option<PathBuf>,
+        /// A daemon's configuration: its arbiter is asked as the daemon would, for reading only
         #[arg(long)]
-        cell: PathBuf,
+        config: Option<PathBuf>,
         /// Where the history goes, a JSON object a line
         #[arg(long)]
         out: PathBuf,
@@ -77,7 +82,7 @@ fn parse_port(text: &str) -> Result<(String, String), String> {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Capture(args) => capture(&args)?,
-        Command::WatchCell { cell, out } => watch_cell(&cell, &out)?,
+        Command::WatchCell { cell, config, out } => watch_cell(cell.as_deref(), config.as_deref(), &out)?,
         Command::Check { capture, owners } => {
             let text =
                 fs::read_to_string(&capture).with_context(|| format!("cannot read {}", capture.display()))?;
@@ -124,10 +129,16 @@ fn capture(args: &CaptureArgs) -> Result<()> {
     fs::rename(&partial, &args.out).with_context(|| format!("cannot write {}", args.out.display()))
 }
 
-fn watch_cell(cell: &Path, out: &Path) -> Result<()> {
+fn watch_cell(cell: Option<&Path>, config: Option<&Path>, out: &Path) -> Result<()> {
     let stop = stop_signal()?;
     let mut file = File::create(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let watcher = Watcher::new(cell)?;
+    if let Some(config) = config {
+        let config = Config::load(config)?;
+        let asker = Asker::new(config.arbiter(&config.trust()?));
+        say_ready()?;
+        return asker.run(&mut file, stop.as_fd());
+    }
+    let watcher = Watcher::new(cell.context("no cell is named")?)?;
     say_ready()?;
     watcher.run(&mut file, stop.as_fd())
 }

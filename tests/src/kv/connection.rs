@@ -68,20 +68,8 @@ impl Connection {
             if self.received.len() > ANSWER_MAX {
                 return Err(ConnectionError::Overlong);
             }
-            // A timeout of zero would mean none.
-            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            self.stream.set_read_timeout(Some(left))?;
-            let mut bytes = [0; 16 * 1024];
-            match self.stream.read(&mut bytes) {
-                Ok(0) => return Err(ConnectionError::Closed),
-                Ok(n) => self.received.extend_from_slice(&bytes[..n]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    if Instant::now() >= deadline {
-                        return Ok(None);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+            if !read_by(&mut self.stream, &mut self.received, deadline)? {
+                return Ok(None);
             }
         }
     }
@@ -90,5 +78,33 @@ impl Connection {
     pub fn call(&mut self, request: &str, timeout: Duration) -> Result<String, ConnectionError> {
         self.send(request)?;
         self.receive(timeout)?.ok_or(ConnectionError::TimedOut(timeout))
+    }
+}
+
+/// Adds what comes to what was received. `false`: nothing came by then.
+pub(crate) fn read_by(
+    stream: &mut TcpStream,
+    received: &mut Vec<u8>,
+    deadline: Instant,
+) -> Result<bool, ConnectionError> {
+    let mut bytes = [0; 16 * 1024];
+    loop {
+        // A timeout of zero would mean none.
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut bytes) {
+            Ok(0) => return Err(ConnectionError::Closed),
+            Ok(n) => {
+                received.extend_from_slice(&bytes[..n]);
+                return Ok(true);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if Instant::now() >= deadline {
+                    return Ok(false);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod connection;
 pub mod history;
 pub mod measure;
+pub mod meter;
 #[path = "../../../vm/guest/src/kv/mod.rs"]
 pub mod protocol;
 pub mod run;

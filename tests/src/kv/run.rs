@@ -2,8 +2,8 @@
 
 use super::connection::{Connection, ConnectionError};
 use super::history::{Key, Operation, Verdict};
-use super::measure::{Gap, Quantiles, RoundTrips, unix_ms};
-use super::trace::Trace;
+use super::measure::Quantiles;
+use super::meter::{LoadMeter, LoadProgress, PROGRESS_EVERY};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -11,8 +11,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How often progress is told.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Length at which an appended-to key is removed, to begin again.
 const APPENDED_BYTES_MAX: usize = 2048;
 /// Complaints kept for the summary.
@@ -41,21 +39,6 @@ pub struct LoadPlan {
     /// Where every answer is noted: a line with the time it came (microseconds since 1970) and its round trip in
     /// microseconds.
     pub trace: Option<PathBuf>,
-}
-
-/// How it goes.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct LoadProgress {
-    /// Since the start.
-    pub t_ms: u64,
-    /// The clock on the wall.
-    pub unix_ms: u64,
-    /// Requests answered since the start.
-    pub ops: u64,
-    /// Round trips since the last progress.
-    pub rtt_us: Quantiles,
-    /// Longest wait since the last progress, with the one that still goes on.
-    pub max_gap_ms: f64,
 }
 
 /// How it went.
@@ -107,50 +90,33 @@ pub fn run(plan: &LoadPlan, stop: &dyn Fn() -> bool, tell: &mut dyn FnMut(&LoadP
 
 struct Client<'a> {
     plan: &'a LoadPlan,
-    tell: &'a mut dyn FnMut(&LoadProgress),
+    meter: LoadMeter<'a>,
     connection: Option<Connection>,
     keys: Vec<Key>,
     random: SmallRng,
-    started: Instant,
     connections: u64,
     first_error: Option<String>,
     acked_writes: u64,
     acked_lost: u64,
     wrong_answers: u64,
     complaints: Vec<String>,
-    ops: u64,
-    round_trips: RoundTrips,
-    gap: Gap,
-    recent_round_trips: RoundTrips,
-    recent_gap: Gap,
-    told: Instant,
-    trace: Trace,
     verified: bool,
 }
 
 impl<'a> Client<'a> {
     fn new(plan: &'a LoadPlan, tell: &'a mut dyn FnMut(&LoadProgress)) -> Self {
-        let now = Instant::now();
         Self {
             plan,
-            tell,
+            meter: LoadMeter::new(plan.trace.as_deref(), tell),
             connection: None,
             keys: (0..plan.keys.max(1)).map(|i| Key::new(format!("{}-{i}", plan.name))).collect(),
             random: SmallRng::seed_from_u64(plan.seed),
-            started: now,
             connections: 0,
             first_error: None,
             acked_writes: 0,
             acked_lost: 0,
             wrong_answers: 0,
             complaints: Vec::new(),
-            ops: 0,
-            round_trips: RoundTrips::default(),
-            gap: Gap::default(),
-            recent_round_trips: RoundTrips::default(),
-            recent_gap: Gap::default(),
-            told: now,
-            trace: Trace::new(plan.trace.as_deref()),
             verified: false,
         }
     }
@@ -183,7 +149,7 @@ impl<'a> Client<'a> {
                 return;
             }
             std::thread::sleep(left.min(PROGRESS_EVERY / 4));
-            self.tell_if_due();
+            self.meter.tell_if_due();
         }
     }
 
@@ -236,7 +202,6 @@ impl<'a> Client<'a> {
 
     fn judge(&mut self, key: usize, operation: &Operation, request: &str, answer: &str) {
         let verdict = self.keys[key].check(operation, answer);
-        self.ops += 1;
         match verdict {
             Verdict::Right => self.acked_writes += u64::from(operation.is_write()),
             Verdict::Lost { writes } => self.acked_lost += writes,
@@ -250,28 +215,10 @@ impl<'a> Client<'a> {
 
     fn ask(&mut self, request: &str) -> Result<String, ConnectionError> {
         let Some(mut connection) = self.connection.take() else { return Err(ConnectionError::Closed) };
-        let (sent, sent_unix_ms) = (Instant::now(), unix_ms());
-        let deadline = sent + self.plan.timeout;
         connection.send(request)?;
-        loop {
-            let until = deadline.min(self.told + PROGRESS_EVERY);
-            let answer = connection.receive(until.saturating_duration_since(Instant::now()));
-            self.gap.waited(sent, sent_unix_ms);
-            self.recent_gap.waited(sent, sent_unix_ms);
-            if let Some(answer) = answer? {
-                let rtt = sent.elapsed();
-                self.round_trips.record(rtt);
-                self.recent_round_trips.record(rtt);
-                self.trace.answered(rtt);
-                self.tell_if_due();
-                self.connection = Some(connection);
-                return Ok(answer);
-            }
-            self.tell_if_due();
-            if Instant::now() >= deadline {
-                return Err(ConnectionError::TimedOut(self.plan.timeout));
-            }
-        }
+        let answer = self.meter.answer(self.plan.timeout, |wait| connection.receive(wait))?;
+        self.connection = Some(connection);
+        Ok(answer)
     }
 
     fn reconnect(&mut self) -> Result<(), ConnectionError> {
@@ -282,29 +229,12 @@ impl<'a> Client<'a> {
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
-            self.tell_if_due();
+            self.meter.tell_if_due();
         }
-    }
-
-    fn tell_if_due(&mut self) {
-        if self.told.elapsed() < PROGRESS_EVERY {
-            return;
-        }
-        (self.tell)(&LoadProgress {
-            t_ms: self.started.elapsed().as_millis() as u64,
-            unix_ms: unix_ms(),
-            ops: self.ops,
-            rtt_us: self.recent_round_trips.quantiles(),
-            max_gap_ms: self.recent_gap.ms(),
-        });
-        self.trace.flush();
-        self.told = Instant::now();
-        self.recent_round_trips.clear();
-        self.recent_gap = Gap::default();
     }
 
     fn summary(mut self, error: Option<ConnectionError>) -> Summary {
-        self.trace.flush();
+        self.meter.trace.flush();
         let connection_error = self.first_error.or(error.map(|error| error.to_string()));
         Summary {
             connection_survived: self.connections == 1 && connection_error.is_none(),
@@ -312,15 +242,15 @@ impl<'a> Client<'a> {
             acked_writes: self.acked_writes,
             acked_lost: self.acked_lost,
             wrong_answers: self.wrong_answers,
-            ops: self.ops,
-            rtt_us: self.round_trips.quantiles(),
-            client_gap_ms: self.gap.ms(),
-            gap_started_unix_ms: self.gap.started_unix_ms,
+            ops: self.meter.ops,
+            rtt_us: self.meter.round_trips.quantiles(),
+            client_gap_ms: self.meter.gap.ms(),
+            gap_started_unix_ms: self.meter.gap.started_unix_ms,
             verified: self.verified,
-            duration_ms: self.started.elapsed().as_millis() as u64,
+            duration_ms: self.meter.ran_ms(),
             connection_error,
             complaints: self.complaints,
-            trace_error: self.trace.error,
+            trace_error: self.meter.trace.error,
         }
     }
 }

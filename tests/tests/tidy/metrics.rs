@@ -11,17 +11,29 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: [&str; 2] = ["tests/e2e/metrics.rs", "tests/e2e/disks.rs"];
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 15] = [
+const COUNTED: [(&str, &str, &str); 19] = [
+    (
+        "ftd_guest_watchdog_firings_total",
+        "tests/e2e/guest.rs",
+        "metric(\"ftd_guest_watchdog_firings_total\")",
+    ),
+    ("ftd_guest_panics_total", "tests/e2e/guest.rs", "metric(\"ftd_guest_panics_total\")"),
     ("ftd_copy_same_bytes", "tests/e2e/copy.rs", "metric(\"ftd_copy_same_bytes\")"),
     ("ftd_rehearsals_failed_total", "tests/e2e/rehearsal.rs", "failures(&beta) > 1"),
     ("ftd_frames_discarded_total", "netbuf/tests/buffer.rs", "stats().discarded"),
     ("ftd_muted_offers_total", "netbuf/tests/buffer.rs", "stats().muted_offers"),
     ("ftd_disk_read_errors_total", "vm/src/devices/tests/block.rs", "counters().block_host_errors"),
+    ("ftd_device_refusals_total", "vm/tests/hostile/cases.rs", "after.malformed - before.malformed"),
     ("ftd_disk_mismatches_total", "tests/e2e/disk_verify.rs", "\"ftd_disk_mismatches_total{\""),
     ("ftd_disk_verified_bytes", "tests/e2e/disk_verify.rs", "\"ftd_disk_verified_bytes{\""),
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
     ("ftd_arbiter_hanging_calls", "daemon/src/replica/arbiter_thread.rs", "rig.left(), LEFT_MAX"),
+    (
+        "ftd_certificate_expiry_timestamp_seconds",
+        "tests/e2e/tls.rs",
+        "\"ftd_certificate_expiry_timestamp_seconds{{vm",
+    ),
     ("ftd_degraded", "tests/e2e/arbiter.rs", "\"ftd_degraded{\""),
     ("ftd_output_unpermitted", "tests/e2e/loss.rs", "\"ftd_output_unpermitted{\""),
     ("ftd_log_lines_lost_total", "daemon/src/host/log/queue.rs", "queue.lost() < 10"),

@@ -64,7 +64,10 @@ impl<'a> Known<'a> {
         if EXTENSIONS.iter().any(|extension| word.ends_with(extension)) {
             // Named from its crate or its folder.
             let end = format!("/{word}");
-            return !self.files.iter().any(|path| path.ends_with(&end));
+            // A configuration, or its manual page, by the name that it has where it is installed.
+            let example =
+                word.strip_suffix(".toml").map_or(end.clone(), |name| format!("/{name}.example.toml"));
+            return !self.files.iter().any(|path| path.ends_with(&end) || path.ends_with(&example));
         }
         word.split_once('/').is_some_and(|(top, _)| self.tops.contains(top))
     }
@@ -133,9 +136,11 @@ fn a_broken_path_is_found() {
         ),
         SourceFile::new("b.sh", "#!/bin/sh\ncat vm/x # gone.sh, but not ./gone.sh nor vm/$name\n"),
         SourceFile::new("c.md", "The file `vm/gone/d.toml`. Its manual is at https://a/vm/e.rs.\n"),
+        SourceFile::new("vm/f.example.toml", "# f.toml, but not g.toml\n"),
     ];
     let lines: Vec<_> = broken_paths(&planted).iter().map(|found| (found.path.clone(), found.line)).collect();
-    assert_eq!(lines, [("vm/a.rs".into(), 1), ("vm/a.rs".into(), 2), ("b.sh".into(), 2), ("c.md".into(), 1)]);
+    let found = [("vm/a.rs", 1), ("vm/a.rs", 2), ("b.sh", 2), ("c.md", 1), ("vm/f.example.toml", 1)];
+    assert_eq!(lines, found.map(|(path, line)| (path.to_owned(), line)));
 }
 
 #[test]

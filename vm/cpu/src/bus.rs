@@ -13,6 +13,13 @@ pub enum BusEvent {
     /// The guest gives the processor up until a device has something for it, or this many nanoseconds are over (the
     /// platform device's idle register, for guests without interrupts).
     Idle(u64),
+    /// The guest's kernel has panicked. It goes on as it likes.
+    Panicked {
+        /// Another kernel writes its memory to a disk.
+        dumps: bool,
+    },
+    /// The watchdog's countdown is over. The guest goes on as it likes.
+    WatchdogFired,
 }
 
 /// The processor's way to chips and devices. `now_ns` is virtual time at the accessing instruction. Addresses are
@@ -36,10 +43,10 @@ pub trait Bus: Any + Send {
     fn acknowledge_interrupt(&mut self, now_ns: u64) -> Option<u8>;
     /// The processor takes the NMI that waits, if one does.
     fn take_nmi(&mut self) -> bool;
-    /// When a timer (LAPIC, PIT, RTC) next changes something by itself, in virtual time; none: never.
+    /// When a timer (LAPIC, PIT, RTC, watchdog) next changes something by itself, in virtual time; none: never.
     fn next_timer_ns(&mut self) -> Option<u64>;
     /// Lets timers that are due at `now_ns` fire.
-    fn run_timers(&mut self, now_ns: u64);
+    fn run_timers(&mut self, now_ns: u64) -> Option<BusEvent>;
 
     /// CR8, which is the LAPIC's task priority (bits 7:4 of TPR).
     fn cr8(&self) -> u8;

@@ -51,7 +51,7 @@ mod tlb;
 mod walk;
 
 pub use bus::{Bus, BusEvent};
-pub use chips::{ChipError, Chips};
+pub use chips::{ChipError, Chips, Rtc};
 pub use cpu::Cpu;
 pub use dirty::Tracker;
 pub use exec::fpu::{Fpu, FpuStateError};

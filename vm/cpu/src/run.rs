@@ -70,7 +70,10 @@ impl Cpu {
             let now_ns = self.clock.ns(self.count);
             timer = self.next_timer();
             if timer <= self.count {
-                self.bus.run_timers(now_ns);
+                if let Some(event) = self.bus.run_timers(now_ns) {
+                    // Whatever else a device has asked for comes to less, or to the same.
+                    self.event = Some(event);
+                }
                 self.recheck = true;
                 // One that stays due is asked again after the next instruction.
                 timer = self.next_timer().max(self.count + 1);

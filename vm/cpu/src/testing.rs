@@ -63,7 +63,9 @@ impl Bus for EmptyBus {
     fn next_timer_ns(&mut self) -> Option<u64> {
         None
     }
-    fn run_timers(&mut self, _: u64) {}
+    fn run_timers(&mut self, _: u64) -> Option<BusEvent> {
+        None
+    }
     fn cr8(&self) -> u8 {
         self.cr8
     }

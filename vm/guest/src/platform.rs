@@ -3,6 +3,9 @@
 use crate::layout::{PLATFORM_BASE, platform as register};
 use core::fmt;
 
+/// A take-over is over before.
+const WATCHDOG_MS: u64 = 5000;
+
 fn read(register: u64) -> u64 {
     // SAFETY: the platform device's window is mapped; reading its registers has no effect on memory.
     unsafe { ((PLATFORM_BASE + register) as *const u64).read_volatile() }
@@ -39,6 +42,22 @@ pub fn power_off() -> ! {
 pub fn reset() -> ! {
     loop {
         write(register::RESET, 1);
+    }
+}
+
+/// Says that the guest has panicked, and does nothing more.
+pub fn panic() -> ! {
+    write(register::PANIC, 1);
+    loop {
+        idle(1_000_000);
+    }
+}
+
+/// Starts the watchdog, and does nothing more.
+pub fn hang() -> ! {
+    write(register::WATCHDOG_MS, WATCHDOG_MS);
+    loop {
+        idle(1_000_000);
     }
 }
 

@@ -233,6 +233,8 @@ impl Server {
             Power::Off => platform::power_off(),
             Power::Reset => platform::reset(),
             Power::Crash => rt::crash(),
+            Power::Panic => platform::panic(),
+            Power::Hang => platform::hang(),
         }
     }
 }

@@ -13,8 +13,8 @@
 mod disk;
 mod entry;
 mod table;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod volume;
 
 pub use disk::ReadAt;

@@ -12,10 +12,10 @@ const SECTOR: usize = 512;
 const ALIGN: usize = 1 << 20;
 
 /// Files of a file system: path and content; "-> target" is a symbolic link.
-pub(crate) type Tree<'t> = &'t [(&'t str, &'t str)];
+pub type Tree<'t> = &'t [(&'t str, &'t str)];
 
 /// Runs a tool of e2fsprogs.
-pub(crate) fn tool(program: &str, arguments: &[&str]) -> String {
+pub fn tool(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
     let output = output.unwrap_or_else(|e| panic!("{program} (package e2fsprogs): {e}"));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -24,7 +24,7 @@ pub(crate) fn tool(program: &str, arguments: &[&str]) -> String {
 }
 
 /// An ext4 of 8 MiB, made with these further options of mke2fs.
-pub(crate) fn ext4_with(tree: Tree<'_>, options: &[&str]) -> Vec<u8> {
+pub fn ext4_with(tree: Tree<'_>, options: &[&str]) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("root");
     fs::create_dir(&root).unwrap();
@@ -43,19 +43,21 @@ pub(crate) fn ext4_with(tree: Tree<'_>, options: &[&str]) -> Vec<u8> {
     fs::read(&image).unwrap()
 }
 
-pub(crate) fn text(path: &Path) -> &str {
+/// A path that is text.
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// An ext4 with a UUID that the tests know.
-pub(crate) const EXT4_UUID: &str = "11111111-2222-3333-4444-555555555555";
+pub const EXT4_UUID: &str = "11111111-2222-3333-4444-555555555555";
 
-pub(crate) fn ext4(tree: Tree<'_>) -> Vec<u8> {
+/// An ext4 with these files.
+pub fn ext4(tree: Tree<'_>) -> Vec<u8> {
     ext4_with(tree, &["-U", EXT4_UUID, "-L", "system"])
 }
 
 /// A vfat of 4 MiB.
-pub(crate) fn vfat(tree: Tree<'_>) -> Vec<u8> {
+pub fn vfat(tree: Tree<'_>) -> Vec<u8> {
     let mut image = Cursor::new(vec![0; 4 << 20]);
     let options = FormatVolumeOptions::new().volume_id(0xcafe_0001).volume_label(*b"ESP        ");
     format_volume(&mut image, options).unwrap();
@@ -89,10 +91,11 @@ fn put(disk: &mut [u8], at: usize, bytes: &[u8]) {
     disk[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-pub(crate) const GPT_ENTRY_SECTOR: usize = 2;
+/// Where the first copy of a GPT has its entries.
+pub const GPT_ENTRY_SECTOR: usize = 2;
 
 /// A disk with a GPT. The first partition's UUID begins with 01000000, and so on.
-pub(crate) fn gpt(parts: &[Vec<u8>]) -> Vec<u8> {
+pub fn gpt(parts: &[Vec<u8>]) -> Vec<u8> {
     let (mut disk, places) = laid_out(parts);
     let last = disk.len() / SECTOR - 1;
     put(&mut disk, 446 + 4, &[0xee]);
@@ -113,7 +116,7 @@ pub(crate) fn gpt(parts: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Writes both copies of a GPT with these entries.
-pub(crate) fn gpt_copies(disk: &mut [u8], last: usize, entries: &[u8]) {
+pub fn gpt_copies(disk: &mut [u8], last: usize, entries: &[u8]) {
     let crc = Crc::<u32>::new(&CRC_32_ISO_HDLC);
     for (sector, entries_at) in [(1, GPT_ENTRY_SECTOR), (last, last - 32)] {
         let mut header = vec![0; 92];
@@ -140,7 +143,7 @@ fn mbr_entry(kind: u8, first: usize, sectors: usize) -> [u8; 16] {
 }
 
 /// A disk with an MBR: the first part is a primary partition, the others are logical ones.
-pub(crate) fn mbr(parts: &[Vec<u8>]) -> Vec<u8> {
+pub fn mbr(parts: &[Vec<u8>]) -> Vec<u8> {
     let (mut disk, places) = laid_out(parts);
     put(&mut disk, 440, &0x1234_5678u32.to_le_bytes());
     put(&mut disk, 446, &mbr_entry(0x83, places[0].0, places[0].1));

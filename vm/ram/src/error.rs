@@ -26,6 +26,31 @@ pub enum MemoryError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// The kernel gives no huge pages to shared memory.
+    #[error(
+        "no huge pages: the kernel's setting for shared memory is \"{setting}\"; let it give some to those who ask \
+         (echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled), or set machine.huge_pages = \"none\""
+    )]
+    HugePages {
+        /// Its setting.
+        setting: String,
+    },
+    /// The host has no such node, or no memory there.
+    #[error("this host has no node {node} with memory; it has: {nodes}; see machine.numa_node")]
+    Node {
+        /// The node.
+        node: u16,
+        /// Those that it has, as the kernel lists them.
+        nodes: String,
+    },
+    /// The kernel does not bind memory to a node.
+    #[error("cannot bind guest memory to node {node}: {source}; see machine.numa_node")]
+    Bind {
+        /// The node.
+        node: u16,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// vm-memory refused the layout.
     #[error("cannot map guest memory: {0}")]
     Map(String),

@@ -13,7 +13,7 @@ pub const HIGH_RAM_BASE: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 /// Bytes of one virtio-mmio window.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
-/// virtio-mmio device `i` raises GSI `VIRTIO_GSI_BASE + i`.
+/// virtio-mmio devices raise the GSIs from here on, in order, but for [`RTC_GSI`] and [`SCI_GSI`].
 pub const VIRTIO_GSI_BASE: u32 = 5;
 /// Windows reserved for virtio-mmio; GSIs stay within one IOAPIC.
 pub const VIRTIO_DEVICES_MAX: usize = 16;
@@ -54,6 +54,21 @@ pub const SLP_TYP_S5: u8 = 5;
 pub const SCI_GSI: u32 = 9;
 /// The i8042's command port: writing 0xfe pulses the reset line, which is how kernels without ACPI reboot.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
+
+/// The pvpanic port, at which a guest's kernel says that it has panicked; QEMU's, too.
+pub const PVPANIC_PORT: u16 = 0x505;
+
+/// The watchdog's eight ports; see `ft_vm`'s `devices/watchdog.rs`.
+pub const WATCHDOG_PORT: u16 = 0x610;
+/// Milliseconds of a tick of the watchdog.
+pub const WATCHDOG_TICK_MS: u32 = 100;
+
+/// The RTC's two ports, and its interrupt; where PCs keep the century in its memory.
+pub const RTC_PORT: u16 = 0x70;
+/// The RTC's interrupt.
+pub const RTC_GSI: u32 = 8;
+/// The byte of the RTC's memory that is the century.
+pub const RTC_CENTURY: u8 = 0x32;
 
 /// RSDP and ACPI tables (the BIOS read-only area, where kernels scan for the signature).
 pub const ACPI_BASE: u64 = 0x000e_0000;
@@ -106,4 +121,8 @@ pub mod platform {
     pub const RAM_BYTES: u64 = 0x30;
     /// Read: 1 when the power button was pressed and no driver of the ACPI registers has taken notice, else 0.
     pub const POWER_BUTTON: u64 = 0x38;
+    /// Write: the guest has panicked; as at the pvpanic port.
+    pub const PANIC: u64 = 0x40;
+    /// Write: the watchdog begins anew with so many milliseconds; 0 ends it.
+    pub const WATCHDOG_MS: u64 = 0x48;
 }

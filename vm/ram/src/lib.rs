@@ -21,6 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod backing;
 mod error;
 pub mod layout;
 mod memory;
@@ -29,6 +30,7 @@ mod resident;
 mod view;
 mod written;
 
+pub use backing::Backing;
 pub use error::MemoryError;
 pub use memory::{GuestMemory, GuestRam, Slot};
 pub use page::PageIndex;

@@ -5,6 +5,7 @@
 //! Writes by the VMM itself are not in KVM's dirty log; those that go through [`GuestMemory`] are in the bitmap that
 //! vm-memory keeps, which [`GuestRam::take_vmm_dirty`] drains.
 
+use crate::backing::Backing;
 use crate::error::MemoryError;
 use crate::layout::{HIGH_RAM_BASE, LOW_RAM_END, PAGE_SIZE};
 use crate::page::PageIndex;
@@ -32,6 +33,7 @@ pub struct GuestRam {
     ram_bytes: u64,
     journal: Arc<Journal>,
     sharing: Sharing,
+    backing: Backing,
 }
 
 /// Who sees what is written to a mapping.
@@ -56,6 +58,12 @@ impl Sharing {
 impl GuestRam {
     /// Allocates `ram_bytes` of zeroed guest RAM in a memfd.
     pub fn new(ram_bytes: u64) -> Result<Self, MemoryError> {
+        Self::held(ram_bytes, Backing::default())
+    }
+
+    /// The same, held by the host in this way.
+    pub fn held(ram_bytes: u64, backing: Backing) -> Result<Self, MemoryError> {
+        backing.check()?;
         if !ram_bytes.is_multiple_of(2 << 20) || !((16 << 20)..=(4 << 40)).contains(&ram_bytes) {
             return Err(MemoryError::Size(ram_bytes));
         }
@@ -64,24 +72,32 @@ impl GuestRam {
             .map_err(|e| allocate(e.into()))?;
         let file = File::from(fd);
         file.set_len(ram_bytes).map_err(allocate)?;
-        Self::map(Arc::new(file), ram_bytes, Sharing::Shared)
+        let ram = Self::map(Arc::new(file), ram_bytes, Sharing::Shared, backing)?;
+        if backing.lock {
+            ram.lock()?;
+        }
+        Ok(ram)
     }
 
     /// The same memory for a machine whose writes nobody else sees: a page that it writes becomes a copy. A page that
     /// it has not written is this memory's, as it is when it is looked at.
     pub fn private_copy(&self) -> Result<Self, MemoryError> {
-        Self::map(Arc::clone(&self.file), self.ram_bytes, Sharing::Private)
+        Self::map(Arc::clone(&self.file), self.ram_bytes, Sharing::Private, self.backing)
     }
 
-    fn map(file: Arc<File>, ram_bytes: u64, sharing: Sharing) -> Result<Self, MemoryError> {
+    fn map(file: Arc<File>, ram_bytes: u64, sharing: Sharing, backing: Backing) -> Result<Self, MemoryError> {
         let low = ram_bytes.min(LOW_RAM_END);
         let journal = Arc::new(Journal::default());
         let mut regions = vec![Self::map_region(&file, sharing, 0, 0, low, &journal)?];
         if ram_bytes > low {
             regions.push(Self::map_region(&file, sharing, low, HIGH_RAM_BASE, ram_bytes - low, &journal)?);
         }
+        for region in &regions {
+            let start = NonNull::new(region.as_ptr()).ok_or_else(|| MemoryError::Map("at zero".into()))?;
+            backing.apply(start, region.len() as usize)?;
+        }
         let memory = GuestMemory::from_regions(regions).map_err(|e| MemoryError::Map(e.to_string()))?;
-        Ok(Self { memory, file, ram_bytes, journal, sharing })
+        Ok(Self { memory, file, ram_bytes, journal, sharing, backing })
     }
 
     fn map_region(
@@ -107,7 +123,7 @@ impl GuestRam {
     }
 
     /// Keeps the memory from being swapped out: each page from the time on at which it is first touched.
-    pub fn lock(&self) -> Result<(), MemoryError> {
+    fn lock(&self) -> Result<(), MemoryError> {
         self.memory.iter().try_for_each(|region| resident::lock(region.as_ptr(), region.len()))
     }
 
@@ -191,7 +207,7 @@ impl GuestRam {
     /// runs on: for applying checkpoints behind the guest's mapping and for reading pages out. That of a private copy
     /// is private too, and does not show what the machine has written.
     pub fn view(&self) -> Result<RamView, MemoryError> {
-        RamView::of(&self.file, self.ram_bytes, self.sharing)
+        RamView::of(&self.file, self.ram_bytes, self.sharing, self.backing)
     }
 }
 

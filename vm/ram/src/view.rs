@@ -1,5 +1,6 @@
 //! A second mapping of a guest's memory, for threads that copy whole pages and touch nothing that the guest runs on.
 
+use crate::backing::Backing;
 use crate::error::MemoryError;
 use crate::layout::PAGE_SIZE;
 use crate::memory::Sharing;
@@ -39,7 +40,12 @@ unsafe impl Sync for RamView {}
 
 impl RamView {
     /// Maps the first `ram_bytes` bytes of a guest's memfd.
-    pub(crate) fn of(file: &Arc<File>, ram_bytes: u64, sharing: Sharing) -> Result<Self, MemoryError> {
+    pub(crate) fn of(
+        file: &Arc<File>,
+        ram_bytes: u64,
+        sharing: Sharing,
+        backing: Backing,
+    ) -> Result<Self, MemoryError> {
         let bytes = usize::try_from(ram_bytes).map_err(|e| MemoryError::Map(e.to_string()))?;
         let length = NonZeroUsize::new(bytes).ok_or(MemoryError::Size(0))?;
         let (protection, flags) =
@@ -49,6 +55,7 @@ impl RamView {
             .map_err(|e| MemoryError::Allocate { bytes: ram_bytes, source: e.into() })?;
         let view = Self { base: base.cast(), bytes, file: Arc::clone(file), sharing };
         keep_out_of_dumps(view.base, bytes)?;
+        backing.apply(view.base, bytes)?;
         Ok(view)
     }
 

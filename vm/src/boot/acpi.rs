@@ -5,7 +5,7 @@
 //! Addresses, interrupts and register values are those of [`ft_ram::layout`]. References: ACPI 6.5 §5.2 and §6.4.
 
 use crate::devices::{virtio_functions, virtio_windows};
-use crate::spec::{BusKind, EngineKind, MachineSpec};
+use crate::spec::{BusKind, MachineSpec};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
@@ -21,8 +21,8 @@ use acpi_tables::xsdt::XSDT;
 use ft_ram::GuestMemory;
 use ft_ram::layout::{
     ACPI_BASE, ACPI_SIZE, COM1_GSI, COM1_PORT, IOAPIC_BASE, LAPIC_BASE, PCI_CONFIG_PORT, PCI_WINDOW_BASE,
-    PCI_WINDOW_SIZE, PM1A_CNT_PORT, PM1A_EVT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI, SLP_TYP_S5,
-    VIRTIO_MMIO_SIZE,
+    PCI_WINDOW_SIZE, PM1A_CNT_PORT, PM1A_EVT_PORT, PVPANIC_PORT, RESET_PORT, RESET_VALUE, RTC_CENTURY,
+    RTC_GSI, RTC_PORT, SCI_GSI, SLP_TYP_S5, VIRTIO_MMIO_SIZE, WATCHDOG_PORT, WATCHDOG_TICK_MS,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -32,11 +32,10 @@ const OEM_REVISION: u32 = 1;
 /// The FACS needs 64; all get it.
 const ALIGNMENT: u64 = 64;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear) or VGA, and no CMOS clock on
-/// KVM, whose kernel part has none.
+/// IAPC_BOOT_ARCH (ACPI 6.5 table 5.10): a COM port, but no i8042 (its bit stays clear) or VGA. (The bit that says that
+/// there is no CMOS clock stays clear as well.)
 const BOOT_ARCH_LEGACY_DEVICES: u16 = 1 << 0;
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
-const BOOT_ARCH_NO_CMOS_RTC: u16 = 1 << 5;
 /// MADT: there are two 8259s as well.
 const MADT_PCAT_COMPAT: u32 = 1 << 0;
 const MADT_SOURCE_OVERRIDE: u8 = 2;
@@ -74,11 +73,13 @@ pub fn write_tables(memory: &GuestMemory, spec: &MachineSpec) -> Result<u64, Tab
     let mut tables = Tables { next: ACPI_BASE + ALIGNMENT, memory };
     let facs = tables.place("FACS", &FACS::new())?;
     let dsdt = tables.place("DSDT", &dsdt(spec))?;
-    let fadt = tables.place("FADT", &fadt(facs, dsdt, spec.engine))?;
+    let fadt = tables.place("FADT", &fadt(facs, dsdt))?;
     let madt = tables.place("MADT", &madt(spec.vcpus))?;
+    let wdat = tables.place("WDAT", &wdat())?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(wdat);
     let xsdt = tables.place("XSDT", &xsdt)?;
     tables.next = ACPI_BASE;
     tables.place("RSDP", &Rsdp::new(OEM_ID, xsdt))
@@ -126,6 +127,35 @@ fn dsdt(spec: &MachineSpec) -> Sdt {
                     &Interrupt::new(true, true, false, false, COM1_GSI),
                 ]),
             ),
+        ],
+    )
+    .to_aml_bytes(&mut code);
+
+    Device::new(
+        "_SB_.RTC0".into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &IO::new(RTC_PORT, RTC_PORT, 1, 2),
+                    &Interrupt::new(true, true, false, false, RTC_GSI),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(&mut code);
+
+    Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1)]),
+            ),
+            // Present and working, and not shown to users.
+            &Name::new("_STA".into(), &0x0bu8),
         ],
     )
     .to_aml_bytes(&mut code);
@@ -194,7 +224,7 @@ fn pci_host_bridge(spec: &MachineSpec, code: &mut Vec<u8>) {
     .to_aml_bytes(code);
 }
 
-fn fadt(facs: u64, dsdt: u64, engine: EngineKind) -> acpi_tables::fadt::FADT {
+fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     let io = |bits, access, port: u16| GAS::new(Space::SystemIo, bits, 0, access, u64::from(port));
     // WBINVD works; the power button is a fixed one (its flag is clear), and there is no sleep button.
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
@@ -216,11 +246,8 @@ fn fadt(facs: u64, dsdt: u64, engine: EngineKind) -> acpi_tables::fadt::FADT {
     // Above these latencies, in microseconds, C2 and C3 do not exist.
     fadt.p_lvl2_lat = 101.into();
     fadt.p_lvl3_lat = 1001.into();
-    let clock = match engine {
-        EngineKind::Kvm => BOOT_ARCH_NO_CMOS_RTC,
-        EngineKind::Soft => 0,
-    };
-    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA | clock).into();
+    fadt.century = RTC_CENTURY;
+    fadt.iapc_boot_arch = (BOOT_ARCH_LEGACY_DEVICES | BOOT_ARCH_NO_VGA).into();
     fadt.reset_reg = io(8, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.finalize()
@@ -247,10 +274,53 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
+/// How the watchdog is driven (Microsoft, Hardware Watchdog Timers Design Specification 1.0, appendix A): its actions
+/// as accesses to its ports.
+fn wdat() -> Sdt {
+    const READ_VALUE: u8 = 0;
+    const READ_COUNT: u8 = 1;
+    const WRITE_VALUE: u8 = 2;
+    const WRITE_COUNT: u8 = 3;
+    // Action, instruction, port from the first, bytes of the register, value, mask.
+    let actions: [(u8, u8, u16, u8, u32, u32); 8] = [
+        // Begin anew; what is left; the time from beginning to end, read and set.
+        (1, WRITE_VALUE, 1, 1, 1, 0xff),
+        (4, READ_COUNT, 4, 2, 0, 0xffff),
+        (5, READ_COUNT, 2, 2, 0, 0xffff),
+        (6, WRITE_COUNT, 2, 2, 0, 0xffff),
+        // Whether it counts, to begin; whether it does not, to end.
+        (8, READ_VALUE, 0, 1, 1, 1),
+        (9, WRITE_VALUE, 0, 1, 1, 1),
+        (10, READ_VALUE, 0, 1, 0, 1),
+        (11, WRITE_VALUE, 0, 1, 0, 1),
+    ];
+    let mut body = Vec::new();
+    // Length of the header that begins here; no PCI device: segment, bus, device, function, reserved.
+    body.extend_from_slice(&32u32.to_le_bytes());
+    body.extend_from_slice(&[0xff, 0, 0xff, 0xff, 0xff, 0, 0, 0]);
+    // Milliseconds of a tick, most and fewest ticks; enabled; reserved; entries.
+    for number in [WATCHDOG_TICK_MS, u16::MAX.into(), 1] {
+        body.extend_from_slice(&number.to_le_bytes());
+    }
+    body.extend_from_slice(&[1, 0, 0, 0]);
+    body.extend_from_slice(&(actions.len() as u32).to_le_bytes());
+    for (action, instruction, offset, bytes, value, mask) in actions {
+        body.extend_from_slice(&[action, instruction, 0, 0]);
+        let access = if bytes == 1 { AccessSize::ByteAccess } else { AccessSize::WordAccess };
+        GAS::new(Space::SystemIo, bytes * 8, 0, access, u64::from(WATCHDOG_PORT + offset))
+            .to_aml_bytes(&mut body);
+        body.extend_from_slice(&value.to_le_bytes());
+        body.extend_from_slice(&mask.to_le_bytes());
+    }
+    let mut wdat = Sdt::new(*b"WDAT", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    wdat.append_slice(&body);
+    wdat
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{DiskSpec, NetSpec};
+    use crate::spec::{CpuModel, DiskSpec, EngineKind, NetSpec};
     use ft_ram::GuestRam;
 
     fn spec(vcpus: u8, disks: usize) -> MachineSpec {
@@ -258,10 +328,11 @@ mod tests {
             engine: EngineKind::Kvm,
             vcpus,
             ram_bytes: 16 << 20,
-            net: Some(NetSpec { mac: [2; 6], mtu: 1500 }),
+            nets: vec![NetSpec { mac: [2; 6], mtu: 1500 }],
             disks: vec![DiskSpec { bytes: 512, read_only: true }; disks],
             rng: true,
             bus: BusKind::Mmio,
+            cpu: CpuModel::Host,
         }
     }
 
@@ -309,17 +380,32 @@ mod tests {
     fn every_table_is_reachable_and_its_bytes_sum_to_zero() {
         let tables = tables(&spec(2, 1));
         let names: Vec<_> = tables.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["FACP", "APIC", "DSDT", "XSDT"]);
+        assert_eq!(names, ["FACP", "APIC", "WDAT", "DSDT", "XSDT"]);
         for (name, table) in &tables {
             assert_eq!(sum(table), 0, "{name}");
         }
     }
 
+    /// As Linux's drivers/watchdog/wdat_wdt.c and drivers/acpi/acpi_watchdog.c read it.
     #[test]
-    fn the_engine_that_has_a_cmos_clock_is_not_said_to_lack_it() {
-        for (engine, lacks) in [(EngineKind::Kvm, true), (EngineKind::Soft, false)] {
+    fn the_watchdogs_table_is_enabled_is_of_no_pci_device_and_names_its_ports() {
+        let tables = tables(&spec(1, 0));
+        let wdat = &tables.iter().find(|(name, _)| name == "WDAT").unwrap().1;
+        assert_eq!((number(&wdat[36..40]), number(&wdat[40..42]), &wdat[42..45]), (32, 0xff, &[0xff; 3][..]));
+        assert_eq!((number(&wdat[48..52]), number(&wdat[52..56]), number(&wdat[56..60])), (100, 0xffff, 1));
+        assert_eq!((wdat[60] & 1, number(&wdat[64..68])), (1, (wdat.len() as u64 - 68) / 24));
+        for entry in wdat[68..].chunks(24) {
+            // I/O space; the width of an access, of which there are as many bytes.
+            assert_eq!((entry[4], entry[5]), (1, 8 << (entry[7] - 1)));
+            assert!((0x610..0x618).contains(&number(&entry[8..16])));
+        }
+    }
+
+    #[test]
+    fn either_engines_machine_is_said_to_have_a_cmos_clock_and_where_it_keeps_the_century() {
+        for engine in [EngineKind::Kvm, EngineKind::Soft] {
             let fadt = &tables(&MachineSpec { engine, ..spec(1, 0) })[0].1;
-            assert_eq!(number(&fadt[109..111]) & 1 << 5 != 0, lacks, "{engine}");
+            assert_eq!((number(&fadt[109..111]) & 1 << 5, fadt[108]), (0, 0x32), "{engine}");
         }
     }
 
@@ -342,8 +428,19 @@ mod tests {
             );
             return;
         }
-        let mmio =
-            ["Name (_S5", "LNRO0005", "PNP0501", "0xD0000000", "0xD0002000", "0x00000005,", "0x00000007,"];
+        let mmio = [
+            "Name (_S5",
+            "LNRO0005",
+            "PNP0501",
+            "0xD0000000",
+            "0xD0002000",
+            "0x00000005,",
+            "0x00000007,",
+            "QEMU0001",
+            "0x0505",
+            "PNP0B00",
+            "0x0070",
+        ];
         means(&spec(2, 1), &mmio);
         let pci = ["PNP0A03", "0xE0000000", "0xEFFFFFFF", "0x0CF8", "_PRT", "0x0002FFFF", "0x12"];
         means(&MachineSpec { bus: BusKind::Pci, ..spec(2, 1) }, &pci);

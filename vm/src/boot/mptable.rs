@@ -134,13 +134,13 @@ fn checksum(bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{EngineKind, NetSpec};
+    use crate::spec::{CpuModel, EngineKind, NetSpec};
     use ft_ram::GuestRam;
 
     fn spec(vcpus: u8) -> MachineSpec {
-        let net = Some(NetSpec { mac: [2; 6], mtu: 1500 });
-        let (engine, bus) = (EngineKind::Kvm, BusKind::Mmio);
-        MachineSpec { engine, vcpus, ram_bytes: 16 << 20, net, disks: vec![], rng: true, bus }
+        let nets = vec![NetSpec { mac: [2; 6], mtu: 1500 }];
+        let (engine, bus, cpu) = (EngineKind::Kvm, BusKind::Mmio, CpuModel::Host);
+        MachineSpec { engine, vcpus, ram_bytes: 16 << 20, nets, disks: vec![], rng: true, bus, cpu }
     }
 
     #[test]

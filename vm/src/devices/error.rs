@@ -1,7 +1,7 @@
 //! Reasons why devices cannot be made, or refuse a captured state.
 
 use super::virtio::block::flight::RequestState;
-use crate::spec::SECTOR_BYTES;
+use crate::spec::{NETS_MAX, SECTOR_BYTES};
 use ft_ram::layout::VIRTIO_DEVICES_MAX;
 
 /// Why the devices could not be made.
@@ -10,6 +10,9 @@ pub enum DeviceError {
     /// More virtio devices than there is room for.
     #[error("{0} virtio devices: at most {VIRTIO_DEVICES_MAX}")]
     TooMany(usize),
+    /// More network cards than there is room for.
+    #[error("{0} network cards: at most {NETS_MAX}")]
+    TooManyCards(usize),
     /// The images do not match the specification.
     #[error("{images} disk images for {disks} disks")]
     DiskCount {
@@ -55,6 +58,15 @@ pub enum DeviceStateError {
     /// The PCI bus or a function on it cannot be in this state.
     #[error("PCI: {0}")]
     Pci(String),
+    /// The RTC cannot be in this state, or the engine has it.
+    #[error("RTC: {0}")]
+    Rtc(String),
+    /// The watchdog has more left than it can be given.
+    #[error("the watchdog has {left_ns} ns left, which is more than it counts")]
+    Watchdog {
+        /// In the state.
+        left_ns: u64,
+    },
     /// Another number of virtio devices.
     #[error("state of {state} virtio devices for a machine that has {machine}")]
     DeviceCount {

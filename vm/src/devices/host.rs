@@ -41,13 +41,13 @@ pub struct Offloads {
 ///
 /// Called on a vCPU thread with the network device locked; must not block.
 pub trait FrameSink: Send + Sync {
-    /// Offers one Ethernet frame behind its header of [`NET_HEADER_BYTES`], without FCS. The header was checked: it
-    /// fits the frame.
-    fn transmit(&self, packet: &[u8]) -> Transmit;
+    /// Offers one Ethernet frame behind its header of [`NET_HEADER_BYTES`], without FCS, from the machine's card of
+    /// this number. The header was checked: it fits the frame.
+    fn transmit(&self, card: u8, packet: &[u8]) -> Transmit;
 
-    /// What frames for the guest may be like from now on; complete before this is called for the first time. Frames
+    /// What frames for this card may be like from now on; complete before this is called for the first time. Frames
     /// that its driver does not take are lost.
-    fn set_offloads(&self, offloads: Offloads);
+    fn set_offloads(&self, card: u8, offloads: Offloads);
 }
 
 /// What became of an offered frame.
@@ -90,6 +90,11 @@ pub enum DeviceEvent {
     Idle {
         /// At most so long.
         us: u64,
+    },
+    /// The guest's kernel has panicked. It goes on as it likes.
+    Panicked {
+        /// Another kernel writes its memory to a disk.
+        dumps: bool,
     },
 }
 
@@ -208,6 +213,7 @@ pub enum Delivered {
     Paused,
     /// The guest runs no driver: the frame is lost, as with any card.
     NotReady,
-    /// Longer than the guest's receive buffer, or not such as its driver takes: the frame is lost, and counted.
+    /// Longer than the guest's receive buffer, which goes back empty, or not such as its driver takes: the frame is
+    /// lost, and counted.
     Unfit,
 }

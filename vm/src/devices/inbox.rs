@@ -70,7 +70,8 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct State {
-    frames: VecDeque<Vec<u8>>,
+    /// With the number of the card that each is for.
+    frames: VecDeque<(u8, Vec<u8>)>,
     console: VecDeque<u8>,
     /// What disks have finished, with the disk's number.
     finished: VecDeque<(usize, IoDone)>,
@@ -83,8 +84,8 @@ impl Inbox {
         Self { state: Mutex::default(), room: Condvar::new(), waiting: AtomicBool::new(false), bell }
     }
 
-    /// Takes a frame in; `Yes` says that it will be offered to the guest's driver.
-    pub(crate) fn put_frame(&self, frame: &[u8]) -> Delivered {
+    /// Takes a frame in for a card; `Yes` says that it will be offered to the guest's driver.
+    pub(crate) fn put_frame(&self, card: u8, frame: &[u8]) -> Delivered {
         if frame.len() > PACKET_BYTES_MAX {
             return Delivered::Unfit;
         }
@@ -95,7 +96,7 @@ impl Inbox {
         if state.frames.len() >= FRAMES_MAX {
             return Delivered::NoBuffers;
         }
-        state.frames.push_back(frame.to_vec());
+        state.frames.push_back((card, frame.to_vec()));
         self.waiting.store(true, Ordering::Release);
         drop(state);
         self.bell.ring();
@@ -169,8 +170,8 @@ impl Inbox {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// The frame that has waited longest.
-    pub(crate) fn take_frame(&self) -> Option<Vec<u8>> {
+    /// The frame that has waited longest, and the card that it is for.
+    pub(crate) fn take_frame(&self) -> Option<(u8, Vec<u8>)> {
         let mut state = self.state.lock();
         let frame = state.frames.pop_front();
         if state.frames.len() + 1 == FRAMES_MAX {
@@ -181,9 +182,9 @@ impl Inbox {
     }
 
     /// Puts it back: the guest has no buffer for it.
-    pub(crate) fn put_back(&self, frame: Vec<u8>) {
+    pub(crate) fn put_back(&self, card: u8, frame: Vec<u8>) {
         let mut state = self.state.lock();
-        state.frames.push_front(frame);
+        state.frames.push_front((card, frame));
         self.settle(&state);
     }
 

@@ -10,8 +10,10 @@
 //! On a deterministic engine (`Devices::deterministic`) only the engine's thread touches a device: time, randomness and
 //! inputs come from the engine, and the input of other threads waits in its `inbox`.
 
+mod clocks;
 mod counters;
 mod disks;
+mod engine;
 mod error;
 mod host;
 mod idle;
@@ -19,10 +21,14 @@ pub(crate) mod inbox;
 mod pci;
 mod platform;
 mod power;
+mod pvpanic;
+mod rtc;
 mod serial;
 #[cfg(test)]
 mod tests;
 mod virtio;
+mod wall_clock;
+mod watchdog;
 
 pub use counters::DeviceCounters;
 pub use disks::DiskPort;
@@ -45,13 +51,18 @@ pub use virtio::queue::{RingPosition, RingState};
 pub(crate) use virtio::rng::HostRandom;
 pub use virtio::transport::VirtioState;
 pub use virtio::{VirtioWindow, windows as virtio_windows};
+pub use wall_clock::WallClockState;
+pub use watchdog::WatchdogState;
 
-use crate::spec::{BusKind, MachineSpec};
+use crate::spec::{BusKind, EngineKind, MachineSpec, NETS_MAX};
 use counters::{Counters, add};
 use disks::{DiskNews, check_disks, start_disk};
 use ft_ram::GuestRam;
 use ft_ram::layout::platform::POWER_BUTTON;
-use ft_ram::layout::{COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+use ft_ram::layout::platform::{PANIC, WATCHDOG_MS};
+use ft_ram::layout::{
+    COM1_PORT, PLATFORM_BASE, PLATFORM_SIZE, PVPANIC_PORT, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
 use idle::Idle;
 use inbox::Inbox;
 use parking_lot::Mutex;
@@ -59,6 +70,8 @@ use pci::intx::Intx;
 use pci::{Bus, functions};
 use platform::{GuestClock, Platform};
 use power::Power;
+use pvpanic::Pvpanic;
+use rtc::Rtc;
 use serde::{Deserialize, Serialize};
 use serial::{Com1, Console};
 use std::sync::Arc;
@@ -70,6 +83,7 @@ pub(crate) use virtio::net::Put;
 use virtio::net::{Net, Port};
 use virtio::rng::Rng;
 use virtio::transport::{Place, Shared, Surroundings, Virtio, Window};
+use watchdog::Watchdog;
 
 /// What an engine that decides everything gives the devices in the place of the host.
 pub(crate) struct Deterministic {
@@ -92,17 +106,29 @@ pub struct DevicesState {
     pub virtio: Vec<VirtioState>,
     /// The PCI bus, if the devices are on it.
     pub pci: Option<PciState>,
+    /// The watchdog.
+    pub watchdog: WatchdogState,
+    /// The clock of the time of day, where the engine has none.
+    pub rtc: Option<ft_cpu::Rtc>,
+    /// What that clock, the engine's or this one, keeps to.
+    pub wall_clock: WallClockState,
 }
 
 /// All devices of a machine.
 pub struct Devices {
     com1: Mutex<Com1>,
     power: Mutex<Power>,
+    pvpanic: Mutex<Pvpanic>,
+    rtc: Option<Mutex<Rtc>>,
+    wall_clock: Mutex<WallClockState>,
+    watchdog: Mutex<Watchdog>,
+    /// When it is over; the end of time: never.
+    watchdog_due_ns: AtomicU64,
     platform: Platform,
     windows: Vec<Arc<dyn Window>>,
     /// Where the virtio devices are reached, unless each has its window.
     bus: Option<Bus>,
-    card: Option<Arc<Shared<Net>>>,
+    cards: Vec<Arc<Shared<Net>>>,
     disks: Vec<Arc<Shared<Block>>>,
     /// Where inputs wait for an engine that takes them when it wants.
     inbox: Option<Arc<Inbox>>,
@@ -162,6 +188,8 @@ impl Devices {
             console,
             Arc::clone(&counters),
         );
+        let rtc = (spec.engine == EngineKind::Kvm)
+            .then(|| Mutex::new(Rtc::new(Arc::clone(&irq), platform.now_ns())));
         let around = Surroundings {
             ram: ram.clone(),
             chip: irq,
@@ -175,11 +203,14 @@ impl Devices {
         let mut places = virtio_windows(spec).map(Place::Mmio).chain(on_pci);
         let mut place = || places.next().ok_or(DeviceError::TooMany(count));
         let mut windows: Vec<Arc<dyn Window>> = Vec::with_capacity(count);
-        let mut net_card = None;
-        if let Some(card) = &spec.net {
-            let card = Net::new(card, frames, Arc::clone(&counters), Arc::clone(&quiesced));
+        let mut cards = Vec::with_capacity(spec.nets.len());
+        if spec.nets.len() > NETS_MAX {
+            return Err(DeviceError::TooManyCards(spec.nets.len()));
+        }
+        for (number, card) in (0u8..).zip(&spec.nets) {
+            let card = Net::new(number, card, frames.clone(), Arc::clone(&counters), Arc::clone(&quiesced));
             let card = Shared::new(Virtio::new(card, place()?, around.clone()));
-            net_card = Some(Arc::clone(&card));
+            cards.push(Arc::clone(&card));
             windows.push(card);
         }
         check_disks(spec, &disks)?;
@@ -200,10 +231,15 @@ impl Devices {
         Ok(Self {
             com1: Mutex::new(com1),
             power: Mutex::new(power),
+            pvpanic: Mutex::default(),
+            rtc,
+            wall_clock: Mutex::default(),
+            watchdog: Mutex::default(),
+            watchdog_due_ns: AtomicU64::new(u64::MAX),
             platform,
             windows,
             bus,
-            card: net_card,
+            cards,
             disks: started,
             inbox,
             idle,
@@ -226,6 +262,12 @@ impl Devices {
                 *byte = self.com1.lock().read(register);
             } else if Power::owns(port) {
                 *byte = self.power.lock().read(port);
+            } else if port == PVPANIC_PORT {
+                *byte = Pvpanic::read();
+            } else if let Some(rtc) = self.rtc_at(port) {
+                *byte = rtc.lock().read(self.platform.now_ns(), port);
+            } else if Watchdog::owns(port) {
+                *byte = self.with_watchdog(|watchdog, now_ns| watchdog.read(now_ns, port));
             } else {
                 unknown = true;
             }
@@ -247,6 +289,12 @@ impl Devices {
                 self.com1.lock().write(register, byte);
             } else if Power::owns(port) {
                 event = self.power.lock().write(port, byte).or(event);
+            } else if port == PVPANIC_PORT {
+                event = self.pvpanic.lock().write(byte).or(event);
+            } else if let Some(rtc) = self.rtc_at(port) {
+                rtc.lock().write(self.platform.now_ns(), port, byte);
+            } else if Watchdog::owns(port) {
+                self.with_watchdog(|watchdog, now_ns| watchdog.write(now_ns, port, byte));
             } else {
                 unknown = true;
             }
@@ -283,6 +331,11 @@ impl Devices {
         add(&self.counters.accesses, 1);
         match self.target(addr) {
             Some(Target::Virtio(window, offset)) => window.write(offset, data),
+            Some(Target::Platform(PANIC)) if data.len() == 8 => return self.pvpanic.lock().write(data[0]),
+            Some(Target::Platform(WATCHDOG_MS)) if data.len() == 8 => {
+                let ms = data.iter().rev().fold(0, |ms, &byte| ms << 8 | u64::from(byte));
+                self.with_watchdog(|watchdog, now_ns| watchdog.set_ms(now_ns, ms));
+            }
             Some(Target::Platform(offset)) => return self.platform.write(offset, data),
             None => add(&self.counters.unknown_io, 1),
         }
@@ -319,6 +372,7 @@ impl Devices {
         self.disks.iter().for_each(|disk| disk.stop());
         self.disks.iter().for_each(|disk| disk.drain(begun));
         self.idle.forbid();
+        self.with_watchdog(|watchdog, now_ns| watchdog.hold(now_ns));
         self.quiesced.store(true, Ordering::Relaxed);
         // Whoever holds a lock may have looked before the store; whoever takes it after us sees the store.
         drop(self.com1.lock());
@@ -340,14 +394,18 @@ impl Devices {
         if self.restored.swap(false, Ordering::Relaxed) {
             // Setting a line to the level that the chips already have for it changes nothing.
             self.power.lock().drive_line();
+            if let Some(rtc) = &self.rtc {
+                self.keep_to_host(&mut rtc.lock());
+            }
             for window in &self.windows {
                 window.drive_line();
             }
         }
         self.quiesced.store(false, Ordering::Relaxed);
+        self.with_watchdog(|watchdog, now_ns| watchdog.go_on(now_ns));
         self.idle.allow();
         self.com1.lock().feed();
-        if let Some(card) = &self.card {
+        for card in &self.cards {
             card.retry_transmit();
             card.changed.notify_all();
         }
@@ -364,52 +422,6 @@ impl Devices {
         self.disks.get(index).map(|disk| DiskPort(Arc::clone(disk)))
     }
 
-    /// Puts a frame into the guest's receive queue; for the engine's thread.
-    pub(crate) fn receive(&self, frame: &[u8]) -> Put {
-        self.card.as_ref().map_or(Put::Lost, |card| card.put(frame))
-    }
-
-    /// Takes what disks have finished, without showing it to the guest, and orders what had to wait for it. For the
-    /// engine's thread, as are the three below.
-    pub(crate) fn take_finished(&self, inbox: &Inbox) {
-        while let Some((disk, done)) = inbox.take_finished() {
-            if let Some(disk) = self.disks.get(disk) {
-                disk.take_finished(done);
-            }
-        }
-        self.go_on_unseen();
-    }
-
-    /// Orders of the disks what can be ordered.
-    pub(crate) fn go_on_unseen(&self) {
-        self.disks.iter().for_each(|disk| disk.go_on_unseen());
-    }
-
-    /// Whether the guest is to stand still until a disk has done more of what resets have forgotten.
-    pub(crate) fn are_disks_crowded(&self) -> bool {
-        self.disks.iter().any(|disk| disk.is_crowded())
-    }
-
-    /// Whether the disks that can be written have done, and shown, all that the guest has asked of them.
-    pub(crate) fn are_disks_at_rest(&self) -> bool {
-        self.disks.iter().all(|disk| disk.is_at_rest())
-    }
-
-    /// A request that is finished and was not shown to the guest: the disk, the head of its chain, and whether it went
-    /// well.
-    pub(crate) fn next_finished(&self) -> Option<(u8, u16, bool)> {
-        // A machine has few disks.
-        (0u8..).zip(&self.disks).find_map(|(index, disk)| {
-            let (head, well) = disk.next_finished()?;
-            Some((index, head, well))
-        })
-    }
-
-    /// Shows the guest that a request is done, well or not.
-    pub(crate) fn show_request(&self, disk: usize, head: u16, well: bool) -> Shown {
-        self.disks.get(disk).map_or(Shown::Never, |disk| disk.show(head, well))
-    }
-
     /// Presses the power button. For the machine's owner, and on a deterministic engine for its thread.
     pub(crate) fn press_power_button(&self) {
         self.power.lock().press_button();
@@ -418,29 +430,15 @@ impl Devices {
     /// Asks the guest to announce its addresses on its network. For the machine's owner, and on a deterministic engine
     /// for its thread.
     pub(crate) fn announce(&self) {
-        if let Some(card) = &self.card {
-            card.announce();
+        self.cards.iter().for_each(|card| card.announce());
+    }
+
+    /// Has a card tell the guest of a link, or of none. For the machine's owner, and on a deterministic engine for its
+    /// thread.
+    pub(crate) fn set_link(&self, card: u8, up: bool) {
+        if let Some(card) = self.cards.get(usize::from(card)) {
+            card.set_link(up);
         }
-    }
-
-    /// Types into the guest's console at once; how many bytes its FIFO had room for. For the engine's thread.
-    pub(crate) fn type_in(&self, bytes: &[u8]) -> usize {
-        self.com1.lock().type_in(bytes)
-    }
-
-    /// How many bytes [`Self::type_in`] would take now.
-    pub(crate) fn console_room(&self) -> usize {
-        self.com1.lock().room()
-    }
-
-    /// Whether a virtio device has signalled since the last call. For the engine that waits in the guest's place.
-    pub(crate) fn take_signal(&self) -> bool {
-        self.idle.take_signal()
-    }
-
-    /// Puts back what [`Self::take_signal`] took, as a state that is taken over has it.
-    pub(crate) fn set_signal(&self, signalled: bool) {
-        self.idle.set_signal(signalled);
     }
 
     /// The state of all devices. The devices are quiesced.
@@ -454,19 +452,28 @@ impl Devices {
                 address: bus.address(),
                 functions: self.windows.iter().filter_map(|window| window.capture_function()).collect(),
             }),
+            watchdog: self.with_watchdog(|watchdog, now_ns| watchdog.capture(now_ns)),
+            rtc: self.rtc.as_ref().map(|rtc| rtc.lock().capture()),
+            wall_clock: *self.wall_clock.lock(),
         }
     }
 
     /// Takes over a captured state, whole or not at all. The devices are quiesced or have never run. Neither guest
     /// memory nor any interrupt line is touched; guest time goes on from the captured one at once.
     pub fn restore(&self, state: &DevicesState) -> Result<(), DeviceStateError> {
-        let DevicesState { com1, power, platform, virtio, pci } = state;
+        let DevicesState { com1, power, platform, virtio, pci, watchdog, rtc, wall_clock } = state;
         if virtio.len() != self.windows.len() {
             return Err(DeviceStateError::DeviceCount { state: virtio.len(), machine: self.windows.len() });
         }
         Com1::check(com1)?;
         Power::check(power)?;
         Platform::check(platform)?;
+        Watchdog::check(watchdog)?;
+        match (&self.rtc, rtc) {
+            (None, Some(_)) => return Err(DeviceStateError::Rtc("the engine has it".into())),
+            (_, Some(rtc)) => Rtc::check(rtc)?,
+            (_, None) => {}
+        }
         let functions = self.functions_of(pci.as_ref())?;
         let checked = self
             .windows
@@ -478,6 +485,17 @@ impl Devices {
         self.com1.lock().restore(com1)?;
         self.power.lock().restore(*power);
         self.platform.restore(platform);
+        *self.wall_clock.lock() = *wall_clock;
+        if let Some(ours) = &self.rtc {
+            ours.lock().restore(rtc.as_ref(), self.platform.now_ns());
+        }
+        self.with_watchdog(|ours, now_ns| {
+            ours.restore(*watchdog);
+            // A deterministic engine has no time in which the guest stands still, but what an input says.
+            if self.inbox.is_some() {
+                ours.go_on(now_ns);
+            }
+        });
         if let (Some(bus), Some(state)) = (&self.bus, pci) {
             bus.restore(state.address);
         }
@@ -512,6 +530,11 @@ impl Devices {
     pub fn reset(&self) {
         self.com1.lock().reset();
         self.power.lock().reset();
+        self.pvpanic.lock().reset();
+        if let Some(rtc) = &self.rtc {
+            rtc.lock().reset(self.platform.now_ns());
+        }
+        self.with_watchdog(|watchdog, _| *watchdog = Watchdog::default());
         if let Some(bus) = &self.bus {
             bus.reset();
         }
@@ -520,11 +543,11 @@ impl Devices {
         }
     }
 
-    /// The network card, if there is one.
-    pub fn net(&self) -> Option<NetPort> {
-        let card = self.card.as_ref()?;
+    /// The network card of this number, if there is one.
+    pub fn net(&self, number: u8) -> Option<NetPort> {
+        let card = self.cards.get(usize::from(number))?;
         Some(match &self.inbox {
-            Some(inbox) => NetPort(Port::Inbox(Arc::clone(inbox))),
+            Some(inbox) => NetPort(Port::Inbox(number, Arc::clone(inbox))),
             None => NetPort(Port::Card { card: Arc::clone(card), quiesced: Arc::clone(&self.quiesced) }),
         })
     }

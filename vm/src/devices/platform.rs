@@ -76,6 +76,11 @@ impl Platform {
         Self { clock, vcpus, ram_bytes, idle, console, counters }
     }
 
+    /// Guest time.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
     /// Reads a register; false when there is none of that width.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) -> bool {
         let Ok(data) = <&mut [u8; 8]>::try_from(data) else { return false };

@@ -35,13 +35,17 @@ pub(crate) fn difference(given: &MachineState, read: &MachineState) -> Option<St
 }
 
 fn of_devices(given: &DevicesState, read: &DevicesState) -> Option<&'static str> {
-    let DevicesState { com1, power, platform, virtio, pci } = given;
+    let DevicesState { com1, power, platform, virtio, pci, watchdog, rtc, wall_clock } = given;
     let parts = [
         (*com1 == read.com1, "the serial port"),
         (*power == read.power, "the power registers"),
         (platform.guest_time_ns <= read.platform.guest_time_ns, "guest time, which goes backwards,"),
         (*virtio == read.virtio, "the virtio devices"),
         (*pci == read.pci, "the PCI bus"),
+        (*watchdog == read.watchdog, "the watchdog"),
+        // Version 4 has none: the machine's is a fresh one then.
+        (rtc.is_none() || *rtc == read.rtc, "the RTC"),
+        (*wall_clock == read.wall_clock, "the time of day"),
     ];
     parts.iter().find(|(same, _)| !same).map(|(_, what)| *what)
 }

@@ -254,14 +254,15 @@ pub(crate) fn check_spec(theirs: &MachineSpec, ours: &MachineSpec) -> Result<(),
         }
         Err(StateError::Spec { field, theirs: format!("{theirs:?}"), ours: format!("{ours:?}") })
     }
-    let MachineSpec { engine, vcpus, ram_bytes, net, disks, rng, bus } = theirs;
+    let MachineSpec { engine, vcpus, ram_bytes, nets, disks, rng, bus, cpu } = theirs;
     same("engine", engine, &ours.engine)?;
     same("vcpus", vcpus, &ours.vcpus)?;
     same("ram_bytes", ram_bytes, &ours.ram_bytes)?;
-    same("net", net, &ours.net)?;
+    same("nets", nets, &ours.nets)?;
     same("disks", disks, &ours.disks)?;
     same("rng", rng, &ours.rng)?;
-    same("bus", bus, &ours.bus)
+    same("bus", bus, &ours.bus)?;
+    same("cpu", cpu, &ours.cpu)
 }
 
 /// A byte vector as one run of bytes rather than element by element.

@@ -1,15 +1,17 @@
 //! Version 4 of the state, and what it cannot say. There no network card offers offloads, so frames have no header, nor
 //! has it a control queue or a configuration that changes; and only disks tell, and are told, how far they want to be
-//! left alone (EVENT_IDX). All devices are on virtio-mmio. A vCPU does not say how far its time stamp counter is from
-//! its host's: the counter itself is restored then.
+//! left alone (EVENT_IDX). All devices are on virtio-mmio. There is no watchdog, no RTC on KVM, and no clock of the
+//! time of day that keeps to the host's. A vCPU does not say how far its time stamp counter is from its host's: the
+//! counter itself is restored then. The processor has no name.
 
 use super::{EngineState, KvmState, MachineState, Sregs, StateError, VcpuState, VmState, as_bytes};
 use crate::devices::{
     Com1State, DevicesState, NET_HEADER_BYTES, PlatformState, PowerState, RequestState, RingState,
-    VirtioState, plain_packet,
+    VirtioState, WallClockState, WatchdogState, plain_packet,
 };
-use crate::engine::soft::state::SoftState;
-use crate::spec::{BusKind, DiskSpec, EngineKind, MachineSpec, NetSpec};
+use crate::engine::soft::state::{IdleState, SentFrame, SoftState};
+use crate::spec::{BusKind, CpuModel, DiskSpec, EngineKind, MachineSpec, NetSpec};
+use ft_cpu::{Chips, Clock, CpuState, Fpu, System};
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_vcpu_events,
     kvm_xcrs,
@@ -25,6 +27,9 @@ pub(super) const NUMBER: u16 = 4;
 
 /// What every device of version 4 offers.
 const COMMON: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Virtio devices of a machine: the interrupts of the fourth and the fifth were the RTC's and ACPI's as well.
+const DEVICES_MAX: usize = 3;
 
 /// A network card's queues, and what it says of itself.
 const NET_QUEUES: usize = 2;
@@ -54,7 +59,20 @@ struct Spec4 {
 #[derive(Serialize, Deserialize)]
 enum Engine4 {
     Kvm(Vec<Vcpu4>, Box<VmState>),
-    Soft(Box<SoftState>),
+    Soft(Box<Soft4>),
+}
+
+/// See [`SoftState`].
+#[derive(Serialize, Deserialize)]
+struct Soft4 {
+    cpu: CpuState,
+    system: System,
+    fpu: Fpu,
+    chips: Chips,
+    clock: Clock,
+    idle: IdleState,
+    /// Frames without header.
+    outbox: Vec<Vec<u8>>,
 }
 
 /// See [`VcpuState`].
@@ -101,9 +119,18 @@ struct Virtio4 {
 pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
     let lost = |field| StateError::NotCarried { field, version: NUMBER };
     let MachineState { spec, engine, devices, .. } = state;
-    let DevicesState { com1, power, platform, virtio, pci } = devices;
+    let DevicesState { com1, power, platform, virtio, pci, watchdog, rtc, wall_clock: _ } = devices;
     if pci.is_some() {
         return Err(lost("devices.pci"));
+    }
+    if spec.cpu != CpuModel::Host {
+        return Err(lost("spec.cpu"));
+    }
+    if !watchdog.is_unused() {
+        return Err(lost("devices.watchdog"));
+    }
+    if rtc.as_ref().is_some_and(|rtc| !rtc.is_untouched()) {
+        return Err(lost("devices.rtc"));
     }
     let virtio: Option<Vec<_>> = virtio.iter().map(virtio_from_newer).collect();
     let virtio = virtio.ok_or(lost("features of a network card or rng"))?;
@@ -112,15 +139,22 @@ pub(super) fn from_newer(state: &MachineState) -> Result<Machine4, StateError> {
             let KvmState { vcpus, vm } = *kvm;
             Engine4::Kvm(vcpus.into_iter().map(vcpu_from_newer).collect(), Box::new(vm))
         }
-        EngineState::Soft(mut soft) => {
-            for packet in &mut soft.outbox {
-                let plain = packet.strip_prefix(&[0; NET_HEADER_BYTES]).map(<[u8]>::to_vec);
-                *packet = plain.ok_or(lost("offloads of a frame that waits to be sent"))?;
-            }
-            Engine4::Soft(soft)
+        EngineState::Soft(soft) => {
+            let SoftState { cpu, system, fpu, chips, clock, idle, outbox } = *soft;
+            let plain = |frame: SentFrame| {
+                let plain = frame.packet.strip_prefix(&[0; NET_HEADER_BYTES]).map(<[u8]>::to_vec);
+                plain.ok_or(lost("offloads of a frame that waits to be sent"))
+            };
+            let outbox = outbox.into_iter().map(plain).collect::<Result<_, _>>()?;
+            Engine4::Soft(Box::new(Soft4 { cpu, system, fpu, chips, clock, idle, outbox }))
         }
     };
-    let MachineSpec { engine: kind, vcpus, ram_bytes, net, disks, rng, bus: _ } = spec.clone();
+    if spec.virtio_devices() > DEVICES_MAX {
+        return Err(lost("interrupt of a fourth virtio device"));
+    }
+    let MachineSpec { engine: kind, vcpus, ram_bytes, nets, disks, rng, bus: _, cpu: _ } = spec.clone();
+    let mut nets = nets.into_iter();
+    let (net, None) = (nets.next(), nets.next()) else { return Err(lost("a second network card")) };
     let spec = Spec4 { engine: kind, vcpus, ram_bytes, net, disks, rng };
     let devices = Devices4 { com1: com1.clone(), power: *power, platform: *platform, virtio };
     Ok(Machine4 { spec, engine, devices })
@@ -167,18 +201,30 @@ pub(super) fn to_newer(state: Machine4) -> MachineState {
             let vcpus = vcpus.into_iter().map(vcpu_to_newer).collect();
             EngineState::Kvm(Box::new(KvmState { vcpus, vm: *vm }))
         }
-        Engine4::Soft(mut soft) => {
-            soft.outbox.iter_mut().for_each(|frame| *frame = plain_packet(frame));
-            EngineState::Soft(soft)
+        Engine4::Soft(soft) => {
+            let Soft4 { cpu, system, fpu, chips, clock, idle, outbox } = *soft;
+            let sent = |frame: Vec<u8>| SentFrame { card: 0, packet: plain_packet(&frame) };
+            let outbox = outbox.into_iter().map(sent).collect();
+            EngineState::Soft(Box::new(SoftState { cpu, system, fpu, chips, clock, idle, outbox }))
         }
     };
     let Spec4 { engine: kind, vcpus, ram_bytes, net, disks, rng } = spec;
-    let spec = MachineSpec { engine: kind, vcpus, ram_bytes, net, disks, rng, bus: BusKind::Mmio };
+    let (nets, bus, cpu) = (net.into_iter().collect(), BusKind::Mmio, CpuModel::Host);
+    let spec = MachineSpec { engine: kind, vcpus, ram_bytes, nets, disks, rng, bus, cpu };
     let virtio = virtio.into_iter().map(virtio_to_newer).collect();
     MachineState {
         spec,
         engine,
-        devices: DevicesState { com1, power, platform, virtio, pci: None },
+        devices: DevicesState {
+            com1,
+            power,
+            platform,
+            virtio,
+            pci: None,
+            watchdog: WatchdogState::unused(),
+            rtc: None,
+            wall_clock: WallClockState::default(),
+        },
         #[cfg(feature = "next-version")]
         mark: 0,
     }

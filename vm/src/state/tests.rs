@@ -1,6 +1,8 @@
 use super::*;
 use crate::devices::{ConsoleSink, Devices, IrqChip, Msi, Wiring};
-use crate::spec::{BusKind, DiskSpec, EngineKind, NetSpec};
+#[cfg(not(feature = "next-version"))]
+use crate::engine::soft::state::SentFrame;
+use crate::spec::{BusKind, CpuModel, DiskSpec, EngineKind, NetSpec};
 use ft_ram::GuestRam;
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
@@ -10,10 +12,11 @@ fn spec() -> MachineSpec {
         engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: 64 << 20,
-        net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
+        nets: vec![NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
         disks: Vec::new(),
         rng: true,
         bus: BusKind::Mmio,
+        cpu: CpuModel::Host,
     }
 }
 
@@ -153,7 +156,10 @@ fn by_version_4(state: &MachineState) -> Result<MachineState, StateError> {
 fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
     let state = state();
     let on_mmio = by_version_4(&state).unwrap();
-    assert_eq!((on_mmio.spec, on_mmio.devices), (spec(), state.devices.clone()));
+    assert_eq!(
+        (on_mmio.spec, on_mmio.devices),
+        (spec(), DevicesState { rtc: None, ..state.devices.clone() })
+    );
     let (spec, devices) = (MachineSpec { bus: BusKind::Pci, ..spec() }, devices(BusKind::Pci));
     let on_pci = MachineState { spec, devices, ..state };
     let mut out = Vec::new();
@@ -162,6 +168,38 @@ fn version_4_has_virtio_mmio_alone_and_refuses_a_pci_bus_by_name() {
     assert_eq!((back.spec, back.devices), (on_pci.spec.clone(), on_pci.devices.clone()));
     let refused = by_version_4(&on_pci).err().unwrap().to_string();
     assert!(refused.contains("devices.pci") && refused.contains("version 4"), "{refused}");
+}
+
+#[cfg(not(feature = "next-version"))]
+#[test]
+fn version_4_has_the_hosts_processor_alone_and_refuses_one_with_a_name_by_name() {
+    let named = MachineSpec { cpu: CpuModel::X86_64V3, ..spec() };
+    let named = MachineState { spec: named, ..state() };
+    let mut out = Vec::new();
+    encode(&named, STATE_VERSION, &mut out).unwrap();
+    assert_eq!(decode(&out).unwrap().spec, named.spec);
+    let refused = by_version_4(&named).err().unwrap().to_string();
+    assert!(refused.contains("spec.cpu") && refused.contains("version 4"), "{refused}");
+    let other = check_spec(&named.spec, &spec()).unwrap_err().to_string();
+    assert!(other.contains("cpu") && other.contains("V3") && other.contains("Host"), "{other}");
+}
+
+#[cfg(not(feature = "next-version"))]
+#[test]
+fn version_4_has_neither_watchdog_nor_rtc_on_kvm_and_refuses_those_that_were_touched_by_name() {
+    let refused = |touch: &dyn Fn(&mut DevicesState)| {
+        let mut state = state();
+        touch(&mut state.devices);
+        by_version_4(&state).err().unwrap().to_string()
+    };
+    let watchdog = refused(&|devices| devices.watchdog.left_ns = Some(7));
+    assert!(watchdog.contains("devices.watchdog") && watchdog.contains("version 4"), "{watchdog}");
+    let rtc = refused(&|devices| devices.rtc.as_mut().unwrap().write(0, 0x70, 1));
+    assert!(rtc.contains("devices.rtc") && rtc.contains("version 4"), "{rtc}");
+    let mut kept = state();
+    kept.devices.wall_clock.zero_unix_ns = Some(7);
+    assert_eq!(by_version_4(&kept).unwrap().devices.wall_clock.zero_unix_ns, None);
+    assert_eq!(decode(&ENCODED).unwrap().devices.watchdog, kept.devices.watchdog);
 }
 
 #[cfg(not(feature = "next-version"))]
@@ -199,10 +237,28 @@ fn version_4_carries_a_card_whose_driver_leaves_it_no_work_and_refuses_another_b
 
 #[cfg(not(feature = "next-version"))]
 #[test]
+fn version_4_has_one_card_and_three_devices_and_refuses_more_by_name() {
+    let refused = |nets: usize, disks: usize| {
+        let card = |last| NetSpec { mac: [2, 0, 0, 0, 0, last], mtu: 1500 };
+        let nets = (0..nets as u8).map(card).collect();
+        let disks = vec![DiskSpec { bytes: 1 << 20, read_only: true }; disks];
+        let state = MachineState { spec: MachineSpec { nets, disks, rng: false, ..spec() }, ..state() };
+        by_version_4(&state).map(|state| state.spec.nets.len())
+    };
+    assert_eq!((refused(0, 3).unwrap(), refused(1, 2).unwrap()), (0, 1));
+    for (refused, named) in [(refused(2, 0), "second network card"), (refused(1, 3), "fourth virtio device")]
+    {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(named) && refused.contains("version 4"), "{refused}");
+    }
+}
+
+#[cfg(not(feature = "next-version"))]
+#[test]
 fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name() {
     let waiting = |packet: Vec<u8>| {
         let mut soft = SoftState::power_on(0);
-        soft.outbox = vec![packet];
+        soft.outbox = vec![SentFrame { card: 0, packet }];
         MachineState { engine: EngineState::Soft(Box::new(soft)), ..state() }
     };
     let plain = waiting(crate::devices::plain_packet(&[7; 60]));
@@ -211,7 +267,7 @@ fn version_4_has_frames_without_a_header_and_refuses_those_that_need_one_by_name
     let bare = [&[60][..], &[7; 60]].concat();
     assert!(older.windows(bare.len()).any(|bytes| bytes == bare));
     let EngineState::Soft(soft) = decode(&older).unwrap().engine else { panic!("another engine's") };
-    assert_eq!(soft.outbox, [crate::devices::plain_packet(&[7; 60])]);
+    assert_eq!(soft.outbox, [SentFrame { card: 0, packet: crate::devices::plain_packet(&[7; 60]) }]);
     let refused = by_version_4(&waiting(vec![1; 72])).err().unwrap().to_string();
     assert!(refused.contains("frame that waits") && refused.contains("version 4"), "{refused}");
 }
@@ -258,7 +314,7 @@ fn the_first_difference_of_the_specs_is_named() {
     assert_eq!(named(&|s| s.engine = EngineKind::Soft), "engine");
     assert_eq!(named(&|s| s.vcpus = 1), "vcpus");
     assert_eq!(named(&|s| s.ram_bytes *= 2), "ram_bytes");
-    assert_eq!(named(&|s| s.net = None), "net");
+    assert_eq!(named(&|s| s.nets.clear()), "nets");
     assert_eq!(named(&|s| s.disks.push(DiskSpec { bytes: 512, read_only: true })), "disks");
     assert_eq!(named(&|s| s.rng = false), "rng");
     assert_eq!(named(&|s| s.bus = BusKind::Pci), "bus");

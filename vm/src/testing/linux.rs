@@ -29,12 +29,12 @@ pub fn guest() -> Option<PathBuf> {
 struct Sent(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl FrameSink for Sent {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, packet: &[u8]) -> Transmit {
         self.0.lock().unwrap().push(packet[NET_HEADER_BYTES..].to_vec());
         Transmit::Taken
     }
 
-    fn set_offloads(&self, _: Offloads) {}
+    fn set_offloads(&self, _: u8, _: Offloads) {}
 }
 
 /// The machine.
@@ -51,7 +51,7 @@ impl LinuxVm {
     /// With its disk in this file, which has [`DISK_BYTES`].
     pub fn new(engine: EngineKind, bus: BusKind, image: &Path) -> Self {
         let spec = MachineSpec {
-            net: Some(NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }),
+            nets: vec![NetSpec { mac: [0x52, 0x54, 0, 0xf7, 0xd0, 1], mtu: 1500 }],
             disks: vec![DiskSpec { bytes: DISK_BYTES, read_only: false }],
             rng: true,
             bus,
@@ -128,8 +128,8 @@ impl LinuxVm {
         let begun = Instant::now();
         while answers() == before {
             assert!(begun.elapsed() < PATIENCE, "no answer; {}", self.console.text());
-            if self.machine.net().unwrap().deliver(&packet) != Delivered::Yes {
-                self.machine.net().unwrap().wait_for_buffers(Duration::from_secs(1));
+            if self.machine.net(0).unwrap().deliver(&packet) != Delivered::Yes {
+                self.machine.net(0).unwrap().wait_for_buffers(Duration::from_secs(1));
             }
             let asked = Instant::now();
             while answers() == before && asked.elapsed() < Duration::from_millis(500) {

@@ -6,7 +6,8 @@ pub mod sweep;
 
 use crate::devices::{ConsoleSink, Wiring};
 use crate::machine::{Machine, MachineEvent};
-use crate::spec::{Boot, BusKind, EngineKind, FreestandingImage, MachineSpec};
+use crate::spec::{Boot, BusKind, CpuModel, EngineKind, FreestandingImage, MachineSpec};
+use crate::state::EngineState;
 use ft_ram::{GuestRam, PageIndex};
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -80,7 +81,8 @@ pub fn wiring(console: &Remember) -> Wiring {
 
 /// With nothing but vCPUs and memory.
 pub fn spec(engine: EngineKind, vcpus: u8, ram_bytes: u64) -> MachineSpec {
-    MachineSpec { engine, vcpus, ram_bytes, net: None, disks: Vec::new(), rng: false, bus: BusKind::Mmio }
+    let (nets, disks, bus, cpu) = (vec![], Vec::new(), BusKind::Mmio, CpuModel::Host);
+    MachineSpec { engine, vcpus, ram_bytes, nets, disks, rng: false, bus, cpu }
 }
 
 /// A machine with memory of its own.
@@ -88,6 +90,19 @@ pub fn machine(spec: &MachineSpec) -> (Machine, GuestRam, Remember) {
     let ram = GuestRam::new(spec.ram_bytes).unwrap();
     let console = Remember::default();
     (Machine::new(spec, &ram, wiring(&console)).unwrap(), ram, console)
+}
+
+/// A captured state without what has another length in another machine: KVM's clock, and how counters are apart from
+/// the host's.
+pub fn timeless(state: &[u8]) -> Vec<u8> {
+    let mut state = crate::state::decode(state).unwrap();
+    if let EngineState::Kvm(kvm) = &mut state.engine {
+        kvm.vm.clock = Default::default();
+        kvm.vcpus.iter_mut().for_each(|vcpu| vcpu.tsc_offset = None);
+    }
+    let mut bytes = Vec::new();
+    crate::state::encode(&state, crate::state::STATE_VERSION, &mut bytes).unwrap();
+    bytes
 }
 
 /// Boots code as a freestanding program at [`PROGRAM_BASE`].
@@ -141,4 +156,16 @@ pub fn content(ram: &GuestRam) -> Vec<(PageIndex, Box<[u8; 4096]>)> {
 /// Waits for the guest to say something.
 pub fn event(machine: &Machine) -> MachineEvent {
     machine.events().recv_timeout(std::time::Duration::from_secs(600)).expect("the guest says something")
+}
+
+/// The numbers of the model-specific registers that a machine's captured state has, on this host's KVM.
+pub fn captured_msrs() -> Vec<u32> {
+    let (mut machine, _, _) = machine(&spec(EngineKind::Kvm, 1, 16 << 20));
+    boot_code(&mut machine, &[0xf4]);
+    let mut state = Vec::new();
+    machine.capture(&mut state).unwrap();
+    match crate::state::decode(&state).unwrap().engine {
+        EngineState::Kvm(kvm) => kvm.vcpus[0].msrs.iter().map(|msr| msr.index).collect(),
+        EngineState::Soft(_) => Vec::new(),
+    }
 }

@@ -58,7 +58,7 @@ impl<M: Medium> Journal<M> {
 fn begin(medium: &impl Medium) -> Result<Superblock, JournalError> {
     let superblock = Superblock::read(medium)?;
     let (says, has) = (superblock.ring_bytes.saturating_add(RING_START), medium.bytes()?);
-    if says > has || superblock.ring_bytes == 0 {
+    if says > has {
         return Err(JournalError::Cut { says, has });
     }
     Ok(superblock)

@@ -19,7 +19,7 @@
 mod attempt;
 mod directory;
 mod procedure;
-mod record;
+pub(crate) mod record;
 
 pub use attempt::{Attempt, Next};
 pub use directory::{Answer, Call, Directory, Folder, MountedDirectory, Reply};

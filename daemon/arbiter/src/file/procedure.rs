@@ -138,7 +138,7 @@ impl Steps {
         let damaged = |reason| self.error(Trouble::Damaged { file, reason });
         let record = match record::decode(&bytes) {
             Ok(record) => record,
-            Err(reason) => return Err(damaged(reason)),
+            Err(error) => return Err(damaged(error.to_string())),
         };
         if record.vm != self.cell.vm {
             return Err(self.error(Trouble::OtherVm { found: record.vm, vm: self.cell.vm.clone() }));

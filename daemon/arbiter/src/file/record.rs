@@ -2,25 +2,26 @@
 
 use crate::{Cell, lines};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
-pub(super) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// The last version of cells without an identity.
 const NAMELESS_VERSION: u32 = 1;
 /// No cell is longer.
-pub(super) const CELL_BYTES_MAX: u64 = 4096;
+pub(crate) const CELL_BYTES_MAX: u64 = 4096;
 const TEMPORARY: &str = ".tmp-";
 
 /// What a file holds, as JSON on its first line; the second line is `crc32c` of the first.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Record {
-    pub(super) version: u32,
-    pub(super) vm: String,
-    pub(super) cell: Cell,
+pub(crate) struct Record {
+    pub(crate) version: u32,
+    pub(crate) vm: String,
+    pub(crate) cell: Cell,
 }
 
 /// The name of a generation's file.
-pub(super) fn file_name(generation: u64) -> String {
+pub(crate) fn file_name(generation: u64) -> String {
     format!("{generation:020}")
 }
 
@@ -31,19 +32,28 @@ pub fn generation_of(name: &str) -> Option<u64> {
 }
 
 /// The name of a file that is nobody's generation yet.
-pub(super) fn temporary_name(unique: &str) -> String {
+pub(crate) fn temporary_name(unique: &str) -> String {
     format!("{TEMPORARY}{unique}")
 }
 
-pub(super) fn is_temporary(name: &str) -> bool {
+pub(crate) fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMPORARY)
 }
 
-pub(super) fn encode(record: &Record) -> Vec<u8> {
+pub(crate) fn encode(record: &Record) -> Vec<u8> {
     lines::write(record)
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<Record, String> {
+/// Why bytes are no record of a cell.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct NotARecord(String);
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<Record, NotARecord> {
+    parse(bytes).map_err(NotARecord)
+}
+
+fn parse(bytes: &[u8]) -> Result<Record, String> {
     let (version, json) = lines::read(bytes, CELL_BYTES_MAX as usize).map_err(|error| error.to_string())?;
     if version == NAMELESS_VERSION {
         return Err(format!(
@@ -71,8 +81,18 @@ mod tests {
     fn a_cell_without_an_identity_is_refused_with_what_to_do() {
         let json = r#"{"version":1,"vm":"web","cell":{"generation":3,"owner":"beta","standby":null}}"#;
         let file = format!("{json}\ncrc32c {:08x}\n", crc32c::crc32c(json.as_bytes()));
-        let why = decode(file.as_bytes()).err().unwrap();
+        let why = decode(file.as_bytes()).err().unwrap().to_string();
         assert!(why.contains("format version 1") && why.contains("move the cell's directory away"), "{why}");
+    }
+
+    #[test]
+    fn a_generation_from_which_nothing_can_be_counted_is_refused() {
+        let cell = |generation| Cell { id: CellId(7), generation, owner: None, standby: None };
+        for generation in [crate::GENERATION_MAX + 1, u64::MAX] {
+            let why = decode(&encode(&record(cell(generation)))).err().unwrap().to_string();
+            assert!(why.contains("no cell has such a generation"), "{why}");
+        }
+        assert!(decode(&encode(&record(cell(crate::GENERATION_MAX)))).is_ok());
     }
 
     proptest! {
@@ -97,7 +117,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(
             id in any::<u64>().prop_map(CellId),
-            generation in any::<u64>(),
+            generation in 0..=crate::GENERATION_MAX,
             owner in proptest::option::of(".{0,40}"),
             pairing in any::<u64>(),
         ) {

@@ -1,8 +1,15 @@
 //! The duties of every back end. A back end joins by implementing [`suite::Site`] and one line of `conforms!`.
+//! A site that cannot be had on this host is none, and says so.
 
+mod etcd;
 mod file;
-mod history;
+mod service;
 mod suite;
+
+#[path = "../common/cluster.rs"]
+mod cluster;
+#[path = "../common/history.rs"]
+mod history;
 
 /// Runs a back end through every claim of the suite, each as a test of its own.
 macro_rules! conforms {
@@ -26,8 +33,17 @@ macro_rules! conforms {
         }
     };
     (@claims $site:expr, $($claim:ident,)*) => {
-        $(#[test] fn $claim() { suite::$claim(&$site); })*
+        $(
+            #[test]
+            fn $claim() {
+                if let Some(site) = $site(stringify!($claim)) {
+                    suite::$claim(&site);
+                }
+            }
+        )*
     };
 }
 
-conforms!(file_arbiter: file::Shared::new());
+conforms!(file_arbiter: file::Shared::new);
+conforms!(service_arbiter: service::Served::new);
+conforms!(etcd_arbiter: etcd::EtcdSite::new);

@@ -6,7 +6,7 @@ use super::super::http;
 use super::*;
 use crate::observe::{Percentiles, ServiceStatus};
 use ft_checkpoint::wire::message::Mode;
-use ft_vm::spec::EngineKind;
+use ft_vm::spec::{CpuModel, EngineKind};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::io::{Read, Write};
@@ -96,7 +96,11 @@ pub(in super::super) fn status() -> Status {
         compression_ratio: 9.5,
         mode: Mode::Checkpoint,
         engine: EngineKind::Kvm,
+        cpu: CpuModel::Host,
         unknown_instructions: 0,
+        guest_panics: 0,
+        watchdog_firings: 0,
+        booted: None,
         replay: None,
         copy: None,
         disks: None,
@@ -119,6 +123,7 @@ pub(in super::super) fn status() -> Status {
         parts: crate::observe::CheckpointParts::default(),
         take_over: None,
         rehearsal: None,
+        security: Default::default(),
         arbiter: ArbiterStatus {
             place: "file /shared/web.cell".into(),
             reachable: true,
@@ -322,7 +327,7 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
 async fn metrics_are_served_over_http_and_nothing_else_is() {
     let listener = http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(http::serve(listener, Arc::new(Puppet::new())));
+    let server = tokio::spawn(http::serve(listener, Arc::new(|| Puppet::new().metrics())));
     for (request, first_line, last) in [
         ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK", "ftd_epoch 7\n"),
         ("GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found", "/metrics\n"),

@@ -29,7 +29,10 @@ fn set_cell(config: &Config, owners: &[Option<&str>]) {
     for (generation, owner) in (1..).zip(owners) {
         let before = Some(generation - 1).filter(|generation| *generation != 0);
         let cell = Cell { id: CELL, generation, owner: owner.map(str::to_owned), standby: None };
-        assert!(matches!(config.arbiter().compare_and_set(before, cell), Outcome::Won(_)));
+        assert!(matches!(
+            config.arbiter(&config.trust().unwrap()).compare_and_set(before, cell),
+            Outcome::Won(_)
+        ));
     }
 }
 

@@ -15,6 +15,10 @@ pub struct Cable {
     pub mtu: u16,
     /// The interface that leads to the network, if the configuration names it.
     pub uplink: Option<String>,
+    /// Whether the VM counts as cut off when this card reaches nobody.
+    pub counts: bool,
+    /// Whether the card tells the guest so.
+    pub tells: bool,
 }
 
 /// Something that is wrong with it.
@@ -220,7 +224,7 @@ mod tests {
     const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 
     fn cable() -> Cable {
-        Cable { tap: "vm".into(), mac: MAC, mtu: 1500, uplink: None }
+        Cable { tap: "vm".into(), mac: MAC, mtu: 1500, uplink: None, counts: true, tells: false }
     }
 
     fn interface(index: u32, name: &str, kind: Kind, master: Option<u32>) -> Interface {

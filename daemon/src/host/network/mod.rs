@@ -6,7 +6,7 @@ mod interfaces;
 
 pub use faults::{Cable, NetworkFault};
 
-use crate::config::Config;
+use crate::config::{CardLink, Config, MachineConfig, NetConfig};
 use crate::outlet::Outlet;
 use ft_netbuf::Tap;
 use std::fmt;
@@ -19,25 +19,44 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// All that is wrong with the VM's way to the network on a host. News of this room.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkTrouble(Vec<NetworkFault>);
+pub struct NetworkTrouble {
+    faults: Vec<NetworkFault>,
+    cuts_off: bool,
+    /// Of each card, whether it tells of a link.
+    links: Vec<bool>,
+}
 
 impl NetworkTrouble {
     /// Whether nothing is wrong.
     #[must_use]
     pub fn is_none(&self) -> bool {
-        self.0.is_empty()
+        self.faults.is_empty()
     }
 
-    /// Whether nobody beyond this host reaches the VM here.
+    /// Whether nobody beyond this host reaches the VM here, by a card that counts.
     #[must_use]
     pub fn cuts_off(&self) -> bool {
-        self.0.iter().any(NetworkFault::cuts_off)
+        self.cuts_off
+    }
+
+    /// Of each card, whether it is to tell the guest of a link; none where nothing was looked at yet.
+    #[must_use]
+    pub fn links(&self) -> &[bool] {
+        &self.links
+    }
+
+    fn add(mut self, cable: &Cable, faults: Vec<NetworkFault>) -> Self {
+        let is_cut = faults.iter().any(NetworkFault::cuts_off);
+        self.cuts_off |= cable.counts && is_cut;
+        self.links.push(!(cable.tells && is_cut));
+        self.faults.extend(faults);
+        self
     }
 }
 
 impl fmt::Display for NetworkTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, fault) in self.0.iter().enumerate() {
+        for (number, fault) in self.faults.iter().enumerate() {
             let separator = if number > 0 { "; " } else { "" };
             write!(f, "{separator}{fault}")?;
         }
@@ -45,8 +64,11 @@ impl fmt::Display for NetworkTrouble {
     }
 }
 
-/// Watches for as long as it is polled, and tells each change; what is wrong at the start is one.
-pub async fn watch(cable: Cable, tap: Arc<Tap>, news: Outlet<NetworkTrouble>) {
+/// Watches the ways of all cards for as long as it is polled, and tells each change; what is wrong at the start is one.
+pub async fn watch(cables: Vec<(Cable, Arc<Tap>)>, news: Outlet<NetworkTrouble>) {
+    if cables.is_empty() {
+        return;
+    }
     let handle = match connect() {
         Ok(handle) => handle,
         Err(e) => {
@@ -62,7 +84,9 @@ pub async fn watch(cable: Cable, tap: Arc<Tap>, news: Outlet<NetworkTrouble>) {
     loop {
         looks.tick().await;
         let Ok(all) = interfaces::list(&handle).await else { continue };
-        let now = NetworkTrouble(faults::faults(&cable, tap.attached_to().as_deref(), &all));
+        let now = cables.iter().fold(NetworkTrouble::default(), |trouble, (cable, tap)| {
+            trouble.add(cable, faults::faults(cable, tap.attached_to().as_deref(), &all))
+        });
         if now == seen && now != told {
             told = now.clone();
             if news.tell(now.clone()).is_err() {
@@ -75,11 +99,15 @@ pub async fn watch(cable: Cable, tap: Arc<Tap>, news: Outlet<NetworkTrouble>) {
 
 /// What is wrong on this host now, for a daemon that does not run.
 pub fn look(config: &Config) -> Result<NetworkTrouble, LookError> {
-    let Some(cable) = config.cable() else { return Ok(NetworkTrouble::default()) };
+    if config.machine.nets.is_empty() {
+        return Ok(NetworkTrouble::default());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let all = interfaces::list(&connect()?).await?;
-        Ok(NetworkTrouble(faults::faults(&cable, Some(&cable.tap), &all)))
+        Ok(config.machine.cables().iter().fold(NetworkTrouble::default(), |trouble, cable| {
+            trouble.add(cable, faults::faults(cable, Some(&cable.tap), &all))
+        }))
     })
 }
 
@@ -101,10 +129,17 @@ fn connect() -> std::io::Result<rtnetlink::Handle> {
     Ok(handle)
 }
 
-impl Config {
-    /// The VM's way to the network, if it has a card.
-    pub(super) fn cable(&self) -> Option<Cable> {
-        let net = self.machine.net.as_ref()?;
-        Some(Cable { tap: net.tap.clone(), mac: net.mac, mtu: net.mtu, uplink: net.uplink.clone() })
+impl MachineConfig {
+    /// The ways of the cards to their networks. One whose loss is to move the VM counts; where none is to, all do.
+    pub(super) fn cables(&self) -> Vec<Cable> {
+        let cable = |net: &NetConfig| Cable {
+            tap: net.tap.clone(),
+            mac: net.mac,
+            mtu: net.mtu,
+            uplink: net.uplink.clone(),
+            counts: net.on_uplink_loss == self.on_uplink_loss(),
+            tells: net.link == CardLink::Uplink,
+        };
+        self.nets.iter().map(cable).collect()
     }
 }

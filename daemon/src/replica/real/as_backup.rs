@@ -18,7 +18,7 @@ impl RealHands {
         feed.connected(fitting.generation, fitting.agreed.protocol);
         let telemetry = Arc::clone(&self.telemetry);
         let news = Outlet::into_queue(&self.inputs, Input::Keeper);
-        let from = fitting.writer.get_ref().peer_addr().ok();
+        let from = fitting.writer.get_ref().socket().peer_addr().ok();
         let of_link = Outlet::into_queue(&self.inputs, Input::Peer);
         let link = Link::start(fitting, LinkSide::Backup, of_link, move |reader, intake| {
             feed.read(conn, reader, intake, &news, &telemetry)

@@ -35,7 +35,7 @@ impl RealHands {
         let mode = if self.replay.on { Mode::Replay } else { Mode::Checkpoint };
         let backup = BackupReader { conn, mode, news: news.clone() };
         Message::Welcome(Welcome { identity, pairing, resume_from }).send(0, &mut fitting.writer)?;
-        let from = fitting.writer.get_ref().peer_addr().ok();
+        let from = fitting.writer.get_ref().socket().peer_addr().ok();
         let link =
             Link::start(fitting, LinkSide::Primary, news, move |reader, intake| backup.read(reader, intake))
                 .map_err(HandsError::Link)?;

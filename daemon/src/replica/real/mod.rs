@@ -8,6 +8,7 @@ mod kept;
 mod network;
 mod news;
 mod parts;
+mod patience;
 mod resuming;
 mod stamping;
 
@@ -130,8 +131,7 @@ impl RealHands {
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
         });
-        let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, network: _ } =
-            parts.host;
+        let Host { spec, boot, wiring, scratch_wiring, disks, attach, output, announce, .. } = parts.host;
         let news = Outlet::into_queue(&inputs, Input::Keeper);
         let rehearser = Arc::new(Rehearser::new(spec.clone(), scratch_wiring, news.clone()));
         let images = Images::start(parts.image_file, spec.clone(), parts.disks, news)
@@ -139,12 +139,14 @@ impl RealHands {
         let setup = Setup {
             spec,
             boot,
+            on_panic: parts.on_panic,
+            on_watchdog: parts.on_watchdog,
             epoch: parts.epoch,
             service: parts.service,
             on_overload: parts.on_overload,
             replay: parts.replay.clone(),
             shadow_bytes: parts.shadow_bytes,
-            lock_memory: parts.lock_memory,
+            backing: parts.backing,
             wiring,
             attach,
             disks: disks.clone(),
@@ -449,7 +451,10 @@ impl Hands for RealHands {
     fn boot(&mut self) -> Result<(), Self::Error> {
         self.stamping.claim(self.disks.as_deref())?;
         self.kept.give_up();
-        self.order_and_wait(Order::Boot)??;
+        let (reply, answer) = sync_channel(1);
+        self.order(Order::Boot(reply));
+        // What the guest boots may lie on slow storage. No other host has this VM: nobody is kept from a take-over.
+        patience::wait_feeding(&answer, || self.watchdog.fed(|| false))??;
         tracing::info!("the guest is booting");
         Ok(())
     }

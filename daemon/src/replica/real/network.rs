@@ -2,6 +2,7 @@
 
 use super::RealHands;
 use crate::host::NetworkTrouble;
+use crate::keeper::Order;
 use crate::role::ConnId;
 use ft_checkpoint::wire::Message;
 use ft_checkpoint::wire::message::Network;
@@ -12,11 +13,14 @@ const PEER_TEXT_CHARS_MAX: usize = 1000;
 impl RealHands {
     /// The VM's way to the network on this host is another.
     pub(super) fn note_network(&mut self, trouble: &NetworkTrouble) {
-        match trouble.is_none() {
-            true => tracing::info!("the VM's network is well on this host again"),
-            false => tracing::warn!("the VM's network on this host: {trouble}"),
+        match (trouble.is_none(), self.network.trouble.is_empty()) {
+            // What is seen first.
+            (true, true) => {}
+            (true, false) => tracing::info!("the VM's network is well on this host again"),
+            (false, _) => tracing::warn!("the VM's network on this host: {trouble}"),
         }
         self.window.show_network(trouble);
+        self.order(Order::ShowLinks(trouble.links().to_vec()));
         self.network = Network { is_cut_off: trouble.cuts_off(), trouble: trouble.to_string() };
         for link in self.links.values() {
             link.send(Message::Network(self.network.clone()));

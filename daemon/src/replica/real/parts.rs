@@ -1,7 +1,7 @@
 //! The parts that a replica is made of.
 
 use super::kept::TellLackBeside;
-use crate::config::OnOverload;
+use crate::config::{OnFall, OnOverload};
 use crate::host::{Host, ImageFile, RecordFile, Watchdog};
 use crate::keeper::{Replay, Service};
 use crate::observe::{Telemetry, Window};
@@ -9,6 +9,7 @@ use crate::peer::{self, PeerPlace, Port};
 use crate::replica::Input;
 use crate::replica::arbiter_thread::MakeArbiter;
 use ft_checkpoint::wire::message::Identity;
+use ft_ram::Backing;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
@@ -25,6 +26,10 @@ pub struct Parts {
     pub service: Service,
     /// What happens where that cannot be kept.
     pub on_overload: OnOverload,
+    /// What a panic of the guest's kernel does.
+    pub on_panic: OnFall,
+    /// What is done when the guest does not feed its watchdog any more.
+    pub on_watchdog: OnFall,
     /// Run interval.
     pub epoch: Duration,
     /// Replay mode.
@@ -32,7 +37,7 @@ pub struct Parts {
     /// Bytes of last-sent pages to remember.
     pub shadow_bytes: usize,
     /// Whether guest memory is locked.
-    pub lock_memory: bool,
+    pub backing: Backing,
     /// Who the peer is and where.
     pub peer: Arc<PeerPlace>,
     /// Where we wait for it.

@@ -87,13 +87,13 @@ impl Primary {
             };
             return Some(Next::Ended(exit));
         }
-        if self.ending == Some(End::Reboot) {
-            self.ending = None;
-            return self.reboot(core);
-        }
         if let Pair::Confirming { former: Some(conn), .. } = self.pair {
             core.out.push(Command::SendTookOver { conn, generation: self.cell.generation });
             core.drop_link(conn);
+        }
+        if self.ending == Some(End::Reboot) {
+            self.ending = None;
+            return self.reboot(core);
         }
         // We are alone, by the cell. A peer that is still connected is a stranger now.
         if let Some(link) = self.link.take() {

@@ -94,8 +94,11 @@ impl Primary {
             GuestEnd::Crashed(why) if !core.policy.restart_on_reset => {
                 self.end_vm(core, End::Exit(Exit::GuestCrashed(format!("{why}; on_reset = \"stop\""))));
             }
+            GuestEnd::Fallen { why, restart: false } => {
+                self.end_vm(core, End::Exit(Exit::GuestCrashed(why)));
+            }
             // A processor that shuts down is a reset line that is pulled.
-            GuestEnd::Reset | GuestEnd::Crashed(_) => {
+            GuestEnd::Reset | GuestEnd::Crashed(_) | GuestEnd::Fallen { restart: true, .. } => {
                 let boot_at = core.resets.next_at(core.now);
                 if boot_at <= core.now || core.stop_requested {
                     return self.begin_reboot(core);

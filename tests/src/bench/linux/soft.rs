@@ -6,7 +6,7 @@ use anyhow::bail;
 use ft_ram::GuestRam;
 use ft_vm::devices::Wiring;
 use ft_vm::machine::Machine;
-use ft_vm::spec::{Boot, BusKind, EngineKind, MachineSpec};
+use ft_vm::spec::{Boot, BusKind, CpuModel, EngineKind, MachineSpec};
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
@@ -33,10 +33,11 @@ pub(super) fn start(guest: &Guest, marks: Marks, keeping: Keeping) -> anyhow::Re
         engine: EngineKind::Soft,
         vcpus: 1,
         ram_bytes: RAM_MIB << 20,
-        net: None,
+        nets: Vec::new(),
         disks: Vec::new(),
         rng: false,
         bus: BusKind::Mmio,
+        cpu: CpuModel::Host,
     };
     let ram = GuestRam::new(spec.ram_bytes)?;
     let wiring = Wiring { frames: None, console: Box::new(marks), disks: Vec::new() };

@@ -28,7 +28,7 @@ use ioapic::{IoApic, PINS};
 use lapic::{Lapic, Message};
 use pic::Pic;
 use pit::Pit;
-use rtc::Rtc;
+pub use rtc::Rtc;
 use serde::{Deserialize, Serialize};
 
 const IOAPIC_SIZE: u64 = 0x1000;
@@ -92,6 +92,13 @@ impl Chips {
         self.pic.validate()?;
         self.pit.validate()?;
         self.rtc.validate()
+    }
+
+    /// Sets the time of day of the RTC forward, or back.
+    pub fn forward_time_of_day(&mut self, now_ns: u64, seconds: i64) {
+        self.run_timers(now_ns);
+        self.rtc.forward(now_ns, seconds);
+        self.drive(RTC_GSI, false);
     }
 
     /// A device's line changes, or stays. GSIs beyond the IOAPIC's pins have no line.

@@ -57,7 +57,7 @@ const TIMES_S: Range<i64> = -62_167_219_200..253_402_300_800;
 
 /// The clock and CMOS memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Rtc {
+pub struct Rtc {
     /// What port 0x70 selected.
     index: u8,
     /// The 128 bytes; those of the running time, and register C, D and bit 7 of A, are not kept here.
@@ -72,15 +72,22 @@ pub(super) struct Rtc {
 
 impl Rtc {
     pub(super) fn new(boot_unix_s: u64) -> Rtc {
-        let base_s = i64::try_from(boot_unix_s).unwrap_or(i64::MAX).min(TIMES_S.end - 1);
-        let mut rtc = Rtc { index: 0, cells: [[0; 16]; 8], flags: 0, base_s, base_ns: 0, seen_ns: 0 };
+        Rtc::started(boot_unix_s, 0)
+    }
+
+    /// As after power-on, which is at this time of day, in seconds of Unix time, and at this virtual time.
+    pub fn started(unix_s: u64, now_ns: u64) -> Rtc {
+        let base_s = i64::try_from(unix_s).unwrap_or(i64::MAX).min(TIMES_S.end - 1);
+        let mut rtc =
+            Rtc { index: 0, cells: [[0; 16]; 8], flags: 0, base_s, base_ns: now_ns, seen_ns: now_ns };
         // 1024 Hz, as PCs start.
         *rtc.cell(REG_A) = A_DIVIDER_RUNS | 6;
         *rtc.cell(REG_B) = B_24_HOURS;
         rtc
     }
 
-    pub(super) fn validate(&self) -> Result<(), ChipError> {
+    /// Refuses a state that it cannot be in.
+    pub fn validate(&self) -> Result<(), ChipError> {
         ChipError::none_of("RTC", "index", self.index.into(), 0x80)?;
         ChipError::none_of("RTC", "flags", self.flags.into(), !u64::from(ENABLES))?;
         ChipError::unless(TIMES_S.contains(&self.base_s), "RTC", "time of day", self.base_s as u64)
@@ -95,7 +102,7 @@ impl Rtc {
     }
 
     /// The line to the interrupt controllers.
-    pub(super) fn output(&self) -> bool {
+    pub fn output(&self) -> bool {
         self.flags & self.at(REG_B) & ENABLES != 0
     }
 
@@ -222,7 +229,7 @@ impl Rtc {
     }
 
     /// Brings the flags up to date.
-    pub(super) fn update(&mut self, now_ns: u64) {
+    fn update(&mut self, now_ns: u64) {
         let seen_ns = self.seen_ns;
         if now_ns <= seen_ns {
             return;
@@ -259,13 +266,30 @@ impl Rtc {
         [periodic, update, alarm.map(|alarm| self.ns_of(alarm))].into_iter().flatten().min()
     }
 
-    pub(super) fn run_timer(&mut self, now_ns: u64) {
+    /// Lets an enabled interrupt that is due come.
+    pub fn run_timer(&mut self, now_ns: u64) {
         if self.next_timer_ns().is_some_and(|due| due <= now_ns) {
             self.update(now_ns);
         }
     }
 
-    pub(super) fn read(&mut self, now_ns: u64, port: u16) -> u8 {
+    /// Sets the time of day forward, or back, unless the guest is setting it. What comes of that is as if it had gone
+    /// there by itself.
+    pub fn forward(&mut self, now_ns: u64, seconds: i64) {
+        self.update(now_ns);
+        if !self.runs() || seconds == 0 {
+            return;
+        }
+        let before = self.time_s(now_ns);
+        self.base_s = self.base_s.saturating_add(seconds).clamp(TIMES_S.start, TIMES_S.end - 1);
+        self.flags |= UPDATE;
+        if self.next_alarm(before).is_some_and(|alarm| alarm <= self.time_s(now_ns)) {
+            self.flags |= ALARM;
+        }
+    }
+
+    /// Reads a port: the even one selects, the odd one is what was selected.
+    pub fn read(&mut self, now_ns: u64, port: u16) -> u8 {
         if port & 1 == 0 {
             // The index cannot be read.
             return 0xff;
@@ -291,7 +315,8 @@ impl Rtc {
         }
     }
 
-    pub(super) fn write(&mut self, now_ns: u64, port: u16, value: u8) {
+    /// Writes a port.
+    pub fn write(&mut self, now_ns: u64, port: u16, value: u8) {
         if port & 1 == 0 {
             // Bit 7 masks NMIs on a PC; here nothing sends one.
             self.index = value & 0x7f;
@@ -320,6 +345,14 @@ impl Rtc {
                 now_ns.saturating_sub(NS_PER_S / 2)
             };
         }
+    }
+}
+
+impl Rtc {
+    /// Whether the guest has not touched it: it is as after a power-on.
+    pub fn is_untouched(&self) -> bool {
+        let fresh = Rtc { base_s: self.base_s, seen_ns: self.seen_ns, ..Rtc::started(0, self.base_ns) };
+        *self == fresh
     }
 }
 

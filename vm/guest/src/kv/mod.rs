@@ -17,7 +17,7 @@
 //! | `LOAD pages_per_second working_set_pages [count, random or text]` | `OK`; rate 0 stops it |
 //! | `SPIN ms` | `SPUN iterations microseconds` |
 //! | `STATS` | `STATS name=value ...` |
-//! | `POWEROFF`, `RESET`, `CRASH` | `OK`, and then the machine does |
+//! | `POWEROFF`, `RESET`, `CRASH`, `PANIC`, `HANG` | `OK`, and then the machine does |
 //!
 //! A key is one word of at most [`KEY_MAX`] bytes; a value is the rest of the line. Any other line is answered `ERR
 //! why`, and the connection goes on.

@@ -64,6 +64,10 @@ pub enum Power {
     Reset,
     /// Does something that no machine survives.
     Crash,
+    /// Says that it has panicked, and does nothing more.
+    Panic,
+    /// Starts the watchdog, and feeds it no more.
+    Hang,
 }
 
 /// Why a line is not a request.
@@ -132,6 +136,8 @@ impl<'a> Command<'a> {
             b"POWEROFF" => Self::Power(Power::Off),
             b"RESET" => Self::Power(Power::Reset),
             b"CRASH" => Self::Power(Power::Crash),
+            b"PANIC" => Self::Power(Power::Panic),
+            b"HANG" => Self::Power(Power::Hang),
             _ => return Err(RequestError::Unknown),
         };
         if rest.is_some() { Err(RequestError::Excess) } else { Ok(command) }

@@ -126,7 +126,14 @@ fn the_digest_tells_stores_apart_and_forgets_their_history() {
 
 #[test]
 fn stopping_commands_ask_the_caller_to_stop() {
-    for (line, power) in [("POWEROFF", Power::Off), ("RESET", Power::Reset), ("CRASH", Power::Crash)] {
+    let stops = [
+        ("POWEROFF", Power::Off),
+        ("RESET", Power::Reset),
+        ("CRASH", Power::Crash),
+        ("PANIC", Power::Panic),
+        ("HANG", Power::Hang),
+    ];
+    for (line, power) in stops {
         let mut out = Vec::new();
         let mut store = Store::new(1000);
         assert_eq!(answer(&mut store, &mut TestMachine::default(), line.as_bytes(), &mut out), Some(power));

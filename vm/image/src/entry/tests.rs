@@ -216,6 +216,34 @@ fn where_nothing_can_be_booted_it_is_said_where_one_looked() {
     refused(ext4(&[("/boot/grub/grub.cfg", &"if [ a ]; then ".repeat(99))]), &["nested too deeply"]);
 }
 
+#[test]
+fn a_configuration_with_a_command_as_long_as_can_be_ends() {
+    let boots = |condition: &str| {
+        let cfg =
+            format!("if {condition}; then\nmenuentry yes {{ linux /k }}\nfi\nmenuentry no {{ linux /k }}");
+        entry(ext4(&[("/boot/grub/grub.cfg", &cfg), ("/k", "")])).3
+    };
+    assert_eq!((boots("! false"), boots("! ! false")), ("yes".into(), "no".into()));
+    assert_eq!((boots("[ ! a = b ]"), boots("[ ! ! a = b ]")), ("yes".into(), "no".into()));
+    assert_eq!((boots("[ a = b -o c ]"), boots("[ a -a a = b -o ! c ]")), ("yes".into(), "no".into()));
+    assert_eq!(boots(&format!("{} false", "! ".repeat(60_000))), "no");
+    assert_eq!(boots(&format!("[ {} a ]", "! ".repeat(60_000))), "yes");
+    assert_eq!(boots(&format!("[ {} a ]", "-o ".repeat(30_000))), "yes");
+}
+
+#[test]
+fn what_a_configuration_reads_and_copies_is_work_that_is_bounded() {
+    let long = "x".repeat(60_000);
+    let copies = format!("a={long}\nfor x in 1 2 3 4 5 6 7 8 9; do while true; do b=$a$x; done; done");
+    let sources = "while true; do source /more.cfg; done";
+    let more = "# nothing\n".repeat(20_000);
+    for cfg in [&*copies, sources] {
+        let began = Instant::now();
+        refused(ext4(&[("/boot/grub/grub.cfg", cfg), ("/more.cfg", &more)]), &["does not end"]);
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
+}
+
 /// Texts of what a grub.cfg is made of.
 const GRUBBY: &str = "(if|then|fi|while|do|done|true|false|menuentry|linux|set|[ ;{}$'\"\\\\#a\n]){0,80}";
 

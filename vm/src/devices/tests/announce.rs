@@ -70,6 +70,32 @@ fn a_driver_that_is_asked_is_asked_still_by_another_machine_and_no_more_after_a_
 }
 
 #[test]
+fn a_link_that_goes_is_told_and_stays_away_over_resets_and_on_another_machine_until_it_is_back() {
+    let rig = Rig::new();
+    rig.start_with(NET, 3, FEATURES);
+    rig.devices.set_link(0, true);
+    assert_eq!(rig.chip.edges(NET_GSI), 0, "nothing has changed");
+    rig.devices.set_link(0, false);
+    assert_eq!((status(&rig).0, rig.get(NET + 0x60), rig.chip.level(NET_GSI)), (0, INT_CONFIG, true));
+    rig.devices.announce();
+    assert_eq!(status(&rig).0, ANNOUNCE);
+    rig.set(NET + 0x70, 0);
+    assert_eq!(status(&rig).0, 0, "a reset brings no cable back");
+    rig.devices.quiesce();
+    let there = Rig::on(rig.ram.clone());
+    there.devices.restore(&rig.devices.capture()).unwrap();
+    there.devices.resume();
+    assert_eq!(there.devices.has_link(0), Some(false));
+    there.devices.reset();
+    there.start_with(NET, 3, FEATURES);
+    assert_eq!(status(&there).0, 0);
+    there.devices.set_link(0, true);
+    assert_eq!((status(&there).0, there.get(NET + 0x60)), (LINK_UP, INT_CONFIG));
+    there.devices.set_link(7, false);
+    assert_eq!(there.devices.has_link(7), None);
+}
+
+#[test]
 fn a_driver_that_does_not_announce_is_not_asked() {
     for features in [VERSION_1, FEATURES & !GUEST_ANNOUNCE, FEATURES & !CTRL_VQ, FEATURES & !STATUS] {
         let rig = Rig::new();

@@ -56,7 +56,9 @@ fn what_the_disk_does_not_have_or_allow_is_an_error_to_the_guest_only() {
         (1, 0, 512, IOERR),
         (77, 0, 512, UNSUPP),
     ] {
-        assert_eq!(request(&rig, ring, kind, sector, bytes), (status, 1), "{kind} {sector} {bytes}");
+        // The status stands behind a gap, so that nothing is written from the first byte on.
+        let written = u32::from(kind == 1);
+        assert_eq!(request(&rig, ring, kind, sector, bytes), (status, written), "{kind} {sector} {bytes}");
     }
     assert_eq!((rig.devices.counters().block_errors, rig.malformed()), (8, 0));
     assert_eq!(request(&rig, ring, 4, 0, 0), (OK, 1), "flush");
@@ -70,7 +72,7 @@ fn a_host_read_error_is_an_io_error_to_the_guest_and_counted() {
     let rig = Rig::new();
     let ring = &mut rig.start(DISK, 1)[0];
     rig.disk.set_len(4096).unwrap();
-    assert_eq!(request(&rig, ring, 0, 8, 512), (IOERR, 1));
+    assert_eq!(request(&rig, ring, 0, 8, 512), (IOERR, 0));
     assert_eq!(rig.devices.counters().block_host_errors, 1);
     assert_eq!(request(&rig, ring, 0, 0, 512), (OK, 513));
 }

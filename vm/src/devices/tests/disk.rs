@@ -1,6 +1,7 @@
 //! A writable disk: requests in flight, pauses, states, trouble. The disk does what it is asked for when the test says
 //! so.
 
+mod pace;
 mod resets;
 
 use super::hand::Hand;

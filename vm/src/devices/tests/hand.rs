@@ -79,6 +79,7 @@ impl Hand {
         self.wake();
         while self.orders() != 0 {
             self.do_one(0);
+            self.wake();
         }
     }
 

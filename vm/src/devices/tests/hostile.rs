@@ -47,7 +47,7 @@ fn a_chain_that_breaks_the_rules_stops_the_device_until_it_is_reset() {
         for (window, queues, queue) in [(NET, 2, 1), (DISK, 1, 0), (RNG, 1, 0)] {
             let rig = Rig::new();
             rig.poke(ram, &[0; 64]);
-            let mut rings = rig.start(window, queues);
+            let mut rings = rig.start_with(window, queues, VERSION_1 | INDIRECT_DESC);
             break_it(&rig, &mut rings[queue]);
             rings[queue].notify(&rig);
             stopped(&rig, window, what);
@@ -55,9 +55,9 @@ fn a_chain_that_breaks_the_rules_stops_the_device_until_it_is_reset() {
         }
         // The receive queue is looked at when a frame arrives.
         let rig = Rig::new();
-        let mut rings = rig.start(NET, 2);
+        let mut rings = rig.start_with(NET, 2, VERSION_1 | INDIRECT_DESC);
         break_it(&rig, &mut rings[0]);
-        assert_eq!(rig.devices.net().unwrap().deliver(&plain_packet(&[1; 60])), Delivered::NotReady);
+        assert_eq!(rig.devices.net(0).unwrap().deliver(&plain_packet(&[1; 60])), Delivered::NotReady);
         stopped(&rig, NET, what);
     }
 }
@@ -65,7 +65,7 @@ fn a_chain_that_breaks_the_rules_stops_the_device_until_it_is_reset() {
 #[test]
 fn a_nested_indirect_table_stops_the_device() {
     let rig = Rig::new();
-    let mut rings = rig.start(RNG, 1);
+    let mut rings = rig.start_with(RNG, 1, VERSION_1 | INDIRECT_DESC);
     let mut descriptor = BUFFER.to_le_bytes().to_vec();
     descriptor.extend([16, 0, 0, 0, 4, 0, 0, 0]);
     rig.poke(BUFFER, &descriptor);
@@ -97,7 +97,7 @@ fn chains_of_the_wrong_shape_stop_their_device() {
         rings[queue].offer(&rig, &chain);
         rings[queue].notify(&rig);
         if (window, queue) == (NET, 0) {
-            assert_eq!(rig.devices.net().unwrap().deliver(&plain_packet(&[1; 60])), Delivered::NotReady);
+            assert_eq!(rig.devices.net(0).unwrap().deliver(&plain_packet(&[1; 60])), Delivered::NotReady);
         }
         stopped(&rig, window, what);
         assert!(rig.sink.frames.lock().is_empty());
@@ -318,7 +318,7 @@ impl Guest {
         let base = |window: usize| VIRTIO_MMIO_BASE + window as u64 * VIRTIO_MMIO_SIZE;
         match step {
             Step::Start(window) => {
-                self.rig.negotiate(base(window), VERSION_1 | 1 << 28);
+                self.rig.negotiate(base(window), VERSION_1 | INDIRECT_DESC);
                 for queue in 0..if window == 0 { 2 } else { 1 } {
                     let ring = Self::ring(window, queue);
                     self.next[window][queue as usize] = 0;
@@ -380,11 +380,11 @@ impl Guest {
             }
             // A byte with the INDIRECT bit: nothing that the devices write can pass for a descriptor of a buffer.
             Step::Deliver(bytes) => {
-                let _ = self.rig.devices.net().unwrap().deliver(&plain_packet(&vec![0xee; bytes]));
+                let _ = self.rig.devices.net(0).unwrap().deliver(&plain_packet(&vec![0xee; bytes]));
             }
             Step::ResumeTransmit(room) => {
                 *self.rig.sink.room.lock() = room;
-                self.rig.devices.net().unwrap().resume_transmit();
+                self.rig.devices.net(0).unwrap().resume_transmit();
             }
         }
     }
@@ -440,7 +440,7 @@ fn every_page_that_a_device_writes_is_dirty() {
     rng[0].offer(&rig, &[(BUFFER + 0x40fff, 2, WRITE)]);
     let before = rig.memory();
     assert!(rig.take_dirty().is_empty(), "the driver's own writes are not the VMM's");
-    assert_eq!(rig.devices.net().unwrap().deliver(&plain_packet(&[7; 60])), Delivered::Yes);
+    assert_eq!(rig.devices.net(0).unwrap().deliver(&plain_packet(&[7; 60])), Delivered::Yes);
     disk[0].notify(&rig);
     rng[0].notify(&rig);
     let page = |address: u64| (address / PAGE_SIZE as u64) as PageIndex;

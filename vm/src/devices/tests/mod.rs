@@ -17,7 +17,7 @@ mod told;
 mod twins;
 
 use super::*;
-use crate::spec::{BusKind, DiskSpec, EngineKind, NetSpec};
+use crate::spec::{BusKind, CpuModel, DiskSpec, EngineKind, NetSpec};
 use ft_disk::{Completion, Finish, ImageStore, IoEngine, IoQueue, RawImage, Store, StoreError};
 use ft_ram::layout::{PAGE_SIZE, PCI_GSI_BASE, PCI_WINDOW_BASE, VIRTIO_GSI_BASE};
 use ft_ram::{PageIndex, RamView};
@@ -36,6 +36,7 @@ const RNG: u64 = VIRTIO_MMIO_BASE + 2 * VIRTIO_MMIO_SIZE;
 const NET_GSI: u32 = 5;
 
 const VERSION_1: u64 = 1 << 32;
+const INDIRECT_DESC: u64 = 1 << 28;
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
@@ -107,7 +108,7 @@ struct Sink {
 }
 
 impl FrameSink for Sink {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, packet: &[u8]) -> Transmit {
         let mut room = self.room.lock();
         if *room == 0 {
             return Transmit::Full;
@@ -122,7 +123,7 @@ impl FrameSink for Sink {
         Transmit::Taken
     }
 
-    fn set_offloads(&self, offloads: Offloads) {
+    fn set_offloads(&self, _: u8, offloads: Offloads) {
         self.offloads.lock().push(offloads);
     }
 }
@@ -141,10 +142,11 @@ fn spec() -> MachineSpec {
         engine: EngineKind::Kvm,
         vcpus: 2,
         ram_bytes: RAM_BYTES,
-        net: Some(NetSpec { mac: MAC, mtu: 1500 }),
+        nets: vec![NetSpec { mac: MAC, mtu: 1500 }],
         disks: vec![DiskSpec { bytes: DISK_BYTES as u64, read_only: true }],
         rng: true,
         bus: BUS.get(),
+        cpu: CpuModel::Host,
     }
 }
 

@@ -115,7 +115,7 @@ fn a_full_sink_leaves_the_frames_in_the_queue_and_none_is_lost_or_reordered() {
     rings[TX].notify(&rig);
     assert_eq!(*rig.sink.frames.lock(), sent[..1]);
     assert_eq!(rings[TX].take_used(&rig).len(), 1);
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     *rig.sink.room.lock() = 1;
     port.resume_transmit();
     assert_eq!(*rig.sink.frames.lock(), sent[..2]);
@@ -148,7 +148,7 @@ fn a_frame_in_the_queue_when_the_machine_was_captured_is_sent_by_whoever_resumes
 #[test]
 fn frames_arrive_with_a_header_that_says_one_buffer() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     assert_eq!(port.deliver(&packet(1, 60)), Delivered::NotReady);
     let mut rings = rig.start(NET, 2);
     assert_eq!(port.deliver(&packet(1, 60)), Delivered::NoBuffers);
@@ -167,21 +167,28 @@ fn frames_arrive_with_a_header_that_says_one_buffer() {
 }
 
 #[test]
-fn a_frame_longer_than_the_buffer_is_dropped_and_the_buffer_kept() {
+fn a_frame_longer_than_the_buffer_is_dropped_and_the_buffer_goes_back_empty() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start(NET, 2);
-    rings[RX].offer(&rig, &[(BUFFER, 1526, WRITE)]);
-    assert_eq!(port.deliver(&packet(1, 1515)), Delivered::Unfit);
-    assert_eq!(port.deliver(&packet(1, 10_000)), Delivered::Unfit);
+    for bytes in [1526, 25, 0, 1526] {
+        rings[RX].offer(&rig, &[(BUFFER, bytes, WRITE)]);
+    }
+    assert_eq!(port.deliver(&packet(1, 10_000)), Delivered::Unfit, "no guest's frame");
+    assert!(rings[RX].take_used(&rig).is_empty());
+    for bytes in [1515, 14, 14] {
+        assert_eq!(port.deliver(&packet(1, bytes)), Delivered::Unfit);
+    }
+    assert!(rig.chip.level(NET_GSI));
     assert_eq!(port.deliver(&packet(2, 1514)), Delivered::Yes);
-    assert_eq!(rig.devices.counters().rx_dropped, 2);
+    assert_eq!(rings[RX].take_used(&rig), [(0, 0), (1, 0), (2, 0), (3, 1526)]);
+    assert_eq!(rig.devices.counters().rx_dropped, 4);
 }
 
 #[test]
 fn while_quiesced_nothing_touches_memory_or_lines() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start(NET, 2);
     rings[RX].offer(&rig, &[(BUFFER, 2000, WRITE)]);
     *rig.sink.room.lock() = 0;
@@ -210,7 +217,7 @@ fn while_quiesced_nothing_touches_memory_or_lines() {
 #[test]
 fn whoever_waits_for_buffers_is_woken_by_the_notification_by_resume_and_by_reset() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start(NET, 2);
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| port.wait_for_buffers(LONG));
@@ -231,7 +238,7 @@ fn whoever_waits_for_buffers_is_woken_by_the_notification_by_resume_and_by_reset
 #[test]
 fn a_frame_delivered_between_the_guests_look_and_its_idling_is_not_slept_over() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start(NET, 2);
     rings[RX].offer(&rig, &[(BUFFER, 2000, WRITE)]);
     // The guest was idle, looks, sees nothing...

@@ -109,7 +109,7 @@ fn an_offload_that_nobody_offers_stops_the_card() {
 #[test]
 fn a_long_frame_arrives_over_as_many_buffers_as_it_needs_and_is_seen_only_whole() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start_with(NET, 2, VERSION_1 | OFFLOADS);
     let packet = segment(4000);
     for at in 0..2 {
@@ -129,14 +129,17 @@ fn a_long_frame_arrives_over_as_many_buffers_as_it_needs_and_is_seen_only_whole(
 }
 
 #[test]
-fn a_frame_that_a_full_queue_has_no_room_for_is_lost_and_no_buffer_with_it() {
+fn a_frame_that_a_full_queue_has_no_room_for_is_lost_and_the_buffers_go_back_empty() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start_with(NET, 2, VERSION_1 | OFFLOADS);
     (0..u64::from(QUEUE_SIZE)).for_each(|at| rings[RX].offer(&rig, &[(BUFFER + at * 0x100, 100, WRITE)]));
-    assert_eq!(port.deliver(&segment(1000)), Delivered::Unfit);
     assert_eq!(port.deliver(&segment(700)), Delivered::Yes);
     assert_eq!(rings[RX].take_used(&rig).len(), 8);
+    (0..u64::from(QUEUE_SIZE)).for_each(|at| rings[RX].offer(&rig, &[(BUFFER + at * 0x100, 100, WRITE)]));
+    assert_eq!(port.deliver(&segment(1000)), Delivered::Unfit);
+    let empty: Vec<_> = (0..u32::from(QUEUE_SIZE)).map(|head| (head, 0)).collect();
+    assert_eq!(rings[RX].take_used(&rig), empty);
 }
 
 #[test]
@@ -144,14 +147,14 @@ fn a_buffer_too_small_for_the_header_stops_the_card() {
     let rig = Rig::new();
     let mut rings = rig.start_with(NET, 2, VERSION_1 | OFFLOADS);
     rings[RX].offer(&rig, &[(BUFFER, 11, WRITE)]);
-    assert_eq!(rig.devices.net().unwrap().deliver(&segment(100)), Delivered::NotReady);
+    assert_eq!(rig.devices.net(0).unwrap().deliver(&segment(100)), Delivered::NotReady);
     assert_eq!((rig.status(NET) & NEEDS_RESET, rig.malformed()), (NEEDS_RESET, 1));
 }
 
 #[test]
 fn a_driver_that_takes_complete_frames_alone_gets_no_others() {
     let rig = Rig::new();
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     let mut rings = rig.start(NET, 2);
     rings[RX].offer(&rig, &[(BUFFER, 9000, WRITE)]);
     assert_eq!(port.deliver(&segment(4000)), Delivered::Unfit);
@@ -203,7 +206,7 @@ fn a_frame_over_several_buffers_interrupts_a_driver_that_waits_for_any_of_them()
         let mut rings = rig.start_with(NET, 2, VERSION_1 | OFFLOADS | EVENT_IDX);
         used_event(&rig, &rings[RX], event);
         (0..3).for_each(|at| rings[RX].offer(&rig, &[(BUFFER + at * 0x1000, 1536, WRITE)]));
-        assert_eq!(rig.devices.net().unwrap().deliver(&segment(4000)), Delivered::Yes);
+        assert_eq!(rig.devices.net(0).unwrap().deliver(&segment(4000)), Delivered::Yes);
         assert_eq!(rig.chip.edges(NET_GSI), edges, "{event}");
     }
 }
@@ -212,7 +215,7 @@ fn a_frame_over_several_buffers_interrupts_a_driver_that_waits_for_any_of_them()
 fn whoever_has_no_buffer_asks_to_be_told_of_the_next_one() {
     let rig = Rig::new();
     let mut rings = rig.start_with(NET, 2, VERSION_1 | EVENT_IDX);
-    let port = rig.devices.net().unwrap();
+    let port = rig.devices.net(0).unwrap();
     rings[RX].offer(&rig, &[(BUFFER, 2000, WRITE)]);
     assert_eq!(port.deliver(&plain_packet(&[1; 60])), Delivered::Yes);
     assert_eq!(port.deliver(&plain_packet(&[1; 60])), Delivered::NoBuffers);
@@ -223,4 +226,30 @@ fn whoever_has_no_buffer_asks_to_be_told_of_the_next_one() {
     }
     rng[0].notify(&rig);
     assert_eq!((rng[0].take_used(&rig).len(), avail_event(&rig, &rng[0])), (3, 3));
+}
+
+#[test]
+fn a_frame_that_a_deterministic_engine_cannot_deliver_leaves_no_trace_in_the_guest() {
+    for offloads in [0, MRG_RXBUF] {
+        let rig = Rig::new();
+        let mut rings = rig.start_with(NET, 2, VERSION_1 | EVENT_IDX | offloads);
+        let put = |bytes: usize| {
+            rig.ram.take_vmm_dirty(|_| ());
+            let outcome = rig.devices.receive(0, &plain_packet(&vec![1; bytes]));
+            let mut written = 0;
+            rig.ram.take_vmm_dirty(|_| written += 1);
+            (outcome, written != 0)
+        };
+        assert_eq!(put(60), (Put::NoBuffers, false));
+        rings[RX].offer(&rig, &[(BUFFER, 200, WRITE)]);
+        if offloads == 0 {
+            assert_eq!(put(1000), (Put::Done, true), "too small for ever: the driver has it back");
+            assert_eq!(put(60), (Put::NoBuffers, false));
+            rings[RX].offer(&rig, &[(BUFFER, 200, WRITE)]);
+        } else {
+            assert_eq!(put(1000), (Put::NoBuffers, false));
+        }
+        assert_eq!(avail_event(&rig, &rings[RX]), 0);
+        assert_eq!(put(60), (Put::Done, true));
+    }
 }

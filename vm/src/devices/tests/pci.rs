@@ -195,7 +195,7 @@ fn each_queue_and_the_configuration_interrupt_by_the_vector_that_they_were_given
     send(&rig, &mut rings[TX]);
     assert_eq!(rig.messages(), [0x32]);
     rings[0].offer(&rig, &[(BUFFER, 2000, WRITE)]);
-    assert_eq!(rig.devices.net().unwrap().deliver(&plain_packet(&[1; 60])), Delivered::Yes);
+    assert_eq!(rig.devices.net(0).unwrap().deliver(&plain_packet(&[1; 60])), Delivered::Yes);
     assert_eq!(rig.messages(), [0x31]);
     assert_eq!(rig.bar_get(NET, 0x1000, 1), 0, "who asks by messages is told nothing of queues");
     rings[TX].offer_head(&rig, QUEUE_SIZE);
@@ -272,7 +272,7 @@ fn a_function_that_is_no_bus_master_reaches_no_memory_and_goes_on_when_it_is_one
     rig.configure(NET, 4, &[2]);
     rig.take_dirty();
     send(&rig, &mut rings[TX]);
-    assert_eq!(rig.devices.net().unwrap().deliver(&[1; 60]), Delivered::NotReady);
+    assert_eq!(rig.devices.net(0).unwrap().deliver(&[1; 60]), Delivered::NotReady);
     assert!(rig.take_dirty().is_empty() && rig.sink.frames.lock().is_empty() && rig.messages().is_empty());
     rig.configure(NET, 4, &[6]);
     assert_eq!((rig.sink.frames.lock().len(), rig.messages()), (1, vec![0x32]));
@@ -368,7 +368,7 @@ fn take(rig: &Rig, step: &Step) {
             rig.configure(window, 0x10, &at);
             rig.negotiate(window, VERSION_1);
         }
-        Step::Receive => drop(rig.devices.net().unwrap().deliver(&[1; 60])),
+        Step::Receive => drop(rig.devices.net(0).unwrap().deliver(&[1; 60])),
         Step::Reset => rig.devices.reset(),
     }
 }

@@ -1,6 +1,7 @@
 //! Capture and restore: complete and exact, and a state that does not fit is refused.
 
 use super::*;
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 const BUFFER: u64 = 0x40_0000;
@@ -16,6 +17,8 @@ enum Step {
     Uart { register: u16, value: u8 },
     UartRead { register: u16 },
     Power { port: u16, value: u16 },
+    Port { port: u16, bytes: Vec<u8> },
+    Platform { offset: u64, bytes: Vec<u8> },
     Select { window: u64, register: u64, value: u32 },
     Break { window: u64 },
     Reset,
@@ -23,6 +26,9 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let window = prop_oneof![Just(NET), Just(DISK), Just(RNG)];
+    // RTC, pvpanic, watchdog, and beside them.
+    let port = prop_oneof![0x6e..0x73u16, 0x503..0x508u16, 0x60e..0x61au16];
+    let bytes = || prop_oneof![Just(1usize), Just(2), Just(4)].prop_flat_map(|n| vec(any::<u8>(), n));
     let select = prop_oneof![Just(0x14u64), Just(0x24), Just(0x30)];
     prop_oneof![
         3 => (14..1515u32, 0..3usize).prop_map(|(bytes, room)| Step::Send { bytes, room }),
@@ -30,10 +36,12 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..600u64).prop_map(|sector| Step::Read { sector }),
         1 => (1..5000u32).prop_map(|bytes| Step::Random { bytes }),
         2 => window.clone().prop_map(Step::Acknowledge),
-        1 => prop::collection::vec(any::<u8>(), 1..100).prop_map(Step::Type),
+        1 => vec(any::<u8>(), 1..100).prop_map(Step::Type),
         2 => (0..8u16, any::<u8>()).prop_map(|(register, value)| Step::Uart { register, value }),
         1 => (0..8u16).prop_map(|register| Step::UartRead { register }),
         1 => (0x600..0x606u16, any::<u16>()).prop_map(|(port, value)| Step::Power { port, value }),
+        4 => (port, bytes()).prop_map(|(port, bytes)| Step::Port { port, bytes }),
+        1 => (0x3e..0x52u64, vec(any::<u8>(), 1..=8)).prop_map(|(offset, bytes)| Step::Platform { offset, bytes }),
         1 => (window.clone(), select, any::<u32>())
             .prop_map(|(window, register, value)| Step::Select { window, register, value }),
         1 => window.prop_map(|window| Step::Break { window }),
@@ -81,7 +89,7 @@ impl Guest {
                     }
                 }
                 for _ in 0..frames {
-                    let _ = rig.devices.net().unwrap().deliver(&plain_packet(&[0x77; 60]));
+                    let _ = rig.devices.net(0).unwrap().deliver(&plain_packet(&[0x77; 60]));
                 }
             }
             Step::Read { sector } => {
@@ -107,6 +115,14 @@ impl Guest {
             Step::Uart { register, value } => drop(rig.devices.pio_write(COM1_PORT + register, &[value])),
             Step::UartRead { register } => rig.devices.pio_read(COM1_PORT + register, &mut [0]),
             Step::Power { port, value } => drop(rig.devices.pio_write(port, &value.to_le_bytes())),
+            Step::Port { port, ref bytes } => {
+                rig.devices.pio_write(port, bytes);
+                rig.devices.pio_read(port, &mut bytes.clone());
+            }
+            Step::Platform { offset, ref bytes } => {
+                rig.devices.mmio_write(PLATFORM_BASE + offset, bytes);
+                rig.devices.mmio_read(PLATFORM_BASE + offset, &mut bytes.clone());
+            }
             Step::Select { window, register, value } => rig.set(window + register, value),
             Step::Break { window } => {
                 let ring = match window {
@@ -130,9 +146,11 @@ fn used_memory(rig: &Rig) -> [(u64, Vec<u8>); 2] {
     [(0x10_0000, 0x3_0000), (BUFFER, 0x4_0000)].map(|(base, bytes)| (base, rig.peek(base, bytes)))
 }
 
-/// The state without its clock, which runs.
+/// The state without its clocks, which run.
 fn timeless(mut state: DevicesState) -> DevicesState {
     state.platform.guest_time_ns = 0;
+    state.watchdog.left_ns = state.watchdog.left_ns.map(|_| 0);
+    state.rtc = None;
     state
 }
 
@@ -153,8 +171,8 @@ proptest! {
     /// guest does next has the same outcome there as it would have had here.
     #[test]
     fn a_captured_state_restored_elsewhere_is_the_same_state_and_goes_on_the_same(
-        before in prop::collection::vec(step(), 0..40),
-        after in prop::collection::vec(step(), 0..20),
+        before in vec(step(), 0..40),
+        after in vec(step(), 0..20),
     ) {
         let rig = Rig::new();
         let mut guest = Guest::start(&rig);
@@ -174,6 +192,7 @@ proptest! {
         prop_assert!(used_memory(&there) == memory, "restoring touched memory");
         let restored = there.devices.capture();
         prop_assert!(restored.platform.guest_time_ns >= state.platform.guest_time_ns);
+        prop_assert_eq!((&restored.rtc, restored.watchdog), (&state.rtc, state.watchdog));
         prop_assert_eq!(timeless(restored), timeless(state));
 
         for rig in [&rig, &there] {
@@ -206,8 +225,8 @@ proptest! {
     /// be used.
     #[test]
     fn a_damaged_state_is_refused_whole_or_taken_as_it_is(
-        steps in prop::collection::vec(step(), 0..20),
-        flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8u32), 1..4),
+        steps in vec(step(), 0..20),
+        flips in vec((any::<prop::sample::Index>(), 0..8u32), 1..4),
     ) {
         let rig = Rig::new();
         let mut guest = Guest::start(&rig);
@@ -229,7 +248,7 @@ proptest! {
             };
             prop_assert_eq!(timeless(there.devices.capture()), timeless(expected));
             there.devices.resume();
-            let _ = there.devices.net().unwrap().deliver(&plain_packet(&[1; 60]));
+            let _ = there.devices.net(0).unwrap().deliver(&plain_packet(&[1; 60]));
             there.devices.reset();
             Guest::start(&there);
         }

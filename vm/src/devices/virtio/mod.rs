@@ -9,7 +9,9 @@ pub(crate) mod rng;
 pub(crate) mod transport;
 
 use crate::spec::{BusKind, MachineSpec};
-use ft_ram::layout::{VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+use ft_ram::layout::{
+    RTC_GSI, SCI_GSI, VIRTIO_DEVICES_MAX, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
 
 /// Where one virtio-mmio device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +34,15 @@ pub fn windows(spec: &MachineSpec) -> impl Iterator<Item = VirtioWindow> + use<>
     (0..count).map(|index| VirtioWindow {
         index,
         base: VIRTIO_MMIO_BASE + index as u64 * VIRTIO_MMIO_SIZE,
-        gsi: VIRTIO_GSI_BASE + index as u32,
+        gsi: mmio_gsi(index),
     })
+}
+
+/// The interrupt of a device by its place: in order, around the RTC's and ACPI's. Each is level-triggered and driven by
+/// one device alone.
+fn mmio_gsi(index: usize) -> u32 {
+    let gsi = VIRTIO_GSI_BASE + index as u32;
+    if gsi < RTC_GSI { gsi } else { gsi - RTC_GSI + SCI_GSI + 1 }
 }
 
 /// What a driver did wrong. Its device is stopped until it is reset.
@@ -63,4 +72,17 @@ pub(crate) enum Malformed {
     Offload,
     #[error("status {from:#x} to {to:#x}")]
     Status { from: u32, to: u32 },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ft_ram::layout::COM1_GSI;
+
+    #[test]
+    fn each_device_on_mmio_has_a_pin_of_the_ioapic_for_itself() {
+        let gsis: Vec<_> = (0..VIRTIO_DEVICES_MAX).map(mmio_gsi).collect();
+        assert!(gsis.is_sorted_by(|a, b| a < b) && gsis.iter().all(|gsi| *gsi < 24), "{gsis:?}");
+        assert!([COM1_GSI, RTC_GSI, SCI_GSI].iter().all(|taken| !gsis.contains(taken)), "{gsis:?}");
+    }
 }

@@ -12,7 +12,9 @@ use crate::devices::error::DeviceStateError;
 use ft_ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{Ordering, fence};
-use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -181,6 +183,26 @@ impl Chain {
     }
 }
 
+/// What a driver has negotiated about its queues.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RingFeatures {
+    /// Both sides say how far they want to be left alone.
+    event_index: bool,
+    /// A descriptor may refer to a table of them.
+    indirect: bool,
+}
+
+impl RingFeatures {
+    /// Features that every device offers.
+    pub(crate) const OFFERED: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+    /// What these features, which the driver took, mean for queues.
+    pub(crate) fn of(features: u64) -> Self {
+        let has = |bit: u32| features & 1 << bit != 0;
+        Self { event_index: has(VIRTIO_RING_F_EVENT_IDX), indirect: has(VIRTIO_RING_F_INDIRECT_DESC) }
+    }
+}
+
 /// A queue of a device.
 pub(crate) struct Ring {
     max_size: u16,
@@ -188,8 +210,8 @@ pub(crate) struct Ring {
     pub(crate) desc: u64,
     pub(crate) avail: u64,
     pub(crate) used: u64,
-    /// Both sides say how far they want to be left alone. As of when the queue became ready.
-    event_index: bool,
+    /// What was negotiated about queues, as of when this one became ready.
+    means: RingFeatures,
     /// How far the used ring was filled when it was last asked whether to interrupt. Nothing is between this and the
     /// ring's position when nobody works on the queue, so it is in no state.
     asked_at: u16,
@@ -200,7 +222,8 @@ pub(crate) struct Ring {
 impl Ring {
     pub(crate) fn new(max_size: u16) -> Self {
         let size = u32::from(max_size);
-        Self { max_size, size, desc: 0, avail: 0, used: 0, event_index: false, asked_at: 0, queue: None }
+        let means = RingFeatures::default();
+        Self { max_size, size, desc: 0, avail: 0, used: 0, means, asked_at: 0, queue: None }
     }
 
     pub(crate) fn max_size(&self) -> u16 {
@@ -221,15 +244,15 @@ impl Ring {
     }
 
     /// The driver says that the queue is set up.
-    pub(crate) fn enable(&mut self, event_index: bool, memory: &GuestMemory) -> Result<(), Malformed> {
-        (self.event_index, self.asked_at) = (event_index, 0);
+    pub(crate) fn enable(&mut self, means: RingFeatures, memory: &GuestMemory) -> Result<(), Malformed> {
+        (self.means, self.asked_at) = (means, 0);
         let start = RingPosition { next_avail: 0, next_used: 0 };
         self.queue = Some(self.queue_at(start, memory)?);
         Ok(())
     }
 
     fn queue_at(&self, position: RingPosition, memory: &GuestMemory) -> Result<Queue, Malformed> {
-        let &Self { max_size, size, desc, avail, used, event_index, asked_at: _, queue: _ } = self;
+        let &Self { max_size, size, desc, avail, used, means, asked_at: _, queue: _ } = self;
         let entries = u16::try_from(size).map_err(|_| Malformed::QueueSize(size))?;
         if !entries.is_power_of_two() || entries > max_size {
             return Err(Malformed::QueueSize(size));
@@ -251,7 +274,7 @@ impl Ring {
             max_size,
             next_avail: position.next_avail,
             next_used: position.next_used,
-            event_idx_enabled: event_index,
+            event_idx_enabled: means.event_index,
             size: entries,
             ready: true,
             desc_table: desc,
@@ -298,6 +321,8 @@ impl Ring {
         for _ in 0..entries {
             let mut descriptor = table.descriptor(memory, index).ok_or(broken)?;
             if descriptor.refers_to_indirect_table() {
+                // Only where it was negotiated, and as the last of its table (virtio 1.2 §2.7.5.3.1).
+                (self.means.indirect && !descriptor.has_next()).then_some(()).ok_or(broken)?;
                 table = table.indirect(&descriptor).ok_or(broken)?;
                 descriptor = table.descriptor(memory, 0).ok_or(broken)?;
                 // No table in a table.
@@ -336,7 +361,9 @@ impl Ring {
     /// meanwhile, of which there may be none.
     pub(crate) fn rearm(&mut self, memory: &GuestMemory) -> Result<bool, Malformed> {
         match &mut self.queue {
-            Some(queue) if self.event_index => queue.enable_notification(memory).map_err(|_| Malformed::Ring),
+            Some(queue) if self.means.event_index => {
+                queue.enable_notification(memory).map_err(|_| Malformed::Ring)
+            }
             _ => Ok(false),
         }
     }
@@ -380,7 +407,7 @@ impl Ring {
             let word = memory.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| Malformed::Ring)?;
             Ok(u16::from_le(word))
         };
-        if let (Some(queue), true) = (&self.queue, self.event_index) {
+        if let (Some(queue), true) = (&self.queue, self.means.event_index) {
             let now = queue.next_used();
             let before = std::mem::replace(&mut self.asked_at, now);
             // Behind the entries of the available ring: the entry of the used ring that is waited for.
@@ -391,7 +418,7 @@ impl Ring {
     }
 
     pub(crate) fn capture(&self) -> RingState {
-        let &Self { max_size: _, size, desc, avail, used, event_index: _, asked_at: _, ref queue } = self;
+        let &Self { max_size: _, size, desc, avail, used, means: _, asked_at: _, ref queue } = self;
         let position = queue
             .as_ref()
             .map(|queue| RingPosition { next_avail: queue.next_avail(), next_used: queue.next_used() });
@@ -401,12 +428,12 @@ impl Ring {
     /// A queue of `max_size` as captured, if that is a state a queue can be in.
     pub(crate) fn from_state(
         max_size: u16,
-        event_index: bool,
+        means: RingFeatures,
         state: &RingState,
         memory: &GuestMemory,
     ) -> Result<Self, DeviceStateError> {
         let &RingState { size, desc, avail, used, position } = state;
-        let mut ring = Self { max_size, size, desc, avail, used, event_index, asked_at: 0, queue: None };
+        let mut ring = Self { max_size, size, desc, avail, used, means, asked_at: 0, queue: None };
         if let Some(position) = position {
             let queue =
                 ring.queue_at(position, memory).map_err(|e| DeviceStateError::Queue(e.to_string()))?;

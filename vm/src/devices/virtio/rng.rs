@@ -5,7 +5,6 @@ use super::queue::{Chain, Ring};
 use super::transport::Backend;
 use crate::devices::host::Random;
 use ft_ram::GuestMemory;
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 /// At most this many bytes for one request; the driver asks again for more.
 const REQUEST_MAX: usize = 4096;
@@ -28,7 +27,7 @@ impl Backend for Rng {
     const NAME: &'static str = "rng";
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_RING_F_EVENT_IDX
+        0
     }
 
     fn config(&self) -> &[u8] {

@@ -1,32 +1,48 @@
 //! The processor that the guest sees, and the check whether another host can continue it.
 
 use super::error::KvmError;
-use super::features::{Register, WORDS, restrict};
-use super::host::Host;
+use super::features::{Register, WORDS, Word, restrict};
+use super::host::{Host, XSAVE_BYTES_MIN};
+use super::model;
 use super::state::tsc_close;
 use crate::error::MachineError;
+use crate::spec::CpuModel;
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
 
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+const CMP_LEGACY: u32 = 1 << 1;
 /// MAXPHYADDR is the low byte of EAX there.
 const LEAF_ADDRESS_WIDTHS: u32 = 0x8000_0008;
 
-/// The CPUID of vCPU `index` of `count`: what KVM supports, with this vCPU's place in the topology (one package, one
-/// thread a core), and without what is not offered ([`features`](super::features)).
-pub(super) fn guest_cpuid(
+/// What a guest of this host is told of its processor: what KVM supports of the host's without what is not offered
+/// ([`features`](super::features)), or the processor of this name ([`model`](super::model)). Its place in the topology
+/// is still to be filled in.
+pub(super) fn offered(
+    model: CpuModel,
     supported: &[kvm_cpuid_entry2],
-    index: usize,
-    count: usize,
-) -> Vec<kvm_cpuid_entry2> {
+) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+    let mut entries = supported.to_vec();
+    restrict(&mut entries);
+    match model {
+        CpuModel::Host => add_topology_levels(&mut entries),
+        CpuModel::X86_64V2 | CpuModel::X86_64V3 => {
+            entries = model::named(model, &entries).map_err(|lack| MachineError::Cpu { model, lack })?;
+        }
+    }
+    Ok(entries)
+}
+
+/// The CPUID of vCPU `index` of `count`: what is [`offered`], with this vCPU's place in the topology (one package, one
+/// thread a core).
+pub(super) fn placed(offered: &[kvm_cpuid_entry2], index: usize, count: usize) -> Vec<kvm_cpuid_entry2> {
     let apic_id = index as u32;
     let count = count as u32;
     // Bits of an APIC ID that number the cores.
     let core_bits = count.next_power_of_two().trailing_zeros();
-    let mut entries = supported.to_vec();
-    restrict(&mut entries);
-    add_topology_levels(&mut entries);
+    let mut entries = offered.to_vec();
+    let is_intel = vendor(&entries) == "GenuineIntel";
     for entry in &mut entries {
         match (entry.function, entry.index) {
             (1, _) => {
@@ -50,7 +66,10 @@ pub(super) fn guest_cpuid(
                 };
                 entry.edx = apic_id;
             }
-            // AMD: cores in the package, and the width of their number.
+            // AMD: whether there are several cores, how many in the package, and the width of their number. Reserved on
+            // Intel's.
+            (0x8000_0001 | 0x8000_0008, _) if is_intel => {}
+            (0x8000_0001, _) => entry.ecx = (entry.ecx & !CMP_LEGACY) | (u32::from(count > 1) << 1),
             (0x8000_0008, _) => entry.ecx = (entry.ecx & !0xf0ff) | (core_bits << 12) | (count - 1),
             // AMD's caches: as above.
             (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
@@ -77,23 +96,6 @@ fn add_topology_levels(entries: &mut Vec<kvm_cpuid_entry2>) {
         }
     }
 }
-
-/// Names for the bits that an operator is most likely to meet.
-#[rustfmt::skip]
-const FEATURE_NAMES: [(u32, u32, Register, u32, &str); 33] = [
-    (1, 0, Register::Ecx, 0, "sse3"), (1, 0, Register::Ecx, 1, "pclmulqdq"), (1, 0, Register::Ecx, 9, "ssse3"),
-    (1, 0, Register::Ecx, 12, "fma"), (1, 0, Register::Ecx, 13, "cx16"), (1, 0, Register::Ecx, 17, "pcid"),
-    (1, 0, Register::Ecx, 19, "sse4_1"), (1, 0, Register::Ecx, 20, "sse4_2"), (1, 0, Register::Ecx, 21, "x2apic"),
-    (1, 0, Register::Ecx, 23, "popcnt"), (1, 0, Register::Ecx, 25, "aes"), (1, 0, Register::Ecx, 26, "xsave"),
-    (1, 0, Register::Ecx, 28, "avx"), (1, 0, Register::Ecx, 29, "f16c"), (1, 0, Register::Ecx, 30, "rdrand"),
-    (7, 0, Register::Ebx, 0, "fsgsbase"), (7, 0, Register::Ebx, 3, "bmi1"), (7, 0, Register::Ebx, 5, "avx2"),
-    (7, 0, Register::Ebx, 8, "bmi2"), (7, 0, Register::Ebx, 9, "erms"), (7, 0, Register::Ebx, 10, "invpcid"),
-    (7, 0, Register::Ebx, 16, "avx512f"), (7, 0, Register::Ebx, 18, "rdseed"), (7, 0, Register::Ebx, 19, "adx"),
-    (7, 0, Register::Ebx, 20, "smap"), (7, 0, Register::Ebx, 29, "sha_ni"), (7, 0, Register::Ecx, 2, "umip"),
-    (7, 0, Register::Ecx, 3, "pku"), (7, 0, Register::Ecx, 16, "la57"), (7, 0, Register::Edx, 4, "fsrm"),
-    (0xd, 1, Register::Eax, 3, "xsaves"), (0x8000_0001, 0, Register::Ecx, 5, "abm"),
-    (0x8000_0001, 0, Register::Edx, 27, "rdtscp"),
-];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct FeatureWord {
@@ -182,22 +184,27 @@ pub enum CpuMismatch {
     Capability(&'static str),
 }
 
-/// What this host offers.
-pub fn host_cpu_profile() -> Result<CpuProfile, MachineError> {
+/// What this host offers to a guest that is to see this processor.
+pub fn cpu_profile(model: CpuModel) -> Result<CpuProfile, MachineError> {
     let host = Host::open()?;
+    let cpuid = placed(&offered(model, &host.supported_cpuid)?, 0, 1);
     let vm = host.kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
     let vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
     let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
-    Ok(profile(&host, &guest_cpuid(&host.supported_cpuid, 0, 1), tsc_khz))
+    Ok(profile(&host, model, &cpuid, tsc_khz))
 }
 
-fn profile(host: &Host, cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> CpuProfile {
-    let leaf = |function, index| cpuid.iter().find(|e| e.function == function && e.index == index);
-    let vendor = leaf(0, 0).map_or_else(String::new, |e| {
+/// The maker, as CPUID spells it.
+fn vendor(cpuid: &[kvm_cpuid_entry2]) -> String {
+    cpuid.iter().find(|entry| entry.function == 0).map_or_else(String::new, |e| {
         [e.ebx, e.edx, e.ecx].iter().flat_map(|r| r.to_le_bytes()).map(char::from).collect()
-    });
+    })
+}
+
+fn profile(host: &Host, model: CpuModel, cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> CpuProfile {
+    let leaf = |function, index| cpuid.iter().find(|e| e.function == function && e.index == index);
     let version = leaf(1, 0).map_or(0, |e| e.eax);
-    let (family, model) = ((version >> 8) & 0xf, (version >> 4) & 0xf);
+    let (family, number) = ((version >> 8) & 0xf, (version >> 4) & 0xf);
     let features = WORDS.iter().map(|word| FeatureWord {
         leaf: word.leaf,
         subleaf: word.subleaf,
@@ -205,14 +212,15 @@ fn profile(host: &Host, cpuid: &[kvm_cpuid_entry2], tsc_khz: u32) -> CpuProfile 
         bits: leaf(word.leaf, word.subleaf).map_or(0, |entry| word.register.of(entry)),
     });
     CpuProfile {
-        vendor,
+        vendor: vendor(cpuid),
         family: family + if family == 0xf { (version >> 20) & 0xff } else { 0 },
-        model: model + if matches!(family, 6 | 0xf) { ((version >> 16) & 0xf) << 4 } else { 0 },
+        model: number + if matches!(family, 6 | 0xf) { ((version >> 16) & 0xf) << 4 } else { 0 },
         features: features.collect(),
         // Processors that do not tell have 36.
         physical_bits: leaf(LEAF_ADDRESS_WIDTHS, 0).map_or(36, |entry| entry.eax as u8),
         msrs: host.msr_indices.clone(),
-        xsave_bytes: host.xsave_bytes as u64,
+        // Beyond the area that all hosts have lies nothing of a named processor.
+        xsave_bytes: if model == CpuModel::Host { host.xsave_bytes as u64 } else { XSAVE_BYTES_MIN as u64 },
         tsc_khz,
         tsc_scaling: host.tsc_control,
         sregs2: host.sregs2,
@@ -296,18 +304,7 @@ impl FeatureWord {
         let same =
             |word: &&FeatureWord| (word.leaf, word.subleaf, word.register) == (leaf, subleaf, register);
         let missing = bits & !here.iter().find(same).map_or(0, |word| word.bits);
-        (0..32)
-            .filter(|bit| missing & (1 << bit) != 0)
-            .map(|bit| {
-                let known = FEATURE_NAMES
-                    .iter()
-                    .find(|known| (known.0, known.1, known.2, known.3) == (leaf, subleaf, register, bit));
-                match known {
-                    Some((.., name)) => (*name).to_owned(),
-                    None => format!("CPUID {leaf:#x}.{subleaf}:{register:?} bit {bit}"),
-                }
-            })
-            .collect()
+        Word { leaf, subleaf, register, offered: missing }.names()
     }
 }
 
@@ -385,7 +382,7 @@ mod tests {
     fn every_vcpu_knows_its_place_and_no_nested_virtualisation() {
         let entry = |function, index| kvm_cpuid_entry2 { function, index, ecx: !0, ..Default::default() };
         let supported = [entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x8000_0001, 0)];
-        let cpuid = guest_cpuid(&supported, 5, 6);
+        let cpuid = placed(&offered(CpuModel::Host, &supported).unwrap(), 5, 6);
         assert_eq!(cpuid[0].ebx, (5 << 24) | (6 << 16));
         assert_eq!(cpuid[0].ecx & (1 << 5 | 1 << 15), 0, "no VMX, no performance counters");
         assert_eq!((cpuid[1].edx, cpuid[2].edx), (5, 5));
@@ -396,13 +393,14 @@ mod tests {
     #[test]
     fn a_topology_leaf_without_its_level_of_cores_gets_one_and_a_processor_without_the_leaf_does_not() {
         let entry = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
-        let cpuid = guest_cpuid(&[entry(1, 0), entry(0xb, 0), entry(0x1f, 0), entry(0x8000_0000, 0)], 2, 3);
+        let supported = [entry(1, 0), entry(0xb, 0), entry(0x1f, 0), entry(0x8000_0000, 0)];
+        let cpuid = placed(&offered(CpuModel::Host, &supported).unwrap(), 2, 3);
         let cores = |function| cpuid.iter().find(|e| (e.function, e.index) == (function, 1));
         for leaf in [0xb, 0x1f] {
             let cores = cores(leaf).expect("a level of cores");
             let found = (cores.eax, cores.ebx, cores.ecx, cores.edx, cores.flags);
             assert_eq!(found, (2, 3, 0x201, 2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX), "{leaf:#x}");
         }
-        assert_eq!(guest_cpuid(&[entry(1, 0)], 2, 3).len(), 1);
+        assert_eq!(placed(&offered(CpuModel::Host, &[entry(1, 0)]).unwrap(), 2, 3).len(), 1);
     }
 }

@@ -1,16 +1,17 @@
 //! The processors on KVM, behind the trait that the machine commands.
 
-use super::counter::offset_shift;
+use super::counter::{Clocks, Moment, offset_shift};
+use super::cpuid;
 use super::dirty::DirtyLog;
 use super::host::Host;
-use super::state::{apply_vm, captured_counters, collect_vm, enter};
+use super::state::{apply_vm, captured_counters, collect_vm, enter, set_clock};
 use super::vcpu::{Surroundings, Vcpu};
 use super::vm::{self, Lines};
 use crate::boot::entry::Entry;
 use crate::devices::{Devices, IrqChip, Wiring};
 use crate::engine::Engine;
 use crate::error::{MachineError, MachineEvent};
-use crate::spec::{EngineKind, MachineSpec, VCPUS_MAX};
+use crate::spec::{CpuModel, EngineKind, MachineSpec, VCPUS_MAX};
 use crate::state::{EngineState, KvmState, StateError};
 use ft_ram::{GuestRam, PageIndex};
 use kvm_ioctls::VmFd;
@@ -44,6 +45,7 @@ impl KvmEngine {
         if count == 0 || count > max {
             return Err(MachineError::Vcpus { asked: spec.vcpus, max });
         }
+        let processor = cpuid::offered(spec.cpu, &host.supported_cpuid)?.into();
         let vm = Arc::new(vm::create(&host, ram)?);
         let dirty = DirtyLog::new(&vm, &host, ram)?;
         let lines: Arc<dyn IrqChip> = Arc::new(Lines::new(Arc::clone(&vm)));
@@ -52,6 +54,8 @@ impl KvmEngine {
         let around = Surroundings {
             vm: Arc::clone(&vm),
             host,
+            processor,
+            is_named: spec.cpu != CpuModel::Host,
             devices: Arc::clone(&devices),
             events,
             stopped: Arc::new(Barrier::new(count)),
@@ -105,7 +109,8 @@ impl Engine for KvmEngine {
         Ok(EngineState::Kvm(self.state.clone()))
     }
 
-    /// The vCPUs in parallel, then what they share (see the ordering at each).
+    /// The clock, by which the vCPUs' counters are set; the vCPUs in parallel, then what they share (see the ordering
+    /// at each).
     fn apply(&mut self, state: &EngineState) -> Result<(), StateError> {
         let EngineState::Kvm(state) = state else { return Err(state.foreign(EngineKind::Kvm)) };
         if state.vcpus.len() != self.vcpus.len() {
@@ -117,7 +122,11 @@ impl Engine for KvmEngine {
             (Some(vcpu), Some(state)) => vcpu.host_counter(state.tsc_khz)?,
             _ => None,
         };
-        let shift = counter.map(|host| offset_shift(captured_counters(&state.vcpus), host));
+        let here = set_clock(&self.vm, &state.vm.clock)?;
+        let khz = state.vcpus.first().map_or(0, |vcpu| vcpu.tsc_khz);
+        let clocks =
+            Moment::of(&state.vm.clock).zip(here).map(|(captured, here)| Clocks { captured, here, khz });
+        let shift = counter.map(|host| offset_shift(captured_counters(&state.vcpus), host, clocks));
         for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
             vcpu.load(state.clone(), shift);
         }
@@ -126,6 +135,12 @@ impl Engine for KvmEngine {
         loaded.into_iter().collect::<Result<(), _>>()?;
         apply_vm(&self.vm, &state.vm)?;
         self.state = state.clone();
+        // What a capture says before anything has run: the offsets are this host's.
+        if let Some(shift) = shift {
+            for vcpu in &mut self.state.vcpus {
+                vcpu.tsc_offset = Some(vcpu.tsc_offset.unwrap_or(0).wrapping_add(shift));
+            }
+        }
         Ok(())
     }
 

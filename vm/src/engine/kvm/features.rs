@@ -1,5 +1,6 @@
 //! The features of a processor that a guest is offered, by name of leaf, register and bit. A bit that is not here is
-//! off, so that a newer kernel or processor offers nothing that this program does not capture and restore.
+//! off, and so is a register that is neither a set of features nor listed among the values, so that a newer kernel or
+//! processor offers nothing that this program does not capture and restore.
 //!
 //! Left out for their state, which is not captured: nested virtualisation (VMX, SVM), performance counters (PDCM, AMD's
 //! extended counters, IBS), CET (shadow stacks and IBT, with supervisor state in XSS), processor trace, SGX, RDT, AMX,
@@ -29,7 +30,7 @@ impl Register {
         }
     }
 
-    fn of_mut(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
+    pub(super) fn of_mut(self, entry: &mut kvm_cpuid_entry2) -> &mut u32 {
         match self {
             Eax => &mut entry.eax,
             Ebx => &mut entry.ebx,
@@ -47,8 +48,25 @@ pub(super) struct Word {
     pub offered: u32,
 }
 
+impl Word {
+    /// The names of what it offers; of a bit without one its place.
+    pub(super) fn names(&self) -> Vec<String> {
+        let &Self { leaf, subleaf, register, offered } = self;
+        let name = |bit: &u32| {
+            let is_it = |known: &&(u32, u32, Register, u32, &str)| {
+                (known.0, known.1, known.2, known.3) == (leaf, subleaf, register, *bit)
+            };
+            match FEATURE_NAMES.iter().find(is_it) {
+                Some((.., name)) => (*name).to_owned(),
+                None => format!("CPUID {leaf:#x}.{subleaf}:{register:?} bit {bit}"),
+            }
+        };
+        (0..32).filter(|bit| offered & (1 << bit) != 0).map(|bit| name(&bit)).collect()
+    }
+}
+
 /// Bits by their numbers.
-const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
+pub(super) const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
     let (mut set, mut at) = (0, 0);
     while at < N {
         set |= 1 << numbers[at];
@@ -57,7 +75,7 @@ const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
     set
 }
 
-const fn word(leaf: u32, subleaf: u32, register: Register, offered: u32) -> Word {
+pub(super) const fn word(leaf: u32, subleaf: u32, register: Register, offered: u32) -> Word {
     Word { leaf, subleaf, register, offered }
 }
 
@@ -114,6 +132,29 @@ pub(super) const WORDS: [Word; 20] = [
     word(0x8000_0021, 0, Eax, bits([0, 2, 6, 8, 27, 28, 29])),
 ];
 
+/// Names for the bits that an operator is most likely to meet.
+#[rustfmt::skip]
+const FEATURE_NAMES: [(u32, u32, Register, u32, &str); 47] = [
+    (1, 0, Ecx, 0, "sse3"), (1, 0, Ecx, 1, "pclmulqdq"), (1, 0, Ecx, 9, "ssse3"),
+    (1, 0, Ecx, 12, "fma"), (1, 0, Ecx, 13, "cx16"), (1, 0, Ecx, 17, "pcid"),
+    (1, 0, Ecx, 19, "sse4_1"), (1, 0, Ecx, 20, "sse4_2"), (1, 0, Ecx, 21, "x2apic"),
+    (1, 0, Ecx, 23, "popcnt"), (1, 0, Ecx, 25, "aes"), (1, 0, Ecx, 26, "xsave"),
+    (1, 0, Ecx, 28, "avx"), (1, 0, Ecx, 29, "f16c"), (1, 0, Ecx, 30, "rdrand"),
+    (7, 0, Ebx, 0, "fsgsbase"), (7, 0, Ebx, 3, "bmi1"), (7, 0, Ebx, 5, "avx2"),
+    (7, 0, Ebx, 8, "bmi2"), (7, 0, Ebx, 9, "erms"), (7, 0, Ebx, 10, "invpcid"),
+    (7, 0, Ebx, 16, "avx512f"), (7, 0, Ebx, 18, "rdseed"), (7, 0, Ebx, 19, "adx"),
+    (7, 0, Ebx, 20, "smap"), (7, 0, Ebx, 29, "sha_ni"), (7, 0, Ecx, 2, "umip"),
+    (7, 0, Ecx, 3, "pku"), (7, 0, Ecx, 16, "la57"), (7, 0, Edx, 4, "fsrm"),
+    (0xd, 1, Eax, 3, "xsaves"), (0x8000_0001, 0, Ecx, 5, "abm"),
+    (0x8000_0001, 0, Edx, 27, "rdtscp"), (1, 0, Ecx, 22, "movbe"), (6, 0, Eax, 2, "arat"),
+    (0x8000_0001, 0, Ecx, 0, "lahf_lm"), (0x8000_0001, 0, Edx, 11, "syscall"),
+    (0x8000_0001, 0, Edx, 20, "nx"), (0x8000_0001, 0, Edx, 29, "lm"),
+    (1, 0, Edx, 11, "sep"), (1, 0, Edx, 25, "sse"), (1, 0, Edx, 26, "sse2"),
+    (0x4000_0001, 0, Eax, 0, "kvmclock"), (0x4000_0001, 0, Eax, 3, "kvmclock2"),
+    (0x4000_0001, 0, Eax, 6, "kvm_pv_eoi"), (0x4000_0001, 0, Eax, 7, "kvm_pv_unhalt"),
+    (0x4000_0001, 0, Eax, 24, "kvmclock_stable"),
+];
+
 /// Leaves that are told at all. What is beyond them (SGX, RDT, processor trace, AMX, AMD's encrypted memory, counters
 /// and samples) tells of features that are not offered.
 const LEAVES: [std::ops::RangeInclusive<u32>; 9] = [
@@ -131,6 +172,37 @@ const LEAVES: [std::ops::RangeInclusive<u32>; 9] = [
 const LEAF_IBS: u32 = 0x8000_001b;
 /// AMD's encrypted memory.
 const LEAF_ENCRYPTED: u32 = 0x8000_001f;
+/// AMD's quality of service.
+const LEAF_QOS: u32 = 0x8000_0020;
+/// Features by their number: its EAX is the last subleaf.
+const LEAF_FEATURES: u32 = 7;
+/// The last subleaf of it that is told.
+const FEATURES_SUBLEAF_MAX: u32 = 2;
+
+/// Registers that are no sets of features and are told as KVM has them: ranges, names, sizes, frequencies, and places
+/// in the topology, which are made anew for each vCPU. All others that are in no [`Word`] are zero.
+const VALUES: [(std::ops::RangeInclusive<u32>, &[Register]); 16] = [
+    (0..=0, &[Eax, Ebx, Ecx, Edx]),
+    (1..=1, &[Eax, Ebx]),
+    (2..=2, &[Eax, Ebx, Ecx, Edx]),
+    (4..=4, &[Eax, Ebx, Ecx, Edx]),
+    (LEAF_FEATURES..=LEAF_FEATURES, &[Eax]),
+    (0xb..=0xb, &[Eax, Ebx, Ecx, Edx]),
+    (LEAF_XSAVE..=LEAF_XSAVE, &[Eax, Ebx, Ecx]),
+    (0x15..=0x16, &[Eax, Ebx, Ecx, Edx]),
+    (0x1f..=0x1f, &[Eax, Ebx, Ecx, Edx]),
+    (0x4000_0000..=0x4000_0000, &[Eax, Ebx, Ecx, Edx]),
+    (0x8000_0000..=0x8000_0000, &[Eax, Ebx, Ecx, Edx]),
+    (0x8000_0002..=0x8000_0006, &[Eax, Ebx, Ecx, Edx]),
+    (0x8000_0008..=0x8000_0008, &[Eax, Ecx]),
+    (0x8000_0019..=0x8000_0019, &[Eax, Ebx]),
+    (0x8000_001a..=0x8000_001a, &[Eax]),
+    (0x8000_001d..=0x8000_001e, &[Eax, Ebx, Ecx, Edx]),
+];
+/// Of a component's ECX: whether it is a supervisor's, and aligned.
+const COMPONENT_ECX: u32 = 0b11;
+/// Bytes of the extended state's legacy area and header.
+const XSAVE_HEAD_BYTES: u32 = 576;
 /// Extended state: one subleaf a component.
 const LEAF_XSAVE: u32 = 0xd;
 
@@ -141,13 +213,48 @@ pub(super) fn restrict(entries: &mut Vec<kvm_cpuid_entry2>) {
         LEAVES.iter().any(|leaves| leaves.contains(&leaf))
             && leaf != LEAF_IBS
             && leaf != LEAF_ENCRYPTED
+            && leaf != LEAF_QOS
+            && (leaf != LEAF_FEATURES || entry.index <= FEATURES_SUBLEAF_MAX)
             && (leaf != LEAF_XSAVE || entry.index < 2 || is_offered_component(entry.index))
     });
-    for entry in entries {
-        let place = (entry.function, entry.index);
-        for word in WORDS.iter().filter(|word| (word.leaf, word.subleaf) == place) {
-            *word.register.of_mut(entry) &= word.offered;
+    for entry in entries.iter_mut() {
+        for register in [Eax, Ebx, Ecx, Edx] {
+            *register.of_mut(entry) &= told(entry.function, entry.index, register);
         }
+        match (entry.function, entry.index) {
+            (LEAF_FEATURES, 0) => entry.eax = entry.eax.min(FEATURES_SUBLEAF_MAX),
+            (LEAF_XSAVE, 2..) => entry.ecx &= COMPONENT_ECX,
+            _ => {}
+        }
+    }
+    size_extended_state(entries);
+}
+
+/// The bits of a register that are told.
+fn told(leaf: u32, subleaf: u32, register: Register) -> u32 {
+    let place = (leaf, subleaf, register);
+    let word = WORDS.iter().find(|word| (word.leaf, word.subleaf, word.register) == place);
+    // Of a leaf with subleaves only the first has values beside its features, but for extended state.
+    let has_values = |leaves: &std::ops::RangeInclusive<u32>| {
+        leaves.contains(&leaf) && (leaf != LEAF_FEATURES || subleaf == 0)
+    };
+    let is_value =
+        || VALUES.iter().any(|(leaves, registers)| has_values(leaves) && registers.contains(&register));
+    match word {
+        Some(word) => word.offered,
+        None if is_value() => u32::MAX,
+        None => 0,
+    }
+}
+
+/// The size of the extended state with all components that are offered, in the standard format.
+pub(super) fn size_extended_state(entries: &mut [kvm_cpuid_entry2]) {
+    let components = entries.iter().filter(|entry| entry.function == LEAF_XSAVE && entry.index > 1);
+    let ends = components.map(|entry| entry.ebx.saturating_add(entry.eax));
+    let bytes = ends.max().map_or(XSAVE_HEAD_BYTES, |end| end.max(XSAVE_HEAD_BYTES));
+    let whole = entries.iter_mut().find(|entry| (entry.function, entry.index) == (LEAF_XSAVE, 0));
+    if let Some(entry) = whole.filter(|entry| entry.eax != 0) {
+        entry.ecx = bytes;
     }
 }
 
@@ -186,6 +293,16 @@ mod tests {
                 assert_eq!(word.register.of(entry), word.offered, "{:#x}.{}", word.leaf, word.subleaf);
             }
         }
+        let no_values = |entry: &kvm_cpuid_entry2, registers: &[Register]| {
+            registers.iter().all(|register| register.of(entry) == 0)
+        };
+        for (leaf, registers) in [(6, &[Ebx, Ecx, Edx][..]), (0x8000_0007, &[Eax, Ebx, Ecx]), (7, &[])] {
+            let entry = entries.iter().find(|entry| (entry.function, entry.index) == (leaf, 0)).unwrap();
+            assert!(no_values(entry, registers), "{entry:?}");
+        }
+        let features = entries.iter().find(|entry| (entry.function, entry.index) == (7, 0)).unwrap();
+        assert_eq!(features.eax, 2, "no subleaf that is not known");
+        assert!(entries.iter().any(|entry| (entry.function, entry.index, entry.ebx) == (7, 1, 0)));
         let components: Vec<_> =
             entries.iter().filter(|e| e.function == 0xd && e.index > 1).map(|e| e.index).collect();
         assert_eq!(components, [2, 5, 6, 7, 9], "AVX, AVX-512 and protection keys; no AMX, MPX or CET");

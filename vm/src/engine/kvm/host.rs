@@ -45,6 +45,9 @@ fn unlisted_msrs(mce_banks: u32) -> impl Iterator<Item = u32> {
     mtrr_variable.chain(mtrr_fixed).chain(banks)
 }
 
+/// Bytes of the extended state that KVM_GET_XSAVE gives, and the least that KVM_GET_XSAVE2 does.
+pub(super) const XSAVE_BYTES_MIN: usize = 4096;
+
 /// This host's KVM.
 pub(crate) struct Host {
     pub kvm: Kvm,
@@ -83,7 +86,9 @@ impl Host {
         msr_indices.sort_unstable();
         msr_indices.dedup();
         Ok(Self {
-            xsave_bytes: usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0).max(4096),
+            xsave_bytes: usize::try_from(kvm.check_extension_int(Cap::Xsave2))
+                .unwrap_or(0)
+                .max(XSAVE_BYTES_MIN),
             sregs2: has(KVM_CAP_SREGS2),
             tsc_control: kvm.check_extension(Cap::TscControl),
             exception_payload: has(KVM_CAP_EXCEPTION_PAYLOAD),

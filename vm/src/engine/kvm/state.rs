@@ -1,10 +1,11 @@
 //! Reading and setting the state of one vCPU, and of what the vCPUs share. The order of the ioctls matters, in both
 //! directions; each constraint stands where it is obeyed.
 
-use super::counter::{self, CapturedCounter};
+use super::counter::{self, CapturedCounter, Moment};
 use super::error::KvmError;
-use super::host::Host;
+use super::host::{Host, XSAVE_BYTES_MIN};
 use super::ioctl;
+use super::model::ZERO_MSRS;
 use crate::boot::entry::{Entry, EntrySegment, Firmware, VcpuEntry};
 use crate::state::{Sregs, StateError, VcpuState, VmState};
 use kvm_bindings::{
@@ -13,6 +14,7 @@ use kvm_bindings::{
     kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use std::borrow::Cow;
 
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// Offsets of LINT0 and LINT1 in the LAPIC's registers.
@@ -295,16 +297,9 @@ pub(super) fn apply(
     vcpu.set_regs(regs).map_err(refused("KVM_SET_REGS"))?;
     set_sregs(vcpu, sregs, host.sregs2).map_err(refused_io("KVM_SET_SREGS2"))?;
     vcpu.set_xcrs(xcrs).map_err(refused("KVM_SET_XCRS"))?;
-    if xsave.len() == host.xsave_bytes {
-        ioctl::set_xsave(vcpu, xsave).map_err(refused_io("KVM_SET_XSAVE"))?;
-    } else if (4096..host.xsave_bytes).contains(&xsave.len()) {
-        // From a host with fewer components: those that it did not know are in their initial state.
-        let mut padded = xsave.clone();
-        padded.resize(host.xsave_bytes, 0);
-        ioctl::set_xsave(vcpu, &padded).map_err(refused_io("KVM_SET_XSAVE"))?;
-    } else {
-        return Err(StateError::Xsave { vcpu: index, theirs: xsave.len(), ours: host.xsave_bytes });
-    }
+    let (theirs, ours) = (xsave.len(), host.xsave_bytes);
+    let fitting = fit_xsave(xsave, ours).ok_or(StateError::Xsave { vcpu: index, theirs, ours })?;
+    ioctl::set_xsave(vcpu, &fitting).map_err(refused_io("KVM_SET_XSAVE"))?;
     vcpu.set_debug_regs(debug_regs).map_err(refused("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(lapic).map_err(refused("KVM_SET_LAPIC"))?;
     let msrs = match (offset_shift, msrs.split_first()) {
@@ -317,6 +312,33 @@ pub(super) fn apply(
     };
     set_msrs(vcpu, index, msrs)?;
     vcpu.set_vcpu_events(events).map_err(refused("KVM_SET_VCPU_EVENTS"))
+}
+
+/// An extended state of the size that this host takes; none where that loses something. From a host with fewer
+/// components: those that it did not know are in their initial state. From one with more: the guest has none of those.
+fn fit_xsave(xsave: &[u8], bytes: usize) -> Option<Cow<'_, [u8]>> {
+    if xsave.len() < XSAVE_BYTES_MIN {
+        return None;
+    }
+    if xsave.len() <= bytes {
+        let mut padded = Cow::Borrowed(xsave);
+        if xsave.len() < bytes {
+            padded.to_mut().resize(bytes, 0);
+        }
+        return Some(padded);
+    }
+    let (fitting, beyond) = xsave.split_at(bytes);
+    beyond.iter().all(|&byte| byte == 0).then_some(Cow::Borrowed(fitting))
+}
+
+/// Registers that begin as the host has them and are zero in a processor with a name. One that is not there, or that
+/// is not to be set, has nothing of the host's.
+pub(super) fn clear_host_msrs(vcpu: &VcpuFd) {
+    for index in ZERO_MSRS {
+        if let Ok(entries) = msrs_of(&[kvm_msr_entry { index, ..Default::default() }]) {
+            let _ = vcpu.set_msrs(&entries);
+        }
+    }
 }
 
 /// Sets the MSRs in their order. One that KVM will not set is skipped where nothing is lost by it ([`may_skip`]), and
@@ -422,11 +444,11 @@ pub(crate) fn collect_vm(vm: &VmFd) -> Result<VmState, KvmError> {
     })
 }
 
-/// Sets what the vCPUs share. They have their state already: an interrupt that was waiting in the IOAPIC is delivered
-/// to the LAPICs by this call, and would be overwritten by setting those later. The devices come afterwards: the level
-/// of their lines is not in the chips' state, they raise them again.
+/// Sets what the vCPUs share, but for the clock. They have their state already: an interrupt that was waiting in the
+/// IOAPIC is delivered to the LAPICs by this call, and would be overwritten by setting those later. The devices come
+/// afterwards: the level of their lines is not in the chips' state, they raise them again.
 pub(crate) fn apply_vm(vm: &VmFd, state: &VmState) -> Result<(), StateError> {
-    let VmState { pic_master, pic_slave, ioapic, pit, clock } = state;
+    let VmState { pic_master, pic_slave, ioapic, pit, clock: _ } = state;
     let refused = |call: &'static str| {
         move |source: vmm_sys_util::errno::Error| StateError::Vm { call, source: source.into() }
     };
@@ -440,20 +462,35 @@ pub(crate) fn apply_vm(vm: &VmFd, state: &VmState) -> Result<(), StateError> {
         }
         vm.set_irqchip(chip).map_err(refused("KVM_SET_IRQCHIP"))?;
     }
-    vm.set_pit2(pit).map_err(refused("KVM_SET_PIT2"))?;
-    set_clock(vm, clock)
+    vm.set_pit2(pit).map_err(refused("KVM_SET_PIT2"))
 }
 
-/// Lets guest time go on from where it was captured. No flags: with KVM_CLOCK_REALTIME the guest would jump by the
-/// time between capture and restore, with the outage seen as a jump of the clock by every timer it has.
-fn set_clock(vm: &VmFd, clock: &kvm_clock_data) -> Result<(), StateError> {
+/// Lets guest time go on from where it was captured; a moment of it, where KVM tells one. No flags: with
+/// KVM_CLOCK_REALTIME the guest would jump by the time between capture and restore, with the outage seen as a jump of
+/// the clock by every timer it has.
+pub(crate) fn set_clock(vm: &VmFd, clock: &kvm_clock_data) -> Result<Option<Moment>, StateError> {
+    let refused =
+        |call| move |source: vmm_sys_util::errno::Error| StateError::Vm { call, source: source.into() };
     let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
-    vm.set_clock(&clock).map_err(|source| StateError::Vm { call: "KVM_SET_CLOCK", source: source.into() })
+    vm.set_clock(&clock).map_err(refused("KVM_SET_CLOCK"))?;
+    Ok(Moment::of(&vm.get_clock().map_err(refused("KVM_GET_CLOCK"))?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::may_skip;
+    use super::{fit_xsave, may_skip};
+
+    #[test]
+    fn an_extended_state_fits_a_host_of_another_size_unless_something_is_lost() {
+        let mut large = vec![7; 4096];
+        large.resize(11_008, 0);
+        assert_eq!(fit_xsave(&large, 4096).unwrap()[..], [7; 4096], "no component lies beyond");
+        large[11_007] = 1;
+        assert_eq!(fit_xsave(&large, 4096), None);
+        assert_eq!(fit_xsave(&[7; 4096], 4100).unwrap()[4094..], [7, 7, 0, 0, 0, 0]);
+        assert_eq!(fit_xsave(&[7; 4095], 4096), None);
+        assert_eq!(fit_xsave(&large, 11_008).unwrap()[..], large[..]);
+    }
 
     #[test]
     fn a_register_that_cannot_be_set_is_left_out_only_where_nothing_is_lost() {

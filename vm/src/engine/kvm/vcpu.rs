@@ -20,11 +20,11 @@ use super::error::KvmError;
 use super::exit::{self, Doing};
 use super::host::Host;
 use super::run_page::RunPage;
-use super::state::{Collector, apply, host_counter};
+use super::state::{Collector, apply, clear_host_msrs, host_counter};
 use crate::devices::{DeviceEvent, Devices};
 use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
-use kvm_bindings::{CpuId, kvm_regs, kvm_sregs};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -127,6 +127,10 @@ impl Shared {
 pub(crate) struct Surroundings {
     pub vm: Arc<VmFd>,
     pub host: Arc<Host>,
+    /// What each of them is told, but for its place.
+    pub processor: Arc<[kvm_cpuid_entry2]>,
+    /// Whether that is a processor with a name.
+    pub is_named: bool,
     pub devices: Arc<Devices>,
     pub events: Sender<MachineEvent>,
     /// As many parties as vCPUs.
@@ -367,9 +371,12 @@ impl<'a> Runner<'a> {
         let fd = around.vm.create_vcpu(index as u64).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
         let mapped = RunPage::map(&fd).map_err(KvmError::io("mmap of kvm_run"))?;
         let page = shared.page.get_or_init(|| mapped);
-        let entries = cpuid::guest_cpuid(&around.host.supported_cpuid, index, count);
+        let entries = cpuid::placed(&around.processor, index, count);
         let cpuid = CpuId::from_entries(&entries).map_err(|_| KvmError::TooMany("CPUID entries"))?;
         fd.set_cpuid2(&cpuid).map_err(KvmError::of("KVM_SET_CPUID2"))?;
+        if around.is_named {
+            clear_host_msrs(&fd);
+        }
         let (collector, state) = Collector::new(&fd, &around.host, entries)?;
         Ok((Self { index, fd, around, shared, page, collector }, state))
     }
@@ -499,6 +506,10 @@ impl<'a> Runner<'a> {
                 event = Some(match said {
                     DeviceEvent::PoweredOff => MachineEvent::PoweredOff,
                     DeviceEvent::Reset => MachineEvent::Reset,
+                    DeviceEvent::Panicked { dumps } => {
+                        let _ = self.around.events.send(MachineEvent::Panicked { dumps });
+                        continue;
+                    }
                     // The devices wait by themselves here.
                     DeviceEvent::Idle { .. } => continue,
                 });

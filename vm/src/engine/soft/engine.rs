@@ -169,6 +169,10 @@ impl SoftEngine {
         self.call(Worker::announce)
     }
 
+    pub(crate) fn set_link(&self, card: u8, up: bool) -> Result<(), MachineError> {
+        self.call(move |worker| worker.set_link(card, up))
+    }
+
     pub(crate) fn throttle(&self, permille: u16) {
         self.shared.throttle.store(permille, Ordering::Relaxed);
     }

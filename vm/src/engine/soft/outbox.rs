@@ -3,6 +3,7 @@
 //! here, and the guest does not execute until they are gone; so at most one notification's frames ever wait. Beyond a
 //! few megabytes of them more are lost, as where a switch is full: they are a part of the machine's state.
 
+use super::state::SentFrame;
 use crate::devices::{ConsoleSink, FrameSink, Offloads, Transmit};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -17,7 +18,7 @@ pub(super) const WAITING_BYTES_MAX: usize = 4 << 20;
 /// Between the card and the sink.
 pub(super) struct Outbox {
     sink: Option<Arc<dyn FrameSink>>,
-    refused: Mutex<VecDeque<Vec<u8>>>,
+    refused: Mutex<VecDeque<SentFrame>>,
     /// Frames go nowhere.
     pub mute: AtomicBool,
     bell: Arc<Bell>,
@@ -32,7 +33,7 @@ impl Outbox {
     pub(super) fn flush(&self) -> bool {
         let mut refused = self.refused.lock();
         while let (Some(frame), Some(sink)) = (refused.front(), &self.sink) {
-            if sink.transmit(frame) == Transmit::Full {
+            if sink.transmit(frame.card, &frame.packet) == Transmit::Full {
                 return false;
             }
             refused.pop_front();
@@ -42,23 +43,23 @@ impl Outbox {
     }
 
     /// Frames that the guest has sent and the sink has not taken: a part of the machine's state.
-    pub(super) fn waiting(&self) -> Vec<Vec<u8>> {
+    pub(super) fn waiting(&self) -> Vec<SentFrame> {
         self.refused.lock().iter().cloned().collect()
     }
 
-    pub(super) fn set_waiting(&self, frames: &[Vec<u8>]) {
+    pub(super) fn set_waiting(&self, frames: &[SentFrame]) {
         *self.refused.lock() = frames.iter().cloned().collect();
     }
 }
 
 impl FrameSink for Outbox {
-    fn transmit(&self, packet: &[u8]) -> Transmit {
+    fn transmit(&self, card: u8, packet: &[u8]) -> Transmit {
         if let (Some(sink), false) = (&self.sink, self.mute.load(Ordering::Relaxed)) {
             let mut refused = self.refused.lock();
-            if !refused.is_empty() || sink.transmit(packet) == Transmit::Full {
-                let waiting: usize = refused.iter().map(Vec::len).sum();
+            if !refused.is_empty() || sink.transmit(card, packet) == Transmit::Full {
+                let waiting: usize = refused.iter().map(|frame| frame.packet.len()).sum();
                 if waiting + packet.len() <= WAITING_BYTES_MAX {
-                    refused.push_back(packet.to_vec());
+                    refused.push_back(SentFrame { card, packet: packet.to_vec() });
                 }
                 self.bell.ring_self();
             }
@@ -67,9 +68,9 @@ impl FrameSink for Outbox {
     }
 
     /// Said whether or not frames go anywhere: whoever goes on from here is to find it so.
-    fn set_offloads(&self, offloads: Offloads) {
+    fn set_offloads(&self, card: u8, offloads: Offloads) {
         if let Some(sink) = &self.sink {
-            sink.set_offloads(offloads);
+            sink.set_offloads(card, offloads);
         }
     }
 }

@@ -91,6 +91,7 @@ fn asked(event: DeviceEvent) -> BusEvent {
         DeviceEvent::PoweredOff => BusEvent::PoweredOff,
         DeviceEvent::Reset => BusEvent::Reset,
         DeviceEvent::Idle { us } => BusEvent::Idle(us.saturating_mul(1000)),
+        DeviceEvent::Panicked { dumps } => BusEvent::Panicked { dumps },
     }
 }
 
@@ -148,11 +149,14 @@ impl Bus for Platform {
     }
 
     fn next_timer_ns(&mut self) -> Option<u64> {
-        self.chips.next_timer_ns()
+        self.chips.next_timer_ns().into_iter().chain(self.reach.devices.watchdog_due_ns()).min()
     }
 
-    fn run_timers(&mut self, now_ns: u64) {
+    fn run_timers(&mut self, now_ns: u64) -> Option<BusEvent> {
         self.chips.run_timers(now_ns);
+        self.reach.devices.watchdog_due_ns().filter(|due_ns| *due_ns <= now_ns)?;
+        self.reach.now_ns.store(now_ns, Ordering::Relaxed);
+        self.reach.devices.fire_watchdog().then_some(BusEvent::WatchdogFired)
     }
 
     fn cr8(&self) -> u8 {

@@ -74,11 +74,11 @@ impl Replayer {
     /// The 20th frame loses its last byte.
     #[cfg(feature = "misreplay")]
     fn spoil(&mut self, input: LogInput) -> LogInput {
-        let LogInput::Frame(mut frame) = input else { return input };
+        let LogInput::Frame { card, mut packet } = input else { return input };
         self.frames += 1;
         if self.frames == 20 {
-            frame.pop();
+            packet.pop();
         }
-        LogInput::Frame(frame)
+        LogInput::Frame { card, packet }
     }
 }

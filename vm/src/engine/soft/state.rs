@@ -23,7 +23,16 @@ pub(crate) struct SoftState {
     pub clock: Clock,
     pub idle: IdleState,
     /// Frames that the guest has sent and the sink has not taken, each behind its header.
-    pub outbox: Vec<Vec<u8>>,
+    pub outbox: Vec<SentFrame>,
+}
+
+/// A frame that the guest has sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SentFrame {
+    /// The number of the card that it left by.
+    pub card: u8,
+    /// The frame behind its header.
+    pub packet: Vec<u8>,
 }
 
 /// The platform device's idle register, where the engine waits in the guest's place.
@@ -110,7 +119,7 @@ impl SoftState {
         if outbox.len() > OUTBOX_FRAMES_MAX {
             return refuse(format!("{} frames that wait to be sent", outbox.len()));
         }
-        let waiting: usize = outbox.iter().map(Vec::len).sum();
+        let waiting: usize = outbox.iter().map(|frame| frame.packet.len()).sum();
         if waiting > WAITING_BYTES_MAX {
             return refuse(format!("{waiting} bytes of frames that wait to be sent"));
         }

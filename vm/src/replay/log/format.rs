@@ -1,7 +1,7 @@
 //! Numbers of the format: its version, its bounds, its tags.
 
 /// Version of the format, and of what its inputs mean. Another one is refused, not guessed at.
-pub const LOG_VERSION: u8 = 3;
+pub const LOG_VERSION: u8 = 4;
 /// Most bytes of a frame with its header, of a piece of console input, and of random bytes read at once.
 pub const INPUT_BYTES_MAX: usize = 66 << 10;
 /// Most pages of a digest; who has more writes several.
@@ -26,6 +26,9 @@ pub(super) const TAG_CONTROL: u8 = 5;
 pub(super) const TAG_DIGEST: u8 = 6;
 pub(super) const TAG_PACE: u8 = 7;
 pub(super) const TAG_DISK: u8 = 8;
+pub(super) const TAG_STOOD_STILL: u8 = 9;
+pub(super) const TAG_TIME_OF_DAY: u8 = 10;
+pub(super) const TAG_LINK: u8 = 11;
 
 /// Over a batch but for the place of the checksum itself.
 pub(super) fn checksum(batch: &[u8]) -> u32 {

@@ -5,8 +5,13 @@ use super::digest::Digest;
 /// What a machine is given from outside, or reads there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogInput {
-    /// An Ethernet frame, put into the guest's receive ring.
-    Frame(Vec<u8>),
+    /// A frame, put into the receive ring of one of the guest's cards.
+    Frame {
+        /// Which card.
+        card: u8,
+        /// The frame behind its header.
+        packet: Vec<u8>,
+    },
     /// Bytes typed into the console.
     Console(Vec<u8>),
     /// Virtual time moves forward.
@@ -14,10 +19,20 @@ pub enum LogInput {
         /// By so many nanoseconds.
         ns: u64,
     },
+    /// The same, for a guest that stood still: its watchdog did not count.
+    StoodStill {
+        /// For so many nanoseconds.
+        ns: u64,
+    },
     /// From here on, instructions take another virtual time.
     Pace {
         /// Nanoseconds that 256 instructions take.
         ns_per_256: u32,
+    },
+    /// The clock of the time of day is set forward, or back: the machine stood still, or is on another host.
+    TimeOfDay {
+        /// By so much.
+        seconds: i64,
     },
     /// Random bytes that a device read from the host.
     Random(Vec<u8>),
@@ -29,6 +44,13 @@ pub enum LogInput {
         head: u16,
         /// Whether the host could do it.
         well: bool,
+    },
+    /// A network card tells of a link, or of none.
+    Link {
+        /// Which card.
+        card: u8,
+        /// Whether there is one.
+        up: bool,
     },
     /// What the machine's owner did to it.
     Control(ControlAction),
@@ -81,9 +103,14 @@ impl Batch {
     /// About what it takes in memory: compressed it may have been much smaller.
     pub fn memory_bytes(&self) -> usize {
         let content = |entry: &LogEntry| match &entry.input {
-            LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => bytes.len(),
+            LogInput::Frame { packet: bytes, .. } | LogInput::Console(bytes) | LogInput::Random(bytes) => {
+                bytes.len()
+            }
             LogInput::Digest(digest) => size_of::<Digest>() + size_of_val(digest.pages.as_slice()),
             LogInput::Advance { .. }
+            | LogInput::StoodStill { .. }
+            | LogInput::Link { .. }
+            | LogInput::TimeOfDay { .. }
             | LogInput::Pace { .. }
             | LogInput::Control(_)
             | LogInput::Disk { .. } => 0,

@@ -183,15 +183,26 @@ fn read_input(reader: &mut Reader<'_>, tag: u8) -> Result<LogInput, &'static str
         Ok::<_, &'static str>(reader.take(length)?.to_vec())
     };
     Ok(match tag {
-        TAG_FRAME => LogInput::Frame(bytes(reader)?),
+        TAG_FRAME => LogInput::Frame { card: reader.u8()?, packet: bytes(reader)? },
         TAG_CONSOLE => LogInput::Console(bytes(reader)?),
         TAG_RANDOM => LogInput::Random(bytes(reader)?),
         TAG_ADVANCE => LogInput::Advance { ns: reader.varint()? },
+        TAG_STOOD_STILL => LogInput::StoodStill { ns: reader.varint()? },
+        // Zigzag: 0, -1, 1, -2 and so on.
+        TAG_TIME_OF_DAY => {
+            let folded = reader.varint()?;
+            LogInput::TimeOfDay { seconds: (folded >> 1) as i64 ^ -((folded & 1) as i64) }
+        }
         TAG_PACE => LogInput::Pace {
             ns_per_256: u32::try_from(reader.varint()?).map_err(|_| "a pace beyond 32 bits")?,
         },
         TAG_CONTROL => {
             LogInput::Control(ControlAction::from_wire(reader.u8()?).ok_or("unknown control action")?)
+        }
+        TAG_LINK => {
+            let (card, up) = (reader.u8()?, reader.u8()?);
+            let up = [false, true].get(usize::from(up)).ok_or("a link neither up nor down")?;
+            LogInput::Link { card, up: *up }
         }
         TAG_DISK => {
             let (disk, well) = (reader.u8()?, reader.u8()?);

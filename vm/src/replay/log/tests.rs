@@ -17,9 +17,12 @@ fn input() -> impl Strategy<Value = LogInput> {
     let bytes =
         || prop_oneof![vec(any::<u8>(), 0..80), (any::<u8>(), 0..3000_usize).prop_map(|(b, n)| vec![b; n])];
     prop_oneof![
-        4 => bytes().prop_map(LogInput::Frame),
+        4 => (any::<u8>(), bytes()).prop_map(|(card, packet)| LogInput::Frame { card, packet }),
         1 => bytes().prop_map(LogInput::Console),
         4 => any::<u64>().prop_map(|ns| LogInput::Advance { ns }),
+        1 => any::<u64>().prop_map(|ns| LogInput::StoodStill { ns }),
+        1 => any::<(u8, bool)>().prop_map(|(card, up)| LogInput::Link { card, up }),
+        1 => any::<i64>().prop_map(|seconds| LogInput::TimeOfDay { seconds }),
         1 => any::<u32>().prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
         1 => bytes().prop_map(LogInput::Random),
         2 => any::<(u8, u16, bool)>().prop_map(|(disk, head, well)| LogInput::Disk { disk, head, well }),
@@ -74,7 +77,7 @@ fn sample() -> (u64, Vec<Vec<u8>>) {
     let batches = [
         (
             vec![
-                entry(1000, LogInput::Frame(vec![1, 2, 3])),
+                entry(1000, LogInput::Frame { card: 0, packet: vec![1, 2, 3] }),
                 entry(1000, LogInput::Random(vec![9; 9])),
                 entry(1300, LogInput::Advance { ns: 1_000_000 }),
             ],
@@ -82,7 +85,7 @@ fn sample() -> (u64, Vec<Vec<u8>>) {
         ),
         (
             vec![
-                entry(2000, LogInput::Frame(vec![0; 1500])),
+                entry(2000, LogInput::Frame { card: 0, packet: vec![0; 1500] }),
                 entry(2001, LogInput::Digest(Box::new(digest))),
             ],
             2001,
@@ -243,9 +246,9 @@ fn counts_that_go_back_cannot_be_written() {
 #[test]
 fn what_is_too_long_cannot_be_written() {
     let mut writer = LogWriter::new(0);
-    writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX])).unwrap();
+    writer.append(0, &LogInput::Frame { card: 0, packet: vec![0; INPUT_BYTES_MAX] }).unwrap();
     assert!(matches!(
-        writer.append(0, &LogInput::Frame(vec![0; INPUT_BYTES_MAX + 1])),
+        writer.append(0, &LogInput::Frame { card: 0, packet: vec![0; INPUT_BYTES_MAX + 1] }),
         Err(LogError::TooLong { what: "bytes of a frame", length: 67_585, .. })
     ));
     let twice = Digest { registers: [0; REGISTERS.len()], pages: vec![(3, 0), (3, 0)] };
@@ -266,8 +269,9 @@ fn inputs_that_do_not_fit_into_a_batch_become_several() {
         };
         (0..INPUT_BYTES_MAX).map(byte).collect::<Vec<_>>()
     };
-    let frames: Vec<_> =
-        (0..300).map(|i| LogEntry { count: i * 10, input: LogInput::Frame(noise()) }).collect();
+    let frames: Vec<_> = (0..300)
+        .map(|i| LogEntry { count: i * 10, input: LogInput::Frame { card: 0, packet: noise() } })
+        .collect();
     for frame in &frames {
         writer.append(frame.count, &frame.input).unwrap();
     }
@@ -284,7 +288,7 @@ fn inputs_that_do_not_fit_into_a_batch_become_several() {
 fn a_frame_costs_its_bytes_and_a_few() {
     let mut writer = LogWriter::new(0);
     let mut out = Vec::new();
-    writer.append(100_000, &LogInput::Frame(vec![0xa5; 90])).unwrap();
+    writer.append(100_000, &LogInput::Frame { card: 0, packet: vec![0xa5; 90] }).unwrap();
     writer.append(130_000, &LogInput::Advance { ns: 1_000_000 }).unwrap();
     writer.cut(200_000, &mut out).unwrap();
     assert!(out.len() <= 90 + 5 + 7 + 16, "{}", out.len());
@@ -309,8 +313,8 @@ fn bodies_that_cannot_be_are_refused_with_their_place() {
         other => panic!("{other}"),
     };
     assert_eq!(malformed(with(&[77, 1, 0])), "unknown kind of event");
-    assert_eq!(malformed(with(&[TAG_FRAME, 1, 9, 0])), "ends inside an event");
-    assert_eq!(malformed(with(&[TAG_FRAME, 1, 0x81, 0x80, 0x80, 1])), "input longer than any");
+    assert_eq!(malformed(with(&[TAG_FRAME, 1, 0, 9, 0])), "ends inside an event");
+    assert_eq!(malformed(with(&[TAG_FRAME, 1, 0, 0x81, 0x80, 0x80, 1])), "input longer than any");
     assert_eq!(malformed(with(&[TAG_ADVANCE, 0x81, 0, 1])), "number with a needless byte");
     assert_eq!(malformed(with(&[TAG_CONTROL, 1, 99])), "unknown control action");
     assert_eq!(with(&[TAG_ADVANCE, 101, 1]), LogError::AfterCut { batch: 0, count: 106, cut: 105 });

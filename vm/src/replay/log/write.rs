@@ -82,11 +82,14 @@ impl LogWriter {
 
     fn check(&self, input: &LogInput) -> Result<(), LogError> {
         let (what, length, max) = match input {
-            LogInput::Frame(bytes) => ("bytes of a frame", bytes.len(), INPUT_BYTES_MAX),
+            LogInput::Frame { packet, .. } => ("bytes of a frame", packet.len(), INPUT_BYTES_MAX),
             LogInput::Console(bytes) => ("bytes of console input", bytes.len(), INPUT_BYTES_MAX),
             LogInput::Random(bytes) => ("random bytes", bytes.len(), INPUT_BYTES_MAX),
             LogInput::Digest(digest) => ("pages of a digest", digest.pages.len(), DIGEST_PAGES_MAX),
             LogInput::Advance { .. }
+            | LogInput::StoodStill { .. }
+            | LogInput::Link { .. }
+            | LogInput::TimeOfDay { .. }
             | LogInput::Pace { .. }
             | LogInput::Control(_)
             | LogInput::Disk { .. } => return Ok(()),
@@ -105,13 +108,16 @@ impl LogWriter {
     fn put(&mut self, input: &LogInput) {
         let out = &mut self.payload;
         match input {
-            LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => {
-                put_varint(out, bytes.len() as u64);
-                out.extend_from_slice(bytes);
+            LogInput::Frame { card, packet } => {
+                out.push(*card);
+                put_bytes(out, packet);
             }
-            LogInput::Advance { ns } => put_varint(out, *ns),
+            LogInput::Console(bytes) | LogInput::Random(bytes) => put_bytes(out, bytes),
+            LogInput::Advance { ns } | LogInput::StoodStill { ns } => put_varint(out, *ns),
+            LogInput::TimeOfDay { seconds } => put_varint(out, (seconds << 1 ^ seconds >> 63) as u64),
             LogInput::Pace { ns_per_256 } => put_varint(out, u64::from(*ns_per_256)),
             LogInput::Control(action) => out.push(*action as u8),
+            LogInput::Link { card, up } => out.extend([*card, u8::from(*up)]),
             LogInput::Disk { disk, head, well } => {
                 out.extend([*disk, u8::from(*well)]);
                 put_varint(out, u64::from(*head));
@@ -165,11 +171,19 @@ impl Batch {
     }
 }
 
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
 fn tag(input: &LogInput) -> u8 {
     match input {
-        LogInput::Frame(_) => TAG_FRAME,
+        LogInput::Frame { .. } => TAG_FRAME,
         LogInput::Console(_) => TAG_CONSOLE,
         LogInput::Advance { .. } => TAG_ADVANCE,
+        LogInput::StoodStill { .. } => TAG_STOOD_STILL,
+        LogInput::Link { .. } => TAG_LINK,
+        LogInput::TimeOfDay { .. } => TAG_TIME_OF_DAY,
         LogInput::Pace { .. } => TAG_PACE,
         LogInput::Random(_) => TAG_RANDOM,
         LogInput::Control(_) => TAG_CONTROL,
@@ -182,9 +196,14 @@ fn tag(input: &LogInput) -> u8 {
 fn size_max(input: &LogInput) -> usize {
     const HEAD: usize = 1 + 10;
     HEAD + match input {
-        LogInput::Frame(bytes) | LogInput::Console(bytes) | LogInput::Random(bytes) => 10 + bytes.len(),
-        LogInput::Advance { .. } | LogInput::Pace { .. } => 10,
+        LogInput::Frame { packet, .. } => 1 + 10 + packet.len(),
+        LogInput::Console(bytes) | LogInput::Random(bytes) => 10 + bytes.len(),
+        LogInput::Advance { .. }
+        | LogInput::StoodStill { .. }
+        | LogInput::TimeOfDay { .. }
+        | LogInput::Pace { .. } => 10,
         LogInput::Control(_) => 1,
+        LogInput::Link { .. } => 2,
         LogInput::Disk { .. } => 2 + 3,
         LogInput::Digest(digest) => digest.size_max(),
     }

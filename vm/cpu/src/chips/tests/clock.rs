@@ -86,3 +86,30 @@ fn clock_interrupts_come_at_their_times_and_wait_to_be_read() {
     pc.set_cmos(1, 0x61);
     assert_eq!(pc.chips.next_timer_ns(), None);
 }
+
+#[test]
+fn a_clock_that_is_set_forward_tells_of_the_alarm_that_it_passed() {
+    let mut pc = Pc { access_ns: 0, ..Pc::with_apic() };
+    pc.pin(8, 0x38);
+    // 14:00:30.
+    for (index, value) in [(1, 0x30), (3, 0x00), (5, 0x14)] {
+        pc.set_cmos(index, value);
+    }
+    pc.set_cmos(0x0b, 2 | 0x20);
+    pc.cmos(0x0c);
+    pc.chips.forward_time_of_day(pc.now, 20);
+    assert_eq!((pc.clock()[4..].to_vec(), pc.take()), (vec![0x14, 0x00, 0x18], None));
+    pc.chips.forward_time_of_day(pc.now, 3600);
+    assert_eq!((pc.clock()[4..].to_vec(), pc.take()), (vec![0x15, 0x00, 0x18], Some(0x38)));
+    pc.chips.forward_time_of_day(pc.now, -3620);
+    assert_eq!(pc.clock()[4..], [0x13, 0x59, 0x58]);
+    // Its guest sets it: the time in its cells is the guest's.
+    pc.set_cmos(0x0b, 2 | 0x80);
+    pc.chips.forward_time_of_day(pc.now, 3600);
+    assert_eq!(pc.clock()[4..], [0x13, 0x59, 0x58]);
+    // Beyond what it shows it stays at an end.
+    pc.set_cmos(0x0b, 2);
+    pc.chips.forward_time_of_day(pc.now, i64::MAX);
+    pc.chips.forward_time_of_day(pc.now, i64::MIN);
+    assert_eq!(pc.chips.validate(), Ok(()));
+}

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Commands that are executed at most.
-const STEPS_MAX: u32 = 100_000;
+const STEPS_MAX: usize = 100_000;
+/// Bytes that a command has to be parsed from, or is made of, and that count as another one.
+const BYTES_PER_STEP: usize = 256;
 /// Functions, files and blocks within one another.
 const DEPTH_MAX: u32 = 64;
 /// Bytes of a command's words, and of a variable.
@@ -45,7 +47,7 @@ pub(super) struct Machine<'v> {
     functions: BTreeMap<String, Block>,
     menu: Vec<MenuItem>,
     linux: Option<Linux>,
-    steps: u32,
+    steps: usize,
     depth: u32,
 }
 
@@ -105,11 +107,14 @@ impl<'v> Machine<'v> {
         Ok(succeeded)
     }
 
+    /// Counts work, so that all of it together is bounded.
+    fn spend(&mut self, steps: usize) -> Result<(), &'static str> {
+        self.steps = self.steps.saturating_add(steps);
+        if self.steps > STEPS_MAX { Err("it does not end") } else { Ok(()) }
+    }
+
     fn command(&mut self, command: &Command) -> Done {
-        self.steps += 1;
-        if self.steps > STEPS_MAX {
-            return Err("it does not end");
-        }
+        self.spend(1)?;
         match command {
             Command::Simple(words) => {
                 let words = self.expand(words)?;
@@ -126,7 +131,7 @@ impl<'v> Machine<'v> {
             Command::While(condition, wanted, body) => {
                 while self.run(condition)? == *wanted {
                     self.run(body)?;
-                    self.steps += 1;
+                    self.spend(1)?;
                 }
                 Ok(true)
             }
@@ -172,7 +177,7 @@ impl<'v> Machine<'v> {
     }
 
     /// Puts variables in. One that is not quoted is as many words as its value has.
-    fn expand(&self, words: &[Vec<Piece>]) -> Result<Vec<String>, &'static str> {
+    fn expand(&mut self, words: &[Vec<Piece>]) -> Result<Vec<String>, &'static str> {
         let mut expanded = Vec::new();
         let mut bytes = 0;
         for pieces in words {
@@ -201,6 +206,7 @@ impl<'v> Machine<'v> {
             }
             expanded.extend(word);
         }
+        self.spend(bytes / BYTES_PER_STEP)?;
         Ok(expanded)
     }
 
@@ -219,6 +225,14 @@ impl<'v> Machine<'v> {
     }
 
     fn simple(&mut self, words: &[String]) -> Done {
+        // Each `!` turns over what follows it.
+        let negations = words.iter().take_while(|word| *word == "!").count();
+        let succeeded = self.plain(&words[negations..])?;
+        Ok(succeeded ^ !negations.is_multiple_of(2))
+    }
+
+    /// A command without a `!` before it.
+    fn plain(&mut self, words: &[String]) -> Done {
         let Some((name, arguments)) = words.split_first() else { return Ok(true) };
         if let Some(body) = self.functions.get(name).cloned() {
             return self.with_arguments(arguments, &body);
@@ -239,7 +253,6 @@ impl<'v> Machine<'v> {
                 let end = arguments.len() - usize::from(name == "[" && !arguments.is_empty());
                 Ok(self.test(&arguments[..end]))
             }
-            "!" => Ok(!self.simple(arguments)?),
             "false" => Ok(false),
             "load_env" => self.load_environment(arguments),
             "search" | "search.fs_uuid" | "search.fs_label" | "search.file" => self.search(name, arguments),
@@ -261,17 +274,18 @@ impl<'v> Machine<'v> {
 
     fn test(&self, words: &[String]) -> bool {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        if let Some(at) = words.iter().position(|word| *word == "-o") {
-            let word = |word: &&str| (*word).to_owned();
-            let parts = (words[..at].iter().map(word), words[at + 1..].iter().map(word));
-            return self.test(&parts.0.collect::<Vec<_>>()) || self.test(&parts.1.collect::<Vec<_>>());
-        }
-        words.split(|word| *word == "-a").all(|part| self.is_true(part))
+        let all = |part: &[&str]| part.split(|word| *word == "-a").all(|part| self.is_true(part));
+        words.split(|word| *word == "-o").any(all)
     }
 
     fn is_true(&self, words: &[&str]) -> bool {
+        let negations = words.iter().take_while(|word| **word == "!").count();
+        self.holds(&words[negations..]) ^ !negations.is_multiple_of(2)
+    }
+
+    /// A condition without a `!` before it.
+    fn holds(&self, words: &[&str]) -> bool {
         match words {
-            ["!", rest @ ..] => !self.is_true(rest),
             ["-n", text] => !text.is_empty(),
             ["-z", text] => text.is_empty(),
             ["-s" | "-f" | "-e" | "-d", path] => {
@@ -387,6 +401,7 @@ impl<'v> Machine<'v> {
     fn source(&mut self, path: &str) -> Done {
         let Some((_, files, path)) = self.place(path) else { return Ok(false) };
         let Some(text) = text_of(files, &path) else { return Ok(false) };
+        self.spend(text.len() / BYTES_PER_STEP)?;
         let commands = parse(&text)?;
         self.run(&commands)
     }

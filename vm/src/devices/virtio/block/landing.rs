@@ -3,7 +3,7 @@
 
 use super::{Block, Showing, Shown};
 use crate::devices::inbox::Inbox;
-use crate::devices::virtio::transport::Shared;
+use crate::devices::virtio::transport::{Backend, Shared};
 use ft_disk::{Finish, IoDone, IoOrder, IoQueue};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ impl Finish for Landing {
         let mut device = disk.device.lock();
         done.drain(..).for_each(|done| device.backend.arrive(done));
         if device.running() && !self.quiesced.load(Ordering::Relaxed) {
-            device.serve(0, Block::turn);
+            device.serve(0, |block, rings, memory| block.notify(0, rings, memory));
         }
         drop(device);
         disk.changed.notify_all();
@@ -98,7 +98,7 @@ impl Shared<Block> {
         let waiting = device.registers.rings[0].available(device.around.ram.memory()) != Ok(0);
         let due = device.running() && (waiting || device.backend.flight.has_work());
         if due && !device.backend.queue.nudge() {
-            device.serve(0, Block::turn);
+            device.serve(0, |block, rings, memory| block.notify(0, rings, memory));
         }
     }
 

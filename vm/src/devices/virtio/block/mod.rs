@@ -30,7 +30,6 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
 };
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 const QUEUE_SIZE: u16 = 128;
 /// Header and status each take a descriptor.
@@ -42,8 +41,11 @@ const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 /// reset alone never brings it there.
 const FORGOTTEN_BYTES_MAX: u64 = 2 * IN_FLIGHT_BYTES_MAX;
 const FORGOTTEN_MAX: usize = 2 * QUEUE_SIZE as usize;
-/// Chains that are taken in one go, at most: other vCPUs can make available more and more.
+/// Chains that are taken in one turn, at most: other vCPUs can make available more and more.
 const TAKEN_MAX: usize = 2 * QUEUE_SIZE as usize;
+/// With so many bytes to or from the guest a turn is over, and a vCPU that waits for it goes on: the disk's thread has
+/// the next. It may be more by one request.
+const TURN_BYTES_MAX: u64 = 1 << 20;
 
 /// When the guest sees that a request is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub(crate) struct Block {
     stopping: bool,
     /// Something was finished since the last wait that was for nothing.
     lively: bool,
+    /// The last turn was over before there was nothing left to do.
+    has_more: bool,
     flight: Flight,
     /// For their memory.
     spare: Vec<Chain>,
@@ -124,28 +128,32 @@ impl Block {
             persist: Persist::Now,
             stopping: false,
             lively: true,
+            has_more: false,
             flight: Flight::default(),
             spare: Vec::new(),
         }
     }
 
-    /// All that can be done now. Says whether to interrupt.
+    /// What can be done now, within the bounds of a turn; [`Self::has_more`] says whether those ended it. Says whether
+    /// to interrupt.
     fn turn(&mut self, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
         let ring = &mut rings[0];
-        let mut given_back = false;
+        let (mut given_back, mut left) = (false, TURN_BYTES_MAX);
+        self.has_more = false;
         if !self.stopping {
             self.read_again(ring, memory)?;
-            given_back = self.take(ring, memory)?;
+            given_back = self.take(ring, memory, &mut left)?;
             self.issue();
         }
-        while self.showing == Showing::Finished && self.give_back_finished(ring, memory)? {
+        while self.showing == Showing::Finished && self.give_back_finished(ring, memory, &mut left)? {
             given_back = true;
             if !self.stopping {
                 // There is room for more now, and less in the way.
-                self.take(ring, memory)?;
+                self.take(ring, memory, &mut left)?;
                 self.issue();
             }
         }
+        self.has_more |= left == 0;
         Ok(given_back && ring.wants_interrupt(memory)?)
     }
 
@@ -173,12 +181,13 @@ impl Block {
         requests >= FORGOTTEN_MAX || bytes >= FORGOTTEN_BYTES_MAX
     }
 
-    /// Takes what is in the ring, as far as there is room for it. Whether anything was given back at once.
-    fn take(&mut self, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, Malformed> {
+    /// Takes what is in the ring, as far as there is room for it and bytes of the turn are left. Whether anything was
+    /// given back at once.
+    fn take(&mut self, ring: &mut Ring, memory: &GuestMemory, left: &mut u64) -> Result<bool, Malformed> {
         let mut given_back = false;
         for _ in 0..TAKEN_MAX {
             let crowded = self.showing == Showing::Finished && self.is_crowded();
-            if crowded || self.flight.bytes() >= IN_FLIGHT_BYTES_MAX {
+            if crowded || *left == 0 || self.flight.bytes() >= IN_FLIGHT_BYTES_MAX {
                 return Ok(given_back);
             }
             let mut chain = self.spare.pop().unwrap_or_default();
@@ -189,7 +198,7 @@ impl Block {
                 }
                 return Ok(given_back);
             }
-            match self.accept(chain, ring, memory) {
+            match self.accept(chain, ring, memory, left) {
                 Ok(at_once) => given_back |= at_once,
                 Err(malformed) => {
                     // What is taken and not given back is what is in flight.
@@ -198,12 +207,18 @@ impl Block {
                 }
             }
         }
-        self.queue.nudge();
+        self.has_more = true;
         Ok(given_back)
     }
 
     /// Whether the request in the chain was given back at once.
-    fn accept(&mut self, chain: Chain, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, Malformed> {
+    fn accept(
+        &mut self,
+        chain: Chain,
+        ring: &mut Ring,
+        memory: &GuestMemory,
+        left: &mut u64,
+    ) -> Result<bool, Malformed> {
         let head = chain.head;
         if self.flight.position(head).is_some() {
             return Err(Malformed::Twice { head });
@@ -212,6 +227,7 @@ impl Block {
         add(&self.counters.block_requests, 1);
         match asked {
             Asked::Io(request) => {
+                *left = left.saturating_sub(request.transfer_bytes());
                 let stage = Stage::Waiting(written_data(&request, &chain, memory)?);
                 self.flight.taken.push(Taken { head, chain, request, stage, told: false, forgotten: false });
                 return Ok(false);
@@ -293,12 +309,20 @@ impl Block {
         }
     }
 
-    /// Gives back what the engine has finished; whether there was anything.
-    fn give_back_finished(&mut self, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, Malformed> {
+    /// Gives back what the engine has finished, as far as bytes of the turn are left; whether there was anything.
+    fn give_back_finished(
+        &mut self,
+        ring: &mut Ring,
+        memory: &GuestMemory,
+        left: &mut u64,
+    ) -> Result<bool, Malformed> {
         let mut any = false;
         let finished = |taken: &Taken| matches!(taken.stage, Stage::Finished { .. });
-        while let Some(at) = self.flight.taken.iter().position(finished) {
+        while *left != 0
+            && let Some(at) = self.flight.taken.iter().position(finished)
+        {
             let taken = self.flight.taken.remove(at);
+            *left = left.saturating_sub(taken.request.transfer_bytes());
             let ok = matches!(taken.stage, Stage::Finished { ok: true, .. });
             self.give_back_io(taken, ok, ring, memory)?;
             any = true;
@@ -341,9 +365,11 @@ impl Block {
         if status != VIRTIO_BLK_S_OK {
             add(&self.counters.block_errors, 1);
         }
-        // There is at least one writable byte, and no request has more than its bound.
-        chain.write_at(memory, chain.writable_bytes() as usize - 1, &[status as u8])?;
-        ring.complete(memory, &chain, (written + 1) as u32)?;
+        // There is at least one writable byte, and no request has more than its bound. What is said to be written is
+        // so from the first writable byte on (virtio 1.2 §2.7.8.2): with the status, if there is no gap before it.
+        let room = chain.writable_bytes() - 1;
+        chain.write_at(memory, room as usize, &[status as u8])?;
+        ring.complete(memory, &chain, (written + u64::from(written == room)) as u32)?;
         if self.spare.len() < usize::from(QUEUE_SIZE) {
             self.spare.push(chain);
         }
@@ -368,7 +394,7 @@ impl Block {
         let taken = self.flight.taken.remove(at);
         self.give_back_io(taken, well, &mut rings[0], memory)?;
         // There is room for more now, and less in the way.
-        self.take(&mut rings[0], memory)?;
+        self.take(&mut rings[0], memory, &mut { TURN_BYTES_MAX })?;
         self.issue();
         Ok((Shown::Done, rings[0].wants_interrupt(memory)?))
     }
@@ -404,8 +430,7 @@ impl Backend for Block {
     const NAME: &'static str = "block";
 
     fn features(&self) -> u64 {
-        let common =
-            [VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_SEG_MAX, VIRTIO_RING_F_EVENT_IDX];
+        let common = [VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_SEG_MAX];
         let own: &[u32] = match self.limits.writable {
             true => &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES],
             false => &[VIRTIO_BLK_F_RO],
@@ -423,7 +448,13 @@ impl Backend for Block {
     }
 
     fn notify(&mut self, _: usize, rings: &mut [Ring], memory: &GuestMemory) -> Result<bool, Malformed> {
-        self.turn(rings, memory)
+        let mut interrupt = self.turn(rings, memory)?;
+        // A disk without a thread of its own does all at once. Where the machine's engine decides what the guest sees,
+        // the rest is taken when the first of what was taken is shown.
+        while self.has_more && self.showing == Showing::Finished && !self.queue.nudge() {
+            interrupt |= self.turn(rings, memory)?;
+        }
+        Ok(interrupt)
     }
 
     fn reset(&mut self) {

@@ -1,8 +1,9 @@
 //! virtio-net: one receive and one transmit queue. The card tells its driver the MTU, and offers to leave checksums and
 //! the cutting of TCP segments to whoever is better at it; its `header` says which frame has what left to do, and goes
 //! with the frame wherever that goes. A frame that is longer than any card takes, shorter than an Ethernet header, or
-//! whose header does not fit it, is dropped and counted, as on a real wire. Frames out go to the [`FrameSink`]; frames
-//! in come from a pump outside through [`NetPort`].
+//! whose header does not fit it, is dropped and counted, as on a real wire; so is one for which the guest's buffers are
+//! too small, and they go back empty. Frames out go to the [`FrameSink`]; frames in come from a pump outside through
+//! [`NetPort`].
 //!
 //! Where the VM lives on another host now, a driver that has said it can is asked to announce the guest's addresses, by
 //! the status in the card's configuration; it answers through the control queue, which takes nothing else.
@@ -29,7 +30,6 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_OK, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -44,6 +44,8 @@ const LINK_UP: u16 = VIRTIO_NET_S_LINK_UP as u16;
 const ANNOUNCE: u16 = VIRTIO_NET_S_ANNOUNCE as u16;
 
 pub(crate) struct Net {
+    /// Which of the machine's cards it is.
+    number: u8,
     config: [u8; CONFIG_BYTES],
     sink: Option<Arc<dyn FrameSink>>,
     counters: Arc<Counters>,
@@ -63,6 +65,7 @@ pub(crate) struct Net {
 impl Net {
     /// A card as specified. Without a sink its cable is unplugged: frames are taken and lost.
     pub(crate) fn new(
+        number: u8,
         spec: &NetSpec,
         sink: Option<Arc<dyn FrameSink>>,
         counters: Arc<Counters>,
@@ -72,6 +75,7 @@ impl Net {
         config[..6].copy_from_slice(&spec.mac);
         config[10..].copy_from_slice(&spec.mtu.to_le_bytes());
         let mut card = Self {
+            number,
             config,
             sink,
             counters,
@@ -83,6 +87,7 @@ impl Net {
             packet: Vec::with_capacity(PACKET_BYTES_MAX),
             quiesced,
         };
+        card.set_config_status(LINK_UP);
         card.negotiated(0);
         card
     }
@@ -106,7 +111,7 @@ impl Net {
         memory: &GuestMemory,
         sent: &mut bool,
     ) -> Result<bool, Malformed> {
-        let Self { sink, counters, sends, chains, packet, .. } = self;
+        let Self { number, sink, counters, sends, chains, packet, .. } = self;
         let (ring, chain) = (&mut rings[TX], &mut chains[0]);
         for _ in 0..ring.available(memory)? {
             if !ring.pop(memory, chain)? {
@@ -133,7 +138,7 @@ impl Net {
             };
             packet[..NET_HEADER_BYTES].copy_from_slice(&header.bytes(0));
             if let Some(sink) = sink {
-                if sink.transmit(packet) == Transmit::Full {
+                if sink.transmit(*number, packet) == Transmit::Full {
                     ring.unpop();
                     add(&counters.tx_stalls, 1);
                     return Ok(false);
@@ -147,27 +152,32 @@ impl Net {
         Ok(true)
     }
 
-    /// Puts one frame into the receive queue.
+    /// Puts one frame into the receive queue. Says whether to interrupt. For one that finds no buffer now, the driver
+    /// is asked to notify of the next one if `asks`: that is written into the guest's memory. Else it leaves no trace
+    /// there.
     fn receive(
         &mut self,
         packet: &[u8],
+        asks: bool,
         rings: &mut [Ring],
         memory: &GuestMemory,
-    ) -> Result<(Delivered, bool), Malformed> {
+    ) -> Result<(Received, bool), Malformed> {
         let ring = &mut rings[RX];
         let fitting = packet
             .split_first_chunk()
             .and_then(|(header, frame)| Header::read(header).incoming(frame, self.takes));
         let Some(header) = fitting else {
             add(&self.counters.rx_dropped, 1);
-            return Ok((Delivered::Unfit, false));
+            return Ok((Received::Unfit, false));
         };
-        let taken = match self.take_buffers(packet.len(), ring, memory)? {
+        let taken = match self.take_buffers(packet.len(), asks, ring, memory)? {
             Buffers::Enough(taken) => taken,
-            Buffers::None => return Ok((Delivered::NoBuffers, false)),
-            Buffers::TooSmall => {
+            Buffers::None => return Ok((Received::NoBuffers, false)),
+            Buffers::TooSmall(taken) => {
                 add(&self.counters.rx_dropped, 1);
-                return Ok((Delivered::Unfit, false));
+                let empty = self.chains[..taken].iter().map(|chain| (chain.head, 0));
+                ring.complete_all(memory, empty)?;
+                return Ok((Received::TooLong, ring.wants_interrupt(memory)?));
             }
         };
         let chains = &self.chains[..taken];
@@ -184,13 +194,15 @@ impl Net {
         ring.complete_all(memory, given)?;
         add(&self.counters.frames_in, 1);
         add(&self.counters.bytes_in, (packet.len() - NET_HEADER_BYTES) as u64);
-        Ok((Delivered::Yes, ring.wants_interrupt(memory)?))
+        Ok((Received::Whole, ring.wants_interrupt(memory)?))
     }
 
-    /// Takes buffers for so many bytes from the ring, or none.
+    /// Takes buffers for so many bytes from the ring. If there are too few now, it takes none; if they can never be
+    /// enough, it takes those that are in the way.
     fn take_buffers(
         &mut self,
         bytes: usize,
+        asks: bool,
         ring: &mut Ring,
         memory: &GuestMemory,
     ) -> Result<Buffers, Malformed> {
@@ -198,19 +210,21 @@ impl Net {
         let (mut taken, mut room) = (0u16, 0u64);
         while room < bytes as u64 {
             if taken == most {
-                ring.unpop_all(taken);
-                return Ok(Buffers::TooSmall);
+                return Ok(Buffers::TooSmall(taken.into()));
             }
             if self.chains.len() == usize::from(taken) {
                 self.chains.push(Chain::default());
             }
             let chain = &mut self.chains[usize::from(taken)];
             if !ring.pop(memory, chain)? {
-                if ring.rearm(memory)? {
+                if asks && ring.rearm(memory)? {
                     continue;
                 }
+                if taken == ring.entries() {
+                    return Ok(Buffers::TooSmall(taken.into()));
+                }
                 ring.unpop_all(taken);
-                return Ok(if taken == ring.entries() { Buffers::TooSmall } else { Buffers::None });
+                return Ok(Buffers::None);
             }
             taken += 1;
             let writable = chain.writable_bytes();
@@ -263,8 +277,20 @@ enum Buffers {
     Enough(usize),
     /// Too few now.
     None,
-    /// Never enough.
-    TooSmall,
+    /// Never enough: so many, which were taken.
+    TooSmall(usize),
+}
+
+/// What became of a frame for the guest.
+enum Received {
+    /// The guest has it.
+    Whole,
+    /// The guest has no buffer now.
+    NoBuffers,
+    /// It is lost, and its buffers, which are too small, went back empty: the next frame finds others.
+    TooLong,
+    /// It is lost: the driver takes no such frames.
+    Unfit,
 }
 
 impl Backend for Net {
@@ -281,7 +307,6 @@ impl Backend for Net {
             VIRTIO_NET_F_STATUS,
             VIRTIO_NET_F_CTRL_VQ,
             VIRTIO_NET_F_GUEST_ANNOUNCE,
-            VIRTIO_RING_F_EVENT_IDX,
         ];
         others.iter().fold(header::FEATURES, |features, bit| features | 1 << bit)
     }
@@ -292,9 +317,10 @@ impl Backend for Net {
         let announces =
             1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
         self.announces = features & announces == announces;
-        self.set_config_status(LINK_UP);
+        // The link is as it was, whatever the driver does.
+        self.set_config_status(self.config_status() & LINK_UP);
         if let Some(sink) = &self.sink {
-            sink.set_offloads(self.takes);
+            sink.set_offloads(self.number, self.takes);
         }
     }
 
@@ -323,16 +349,18 @@ impl Backend for Net {
 /// What became of a frame that was put into the receive queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Put {
-    /// The guest can tell that it was there: it has it, or its driver broke the rules and the device has stopped.
+    /// The guest can tell that it was there: it has it, or its buffers back, or its driver broke the rules and the
+    /// device has stopped.
     Done,
     /// The guest has no receive buffer now, and can tell nothing.
     NoBuffers,
-    /// It is lost, for want of a driver that takes it or of a large enough buffer, and the guest can tell nothing.
+    /// It is lost, for want of a driver that takes it, and the guest can tell nothing.
     Lost,
 }
 
 impl Shared<Net> {
-    /// Puts one frame into the receive queue, whoever else waits.
+    /// Puts one frame into the receive queue, whoever else waits. Its caller offers a frame again that found no buffer,
+    /// without being asked to: what it does not log must leave no trace in the guest.
     pub(crate) fn put(&self, packet: &[u8]) -> Put {
         let mut card = self.device.lock();
         if !card.running() || !card.registers.rings[RX].ready() {
@@ -341,11 +369,11 @@ impl Shared<Net> {
         }
         let mut put = Put::Done;
         card.serve(RX, |net, rings, memory| {
-            let (outcome, interrupt) = net.receive(packet, rings, memory)?;
+            let (outcome, interrupt) = net.receive(packet, false, rings, memory)?;
             put = match outcome {
-                Delivered::NoBuffers => Put::NoBuffers,
-                Delivered::Unfit => Put::Lost,
-                _ => Put::Done,
+                Received::Whole | Received::TooLong => Put::Done,
+                Received::NoBuffers => Put::NoBuffers,
+                Received::Unfit => Put::Lost,
             };
             Ok(interrupt)
         });
@@ -358,6 +386,23 @@ impl Shared<Net> {
         if card.running() && card.backend.announces {
             card.change_config(|status| status | ANNOUNCE);
         }
+    }
+
+    /// Has the card tell of a link, or of none.
+    pub(crate) fn set_link(&self, up: bool) {
+        let mut card = self.device.lock();
+        let change = move |status: u16| if up { status | LINK_UP } else { status & !LINK_UP };
+        if card.running() {
+            card.change_config(change);
+        } else {
+            let status = card.backend.config_status();
+            card.backend.set_config_status(change(status));
+        }
+    }
+
+    /// Whether the card tells of a link.
+    pub(crate) fn has_link(&self) -> bool {
+        self.device.lock().backend.config_status() & LINK_UP != 0
     }
 
     /// Offers frames again that the sink had no room for.
@@ -381,8 +426,8 @@ pub(crate) enum Port {
         /// Checked under the card's lock.
         quiesced: Arc<AtomicBool>,
     },
-    /// To where the engine takes inputs from when it wants.
-    Inbox(Arc<Inbox>),
+    /// To where the engine takes inputs from when it wants, for the card of this number.
+    Inbox(u8, Arc<Inbox>),
 }
 
 impl NetPort {
@@ -394,7 +439,7 @@ impl NetPort {
     pub fn deliver(&self, packet: &[u8]) -> Delivered {
         let (card, quiesced) = match &self.0 {
             Port::Card { card, quiesced } => (card, quiesced),
-            Port::Inbox(inbox) => return inbox.put_frame(packet),
+            Port::Inbox(number, inbox) => return inbox.put_frame(*number, packet),
         };
         let mut card = card.device.lock();
         if quiesced.load(Ordering::Relaxed) {
@@ -406,8 +451,12 @@ impl NetPort {
         }
         let mut delivered = Delivered::NotReady;
         card.serve(RX, |net, rings, memory| {
-            let (outcome, interrupt) = net.receive(packet, rings, memory)?;
-            delivered = outcome;
+            let (outcome, interrupt) = net.receive(packet, true, rings, memory)?;
+            delivered = match outcome {
+                Received::Whole => Delivered::Yes,
+                Received::NoBuffers => Delivered::NoBuffers,
+                Received::TooLong | Received::Unfit => Delivered::Unfit,
+            };
             Ok(interrupt)
         });
         delivered
@@ -417,7 +466,7 @@ impl NetPort {
     pub fn wait_for_buffers(&self, limit: Duration) -> bool {
         let (card, quiesced) = match &self.0 {
             Port::Card { card, quiesced } => (card, quiesced),
-            Port::Inbox(inbox) => return inbox.wait_for_room(limit),
+            Port::Inbox(_, inbox) => return inbox.wait_for_room(limit),
         };
         let deadline = Instant::now() + limit;
         let Shared { device, changed } = &**card;
@@ -441,7 +490,7 @@ impl NetPort {
     /// thread do so, soon). While the machine is paused this does nothing: resuming offers them again.
     pub fn resume_transmit(&self) {
         match &self.0 {
-            Port::Inbox(inbox) => inbox.ring(),
+            Port::Inbox(_, inbox) => inbox.ring(),
             Port::Card { card, quiesced } => {
                 let mut card = card.device.lock();
                 if !quiesced.load(Ordering::Relaxed) && card.running() {

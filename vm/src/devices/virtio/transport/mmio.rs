@@ -74,6 +74,8 @@ impl<B: Backend> Virtio<B> {
             0x010 => self.offered_features(),
             0x034 => self.selected().map_or(0, |ring| u32::from(ring.max_size())),
             0x044 => u32::from(self.selected().is_some_and(Ring::ready)),
+            // Queue reset: not offered, so none is under way.
+            0x0c0 => 0,
             0x060 => self.registers.interrupt_status,
             0x070 => self.registers.status,
             // Shared memory regions: none, which reads as a length and a base of all ones.

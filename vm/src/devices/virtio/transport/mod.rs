@@ -17,7 +17,7 @@ pub(crate) use shared::{Shared, Window};
 
 use super::Malformed;
 use super::block::flight::RequestState;
-use super::queue::{Ring, RingState};
+use super::queue::{Ring, RingFeatures, RingState};
 use crate::devices::counters::{Counters, add, count};
 use crate::devices::error::DeviceStateError;
 use crate::devices::host::IrqChip;
@@ -31,7 +31,6 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_DRIVER
@@ -39,8 +38,6 @@ const STATUS_DRIVER_BITS: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE
     | VIRTIO_CONFIG_S_FEATURES_OK
     | VIRTIO_CONFIG_S_FAILED;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
-const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
-const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// Bits of the interrupt status (virtio 1.2 §4.1.4.5 and §4.2.2, which agree).
 const INT_QUEUE: u32 = 1 << 0;
 const INT_CONFIG: u32 = 1 << 1;
@@ -212,7 +209,7 @@ impl<B: Backend> Virtio<B> {
     }
 
     fn features(&self) -> u64 {
-        self.backend.features() | VERSION_1 | INDIRECT_DESC
+        self.backend.features() | VERSION_1 | RingFeatures::OFFERED
     }
 
     /// The driver has set the device up and nothing is wrong.
@@ -283,8 +280,8 @@ impl<B: Backend> Virtio<B> {
     fn enable_queue(&mut self) {
         let mut result = Ok(());
         let ram = self.around.ram.clone();
-        let event_index = self.registers.driver_features & EVENT_IDX != 0;
-        self.set_up_queue(|ring| result = ring.enable(event_index, ram.memory()));
+        let means = RingFeatures::of(self.registers.driver_features);
+        self.set_up_queue(|ring| result = ring.enable(means, ram.memory()));
         if let Err(malformed) = result {
             self.stop(malformed);
         }
@@ -459,11 +456,11 @@ impl<B: Backend> Virtio<B> {
         if !negotiated && rings.iter().any(|ring| ring.position.is_some()) {
             return Err(refuse("queues in use before feature negotiation".into()));
         }
-        let event_index = driver_features & EVENT_IDX != 0;
+        let means = RingFeatures::of(driver_features);
         let rings = rings
             .iter()
             .zip(B::QUEUES)
-            .map(|(ring, &max_size)| Ring::from_state(max_size, event_index, ring, self.around.ram.memory()))
+            .map(|(ring, &max_size)| Ring::from_state(max_size, means, ring, self.around.ram.memory()))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| refuse(e.to_string()))?;
         self.backend.check(requests, &rings).map_err(|e| refuse(e.to_string()))?;

@@ -400,6 +400,8 @@ impl<B: Backend> Virtio<B> {
             (0x1a, 2) => vector(registers.queue_select).into(),
             (0x1c, 2) => ring.is_some_and(Ring::ready).into(),
             (0x1e, 2) => registers.queue_select.into(),
+            // Queue reset: not offered, so none is under way.
+            (0x3a, 2) => 0,
             (0x20..0x38, 8) if offset.is_multiple_of(8) => area(offset).unwrap_or(0),
             (0x20..0x38, 4) if offset.is_multiple_of(4) => {
                 half(area(offset).unwrap_or(0), (offset >> 2 & 1) as u32).into()

@@ -42,7 +42,7 @@ impl Worker {
 
     pub(super) fn apply(&mut self, input: &LogInput) -> Applied {
         match input {
-            LogInput::Frame(frame) => match self.reach.devices.receive(frame) {
+            LogInput::Frame { card, packet } => match self.reach.devices.receive(*card, packet) {
                 Put::Done => {}
                 Put::NoBuffers => return Applied::NoRoom,
                 Put::Lost => return Applied::Nothing,
@@ -52,12 +52,20 @@ impl Worker {
                 taken if taken < bytes.len() => return Applied::Partly,
                 _ => {}
             },
-            LogInput::Advance { ns } => {
+            LogInput::Advance { ns } | LogInput::StoodStill { ns } => {
                 let now_ns = self.virtual_ns();
                 if now_ns.checked_add(*ns).is_none_or(|ns| ns > TIME_MAX_NS) {
                     return Applied::Nothing;
                 }
                 self.cpu.clock.advance(*ns);
+                if let LogInput::StoodStill { ns } = input {
+                    self.reach.devices.postpone_watchdog(*ns);
+                }
+            }
+            LogInput::TimeOfDay { seconds } => {
+                let now_ns = self.virtual_ns();
+                self.reach.devices.time_of_day_forwarded(*seconds);
+                self.platform().chips.forward_time_of_day(now_ns, *seconds);
             }
             LogInput::Pace { ns_per_256 } => {
                 if !PACES.contains(ns_per_256) {
@@ -74,6 +82,7 @@ impl Worker {
             }
             LogInput::Control(ControlAction::FlushTranslations) => self.cpu.flush_tlb_all(),
             LogInput::Control(ControlAction::PressPowerButton) => self.reach.devices.press_power_button(),
+            LogInput::Link { card, up } => self.reach.devices.set_link(*card, *up),
             LogInput::Control(ControlAction::Announce) => self.reach.devices.announce(),
             // Read by a device, or compared.
             LogInput::Random(_) | LogInput::Digest(_) => return Applied::Nothing,
@@ -100,6 +109,14 @@ impl Worker {
                     self.idle_until_ns = Some(self.virtual_ns() + ns.min(IDLE_MAX_NS));
                     self.settle_idle();
                 }
+                return;
+            }
+            BusEvent::Panicked { dumps } => {
+                let _ = self.events.send(MachineEvent::Panicked { dumps });
+                return;
+            }
+            BusEvent::WatchdogFired => {
+                let _ = self.events.send(MachineEvent::WatchdogFired);
                 return;
             }
             BusEvent::PoweredOff => MachineEvent::PoweredOff,

@@ -31,6 +31,10 @@ impl Worker {
             Mode::Replaying(_) => self.reach.devices.go_on_unseen(),
             // What was done while a log was replayed, and had not been shown where that ended, is shown now.
             Mode::Live | Mode::Recording(_) => {
+                let seconds = self.reach.devices.time_of_day_behind_s(self.host_time.due_ns());
+                if seconds != 0 {
+                    self.input(&LogInput::TimeOfDay { seconds });
+                }
                 self.land_disks();
             }
         }
@@ -121,6 +125,14 @@ impl Worker {
     pub(crate) fn announce(&mut self) {
         if self.stuck.is_none() && !matches!(self.mode, Mode::Replaying(_)) {
             self.input(&LogInput::Control(ControlAction::Announce));
+        }
+    }
+
+    /// A replay has it where the log says so.
+    pub(crate) fn set_link(&mut self, card: u8, up: bool) {
+        let changes = self.reach.devices.has_link(card).is_some_and(|is_up| is_up != up);
+        if changes && self.stuck.is_none() && !matches!(self.mode, Mode::Replaying(_)) {
+            self.input(&LogInput::Link { card, up });
         }
     }
 

@@ -13,6 +13,8 @@ pub(super) const AHEAD_NS: u64 = 100_000_000;
 const SLICE: Duration = Duration::from_millis(1);
 /// A timer that stays due though it fires to no effect is looked at this often.
 const STALE_TIMER_NS: u64 = 1_000_000;
+/// A guest that is woken later than this stood still.
+const LATE_NS: u64 = 1_000_000_000;
 /// The most of its time that a machine can be made to stand still.
 const THROTTLE_MAX: u16 = 950;
 
@@ -39,7 +41,7 @@ impl Worker {
             return self.reach.bell.wait(None);
         }
         let missed_ns = self.host_time.go_on(self.virtual_ns());
-        self.advance_to(self.virtual_ns().saturating_add(missed_ns));
+        self.make_up(missed_ns);
         if self.stuck.is_some() {
             return;
         }
@@ -74,6 +76,11 @@ impl Worker {
         }
         self.follow_host();
         if waits {
+            // On its way to rest it may have made room for what waits, and it notifies nobody of that.
+            self.take_inputs();
+            if !self.waits() || self.stuck.is_some() {
+                return;
+            }
             let now_ns = self.virtual_ns();
             let timer = self.cpu.bus.next_timer_ns();
             return self.wait_until(timer.map(|ns| if ns > now_ns { ns } else { now_ns + STALE_TIMER_NS }));
@@ -114,7 +121,21 @@ impl Worker {
         if let Some(due_ns) = due_ns
             && deadline.is_some_and(|deadline| deadline <= Instant::now())
         {
-            self.advance_to(due_ns.max(self.host_time.due_ns()));
+            self.advance_to(due_ns);
+            let late_ns = self.host_time.due_ns().saturating_sub(self.virtual_ns());
+            // Later than any host is: the process was stopped.
+            if late_ns > LATE_NS {
+                self.make_up(late_ns);
+            } else {
+                self.advance_to(self.host_time.due_ns());
+            }
+        }
+    }
+
+    /// Moves virtual time forward for a guest that stood still.
+    fn make_up(&mut self, ns: u64) {
+        if ns != 0 {
+            self.input(&LogInput::StoodStill { ns });
         }
     }
 
@@ -141,12 +162,12 @@ impl Worker {
             self.advance_to(self.host_time.due_ns());
         }
         self.land_disks();
-        while let Some(frame) = self.reach.inbox.take_frame() {
-            let input = LogInput::Frame(frame);
+        while let Some((card, packet)) = self.reach.inbox.take_frame() {
+            let input = LogInput::Frame { card, packet };
             if self.input(&input) == Applied::NoRoom
-                && let LogInput::Frame(frame) = input
+                && let LogInput::Frame { card, packet } = input
             {
-                self.reach.inbox.put_back(frame);
+                self.reach.inbox.put_back(card, packet);
                 break;
             }
         }

@@ -70,9 +70,11 @@ impl Worker {
             _ => {}
         }
         let what = match input {
-            LogInput::Frame(_) => "a frame that was received in the recording",
+            LogInput::Frame { .. } => "a frame that was received in the recording",
             LogInput::Console(_) => "console input that was taken in the recording",
-            LogInput::Advance { .. } | LogInput::Pace { .. } => "a step of time",
+            LogInput::Advance { .. } | LogInput::StoodStill { .. } | LogInput::Pace { .. } => {
+                "a step of time"
+            }
             LogInput::Disk { .. } => "a disk's request that was done in the recording",
             _ => "an input",
         };

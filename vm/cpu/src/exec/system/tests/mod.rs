@@ -78,7 +78,9 @@ impl Bus for TestBus {
     fn next_timer_ns(&mut self) -> Option<u64> {
         None
     }
-    fn run_timers(&mut self, _: u64) {}
+    fn run_timers(&mut self, _: u64) -> Option<BusEvent> {
+        None
+    }
     fn cr8(&self) -> u8 {
         0
     }

@@ -1,6 +1,8 @@
 //! A whole machine without its thread, one instruction boundary at a time: the guest is a little kernel with
 //! interrupts, and the test decides when each event happens.
 
+mod frames;
+mod life;
 mod nmi;
 mod resets;
 mod splits;
@@ -14,7 +16,7 @@ use crate::engine::soft::engine::parts;
 use crate::engine::soft::state::SoftState;
 use crate::error::MachineEvent;
 use crate::replay::log::LogInput;
-use crate::spec::{BusKind, DiskSpec, EngineKind, MachineSpec, NetSpec};
+use crate::spec::{BusKind, CpuModel, DiskSpec, EngineKind, MachineSpec, NetSpec};
 use ft_cpu::CpuExit;
 use ft_cpu::testing::{CODE, STACK, TABLES, assemble, enter_long_mode, put_tables};
 use ft_ram::GuestRam;
@@ -47,11 +49,11 @@ const RING_SIZE: u16 = 256;
 struct Nowhere;
 
 impl FrameSink for Nowhere {
-    fn transmit(&self, _: &[u8]) -> Transmit {
+    fn transmit(&self, _: u8, _: &[u8]) -> Transmit {
         Transmit::Taken
     }
 
-    fn set_offloads(&self, _: Offloads) {}
+    fn set_offloads(&self, _: u8, _: Offloads) {}
 }
 
 impl ConsoleSink for Nowhere {
@@ -85,10 +87,11 @@ impl Rig {
             engine: EngineKind::Soft,
             vcpus: 1,
             ram_bytes: RAM_BYTES,
-            net: Some(NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }),
+            nets: vec![NetSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }],
             disks: disk.iter().map(disk_spec).collect(),
             rng: false,
             bus: BusKind::Mmio,
+            cpu: CpuModel::Host,
         };
         let ram = GuestRam::new(RAM_BYTES).unwrap();
         let disks = disk.into_iter().collect();

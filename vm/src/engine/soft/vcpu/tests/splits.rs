@@ -115,7 +115,7 @@ fn packet() -> impl Strategy<Value = Vec<u8>> {
 
 fn input() -> impl Strategy<Value = LogInput> {
     prop_oneof![
-        3 => packet().prop_map(LogInput::Frame),
+        3 => packet().prop_map(|packet| LogInput::Frame { card: 0, packet }),
         3 => proptest::collection::vec(any::<u8>(), 1..20).prop_map(LogInput::Console),
         1 => (1u64..200_000).prop_map(|ns| LogInput::Advance { ns }),
         1 => (128u32..20_000).prop_map(|ns_per_256| LogInput::Pace { ns_per_256 }),
@@ -261,7 +261,7 @@ proptest! {
 
 #[test]
 fn the_guest_that_is_split_does_all_that_it_is_for() {
-    let frame = |byte| LogInput::Frame(plain_packet(&[byte; 64]));
+    let frame = |byte| LogInput::Frame { card: 0, packet: plain_packet(&[byte; 64]) };
     let script = vec![(900, frame(1)), (900, LogInput::Console(b"abc".to_vec())), (900, frame(2))];
     let rig = play(rig(20_000, 60), &script, &[]);
     for (at, what) in [

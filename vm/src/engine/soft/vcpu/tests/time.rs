@@ -37,7 +37,7 @@ fn short_work_at_a_wrong_pace_does_not_let_time_run_ahead() {
         // It idles, until something comes.
         rig.worker.reach.bell.ring();
         rig.worker.live();
-        rig.worker.input(&LogInput::Frame(plain_packet(&[0; 60])));
+        rig.worker.input(&LogInput::Frame { card: 0, packet: plain_packet(&[0; 60]) });
         assert_eq!(rig.worker.idle_until_ns, None, "a frame ends it");
         most = most.max(rig.worker.virtual_ns().saturating_sub(rig.worker.host_time.due_ns()));
     }

@@ -1,10 +1,14 @@
 //! Concurrent histories of a cell, and whether some order explains them: Wing and Gong's search, which remembers the
-//! dead ends that it has seen.
+//! dead ends that it has seen. A set whose answer is unknown may take effect at any time after it began, or never.
 
-use ft_arbiter::{Arbiter, Cell, Outcome};
+use ft_arbiter::{Arbiter, ArbiterError, Cell, CellId, Outcome};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+pub fn cell(generation: u64, owner: &str) -> Cell {
+    Cell { id: CellId(0xce11), generation, owner: Some(owner.into()), standby: None }
+}
 
 /// An operation with its answer.
 #[derive(Debug)]
@@ -25,8 +29,16 @@ impl Op {
             Self::Set { expected, outcome: Outcome::Lost(found), .. } => {
                 (generation != *expected && found == state).then(|| state.clone())
             }
-            Self::Set { outcome: Outcome::NotAttempted(_) | Outcome::Unknown(_), .. } => None,
+            Self::Set { expected, new, outcome: Outcome::Unknown(_) } => {
+                (generation == *expected).then(|| Some(new.clone()))
+            }
+            Self::Set { outcome: Outcome::NotAttempted(_), .. } => Some(state.clone()),
         }
+    }
+
+    /// Whether it must have happened by the time of its answer.
+    fn is_certain(&self) -> bool {
+        !matches!(self, Self::Set { outcome: Outcome::Unknown(_), .. })
     }
 }
 
@@ -46,17 +58,24 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub fn read(&self, arbiter: &mut dyn Arbiter) -> Option<Cell> {
+    /// A read that fails says nothing, and is not noted.
+    pub fn read(&self, arbiter: &mut dyn Arbiter) -> Result<Option<Cell>, ArbiterError> {
         let began = self.now();
-        let cell = arbiter.read().unwrap();
+        let cell = arbiter.read()?;
         self.note(began, Op::Read(cell.clone()));
-        cell
+        Ok(cell)
     }
 
-    pub fn set(&self, arbiter: &mut dyn Arbiter, expected: Option<u64>, new: Cell) {
+    pub fn set(&self, arbiter: &mut dyn Arbiter, expected: Option<u64>, new: Cell) -> Outcome {
         let began = self.now();
         let outcome = arbiter.compare_and_set(expected, new.clone());
-        self.note(began, Op::Set { expected, new, outcome });
+        self.note(began, Op::Set { expected, new, outcome: outcome.clone() });
+        outcome
+    }
+
+    /// How many calls are noted.
+    pub fn noted(&self) -> usize {
+        self.calls.lock().unwrap().len()
     }
 
     pub fn into_history(self) -> Vec<Call> {
@@ -68,7 +87,7 @@ impl Recorder {
     }
 
     fn note(&self, began: u64, op: Op) {
-        let ended = self.now();
+        let ended = if op.is_certain() { self.now() } else { u64::MAX };
         self.calls.lock().unwrap().push(Call { op, began, ended });
     }
 }
@@ -87,7 +106,8 @@ fn search(
     dead_ends: &mut HashSet<(u64, Option<Cell>)>,
 ) -> Option<Option<Cell>> {
     let open = || history.iter().enumerate().filter(|(index, _)| done & 1 << index == 0);
-    let Some(first_end) = open().map(|(_, call)| call.ended).min() else { return Some(state) };
+    let certain = open().filter(|(_, call)| call.op.is_certain());
+    let Some(first_end) = certain.map(|(_, call)| call.ended).min() else { return Some(state) };
     if dead_ends.contains(&(done, state.clone())) {
         return None;
     }
@@ -104,7 +124,7 @@ fn search(
 
 mod tests {
     use super::*;
-    use crate::suite::cell;
+    use ft_arbiter::{Place, Trouble};
 
     fn call(began: u64, ended: u64, op: Op) -> Call {
         Call { op, began, ended }
@@ -129,6 +149,24 @@ mod tests {
         assert_eq!(last_state(&None, &backwards), None);
         let stale = [call(0, 1, win(None, cell(1, "alpha"))), call(2, 3, Op::Read(None))];
         assert_eq!(last_state(&None, &stale), None);
+    }
+
+    #[test]
+    fn a_set_in_doubt_happens_late_or_never_but_not_twice_and_not_before_it_began() {
+        let place = Place::File("/shared/web.cell".into());
+        let error = ArbiterError { place, trouble: Trouble::NoAnswer { seconds: 1 } };
+        let in_doubt = |began| {
+            let outcome = Outcome::Unknown(error.clone());
+            call(began, u64::MAX, Op::Set { expected: Some(1), new: cell(2, "beta"), outcome })
+        };
+        let read = |began, seen| call(began, began + 1, Op::Read(seen));
+        let (one, two) = (|| Some(cell(1, "alpha")), || Some(cell(2, "beta")));
+        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, one())]), Some(one()));
+        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, one()), read(3, two())]), Some(two()));
+        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, two()), read(3, one())]), None);
+        assert_eq!(last_state(&one(), &[in_doubt(9), read(1, two())]), None);
+        let overtaken = call(1, 2, win(Some(1), cell(2, "alpha")));
+        assert_eq!(last_state(&one(), &[in_doubt(0), overtaken, read(3, two())]), None);
     }
 
     #[test]
