@@ -36,9 +36,10 @@ fn is_found(alpha: &Daemon, beta: &Daemon) {
     assert!(epoch <= FOUND_WITHIN_EPOCHS, "found in epoch {epoch} only");
 }
 
-/// The epoch, counted from the pairing's first, in which a line says that a page is not the same.
+/// The epoch, counted from the pairing's first, in which a line says that a page, or the memory's digest, is not the
+/// same.
 fn named_epoch(line: &str) -> Option<u64> {
-    line.split_once(FOUND)?.1.split_once(": page ")?.0.parse().ok()
+    line.split_once(FOUND)?.1.split_once(": ")?.0.parse().ok()
 }
 
 /// The page that a log names as not the same on both nodes: its number, where the address belongs to it.

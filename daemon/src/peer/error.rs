@@ -51,7 +51,7 @@ impl HandshakeError {
         }
     }
 
-    /// Whether somebody has spoken at the other end. Of TLS that fails nobody knows who it was: it may be the peer with a
+    /// Whether somebody has spoken at the other end. Where TLS fails nobody knows who it was: it may be the peer with a
     /// certificate that has expired, and a VM is not booted anew while its state may be there.
     pub fn is_answer(&self) -> bool {
         let spoke_tls = matches!(self, Self::Tls(TlsError::Tls(_) | TlsError::NotAdmitted(_)));

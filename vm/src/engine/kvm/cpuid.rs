@@ -188,7 +188,7 @@ pub enum CpuMismatch {
 pub fn cpu_profile(model: CpuModel) -> Result<CpuProfile, MachineError> {
     let host = Host::open()?;
     let cpuid = placed(&offered(model, &host.supported_cpuid)?, 0, 1);
-    let vm = host.kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+    let vm = host.create_vm()?;
     let vcpu = vm.create_vcpu(0).map_err(KvmError::of("KVM_CREATE_VCPU"))?;
     let tsc_khz = vcpu.get_tsc_khz().map_err(KvmError::of("KVM_GET_TSC_KHZ"))?;
     Ok(profile(&host, model, &cpuid, tsc_khz))

@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2,
     KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::os::raw::c_ulong;
 
 /// Without these there is no machine.
@@ -101,5 +101,16 @@ impl Host {
             msr_indices,
             kvm,
         })
+    }
+
+    /// A virtual machine without anything. KVM gives up with EINTR while anything is pending for the calling thread: a
+    /// signal that is blocked by nobody, or work that io_uring has for it, which is done on the way back from the call.
+    pub(super) fn create_vm(&self) -> Result<VmFd, KvmError> {
+        loop {
+            match self.kvm.create_vm() {
+                Err(e) if e.errno() == libc::EINTR => {}
+                created => return created.map_err(KvmError::of("KVM_CREATE_VM")),
+            }
+        }
     }
 }

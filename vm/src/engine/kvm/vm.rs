@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Creates a virtual machine with `ram`, interrupt chips and timer, and no vCPUs.
 pub(crate) fn create(host: &Host, ram: &GuestRam) -> Result<VmFd, KvmError> {
-    let vm = host.kvm.create_vm().map_err(KvmError::of("KVM_CREATE_VM"))?;
+    let vm = host.create_vm()?;
     // With these, an exception or a shutdown that is raised but not delivered is told apart in the vCPU's events.
     for (present, cap) in [
         (host.exception_payload, KVM_CAP_EXCEPTION_PAYLOAD),
