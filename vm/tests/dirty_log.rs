@@ -157,7 +157,7 @@ fn harvests_of_a_running_machine_together_name_every_page_written_and_no_other()
         let mut scribe = Scribe::start(engine);
         scribe.machine.start_dirty_log().unwrap();
         scribe.machine.resume().unwrap();
-        for _ in 0..30 {
+        for _ in 0..8 {
             let pages = some_pages(&mut rng, 400);
             let mut seen = BTreeSet::new();
             scribe.order(&pages);
