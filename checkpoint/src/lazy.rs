@@ -15,6 +15,7 @@ use crate::backlog::SealedCheckpoint;
 use crate::image::Image;
 use crate::page::Page;
 use crate::receiver::SealedImage;
+use ft_confine::ThreadKind;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{GuestRam, PageIndex, Slot};
 use std::ffi::c_void;
@@ -73,7 +74,10 @@ impl LazyApply {
         if pages > EAGER_PAGES_MAX {
             match FaultServer::new(ram, &sealed.image, plan) {
                 Ok(server) => {
-                    match std::thread::Builder::new().name("ftd-lazy".into()).spawn(move || server.run()) {
+                    match std::thread::Builder::new().name("ftd-lazy".into()).spawn(move || {
+                        ft_confine::this_thread(ThreadKind::Checkpoint);
+                        server.run()
+                    }) {
                         Ok(worker) => return Self { worker: Some(worker), stats: LazyStats::default() },
                         // The server is gone with the closure, and with it the registration.
                         Err(error) => {

@@ -3,6 +3,7 @@
 //! checks the rest against this host when the daemon starts.
 
 mod arbiter;
+mod confinement;
 mod disk;
 mod fall;
 mod file;
@@ -16,6 +17,7 @@ mod tls;
 mod validate;
 
 pub use arbiter::{ArbiterConfig, ArbiterKind, Security};
+pub use confinement::Confinement;
 pub use disk::{DiskConfig, Durability, OnDiskError};
 pub use fall::{OnFall, OnReset};
 pub use file::keys;
@@ -78,6 +80,9 @@ pub struct Config {
     pub arbiter: ArbiterConfig,
     /// What this host proves itself by to others.
     pub tls: Option<TlsConfig>,
+    /// What the daemon may ask of the kernel once it runs.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Messages.
     #[serde(default)]
     pub log: LogConfig,

@@ -85,7 +85,7 @@ impl DaemonError {
 /// What the operator should know, though it is no reason to refuse.
 fn warn_of(config: &Config) {
     Crowded::say(config);
-    for warning in config.open_connections() {
+    for warning in config.security_warnings() {
         tracing::warn!("{warning}");
     }
 }
@@ -93,6 +93,7 @@ fn warn_of(config: &Config) {
 /// Runs until the replica ends. `file` is where `config` comes from.
 pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> {
     let _lock = InstanceLock::acquire(&config.state_dir)?;
+    config.confine()?;
     config.check_host()?;
     let trust = config.trust()?;
     trust.watch().map_err(HostError::Thread)?;

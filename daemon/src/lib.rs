@@ -53,6 +53,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod disks;
+pub mod errand;
 pub mod exit;
 pub mod host;
 pub mod keeper;

@@ -316,6 +316,8 @@ judge_daemons() {
     local host code
     for host in a b; do
         ! grep -qs 'panicked at' "$run_dir/$host/ftd.log" || violation "host $host: ftd panicked, see its log"
+        ! grep -qs 'refused a system call' "$run_dir/$host/ftd.log" ||
+            violation "host $host: a thread asked for what its kind may not, see ftd's log"
         code=$(host_exit_code "$host") || continue
         [[ " 0 $faults_killed $expect_exits " == *" $code "* ]] || violation "host $host: ftd ended with $code"
     done

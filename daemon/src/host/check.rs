@@ -46,6 +46,9 @@ pub enum HostError {
         /// Why.
         source: io::Error,
     },
+    /// The daemon's threads cannot be confined.
+    #[error("{0}; confinement = \"none\" does without")]
+    Confinement(#[from] ft_confine::ConfineError),
     /// A disk's image cannot be opened, or somebody else uses it.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ft_disk::DiskImageError),

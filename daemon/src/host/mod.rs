@@ -4,6 +4,7 @@
 //! for its disks (`disk`), and how its connections are made (`trust`).
 
 mod check;
+mod confinement;
 mod console;
 mod contents;
 mod disk;

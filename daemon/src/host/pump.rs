@@ -2,6 +2,8 @@
 //! each machine in turn. While there is no machine, incoming frames are lost, as on a cable without a computer. A TAP
 //! that is deleted is attached to again when it is back.
 
+use crate::errand::Errand;
+use ft_confine::ThreadKind;
 use ft_netbuf::{Tap, Waker};
 use ft_vm::devices::{Delivered, NetPort, PACKET_BYTES_MAX};
 use parking_lot::Mutex;
@@ -29,10 +31,14 @@ impl Socket {
     }
 }
 
-/// Starts the thread; it lives as long as the process.
+/// Starts the threads; they live as long as the process.
 pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
     let waker = tap.waker();
+    // With a capability, which the thread that reads frames has not.
+    let of_attacher = Arc::clone(&tap);
+    let attach = Errand::start("ftd-attach", move || of_attacher.reattach().is_ok())?;
     std::thread::Builder::new().name("ftd-tap".into()).spawn(move || {
+        ft_confine::this_thread(ThreadKind::Frames);
         // A byte more than a frame has: one that is too long is seen to be, and lost, rather than cut.
         let mut buffer = vec![0; PACKET_BYTES_MAX + 1];
         let mut is_lost = false;
@@ -55,7 +61,7 @@ pub fn start(tap: Arc<Tap>, socket: Socket) -> std::io::Result<Waker> {
                     }
                     std::thread::sleep(REATTACH_PAUSE);
                     // As long as this fails nothing is better than before.
-                    if tap.reattach().is_ok() {
+                    if attach.run() {
                         is_lost = false;
                         tracing::info!(tap = tap.name(), "attached to the TAP again");
                     }

@@ -9,6 +9,7 @@ use crate::outlet::Outlet;
 use ft_checkpoint::arena::Capture;
 use ft_checkpoint::encoder::Encoder;
 use ft_checkpoint::wire::FrameType;
+use ft_confine::ThreadKind;
 use ft_ram::layout::PAGE_SIZE;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -86,6 +87,7 @@ impl Shipper {
         let (give_back, returned) = channel();
         let shipped_to = Arc::clone(&pairing);
         let thread = std::thread::Builder::new().name("ftd-ship".into()).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Checkpoint);
             let mut ahead = Ahead::default();
             let mut encoder = encoder;
             while let Ok(work) = queue.recv() {

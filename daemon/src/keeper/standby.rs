@@ -15,6 +15,7 @@ use ft_checkpoint::backlog::Applier;
 use ft_checkpoint::receiver::{Limits, Received, Receiver, SealedImage};
 use ft_checkpoint::wire::message::{Compare, Compared, Held, Mode};
 use ft_checkpoint::wire::{FrameType, Message};
+use ft_confine::ThreadKind;
 use ft_ram::GuestRam;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -74,7 +75,10 @@ impl WarmStandby {
         });
         let applier = std::thread::Builder::new()
             .name("ftd-apply".into())
-            .spawn(move || applier.run())
+            .spawn(move || {
+                ft_confine::this_thread(ThreadKind::Checkpoint);
+                applier.run();
+            })
             .map_err(StandbyError::Thread)?;
         let receiver = Arc::new(Mutex::new(Some(receiver)));
         let feed = Feed { receiver, follower, disks: disks.cloned() };

@@ -269,6 +269,8 @@ metrics! {
         "Connections to the replication port that were closed because they came from elsewhere than the peer",
     view_age_ms: Gauge "ftd_view_age_ms"
         "Milliseconds since the executor last showed its state; more than a few hundred mean that it is stuck",
+    refused_calls: Counter "ftd_refused_system_calls_total"
+        "System calls that confined threads were refused; there should be none, ever",
     log_lines_lost: Counter "ftd_log_lines_lost_total"
         "Log messages that were dropped because stderr took none for a while",
     rehearsals: Counter "ftd_rehearsals_total"

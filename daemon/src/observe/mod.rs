@@ -4,6 +4,7 @@
 mod carried;
 mod metrics;
 mod publish;
+mod refusals;
 mod service;
 mod status;
 mod telemetry;

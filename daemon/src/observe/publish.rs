@@ -2,6 +2,7 @@
 //! systemd.
 
 use super::metrics::{Percentiles, Rate};
+use super::refusals::{self, Refusals};
 use super::service::{Declared, Holds, ServiceStatus, ServiceWatch};
 use super::status::{
     ArbiterStatus, CopyStatus, DisksStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus,
@@ -63,6 +64,7 @@ pub struct Publisher {
     sources: Sources,
     log_rate: Mutex<Rate>,
     service_watch: Mutex<ServiceWatch>,
+    refusals: Refusals,
     started: Instant,
     published: watch::Sender<Arc<Status>>,
     notifier: Notifier,
@@ -144,6 +146,7 @@ impl Publisher {
             sources,
             log_rate: Mutex::default(),
             service_watch: Mutex::default(),
+            refusals: Refusals::default(),
             started: Instant::now(),
             published: watch::Sender::new(Arc::new(initial_status(config))),
             notifier: Notifier::default(),
@@ -303,10 +306,13 @@ impl Publisher {
                 left.as_secs() % 86400 / 3600
             ),
         });
+        let calls = self.refusals.look();
+        self.sources.telemetry.metrics.refused_calls.set_total(calls.iter().map(|call| call.count).sum());
+        let refused = refusals::warning(&calls);
         SecurityStatus {
             link_in_tls: self.config.is_link_secured(),
             certificate_expires_unix_s: expires.map(|(since_1970, _)| since_1970),
-            warnings: self.config.open_connections().into_iter().chain(soon).collect(),
+            warnings: self.config.security_warnings().into_iter().chain(soon).chain(refused).collect(),
         }
     }
 

@@ -18,6 +18,7 @@ use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
 use ft_checkpoint::wire::identity::Fact;
 use ft_checkpoint::wire::message::{Held, Hello, Identity, Refuse, Welcome};
 use ft_checkpoint::wire::{Frame, FrameError, FrameReader, FrameWriter, Message, vm_id};
+use ft_confine::ThreadKind;
 use ft_tls::{Channel, Party, PartyKind, SecuredService, TlsError};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -157,6 +158,7 @@ pub fn listen(
                 (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
             let (complaints, rendezvous) = (Arc::clone(&complaints), Arc::clone(&rendezvous));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
+                ft_confine::this_thread(ThreadKind::Link);
                 let _slot = slot;
                 let from = stream.peer_addr().ok();
                 match take_connection(stream, &local, &rendezvous) {

@@ -15,6 +15,7 @@ use crate::role::ConnId;
 use ft_checkpoint::encoder::EncodedCheckpoint;
 use ft_checkpoint::wire::handshake::Agreed;
 use ft_checkpoint::wire::{FrameError, FrameType, Message, SharedPayload, WireSink};
+use ft_confine::ThreadKind;
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +93,7 @@ impl Link {
             beating.end();
         };
         let writing = std::thread::Builder::new().name(format!("ftd-write-{conn}")).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Link);
             if let Err(e) = work.run() {
                 write_failed(LinkEnd::Lost(LinkError::Write(e)));
             }
@@ -99,6 +101,7 @@ impl Link {
         writing.inspect_err(end)?;
         let door = Arc::clone(&intake);
         let reader = std::thread::Builder::new().name(format!("ftd-read-{conn}")).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Stream);
             let stream_reads: Sender<()> = stream_reads;
             if let Some(why) = read(reader, &door) {
                 gone(why);

@@ -12,6 +12,7 @@ use crate::clock;
 use crate::outlet::Outlet;
 use crate::role::{ConnId, Micros};
 use ft_checkpoint::wire::{FrameError, Message};
+use ft_confine::ThreadKind;
 use parking_lot::{Condvar, Mutex};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
@@ -104,6 +105,7 @@ impl Pulse {
         let pulse = Arc::new(Self { slot: Mutex::default(), filled: Condvar::new(), intake, stream });
         let writing = Arc::clone(&pulse);
         std::thread::Builder::new().name(format!("ftd-beat-{conn}")).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Link);
             if let Err(e) = writing.write(writer) {
                 tracing::debug!(conn, "cannot write a heartbeat: {e}");
                 // The reader tells.
@@ -112,6 +114,7 @@ impl Pulse {
         })?;
         let (reading, news) = (Arc::clone(&pulse), news.clone());
         let heard = std::thread::Builder::new().name(format!("ftd-hear-{conn}")).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Link);
             let Some(why) = reading.read(conn, reader, side, &news) else { return };
             // What the peer said last is on the other connection, whose end is then the link's.
             if stream_ended.recv_timeout(LAST_WORD) == Err(RecvTimeoutError::Timeout) {

@@ -4,15 +4,16 @@ use crate::imports::Crate;
 use crate::tree::{Breach, SourceFile, file, files, must_be_empty};
 
 /// Each crate's manifest, and the workspace's crates that it may stand on.
-const CRATES: [(&str, &[&str]); 11] = [
+const CRATES: [(&str, &[&str]); 12] = [
+    ("vm/confine/Cargo.toml", &[]),
     ("vm/ram/Cargo.toml", &[]),
     ("vm/cpu/Cargo.toml", &["ft-ram"]),
-    ("vm/disk/Cargo.toml", &[]),
+    ("vm/disk/Cargo.toml", &["ft-confine"]),
     ("vm/image/Cargo.toml", &[]),
-    ("vm/Cargo.toml", &["ft-ram", "ft-cpu", "ft-disk"]),
+    ("vm/Cargo.toml", &["ft-confine", "ft-ram", "ft-cpu", "ft-disk"]),
     ("netbuf/Cargo.toml", &[]),
     ("checkpoint/mirror/Cargo.toml", &[]),
-    ("checkpoint/Cargo.toml", &["ft-ram", "ft-vm", "ft-mirror"]),
+    ("checkpoint/Cargo.toml", &["ft-confine", "ft-ram", "ft-vm", "ft-mirror"]),
     ("daemon/tls/Cargo.toml", &[]),
     ("daemon/arbiter/Cargo.toml", &["ft-tls"]),
     (
@@ -20,6 +21,7 @@ const CRATES: [(&str, &[&str]); 11] = [
         &[
             "ft-tls",
             "ft-arbiter",
+            "ft-confine",
             "ft-ram",
             "ft-disk",
             "ft-image",

@@ -7,6 +7,8 @@ use crate::config::{LogFormat, LogLevel};
 use queue::{LineQueue, Stderr};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
+use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -55,7 +57,12 @@ impl Log {
         };
         // Fails only if messages go somewhere already.
         let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-        std::panic::set_hook(Box::new(log_panic));
+        let (panics, told) = channel();
+        let thread = std::thread::Builder::new().name("ftd-panics".into());
+        thread.spawn(move || {
+            told.iter().for_each(|(what, trace): (String, Backtrace)| log_panic(&what, &trace))
+        })?;
+        std::panic::set_hook(Box::new(move |panic| tell_panic(panic, &panics)));
         let log = Self { queue, handle };
         Ok((log.clone(), LogDrain(log)))
     }
@@ -89,16 +96,24 @@ fn filter(level: LogLevel) -> EnvFilter {
     EnvFilter::try_from_env(LOG_FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(level))
 }
 
-/// The standard library's own hook would write to stderr, and wait for it.
-fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+/// The standard library's own hook would write to stderr, and wait for it. What a backtrace's addresses mean is in the
+/// program's file, which a confined thread cannot open: another one looks, and logs.
+fn tell_panic(panic: &PanicHookInfo<'_>, panics: &Sender<(String, Backtrace)>) {
     let thread = std::thread::current();
-    let name = thread.name().unwrap_or("without a name");
-    let backtrace = Backtrace::capture();
-    let trace = match backtrace.status() {
-        BacktraceStatus::Captured => format!("\n{backtrace}"),
-        _ => String::new(),
-    };
-    tracing::error!("thread '{name}' {panic}{trace}");
+    let what = format!("thread '{}' {panic}", thread.name().unwrap_or("without a name"));
+    let trace = Backtrace::capture();
+    match ft_confine::is_confined() {
+        // It lives as long as the process.
+        true => drop(panics.send((what, trace))),
+        false => log_panic(&what, &trace),
+    }
+}
+
+fn log_panic(what: &str, trace: &Backtrace) {
+    match trace.status() {
+        BacktraceStatus::Captured => tracing::error!("{what}\n{trace}"),
+        _ => tracing::error!("{what}"),
+    }
 }
 
 /// A line that starts with its syslog priority in angle brackets, which the journal takes off (sd-daemon(3)).

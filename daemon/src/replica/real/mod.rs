@@ -23,6 +23,7 @@ use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
 use crate::disks::Disks;
+use crate::errand::Errand;
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss,
@@ -123,10 +124,13 @@ impl RealHands {
         let held = Arc::new(Mutex::new(None::<Feed>));
         let (held_now, ids) = (Arc::clone(&held), Arc::new(ConnIds::default()));
         let ((kept, lacks), node) = (Kept::beside(parts.lacks), parts.identity.node.clone());
+        // Handshakes are confined, and these look into files.
+        let contents = Errand::start("ftd-facts", parts.contents).map_err(failed("the thread for facts"))?;
+        let lacks = Errand::start("ftd-lacks", lacks).map_err(failed("the thread that looks for memory"))?;
         let local = Arc::new(Local {
             lasting: parts.identity,
-            contents: parts.contents,
-            lacks,
+            contents: Box::new(move || contents.run()),
+            lacks: Box::new(move || lacks.run()),
             peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),

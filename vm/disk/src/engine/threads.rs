@@ -5,6 +5,7 @@ use super::task::{Call, Task};
 use super::{Finish, layered, tell};
 use crate::image::RawImage;
 use crate::io::{IoDone, IoOrder};
+use ft_confine::ThreadKind;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(super) fn start(
         begun.begin();
         thread
             .spawn(move || {
+                ft_confine::this_thread(ThreadKind::Disk);
                 work(&image, &orders, finish.as_ref());
                 drop(image);
                 orders.ended();

@@ -5,6 +5,7 @@ use super::task::{Call, Task};
 use super::{Finish, UNDER_WAY_MAX, tell};
 use crate::image::RawImage;
 use crate::io::{IoDone, IoFault};
+use ft_confine::ThreadKind;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -51,6 +52,7 @@ pub(super) fn start(
     begun.begin();
     let tasks = std::iter::repeat_with(|| None).take(UNDER_WAY_MAX).collect();
     let work = move || {
+        ft_confine::this_thread(ThreadKind::Disk);
         let free = (0..UNDER_WAY_MAX).rev().collect();
         Worker { ring: ring.0, image, tasks, free, bell_is_set: false }.work(&orders, finish.as_ref());
         orders.ended();

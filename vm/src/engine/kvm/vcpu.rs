@@ -24,6 +24,7 @@ use super::state::{Collector, apply, clear_host_msrs, host_counter};
 use crate::devices::{DeviceEvent, Devices};
 use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
+use ft_confine::{ThreadKind, kick_signal};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -33,7 +34,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Barrier, Once, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
+use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
 
 /// How long one kick may take before the next one.
 const KICK_EVERY: Duration = Duration::from_millis(10);
@@ -150,7 +151,7 @@ impl Vcpu {
         static HANDLER: Once = Once::new();
         extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         let mut installed = Ok(());
-        HANDLER.call_once(|| installed = register_signal_handler(SIGRTMIN(), kicked));
+        HANDLER.call_once(|| installed = register_signal_handler(kick_signal(), kicked));
         installed.map_err(KvmError::of("sigaction"))?;
 
         let shared = Arc::new(Shared {
@@ -230,7 +231,7 @@ impl Vcpu {
         }
         if let Some(thread) = &self.thread {
             // Fails only for a thread that has ended, which needs no kick.
-            let _ = thread.kill(SIGRTMIN());
+            let _ = thread.kill(kick_signal());
         }
     }
 
@@ -309,6 +310,7 @@ impl Drop for Vcpu {
 }
 
 fn thread_main(index: usize, count: usize, around: Surroundings, shared: &Shared) {
+    ft_confine::this_thread(ThreadKind::Vcpu);
     let mut runner = match Runner::new(index, count, around, shared) {
         Ok((runner, state)) => {
             shared.control.lock().state = Some(state);
@@ -364,7 +366,7 @@ impl<'a> Runner<'a> {
         shared: &'a Shared,
     ) -> Result<(Self, VcpuState), KvmError> {
         // A thread inherits its creator's signal mask; kicks must get through.
-        unblock_signal(SIGRTMIN()).map_err(|e| KvmError::Call {
+        unblock_signal(kick_signal()).map_err(|e| KvmError::Call {
             call: "pthread_sigmask",
             source: std::io::Error::other(format!("{e:?}")),
         })?;

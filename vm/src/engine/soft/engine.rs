@@ -15,6 +15,7 @@ use crate::replay::log::LogReader;
 use crate::replay::{LogCut, Registers, ReplayPosition};
 use crate::spec::{EngineKind, MachineSpec};
 use crate::state::{EngineState, StateError};
+use ft_confine::ThreadKind;
 use ft_ram::{GuestRam, PageIndex};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -49,7 +50,10 @@ impl SoftEngine {
         let shared = Arc::clone(&parts.shared);
         let thread = std::thread::Builder::new()
             .name("vcpu0".into())
-            .spawn(move || vcpu::main(parts))
+            .spawn(move || {
+                ft_confine::this_thread(ThreadKind::Vcpu);
+                vcpu::main(parts);
+            })
             .map_err(MachineError::Thread)?;
         Ok((Self { shared, thread: Some(thread), log: None }, devices))
     }
