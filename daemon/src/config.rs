@@ -12,6 +12,7 @@ mod net;
 mod recovery;
 mod replay;
 mod served;
+mod services;
 mod tls;
 mod validate;
 

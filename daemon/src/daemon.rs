@@ -85,7 +85,7 @@ impl DaemonError {
 /// What the operator should know, though it is no reason to refuse.
 fn warn_of(config: &Config) {
     Crowded::say(config);
-    for warning in config.open_connections() {
+    for warning in config.connection_warnings() {
         tracing::warn!("{warning}");
     }
 }

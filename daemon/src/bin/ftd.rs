@@ -252,7 +252,7 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         Ok(config) => config,
         Err(exit) => return exit,
     };
-    for warning in config.open_connections() {
+    for warning in config.connection_warnings() {
         eprintln!("ftd: warning: {warning}");
     }
     if !syntax_only {

@@ -306,7 +306,7 @@ impl Publisher {
         SecurityStatus {
             link_in_tls: self.config.is_link_secured(),
             certificate_expires_unix_s: expires.map(|(since_1970, _)| since_1970),
-            warnings: self.config.open_connections().into_iter().chain(soon).collect(),
+            warnings: self.config.connection_warnings().into_iter().chain(soon).collect(),
         }
     }
 

@@ -7,7 +7,7 @@
 //! old as the question that it answers: how long it was on its way makes nothing fresh.
 
 use super::event::Micros;
-use ft_arbiter::{Cell, CellId};
+use ft_arbiter::{Cell, CellId, Place};
 use ft_checkpoint::wire::message::Standing;
 use std::fmt;
 
@@ -287,7 +287,9 @@ impl Case<'_> {
         let backup = self.backup.0;
         let cell = mine.cell?.0;
         match said.cell {
-            Some((found, generation)) if found == cell => {
+            Some((found, generation))
+                if found == cell && !Place::are_unlike_sets(&said.place, &mine.place) =>
+            {
                 let names_it = said.named == Some(self.pairing) || generation < self.generation;
                 (!names_it).then(|| Lapse::NotNamed {
                     backup: backup.into(),
