@@ -28,6 +28,7 @@
 //! ```
 
 mod cell;
+mod clock;
 mod error;
 pub mod etcd;
 pub mod file;

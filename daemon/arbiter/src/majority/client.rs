@@ -2,6 +2,7 @@
 //! that hangs holds nobody up.
 
 use super::{Ballot, Finding, Intent, MemberAnswer, MemberAsk, MemberSet, Proposal, Proposer};
+use crate::clock::since_boot;
 use crate::service::{MemberLine, NoVote, ServicePace, ServicePlace};
 use crate::{Arbiter, ArbiterError, Cell, MemberTrouble, Outcome, Place, Trouble};
 use parking_lot::Mutex;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The first wait after a beaten round is at most so long, each later one up to twice as long as the one before.
 const WAIT_FIRST_US: u64 = 4_000;
@@ -51,8 +52,8 @@ type Latest = Arc<Mutex<Vec<Option<Trouble>>>>;
 #[derive(Debug)]
 struct Job {
     ask: MemberAsk,
-    /// Not asked after this.
-    until: Instant,
+    /// Not asked after this, by the clock that goes on while the host is suspended.
+    until: Duration,
     votes: Sender<Vote>,
 }
 
@@ -118,7 +119,7 @@ impl MajorityArbiter {
 
     /// Carries out an operation; with the trouble where there was no majority.
     fn operate(&mut self, intent: Intent) -> (Finding, Trouble) {
-        let until = Instant::now() + self.pace.whole;
+        let until = since_boot() + self.pace.whole;
         let ms = self.pace.whole.as_millis() as u64;
         let mut proposer = Proposer::new(self.members.len(), self.id, self.seen, intent);
         let mut wait_us = WAIT_FIRST_US;
@@ -130,7 +131,7 @@ impl MajorityArbiter {
                 Proposal::Again => {
                     std::thread::sleep(Duration::from_micros(chance() % wait_us));
                     wait_us = (wait_us * 2).min(WAIT_MAX_US);
-                    if Instant::now() >= until {
+                    if since_boot() >= until {
                         break (proposer.give_up(), Trouble::Contended { ms });
                     }
                     next = proposer.begin();
@@ -154,7 +155,7 @@ impl MajorityArbiter {
         &self,
         proposer: &mut Proposer,
         ask: &MemberAsk,
-        until: Instant,
+        until: Duration,
     ) -> Result<Proposal, (Finding, BTreeMap<usize, Trouble>)> {
         let (votes, answers) = channel();
         for member in &self.members {
@@ -165,7 +166,7 @@ impl MajorityArbiter {
         let mut troubles: BTreeMap<usize, Trouble> = BTreeMap::new();
         let mut silent: Vec<usize> = (0..self.members.len()).collect();
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_sub(since_boot());
             let Ok(Vote { member, ask, answer }) = answers.recv_timeout(left) else {
                 let ms = self.pace.whole.as_millis() as u64;
                 troubles.extend(silent.into_iter().map(|member| (member, Trouble::ServiceSilent { ms })));
@@ -256,7 +257,7 @@ struct Member {
 impl Member {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(Job { ask, until, votes }) = jobs.recv() {
-            let answer = match Instant::now() < until {
+            let answer = match since_boot() < until {
                 true => self.ask(&ask),
                 // Nobody listens any more.
                 false => Err(NoVote { trouble: Trouble::ServiceSilent { ms: 0 }, may_happen: false }),

@@ -30,7 +30,8 @@ impl SetCell {
     }
 
     /// Whose work an earlier generation was, or this one's; none if that is not known any more.
-    pub(super) fn origin_of(&self, generation: u64) -> Option<Ballot> {
+    #[must_use]
+    pub fn origin_of(&self, generation: u64) -> Option<Ballot> {
         let back = usize::try_from(self.cell.generation.checked_sub(generation)?).ok()?;
         std::iter::once(&self.origin).chain(&self.trail).nth(back).copied()
     }

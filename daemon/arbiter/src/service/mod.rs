@@ -17,6 +17,8 @@ mod figures;
 pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod member_tests;
 mod message;
 mod record;
 mod server;

@@ -1,8 +1,8 @@
 //! How long a member's promise is good for: it accepts only what follows its promise soon. So whatever was proposed
-//! with the word of a store that was lost since is over when its [successor](crate::majority::rejoin) takes part.
+//! with the word of a store that was lost since is over when its successor (`ftd arbiter --rejoin`) takes part.
 
+use crate::clock::since_boot;
 use crate::majority::{Ballot, MemberAnswer, MemberAsk, Register};
-use nix::time::ClockId;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -47,12 +47,6 @@ impl Voter {
         }
         (next, answer)
     }
-}
-
-/// Goes on while the machine is suspended.
-fn since_boot() -> Duration {
-    // Linux always has this clock.
-    ClockId::CLOCK_BOOTTIME.now().map(Duration::from).unwrap_or_default()
 }
 
 #[cfg(test)]
