@@ -188,7 +188,8 @@ pub enum Trouble {
     Overtaken,
     /// The service is a member of another set.
     #[error(
-        "it keeps cells together with others than this node's arbiter.addresses say: {theirs}; both nodes and all          members must have the same list"
+        "it keeps cells together with others than this node's arbiter.addresses say: {theirs}; both nodes and all \
+         members must have the same list"
     )]
     OtherSet {
         /// Its set.
@@ -196,7 +197,8 @@ pub enum Trouble {
     },
     /// The service keeps its cells alone.
     #[error(
-        "it keeps its cells alone: its configuration has no members, or its store was made before it had; make a new          store (`ftd arbiter --create`) where it has no cells that are in use"
+        "it keeps its cells alone: its configuration has no members, or its store was made before it had; make a new \
+         store (`ftd arbiter --create`) where it has no cells that are in use"
     )]
     NoMember,
     /// The service is one of several.
