@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ft_arbiter::majority::{
-    AcceptedCell, Ballot, Finding, Intent, MemberAnswer, MemberAsk, Proposal, Proposer, Register, SetCell,
+    AcceptedCell, Ballot, CellIntent, Finding, MemberAnswer, MemberAsk, Proposal, Proposer, Register, SetCell,
 };
 use ft_arbiter::{Cell, CellId};
 
@@ -71,7 +71,7 @@ struct Client {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Work {
     proposer: Proposer,
-    intent: Intent,
+    intent: CellIntent,
     /// The question under way, and who has not answered it; none: a round is to be begun.
     ask: Option<(MemberAsk, [bool; MEMBERS])>,
     /// So much was chosen when it began.
@@ -281,14 +281,14 @@ impl World {
         let client = &mut self.clients[node];
         let wish = self.bounds.wishes[node][client.done];
         let intent = match wish {
-            Wish::Read => Intent::Read,
-            Wish::Probe => Intent::Probe,
+            Wish::Read => CellIntent::Read,
+            Wish::Probe => CellIntent::Probe,
             Wish::Set => {
                 let expected = client.known.as_ref().map(|cell| cell.generation);
                 let owner = Some(format!("{node}-{}", client.done));
                 let id = CellId(1);
                 let new = Cell { id, generation: expected.unwrap_or(0) + 1, owner, standby: None };
-                Intent::Set { expected, new }
+                CellIntent::Set { expected, new }
             }
         };
         let mut proposer = Proposer::new(MEMBERS, node as u64, client.seen, intent.clone());
@@ -446,7 +446,7 @@ impl World {
                 }
                 self.clients[node].known = cell.clone();
             }
-            (Finding::Won, Intent::Set { new, .. }) => {
+            (Finding::Won, CellIntent::Set { new, .. }) => {
                 if !work.origin.is_some_and(|origin| self.is_part(origin)) {
                     self.fail(format!("{told}, and it is not so"));
                 }

@@ -17,7 +17,8 @@ pub struct ServedConfig {
     pub listen: SocketAddr,
     /// The file with the cells.
     pub store: PathBuf,
-    /// The services that keep the cells together, this one among them, as the nodes reach them; none: it keeps them alone.
+    /// The services that keep the cells together, this one among them, as the nodes reach them; none: it keeps them
+    /// alone.
     pub members: Option<Vec<SocketAddr>>,
     /// What protects its connections.
     pub security: Option<Security>,

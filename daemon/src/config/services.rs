@@ -66,8 +66,8 @@ impl ArbiterConfig {
     pub(super) fn two_warning(&self) -> Option<String> {
         let both = self.addresses.as_deref().filter(|addresses| addresses.len() == 2)?;
         Some(format!(
-            "arbiter.addresses = {}: of two arbiters the majority is both: while either is away, the pair is degraded and \
-             no host takes over. Three survive the loss of one",
+            "arbiter.addresses = {}: of two arbiters the majority is both: while either is away, the pair is degraded \
+             and no host takes over. Three survive the loss of one",
             told(both)
         ))
     }
@@ -104,7 +104,8 @@ mod tests {
         assert_eq!(one, other);
         assert_eq!(one.to_string(), "services 10.0.0.3:7390 10.0.0.4:7390 10.0.0.5:7390");
         let named = judge(
-            "addresses = [\"10.0.0.5:7390\", \"10.0.0.3:7390\", \"10.0.0.4:7390\"]\nnames = [\"five\", \"three\", \"four\"]",
+            "addresses = [\"10.0.0.5:7390\", \"10.0.0.3:7390\", \"10.0.0.4:7390\"]\n\
+             names = [\"five\", \"three\", \"four\"]",
         );
         let (_, places) = named.unwrap().several(&Protection::None).unwrap();
         let named: Vec<_> = places.iter().map(|place| format!("{} {}", place.address, place.name)).collect();

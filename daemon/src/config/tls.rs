@@ -60,8 +60,8 @@ impl Config {
         self.tls.is_some() && self.replication.security != Some(Security::None)
     }
 
-    /// What the operator should know of connections in the clear, and of an arbiter of two, each with the key that makes
-    /// it so.
+    /// What the operator should know of connections in the clear, and of two arbiters, each with the key that makes it
+    /// so.
     #[must_use]
     pub fn connection_warnings(&self) -> Vec<String> {
         let link = (!self.is_link_secured() && !self.is_link_local()).then(|| {

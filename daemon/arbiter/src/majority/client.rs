@@ -1,7 +1,7 @@
 //! A node's way to a cell that several services keep: asks them all at once, each on a thread of its own, so that one
 //! that hangs holds nobody up.
 
-use super::{Ballot, Finding, Intent, MemberAnswer, MemberAsk, MemberSet, Proposal, Proposer};
+use super::{Ballot, CellIntent, Finding, MemberAnswer, MemberAsk, MemberSet, Proposal, Proposer};
 use crate::clock::since_boot;
 use crate::service::{MemberLine, NoVote, ServicePace, ServicePlace};
 use crate::{Arbiter, ArbiterError, Cell, MemberTrouble, Outcome, Place, Trouble};
@@ -22,7 +22,7 @@ const WAIT_MAX_US: u64 = 250_000;
 pub struct MajorityPace {
     /// For one member.
     pub member: ServicePace,
-    /// For an operation with all of its rounds. What a member was not asked by then it is not asked any more; so this is
+    /// For an operation with all of its rounds. What a member was not asked by then it is not asked any more: this is
     /// far below [`PROMISE_KEPT`](crate::service::PROMISE_KEPT).
     pub whole: Duration,
 }
@@ -80,7 +80,7 @@ impl MajorityArbiter {
                 prepared: Prepared::Not,
                 latest: Arc::clone(&latest),
             };
-            // It ends with its jobs, after the call that it is in. Without a thread the member counts as one that fails.
+            // It ends with its jobs, after the call that it is in. A member without a thread counts as one that fails.
             let spawned =
                 std::thread::Builder::new().name("ftd-member".into()).spawn(move || worker.run(&asked));
             if let Err(e) = spawned {
@@ -118,7 +118,7 @@ impl MajorityArbiter {
     }
 
     /// Carries out an operation; with the trouble where there was no majority.
-    fn operate(&mut self, intent: Intent) -> (Finding, Trouble) {
+    fn operate(&mut self, intent: CellIntent) -> (Finding, Trouble) {
         let until = since_boot() + self.pace.whole;
         let ms = self.pace.whole.as_millis() as u64;
         let mut proposer = Proposer::new(self.members.len(), self.id, self.seen, intent);
@@ -193,7 +193,7 @@ impl MajorityArbiter {
         }
     }
 
-    fn look(&mut self, intent: Intent) -> Result<Option<Cell>, ArbiterError> {
+    fn look(&mut self, intent: CellIntent) -> Result<Option<Cell>, ArbiterError> {
         let (finding, trouble) = self.operate(intent);
         match (finding, self.unlike()) {
             (_, Some(unlike)) => Err(unlike),
@@ -205,7 +205,7 @@ impl MajorityArbiter {
 
 impl Arbiter for MajorityArbiter {
     fn read(&mut self) -> Result<Option<Cell>, ArbiterError> {
-        self.look(Intent::Read)
+        self.look(CellIntent::Read)
     }
 
     fn compare_and_set(&mut self, expected: Option<u64>, new: Cell) -> Outcome {
@@ -215,7 +215,7 @@ impl Arbiter for MajorityArbiter {
         if let Some(unlike) = self.unlike() {
             return Outcome::NotAttempted(unlike);
         }
-        let (finding, trouble) = self.operate(Intent::Set { expected, new: new.clone() });
+        let (finding, trouble) = self.operate(CellIntent::Set { expected, new: new.clone() });
         match finding {
             Finding::Won => Outcome::Won(new),
             Finding::Lost(cell) => Outcome::Lost(cell),
@@ -228,7 +228,7 @@ impl Arbiter for MajorityArbiter {
 
     /// A whole round, which proposes the cell as it is.
     fn probe(&mut self) -> Result<Option<Cell>, ArbiterError> {
-        self.look(Intent::Probe)
+        self.look(CellIntent::Probe)
     }
 
     fn place(&self) -> Place {

@@ -19,12 +19,16 @@ pub struct MemberSet(Vec<SocketAddr>);
 pub enum BadMembers {
     /// Too few, too many, or an even number.
     #[error(
-        "{0} members: must be 3, 5 or {MEMBERS_MAX}, of which less than half may be away; or 2, which must both be there"
+        "{0} members: must be 3, 5 or {MEMBERS_MAX}, of which less than half may be away; or 2, which must both be \
+         there"
     )]
     Number(usize),
     /// One is there twice.
     #[error("{0} is there twice")]
     Twice(SocketAddr),
+    /// Not as it is written.
+    #[error("the members are not in order")]
+    Order,
     /// No port.
     #[error("{0}: must be the service's IP address and port")]
     Address(SocketAddr),
@@ -69,12 +73,12 @@ impl From<MemberSet> for Vec<SocketAddr> {
 }
 
 impl TryFrom<Vec<SocketAddr>> for MemberSet {
-    type Error = String;
+    type Error = BadMembers;
 
-    fn try_from(addresses: Vec<SocketAddr>) -> Result<Self, String> {
-        let set = Self::new(&addresses).map_err(|e| e.to_string())?;
+    fn try_from(addresses: Vec<SocketAddr>) -> Result<Self, BadMembers> {
+        let set = Self::new(&addresses)?;
         // One form only: what is read is what would be written.
-        if set.0 == addresses { Ok(set) } else { Err("the members are not in order".into()) }
+        if set.0 == addresses { Ok(set) } else { Err(BadMembers::Order) }
     }
 }
 

@@ -14,5 +14,5 @@ mod tests;
 pub use ballot::Ballot;
 pub use client::{MajorityArbiter, MajorityPace};
 pub use members::{BadMembers, MEMBERS_MAX, MemberSet};
-pub use proposer::{Finding, Intent, Proposal, Proposer};
+pub use proposer::{CellIntent, Finding, Proposal, Proposer};
 pub use register::{AcceptedCell, MemberAnswer, MemberAsk, Register, SetCell};

@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 /// What an operation is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Intent {
+pub enum CellIntent {
     /// To know what the cell holds, if that can be known without a change.
     Read,
     /// To know what it holds, and that it could be set.
@@ -93,7 +93,7 @@ enum Heard {
 pub struct Proposer {
     members: usize,
     id: u64,
-    intent: Intent,
+    intent: CellIntent,
     phase: Phase,
     /// Of the round under way.
     ballot: Option<Ballot>,
@@ -111,7 +111,7 @@ impl Proposer {
     /// Of an operation on `members` members. `id`: as no other proposer has. `seen`: the highest ballot of this
     /// proposer's operations before.
     #[must_use]
-    pub fn new(members: usize, id: u64, seen: Option<Ballot>, intent: Intent) -> Self {
+    pub fn new(members: usize, id: u64, seen: Option<Ballot>, intent: CellIntent) -> Self {
         Self {
             members,
             id,
@@ -135,7 +135,7 @@ impl Proposer {
     /// Begins a round.
     pub fn begin(&mut self) -> Proposal {
         self.heard.clear();
-        if self.intent == Intent::Read && self.ballot.is_none() && self.phase == Phase::Idle {
+        if self.intent == CellIntent::Read && self.ballot.is_none() && self.phase == Phase::Idle {
             self.phase = Phase::Looking;
             return Proposal::Ask(MemberAsk::Look);
         }
@@ -273,7 +273,7 @@ impl Proposer {
     /// The value that this round proposes after what was found, and what it means if it is chosen.
     fn step(&mut self, ballot: Ballot, found: Option<SetCell>) -> (Option<SetCell>, Finding) {
         let there = found.as_ref().map(|set| set.cell.clone());
-        let Intent::Set { expected, new } = &self.intent else { return (found, Finding::Holds(there)) };
+        let CellIntent::Set { expected, new } = &self.intent else { return (found, Finding::Holds(there)) };
         let generation = there.as_ref().map(|cell| cell.generation);
         let is_later = generation >= Some(new.generation);
         if let (true, Some(origin), Some(set)) = (is_later, self.origin, &found) {

@@ -7,8 +7,8 @@ fn cell(generation: u64, owner: &str) -> Cell {
     Cell { id: CellId(0xce11), generation, owner: Some(owner.into()), standby: None }
 }
 
-fn set(expected: Option<u64>, owner: &str) -> Intent {
-    Intent::Set { expected, new: cell(expected.unwrap_or(0) + 1, owner) }
+fn set(expected: Option<u64>, owner: &str) -> CellIntent {
+    CellIntent::Set { expected, new: cell(expected.unwrap_or(0) + 1, owner) }
 }
 
 /// Three members, in one place.
@@ -44,7 +44,7 @@ impl Three {
         }
     }
 
-    fn operate(&mut self, id: u64, intent: Intent, members: &[usize]) -> Finding {
+    fn operate(&mut self, id: u64, intent: CellIntent, members: &[usize]) -> Finding {
         self.run(&mut Proposer::new(3, id, None, intent), members)
     }
 }
@@ -63,15 +63,15 @@ fn any_two_of_three_decide_and_know_what_any_other_two_have_decided() {
     assert_eq!(three.operate(2, set(None, "beta"), &[1, 2]), Finding::Lost(Some(cell(1, "alpha"))));
     assert_eq!(three.operate(2, set(Some(1), "beta"), &[2, 0]), Finding::Won);
     for members in [[0, 1], [1, 2], [2, 0]] {
-        assert_eq!(three.operate(3, Intent::Read, &members), Finding::Holds(Some(cell(2, "beta"))));
-        assert_eq!(three.operate(4, Intent::Probe, &members), Finding::Holds(Some(cell(2, "beta"))));
+        assert_eq!(three.operate(3, CellIntent::Read, &members), Finding::Holds(Some(cell(2, "beta"))));
+        assert_eq!(three.operate(4, CellIntent::Probe, &members), Finding::Holds(Some(cell(2, "beta"))));
     }
 }
 
 #[test]
 fn one_of_three_decides_nothing() {
     let mut three = Three::default();
-    for intent in [Intent::Read, Intent::Probe, set(None, "alpha")] {
+    for intent in [CellIntent::Read, CellIntent::Probe, set(None, "alpha")] {
         assert_eq!(three.operate(1, intent, &[1]), Finding::NoMajority { in_doubt: false });
     }
 }
@@ -79,7 +79,7 @@ fn one_of_three_decides_nothing() {
 #[test]
 fn a_read_that_finds_the_members_alike_changes_nothing() {
     let mut three = Three::default();
-    assert_eq!(three.operate(1, Intent::Read, &[0, 1, 2]), Finding::Holds(None));
+    assert_eq!(three.operate(1, CellIntent::Read, &[0, 1, 2]), Finding::Holds(None));
     assert_eq!(three.0, <[Register; 3]>::default());
 }
 
@@ -95,9 +95,9 @@ fn a_set_of_which_one_member_knows_is_in_doubt_and_found_done_or_not_by_later_ro
         assert_eq!(first.heard(0, &accept, Some(MemberAnswer::Accepted)), None);
         assert_eq!(first.give_up(), Finding::NoMajority { in_doubt: true });
         let expected = is_done.then(|| cell(1, "alpha"));
-        assert_eq!(three.operate(2, Intent::Probe, &members), Finding::Holds(expected.clone()));
+        assert_eq!(three.operate(2, CellIntent::Probe, &members), Finding::Holds(expected.clone()));
         // From then on everybody sees the same.
-        assert_eq!(three.operate(3, Intent::Read, &[0, 2]), Finding::Holds(expected));
+        assert_eq!(three.operate(3, CellIntent::Read, &[0, 2]), Finding::Holds(expected));
     }
 }
 
@@ -120,7 +120,7 @@ fn a_set_that_somebody_else_has_completed_is_won() {
     let prepare = asked(first.begin());
     let accept = asked(three.phase(&mut first, &prepare, &[0, 1]).unwrap());
     three.ask(0, &accept);
-    assert_eq!(three.operate(2, Intent::Probe, &[0, 1]), Finding::Holds(Some(cell(1, "alpha"))));
+    assert_eq!(three.operate(2, CellIntent::Probe, &[0, 1]), Finding::Holds(Some(cell(1, "alpha"))));
     assert_eq!(three.phase(&mut first, &accept, &[0, 1]), Some(Proposal::Again));
     assert_eq!(three.run(&mut first, &[1, 2]), Finding::Won);
 }
@@ -168,13 +168,13 @@ fn a_set_is_repeated_only_while_the_generation_that_it_expects_is_there() {
     assert_eq!(three.operate(3, set(Some(1), "alpha"), &[0, 1]), Finding::Won);
     assert_eq!(three.phase(&mut slow, &accept, &[0, 1]), Some(Proposal::Again));
     assert_eq!(three.run(&mut slow, &[0, 1, 2]), Finding::Lost(Some(cell(2, "alpha"))));
-    assert_eq!(three.operate(4, Intent::Read, &[1, 2]), Finding::Holds(Some(cell(2, "alpha"))));
+    assert_eq!(three.operate(4, CellIntent::Read, &[1, 2]), Finding::Holds(Some(cell(2, "alpha"))));
 }
 
 #[test]
 fn answers_of_other_rounds_and_second_answers_count_for_nothing() {
     let mut three = Three::default();
-    let mut proposer = Proposer::new(3, 1, None, Intent::Probe);
+    let mut proposer = Proposer::new(3, 1, None, CellIntent::Probe);
     let prepare = asked(proposer.begin());
     let answer = three.ask(0, &prepare);
     assert_eq!(proposer.heard(0, &prepare, Some(answer.clone())), None);

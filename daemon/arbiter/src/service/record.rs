@@ -171,7 +171,11 @@ mod tests {
             let ballot = |(round, proposer)| Ballot { round, proposer };
             let accepted = accepted.map(|(round, generation)| AcceptedCell {
                 ballot: ballot((round, 3)),
-                value: generation.map(|generation| SetCell { cell: change(generation).cell, origin: ballot((1, 2)), trail: vec![ballot((1, 1)); 2] }),
+                value: generation.map(|generation| SetCell {
+                    cell: change(generation).cell,
+                    origin: ballot((1, 2)),
+                    trail: vec![ballot((1, 1)); 2],
+                }),
             });
             let register = Register { promised: promised.map(ballot), accepted };
             prop_assert_eq!(decode_register("web", &encode_register("web", &register)).unwrap(), register);

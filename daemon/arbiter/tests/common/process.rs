@@ -51,7 +51,7 @@ impl ServiceProcess {
 
 impl Drop for ServiceProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        self.signal(Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }

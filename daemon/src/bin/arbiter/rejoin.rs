@@ -87,7 +87,7 @@ fn rejoin(config: &ServedConfig, keys: Option<&Path>, names: &[String]) -> Resul
     // This one listens, and says nothing.
     let (mut have, mut why) = (0, String::new());
     let mut known: BTreeMap<String, Register> = BTreeMap::new();
-    for nth in 0..members.len() {
+    for (nth, member) in members.iter().enumerate() {
         match told(place(nth), &set) {
             Ok(registers) => {
                 have += 1;
@@ -96,7 +96,7 @@ fn rejoin(config: &ServedConfig, keys: Option<&Path>, names: &[String]) -> Resul
                     known.insert(vm, before.merged(register));
                 }
             }
-            Err(e) => why += &format!("; {}: {e}", members[nth]),
+            Err(e) => why += &format!("; {member}: {e}"),
         }
     }
     if have < set.majority() {
