@@ -21,7 +21,7 @@ struct Services {
 
 impl Services {
     fn found(world: &World) -> Self {
-        let stores = [0, 1, 2].map(|member| world.path(&format!("cells-{member}")));
+        let stores = [0, 1, 2].map(|member| world.path(format!("cells-{member}")));
         let mut services = Self { stores, running: [None, None, None] };
         for member in 0..3 {
             let created = services.command(member).arg("--create").output().expect("it can be started");
