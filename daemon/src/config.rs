@@ -13,6 +13,7 @@ mod net;
 mod recovery;
 mod replay;
 mod served;
+mod services;
 mod tls;
 mod validate;
 

@@ -64,8 +64,8 @@ usage: scripts/faults/$fault_name [--count N] [--seed S] [--guest G] [--mode M] 
                 Debian on its disk; its client is PostgreSQL's); default ${FT_GUEST:-builtin}
   --mode M      the way of protection: checkpoint or replay; default ${FT_MODE:-checkpoint}
   --engine E    the engine that executes it: kvm (default) or soft; replay mode is always on soft
-  --arbiter A   the pair's arbiter: file (shared storage), service (ftd arbiter on a machine of its own), or etcd (one
-                member there); default $FT_ARBITER
+  --arbiter A   the pair's arbiter: file (shared storage), service (ftd arbiter on a machine of its own), majority
+                (three of them there, of which two decide), or etcd (one member there); default $FT_ARBITER
   --keep        keep the run's directory even when all is well
 ${fault_options_help:-}
 One line a trial and a total on stdout. Exit status: 0 no violation, 1 violations (the run's directory is kept and
@@ -120,7 +120,8 @@ run_trials() {
     # It boots for minutes, and for more beside other work.
     [[ ${FT_GUEST:-} != debian-disk ]] || faults_patience_s=${FT_PATIENCE_S:-1200}
     [[ $count =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ && ${FT_MODE:-replay} =~ ^(checkpoint|replay)$ &&
-        ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ && $FT_ARBITER =~ ^(file|service|etcd)$ ]] || { faults_usage >&2 && exit 2; }
+        ${FT_ENGINE:-kvm} =~ ^(kvm|soft)$ && $FT_ARBITER =~ ^(file|service|majority|etcd)$ ]] ||
+        { faults_usage >&2 && exit 2; }
     setup_need network
     [[ $FT_ARBITER != etcd ]] || setup_need etcd
     local missing

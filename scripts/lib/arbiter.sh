@@ -2,6 +2,7 @@
 #
 #   FT_ARBITER file      a directory of this machine that both hosts mount (the default)
 #              service   `ftd arbiter` on a machine of its own, the place s of net.sh
+#              majority  three of them there, of which two decide
 #              etcd      an etcd of one member there
 #
 # Whatever kind it is, what it keeps lies in $run_dir/arbiter/shared.
@@ -18,6 +19,32 @@ arbiter_etcd_bytes_max=$((16 << 20))
 declare -A arbiter_storage=()
 
 arbiter_is_file() { [[ $FT_ARBITER == file ]]; }
+arbiter_is_majority() { [[ $FT_ARBITER == majority ]]; }
+# arbiter_names PLACE: the processes there. A majority of them is all but the first.
+arbiter_names() {
+    if arbiter_is_majority; then echo "arbiter-$1" "arbiter-$1-2" "arbiter-$1-3"; else echo "arbiter-$1"; fi
+}
+arbiter_addresses() {
+    local n
+    for n in 0 1 2; do echo "$net_arbiter_address:$((arbiter_port + n))"; done
+}
+# The list as TOML has it.
+arbiter_members() { arbiter_addresses | jq -cnR '[inputs]'; }
+# arbiter_end PLACE SIGNAL: all of them.
+arbiter_end() {
+    local name
+    for name in $(arbiter_names "$1"); do end_spawned "$name" "$2"; done
+}
+# What is struck: those without which there is no majority.
+arbiter_struck() {
+    local -a names
+    read -ra names <<<"$(arbiter_names s)"
+    if arbiter_is_majority; then echo "${names[@]:1}"; else echo "${names[@]}"; fi
+}
+arbiter_signal() {
+    local name
+    for name in $(arbiter_struck); do signal_spawned "$name" "$1" || return 1; done
+}
 arbiter_endpoint() { echo "http://$net_arbiter_address:$arbiter_etcd_port"; }
 
 # arbiter_config HOST VM: the configuration's section, on stdout.
@@ -26,6 +53,7 @@ arbiter_config() {
     case $FT_ARBITER in
     file) printf 'kind = "file"\npath = "%s"\n' "$run_dir/$1/arbiter/shared/$2.cell" ;;
     service) printf 'kind = "service"\naddress = "%s"\n' "$net_arbiter_address:$arbiter_port" && security_lines ;;
+    majority) printf 'kind = "service"\naddresses = %s\n' "$(arbiter_members)" && security_lines ;;
     etcd) printf 'kind = "etcd"\nendpoints = ["%s"]\nsecurity = "none"\n' "$(arbiter_endpoint)" ;;
     esac
 }
@@ -35,13 +63,14 @@ arbiter_place() {
     case $FT_ARBITER in
     file) echo "$run_dir/$1/arbiter" ;;
     service) echo "service $net_arbiter_address:$arbiter_port" ;;
+    majority) echo "services $(arbiter_addresses | paste -sd ' ')" ;;
     etcd) echo "etcd $(arbiter_endpoint)" ;;
     esac
 }
 
 # arbiter_prepare: one that has never heard of a VM.
 arbiter_prepare() {
-    end_spawned arbiter-s KILL
+    arbiter_end s KILL
     rm -rf --one-file-system -- "$run_dir/arbiter"/{shared,older,true}
     mkdir -p "$run_dir/arbiter/shared"
     arbiter_run s "$run_dir/arbiter/shared"
@@ -49,9 +78,19 @@ arbiter_prepare() {
 
 # arbiter_run PLACE DIRECTORY: the service or etcd over what lies there, which is made if nothing does.
 arbiter_run() {
-    local -a command
+    local -a command names
+    local n
     case $FT_ARBITER in
     file) return 0 ;;
+    majority)
+        read -ra names <<<"$(arbiter_names "$1")"
+        for n in 0 1 2; do
+            is_running "${names[n]}" ||
+                arbiter_run_member "$1" "${names[n]}" "$2/cells-$n" $((arbiter_port + n)) || return 1
+        done
+        wait_until 60 arbiter_answers "$1" || { tail -n 5 "$run_dir/arbiter-$1"*.log >&2 && return 1; }
+        return 0
+        ;;
     service)
         {
             printf 'store = "%s"\nlisten = "%s"\n' "$2/cells" "$net_arbiter_address:$arbiter_port"
@@ -70,13 +109,30 @@ arbiter_run() {
     wait_until 60 arbiter_answers "$1" || { tail -n 5 "$run_dir/arbiter-$1.log" >&2 && return 1; }
 }
 
+# arbiter_run_member PLACE NAME STORE PORT: one of three.
+arbiter_run_member() {
+    local file=$run_dir/$2.toml
+    {
+        printf 'store = "%s"\nlisten = "%s"\nmembers = %s\n' "$3" "$net_arbiter_address:$4" "$(arbiter_members)"
+        security_lines
+        security_table arbiter
+    } >"$file"
+    [[ -e $3 ]] || "$FTD_BIN_DIR/ftd" arbiter --config "$file" --create >>"$run_dir/$2.log" || return 1
+    spawn "$2" ip netns exec "$(net_ns "$1")" "$FTD_BIN_DIR/ftd" arbiter --config "$file"
+}
+
 arbiter_answers() {
+    local address
+    local -a addresses=("$net_arbiter_address:$arbiter_port")
     case $FT_ARBITER in
-    service)
+    service | majority)
         local -a operator=()
         ! security_is_tls || operator=(--keys "$run_dir/keys/operator")
-        in_ns "$1" "$FTD_BIN_DIR/ftctl" arbiter list --address "$net_arbiter_address:$arbiter_port" "${operator[@]}" \
-            >/dev/null 2>&1
+        ! arbiter_is_majority || mapfile -t addresses < <(arbiter_addresses)
+        for address in "${addresses[@]}"; do
+            in_ns "$1" "$FTD_BIN_DIR/ftctl" arbiter list --address "$address" "${operator[@]}" >/dev/null 2>&1 ||
+                return 1
+        done
         ;;
     etcd) arbiter_etcdctl "$1" get / >/dev/null 2>&1 ;;
     esac
@@ -108,7 +164,7 @@ arbiter_save() { [[ $FT_ARBITER == etcd ]] || cp -r "$run_dir/arbiter/shared" "$
 # generation of the cell is a pipe that a process holds and nobody fills. arbiter_unhang lets them go, and leaves the
 # cell as it was.
 arbiter_hang() {
-    arbiter_is_file || { signal_spawned arbiter-s STOP && return 0; }
+    arbiter_is_file || { arbiter_signal STOP && return 0; }
     arbiter_cell=$run_dir/arbiter/shared/$1.cell
     arbiter_pipe=$arbiter_cell/00000000000099999999
     mkfifo "$arbiter_pipe"
@@ -116,7 +172,7 @@ arbiter_hang() {
     spawn arbiter-pipe bash -c 'exec sleep infinity <>"$1"' _ "$arbiter_pipe"
 }
 arbiter_unhang() {
-    arbiter_is_file || { signal_spawned arbiter-s CONT || true; return 0; }
+    arbiter_is_file || { arbiter_signal CONT || true; return 0; }
     [[ -n ${arbiter_pipe:-} ]] || return 0
     rm -f -- "$arbiter_pipe"
     end_spawned arbiter-pipe KILL
@@ -128,7 +184,7 @@ arbiter_unhang() {
 # the same content is, and the calls that hang return only after arbiter_unhang.
 arbiter_replace() {
     local file
-    arbiter_is_file || { end_spawned arbiter-s KILL && arbiter_run s "$run_dir/arbiter/shared" && return 0; }
+    arbiter_is_file || { arbiter_end s KILL && arbiter_run s "$run_dir/arbiter/shared" && return 0; }
     rm -rf -- "$arbiter_cell.old" "$arbiter_cell.new"
     mkdir "$arbiter_cell.new"
     for file in "$arbiter_cell"/*; do
@@ -141,11 +197,16 @@ arbiter_replace() {
 
 # arbiter_away: for both hosts, so that asking it fails at once. arbiter_back ends it.
 arbiter_away() {
-    if arbiter_is_file; then arbiter_lose a && arbiter_lose b; else end_spawned arbiter-s KILL; fi
+    local name
+    if arbiter_is_file; then
+        arbiter_lose a && arbiter_lose b
+    else
+        for name in $(arbiter_struck); do end_spawned "$name" KILL; done
+    fi
 }
 arbiter_back() {
     arbiter_return a && arbiter_return b
-    arbiter_is_file || is_running arbiter-s || arbiter_run s "$run_dir/arbiter/shared"
+    arbiter_is_file || { ! arbiter_is_majority && is_running arbiter-s; } || arbiter_run s "$run_dir/arbiter/shared"
 }
 
 # arbiter_heal: it is there for both hosts again, whatever was done to it.
@@ -180,7 +241,7 @@ arbiter_unmount() {
 arbiter_other() {
     local host=$1 other=$run_dir/elsewhere
     local -a wrapped=()
-    end_spawned arbiter-t KILL
+    arbiter_end t KILL
     rm -rf --one-file-system -- "$other"
     mkdir -p "$other/shared"
     if ! arbiter_is_file; then
@@ -204,7 +265,7 @@ arbiter_other() {
 # arbiter_same HOST: it has its peer's again.
 arbiter_same() {
     if ! arbiter_is_file; then
-        end_spawned arbiter-t KILL
+        arbiter_end t KILL
         net_lead_back "$1"
     elif [[ -z ${arbiter_storage[$1]:-} ]]; then
         arbiter_unmount "$1"
@@ -245,4 +306,4 @@ arbiter_be_true() {
 }
 
 # Nothing changes what it keeps, until arbiter_run.
-arbiter_pause() { arbiter_is_file || end_spawned arbiter-s TERM; }
+arbiter_pause() { arbiter_is_file || arbiter_end s TERM; }

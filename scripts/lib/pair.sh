@@ -18,7 +18,7 @@
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication]),
 #   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does),
-#   FT_ARBITER file|service|etcd (arbiter.sh)
+#   FT_ARBITER file|service|majority|etcd (arbiter.sh)
 [[ -z ${pair_sourced:-} ]] || return 0
 pair_sourced=1
 source "${BASH_SOURCE[0]%/*}/net.sh"

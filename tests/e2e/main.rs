@@ -27,6 +27,7 @@ mod rehearsal;
 mod replay;
 mod scrub;
 mod service;
+mod services;
 mod survey;
 mod switchover;
 mod time;

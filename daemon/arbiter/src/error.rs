@@ -1,6 +1,7 @@
 //! Errors of an arbiter: why it gave no answer, and at which place.
 
 use crate::etcd::EtcdTrouble;
+use crate::majority::MemberSet;
 use nix::errno::Errno;
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,8 @@ pub enum Place {
     File(PathBuf),
     /// In the service at this address.
     Service(SocketAddr),
+    /// In a majority of these services.
+    Services(MemberSet),
     /// Under this key of the etcd whose members have these addresses for clients.
     Etcd {
         /// The addresses.
@@ -23,11 +26,23 @@ pub enum Place {
     },
 }
 
+const SERVICES: &str = "services ";
+
+impl Place {
+    /// Whether two places, as they are told, are two sets of services: then a cell in the one is none in the other,
+    /// whatever it says.
+    #[must_use]
+    pub fn are_unlike_sets(one: &str, other: &str) -> bool {
+        one.starts_with(SERVICES) && other.starts_with(SERVICES) && one != other
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(directory) => write!(f, "file {}", directory.display()),
             Self::Service(address) => write!(f, "service {address}"),
+            Self::Services(set) => write!(f, "{SERVICES}{set}"),
             Self::Etcd { endpoints, key } => write!(f, "etcd {}, key {key}", endpoints.join(" ")),
         }
     }
@@ -152,6 +167,46 @@ pub enum Trouble {
         /// Why.
         reason: String,
     },
+    /// Too few of those that keep the cell together have answered.
+    #[error("no majority of {of} arbiters, which is {needed}{}", list(members))]
+    NoMajority {
+        /// So many are needed.
+        needed: usize,
+        /// So many there are.
+        of: usize,
+        /// Those that gave no answer.
+        members: Vec<MemberTrouble>,
+    },
+    /// The other node asks all the time, too.
+    #[error("other nodes' rounds came between for {ms} ms; it is asked again")]
+    Contended {
+        /// For how long.
+        ms: u64,
+    },
+    /// The cell has been set since by others, and what was there before them is not known any more.
+    #[error("the cell was changed meanwhile, and nobody knows what was there before")]
+    Overtaken,
+    /// The service is a member of another set.
+    #[error(
+        "it keeps cells together with others than this node's arbiter.addresses say: {theirs}; both nodes and all \
+         members must have the same list"
+    )]
+    OtherSet {
+        /// Its set.
+        theirs: MemberSet,
+    },
+    /// The service keeps its cells alone.
+    #[error(
+        "it keeps its cells alone: its configuration has no members, or its store was made before it had; make a new \
+         store (`ftd arbiter --create`) where it has no cells that are in use"
+    )]
+    NoMember,
+    /// The service is one of several.
+    #[error("it keeps cells together with others: {set}; give them all in arbiter.addresses")]
+    KeptTogether {
+        /// Its set.
+        set: MemberSet,
+    },
     /// The service does not know what became of the change.
     #[error("it cannot tell whether the change is durable: {reason}")]
     StoreInDoubt {
@@ -160,13 +215,38 @@ pub enum Trouble {
     },
 }
 
+/// Why a member of several gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{address}: {trouble}")]
+pub struct MemberTrouble {
+    /// Which one.
+    pub address: SocketAddr,
+    /// Why.
+    pub trouble: Box<Trouble>,
+}
+
+fn list(members: &[MemberTrouble]) -> String {
+    members.iter().map(|member| format!("; {member}")).collect()
+}
+
 impl Trouble {
+    /// Whether what is kept is damaged, or that of members without which there is no majority.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::DamagedRecord { .. } => true,
+            Self::NoMajority { members, .. } => members.iter().any(|member| member.trouble.is_damage()),
+            _ => false,
+        }
+    }
+
     /// Whether what was asked gave no sign in time, as storage that hangs gives none.
     #[must_use]
     pub fn is_silence(&self) -> bool {
         match self {
             Self::NoAnswer { .. } | Self::ServiceSilent { .. } => true,
             Self::Etcd(trouble) => trouble.is_silence(),
+            Self::NoMajority { members, .. } => members.iter().any(|member| member.trouble.is_silence()),
             _ => false,
         }
     }

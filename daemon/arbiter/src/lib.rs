@@ -2,9 +2,9 @@
 //!
 //! [`Arbiter::compare_and_set`] is the only operation that changes the cell: it sets the whole cell from generation g
 //! to g+1, first come first served, and is durable before it answers. [`FileArbiter`] is the back end for storage that
-//! both nodes share, [`ServiceArbiter`] the one for a small service on a third machine, [`EtcdArbiter`] the one for an
-//! etcd cluster. Another back end is a module beside [`mod@file`], a variant of [`Place`], and a line in the
-//! conformance suite (`daemon/arbiter/tests/conformance`).
+//! both nodes share, [`ServiceArbiter`] the one for a small service on a third machine, [`MajorityArbiter`] the one
+//! for several such services, [`EtcdArbiter`] the one for an etcd cluster. Another back end is a module beside
+//! [`mod@file`], a variant of [`Place`], and a line in the conformance suite (`daemon/arbiter/tests/conformance`).
 //!
 //! Two nodes have lost each other, and both ask to go on alone. One wins; the other learns the cell as it is:
 //!
@@ -28,16 +28,19 @@
 //! ```
 
 mod cell;
+mod clock;
 mod error;
 pub mod etcd;
 pub mod file;
 pub mod lines;
+pub mod majority;
 pub mod service;
 
 pub use cell::{Cell, CellId, GENERATION_MAX, NotAnIdentity, Standby};
-pub use error::{ArbiterError, Place, Trouble};
+pub use error::{ArbiterError, MemberTrouble, Place, Trouble};
 pub use etcd::EtcdArbiter;
 pub use file::FileArbiter;
+pub use majority::MajorityArbiter;
 pub use service::ServiceArbiter;
 
 /// The answer to a compare-and-set.

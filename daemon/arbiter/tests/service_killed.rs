@@ -1,63 +1,15 @@
 //! A service that is killed, or stands still: what it told is there when it is back.
 
-use ft_arbiter::service::{CellServer, CellStore, ServerLimits, ServiceArbiter, ServicePace};
+use ft_arbiter::service::{CellStore, ServiceArbiter, ServicePace};
 use ft_arbiter::{Arbiter, Cell, CellId, Outcome};
-use ft_tls::Protection;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const STORE: &str = "FT_TEST_STORE";
-const ADDRESS: &str = "FT_TEST_ADDRESS";
+#[path = "common/process.rs"]
+mod process;
 
-/// Not a test but the service of the others, in a process of its own, which this one is started as.
-#[test]
-fn serve_if_told_to() {
-    let (Ok(store), Ok(address)) = (std::env::var(STORE), std::env::var(ADDRESS)) else { return };
-    let listener = TcpListener::bind(address).unwrap();
-    let store = CellStore::open(Path::new(&store)).unwrap();
-    let server = CellServer::start(listener, store, ServerLimits::default(), Protection::None).unwrap();
-    println!("\nlistens on {}", server.address());
-    loop {
-        std::thread::park();
-    }
-}
-
-struct Service {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Service {
-    fn start(store: &Path, address: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "serve_if_told_to", "--nocapture"])
-            .env(STORE, store)
-            .env(ADDRESS, address)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let address = lines.find_map(|line| line.strip_prefix("listens on ").map(|at| at.parse().unwrap()));
-        Self { address: address.expect("it says where it listens"), child }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use process::ServiceProcess;
 
 fn cell(generation: u64) -> Cell {
     Cell { id: CellId(0xce11), generation, owner: Some("alpha".into()), standby: None }
@@ -76,7 +28,7 @@ fn what_was_won_is_there_after_the_service_was_killed_among_many_sets() {
     let mut reached: BTreeMap<String, u64> = BTreeMap::new();
     let mut address = "127.0.0.1:0".to_owned();
     for round in 0..5 {
-        let service = Service::start(&store, &address);
+        let service = ServiceProcess::start(&store, &address);
         address = service.address.to_string();
         let at = service.address;
         let told: Vec<(String, u64, bool)> = std::thread::scope(|scope| {
@@ -103,7 +55,7 @@ fn what_was_won_is_there_after_the_service_was_killed_among_many_sets() {
             setters.into_iter().map(|setter| setter.join().unwrap()).collect()
         });
         drop(service);
-        let service = Service::start(&store, &address);
+        let service = ServiceProcess::start(&store, &address);
         for (vm, won, is_in_doubt) in told {
             let found = ServiceArbiter::new(service.address, &vm, pace()).read().unwrap();
             let found = found.map_or(0, |cell| cell.generation);
@@ -120,7 +72,7 @@ fn a_service_that_stands_still_leaves_a_set_in_doubt_in_time_and_a_new_one_not_a
     let directory = tempfile::tempdir().unwrap();
     let store = directory.path().join("cells");
     CellStore::create(&store).unwrap();
-    let service = Service::start(&store, "127.0.0.1:0");
+    let service = ServiceProcess::start(&store, "127.0.0.1:0");
     let connect = || ServiceArbiter::new(service.address, "web", pace());
     let mut arbiter = connect();
     assert_eq!(arbiter.compare_and_set(None, cell(1)), Outcome::Won(cell(1)));

@@ -1,11 +1,12 @@
 //! `[arbiter]`: where the cell is.
 
-use super::Name;
 use super::tls::{MUST_BE_SAFE, is_loopback as is_loopback_ip};
 use super::validate::{BadValue, refuse, within};
+use super::{Name, services};
 use ft_arbiter::etcd::{ANSWER_LIMIT, EtcdLogin, EtcdSettings, EtcdTls};
+use ft_arbiter::majority::MajorityPace;
 use ft_arbiter::service::{ARBITER_NAME, ServiceArbiter, ServicePace, ServicePlace};
-use ft_arbiter::{Arbiter, EtcdArbiter, FileArbiter};
+use ft_arbiter::{Arbiter, EtcdArbiter, FileArbiter, MajorityArbiter};
 use ft_tls::{Credentials, Protection};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -27,8 +28,10 @@ pub struct ArbiterConfig {
     pub kind: ArbiterKind,
     /// The cell's directory, on storage that both nodes share. With the kind "file" only, and always.
     pub path: Option<PathBuf>,
-    /// Where `ftd arbiter` listens. With the kind "service" only, and always.
+    /// Where `ftd arbiter` listens. With the kind "service" only; this or the next one always.
     pub address: Option<SocketAddr>,
+    /// Where several of them listen, of which a majority decides.
+    pub addresses: Option<Vec<SocketAddr>>,
     /// etcd's members, `http://HOST:PORT` or `https://HOST:PORT`. With the kind "etcd" only, and always; so are the
     /// three that follow, where they are given.
     pub endpoints: Option<Vec<String>>,
@@ -40,6 +43,8 @@ pub struct ArbiterConfig {
     pub password_file: Option<PathBuf>,
     /// Who answers there, by its certificate. With the kind "service" only; "arbiter" unless given.
     pub name: Option<Name>,
+    /// Who answers at each of the addresses, in their order, where they have unlike names.
+    pub names: Option<Vec<Name>>,
     /// The certificates of those who sign the members', if not the site's. With the kind "etcd" only.
     pub ca: Option<PathBuf>,
     /// What protects the connections.
@@ -79,6 +84,10 @@ impl ArbiterConfig {
         )?;
         belongs("arbiter.address", self.address, kind == ArbiterKind::Service, "service")?;
         belongs("arbiter.name", self.name.as_ref(), kind == ArbiterKind::Service, "service")?;
+        let several = self.addresses.as_deref().map(services::told);
+        belongs("arbiter.addresses", several, kind == ArbiterKind::Service, "service")?;
+        let names = self.names.as_deref().map(services::told);
+        belongs("arbiter.names", names, kind == ArbiterKind::Service, "service")?;
         let etcd = kind == ArbiterKind::Etcd;
         belongs("arbiter.endpoints", self.endpoints.as_ref().map(|list| list.join(", ")), etcd, "etcd")?;
         belongs("arbiter.prefix", self.prefix.as_ref(), etcd, "etcd")?;
@@ -96,6 +105,10 @@ impl ArbiterConfig {
                     None => refuse("arbiter.path", "nothing", "must be the cell's directory"),
                 }
             }
+            ArbiterKind::Service if self.addresses.is_some() => self.validate_several(tls),
+            ArbiterKind::Service if self.names.is_some() => {
+                refuse("arbiter.names", "names", "belongs to arbiter.addresses; one service has arbiter.name")
+            }
             ArbiterKind::Service => match self.address {
                 Some(address) if address.port() != 0 => {
                     let is_safe = tls || is_loopback_ip(address.ip());
@@ -103,7 +116,8 @@ impl ArbiterConfig {
                 }
                 address => {
                     let value = address.map_or("nothing".to_owned(), |address| address.to_string());
-                    refuse("arbiter.address", value, "must be the service's IP address and port")
+                    let must = "must be the service's IP address and port; or addresses be given, of several";
+                    refuse("arbiter.address", value, must)
                 }
             },
             ArbiterKind::Etcd => self.validate_etcd(tls),
@@ -111,7 +125,12 @@ impl ArbiterConfig {
     }
 
     /// Other hosts are spoken to in the clear where the operator says that this is safe, and nowhere else.
-    fn must_be_safe(&self, key: &'static str, place: String, is_safe: bool) -> Result<(), BadValue> {
+    pub(super) fn must_be_safe(
+        &self,
+        key: &'static str,
+        place: String,
+        is_safe: bool,
+    ) -> Result<(), BadValue> {
         if is_safe || self.security.is_some() { Ok(()) } else { refuse(key, place, MUST_BE_SAFE) }
     }
 
@@ -172,8 +191,9 @@ impl ArbiterConfig {
         let endpoints =
             endpoints.filter(|endpoint| host(endpoint).is_some_and(|host| !is_loopback(host))).cloned();
         let is_safe = |address: &SocketAddr| is_loopback_ip(address.ip()) || tls && self.is_secured();
-        let address = self.address.filter(|address| !is_safe(address));
-        let open: Vec<_> = endpoints.chain(address.map(|address| address.to_string())).collect();
+        let services = self.address.iter().chain(self.addresses.iter().flatten());
+        let services = services.filter(|address| !is_safe(address));
+        let open: Vec<_> = endpoints.chain(services.map(|address| address.to_string())).collect();
         let password = if self.user.is_some() { ", the password too," } else { "" };
         (!open.is_empty()).then(|| {
             format!(
@@ -186,12 +206,15 @@ impl ArbiterConfig {
 
     /// A way to the cell of `vm`, with this host's credentials where it has some.
     pub(crate) fn connect(&self, vm: &Name, credentials: Option<&Arc<Credentials>>) -> Box<dyn Arbiter> {
+        let protection = match credentials {
+            Some(credentials) if self.is_secured() => Protection::Tls(Arc::clone(credentials)),
+            _ => Protection::None,
+        };
+        if let Some((set, places)) = self.several(&protection) {
+            return Box::new(MajorityArbiter::new(set, &places, vm.as_str(), MajorityPace::default()));
+        }
         match (self.kind, &self.endpoints, self.address) {
             (ArbiterKind::Service, _, Some(address)) => {
-                let protection = match credentials {
-                    Some(credentials) if self.is_secured() => Protection::Tls(Arc::clone(credentials)),
-                    _ => Protection::None,
-                };
                 let name = self.name.as_ref().map_or(ARBITER_NAME, Name::as_str);
                 let service = ServicePlace { address, name: name.to_owned(), protection };
                 Box::new(ServiceArbiter::new(service, vm.as_str(), ServicePace::default()))

@@ -23,6 +23,6 @@ impl Config {
              of the daemon's rights on this host"
                 .to_owned()
         });
-        self.open_connections().into_iter().chain(unconfined).collect()
+        self.connection_warnings().into_iter().chain(unconfined).collect()
     }
 }

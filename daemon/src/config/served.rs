@@ -1,6 +1,7 @@
 //! The configuration of `ftd arbiter`, which serves the cells of many VMs.
 
-use super::{ConfigError, LogConfig, MetricsConfig, Security, TlsConfig, file};
+use super::{ConfigError, LogConfig, MetricsConfig, Security, TlsConfig, file, services};
+use ft_arbiter::majority::MemberSet;
 use ft_arbiter::service::ARBITER_PORT;
 use ft_tls::{CredentialError, Credentials, PartyKind, Protection};
 use serde::Deserialize;
@@ -16,6 +17,9 @@ pub struct ServedConfig {
     pub listen: SocketAddr,
     /// The file with the cells.
     pub store: PathBuf,
+    /// The services that keep the cells together, this one among them, as the nodes reach them; none: it keeps them
+    /// alone.
+    pub members: Option<Vec<SocketAddr>>,
     /// What protects its connections.
     pub security: Option<Security>,
     /// What it proves itself by.
@@ -46,6 +50,11 @@ impl ServedConfig {
         if !self.store.is_absolute() || self.store.file_name().is_none() {
             return refused("store", &self.store.display(), "must be an absolute path");
         }
+        if let Some(members) = &self.members
+            && let Err(e) = services::members(members)
+        {
+            return refused("members", &services::told(members), &e.to_string());
+        }
         for (key, path) in
             self.tls.iter().flat_map(|tls| [("tls.ca", &tls.ca), ("tls.identity", &tls.identity)])
         {
@@ -62,6 +71,12 @@ impl ServedConfig {
             );
         }
         Ok(())
+    }
+
+    /// Whose member it is; none: it keeps cells alone.
+    #[must_use]
+    pub fn set(&self) -> Option<MemberSet> {
+        services::members(self.members.as_deref()?).ok()
     }
 
     /// Reads its certificate, if it is to have one.
@@ -118,6 +133,11 @@ mod tests {
         );
         assert!(judge("listen = \"0.0.0.0:7390\"\nsecurity = \"none\"\nstore = \"/s\"").is_ok());
         assert!(judge("listen = \"[::1]:7390\"\nstore = \"/s\"").is_ok());
+        let members = |list: &str| judge(&format!("store = \"/s\"\nmembers = [{list}]"));
+        let set = members("\"10.0.0.5:1\", \"10.0.0.3:1\", \"10.0.0.4:1\"").unwrap().set().unwrap();
+        assert_eq!(set.to_string(), "10.0.0.3:1 10.0.0.4:1 10.0.0.5:1");
+        let message = members("\"10.0.0.5:1\", \"10.0.0.5:1\", \"10.0.0.4:1\"").unwrap_err();
+        assert!(message.contains("members = 10.0.0.5:1, 10.0.0.5:1, 10.0.0.4:1: 10.0.0.5:1 is there twice"));
         assert!(judge("store = \"cells\"").unwrap_err().contains("absolute"));
         assert!(judge("store = \"/s\"\nzz = 1").unwrap_err().contains("unknown field `zz`"));
     }

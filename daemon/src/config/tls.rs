@@ -60,9 +60,10 @@ impl Config {
         self.tls.is_some() && self.replication.security != Some(Security::None)
     }
 
-    /// What the operator should know of connections in the clear, each with the key that makes it so.
+    /// What the operator should know of connections in the clear, and of two arbiters, each with the key that makes it
+    /// so.
     #[must_use]
-    pub fn open_connections(&self) -> Vec<String> {
+    pub fn connection_warnings(&self) -> Vec<String> {
         let link = (!self.is_link_secured() && !self.is_link_local()).then(|| {
             format!(
                 "replication.security = \"none\": the link to {} is neither encrypted nor authenticated: whoever \
@@ -70,7 +71,8 @@ impl Config {
                 self.peer.address
             )
         });
-        link.into_iter().chain(self.arbiter.warning(self.tls.is_some())).collect()
+        let clear = link.into_iter().chain(self.arbiter.warning(self.tls.is_some()));
+        clear.chain(self.arbiter.two_warning()).collect()
     }
 }
 
@@ -97,13 +99,13 @@ mod tests {
         assert!(why.contains("peer.address = 10.0.0.2:7400: the connection is not protected"), "{why}");
         assert!(judge(&format!("{near}\nreplication = {{ listen = \"0.0.0.0:7400\" }}")).is_err());
         let config = judge(near).unwrap();
-        assert!(!config.is_link_secured() && config.open_connections().is_empty());
+        assert!(!config.is_link_secured() && config.connection_warnings().is_empty());
         let config = judge(&format!("{far}\n[tls]")).unwrap();
-        assert!(config.is_link_secured() && config.open_connections().is_empty());
+        assert!(config.is_link_secured() && config.connection_warnings().is_empty());
         assert_eq!(config.tls.unwrap().files(), CredentialFiles::within(Path::new("/etc/ftd/tls")));
         let config = judge(&format!("{far}\nreplication = {{ security = \"none\" }}\n[tls]")).unwrap();
         assert!(!config.is_link_secured());
-        assert!(config.open_connections()[0].contains("the link to 10.0.0.2:7400 is neither encrypted"));
+        assert!(config.connection_warnings()[0].contains("the link to 10.0.0.2:7400 is neither encrypted"));
         let why = judge(&format!("{far}\n[tls]\nca = \"ca.pem\"")).unwrap_err();
         assert!(why.contains("tls.ca = ca.pem: must be an absolute path"), "{why}");
         assert!(judge(&format!("{far}\n[tls]\nkey = \"/k\"")).unwrap_err().contains("unknown field `key`"));

@@ -7,7 +7,7 @@
 //! old as the question that it answers: how long it was on its way makes nothing fresh.
 
 use super::event::Micros;
-use ft_arbiter::{Cell, CellId};
+use ft_arbiter::{Cell, CellId, Place};
 use ft_checkpoint::wire::message::Standing;
 use std::fmt;
 
@@ -180,7 +180,10 @@ impl fmt::Display for Lapse {
                     Some(found) => write!(f, "cell {found} at {there}")?,
                     None => write!(f, "no cell at {there}")?,
                 }
-                write!(f, "; {backup} cannot take over: mount the same storage on both")
+                write!(
+                    f,
+                    "; {backup} cannot take over: both must have the same storage, or name the same services"
+                )
             }
             Self::NotNamed { backup, there, generation } => write!(
                 f,
@@ -287,7 +290,9 @@ impl Case<'_> {
         let backup = self.backup.0;
         let cell = mine.cell?.0;
         match said.cell {
-            Some((found, generation)) if found == cell => {
+            Some((found, generation))
+                if found == cell && !Place::are_unlike_sets(&said.place, &mine.place) =>
+            {
                 let names_it = said.named == Some(self.pairing) || generation < self.generation;
                 (!names_it).then(|| Lapse::NotNamed {
                     backup: backup.into(),
@@ -423,6 +428,20 @@ mod tests {
         assert_eq!(judged(&primary, Some(&undated(None, None)), 200), Err(vec![("other_cell", 100)]));
         let other = undated(Some((CellId(0xb), 9)), Some(7));
         assert_eq!(judged(&primary, Some(&other), 200), Err(vec![("other_cell", 100)]));
+    }
+
+    /// A cell that was copied from one set of services to another has gone on as two.
+    #[test]
+    fn unlike_sets_of_services_are_unlike_arbiters_whatever_the_cell_says() {
+        let judge = |there: &str| {
+            let primary = witness("services 10.0.0.1:1 10.0.0.2:1 10.0.0.3:1", 100, Some((CELL, 2)), Some(7));
+            let backup = witness(there, 150, Some((CELL, 2)), Some(7));
+            judged(&primary, Some(&backup), 200)
+        };
+        assert_eq!(judge("services 10.0.0.1:1 10.0.0.2:1 10.0.0.3:1"), Ok(true));
+        assert_eq!(judge("services 10.0.0.1:1 10.0.0.2:1 10.0.0.4:1"), Err(vec![("other_cell", 100)]));
+        // A path, or the name that a service has on another way to it, may differ.
+        assert_eq!(judge("file /other/web.cell"), Ok(true));
     }
 
     #[test]

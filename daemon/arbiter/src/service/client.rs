@@ -2,7 +2,8 @@
 
 use super::ARBITER_NAME;
 use super::frame::{BadFrame, NoFrame, SERVICE_VERSION, receive, send};
-use super::message::{CellChange, Listed, Question, Refusal, Reply, enclose, open};
+use super::message::{CellChange, Listed, ListedRegister, Question, Refusal, Reply, enclose, open};
+use crate::majority::{MemberAnswer, MemberAsk, MemberSet};
 use crate::{Arbiter, ArbiterError, Cell, Outcome, Place, Trouble};
 use ft_tls::{Channel, Party, PartyKind, Protection, SecuredService, TlsError};
 use serde::Serialize;
@@ -130,6 +131,26 @@ impl ServiceDesk {
         }
     }
 
+    /// Whose member the service is, and what it keeps; none: it keeps cells alone.
+    pub fn registers(&mut self) -> Result<Option<(MemberSet, Vec<ListedRegister>)>, ArbiterError> {
+        let mut all: Vec<ListedRegister> = Vec::new();
+        loop {
+            let after = all.last().map_or_else(String::new, |last| last.vm.clone());
+            match self.0.ask_again(&Question::Registers { after }) {
+                Ok(Reply::Registers { set: None, .. }) => return Ok(None),
+                Ok(Reply::Registers { set: Some(set), some }) if some.is_empty() => {
+                    return Ok(Some((set, all)));
+                }
+                Ok(Reply::Registers { some, .. }) => all.extend(some),
+                // One that knows no members refuses what it does not know.
+                Ok(Reply::Refused(Refusal::Question { reason })) if reason.contains("unknown variant") => {
+                    return Ok(None);
+                }
+                other => return Err(self.failed("", other)),
+            }
+        }
+    }
+
     /// The last changes of a VM's cell, the oldest first.
     pub fn history(&mut self, vm: &str) -> Result<Vec<CellChange>, ArbiterError> {
         match self.0.ask_again(&Question::History { vm: vm.to_owned() }) {
@@ -144,6 +165,45 @@ impl ServiceDesk {
             Ok(other) => unfitting(&other),
             Err(failure) => failure.trouble,
         })
+    }
+}
+
+/// A node's way to one of the members that keep a cell together.
+#[derive(Debug)]
+pub(crate) struct MemberLine {
+    line: Line,
+    vm: String,
+    set: MemberSet,
+}
+
+/// A member gave no answer: why, and whether it may do what it was asked.
+#[derive(Debug)]
+pub(crate) struct NoVote {
+    pub trouble: Trouble,
+    pub may_happen: bool,
+}
+
+impl MemberLine {
+    pub(crate) fn new(place: ServicePlace, vm: &str, set: MemberSet, pace: ServicePace) -> Self {
+        Self { line: Line::new(place, pace), vm: vm.to_owned(), set }
+    }
+
+    /// Asks. A look and a preparation may be asked twice: the second preparation is beaten by the first.
+    pub(crate) fn ask(&mut self, ask: MemberAsk) -> Result<MemberAnswer, NoVote> {
+        let is_repeatable = !matches!(ask, MemberAsk::Accept(_));
+        let question = Question::Member { vm: self.vm.clone(), set: self.set.clone(), ask };
+        let reply = match is_repeatable {
+            true => self.line.ask_again(&question),
+            false => self.line.ask(&question),
+        };
+        let not = |trouble, may_happen| Err(NoVote { trouble, may_happen });
+        match reply {
+            Ok(Reply::Member(answer)) => Ok(answer),
+            Ok(Reply::Refused(refusal)) => not(refusal.into_trouble(&self.vm), false),
+            Ok(Reply::InDoubt { reason }) => not(Trouble::StoreInDoubt { reason }, true),
+            Ok(other) => not(unfitting(&other), true),
+            Err(Failure { trouble, is_sent }) => not(trouble, is_sent),
+        }
     }
 }
 
@@ -260,6 +320,9 @@ impl Refusal {
             Self::Question { reason } => Trouble::Refused { reason },
             Self::Damaged { reason } => Trouble::DamagedRecord { vm: vm.to_owned(), reason },
             Self::Store { reason } => Trouble::Refused { reason },
+            Self::OtherSet { set } => Trouble::OtherSet { theirs: set },
+            Self::Alone => Trouble::NoMember,
+            Self::Together { set } => Trouble::KeptTogether { set },
             Self::Full => Trouble::Refused { reason: "its store has as many cells as it may".into() },
         }
     }

@@ -1,9 +1,11 @@
 //! The thread that writes: whatever waits when it is free shares one durable commit, and is answered after it.
 
 use super::figures::ServiceFigures;
-use super::message::{LISTED_MAX, Question, Refusal, Reply, is_name, short};
-use super::store::{CellStore, Cells, Opener, VMS_MAX, list};
+use super::message::{LISTED_MAX, Question, REGISTERS_MAX, Refusal, Reply, is_name, short};
+use super::store::{CellStore, Cells, Opener, VMS_MAX, list, list_registers};
+use super::voter::Voter;
 use crate::Cell;
+use crate::majority::{AcceptedCell, MemberAnswer, MemberAsk, MemberSet, Register};
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,6 +39,8 @@ type Durable = Arc<RwLock<Result<Cells, Shut>>>;
 pub(super) struct Desk {
     jobs: SyncSender<Job>,
     durable: Durable,
+    /// Whose member the service is.
+    set: Option<MemberSet>,
     figures: Arc<ServiceFigures>,
 }
 
@@ -48,15 +52,16 @@ impl Desk {
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, jobs) = sync_channel(BATCH_MAX);
         let durable: Durable = Arc::new(RwLock::new(Ok(store.cells.clone())));
-        let (path, opener) = (store.path().to_owned(), store.opener());
+        let (path, opener, set) = (store.path().to_owned(), store.opener(), store.set.clone());
         let (tried, shared) = (Instant::now(), Arc::clone(&durable));
         let counted = Arc::clone(&figures);
+        let (store, voter) = (Ok(store), Voter::default());
         let mut committer =
-            Committer { path, opener, store: Ok(store), tried, durable: shared, figures: counted };
+            Committer { path, opener, store, voter, tried, durable: shared, figures: counted };
         committer.count();
         let thread =
             std::thread::Builder::new().name("ftd-commit".into()).spawn(move || committer.run(&jobs))?;
-        Ok((Self { jobs: sender, durable, figures }, thread))
+        Ok((Self { jobs: sender, durable, set, figures }, thread))
     }
 
     /// Answers one question, after what it needs is durable.
@@ -71,6 +76,9 @@ impl Desk {
         if let Err(reason) = judge(&question) {
             return Reply::Refused(Refusal::Question { reason });
         }
+        if let Some(refusal) = misplaced(&question, self.set.as_ref()) {
+            return Reply::Refused(refusal);
+        }
         match question {
             Question::Read { vm } => match &*self.durable.read() {
                 Ok(cells) => cell_of(cells, &vm).map_or_else(Reply::Refused, Reply::Cell),
@@ -81,7 +89,10 @@ impl Desk {
                 Err(why) => shut(why),
             },
             question => {
-                let is_set = matches!(question, Question::Set { .. });
+                let is_set = matches!(
+                    question,
+                    Question::Set { .. } | Question::Member { ask: MemberAsk::Accept(_), .. }
+                );
                 let (reply, answer) = sync_channel(1);
                 match self.jobs.try_send(Job { question, reply }) {
                     Ok(()) => answer.recv().unwrap_or_else(|_| match is_set {
@@ -100,6 +111,7 @@ struct Committer {
     path: PathBuf,
     opener: Opener,
     store: Result<CellStore, Shut>,
+    voter: Voter,
     /// When it was opened last, or could not be.
     tried: Instant,
     durable: Durable,
@@ -128,15 +140,18 @@ impl Committer {
             Ok(store) => store,
             Err(why) => return batch.iter().for_each(|job| tell(job, shut(&*why))),
         };
-        let mut staged = BTreeMap::new();
-        let replies: Vec<Reply> = batch.iter().map(|job| decide(store, &mut staged, &job.question)).collect();
-        let changes: Vec<(String, Cell)> = staged.into_values().flatten().collect();
+        let mut staged = Staged::default();
+        let replies: Vec<Reply> =
+            batch.iter().map(|job| decide(store, &mut self.voter, &mut staged, &job.question)).collect();
+        let changes: Vec<(String, Cell)> = staged.cells.into_values().flatten().collect();
+        let registers = staged.registers;
         let is_to_write = |job: &Job| matches!(job.question, Question::Probe { .. });
-        let failure = match changes.is_empty() && !batch.iter().any(is_to_write) {
+        let is_changed = !changes.is_empty() || !registers.is_empty();
+        let failure = match !is_changed && !batch.iter().any(is_to_write) {
             true => None,
             false => {
                 let began = Instant::now();
-                let failure = store.commit(&changes).err();
+                let failure = store.commit_all(&changes, &registers).err();
                 self.figures.committed(began.elapsed(), failure.is_none());
                 failure
             }
@@ -158,7 +173,9 @@ impl Committer {
                     tell(
                         job,
                         match reply {
-                            Reply::Won => Reply::InDoubt { reason: reason.clone() },
+                            Reply::Won | Reply::Member(MemberAnswer::Accepted) => {
+                                Reply::InDoubt { reason: reason.clone() }
+                            }
                             _ => shut(&reason),
                         },
                     );
@@ -192,18 +209,24 @@ impl Committer {
 
     /// How the store is.
     fn count(&self) {
-        let cells = self.store.as_ref().map_or(0, |store| store.cells.len() as u64);
+        let cells = self.store.as_ref().map_or(0, |store| (store.cells.len() + store.registers.len()) as u64);
         self.figures.cells.store(cells, Ordering::Relaxed);
         self.figures.is_open.store(self.store.is_ok().into(), Ordering::Relaxed);
     }
 }
 
-/// The answer to a question if the commit succeeds. `staged` has the changes of this commit, by VM.
-fn decide(
-    store: &CellStore,
-    staged: &mut BTreeMap<String, Vec<(String, Cell)>>,
-    question: &Question,
-) -> Reply {
+/// The changes of a commit.
+#[derive(Default)]
+struct Staged {
+    /// By VM.
+    cells: BTreeMap<String, Vec<(String, Cell)>>,
+    /// In the order of the questions.
+    registers: Vec<(String, Register)>,
+}
+
+/// The answer to a question if the commit succeeds.
+fn decide(store: &CellStore, voter: &mut Voter, all: &mut Staged, question: &Question) -> Reply {
+    let staged = &mut all.cells;
     let now = |staged: &BTreeMap<String, Vec<(String, Cell)>>, vm: &str| match staged
         .get(vm)
         .and_then(|of| of.last())
@@ -233,9 +256,53 @@ fn decide(
             Ok(changes) => Reply::Changes(changes),
             Err(e) => shut(e),
         },
+        Question::Member { vm, ask, .. } => vote(store, voter, &mut all.registers, vm, ask),
+        Question::Registers { after } => Reply::Registers {
+            set: store.set.clone(),
+            some: list_registers(&store.registers, after, REGISTERS_MAX),
+        },
         Question::Read { .. } | Question::List { .. } => {
             Reply::Refused(Refusal::Question { reason: "it is answered elsewhere".into() })
         }
+    }
+}
+
+fn vote(
+    store: &CellStore,
+    voter: &mut Voter,
+    staged: &mut Vec<(String, Register)>,
+    vm: &str,
+    ask: &MemberAsk,
+) -> Reply {
+    let newest = staged.iter().rev().find(|(other, _)| other == vm).map(|(_, register)| Ok(register.clone()));
+    let register = match newest.or_else(|| store.registers.get(vm).cloned()) {
+        Some(Ok(register)) => register,
+        Some(Err(reason)) => return Reply::Refused(Refusal::Damaged { reason: short(reason) }),
+        None => Register::default(),
+    };
+    let (next, answer) = voter.answer(vm, &register, ask);
+    if next != register {
+        let founded = staged.iter().filter(|(vm, _)| !store.registers.contains_key(vm)).count();
+        if register == Register::default() && store.registers.len() + founded >= VMS_MAX {
+            return Reply::Refused(Refusal::Full);
+        }
+        staged.push((vm.to_owned(), next));
+    }
+    Reply::Member(answer)
+}
+
+/// Why this service, a member of `set` or of none, is not to be asked this.
+fn misplaced(question: &Question, set: Option<&MemberSet>) -> Option<Refusal> {
+    match (question, set) {
+        (Question::Member { .. }, None) => Some(Refusal::Alone),
+        (Question::Member { set: asked, .. }, Some(set)) if asked != set => {
+            Some(Refusal::OtherSet { set: set.clone() })
+        }
+        (
+            Question::Read { .. } | Question::Probe { .. } | Question::Set { .. } | Question::List { .. },
+            Some(set),
+        ) => Some(Refusal::Together { set: set.clone() }),
+        _ => None,
     }
 }
 
@@ -252,13 +319,23 @@ fn judge(question: &Question) -> Result<(), String> {
         true => Ok(()),
         false => Err(short(format!("'{name}' is no name of a VM or a node"))),
     };
+    let names = |cell: &Cell| {
+        cell.owner.as_deref().map_or(Ok(()), name)?;
+        cell.standby.as_ref().map_or(Ok(()), |standby| name(&standby.node))
+    };
     match question {
         Question::Read { vm } | Question::Probe { vm } | Question::History { vm } => name(vm),
-        Question::List { .. } => Ok(()),
+        Question::List { .. } | Question::Registers { .. } => Ok(()),
+        Question::Member { vm, ask, .. } => {
+            name(vm)?;
+            match ask {
+                MemberAsk::Accept(AcceptedCell { value: Some(value), .. }) => names(&value.cell),
+                _ => Ok(()),
+            }
+        }
         Question::Set { vm, expected, new } => {
             name(vm)?;
-            new.owner.as_deref().map_or(Ok(()), name)?;
-            new.standby.as_ref().map_or(Ok(()), |standby| name(&standby.node))?;
+            names(new)?;
             match expected.unwrap_or(0).checked_add(1) == Some(new.generation) {
                 true => Ok(()),
                 false => Err(format!("generation {} does not follow {expected:?}", new.generation)),

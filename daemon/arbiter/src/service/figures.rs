@@ -1,6 +1,7 @@
 //! What a service has done since it started, in numbers for Prometheus.
 
 use super::message::{Question, Reply};
+use crate::majority::{MemberAnswer, MemberAsk};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,6 +40,9 @@ figures! {
     probes "counter" "ftd_arbiter_probes_total" "Probes, each of which writes",
     wins "counter" "ftd_arbiter_sets_won_total" "Compare-and-sets that have changed a cell",
     losses "counter" "ftd_arbiter_sets_lost_total" "Compare-and-sets that found another generation",
+    promises "counter" "ftd_arbiter_promises_total" "Rounds of cells kept with others, promised",
+    accepts "counter" "ftd_arbiter_accepts_total" "Rounds of cells kept with others, accepted",
+    beaten "counter" "ftd_arbiter_beaten_total" "Rounds of cells kept with others that came too late",
     refusals "counter" "ftd_arbiter_refusals_total" "Questions that were refused",
     doubts "counter" "ftd_arbiter_doubts_total" "Compare-and-sets of which nobody knows whether they are durable",
     commits "counter" "ftd_arbiter_commits_total" "Durable commits of the store",
@@ -61,7 +65,11 @@ impl ServiceFigures {
             (Question::Set { .. }, _) => &self.losses,
             (Question::Probe { .. }, _) => &self.probes,
             (Question::Read { .. }, _) => &self.reads,
-            (Question::List { .. } | Question::History { .. }, _) => return,
+            (Question::Member { .. }, Reply::Member(MemberAnswer::Beaten(_))) => &self.beaten,
+            (Question::Member { ask: MemberAsk::Look, .. }, _) => &self.reads,
+            (Question::Member { ask: MemberAsk::Prepare(_), .. }, _) => &self.promises,
+            (Question::Member { ask: MemberAsk::Accept(_), .. }, _) => &self.accepts,
+            (Question::List { .. } | Question::History { .. } | Question::Registers { .. }, _) => return,
         });
     }
 

@@ -28,3 +28,15 @@ pub fn reply(payload: &[u8]) -> Option<Vec<u8>> {
 pub fn stored(vm: &str, bytes: &[u8]) -> Option<Vec<u8>> {
     Some(record::encode(vm, &record::decode(vm, bytes).ok()?))
 }
+
+/// What a member keeps of a VM's cell, decoded and encoded again.
+#[must_use]
+pub fn register(vm: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+    Some(record::encode_register(vm, &record::decode_register(vm, bytes).ok()?))
+}
+
+/// Whose member a store is, decoded and encoded again.
+#[must_use]
+pub fn members(bytes: &[u8]) -> Option<Vec<u8>> {
+    Some(record::encode_set(&record::decode_set(bytes).ok()?))
+}

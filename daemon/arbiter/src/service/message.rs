@@ -2,6 +2,7 @@
 
 use super::frame::{PAYLOAD_BYTES_MAX, ServiceFrame};
 use crate::Cell;
+use crate::majority::{MemberAnswer, MemberAsk, MemberSet, Register};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const NAME_BYTES_MAX: usize = 64;
 /// So many cells come in one answer.
 pub(super) const LISTED_MAX: usize = 64;
+/// And so many registers.
+pub(super) const REGISTERS_MAX: usize = 32;
 
 /// A question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,16 @@ pub(super) enum Question {
     History {
         vm: String,
     },
+    /// As one member of several, who are these.
+    Member {
+        vm: String,
+        set: MemberSet,
+        ask: MemberAsk,
+    },
+    /// What a member keeps of the VMs whose names come after this one.
+    Registers {
+        after: String,
+    },
 }
 
 /// An answer.
@@ -46,6 +59,12 @@ pub(super) enum Reply {
     Lost(Option<Cell>),
     Listed(Vec<Listed>),
     Changes(Vec<CellChange>),
+    Member(MemberAnswer),
+    Registers {
+        /// None: it keeps cells alone, and no registers.
+        set: Option<MemberSet>,
+        some: Vec<ListedRegister>,
+    },
     /// Nothing was changed, and nothing is under way.
     Refused(Refusal),
     /// It may be found done after the store was opened anew.
@@ -68,6 +87,12 @@ pub(super) enum Refusal {
     Store { reason: String },
     /// The store has as many cells as it may.
     Full,
+    /// It is a member of this set, and not of the one that the question names.
+    OtherSet { set: MemberSet },
+    /// It keeps cells alone.
+    Alone,
+    /// It keeps cells with others only.
+    Together { set: MemberSet },
 }
 
 /// One VM's cell, as operators see it.
@@ -78,6 +103,18 @@ pub struct Listed {
     pub vm: String,
     /// What its cell holds.
     pub cell: Option<Cell>,
+    /// Why it cannot be read.
+    pub damage: Option<String>,
+}
+
+/// What a member keeps of one VM's cell, as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListedRegister {
+    /// The VM.
+    pub vm: String,
+    /// What it has promised and accepted.
+    pub register: Option<Register>,
     /// Why it cannot be read.
     pub damage: Option<String>,
 }
@@ -119,6 +156,7 @@ pub(super) fn short(reason: impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::majority::{AcceptedCell, Ballot, SetCell};
     use crate::service::CHANGES_KEPT;
     use crate::{CellId, GENERATION_MAX, Standby};
 
@@ -131,8 +169,16 @@ mod tests {
         let damage = Some(short("\u{1f980}\u{1}".repeat(200)));
         let listed = Listed { vm: name(), cell: Some(cell.clone()), damage: None };
         let damaged = Listed { vm: name(), cell: None, damage };
-        let change = CellChange { at_unix_ms: u64::MAX, cell };
+        let change = CellChange { at_unix_ms: u64::MAX, cell: cell.clone() };
+        let ballot = Ballot { round: u64::MAX / 2, proposer: u64::MAX };
+        let value = Some(SetCell { cell, origin: ballot, trail: vec![ballot; 8] });
+        let register = Register { promised: Some(ballot), accepted: Some(AcceptedCell { ballot, value }) };
+        let register = ListedRegister { vm: name(), register: Some(register), damage: None };
+        let addresses =
+            [1, 2, 3, 4, 5, 6, 7].map(|n| format!("[2001:db8::ffff:ffff:ffff:{n}]:7390").parse().unwrap());
+        let set = Some(MemberSet::new(&addresses).unwrap());
         for reply in [
+            Reply::Registers { set, some: vec![register; REGISTERS_MAX] },
             Reply::Listed(vec![listed; LISTED_MAX]),
             Reply::Listed(vec![damaged; LISTED_MAX]),
             Reply::Changes(vec![change; CHANGES_KEPT]),

@@ -17,6 +17,8 @@ mod figures;
 pub mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(test)]
+mod member_tests;
 mod message;
 mod record;
 mod server;
@@ -25,13 +27,16 @@ mod store;
 mod tests;
 #[cfg(test)]
 mod tls_tests;
+mod voter;
 
 pub use backup::{BACKUP_VERSION, BackupError, CellBackup};
+pub(crate) use client::{MemberLine, NoVote};
 pub use client::{ServiceArbiter, ServiceDesk, ServicePace, ServicePlace};
 pub use figures::ServiceFigures;
-pub use message::{CellChange, Listed, NAME_BYTES_MAX};
+pub use message::{CellChange, Listed, ListedRegister, NAME_BYTES_MAX};
 pub use server::{CellServer, ServerLimits};
 pub use store::{CHANGES_KEPT, CellStore, CellStoreError, VMS_MAX};
+pub use voter::PROMISE_KEPT;
 
 /// The name in a service's certificate, unless told otherwise.
 pub const ARBITER_NAME: &str = "arbiter";

@@ -263,9 +263,9 @@ fn may_not(party: Option<&Party>, question: &Question) -> Option<String> {
         PartyKind::Arbiter => (false, false),
     };
     let may = match question {
-        Question::Set { .. } | Question::Probe { .. } => is_node,
+        Question::Set { .. } | Question::Probe { .. } | Question::Member { .. } => is_node,
         Question::Read { .. } => is_node || is_operator,
-        Question::List { .. } | Question::History { .. } => is_operator,
+        Question::List { .. } | Question::History { .. } | Question::Registers { .. } => is_operator,
     };
     (!may).then(|| format!("{party} may not ask this"))
 }

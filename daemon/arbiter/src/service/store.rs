@@ -1,7 +1,8 @@
 //! The cells on disk: one file, a [redb](https://docs.rs/redb) database.
 //!
 //! Three tables. `cells`: a VM's name to the [record](super::record) of its cell. `history`: its last changes. `meta`:
-//! the format's version, and a counter that each commit moves; probes write nothing else.
+//! the format's version, and a counter that each commit moves; probes write nothing else. The store of a member of
+//! several has `registers` in the place of `cells`, and says in `set` who they are.
 //!
 //! What is told must neither vanish nor go back, whatever a bit of the file becomes:
 //! - All checksums of the file are verified when it is opened, and each record has one of its own, which also says
@@ -12,9 +13,10 @@
 //! - The file is made on purpose, once: a store that is not there, or is cut to nothing, is never taken for an empty
 //!   one.
 
-use super::message::{CellChange, Listed};
+use super::message::{CellChange, Listed, ListedRegister};
 use super::record;
 use crate::Cell;
+use crate::majority::{MemberSet, Register};
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -32,11 +34,16 @@ use thiserror::Error;
 
 const CELLS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cells");
 const HISTORY: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("history");
+const REGISTERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("registers");
+const SET: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("set");
+const MEMBERS: &str = "members";
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
 const COMMITS: &str = "commits";
 /// The version of the tables.
 pub(super) const STORE_VERSION: u64 = 1;
+/// The version of a member's.
+pub(super) const MEMBER_STORE_VERSION: u64 = 2;
 /// Changes of each cell that are kept.
 pub const CHANGES_KEPT: usize = 64;
 /// Cells of one store, at most.
@@ -50,6 +57,8 @@ pub(super) struct RecordDamage(String);
 
 /// What the cells hold, or what is wrong with a record.
 pub(super) type Cells = BTreeMap<String, Result<Cell, RecordDamage>>;
+/// What a member keeps, or what is wrong with a record.
+pub(super) type Registers = BTreeMap<String, Result<Register, RecordDamage>>;
 /// How the file is opened.
 pub(super) type Opener = Arc<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
 
@@ -59,6 +68,9 @@ pub struct CellStore {
     opener: Opener,
     database: Database,
     pub(super) cells: Cells,
+    /// Whose member it is; none: it keeps cells alone.
+    pub(super) set: Option<MemberSet>,
+    pub(super) registers: Registers,
 }
 
 /// Why a store cannot be used.
@@ -103,8 +115,26 @@ impl CellStore {
         Self::create_with(path, &BTreeMap::new())
     }
 
-    /// Makes a store with these cells. The file appears when it is whole.
+    /// Makes a store with these cells.
     pub fn create_with(path: &Path, cells: &BTreeMap<String, Cell>) -> Result<(), CellStoreError> {
+        Self::make(path, cells, None)
+    }
+
+    /// Makes the store of a member of this set, which has promised and accepted this.
+    pub fn create_member(
+        path: &Path,
+        set: &MemberSet,
+        registers: &BTreeMap<String, Register>,
+    ) -> Result<(), CellStoreError> {
+        Self::make(path, &BTreeMap::new(), Some((set, registers)))
+    }
+
+    /// The file appears when it is whole.
+    fn make(
+        path: &Path,
+        cells: &BTreeMap<String, Cell>,
+        member: Option<(&MemberSet, &BTreeMap<String, Register>)>,
+    ) -> Result<(), CellStoreError> {
         let failed = |at, e: &dyn fmt::Display| storage(path, at, e);
         if path.exists() {
             return Err(CellStoreError::Exists(path.to_owned()));
@@ -133,7 +163,15 @@ impl CellStore {
                 history.insert((vm.as_str(), 0), bytes.as_slice())?;
             }
             drop((known, history));
-            txn.open_table(META)?.insert(FORMAT, STORE_VERSION)?;
+            if let Some((set, registers)) = member {
+                txn.open_table(SET)?.insert(MEMBERS, record::encode_set(set).as_slice())?;
+                let mut known = txn.open_table(REGISTERS)?;
+                for (vm, register) in registers {
+                    known.insert(vm.as_str(), record::encode_register(vm, register).as_slice())?;
+                }
+            }
+            let version = if member.is_some() { MEMBER_STORE_VERSION } else { STORE_VERSION };
+            txn.open_table(META)?.insert(FORMAT, version)?;
             Ok(txn.commit()?)
         };
         found().map_err(|e| failed("making it", &e))?;
@@ -165,11 +203,18 @@ impl CellStore {
             }
             e => unusable(path, "opening it", e.into()),
         })?;
-        let mut store = Self { path: path.to_owned(), opener, database, cells: Cells::new() };
-        store.cells = store.load().map_err(|e| unusable(path, "reading it", e))??;
+        let (cells, registers) = (Cells::new(), Registers::new());
+        let mut store = Self { path: path.to_owned(), opener, database, cells, set: None, registers };
+        store.load().map_err(|e| unusable(path, "reading it", e))??;
         // What is in one commit slot only could be taken back.
-        store.commit(&[]).map_err(|e| storage(path, "writing it", &e))?;
+        store.commit_all(&[], &[]).map_err(|e| storage(path, "writing it", &e))?;
         Ok(store)
+    }
+
+    /// Whose member it is; none: it keeps cells alone.
+    #[must_use]
+    pub fn set(&self) -> Option<&MemberSet> {
+        self.set.as_ref()
     }
 
     /// Where it is.
@@ -183,50 +228,93 @@ impl CellStore {
         Arc::clone(&self.opener)
     }
 
-    fn load(&self) -> Result<Result<Cells, CellStoreError>, redb::Error> {
+    fn load(&mut self) -> Result<Result<(), CellStoreError>, redb::Error> {
         let damaged = |reason| Ok(Err(CellStoreError::Damaged { path: self.path.clone(), reason }));
         let txn = self.database.begin_read()?;
-        let format = txn.open_table(META)?.get(FORMAT)?.map(|version| version.value());
-        if format != Some(STORE_VERSION) {
-            return damaged(format!("its format has version {format:?}, this ftd knows {STORE_VERSION}"));
+        match txn.open_table(META)?.get(FORMAT)?.map(|version| version.value()) {
+            Some(STORE_VERSION) => {}
+            Some(MEMBER_STORE_VERSION) => {
+                let set = txn.open_table(SET)?.get(MEMBERS)?.map(|bytes| record::decode_set(bytes.value()));
+                match set.unwrap_or_else(|| Err("it is not there".into())) {
+                    Ok(set) => self.set = Some(set),
+                    Err(reason) => return damaged(format!("its record of its set: {reason}")),
+                }
+                for entry in txn.open_table(REGISTERS)?.iter()? {
+                    let (vm, bytes) = entry?;
+                    let register = record::decode_register(vm.value(), bytes.value()).map_err(RecordDamage);
+                    self.registers.insert(vm.value().to_owned(), register);
+                }
+            }
+            format => {
+                let known = format!("{STORE_VERSION} and {MEMBER_STORE_VERSION}");
+                return damaged(format!("its format has version {format:?}, this ftd knows {known}"));
+            }
         }
-        let mut cells = Cells::new();
         for entry in txn.open_table(CELLS)?.iter()? {
             let (vm, bytes) = entry?;
             let change = record::decode(vm.value(), bytes.value()).map_err(RecordDamage);
-            cells.insert(vm.value().to_owned(), change.map(|change| change.cell));
+            self.cells.insert(vm.value().to_owned(), change.map(|change| change.cell));
         }
-        Ok(Ok(cells))
+        Ok(Ok(()))
+    }
+
+    /// Makes the changes of cells durable, as [`CellStore::commit_all`] does.
+    #[cfg(test)]
+    pub(super) fn commit(&mut self, changes: &[(String, Cell)]) -> Result<(), redb::Error> {
+        self.commit_all(changes, &[])
     }
 
     /// Makes the changes durable, all or none. After an error nobody knows which: the store is to be opened anew.
-    pub(super) fn commit(&mut self, changes: &[(String, Cell)]) -> Result<(), redb::Error> {
+    pub(super) fn commit_all(
+        &mut self,
+        changes: &[(String, Cell)],
+        registers: &[(String, Register)],
+    ) -> Result<(), redb::Error> {
         let at_unix_ms = now_unix_ms();
         let txn = begin(&self.database)?;
         let number = count(&txn)?;
-        {
-            let (mut cells, mut history) = (txn.open_table(CELLS)?, txn.open_table(HISTORY)?);
-            for (nth, (vm, cell)) in changes.iter().enumerate() {
-                let bytes = record::encode(vm, &CellChange { at_unix_ms, cell: cell.clone() });
-                cells.insert(vm.as_str(), bytes.as_slice())?;
-                // Unlike generations, these go on when a cell is founded anew.
-                history.insert((vm.as_str(), number * 1024 + nth as u64), bytes.as_slice())?;
-                let of_vm = (vm.as_str(), 0)..=(vm.as_str(), u64::MAX);
-                let keys = history.range(of_vm)?.map(|entry| Ok(entry?.0.value().1));
-                let keys = keys.collect::<Result<Vec<_>, redb::StorageError>>()?;
-                for key in &keys[..keys.len().saturating_sub(CHANGES_KEPT)] {
-                    history.remove((vm.as_str(), *key))?;
-                }
-            }
+        let set = self.newly_accepted(registers);
+        for (vm, cell) in changes {
+            let bytes = record::encode(vm, &CellChange { at_unix_ms, cell: cell.clone() });
+            txn.open_table(CELLS)?.insert(vm.as_str(), bytes.as_slice())?;
+        }
+        for (vm, register) in registers {
+            let bytes = record::encode_register(vm, register);
+            txn.open_table(REGISTERS)?.insert(vm.as_str(), bytes.as_slice())?;
+        }
+        for (nth, (vm, cell)) in (0..).zip(changes.iter().chain(&set)) {
+            let change = CellChange { at_unix_ms, cell: cell.clone() };
+            // Unlike generations, these go on when a cell is founded anew.
+            note(&txn, vm, number * 1024 + nth, &change)?;
         }
         txn.commit()?;
-        if !changes.is_empty() {
+        if !changes.is_empty() || !registers.is_empty() {
             let txn = begin(&self.database)?;
             count(&txn)?;
             txn.commit()?;
         }
         self.cells.extend(changes.iter().map(|(vm, cell)| (vm.clone(), Ok(cell.clone()))));
+        self.registers.extend(registers.iter().map(|(vm, register)| (vm.clone(), Ok(register.clone()))));
         Ok(())
+    }
+
+    /// The cells that these registers have accepted and those before them had not: rounds that change nothing are no
+    /// history.
+    fn newly_accepted(&self, registers: &[(String, Register)]) -> Vec<(String, Cell)> {
+        let value =
+            |register: &Register| register.accepted.as_ref().and_then(|accepted| accepted.value.clone());
+        let mut last = BTreeMap::new();
+        let mut new = Vec::new();
+        for (vm, register) in registers {
+            let stored = || self.registers.get(vm).and_then(|stored| value(stored.as_ref().ok()?));
+            let before = last.get(vm).cloned().unwrap_or_else(stored);
+            let now = value(register);
+            if now != before {
+                new.extend(now.iter().map(|set| (vm.clone(), set.cell.clone())));
+            }
+            last.insert(vm, now);
+        }
+        new
     }
 
     /// Removes the record of a VM's cell, sound or not; whether there was one.
@@ -234,13 +322,17 @@ impl CellStore {
         let remove = || -> Result<bool, redb::Error> {
             let txn = begin(&self.database)?;
             count(&txn)?;
-            let was_there = txn.open_table(CELLS)?.remove(vm)?.is_some();
+            let mut was_there = txn.open_table(CELLS)?.remove(vm)?.is_some();
+            if self.set.is_some() {
+                was_there |= txn.open_table(REGISTERS)?.remove(vm)?.is_some();
+            }
             txn.commit()?;
             Ok(was_there)
         };
         let was_there = remove().map_err(|e| unusable(&self.path, "removing a cell", e))?;
         self.cells.remove(vm);
-        self.commit(&[]).map_err(|e| unusable(&self.path, "removing a cell", e))?;
+        self.registers.remove(vm);
+        self.commit_all(&[], &[]).map_err(|e| unusable(&self.path, "removing a cell", e))?;
         Ok(was_there)
     }
 
@@ -271,6 +363,18 @@ pub(super) fn list(cells: &Cells, after: &str, count_max: usize) -> Vec<Listed> 
         .collect()
 }
 
+/// What is kept of up to `count_max` VMs after `after`.
+pub(super) fn list_registers(registers: &Registers, after: &str, count_max: usize) -> Vec<ListedRegister> {
+    let rest = registers.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+    rest.take(count_max)
+        .map(|(vm, register)| ListedRegister {
+            vm: vm.clone(),
+            register: register.as_ref().ok().cloned(),
+            damage: register.as_ref().err().map(super::message::short),
+        })
+        .collect()
+}
+
 pub(super) fn builder() -> Builder {
     let mut builder = Database::builder();
     builder.set_check_integrity_on_open(true).set_cache_size(CACHE_BYTES);
@@ -281,6 +385,18 @@ fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
     let mut txn = database.begin_write()?;
     txn.set_durability(redb::Durability::Immediate)?;
     Ok(txn)
+}
+
+/// Adds to a VM's history, and takes away what is more than is kept.
+fn note(txn: &WriteTransaction, vm: &str, number: u64, change: &CellChange) -> Result<(), redb::Error> {
+    let mut history = txn.open_table(HISTORY)?;
+    history.insert((vm, number), record::encode(vm, change).as_slice())?;
+    let keys = history.range((vm, 0)..=(vm, u64::MAX))?.map(|entry| Ok(entry?.0.value().1));
+    let keys = keys.collect::<Result<Vec<_>, redb::StorageError>>()?;
+    for key in &keys[..keys.len().saturating_sub(CHANGES_KEPT)] {
+        history.remove((vm, *key))?;
+    }
+    Ok(())
 }
 
 /// Moves the counter.

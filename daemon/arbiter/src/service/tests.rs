@@ -18,26 +18,26 @@ use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn cell(generation: u64, owner: &str) -> Cell {
+pub(super) fn cell(generation: u64, owner: &str) -> Cell {
     Cell { id: CellId(0xce11), generation, owner: Some(owner.to_owned()), standby: None }
 }
 
-fn pace() -> ServicePace {
+pub(super) fn pace() -> ServicePace {
     ServicePace { connect: Duration::from_millis(1500), answer: Duration::from_millis(1500) }
 }
 
-struct Rig {
+pub(super) struct Rig {
     directory: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let rig = Self { directory: tempfile::tempdir().unwrap() };
         CellStore::create(&rig.path()).unwrap();
         rig
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.directory.path().join("cells")
     }
 
@@ -57,11 +57,11 @@ impl Rig {
     }
 }
 
-fn serve(store: CellStore, limits: ServerLimits) -> CellServer {
+pub(super) fn serve(store: CellStore, limits: ServerLimits) -> CellServer {
     CellServer::start(TcpListener::bind("0.0.0.0:0").unwrap(), store, limits, Protection::None).unwrap()
 }
 
-fn at(server: &CellServer) -> SocketAddr {
+pub(super) fn at(server: &CellServer) -> SocketAddr {
     ([127, 0, 0, 1], server.address().port()).into()
 }
 
@@ -69,7 +69,7 @@ fn call(address: SocketAddr) -> Channel {
     Channel::clear(TcpStream::connect(address).unwrap())
 }
 
-fn arbiter(address: SocketAddr, vm: &str) -> ServiceArbiter {
+pub(super) fn arbiter(address: SocketAddr, vm: &str) -> ServiceArbiter {
     ServiceArbiter::new(address, vm, pace())
 }
 
@@ -169,8 +169,8 @@ struct Failing {
 }
 
 #[derive(Debug, Default)]
-struct Faults {
-    fails: AtomicBool,
+pub(super) struct Faults {
+    pub(super) fails: AtomicBool,
     slow: AtomicBool,
     flushes: AtomicU64,
 }
@@ -204,7 +204,7 @@ impl StorageBackend for Failing {
     }
 }
 
-fn over_failing_disk(rig: &Rig) -> (CellServer, Arc<Faults>) {
+pub(super) fn over_failing_disk(rig: &Rig) -> (CellServer, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let of_disk = Arc::clone(&faults);
     let opener: Opener = Arc::new(move |path: &Path| {

@@ -1,8 +1,10 @@
 //! A service with a certificate: who is let in, and what each may ask.
 
 use super::*;
+use crate::majority::{MajorityArbiter, MajorityPace, MemberAsk, MemberSet};
 use crate::{Arbiter, Cell, CellId, Outcome, Trouble};
 use ft_tls::{CertificateSite, CredentialFiles, Credentials, Party, PartyKind, Protection, Validity};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,8 @@ fn nodes_set_cells_and_operators_look_at_them() {
         other => panic!("{other}"),
     };
     refused(ServiceDesk::new(rig.place("alpha"), pace()).list().map(drop), "node alpha");
+    refused(ServiceDesk::new(rig.place("alpha"), pace()).registers().map(drop), "node alpha");
+    let set = MemberSet::new(&[([10, 0, 0, 3], 1).into(), ([10, 0, 0, 3], 2).into()]).unwrap();
     for (name, party) in [("ada", "operator ada"), ("olga", "observer olga")] {
         let mut desk = ServiceDesk::new(rig.place(name), pace());
         assert_eq!(desk.list().unwrap()[0].cell, Some(cell()));
@@ -81,6 +85,10 @@ fn nodes_set_cells_and_operators_look_at_them() {
         let mut arbiter = ServiceArbiter::new(rig.place(name), "web", pace());
         assert_eq!(arbiter.read(), Ok(Some(cell())));
         refused(arbiter.probe().map(drop), party);
+        assert_eq!(desk.registers(), Ok(None));
+        let mut member = MemberLine::new(rig.place(name), "web", set.clone(), pace());
+        let no_vote = member.ask(MemberAsk::Look).unwrap_err();
+        assert_eq!(no_vote.trouble, Trouble::Refused { reason: format!("{party} may not ask this") });
         let mut next = cell();
         next.generation = 2;
         match arbiter.compare_and_set(Some(1), next) {
@@ -89,6 +97,41 @@ fn nodes_set_cells_and_operators_look_at_them() {
         }
     }
     assert_eq!(node.read(), Ok(Some(cell())), "no cell is harmed");
+}
+
+#[test]
+fn each_of_several_services_proves_that_it_is_the_one_of_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = directory.path().join("site");
+    make_site(&site);
+    let names = ["arbiter", "another"];
+    let listeners = names.map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+    let set = MemberSet::new(&addresses).unwrap();
+    let _servers: Vec<CellServer> = std::iter::zip(names, listeners)
+        .map(|(name, listener)| {
+            let store = directory.path().join(format!("cells-{name}"));
+            CellStore::create_member(&store, &set, &BTreeMap::new()).unwrap();
+            let store = CellStore::open(&store).unwrap();
+            CellServer::start(listener, store, ServerLimits::default(), credentials(&site, name)).unwrap()
+        })
+        .collect();
+    let arbiter = |names: [&str; 2]| {
+        let place = |(name, address): (&str, SocketAddr)| ServicePlace {
+            address,
+            name: name.to_owned(),
+            protection: credentials(&site, "alpha"),
+        };
+        let mut places: Vec<ServicePlace> = std::iter::zip(names, addresses).map(place).collect();
+        places.sort_by_key(|place| place.address);
+        let pace = MajorityPace { member: pace(), whole: Duration::from_secs(20) };
+        MajorityArbiter::new(set.clone(), &places, "web", pace)
+    };
+    assert_eq!(arbiter(names).compare_and_set(None, cell()), Outcome::Won(cell()));
+    let error = arbiter(["another", "another"]).read().unwrap_err();
+    let Trouble::NoMajority { members, .. } = &error.trouble else { panic!("{error}") };
+    assert!(matches!(&*members[0].trouble, Trouble::Unproven { .. }), "{error}");
+    assert_eq!((members.len(), members[0].address), (1, addresses[0]));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod etcd;
 mod file;
+mod majority;
 mod service;
 mod suite;
 
@@ -10,6 +11,10 @@ mod suite;
 mod cluster;
 #[path = "../common/history.rs"]
 mod history;
+#[path = "../common/process.rs"]
+mod process;
+#[path = "../common/three.rs"]
+mod three;
 
 /// Runs a back end through every claim of the suite, each as a test of its own.
 macro_rules! conforms {
@@ -46,4 +51,6 @@ macro_rules! conforms {
 
 conforms!(file_arbiter: file::Shared::new);
 conforms!(service_arbiter: service::Served::new);
+conforms!(three_services: majority::Members::new);
+conforms!(two_of_three_services: majority::Members::two_of_three);
 conforms!(etcd_arbiter: etcd::EtcdSite::new);

@@ -111,8 +111,7 @@ pub fn damage_is_an_error_and_never_an_empty_or_older_cell(site: &impl Site) {
     set_up_to(&mut *arbiter, 2);
     site.damage();
     let error = arbiter.read().unwrap_err();
-    let is_damage = matches!(error.trouble, Trouble::Damaged { .. } | Trouble::DamagedRecord { .. });
-    assert!(is_damage, "{error}");
+    assert!(error.trouble.is_damage(), "{error}");
     assert_eq!(error.place, arbiter.place());
     assert_eq!(arbiter.probe(), Err(error.clone()));
     for expected in [None, Some(1), Some(2)] {

@@ -1,7 +1,12 @@
 //! `ftd arbiter`: serves the cells of many VMs.
 
+mod rejoin;
+
 use clap::Args;
-use ft_arbiter::service::{ARBITER_PORT, CellBackup, CellServer, CellStore, CellStoreError, ServerLimits};
+use ft_arbiter::majority::MemberSet;
+use ft_arbiter::service::{
+    ARBITER_NAME, ARBITER_PORT, CellBackup, CellServer, CellStore, CellStoreError, ServerLimits,
+};
 use ft_tls::Protection;
 use ftd::clock::utc;
 use ftd::config::{LogConfig, MetricsConfig, Name, ServedConfig};
@@ -12,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use sd_notify::NotifyState;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
@@ -34,9 +40,28 @@ pub struct ArbiterArgs {
     /// Where to listen: an address of loopback, 127.0.0.1:7390 unless given; others need a configuration
     #[arg(long, value_name = "ADDRESS", requires = "store")]
     listen: Option<SocketAddr>,
+    /// One of the services that keep the cells together, this one too; several times. Without any it keeps them alone
+    #[arg(long, value_name = "ADDRESS", requires = "store")]
+    member: Vec<SocketAddr>,
     /// Make the store, which must not exist yet, without any cell; serves nothing
+    ///
+    /// Not of a member of several that has lost its store: it has promised and accepted what an empty store does not
+    /// know, so that a VM could come to run twice. That is what --rejoin is for.
     #[arg(long)]
     create: bool,
+    /// Make the store, which must not exist yet, of what the other members have; serves nothing
+    ///
+    /// For a member of several that has lost its store, or whose store is older than what it has told. A majority must
+    /// answer without it. It waits for a minute first, after which nothing is under way any more that rests on the lost
+    /// store.
+    #[arg(long, conflicts_with_all = ["create", "restore", "forget"])]
+    rejoin: bool,
+    /// With --rejoin, an operator's directory as ftd keygen makes it, for members with certificates
+    #[arg(long, value_name = "DIRECTORY", requires = "rejoin")]
+    keys: Option<PathBuf>,
+    /// With --rejoin, the names in the other members' certificates: one for all, or one for each in their order
+    #[arg(long, value_name = "NAME", requires = "rejoin", default_values_t = [ARBITER_NAME.to_owned()])]
+    arbiter_name: Vec<String>,
     /// Make the store, which must not exist yet, of what ftctl arbiter backup has kept; serves nothing
     ///
     /// It says who had the VMs when the backup was taken. A node that knows a later state of its VM's cell refuses it,
@@ -61,7 +86,15 @@ pub fn run(args: &ArbiterArgs) -> DaemonExit {
         }
     };
     let done = match (&args.forget, &args.restore) {
-        _ if args.create => create(&config.store),
+        _ if args.create => create(&config),
+        _ if args.rejoin => return rejoin::run(&config, args.keys.as_deref(), &args.arbiter_name),
+        (None, Some(_)) if config.set().is_some() => {
+            eprintln!(
+                "ftd: a member of several does not go back to what it had: --rejoin makes its store of what the others \
+                 have. Where a majority is lost, make all stores anew by --create; docs/arbiter.md"
+            );
+            return DaemonExit::Usage;
+        }
         (Some(vm), _) => forget(&config.store, vm),
         (None, Some(backup)) => match read_backup(backup) {
             Ok(backup) => restore(&config.store, &backup),
@@ -94,6 +127,7 @@ fn settle(args: &ArbiterArgs) -> Result<ServedConfig, ftd::config::ConfigError> 
             let config = ServedConfig {
                 listen,
                 store,
+                members: (!args.member.is_empty()).then(|| args.member.clone()),
                 security: None,
                 tls: None,
                 log: LogConfig::default(),
@@ -105,9 +139,17 @@ fn settle(args: &ArbiterArgs) -> Result<ServedConfig, ftd::config::ConfigError> 
     }
 }
 
-fn create(store: &Path) -> Result<String, CellStoreError> {
-    CellStore::create(store)?;
-    Ok("a store without any cell".to_owned())
+fn create(config: &ServedConfig) -> Result<String, CellStoreError> {
+    match config.set() {
+        None => {
+            CellStore::create(&config.store)?;
+            Ok("a store without any cell".to_owned())
+        }
+        Some(set) => {
+            CellStore::create_member(&config.store, &set, &BTreeMap::new())?;
+            Ok(format!("a store without any cell, of a member of {set}"))
+        }
+    }
 }
 
 fn read_backup(file: &Path) -> Result<CellBackup, String> {
@@ -144,6 +186,19 @@ fn serve(config: &ServedConfig) -> DaemonExit {
             return exit_of(&e);
         }
     };
+    if store.set() != config.set().as_ref() {
+        let told = |set: Option<&MemberSet>| {
+            set.map_or("nobody: it keeps cells alone".to_owned(), ToString::to_string)
+        };
+        tracing::error!(
+            "{}: the store is that of a member of {}; members in the configuration are {}. Both nodes and all members \
+             must have the same list; a store is made for one list by --create",
+            config.store.display(),
+            told(store.set()),
+            told(config.set().as_ref()),
+        );
+        return DaemonExit::Usage;
+    }
     let protection = match config.protection() {
         Ok(protection) => protection,
         Err(e) => {
@@ -184,6 +239,9 @@ fn serve(config: &ServedConfig) -> DaemonExit {
             tracing::error!("metrics.listen = {address}: {e}");
             return DaemonExit::Host;
         }
+    }
+    if let Some(set) = config.set() {
+        tracing::info!("a member of {set}, of which {} decide", set.majority());
     }
     tracing::info!("serving the cells of {} on {}", config.store.display(), server.address());
     let status = format!("serving on {}", server.address());

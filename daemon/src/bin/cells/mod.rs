@@ -1,5 +1,7 @@
 //! `ftctl arbiter`: the cells in an arbiter's service, without any daemon of a VM.
 
+mod member;
+
 use super::{End, print};
 use clap::{Args, Subcommand};
 use ft_arbiter::service::{
@@ -65,6 +67,9 @@ pub fn run(target: &CellsTarget, action: &CellsAction, json: bool) -> Result<Ctl
     };
     let place = ServicePlace { address, name: target.arbiter_name.clone(), protection: target.protection()? };
     let mut desk = ServiceDesk::new(place, ServicePace::default());
+    if let Some((set, registers)) = desk.registers().map_err(no_answer)? {
+        return member::show(&set, &registers, &mut desk, action, json);
+    }
     let text = match action {
         CellsAction::List => {
             let cells = desk.list().map_err(no_answer)?;

@@ -1,5 +1,6 @@
 //! What an arbiter is told and what it keeps: frames of its service, the questions and replies in them, records of its
-//! store, the files of a cell on shared storage, and the answers of etcd. An input says which; checksums are put right.
+//! store and of a member's, the files of a cell on shared storage, and the answers of etcd. An input says which;
+//! checksums are put right.
 
 use crate::input::FuzzInput;
 use ft_arbiter::etcd;
@@ -9,7 +10,7 @@ use ft_arbiter::{Arbiter, Cell, CellId, FileArbiter, Outcome, Standby};
 use std::path::PathBuf;
 
 const VM: &str = "web";
-const KINDS: u8 = 6;
+const KINDS: u8 = 8;
 
 /// See the module.
 pub(crate) fn run(input: &[u8]) {
@@ -20,6 +21,8 @@ pub(crate) fn run(input: &[u8]) {
         2 => same_again(service::reply, input.rest()),
         3 => same_again(|bytes| service::stored(VM, bytes), &summed(input.rest())),
         4 => cell_files(&mut input),
+        6 => same_again(|bytes| service::register(VM, bytes), &summed(input.rest())),
+        7 => same_again(service::members, &summed(input.rest())),
         _ => drop(etcd::fuzzing::answer(input.rest(), VM)),
     }
 }
@@ -103,6 +106,14 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let etcd = r#"{"header":{"cluster_id":"7","revision":"9"},"succeeded":true,"responses":[{"response_put":{}},
         {"response_range":{"kvs":[{"key":"d2Vi","mod_revision":"3","value":"YQ=="}],"count":"1"}}]}"#;
     let refused = r#"{"error":"denied","message":"denied","code":16}"#;
+    let ballot = r#"{"round":4,"proposer":7}"#;
+    let accepted =
+        format!(r#"{{"ballot":{ballot},"value":{{"cell":{of_cell},"origin":{ballot},"trail":[{ballot}]}}}}"#);
+    let set = r#"["127.0.0.1:1","127.0.0.1:2","127.0.0.1:3"]"#;
+    let member = |ask: &str| format!(r#"{{"member":{{"vm":"web","set":{set},"ask":{ask}}}}}"#);
+    let register =
+        format!(r#"{{"version":1,"vm":"web","register":{{"promised":{ballot},"accepted":{accepted}}}}}"#);
+    let members = format!(r#"{{"version":1,"members":{set}}}"#);
     let seed = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
     vec![
         seed(0, &ServiceFrame { id: 3, payload: question.clone().into_bytes() }.encode()),
@@ -111,6 +122,12 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         seed(2, reply.as_bytes()),
         seed(2, br#"{"refused":{"busy":{"reason":"full"}}}"#),
         seed(3, stored.as_bytes()),
+        seed(1, member(&format!(r#"{{"prepare":{ballot}}}"#)).as_bytes()),
+        seed(1, member(&format!(r#"{{"accept":{accepted}}}"#)).as_bytes()),
+        seed(2, format!(r#"{{"member":{{"has":{accepted}}}}}"#).as_bytes()),
+        seed(2, format!(r#"{{"refused":{{"other_set":{{"set":{set}}}}}}}"#).as_bytes()),
+        seed(6, register.as_bytes()),
+        seed(7, members.as_bytes()),
         files,
         seed(5, etcd.as_bytes()),
         seed(5, refused.as_bytes()),

@@ -1,0 +1,59 @@
+//! Three services, each in a process of its own, that keep cells together.
+
+use crate::process::ServiceProcess;
+use ft_arbiter::MajorityArbiter;
+use ft_arbiter::majority::{MajorityPace, MemberSet};
+use ft_arbiter::service::{CellStore, ServicePlace};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The members, each of which may be away.
+pub struct ThreeServices {
+    directory: tempfile::TempDir,
+    pub set: MemberSet,
+    pub members: [Mutex<Option<ServiceProcess>>; 3],
+}
+
+impl ThreeServices {
+    pub fn start() -> Self {
+        // Addresses of loopback that nobody else is given, so that a member can come back to its own.
+        static MADE: AtomicU8 = AtomicU8::new(0);
+        let (made, pid) = (MADE.fetch_add(1, Ordering::Relaxed), std::process::id());
+        let high = 64 + made % 128;
+        let low = [1, 2, 3].map(|n| [127, high, (pid >> 6) as u8, ((pid & 0x3f) << 2) as u8 | n]);
+        let addresses: [SocketAddr; 3] = low.map(|address| (address, 7390).into());
+        let set = MemberSet::new(&addresses).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let three = Self { directory, set, members: Default::default() };
+        for member in 0..3 {
+            CellStore::create_member(&three.store(member), &three.set, &BTreeMap::new()).unwrap();
+            three.start_member(member);
+        }
+        three
+    }
+
+    pub fn store(&self, member: usize) -> PathBuf {
+        self.directory.path().join(format!("cells-{member}"))
+    }
+
+    pub fn start_member(&self, member: usize) {
+        let address = self.set.addresses()[member];
+        let process = ServiceProcess::start(&self.store(member), &address.to_string());
+        assert_eq!(process.address, address);
+        *self.members[member].lock().unwrap() = Some(process);
+    }
+
+    /// By SIGKILL.
+    pub fn kill_member(&self, member: usize) {
+        *self.members[member].lock().unwrap() = None;
+    }
+
+    pub fn connect(&self, pace: MajorityPace) -> MajorityArbiter {
+        let places: Vec<ServicePlace> =
+            self.set.addresses().iter().map(|address| (*address).into()).collect();
+        MajorityArbiter::new(self.set.clone(), &places, "web", pace)
+    }
+}
