@@ -3,6 +3,7 @@
 //! checks the rest against this host when the daemon starts.
 
 mod arbiter;
+mod control;
 mod disk;
 mod fall;
 mod file;
@@ -16,6 +17,7 @@ mod tls;
 mod validate;
 
 pub use arbiter::{ArbiterConfig, ArbiterKind, Security};
+pub use control::{CONTROL_PORT, ControlConfig};
 pub use disk::{DiskConfig, Durability, OnDiskError};
 pub use fall::{OnFall, OnReset};
 pub use file::keys;
@@ -78,6 +80,9 @@ pub struct Config {
     pub arbiter: ArbiterConfig,
     /// What this host proves itself by to others.
     pub tls: Option<TlsConfig>,
+    /// Operators on other machines.
+    #[serde(default)]
+    pub control: ControlConfig,
     /// Messages.
     #[serde(default)]
     pub log: LogConfig,

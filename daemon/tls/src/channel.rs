@@ -95,8 +95,8 @@ impl Channel {
 }
 
 impl Read for Channel {
-    /// Reads as a socket does, and as one that does not wait where the socket does not. A connection that ends without its last word in TLS has ended: what is spoken here
-    /// says itself what is whole.
+    /// Reads as a socket does, and as one that does not wait where the socket does not. A connection that ends without
+    /// its last word in TLS has ended: what is spoken here says itself what is whole.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
             None => self.socket.read(into),

@@ -22,7 +22,7 @@ pub use channel::Channel;
 pub use credentials::{CredentialFiles, Credentials, Material, Protection};
 pub use error::{CredentialError, TlsError};
 pub use party::{BadPartyName, Party, PartyKind};
-pub use places::{NoPlace, Place, Places};
+pub use places::{NoPlace, Places, TakenPlace};
 pub use site::{CertificateSite, SiteError, Validity};
 
 /// What is spoken on a connection: a listener takes its own only.

@@ -16,7 +16,7 @@ pub struct Places {
 
 /// One that is taken.
 #[derive(Debug)]
-pub struct Place {
+pub struct TakenPlace {
     places: Arc<Places>,
     source: IpAddr,
 }
@@ -45,7 +45,7 @@ impl Places {
     }
 
     /// Takes one for a connection from there.
-    pub fn take(self: &Arc<Self>, from: IpAddr) -> Result<Place, NoPlace> {
+    pub fn take(self: &Arc<Self>, from: IpAddr) -> Result<TakenPlace, NoPlace> {
         let source = source_of(from);
         let mut taken = self.taken.lock();
         let count = taken.get(&source).copied().unwrap_or(0);
@@ -57,11 +57,11 @@ impl Places {
             return Err(NoPlace::InAll(in_all));
         }
         taken.insert(source, count + 1);
-        Ok(Place { places: Arc::clone(self), source })
+        Ok(TakenPlace { places: Arc::clone(self), source })
     }
 }
 
-impl Place {
+impl TakenPlace {
     /// Where the connection comes from: its address, or the /64 of it.
     #[must_use]
     pub fn source(&self) -> IpAddr {
@@ -69,7 +69,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TakenPlace {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock();
         match taken.get_mut(&self.source) {
