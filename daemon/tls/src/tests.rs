@@ -224,7 +224,8 @@ fn a_writer_that_does_not_wait_sends_what_was_encrypted_in_pieces() {
     assert_eq!(writing.encrypt(&text[first..], &mut sent).unwrap(), text.len() - first);
     let mut got = Vec::new();
     for piece in sent.chunks(1000) {
-        (&*writing.socket()).write_all(piece).unwrap();
+        let mut socket = writing.socket();
+        socket.write_all(piece).unwrap();
         let mut some = [0; 4096];
         // Half a record is kept, and nothing is lost by not waiting for the rest.
         while let Ok(count) = reading.read(&mut some) {
