@@ -30,6 +30,7 @@ pub struct RemoteServer {
     listener: TcpListener,
     credentials: Arc<Credentials>,
     places: Arc<Places>,
+    handshake: Duration,
     strangers: Limited,
 }
 
@@ -40,6 +41,7 @@ impl RemoteServer {
             listener: TcpListener::bind(address).await?,
             credentials,
             places: Places::new(REMOTES_MAX, REMOTES_OF_SOURCE_MAX),
+            handshake: HANDSHAKE,
             strangers: Limited::new(STRANGER_LINES),
         })
     }
@@ -89,11 +91,11 @@ impl RemoteServer {
         let stream: BlockingSocket = stream.into_std()?;
         stream.set_nonblocking(false)?;
         keep_alive(&stream)?;
-        let credentials = Arc::clone(&self.credentials);
+        let (credentials, limit) = (Arc::clone(&self.credentials), self.handshake);
         let shaking = tokio::task::spawn_blocking(move || {
             let admits =
                 move |party: &Party| Caller::remote(party, from).map(drop).map_err(|e| e.to_string());
-            credentials.take(stream, SecuredService::Control, admits, Instant::now() + HANDSHAKE)
+            credentials.take(stream, SecuredService::Control, admits, Instant::now() + limit)
         });
         let channel = shaking.await.map_err(io::Error::other)??;
         let party = channel.party().ok_or_else(|| TlsError::NotAdmitted("it has no certificate".into()))?;

@@ -23,13 +23,19 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
+        Self::start_with(HANDSHAKE)
+    }
+
+    /// Handshakes may take so long.
+    fn start_with(handshake: Duration) -> Self {
         let site = make_site();
         // One worker, as the daemon has: whoever could hold it would hold everybody.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let puppet = Arc::new(Puppet::new());
         let own = credentials(site.path(), "alpha");
-        let server = runtime.block_on(RemoteServer::bind(([127, 0, 0, 1], 0).into(), own)).unwrap();
+        let mut server = runtime.block_on(RemoteServer::bind(([127, 0, 0, 1], 0).into(), own)).unwrap();
+        server.handshake = handshake;
         let address = server.address().unwrap();
         runtime.spawn(server.serve(Arc::clone(&puppet)));
         Self { runtime, site, address, puppet }
@@ -167,19 +173,34 @@ fn nothing_is_answered_in_the_clear() {
 
 #[test]
 fn who_says_nothing_or_trickles_has_his_sources_places_and_keeps_nobody_else_out() {
-    let rig = Rig::start();
+    // Longer than anybody waits for an answer.
+    let rig = Rig::start_with(PATIENCE);
     let far = [127, 0, 0, 2];
     let mut silent: Vec<_> = (0..REMOTES_OF_SOURCE_MAX).map(|_| rig.silent(far)).collect();
     // Each has a place; a handshake that has begun, and never ends, has no more.
     silent.iter_mut().for_each(|stream| stream.write_all(&[22, 3, 1]).unwrap());
+    rig.client("ada").unwrap().status().unwrap();
     let mut beyond = rig.silent(far);
     assert_eq!(beyond.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed, and nothing is said");
-    rig.client("ada").unwrap().status().unwrap();
-    // The handshake's time is over.
-    for mut stream in silent {
-        let _ = stream.read_to_end(&mut Vec::new());
+    for stream in &mut silent {
+        stream.set_nonblocking(true).unwrap();
+        let waits = stream.read(&mut [0; 1]).unwrap_err().kind();
+        assert_eq!(waits, io::ErrorKind::WouldBlock, "all of them had their places meanwhile");
     }
-    rig.silent(far).write_all(&[22]).unwrap();
+}
+
+#[test]
+fn a_handshake_that_is_not_over_in_time_gives_its_place_back() {
+    let rig = Rig::start_with(Duration::from_millis(500));
+    let here = [127, 0, 0, 1];
+    let silent: Vec<_> = (0..REMOTES_OF_SOURCE_MAX).map(|_| rig.silent(here)).collect();
+    let begun = Instant::now();
+    // Nobody hangs up.
+    while rig.client("ada").and_then(|mut client| client.status()).is_err() {
+        assert!(begun.elapsed() < PATIENCE, "its source has no place again");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(silent);
 }
 
 #[test]
