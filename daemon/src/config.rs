@@ -4,6 +4,7 @@
 
 mod arbiter;
 mod confinement;
+mod control;
 mod disk;
 mod fall;
 mod file;
@@ -19,6 +20,7 @@ mod validate;
 
 pub use arbiter::{ArbiterConfig, ArbiterKind, Security};
 pub use confinement::Confinement;
+pub use control::{CONTROL_PORT, ControlConfig};
 pub use disk::{DiskConfig, Durability, OnDiskError};
 pub use fall::{OnFall, OnReset};
 pub use file::keys;
@@ -84,6 +86,9 @@ pub struct Config {
     /// What the daemon may ask of the kernel once it runs.
     #[serde(default)]
     pub confinement: Confinement,
+    /// Operators on other machines.
+    #[serde(default)]
+    pub control: ControlConfig,
     /// Messages.
     #[serde(default)]
     pub log: LogConfig,

@@ -2,6 +2,7 @@
 //! beside the control socket, metrics, signals and the talk with systemd.
 
 use crate::config::{Config, ConfigError, OnReset};
+use crate::control::remote::RemoteServer;
 use crate::control::server::{BindError, Controlled, Server};
 use crate::control::{Asking, Desk, Tuning, Wish, http, reload_on_signals, stop_on_signals};
 use crate::disks::Disks;
@@ -111,6 +112,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
     };
+    let remote = bind_remote(config, &trust, &runtime)?;
     let metrics = bind_metrics(config, &runtime)?;
     warn_of(config);
     let identity = identity(config, &host.spec)?;
@@ -144,11 +146,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         asking: Asking::default(),
         disks: host.disks.clone(),
     });
-    runtime.spawn(control.serve(Arc::clone(&desk)));
-    if let Some(listener) = metrics {
-        let shown = Arc::clone(&desk);
-        runtime.spawn(http::serve(listener, Arc::new(move || shown.metrics())));
-    }
+    serve(&runtime, &desk, control, remote, metrics);
     runtime.spawn(Arc::clone(&publisher).run());
     let reload = Reload::new(file, handles(&log, &peer, &wishes, host.disks.as_ref()))?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
@@ -224,6 +222,36 @@ fn replay(config: &Config) -> Replay {
 /// What a reload reaches.
 fn handles(log: &Log, peer: &Arc<PeerPlace>, wishes: &Outlet<Wish>, disks: Option<&Arc<Disks>>) -> Handles {
     Handles { log: log.clone(), peer: Arc::clone(peer), wishes: wishes.clone(), disks: disks.cloned() }
+}
+
+/// Lets operators in by every way that there is.
+fn serve(
+    runtime: &Runtime,
+    desk: &Arc<Desk>,
+    control: Server,
+    remote: Option<RemoteServer>,
+    metrics: Option<TcpListener>,
+) {
+    runtime.spawn(control.serve(Arc::clone(desk)));
+    if let Some(remote) = remote {
+        runtime.spawn(remote.serve(Arc::clone(desk)));
+    }
+    if let Some(listener) = metrics {
+        let shown = Arc::clone(desk);
+        runtime.spawn(http::serve(listener, Arc::new(move || shown.metrics())));
+    }
+}
+
+/// Where remote operators are served, if at all.
+fn bind_remote(config: &Config, trust: &Trust, runtime: &Runtime) -> Result<Option<RemoteServer>, HostError> {
+    // Without a certificate the configuration is refused.
+    let (Some(address), Some(credentials)) = (config.control.listen, trust.credentials()) else {
+        return Ok(None);
+    };
+    let listen = |source| HostError::Listen { key: "control.listen", address, source };
+    let server = runtime.block_on(RemoteServer::bind(address, Arc::clone(credentials))).map_err(listen)?;
+    tracing::info!("operators with a certificate are served at {}", server.address().map_err(listen)?);
+    Ok(Some(server))
 }
 
 /// Where metrics are served, if at all.

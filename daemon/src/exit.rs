@@ -62,7 +62,7 @@ exit_codes! {
         Usage = 2,
         /// status only: the VM is not protected at the moment, its network has trouble on this host, or ftd is stuck
         Degraded = 3,
-        /// the daemon cannot be reached
+        /// the daemon cannot be reached, or in TLS one of the two is not whom the other takes
         Unreachable = 4,
         /// the daemon refused
         Refused = 5,

@@ -24,6 +24,7 @@ mod peer;
 mod recording;
 mod refusal;
 mod rehearsal;
+mod remote;
 mod replay;
 mod scrub;
 mod service;

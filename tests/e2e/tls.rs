@@ -1,24 +1,8 @@
 //! A pair whose link is in TLS, and others that do not come about.
 
-use crate::fixture::{Config, Daemon, Traffic, World, binary, eventually};
+use crate::fixture::{Config, Daemon, Traffic, World, binary, eventually, keygen, secured};
 use ftd::control::api::{Role, State, Status};
-use std::path::PathBuf;
 use std::process::Command;
-
-/// `ftd keygen`, in a directory of the test.
-fn keygen(world: &World, directory: &str, arguments: &[&str]) -> PathBuf {
-    let directory = world.path(directory);
-    let mut command = Command::new(binary("ftd"));
-    let done = command.arg("keygen").args(arguments).arg("--directory").arg(&directory).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
-    directory
-}
-
-/// With the certificate of `name`.
-fn secured(config: Config, keys: &std::path::Path, name: &str) -> Config {
-    let file = |file: &str| keys.join(name).join(file).display().to_string();
-    config.with("tls.ca", file("ca.pem")).with("tls.identity", file("identity.pem"))
-}
 
 /// Waits until the backup says why it is not connected.
 fn is_kept_out(backup: &mut Daemon, why: &str) {

@@ -2,30 +2,26 @@
 //! documented exit code.
 
 mod cells;
+mod console;
+mod reach;
 mod verify;
 
 use cells::{CellsAction, CellsTarget};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ftd::config::Name;
 use ftd::control::api::{Failure, Goal, Request, Response, STATUS_SCHEMA, Start, Status};
-use ftd::control::client::{Client, ClientError, SOCKET_DIRECTORY, only_socket, status_in, unexpected};
+use ftd::control::client::{Client, ClientError, status_in, unexpected};
 use ftd::control::show::{self, Palette};
 use ftd::exit::CtlExit;
 use ftd::manual::{completion_script, write_command_pages};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use reach::{Reached, Target};
 use std::borrow::Cow;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Ctrl-]
-const DETACH: u8 = 0x1d;
 const WATCH_INTERVAL_MS: u64 = 1000;
-/// Between two tries of `wait` to reach a daemon that is not there yet.
-const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Shows and controls a VM that ftd protects.
 #[derive(Parser)]
@@ -40,18 +36,35 @@ struct Command {
     action: Action,
 }
 
-#[derive(Args)]
-struct Target {
-    /// The VM; not needed when only one runs on this host
-    #[arg(long, global = true, conflicts_with = "socket")]
-    vm: Option<Name>,
-    /// The daemon's control socket
-    #[arg(long, global = true, value_name = "PATH")]
-    socket: Option<PathBuf>,
-}
-
 #[derive(Subcommand)]
 enum Action {
+    #[command(flatten)]
+    OfDaemon(DaemonAction),
+    /// Look into an arbiter's service: the cells of its VMs; needs no daemon of a VM
+    Arbiter {
+        #[command(flatten)]
+        target: CellsTarget,
+        #[command(subcommand)]
+        action: CellsAction,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory that exists
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        directory: PathBuf,
+        /// The day at their foot: 2026-01-31
+        date: String,
+    },
+}
+
+/// What a VM's daemon is asked: over its socket, or from another machine.
+#[derive(Subcommand)]
+enum DaemonAction {
     /// Show the VM's status; the exit code is 0 if the VM is protected and its network is well, and 3 if not
     Status {
         /// Keep showing it, at every change and every second
@@ -126,28 +139,8 @@ enum Action {
         #[command(subcommand)]
         action: DiskAction,
     },
-    /// Look into an arbiter's service: the cells of its VMs; needs no daemon of a VM
-    Arbiter {
-        #[command(flatten)]
-        target: CellsTarget,
-        #[command(subcommand)]
-        action: CellsAction,
-    },
     /// Print the metrics in the text format of Prometheus
     Metrics,
-    /// Print a completion script for a shell
-    Completions {
-        /// The shell
-        shell: clap_complete::Shell,
-    },
-    /// Write the manual pages into a directory that exists
-    #[command(hide = true)]
-    Manual {
-        /// The directory
-        directory: PathBuf,
-        /// The day at their foot: 2026-01-31
-        date: String,
-    },
 }
 
 #[derive(Subcommand)]
@@ -209,8 +202,11 @@ fn main() -> ExitCode {
 
 fn exit_of(error: &ClientError) -> CtlExit {
     match error {
-        ClientError::Unreachable { .. } | ClientError::NoSocket { .. } => CtlExit::Unreachable,
-        ClientError::Several { .. } => CtlExit::Usage,
+        ClientError::Unreachable { .. }
+        | ClientError::NoSocket { .. }
+        | ClientError::Away { .. }
+        | ClientError::Unproven { .. } => CtlExit::Unreachable,
+        ClientError::Several { .. } | ClientError::OtherVm { .. } => CtlExit::Usage,
         ClientError::BrokenOff(_) | ClientError::Nonsense(_) => CtlExit::Failure,
         ClientError::Failure(failure) => match failure {
             Failure::Refused(_) | Failure::Busy(_) => CtlExit::Refused,
@@ -221,70 +217,69 @@ fn exit_of(error: &ClientError) -> CtlExit {
 }
 
 fn run(command: &Command) -> Result<CtlExit, End> {
-    let connect = || command.target.socket().and_then(|path| Client::connect(&path));
+    let target = &command.target;
     match &command.action {
-        Action::Status { watch: false } => {
+        Action::Arbiter { target: service, action } => {
+            target.must_be_here("the service's place is its --address")?;
+            cells::run(service, target.keys(), action, command.json)
+        }
+        Action::Completions { shell } => {
+            target.must_be_here("it speaks to no daemon")?;
+            print(&completion_script("ftctl", &Command::command(), *shell))
+        }
+        Action::Manual { directory, date } => {
+            write_command_pages(Command::command(), date, directory)?;
+            Ok(CtlExit::Ok)
+        }
+        Action::OfDaemon(action) => ask(action, &target.reached()?, command.json),
+    }
+}
+
+fn ask(action: &DaemonAction, daemon: &Reached, json: bool) -> Result<CtlExit, End> {
+    let connect = || daemon.connect();
+    match action {
+        DaemonAction::Status { watch: false } => {
             let status = connect()?.status()?;
-            print_status(&status, command.json)?;
+            print_status(&status, json)?;
             Ok(exit_for(&status))
         }
-        Action::Status { watch: true } => watch(connect()?, command.json),
-        Action::Failover { yes, timeout } => {
+        DaemonAction::Status { watch: true } => watch(connect()?, json),
+        DaemonAction::Failover { yes, timeout } => {
             let mut client = connect()?;
             if !yes {
                 confirm(&client.status()?)?;
             }
-            print_done(&client.request(Request::Switchover { timeout_ms: millis(*timeout) })?, command.json)
+            print_done(&client.request(Request::Switchover { timeout_ms: millis(*timeout) })?, json)
         }
-        Action::Start { fresh, timeout } => {
+        DaemonAction::Start { fresh, timeout } => {
             let how = if *fresh { Start::Fresh } else { Start::Ended };
-            print_done(
-                &connect()?.request(Request::Start { how, timeout_ms: millis(*timeout) })?,
-                command.json,
-            )
+            print_done(&connect()?.request(Request::Start { how, timeout_ms: millis(*timeout) })?, json)
         }
-        Action::Release { node, yes, timeout } => {
+        DaemonAction::Release { node, yes, timeout } => {
             let mut client = connect()?;
             if !yes {
                 return Err(End::Unconfirmed(what_release_does(&client.status()?, node).into()));
             }
             let how = Start::From(node.to_string());
-            print_done(&client.request(Request::Start { how, timeout_ms: millis(*timeout) })?, command.json)
+            print_done(&client.request(Request::Start { how, timeout_ms: millis(*timeout) })?, json)
         }
-        Action::Console => console(connect()?),
-        Action::Wait { goal, timeout } => {
-            let status = wait(&command.target, *goal, Instant::now() + *timeout)?;
-            print_status(&status, command.json)?;
+        DaemonAction::Console => console::attach(connect()?),
+        DaemonAction::Wait { goal, timeout } => {
+            let status = wait(daemon, *goal, Instant::now() + *timeout)?;
+            print_status(&status, json)?;
             Ok(CtlExit::Ok)
         }
-        Action::Stop { power_off, timeout } => {
+        DaemonAction::Stop { power_off, timeout } => {
             let power_off_ms = power_off.then(|| millis(*timeout));
-            print_done(&connect()?.request(Request::Stop { power_off_ms })?, command.json)
+            print_done(&connect()?.request(Request::Stop { power_off_ms })?, json)
         }
-        Action::Disk { action: DiskAction::Verify { limit, repair } } => {
-            verify::verify(connect()?, *limit, *repair, command.json)
+        DaemonAction::Disk { action: DiskAction::Verify { limit, repair } } => {
+            verify::verify(connect()?, *limit, *repair, json)
         }
-        Action::Arbiter { target, action } => cells::run(target, action, command.json),
-        Action::Metrics => match connect()?.request(Request::Metrics)? {
+        DaemonAction::Metrics => match connect()?.request(Request::Metrics)? {
             Response::Metrics(text) => print(&text),
             other => Err(unexpected(&other).into()),
         },
-        Action::Completions { shell } => print(&completion_script("ftctl", &Command::command(), *shell)),
-        Action::Manual { directory, date } => {
-            write_command_pages(Command::command(), date, directory)?;
-            Ok(CtlExit::Ok)
-        }
-    }
-}
-
-impl Target {
-    fn socket(&self) -> Result<PathBuf, ClientError> {
-        let directory = Path::new(SOCKET_DIRECTORY);
-        match (&self.socket, &self.vm) {
-            (Some(path), _) => Ok(path.clone()),
-            (None, Some(vm)) => Ok(directory.join(format!("{vm}.sock"))),
-            (None, None) => only_socket(directory),
-        }
     }
 }
 
@@ -372,19 +367,22 @@ fn what_release_does(status: &Status, gone: &Name) -> String {
     )
 }
 
-fn wait(target: &Target, goal: Goal, deadline: Instant) -> Result<Status, End> {
+fn wait(daemon: &Reached, goal: Goal, deadline: Instant) -> Result<Status, End> {
+    let interval = daemon.retry_interval();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let result = target
-            .socket()
-            .and_then(|path| Client::connect(&path))
+        let result = daemon
+            .connect()
             .and_then(|mut client| client.request(Request::Wait { goal, timeout_ms: millis(left) }))
             .and_then(status_in);
         match result {
             // Not there yet, or restarting.
             Err(
-                ClientError::Unreachable { .. } | ClientError::NoSocket { .. } | ClientError::BrokenOff(_),
-            ) if left > RECONNECT_INTERVAL => std::thread::sleep(RECONNECT_INTERVAL),
+                ClientError::Unreachable { .. }
+                | ClientError::NoSocket { .. }
+                | ClientError::Away { .. }
+                | ClientError::BrokenOff(_),
+            ) if left > interval => std::thread::sleep(interval),
             result => return Ok(result?),
         }
     }
@@ -408,74 +406,6 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     let number: u64 = number.parse().map_err(|_| "not a time like 500ms, 30s, 2m or 1h".to_owned())?;
     let time = number.checked_mul(unit_ms).filter(|ms| *ms <= ftd::control::api::TIMEOUT_MS_MAX);
     time.map(Duration::from_millis).ok_or_else(|| "longer than a day".to_owned())
-}
-
-/// Puts the terminal back as it was.
-struct RawTerminal(Termios);
-
-impl RawTerminal {
-    fn enter() -> io::Result<Self> {
-        let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &self.0);
-    }
-}
-
-/// Bytes both ways, until Ctrl-] on a terminal or the daemon ends it. Without a terminal the end of the input is not
-/// the end: the output goes on.
-fn console(client: Client) -> Result<CtlExit, End> {
-    let (mut output, mut input) = client.console()?;
-    let on_terminal = io::stdin().is_terminal();
-    let _raw = if on_terminal {
-        eprintln!("ftctl: attached; Ctrl-] detaches");
-        Some(RawTerminal::enter()?)
-    } else {
-        None
-    };
-    let mut typing = true;
-    loop {
-        if !output.buffer().is_empty() {
-            let bytes = output.buffer().to_vec();
-            output.consume(bytes.len());
-            let mut stdout = io::stdout().lock();
-            stdout.write_all(&bytes)?;
-            stdout.flush()?;
-        }
-        let stdin = io::stdin();
-        let mut ready = vec![PollFd::new(output.get_ref().as_fd(), PollFlags::POLLIN)];
-        if typing {
-            ready.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
-        }
-        match poll(&mut ready, PollTimeout::NONE) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(io::Error::from(errno).into()),
-        }
-        let readable: Vec<bool> = ready.iter().map(|fd| fd.any() == Some(true)).collect();
-        drop(ready);
-        if readable.get(1) == Some(&true) {
-            let mut bytes = [0; 1024];
-            // Not through stdin's buffer, which poll does not see.
-            let len = nix::unistd::read(&stdin, &mut bytes).map_err(io::Error::from)?;
-            let typed = &bytes[..len];
-            let detach = typed.iter().position(|byte| on_terminal && *byte == DETACH);
-            input.write_all(&typed[..detach.unwrap_or(len)])?;
-            if detach.is_some() {
-                return Ok(CtlExit::Ok);
-            }
-            typing = len > 0;
-        }
-        if readable[0] && output.fill_buf()?.is_empty() {
-            return Err(ClientError::BrokenOff(io::Error::other("the console was closed")).into());
-        }
-    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ fn the_example_mentions_every_key() {
         edited("[replay]", "[replay]\nzz = 1"),
         edited("[recovery]", "[recovery]\nzz = 1"),
         edited("[arbiter]", "[arbiter]\nzz = 1"),
+        edited("[control]", "[control]\nzz = 1"),
         edited("[log]", "[log]\nzz = 1"),
         edited("[metrics]", "[metrics]\nzz = 1"),
     ];

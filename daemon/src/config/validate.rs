@@ -20,6 +20,7 @@ impl Config {
         self.validate_paths()?;
         self.arbiter.validate(self.tls.is_some())?;
         self.validate_link()?;
+        self.validate_control()?;
         self.validate_machine()?;
         self.validate_disks()?;
         self.validate_replication()?;

@@ -5,6 +5,8 @@
 //! {"version":2,"request":{"switchover":{"timeout_ms":10000}}}
 //! ```
 //!
+//! A daemon greets a remote client first, with what it is: `{"greeting":{"vm":"web","node":"alpha"}}`.
+//!
 //! Each request has one response, but for `watch`, which has a stream of statuses until the client hangs up, and
 //! `console`, after whose response the connection carries raw bytes both ways.
 
@@ -125,8 +127,19 @@ pub enum Response {
     Console,
     /// To `metrics`.
     Metrics(String),
+    /// Before any request, to a remote client: who is here.
+    Greeting(Greeting),
     /// It was not done.
     Error(Failure),
+}
+
+/// Which daemon a remote client has come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Its VM.
+    pub vm: String,
+    /// Its node.
+    pub node: String,
 }
 
 /// Why something was not done.

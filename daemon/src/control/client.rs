@@ -1,6 +1,8 @@
-//! The client of the control socket: blocking, for `ftctl` and for tests.
+//! The client of the control socket, and of a daemon on another machine: blocking, for `ftctl` and for tests.
 
 use super::api::{Failure, PROTOCOL_VERSION, RESPONSE_BYTES_MAX, Request, RequestLine, Response, Status};
+use super::host::{DaemonPlace, HostPort, NoWay};
+use ft_tls::{Channel, TlsError};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -26,6 +28,34 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// No daemon on the other machine.
+    #[error("no daemon answers at {at}: {source}")]
+    Away {
+        /// Where.
+        at: HostPort,
+        /// Why.
+        source: io::Error,
+    },
+    /// Who is there has not proven to be the daemon, or does not take this client.
+    #[error("no connection in TLS with {at}: {why}")]
+    Unproven {
+        /// Where.
+        at: HostPort,
+        /// Why.
+        why: String,
+    },
+    /// It is another daemon than the one that was meant.
+    #[error(
+        "the daemon at {at} is of VM '{vm}', and not of '{wanted}': each VM of a host has a port of its own"
+    )]
+    OtherVm {
+        /// Where.
+        at: HostPort,
+        /// Its VM.
+        vm: String,
+        /// The one that was meant.
+        wanted: String,
     },
     /// No socket to choose.
     #[error("no daemon runs here: there is no socket in {}", directory.display())]
@@ -53,15 +83,96 @@ pub enum ClientError {
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<ClientStream>,
+}
+
+/// What a client's lines go over.
+#[derive(Debug)]
+pub enum ClientStream {
+    /// The control socket.
+    Local(UnixStream),
+    /// TLS.
+    Remote(Channel),
+}
+
+impl ClientStream {
+    /// The same connection again: both may be used at the same time, one to read and one to write.
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Local(stream) => Self::Local(stream.try_clone()?),
+            Self::Remote(channel) => Self::Remote(channel.try_clone()?),
+        })
+    }
+
+    fn set_timeouts(&self, read: Option<Duration>, write: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Local(stream) => {
+                stream.set_read_timeout(read).and_then(|()| stream.set_write_timeout(write))
+            }
+            Self::Remote(channel) => {
+                let socket = channel.socket();
+                socket.set_read_timeout(read).and_then(|()| socket.set_write_timeout(write))
+            }
+        }
+    }
+}
+
+impl Read for ClientStream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Local(stream) => stream.read(into),
+            Self::Remote(channel) => channel.read(into),
+        }
+    }
+}
+
+impl Write for ClientStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Local(stream) => stream.write(bytes),
+            Self::Remote(channel) => channel.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Client {
     /// Connects to the daemon behind a socket.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         match UnixStream::connect(path) {
-            Ok(stream) => Ok(Self { stream: BufReader::new(stream) }),
+            Ok(stream) => Ok(Self { stream: BufReader::new(ClientStream::Local(stream)) }),
             Err(source) => Err(ClientError::Unreachable { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Connects to a daemon on another machine, and hears from it who it is.
+    pub fn connect_to(place: &DaemonPlace) -> Result<Self, ClientError> {
+        let at = || place.at.clone();
+        let unproven = |why: &TlsError| ClientError::Unproven { at: at(), why: why.to_string() };
+        let channel = place.connect().map_err(|e| match e {
+            NoWay::Away(source) => ClientError::Away { at: at(), source },
+            NoWay::Unproven(e) => unproven(&e),
+        })?;
+        let mut client = Self { stream: BufReader::new(ClientStream::Remote(channel)) };
+        let greeting = client.response().map_err(|e| match e {
+            // It judges this client's certificate after the handshake is over here.
+            ClientError::BrokenOff(source) => match source.get_ref().and_then(|e| e.downcast_ref()) {
+                Some(of_tls) => unproven(of_tls),
+                None => ClientError::Away { at: at(), source },
+            },
+            other => other,
+        })?;
+        match greeting {
+            Response::Greeting(greeting) => match &place.vm {
+                Some(wanted) if *wanted != greeting.vm => {
+                    Err(ClientError::OtherVm { at: at(), vm: greeting.vm, wanted: wanted.clone() })
+                }
+                _ => Ok(client),
+            },
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -78,9 +189,8 @@ impl Client {
             Request::Watch { interval_ms } => Duration::from_millis(interval_ms),
             _ => Duration::ZERO,
         };
-        let socket = self.stream.get_ref();
-        socket.set_read_timeout(Some(limit.saturating_add(GRACE))).map_err(ClientError::BrokenOff)?;
-        socket.set_write_timeout(Some(GRACE)).map_err(ClientError::BrokenOff)?;
+        let timeouts = self.stream.get_ref().set_timeouts(Some(limit.saturating_add(GRACE)), Some(GRACE));
+        timeouts.map_err(ClientError::BrokenOff)?;
         let mut line = serde_json::to_vec(&RequestLine { version: PROTOCOL_VERSION, request })
             .expect("enums of numbers and strings always have a JSON form");
         line.push(b'\n');
@@ -114,15 +224,14 @@ impl Client {
 
     /// Turns the connection into the console: what is left of the reading side (it may hold output already), and the
     /// writing side.
-    pub fn console(mut self) -> Result<(BufReader<UnixStream>, UnixStream), ClientError> {
+    pub fn console(mut self) -> Result<(BufReader<ClientStream>, ClientStream), ClientError> {
         match self.request(Request::Console)? {
             Response::Console => {}
             other => return Err(unexpected(&other)),
         }
-        let socket = self.stream.get_ref();
-        socket.set_read_timeout(None).map_err(ClientError::BrokenOff)?;
-        let writer = socket.try_clone().map_err(ClientError::BrokenOff)?;
-        Ok((self.stream, writer))
+        let stream = self.stream.get_ref();
+        let writer = stream.set_timeouts(None, Some(GRACE)).and_then(|()| stream.try_clone());
+        Ok((self.stream, writer.map_err(ClientError::BrokenOff)?))
     }
 }
 

@@ -1,9 +1,11 @@
-//! Serves the control socket. The server neither trusts its clients nor waits for them: it bounds their number, the
-//! length of their requests and the time they take. No client can hold up another one, or the VM.
+//! Serves the control socket, and each connection of a remote operator once that is secured (`remote`). The server
+//! neither trusts its clients nor waits for them: it bounds their number, the length of their requests and the time
+//! they take. No client can hold up another one, or the VM.
 
 use super::api::{
     Failure, PROTOCOL_VERSION, REQUEST_BYTES_MAX, Request, RequestLine, Response, Status, TIMEOUT_MS_MAX,
 };
+use super::caller::Caller;
 use crate::disks::OnDifference;
 use crate::role::Start;
 use std::fs::{self, Permissions};
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -169,7 +171,9 @@ impl Server {
                     tokio::spawn(async move {
                         let _place = place;
                         // How a client ends is its own business.
-                        if let Err(error) = Session::new(stream).serve(&*controlled).await {
+                        let (reader, writer) = stream.into_split();
+                        let session = Session::new(reader, writer, Caller::local());
+                        if let Err(error) = session.serve(&*controlled).await {
                             tracing::debug!(%error, "control client gone");
                         }
                     });
@@ -186,20 +190,20 @@ impl Server {
     }
 }
 
-struct Session<R, W> {
+/// A connection with a client, over whichever transport.
+pub(super) struct Session<R, W> {
     reader: BufReader<R>,
     writer: W,
-}
-
-impl Session<tokio::net::unix::OwnedReadHalf, tokio::net::unix::OwnedWriteHalf> {
-    fn new(stream: UnixStream) -> Self {
-        let (reader, writer) = stream.into_split();
-        Self { reader: BufReader::new(reader), writer }
-    }
+    caller: Caller,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
-    async fn serve<C: Controlled>(mut self, controlled: &C) -> io::Result<()> {
+    pub(super) fn new(reader: R, writer: W, caller: Caller) -> Self {
+        Self { reader: BufReader::new(reader), writer, caller }
+    }
+
+    /// Answers requests until the client hangs up, is silent for too long or takes nothing.
+    pub(super) async fn serve<C: Controlled>(mut self, controlled: &C) -> io::Result<()> {
         loop {
             let request = match self.read_request().await? {
                 None => return Ok(()),
@@ -208,7 +212,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                     return self.send(&Response::Error(Failure::BadRequest(problem.to_string()))).await;
                 }
             };
-            tracing::debug!(?request, "control request");
+            tracing::debug!(?request, caller = %self.caller, "control request");
+            if let Some(refused) = self.caller.refusal(&request) {
+                self.send(&Response::Error(refused)).await?;
+                continue;
+            }
+            let change = self.caller.tell_begin(&request);
             let response = match request {
                 Request::Status => Response::Status(Box::new(current(&controlled.status()))),
                 Request::Watch { interval_ms } => return self.watch(controlled.status(), interval_ms).await,
@@ -258,6 +267,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                 },
                 Request::Metrics => Response::Metrics(controlled.metrics()),
             };
+            if let Some(name) = change {
+                self.caller.tell_end(name, &response);
+            }
             self.send(&response).await?;
         }
     }
@@ -318,12 +330,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         }
     }
 
-    async fn send(&mut self, response: &Response) -> io::Result<()> {
+    /// Sends a response.
+    pub(super) async fn send(&mut self, response: &Response) -> io::Result<()> {
         self.write(&line(response)).await
     }
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        timeout(WRITE_TIMEOUT, self.writer.write_all(bytes))
+        let written = async {
+            self.writer.write_all(bytes).await?;
+            self.writer.flush().await
+        };
+        timeout(WRITE_TIMEOUT, written)
             .await
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
     }
@@ -342,7 +359,7 @@ fn line(response: &Response) -> Vec<u8> {
 
 /// Why a line is no request.
 #[derive(Debug, Error)]
-enum BadRequest {
+pub(super) enum BadRequest {
     #[error("a line is longer than {REQUEST_BYTES_MAX} bytes")]
     TooLong,
     #[error("protocol version {0}; this daemon speaks {PROTOCOL_VERSION}")]
@@ -351,7 +368,8 @@ enum BadRequest {
     Json(#[from] serde_json::Error),
 }
 
-fn parse(bytes: &[u8]) -> Result<Request, BadRequest> {
+/// Reads a line.
+pub(super) fn parse(bytes: &[u8]) -> Result<Request, BadRequest> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,

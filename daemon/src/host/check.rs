@@ -174,6 +174,8 @@ impl fmt::Display for RunningHere {
 enum Claim {
     /// The port at which the peer is waited for.
     Replication,
+    /// The port at which remote operators are served.
+    Control,
     Metrics,
     Tap,
     /// The images, and the machine that is made with them.
@@ -181,11 +183,12 @@ enum Claim {
 }
 
 impl Claim {
-    const ALL: [Self; 4] = [Self::Images, Self::Replication, Self::Metrics, Self::Tap];
+    const ALL: [Self; 5] = [Self::Images, Self::Replication, Self::Control, Self::Metrics, Self::Tap];
 
     fn key(self) -> &'static str {
         match self {
             Self::Replication => "replication.listen",
+            Self::Control => "control.listen",
             Self::Metrics => "metrics.listen",
             Self::Tap => "machine.net.tap",
             Self::Images => "machine.disk.image",
@@ -304,10 +307,8 @@ impl Config {
                     .map_err(|source| HostError::NoWay { address: self.peer.address, source })?;
                 can_listen(claim.key(), address)
             }
-            Claim::Metrics => match self.metrics.listen {
-                Some(address) => can_listen(claim.key(), address),
-                None => Ok(()),
-            },
+            Claim::Control => self.control.listen.map_or(Ok(()), |address| can_listen(claim.key(), address)),
+            Claim::Metrics => self.metrics.listen.map_or(Ok(()), |address| can_listen(claim.key(), address)),
             Claim::Tap => {
                 for net in &self.machine.nets {
                     Tap::open(&net.tap)?.set_up()?;
@@ -495,6 +496,9 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = Host::new().replaced("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
         host.refused(DaemonExit::InUse, "replication.listen = 127.0.0.1:");
+        let mut config = Config::parse(&Host::new().text, Path::new("test.toml")).unwrap();
+        config.control.listen = Some(taken.local_addr().unwrap());
+        assert!(config.check().unwrap_err().to_string().starts_with("control.listen = 127.0.0.1:"));
         let host = Host::new().replaced("\"127.0.0.1:0\"", "\"192.0.2.1:7400\", security = \"none\"");
         host.refused(DaemonExit::Host, "cannot listen there");
     }

@@ -28,6 +28,12 @@ impl Trust {
         self.credentials.as_ref().map_or(Ok(()), |credentials| credentials.watch())
     }
 
+    /// This host's certificate, where it has one.
+    #[must_use]
+    pub fn credentials(&self) -> Option<&Arc<Credentials>> {
+        self.credentials.as_ref()
+    }
+
     /// Until when this host's certificate is valid, where it has one.
     #[must_use]
     pub fn expires(&self) -> Option<SystemTime> {

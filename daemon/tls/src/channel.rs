@@ -76,6 +76,18 @@ impl Channel {
         &self.socket
     }
 
+    /// Makes of some of `bytes` what is to be sent for them, and of anything that TLS itself has to say, for a writer
+    /// that does not wait for the socket: he sends it himself, whole and in order, and writes by no other way.
+    pub fn encrypt(&self, bytes: &[u8], into: &mut Vec<u8>) -> io::Result<usize> {
+        match &self.tls {
+            None => {
+                into.extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            Some(tls) => tls.encrypt(&[IoSlice::new(bytes)], into),
+        }
+    }
+
     /// The same connection again.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { socket: self.socket.try_clone()?, tls: self.tls.clone() })
@@ -83,8 +95,8 @@ impl Channel {
 }
 
 impl Read for Channel {
-    /// Reads as a socket does. A connection that ends without its last word in TLS has ended: what is spoken here
-    /// says itself what is whole.
+    /// Reads as a socket does, and as one that does not wait where the socket does not. A connection that ends without
+    /// its last word in TLS has ended: what is spoken here says itself what is whole.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
             None => self.socket.read(into),
@@ -160,19 +172,21 @@ impl Tls {
     fn write(&self, mut socket: &TcpStream, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut outbound = self.outbound.lock();
         outbound.clear();
-        let count = {
-            let mut connection = self.connection.lock();
-            let mut count = 0;
-            for part in parts {
-                let part = &part[..part.len().min(ENCRYPT_BYTES - count)];
-                count += connection.writer().write(part)?;
-            }
-            while connection.wants_write() {
-                connection.write_tls(&mut *outbound)?;
-            }
-            count
-        };
+        let count = self.encrypt(parts, &mut outbound)?;
         socket.write_all(&outbound)?;
+        Ok(count)
+    }
+
+    fn encrypt(&self, parts: &[IoSlice<'_>], into: &mut Vec<u8>) -> io::Result<usize> {
+        let mut connection = self.connection.lock();
+        let mut count = 0;
+        for part in parts {
+            let part = &part[..part.len().min(ENCRYPT_BYTES - count)];
+            count += connection.writer().write(part)?;
+        }
+        while connection.wants_write() {
+            connection.write_tls(into)?;
+        }
         Ok(count)
     }
 }

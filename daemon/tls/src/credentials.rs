@@ -4,9 +4,9 @@ use crate::SecuredService;
 use crate::channel::Channel;
 use crate::error::{CredentialError, TlsError};
 use crate::party::{Party, PartyKind};
-use crate::verdict::{self, Doorkeeper, Said};
+use crate::verdict::{self, Doorkeeper, Said, Visitor};
 use parking_lot::Mutex;
-use rustls::client::Resumption;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
@@ -174,6 +174,22 @@ impl Credentials {
         Ok(Channel::secured(socket, connection, to.clone()))
     }
 
+    /// Shakes hands as the one who has dialled, with somebody whom `admits` admits, or says why not.
+    pub fn dial_admitted(
+        &self,
+        socket: TcpStream,
+        service: SecuredService,
+        admits: impl Fn(&Party) -> Result<(), String> + Send + Sync + 'static,
+        until: Instant,
+    ) -> Result<Channel, TlsError> {
+        let refused = Arc::new(Mutex::new(None));
+        let own = self.current();
+        let config = own.visitor(service, Box::new(admits), &refused)?;
+        // A name must be given; it is not sent, and the visitor compares it with nothing.
+        let connection = ClientConnection::new(Arc::new(config), own.said.party.server_name())?;
+        proven(socket, connection.into(), &refused, until)
+    }
+
     /// Shakes hands as the one who was dialled, by somebody whom `admits` admits, or says why not.
     pub fn take(
         &self,
@@ -185,16 +201,26 @@ impl Credentials {
         let refused = Arc::new(Mutex::new(None));
         let config = self.current().server(service, Box::new(admits), &refused)?;
         let connection = ServerConnection::new(Arc::new(config))?;
-        let shaken = shake(&socket, connection.into(), until);
-        if let Some(why) = refused.lock().take() {
-            return Err(TlsError::NotAdmitted(why));
-        }
-        let connection = shaken?;
-        let certificate = connection.peer_certificates().and_then(<[_]>::first);
-        let party = certificate.map(verdict::read).transpose().map_err(TlsError::NotAdmitted)?;
-        let party = party.ok_or(rustls::Error::NoCertificatesPresented)?.party;
-        Ok(Channel::secured(socket, connection, party))
+        proven(socket, connection.into(), &refused, until)
     }
+}
+
+/// Shakes hands with somebody of whom only the certificate says who he is.
+fn proven(
+    socket: TcpStream,
+    connection: Connection,
+    refused: &Mutex<Option<String>>,
+    until: Instant,
+) -> Result<Channel, TlsError> {
+    let shaken = shake(&socket, connection, until);
+    if let Some(why) = refused.lock().take() {
+        return Err(TlsError::NotAdmitted(why));
+    }
+    let connection = shaken?;
+    let certificate = connection.peer_certificates().and_then(<[_]>::first);
+    let party = certificate.map(verdict::read).transpose().map_err(TlsError::NotAdmitted)?;
+    let party = party.ok_or(rustls::Error::NoCertificatesPresented)?.party;
+    Ok(Channel::secured(socket, connection, party))
 }
 
 impl Loaded {
@@ -268,6 +294,24 @@ impl Loaded {
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![service.protocol()];
+        Ok(config)
+    }
+
+    fn visitor(
+        &self,
+        service: SecuredService,
+        admits: Box<verdict::Admits<'static>>,
+        refused: &Arc<Mutex<Option<String>>>,
+    ) -> Result<ClientConfig, TlsError> {
+        let of_the_site = WebPkiServerVerifier::builder_with_provider(
+            Arc::clone(&self.roots),
+            Arc::clone(&self.material.provider),
+        );
+        let of_the_site = of_the_site.build().map_err(|e| rustls::Error::General(e.to_string()))?;
+        let mut config = self.client(service)?;
+        let visitor = Visitor { of_the_site, admits, refused: Arc::clone(refused) };
+        config.dangerous().set_certificate_verifier(Arc::new(visitor));
+        config.enable_sni = false;
         Ok(config)
     }
 

@@ -4,7 +4,7 @@
 //! holder is, and by which name ([`Party`]): `alpha.node.ftd` is the node alpha, and can neither be an arbiter nor
 //! another node. [`CertificateSite`] makes such certificates (`ftd keygen`). [`Credentials`] are what one party has of
 //! them, read from files, and anew when the files have changed. [`Channel`] is a connection, in TLS or in the clear;
-//! both halves may be used at the same time.
+//! both halves may be used at the same time. [`Places`] bound how many of them a listener has.
 //!
 //! Nothing is resumed: each handshake proves both keys anew, and nothing arrives before that.
 
@@ -12,6 +12,7 @@ mod channel;
 mod credentials;
 mod error;
 mod party;
+mod places;
 mod site;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use channel::Channel;
 pub use credentials::{CredentialFiles, Credentials, Material, Protection};
 pub use error::{CredentialError, TlsError};
 pub use party::{BadPartyName, Party, PartyKind};
+pub use places::{NoPlace, Places, TakenPlace};
 pub use site::{CertificateSite, SiteError, Validity};
 
 /// What is spoken on a connection: a listener takes its own only.
@@ -30,6 +32,8 @@ pub enum SecuredService {
     Replication,
     /// To `ftd arbiter`.
     Arbiter,
+    /// From `ftctl --host` to the daemon of a VM.
+    Control,
 }
 
 impl SecuredService {
@@ -38,6 +42,7 @@ impl SecuredService {
         let name: &[u8] = match self {
             Self::Replication => b"ftd-replication",
             Self::Arbiter => b"ftd-arbiter",
+            Self::Control => b"ftd-control",
         };
         name.to_owned()
     }

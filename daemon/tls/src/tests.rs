@@ -158,6 +158,90 @@ fn nobody_else_is_taken_and_each_end_says_why() {
     assert!(here.contains("is not valid yet"), "{here}");
 }
 
+/// What comes of it where an operator dials whoever is there, as long as it is a node: at the end that was dialled, and
+/// at the operator's, once the listener has said a word.
+fn visit(taking: Protection, dialling: &Path) -> (Result<Party, String>, Result<Party, String>) {
+    let (taken, dialled) = sockets();
+    let taking: JoinHandle<Result<Party, TlsError>> = std::thread::spawn(move || {
+        let mut channel = taking.take(taken, SecuredService::Control, only_operators, soon())?;
+        channel.write_all(b"welcome")?;
+        Ok(channel.party().unwrap().clone())
+    });
+    let credentials = Credentials::load(CredentialFiles::within(dialling), &PartyKind::ALL, None).unwrap();
+    let only_nodes = |party: &Party| match party.kind() {
+        PartyKind::Node => Ok(()),
+        _ => Err(format!("it is {party}, and no node")),
+    };
+    let visited = credentials.dial_admitted(dialled, SecuredService::Control, only_nodes, soon());
+    let visited = visited.and_then(|mut channel| {
+        channel.read_exact(&mut [0; 7])?;
+        Ok(channel.party().unwrap().clone())
+    });
+    let visited = visited.map_err(|e| e.to_string());
+    (taking.join().unwrap().map_err(|e| e.to_string()), visited)
+}
+
+fn only_operators(party: &Party) -> Result<(), String> {
+    if party.kind() == PartyKind::Operator { Ok(()) } else { Err(format!("it is {party}")) }
+}
+
+#[test]
+fn who_dials_whatever_node_is_there_is_told_which_and_takes_nobody_else() {
+    let (ours, authority) = site();
+    let (theirs, _) = site();
+    let operator = ours.path().join("operator");
+    let (taken, visited) = visit(protection(ours.path(), "alpha"), &operator);
+    assert_eq!((taken.unwrap().name(), visited.unwrap()), ("operator", node("alpha")));
+
+    let (here, there) = visit(protection(ours.path(), "arbiter"), &operator);
+    assert_eq!(there.unwrap_err(), "it is arbiter arbiter, and no node");
+    assert!(here.is_err());
+    let (_, there) = visit(protection(theirs.path(), "alpha"), &operator);
+    assert!(there.as_ref().unwrap_err().contains("another certificate authority"), "{there:?}");
+    let (here, there) = visit(protection(ours.path(), "alpha"), &ours.path().join("beta"));
+    assert_eq!(here.unwrap_err(), "it is node beta");
+    assert!(there.as_ref().unwrap_err().contains("this one is not whom it takes"), "{there:?}");
+
+    let now = OffsetDateTime::now_utc();
+    authority.write(&node("alpha"), (now - Span::days(2), now - Span::minutes(1))).unwrap();
+    let (_, there) = visit(protection(ours.path(), "alpha"), &operator);
+    assert!(there.as_ref().unwrap_err().contains("certificate has expired"), "{there:?}");
+}
+
+#[test]
+fn a_writer_that_does_not_wait_sends_what_was_encrypted_in_pieces() {
+    let (site, _) = site();
+    let (taken, dialled) =
+        meet(protection(site.path(), "alpha"), &protection(site.path(), "beta"), &node("alpha"));
+    let (writing, mut reading) = (taken.unwrap(), dialled.unwrap());
+    reading.socket().set_nonblocking(true).unwrap();
+    let why = reading.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(why.kind(), std::io::ErrorKind::WouldBlock);
+    let text = vec![7; 100_000];
+    let mut sent = Vec::new();
+    let first = writing.encrypt(&text, &mut sent).unwrap();
+    assert!(first < text.len(), "a bounded part at a time");
+    assert_eq!(writing.encrypt(&text[first..], &mut sent).unwrap(), text.len() - first);
+    let mut got = Vec::new();
+    for piece in sent.chunks(1000) {
+        let mut socket = writing.socket();
+        socket.write_all(piece).unwrap();
+        let mut some = [0; 4096];
+        // Half a record is kept, and nothing is lost by not waiting for the rest.
+        while let Ok(count) = reading.read(&mut some) {
+            got.extend_from_slice(&some[..count]);
+        }
+    }
+    while got.len() < text.len() {
+        let mut some = [0; 4096];
+        match reading.read(&mut some) {
+            Ok(count) => got.extend_from_slice(&some[..count]),
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock),
+        }
+    }
+    assert_eq!(got, text);
+}
+
 #[test]
 fn the_clear_and_tls_do_not_mix() {
     let (site, _) = site();

@@ -2,8 +2,8 @@
 
 use crate::party::Party;
 use parking_lot::Mutex;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub fn read(certificate: &CertificateDer<'_>) -> Result<Said, String> {
     })
 }
 
-/// Whom a listener takes: why not, for those whom it does not.
+/// Whom a listener, or one who dials, takes: why not, for those whom it does not.
 pub type Admits<'a> = dyn Fn(&Party) -> Result<(), String> + Send + Sync + 'a;
 
 /// Takes a client whose certificate is one of the site's, and whom the listener admits.
@@ -77,6 +77,64 @@ impl ClientCertVerifier for Doorkeeper {
                 Err(CertificateError::ApplicationVerificationFailure.into())
             }
         }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.of_the_site.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.of_the_site.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.of_the_site.supported_verify_schemes()
+    }
+}
+
+/// Takes a listener whose certificate is one of the site's, whatever its name, and whom the one who dials admits.
+pub struct Visitor {
+    pub of_the_site: Arc<dyn ServerCertVerifier>,
+    pub admits: Box<Admits<'static>>,
+    /// Why the listener was not admitted.
+    pub refused: Arc<Mutex<Option<String>>>,
+}
+
+impl std::fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Visitor")
+    }
+}
+
+impl ServerCertVerifier for Visitor {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _nobodys: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let refuse = |why| {
+            *self.refused.lock() = Some(why);
+            rustls::Error::from(CertificateError::ApplicationVerificationFailure)
+        };
+        let party = read(end_entity).map_err(refuse)?.party;
+        let name = party.server_name();
+        let verified =
+            self.of_the_site.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)?;
+        (self.admits)(&party).map_err(refuse)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(

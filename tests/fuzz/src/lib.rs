@@ -32,6 +32,7 @@ pub const TARGETS: &[FuzzTarget] = all![
     arbiter_message,
     boot_disk,
     boot_file,
+    control_request,
     disk_journal,
     disk_maps,
     guest_code,

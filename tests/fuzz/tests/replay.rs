@@ -90,6 +90,7 @@ tests!(
     arbiter_message,
     boot_disk,
     boot_file,
+    control_request,
     disk_journal,
     disk_maps,
     guest_code,

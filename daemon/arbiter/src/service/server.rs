@@ -5,7 +5,7 @@ use super::figures::ServiceFigures;
 use super::frame::{NoFrame, receive, send};
 use super::message::{Question, Refusal, Reply, enclose, open};
 use super::store::CellStore;
-use ft_tls::{Channel, Party, PartyKind, Protection, SecuredService, TlsError};
+use ft_tls::{Channel, Party, PartyKind, Places, Protection, SecuredService, TlsError};
 use nix::poll::{PollFd, PollFlags, poll};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -67,7 +67,8 @@ struct Shared {
     /// When a connection without proof was told last.
     complained: Mutex<Option<Instant>>,
     /// The open connections, by number.
-    open: Mutex<HashMap<u64, (IpAddr, TcpStream)>>,
+    open: Mutex<HashMap<u64, TcpStream>>,
+    places: Arc<Places>,
 }
 
 impl CellServer {
@@ -87,6 +88,7 @@ impl CellServer {
             ended: AtomicBool::new(false),
             complained: Mutex::default(),
             open: Mutex::default(),
+            places: Places::new(limits.connections_max, limits.per_source_max),
         });
         let (desk, committer) = Desk::start(store, Arc::clone(&shared.figures))?;
         let listening = Arc::clone(&shared);
@@ -134,7 +136,7 @@ impl Shared {
             match listener.accept() {
                 Ok((stream, from)) => {
                     number += 1;
-                    if let Err(e) = self.admit(stream, source_of(from.ip()), number, desk.clone()) {
+                    if let Err(e) = self.admit(stream, from.ip(), number, desk.clone()) {
                         tracing::debug!("a connection from {from} could not be served: {e}");
                     }
                 }
@@ -146,28 +148,34 @@ impl Shared {
                 }
             }
         }
-        for (_, stream) in self.open.lock().values() {
+        for stream in self.open.lock().values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
     /// Serves a connection on a thread of its own, if there is room for it.
-    fn admit(self: &Arc<Self>, stream: TcpStream, source: IpAddr, number: u64, desk: Desk) -> io::Result<()> {
+    fn admit(self: &Arc<Self>, stream: TcpStream, from: IpAddr, number: u64, desk: Desk) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        if let Some(reason) = self.take_place(source, number, &stream)? {
-            ServiceFigures::one(&self.figures.turned_away);
-            return match self.protection {
-                // A greeting is small enough for any socket's buffer.
-                Protection::None => send(
-                    &mut Channel::clear(stream),
-                    &enclose(0, &Reply::Refused(Refusal::Busy { reason })),
-                    self.limits.frame,
-                ),
-                // Not even a handshake is to be had.
-                Protection::Tls(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
-            };
-        }
+        let place = match self.places.take(from) {
+            Ok(place) => place,
+            Err(no_place) => {
+                ServiceFigures::one(&self.figures.turned_away);
+                let reason = no_place.to_string();
+                return match self.protection {
+                    // A greeting is small enough for any socket's buffer.
+                    Protection::None => send(
+                        &mut Channel::clear(stream),
+                        &enclose(0, &Reply::Refused(Refusal::Busy { reason })),
+                        self.limits.frame,
+                    ),
+                    // Not even a handshake is to be had.
+                    Protection::Tls(_) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
+                };
+            }
+        };
+        self.enlist(number, stream.try_clone()?);
+        let source = place.source();
         let shared = Arc::clone(self);
         let spawned =
             std::thread::Builder::new().name("ftd-serve".into()).stack_size(STACK_BYTES).spawn(move || {
@@ -179,27 +187,20 @@ impl Shared {
                     }
                     Err(e) => shared.complain(source, &e),
                 }
-                shared.give_place(number);
+                drop(place);
+                shared.delist(number);
             });
-        spawned.map(drop).inspect_err(|_| self.give_place(number))
+        // The place went with the closure.
+        spawned.map(drop).inspect_err(|_| self.delist(number))
     }
 
-    /// Why there is no room; none: the connection has its place.
-    fn take_place(&self, source: IpAddr, number: u64, stream: &TcpStream) -> io::Result<Option<String>> {
+    fn enlist(&self, number: u64, stream: TcpStream) {
         let mut open = self.open.lock();
-        let of_source = open.values().filter(|(other, _)| *other == source).count();
-        if of_source >= self.limits.per_source_max {
-            return Ok(Some(format!("{source} has {of_source} connections already")));
-        }
-        if open.len() >= self.limits.connections_max {
-            return Ok(Some(format!("it has {} connections already", open.len())));
-        }
-        open.insert(number, (source, stream.try_clone()?));
+        open.insert(number, stream);
         self.figures.connections.store(open.len() as u64, Ordering::Relaxed);
-        Ok(None)
     }
 
-    fn give_place(&self, number: u64) {
+    fn delist(&self, number: u64) {
         let mut open = self.open.lock();
         open.remove(&number);
         self.figures.connections.store(open.len() as u64, Ordering::Relaxed);
@@ -268,15 +269,4 @@ fn may_not(party: Option<&Party>, question: &Question) -> Option<String> {
         Question::List { .. } | Question::History { .. } | Question::Registers { .. } => is_operator,
     };
     (!may).then(|| format!("{party} may not ask this"))
-}
-
-/// What counts as one source: whoever has one IPv6 address has its /64.
-fn source_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            std::net::Ipv6Addr::from([a, b, c, d, 0, 0, 0, 0]).into()
-        }
-    }
 }

@@ -2,13 +2,14 @@
 
 mod member;
 
+use super::reach::credentials;
 use super::{End, print};
 use clap::{Args, Subcommand};
 use ft_arbiter::service::{
     ARBITER_NAME, ARBITER_PORT, CellBackup, CellChange, Listed, ServiceDesk, ServicePace, ServicePlace,
 };
 use ft_arbiter::{ArbiterError, Trouble};
-use ft_tls::{CredentialFiles, Credentials, PartyKind, Protection};
+use ft_tls::Protection;
 use ftd::clock::utc;
 use ftd::config::{Name, ServedConfig};
 use ftd::control::api::STATUS_SCHEMA;
@@ -29,9 +30,6 @@ pub struct CellsTarget {
     /// The service's configuration, on its own host
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// An operator's or observer's directory as ftd keygen makes it, for a service with a certificate
-    #[arg(long, global = true, value_name = "DIRECTORY", env = "FTCTL_KEYS")]
-    keys: Option<PathBuf>,
     /// The name in the service's certificate
     #[arg(long, global = true, value_name = "NAME", default_value = ARBITER_NAME)]
     arbiter_name: String,
@@ -59,13 +57,22 @@ pub enum CellsAction {
     },
 }
 
-/// Carries it out.
-pub fn run(target: &CellsTarget, action: &CellsAction, json: bool) -> Result<CtlExit, End> {
+/// Carries it out, with the certificate in `keys` if there is one.
+pub fn run(
+    target: &CellsTarget,
+    keys: Option<&Path>,
+    action: &CellsAction,
+    json: bool,
+) -> Result<CtlExit, End> {
     let address = match &target.config {
         Some(file) => ServedConfig::load(file).map_err(|e| End::Unconfirmed(e.to_string().into()))?.listen,
         None => target.address.unwrap_or((Ipv4Addr::LOCALHOST, ARBITER_PORT).into()),
     };
-    let place = ServicePlace { address, name: target.arbiter_name.clone(), protection: target.protection()? };
+    let protection = match keys {
+        Some(directory) => Protection::Tls(credentials(directory)?.into()),
+        None => Protection::None,
+    };
+    let place = ServicePlace { address, name: target.arbiter_name.clone(), protection };
     let mut desk = ServiceDesk::new(place, ServicePace::default());
     if let Some((set, registers)) = desk.registers().map_err(no_answer)? {
         return member::show(&set, &registers, &mut desk, action, json);
@@ -94,16 +101,6 @@ pub fn run(target: &CellsTarget, action: &CellsAction, json: bool) -> Result<Ctl
         }
     };
     print(&text)
-}
-
-impl CellsTarget {
-    fn protection(&self) -> Result<Protection, End> {
-        let Some(directory) = &self.keys else { return Ok(Protection::None) };
-        let kinds = [PartyKind::Operator, PartyKind::Observer];
-        let credentials = Credentials::load(CredentialFiles::within(directory), &kinds, None);
-        let credentials = credentials.map_err(|e| End::Unconfirmed(e.to_string().into()))?;
-        Ok(Protection::Tls(credentials.into()))
-    }
 }
 
 fn now_unix_ms() -> u64 {

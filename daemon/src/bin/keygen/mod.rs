@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 pub struct KeygenArgs {
     #[command(subcommand)]
     renew: Option<RenewCmd>,
-    /// The nodes, by their names in the configuration
-    #[arg(required = true, value_name = "NODE")]
+    /// The nodes, by their names in the configuration; with --add, none need be named
+    #[arg(required_unless_present = "add", value_name = "NODE")]
     nodes: Vec<String>,
     /// An arbiter: arbiter.name in the nodes' configuration
     #[arg(long, value_name = "NAME", default_values_t = ["arbiter".to_owned()])]
@@ -65,6 +65,10 @@ enum KeygenError {
     Name(#[from] BadPartyName),
     #[error(transparent)]
     CertificateSite(#[from] SiteError),
+    #[error(
+        "there is nobody to make a certificate for: name a node, or give --operator, --observer or --arbiter"
+    )]
+    Nobody,
 }
 
 /// Carries it out.
@@ -101,6 +105,9 @@ fn make(args: &KeygenArgs) -> Result<(), KeygenError> {
         (PartyKind::Observer, &args.observer),
     ] {
         parties.extend(of(kind, names)?.into_iter().filter(|party| !(args.add && defaults.contains(party))));
+    }
+    if parties.is_empty() {
+        return Err(KeygenError::Nobody);
     }
     let site = if args.add { CertificateSite::open(directory)? } else { CertificateSite::create(directory)? };
     site.issue(&parties, *days)?;

@@ -14,15 +14,15 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use tokio::runtime::Runtime;
 
 /// A daemon that does what the test tells it.
-struct Puppet {
+pub(in super::super) struct Puppet {
     status: watch::Sender<Arc<Status>>,
-    output: broadcast::Sender<Arc<[u8]>>,
+    pub(in super::super) output: broadcast::Sender<Arc<[u8]>>,
     input: mpsc::Sender<Vec<u8>>,
-    typed: Mutex<mpsc::Receiver<Vec<u8>>>,
+    pub(in super::super) typed: Mutex<mpsc::Receiver<Vec<u8>>>,
 }
 
 impl Puppet {
-    fn new() -> Self {
+    pub(in super::super) fn new() -> Self {
         let (input, typed) = mpsc::channel(4);
         let (status, _) = watch::channel(Arc::new(status()));
         Self { status, output: broadcast::channel(16).0, input, typed: Mutex::new(typed) }
@@ -285,7 +285,7 @@ fn a_console_that_is_not_read_does_not_hold_the_guest_up() {
 async fn a_client_that_says_nothing_is_dropped_in_time() {
     let (ours, theirs) = tokio::io::duplex(64);
     let (reader, writer) = tokio::io::split(theirs);
-    let served = Session { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await;
+    let served = Session::new(reader, writer, Caller::local()).serve(&Puppet::new()).await;
     assert!(served.is_ok());
     drop(ours);
 }
@@ -295,7 +295,7 @@ async fn a_client_that_reads_nothing_is_dropped_in_time() {
     let (mut ours, theirs) = tokio::io::duplex(64);
     ours.write_all(b"{\"version\":2,\"request\":\"status\"}\n").await.unwrap();
     let (reader, writer) = tokio::io::split(theirs);
-    let error = Session { reader: BufReader::new(reader), writer }.serve(&Puppet::new()).await.unwrap_err();
+    let error = Session::new(reader, writer, Caller::local()).serve(&Puppet::new()).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 

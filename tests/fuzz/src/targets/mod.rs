@@ -3,6 +3,7 @@
 pub(crate) mod arbiter_message;
 pub(crate) mod boot_disk;
 pub(crate) mod boot_file;
+pub(crate) mod control_request;
 pub(crate) mod disk_journal;
 pub(crate) mod disk_maps;
 pub(crate) mod guest_code;
