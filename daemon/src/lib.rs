@@ -67,3 +67,4 @@ pub mod reload;
 pub mod replica;
 pub mod role;
 pub mod seed;
+pub mod user;
