@@ -68,3 +68,4 @@ pub mod reload;
 pub mod replica;
 pub mod role;
 pub mod seed;
+pub mod user;

@@ -12,6 +12,7 @@ use crate::buffer::Emit;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::User;
 use parking_lot::{Mutex, RwLock};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -43,16 +44,35 @@ pub enum TapError {
     /// The TUN driver is missing.
     #[error("{CLONE_DEVICE} is missing; load the tun module, or give the container that device")]
     NoDriver,
-    /// Not allowed to open the driver or to make or attach the interface.
+    /// Not allowed to open the driver.
+    #[error("TAP interface '{name}': no right to open {CLONE_DEVICE}; give it the mode 0666, as udev does")]
+    NoRightToDriver {
+        /// The interface.
+        name: String,
+    },
+    /// Not allowed to attach the interface, or to make it.
     #[error(
-        "no right to use TAP interface '{name}' ({at}); it needs CAP_NET_ADMIN, or the interface made \
-         beforehand: ip tuntap add {name} mode tap user USER"
+        "TAP interface '{name}' {}; this process is {}, without CAP_NET_ADMIN: make the interface ahead, that \
+         user's, and up: ip tuntap add {name} mode tap user {}; ip link set {name} up. Or, in a .netdev file of \
+         systemd-networkd: [Tap] User={}",
+        if *exists { "belongs to another user" } else { "is not there" },
+        own_user(), own_name(), own_name()
     )]
     NoRights {
         /// The interface.
         name: String,
+        /// There is one of that name.
+        exists: bool,
+    },
+    /// Not allowed to change the interface.
+    #[error("TAP interface '{name}': {at}: no right to, without CAP_NET_ADMIN: {remedy}")]
+    NoRightToChange {
+        /// The interface.
+        name: String,
         /// Which step was refused.
         at: &'static str,
+        /// The command that does it.
+        remedy: String,
     },
     /// There is none of that name any more.
     #[error("there is no TAP interface '{name}'")]
@@ -244,14 +264,22 @@ impl Tap {
         request.ifr_ifru.ifru_mtu = mtu.into();
         // SAFETY: SIOCSIFMTU reads the ifreq that `request` is.
         Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU, &request) })
-            .map_err(io_error("SIOCSIFMTU"))?;
+            .map_err(self.change_error("raising its MTU", format!("mtu {mtu}")))?;
         Ok(())
     }
 
     fn io_error(&self, at: &'static str) -> impl Fn(Errno) -> TapError + '_ {
+        move |errno| TapError::Io { name: self.name.clone(), at, source: errno.into() }
+    }
+
+    /// An error of a step that `ip link set NAME SETTING` does as well.
+    fn change_error(&self, at: &'static str, setting: String) -> impl Fn(Errno) -> TapError + '_ {
         move |errno| match errno {
-            Errno::EPERM | Errno::EACCES => TapError::NoRights { name: self.name.clone(), at },
-            errno => TapError::Io { name: self.name.clone(), at, source: errno.into() },
+            Errno::EPERM | Errno::EACCES => {
+                let remedy = format!("ip link set {} {setting}", self.name);
+                TapError::NoRightToChange { name: self.name.clone(), at, remedy }
+            }
+            errno => self.io_error(at)(errno),
         }
     }
 
@@ -281,7 +309,7 @@ impl Tap {
         request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
         // SAFETY: SIOCSIFFLAGS reads the ifreq that `request` is.
         Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) })
-            .map_err(io_error("SIOCSIFFLAGS"))?;
+            .map_err(self.change_error("bringing it up", "up".into()))?;
         Ok(())
     }
 
@@ -344,9 +372,7 @@ fn attach(name: &str) -> Result<File, TapError> {
         .open(CLONE_DEVICE)
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver,
-            Some(libc::EACCES | libc::EPERM) => {
-                TapError::NoRights { name: name.to_owned(), at: "opening /dev/net/tun" }
-            }
+            Some(libc::EACCES | libc::EPERM) => TapError::NoRightToDriver { name: name.to_owned() },
             _ => TapError::Io { name: name.to_owned(), at: "opening /dev/net/tun", source },
         })?;
     let mut request = interface_request(name);
@@ -354,7 +380,9 @@ fn attach(name: &str) -> Result<File, TapError> {
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, and keeps no pointer to it.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
     Errno::result(result).map_err(|errno| match errno {
-        Errno::EPERM | Errno::EACCES => TapError::NoRights { name: name.to_owned(), at: "TUNSETIFF" },
+        Errno::EPERM | Errno::EACCES => {
+            TapError::NoRights { name: name.to_owned(), exists: nix::net::if_::if_nametoindex(name).is_ok() }
+        }
         Errno::EBUSY => TapError::InUse { name: name.to_owned() },
         Errno::EINVAL => TapError::NotATap { name: name.to_owned() },
         errno => TapError::Io { name: name.to_owned(), at: "TUNSETIFF", source: errno.into() },
@@ -369,6 +397,16 @@ fn attach(name: &str) -> Result<File, TapError> {
         .map_err(no_headers("TUNSETVNETHDRSZ"))?;
     tell_offloads(&file, TapOffloads::default()).map_err(no_headers("turning offloads off"))?;
     Ok(file)
+}
+
+/// The name of this process's user, or its number.
+fn own_name() -> String {
+    let uid = nix::unistd::geteuid();
+    User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+fn own_user() -> String {
+    format!("user '{}' (uid {})", own_name(), nix::unistd::geteuid())
 }
 
 fn tell_offloads(file: &File, offloads: TapOffloads) -> Result<(), Errno> {

@@ -20,11 +20,17 @@ container_prepare() {
 # container_boot NAME OPTION...: boots one, with further options of systemd-nspawn; returns when its systemd is up. Its
 # console is $run_dir/NAME.console. What it writes is gone with it.
 container_boot() {
-    local name=$1 console=$run_dir/$1.console device
-    local -a scope=(--machine="ftd-$1-$$") devices=()
+    local name=$1 console=$run_dir/$1.console device node
+    local -a scope=(--machine="ftd-$1-$$") devices=() binds=()
     shift
+    # Nodes of its own: whom they belong to is said by container_devices, and this host's stay as they are.
+    mkdir -p "$run_dir/$name.dev"
     for device in /dev/kvm /dev/net/tun /dev/userfaultfd; do
-        [[ ! -e $device ]] || devices+=("$device")
+        [[ -e $device ]] || continue
+        node=$run_dir/$name.dev/${device##*/}
+        mknod -m 600 "$node" c "$((16#$(stat -c %t "$device")))" "$((16#$(stat -c %T "$device")))"
+        devices+=("$device")
+        binds+=(--bind="$node:$device")
     done
     # Without a systemd on this host there is nobody to register with, and no unit to set properties on.
     if [[ -d /run/systemd/system ]]; then
@@ -33,7 +39,7 @@ container_boot() {
         scope+=(--register=no --keep-unit)
     fi
     systemd-nspawn --quiet --boot --directory="$container_tree" --volatile=overlay "${scope[@]}" --private-network \
-        --console=pipe "${devices[@]/#/--bind=}" "$@" >"$console" 2>&1 </dev/null &
+        --console=pipe "${binds[@]}" "$@" >"$console" 2>&1 </dev/null &
     container_nspawn[$name]=$! container_leader[$name]='' container_state=silent
     if ! wait_until 60 container_is_up "$name"; then
         tail -n 20 "$console" >&2
@@ -41,6 +47,29 @@ container_boot() {
     fi
     say "systemd in container $name is $container_state"
 }
+
+# container_devices NAME: what udev does on a host, where there is one: its own rules and the package's. The group kvm
+# must be there.
+container_devices() {
+    local device
+    inside "$1" chmod 666 /dev/net/tun
+    for device in kvm userfaultfd; do
+        [[ ! -e /dev/$device ]] ||
+            inside "$1" sh -c "chgrp kvm /dev/$device && chmod 660 /dev/$device"
+    done
+}
+
+# container_process NAME PID FIELD: a line of the process's status in the container.
+container_process() { inside "$1" sed -n "s/^$3:[[:space:]]*//p" "/proc/$2/status"; }
+
+# container_exposure NAME UNIT: what systemd-analyze says of the unit's exposure, from 0 to 10.
+container_exposure() {
+    inside "$1" systemd-analyze security "$2" --no-pager 2>/dev/null |
+        sed -n 's/.*Overall exposure level for [^:]*: *\([0-9.]*\).*/\1/p'
+}
+
+# at_most FIGURE FIGURE
+at_most() { awk -v is="$1" -v most="$2" 'BEGIN { exit !(is != "" && is + 0 <= most + 0) }'; }
 
 container_is_up() {
     [[ -n ${container_leader[$1]} ]] ||

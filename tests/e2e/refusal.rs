@@ -94,7 +94,7 @@ fn a_node_of_memory_that_the_host_does_not_have() {
 #[test]
 fn no_right_to_make_a_tap() {
     let change = |_: &World, config: Config| config.with("machine.net.tap", "vm-new");
-    let says = &["machine.net.tap", "no right to use TAP interface", "vm-new"];
+    let says = &["machine.net.tap", "'vm-new' is not there", "ip tuntap add vm-new mode tap user root"];
     refused("no_right_to_make_a_tap", change, NO_NETWORK_RIGHTS, DaemonExit::Host, says);
 }
 

@@ -55,6 +55,7 @@ pub struct ArbiterError {
     /// Which arbiter.
     pub place: Place,
     /// Why.
+    #[source]
     pub trouble: Trouble,
 }
 
@@ -67,6 +68,7 @@ pub enum Trouble {
         /// The step that failed.
         at: &'static str,
         /// How.
+        #[source]
         errno: Errno,
     },
     /// It has not answered for so long that nobody waits for it any more. It may yet do what was asked.

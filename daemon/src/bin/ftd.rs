@@ -19,6 +19,7 @@ use ftd::manual::{completion_script, write_command_pages, write_configuration_pa
 use ftd::peer::{self, LIFELINE_COMMAND, run_lifeline};
 use ftd::recording::{self, Proof, RecordOptions, ReplayOptions};
 use ftd::role::Exit;
+use ftd::user::{Explained, act_as_owner};
 use image::ImageCmd;
 use keygen::KeygenArgs;
 use seed::SeedArgs;
@@ -220,13 +221,29 @@ fn written(outcome: io::Result<()>) -> DaemonExit {
 
 fn load(path: &Path) -> Result<Config, DaemonExit> {
     Config::load(path).map_err(|e| {
-        eprintln!("ftd: {e}");
+        eprintln!("ftd: {}", Explained(&e));
         DaemonExit::Usage
     })
 }
 
+/// As [`load`], for a command in whose course root acts as the daemon's user, who must be able to read it as well.
+fn load_as_daemon(path: &Path) -> Result<Config, DaemonExit> {
+    let config = load(path)?;
+    match act_as_owner(&config.state_dir) {
+        Ok(None) => Ok(config),
+        Ok(Some(user)) => {
+            eprintln!("ftd: as {user}, to whom {} belongs", config.state_dir.display());
+            load(path)
+        }
+        Err(e) => {
+            eprintln!("ftd: {e}");
+            Err(DaemonExit::Host)
+        }
+    }
+}
+
 fn init(path: &Path, earlier: Earlier) -> DaemonExit {
-    let config = match load(path) {
+    let config = match load_as_daemon(path) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
@@ -241,14 +258,15 @@ fn init(path: &Path, earlier: Earlier) -> DaemonExit {
             DaemonExit::Ok
         }
         Err(e) => {
-            eprintln!("ftd: {e}");
+            eprintln!("ftd: {}", Explained(&e));
             e.exit()
         }
     }
 }
 
 fn check(path: &Path, syntax_only: bool) -> DaemonExit {
-    let config = match load(path) {
+    let loaded = if syntax_only { load(path) } else { load_as_daemon(path) };
+    let config = match loaded {
         Ok(config) => config,
         Err(exit) => return exit,
     };
@@ -265,7 +283,7 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         let running = match config.check() {
             Ok(running) => running,
             Err(e) => {
-                eprintln!("ftd: {e}");
+                eprintln!("ftd: {}", Explained(&e));
                 return e.exit();
             }
         };
@@ -304,7 +322,7 @@ fn record(path: &Path, options: &RecordOptions) -> DaemonExit {
 
 fn ended(outcome: Result<DaemonExit, recording::RunError>) -> DaemonExit {
     outcome.unwrap_or_else(|e| {
-        eprintln!("ftd: {e}");
+        eprintln!("ftd: {}", Explained(&e));
         e.exit()
     })
 }
@@ -335,7 +353,7 @@ fn run(path: &Path) -> DaemonExit {
             code
         }
         Err(e) => {
-            tracing::error!("{e}");
+            tracing::error!("{}", Explained(&e));
             e.exit()
         }
     }

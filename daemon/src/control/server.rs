@@ -115,8 +115,8 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Binds the socket with mode 0660 and, if given, the group. A socket that nobody listens on is replaced. Must be
-    /// called within a tokio runtime.
+    /// Binds the socket: with mode 0660 for the group, or 0600 without one. A socket that nobody listens on is
+    /// replaced. Must be called within a tokio runtime.
     pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
         let failed = |at| move |source| BindError::Io { path: path.to_owned(), at, source };
         let gid = match group {
@@ -148,7 +148,8 @@ impl Server {
         let server = Self { path: path.to_owned(), listener };
         // Until here it has the process's umask; the group comes before the mode that lets it in.
         std::os::unix::fs::chown(path, None, gid).map_err(failed("giving it to its group"))?;
-        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("setting its mode"))?;
+        let mode = if gid.is_some() { 0o660 } else { 0o600 };
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("setting its mode"))?;
         Ok(server)
     }
 

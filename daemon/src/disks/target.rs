@@ -1,6 +1,7 @@
 //! What an import makes: a new file, or the content of a block device.
 
 use super::content::{ContentError, failed};
+use crate::user::give_to_owner_of;
 use ft_disk::{Access, RawImage};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
@@ -34,7 +35,7 @@ enum Kind {
 }
 
 impl Target {
-    /// A new file of this size, or a block device that nobody uses.
+    /// A new file of this size, the directory's owner's, or a block device that nobody uses.
     pub(super) fn open(path: &Path, bytes: u64) -> Result<Self, ContentError> {
         let failed = failed(path);
         let mut options = OpenOptions::new();
@@ -57,6 +58,7 @@ impl Target {
             Ok(file) => target(file, Kind::Unnamed),
             Err(_) => target(options.create_new(true).open(path).map_err(&failed)?, Kind::Named),
         };
+        give_to_owner_of(directory_of(path), &target.file).map_err(&failed)?;
         target.file.set_len(bytes).map_err(&failed)?;
         Ok(target)
     }

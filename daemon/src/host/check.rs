@@ -8,6 +8,7 @@ use crate::disks::{self, BesideError, DiskReaderError};
 use crate::exit::DaemonExit;
 use crate::peer::Listen;
 use crate::role::StartAs;
+use crate::user::ProcessUser;
 use ft_arbiter::{Arbiter, ArbiterError, Cell, Place};
 use ft_netbuf::{Tap, TapError};
 use ft_ram::{Backing, GuestRam, MemoryError};
@@ -30,7 +31,7 @@ pub enum HostError {
     /// KVM cannot be used.
     #[error(
         "/dev/kvm: {source}; this host has no usable KVM: load the module, enable virtualisation in the firmware, \
-         add the user to group kvm, or set machine.engine = \"soft\""
+         add this daemon's user to group kvm, to which udev gives the device, or set machine.engine = \"soft\""
     )]
     Kvm {
         /// Why.
@@ -119,6 +120,17 @@ pub enum HostError {
     NoGroup {
         /// The group.
         group: String,
+    },
+    /// Nor may this process give it to that group.
+    #[error(
+        "control_group = {group}: only members may give their socket to it, and this process is {user}: usermod \
+         --append --groups {group} USER"
+    )]
+    NotInGroup {
+        /// The group.
+        group: String,
+        /// This process's user.
+        user: ProcessUser,
     },
     /// This host's certificate cannot be used.
     #[error("[tls]: {0}")]
@@ -292,7 +304,11 @@ impl Config {
         }
         if let Some(group) = &self.control_group {
             let found = nix::unistd::Group::from_name(group).ok().flatten();
-            found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
+            let found = found.ok_or_else(|| HostError::NoGroup { group: group.clone() })?;
+            let user = ProcessUser::now();
+            if !user.may_give_to(found.gid) {
+                return Err(HostError::NotInGroup { group: group.clone(), user });
+            }
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! A disk for the source of data NoCloud of cloud-init: a vfat with the label CIDATA, with what a cloud image is to
 //! know when it boots for the first time. Equal texts make equal disks, so that both hosts can make their own.
 
+use crate::user::give_to_owner_of;
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use std::fs::{self, File};
 use std::io::{self, Cursor, Write};
@@ -162,6 +163,8 @@ pub fn write(seed: &Seed, out: &Path, overwrite: Overwrite) -> Result<(), SeedEr
 
 fn write_aside(disk: &[u8], aside: &Path, out: &Path, overwrite: Overwrite) -> io::Result<()> {
     let mut file = File::create(aside)?;
+    let directory = out.parent().filter(|directory| !directory.as_os_str().is_empty());
+    give_to_owner_of(directory.unwrap_or(Path::new(".")), &file)?;
     file.write_all(disk)?;
     file.sync_all()?;
     match overwrite {

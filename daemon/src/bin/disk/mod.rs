@@ -1,11 +1,12 @@
 //! `ftd disk`: what the images of a VM's writable disks are, and what an operator can do about it.
 
-use super::load;
+use super::{load, load_as_daemon};
 use clap::Subcommand;
 use ftd::config::Config;
 use ftd::disks::{self, ContentError, NewOverlay};
 use ftd::exit::DaemonExit;
 use ftd::host::{self, DiskStatus};
+use ftd::user::Explained;
 use std::io::{IsTerminal, Stderr, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -105,7 +106,7 @@ pub fn warn(config: &Config) {
 }
 
 fn failed(error: ContentError) -> DaemonExit {
-    eprintln!("ftd: {error}");
+    eprintln!("ftd: {}", Explained(&error));
     match error {
         ContentError::Image(ft_disk::DiskImageError::InUse { .. }) => DaemonExit::InUse,
         ContentError::Beside(why) => host::DiskToolError::from(*why).exit(),
@@ -121,7 +122,7 @@ fn failed(error: ContentError) -> DaemonExit {
 }
 
 fn status(path: &Path, json: bool) -> DaemonExit {
-    let config = match load(path) {
+    let config = match load_as_daemon(path) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
@@ -135,14 +136,14 @@ fn status(path: &Path, json: bool) -> DaemonExit {
             if status.is_well() { DaemonExit::Ok } else { DaemonExit::Failure }
         }
         Err(e) => {
-            eprintln!("ftd: {e}");
+            eprintln!("ftd: {}", Explained(&e));
             e.exit()
         }
     }
 }
 
 fn adopt(path: &Path) -> DaemonExit {
-    let config = match load(path) {
+    let config = match load_as_daemon(path) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
@@ -158,7 +159,7 @@ fn adopt(path: &Path) -> DaemonExit {
             DaemonExit::Ok
         }
         Err(e) => {
-            eprintln!("ftd: {e}");
+            eprintln!("ftd: {}", Explained(&e));
             e.exit()
         }
     }
@@ -206,7 +207,7 @@ fn import(source: &Path, image: &Path, configs: &[PathBuf]) -> Result<DaemonExit
 }
 
 fn create_overlay(path: &Path, disk: usize, mib: Option<u64>) -> DaemonExit {
-    let config = match load(path) {
+    let config = match load_as_daemon(path) {
         Ok(config) => config,
         Err(exit) => return exit,
     };
@@ -220,7 +221,7 @@ fn create_overlay(path: &Path, disk: usize, mib: Option<u64>) -> DaemonExit {
             DaemonExit::Ok
         }
         Err(e) => {
-            eprintln!("ftd: {e}");
+            eprintln!("ftd: {}", Explained(&e));
             e.exit()
         }
     }

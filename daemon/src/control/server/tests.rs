@@ -300,11 +300,16 @@ async fn a_client_that_reads_nothing_is_dropped_in_time() {
 }
 
 #[tokio::test]
-async fn the_socket_is_for_owner_and_group_and_goes_with_the_daemon() {
+async fn the_socket_is_for_owner_and_named_group_and_goes_with_the_daemon() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("run/web.sock");
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    let group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+    let server = Server::bind(&path, Some(&group.name)).unwrap();
+    assert_eq!(mode(), 0o660);
+    drop(server);
     let server = Server::bind(&path, None).unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(mode(), 0o600);
     assert!(matches!(Server::bind(&path, None), Err(BindError::InUse { .. })));
     drop(server);
     assert!(!path.exists());
