@@ -6,6 +6,7 @@ use crate::control::remote::RemoteServer;
 use crate::control::server::{BindError, Controlled, Server};
 use crate::control::{Asking, Desk, Tuning, Wish, http, reload_on_signals, stop_on_signals};
 use crate::disks::Disks;
+use crate::errand::Errand;
 use crate::exit::DaemonExit;
 use crate::host::{
     self, ArbiterAnswer, Contents, Crowded, DescribeError, HostError, ImageFile, InstanceLock, LockError,
@@ -173,7 +174,8 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         port,
         identity,
         disks: Box::new(move || disks.disks()),
-        contents: Box::new(move || contents.facts()),
+        // Handshakes are confined, and this looks into files.
+        contents: Errand::start("ftd-facts", move || contents.facts()).map_err(HostError::Thread)?.into_fn(),
         lacks: lack(need, &window),
         host,
         arbiter: Box::new(move || config.arbiter(&trust)),

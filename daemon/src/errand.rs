@@ -22,6 +22,11 @@ impl<R: Send + 'static> Errand<R> {
         Ok(Self(Mutex::new((ask, told))))
     }
 
+    /// What has it done each time that it is called.
+    pub fn into_fn(self) -> Box<dyn Fn() -> R + Send + Sync> {
+        Box::new(move || self.run())
+    }
+
     /// Has it done, one after the other; what came of it.
     ///
     /// # Panics

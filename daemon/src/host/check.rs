@@ -49,7 +49,7 @@ pub enum HostError {
     },
     /// The daemon's threads cannot be confined.
     #[error("{0}; confinement = \"none\" does without")]
-    Confinement(#[from] ft_confine::ConfineError),
+    Confinement(#[from] ft_confine::ThreadConfineError),
     /// A disk's image cannot be opened, or somebody else uses it.
     #[error("machine.disk.image: {0}")]
     Image(#[from] ft_disk::DiskImageError),

@@ -1,6 +1,6 @@
-//! The C library's allocator looks into two files, once each, at a time of its own: how many processors there are, when
-//! it has made several arenas, and whether memory is overcommitted, when an arena becomes smaller. It does without where
-//! it cannot. But a refused call is a sign of trouble, and these are none: so they are made ahead.
+//! The C library's allocator looks into two files, once each, at a time of its own: how many processors there are,
+//! when it has made several arenas, and whether memory is overcommitted, when an arena becomes smaller. It does without
+//! where it cannot. But a refused call is a sign of trouble, and these are none: so they are made ahead.
 
 /// Arenas for each processor: what the C library has where it has looked (`M_ARENA_MAX` in mallopt(3)).
 const ARENAS: usize = 8;

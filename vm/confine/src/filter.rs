@@ -1,7 +1,7 @@
 //! The filters: for each kind of thread the calls that it may make, and with which arguments.
 
 use crate::kind::{KINDS, ThreadKind};
-use crate::{ConfineError, kick_signal};
+use crate::{ThreadConfineError, kick_signal};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter,
@@ -110,17 +110,32 @@ const TUNGETIFF: u64 = 0x8004_54d2;
 const BLKDISCARD: u64 = 0x1277;
 const BLKZEROOUT: u64 = 0x127f;
 
+/// What makes a thread or a process. The C library blocks all signals around it, and a trap that is blocked kills: so
+/// these fail by a filter of their own, without one.
+const BEGINNINGS: [i64; 4] = [libc::SYS_clone, libc::SYS_clone3, libc::SYS_fork, libc::SYS_vfork];
+
 /// Made once: a thread's start does not wait for it.
-pub(crate) struct Filters(Vec<BpfProgram>);
+pub(crate) struct Filters {
+    beginnings: BpfProgram,
+    of_kinds: Vec<BpfProgram>,
+}
 
 impl Filters {
-    pub fn new() -> Result<Self, ConfineError> {
-        KINDS.iter().map(|&kind| Ok(program(kind)?)).collect::<Result<_, _>>().map(Self)
+    pub fn new() -> Result<Self, ThreadConfineError> {
+        let of_kinds = KINDS.iter().map(|&kind| program(kind)).collect::<Result<_, _>>()?;
+        Ok(Self { beginnings: no_beginnings()?, of_kinds })
     }
 
     pub fn apply(&self, kind: ThreadKind) -> Result<(), seccompiler::Error> {
-        apply_filter(&self.0[kind.index()])
+        apply_filter(&self.beginnings)?;
+        apply_filter(&self.of_kinds[kind.index()])
     }
+}
+
+fn no_beginnings() -> Result<BpfProgram, BackendError> {
+    let rules = BEGINNINGS.into_iter().map(|call| (call, Vec::new())).collect();
+    let fails = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(rules, SeccompAction::Allow, fails, TargetArch::x86_64)?.try_into()
 }
 
 fn program(kind: ThreadKind) -> Result<BpfProgram, BackendError> {
@@ -130,8 +145,12 @@ fn program(kind: ThreadKind) -> Result<BpfProgram, BackendError> {
 }
 
 fn rules(kind: ThreadKind) -> Result<Rules, BackendError> {
-    let mut rules: Rules =
-        ANY_THREAD.into_iter().chain(OWN_DESCRIPTORS).map(|call| (call, Vec::new())).collect();
+    let mut rules: Rules = ANY_THREAD
+        .into_iter()
+        .chain(OWN_DESCRIPTORS)
+        .chain(BEGINNINGS)
+        .map(|call| (call, Vec::new()))
+        .collect();
     let not_executable = argument(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;
     rules.insert(libc::SYS_mmap, vec![not_executable.clone()]);
     rules.insert(libc::SYS_mprotect, vec![not_executable]);
@@ -212,8 +231,8 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
         inheritable: u32,
     }
     /// `_LINUX_CAPABILITY_VERSION_3`: two words a set.
-    const VERSION: u32 = 0x2008_0522;
-    let header = Header { version: VERSION, pid: 0 };
+    const THIRD_FORM: u32 = 0x2008_0522;
+    let header = Header { version: THIRD_FORM, pid: 0 };
     let sets = [Sets::default(), Sets::default()];
     // SAFETY: reads both, which are as capset(2) says; it changes this thread alone.
     match unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) } {

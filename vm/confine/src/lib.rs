@@ -1,6 +1,6 @@
-//! What a thread may ask of the kernel. A thread that handles what others send (the guest, the peer) needs memory, locks,
-//! the time and the descriptors that it was given, and nothing else: no file, socket, program or signal. If somebody
-//! makes it run his code, that is what he has.
+//! What a thread may ask of the kernel. A thread that handles what others send (the guest, the peer) needs memory,
+//! locks, the time and the descriptors that it was given, and nothing else: no file, socket, program or signal. If
+//! somebody makes it run his code, that is what he has.
 //!
 //! ```text
 //!   the process   confine::on()                  once, ahead of the threads
@@ -9,8 +9,9 @@
 //!   a watcher     confine::refused()             what was asked for: a bug, or somebody else's code
 //! ```
 //!
-//! A refused call fails, rather than kills: a filter that is too narrow for a new C library must not take the VM with it.
-//! What is refused is as unreachable either way.
+//! A refused call fails, rather than kills: a filter that is too narrow for a new C library must not take the VM with
+//! it. What is refused is as unreachable either way. What starts a thread or a process is refused uncounted: the C
+//! library blocks all signals meanwhile, and a trap would then kill.
 
 mod allocator;
 mod filter;
@@ -25,7 +26,7 @@ use std::sync::OnceLock;
 
 /// Why the process's threads cannot be confined.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfineError {
+pub enum ThreadConfineError {
     /// The kernel has no seccomp filters, or none that trap.
     #[error("this host's kernel has no seccomp filters (CONFIG_SECCOMP_FILTER): {0}")]
     Kernel(std::io::Error),
@@ -46,7 +47,7 @@ pub fn kick_signal() -> libc::c_int {
 }
 
 /// From now on, threads of this process that ask for it are confined. To be called ahead of the threads.
-pub fn on() -> Result<(), ConfineError> {
+pub fn on() -> Result<(), ThreadConfineError> {
     refused::can_be_trapped()?;
     let filters = Filters::new()?;
     refused::handle()?;

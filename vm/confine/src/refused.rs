@@ -1,6 +1,6 @@
 //! Calls that were refused: each traps, and the handler has it fail and counts it.
 
-use crate::ConfineError;
+use crate::ThreadConfineError;
 use crate::kind::{KINDS, ThreadKind};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::Cell;
@@ -90,18 +90,18 @@ pub(crate) fn this_thread_is(kind: ThreadKind) {
 }
 
 /// Whether the kernel can trap a call.
-pub(crate) fn can_be_trapped() -> Result<(), ConfineError> {
+pub(crate) fn can_be_trapped() -> Result<(), ThreadConfineError> {
     let action = libc::SECCOMP_RET_TRAP;
     // SAFETY: reads the action.
     let answer =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     match answer {
         0 => Ok(()),
-        _ => Err(ConfineError::Kernel(std::io::Error::last_os_error())),
+        _ => Err(ThreadConfineError::Kernel(std::io::Error::last_os_error())),
     }
 }
 
-pub(crate) fn handle() -> Result<(), ConfineError> {
+pub(crate) fn handle() -> Result<(), ThreadConfineError> {
     let action = SigAction::new(
         SigHandler::SigAction(refuse),
         SaFlags::SA_SIGINFO | SaFlags::SA_RESTART | SaFlags::SA_ONSTACK,
@@ -109,7 +109,7 @@ pub(crate) fn handle() -> Result<(), ConfineError> {
     );
     // SAFETY: the handler takes no lock and no memory, and changes nothing but counters and the interrupted call's
     // result.
-    unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop).map_err(ConfineError::Handler)
+    unsafe { sigaction(Signal::SIGSYS, &action) }.map(drop).map_err(ThreadConfineError::Handler)
 }
 
 extern "C" fn refuse(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {

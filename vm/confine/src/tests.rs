@@ -62,13 +62,21 @@ fn no_thread_opens_a_file_or_a_socket_or_starts_a_program_or_sends_a_signal() {
             // SAFETY: a path that is terminated; no arguments, no environment.
             errno_of(unsafe { libc::syscall(libc::SYS_execve, c"/bin/true".as_ptr(), none, none) })
         });
-        is_denied(kind, libc::SYS_fork, || {
+        // As they are made: with all signals blocked.
+        let thread = || std::thread::Builder::new().spawn(|| ()).map(drop);
+        assert_eq!(confined(kind, thread).unwrap_err().raw_os_error(), Some(libc::EPERM), "{kind}");
+        let program = || std::process::Command::new("/bin/true").status().map(drop);
+        assert_eq!(confined(kind, program).unwrap_err().raw_os_error(), Some(libc::EPERM), "{kind}");
+        let fork = || {
             // SAFETY: a child, if there were one, would have to end at once.
-            match unsafe { libc::syscall(libc::SYS_fork) } {
-                0 => unsafe { libc::_exit(0) },
-                other => errno_of(other),
+            let forked = unsafe { libc::syscall(libc::SYS_fork) };
+            if forked == 0 {
+                // SAFETY: ends the child, if there is one.
+                unsafe { libc::_exit(0) };
             }
-        });
+            errno_of(forked)
+        };
+        assert_eq!(confined(kind, fork), Errno::EPERM, "{kind}");
         is_denied(kind, libc::SYS_mmap, || {
             let executable = libc::PROT_READ | libc::PROT_EXEC;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;

@@ -3,6 +3,7 @@
 //! not sent. It is no state of the VM: nothing goes on from it. So it is given up for whatever needs its room: a guest
 //! that is to boot, a host that is short of memory. A VM that is over needs none.
 
+use crate::errand::Errand;
 use crate::host::Shortage;
 use crate::peer::TellLack;
 use ft_arbiter::Cell;
@@ -33,11 +34,12 @@ struct Inner {
 }
 
 impl Kept {
-    /// Nothing yet; and what tells what this host lacks, with regard to what is kept then.
-    pub(super) fn beside(lacks: TellLackBeside) -> (Self, TellLack) {
+    /// Nothing yet; and what tells what this host lacks, with regard to what is kept then. A handshake asks, which is
+    /// confined, and the answer is in files.
+    pub(super) fn beside(lacks: TellLackBeside) -> std::io::Result<(Self, TellLack)> {
         let kept = Self::default();
         let now = kept.clone();
-        (kept, Box::new(move || now.shortage(&lacks)))
+        Ok((kept, Errand::start("ftd-lacks", move || now.shortage(&lacks))?.into_fn()))
     }
 
     /// A machine is gone, and this memory is left of it.

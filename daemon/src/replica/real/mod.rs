@@ -23,7 +23,6 @@ use super::record_thread::RecordThread;
 use crate::clock;
 use crate::control::{WishError, WishReply};
 use crate::disks::Disks;
-use crate::errand::Errand;
 use crate::host::{Host, Watchdog};
 use crate::keeper::{
     Feed, Images, Keeper, Order, OrderReply, Pairing, Rehearser, Replay, Service, Setup, StateLoss,
@@ -123,14 +122,11 @@ impl RealHands {
         let (orders, for_keeper) = std::sync::mpsc::channel();
         let held = Arc::new(Mutex::new(None::<Feed>));
         let (held_now, ids) = (Arc::clone(&held), Arc::new(ConnIds::default()));
-        let ((kept, lacks), node) = (Kept::beside(parts.lacks), parts.identity.node.clone());
-        // Handshakes are confined, and these look into files.
-        let contents = Errand::start("ftd-facts", parts.contents).map_err(failed("the thread for facts"))?;
-        let lacks = Errand::start("ftd-lacks", lacks).map_err(failed("the thread that looks for memory"))?;
+        let (kept, lacks) = Kept::beside(parts.lacks).map_err(failed("the thread that looks for memory"))?;
         let local = Arc::new(Local {
             lasting: parts.identity,
-            contents: Box::new(move || contents.run()),
-            lacks: Box::new(move || lacks.run()),
+            contents: parts.contents,
+            lacks,
             peer: Arc::clone(&parts.peer),
             generation: 0.into(),
             held: Box::new(move || held_now.lock().as_ref().and_then(Feed::held)),
@@ -176,10 +172,9 @@ impl RealHands {
             .map_err(failed("the listener"))?;
         let dialler =
             Dialler::start(parts.peer, Arc::clone(&local), ids, news).map_err(failed("the dialler"))?;
-        let stamping = Stamping::start(node, disks.as_deref()).map_err(failed("the thread of stamps"))?;
-        if let Some(disks) = &disks {
-            hear_of_disks(disks, &inputs);
-        }
+        let stamping = Stamping::start(local.lasting.node.clone(), disks.as_deref())
+            .map_err(failed("the thread of stamps"))?;
+        disks.iter().for_each(|disks| hear_of_disks(disks, &inputs));
         let hands = Self {
             inputs,
             orders,
