@@ -59,14 +59,13 @@ const OWN_DESCRIPTORS: [i64; 18] = [
     libc::SYS_epoll_wait,
 ];
 /// What is on a disk, by its descriptor.
-const STORAGE: [i64; 7] = [
+const STORAGE: [i64; 6] = [
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_sync_file_range,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_fadvise64,
-    libc::SYS_io_uring_enter,
 ];
 /// Connections that are there.
 const CONNECTIONS: [i64; 9] = [
@@ -179,6 +178,8 @@ fn rules(kind: ThreadKind) -> Result<Rules, BackendError> {
         }
         ThreadKind::Disk => {
             free(&STORAGE);
+            // Its ring is restricted to what a disk does.
+            free(&[libc::SYS_io_uring_enter]);
             with_interrupts([BLKDISCARD, BLKZEROOUT])?
         }
         ThreadKind::Frames => with_interrupts([TUNGETIFF, TUNSETOFFLOAD])?,
