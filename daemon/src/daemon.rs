@@ -4,7 +4,7 @@
 use crate::config::{Config, ConfigError, OnReset};
 use crate::control::remote::RemoteServer;
 use crate::control::server::{BindError, Controlled, Server};
-use crate::control::{Asking, Desk, Tuning, Wish, http, reload_on_signals, stop_on_signals};
+use crate::control::{Asking, Desk, Tuning, Wish, clients_thread, http, reload_on_signals, stop_on_signals};
 use crate::disks::Disks;
 use crate::errand::Errand;
 use crate::exit::DaemonExit;
@@ -146,8 +146,9 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         wishes: wishes.clone(),
         asking: Asking::default(),
         disks: host.disks.clone(),
+        worker: runtime.handle().clone(),
     });
-    serve(&runtime, &desk, control, remote, metrics);
+    serve(&runtime, &desk, control, remote, metrics)?;
     runtime.spawn(Arc::clone(&publisher).run());
     let reload = Reload::new(file, handles(&log, &peer, &wishes, host.disks.as_ref()))?;
     runtime.spawn(reload_on_signals(Arc::new(move || reload.reload())));
@@ -233,15 +234,17 @@ fn serve(
     control: Server,
     remote: Option<RemoteServer>,
     metrics: Option<TcpListener>,
-) {
-    runtime.spawn(control.serve(Arc::clone(desk)));
+) -> Result<(), HostError> {
+    let clients = clients_thread().map_err(HostError::Thread)?;
+    runtime.spawn(control.serve(Arc::clone(desk), clients.clone()));
     if let Some(remote) = remote {
-        runtime.spawn(remote.serve(Arc::clone(desk)));
+        runtime.spawn(remote.serve(Arc::clone(desk), clients.clone()));
     }
     if let Some(listener) = metrics {
         let shown = Arc::clone(desk);
-        runtime.spawn(http::serve(listener, Arc::new(move || shown.metrics())));
+        runtime.spawn(http::serve(listener, Arc::new(move || shown.metrics()), clients));
     }
+    Ok(())
 }
 
 /// Where remote operators are served, if at all.

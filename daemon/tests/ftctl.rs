@@ -40,7 +40,7 @@ impl Controlled for Daemon {
         Ok("stopping".into())
     }
 
-    fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
+    async fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
         Err(Failure::Refused("the VM has no writable disk".into()))
     }
 
@@ -138,7 +138,7 @@ impl Fixture {
     fn start(&self) {
         let _context = self.runtime.enter();
         let server = Server::bind(&self.socket(), None).unwrap();
-        self.runtime.spawn(server.serve(self.daemon.clone()));
+        self.runtime.spawn(server.serve(self.daemon.clone(), self.runtime.handle().clone()));
     }
 
     fn socket(&self) -> PathBuf {

@@ -12,6 +12,7 @@ use crate::outlet::{Outlet, OutletClosed};
 use crate::role::{Done, Leave, Role, Start, State};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// See the module.
@@ -26,6 +27,8 @@ pub struct Desk {
     pub asking: Asking,
     /// The writable disks, if the VM has any.
     pub disks: Option<Arc<Disks>>,
+    /// Does what needs files or threads: clients are served by a confined one.
+    pub worker: Handle,
 }
 
 /// How much longer than the core an answer is waited for.
@@ -107,8 +110,8 @@ impl Controlled for Desk {
         }
     }
 
-    fn verify_disks(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<String, Failure> {
-        let Some(disks) = &self.disks else {
+    async fn verify_disks(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<String, Failure> {
+        let Some(disks) = self.disks.clone() else {
             return Err(Failure::Refused("the VM has no writable disk".into()));
         };
         let Status { role, state, .. } = *self.publisher.status();
@@ -117,10 +120,14 @@ impl Controlled for Desk {
                 "disks are compared on the node that runs the VM, while it is protected; this one is {role}, {state}"
             )));
         }
-        disks.verify(bytes_per_s, on_difference)?;
-        // Whoever looks now shall not take the last one's end for this one's.
-        self.publisher.refresh();
-        Ok("the disks are being compared with the backup's".into())
+        let publisher = Arc::clone(&self.publisher);
+        let begun = self.worker.spawn(async move {
+            disks.verify(bytes_per_s, on_difference)?;
+            // Whoever looks now shall not take the last one's end for this one's.
+            publisher.refresh();
+            Ok("the disks are being compared with the backup's".into())
+        });
+        begun.await.unwrap_or_else(|_| Err(ending(OutletClosed)))
     }
 
     fn console(&self) -> Result<ConsoleAttachment, Failure> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -27,21 +28,22 @@ pub fn serve_apart(address: SocketAddr, metrics: Arc<TellMetrics>) -> io::Result
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = runtime.block_on(bind(address))?;
     let thread = std::thread::Builder::new().name("ftd-metrics".into());
-    thread.spawn(move || runtime.block_on(serve(listener, metrics)))?;
+    thread.spawn(move || runtime.block_on(async { serve(listener, metrics, Handle::current()).await }))?;
     Ok(())
 }
 
-/// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, metrics: Arc<TellMetrics>) {
+/// Takes clients until the future is dropped, and has them served by another runtime.
+pub async fn serve(listener: TcpListener, metrics: Arc<TellMetrics>, clients: Handle) {
     let places = Arc::new(Semaphore::new(CLIENTS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let metrics = metrics.clone();
-                tokio::spawn(async move {
+                clients.spawn(async move {
                     let _place = place;
-                    let _ = timeout(CLIENT_TIMEOUT, answer(stream, &*metrics)).await;
+                    // How a client ends is its own business.
+                    let _ = timeout(CLIENT_TIMEOUT, answer(stream.into_std(), &*metrics)).await;
                 });
             }
             Err(error) => {
@@ -52,7 +54,8 @@ pub async fn serve(listener: TcpListener, metrics: Arc<TellMetrics>) {
     }
 }
 
-async fn answer(mut stream: TcpStream, metrics: &TellMetrics) -> io::Result<()> {
+async fn answer(stream: io::Result<std::net::TcpStream>, metrics: &TellMetrics) -> io::Result<()> {
+    let mut stream = TcpStream::from_std(stream?)?;
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader).take(REQUEST_HEAD_BYTES_MAX);
     let mut first = String::new();

@@ -6,6 +6,7 @@ pub mod api;
 mod asking;
 pub mod caller;
 pub mod client;
+mod clients;
 mod desk;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -19,6 +20,7 @@ mod signals;
 mod wish;
 
 pub use asking::Asking;
+pub use clients::clients_thread;
 pub use desk::Desk;
 pub use signals::{reload_on_signals, stop_on_signals};
 pub use wish::{Tuning, Wish, WishError, WishReply};

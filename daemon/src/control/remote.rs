@@ -1,7 +1,7 @@
 //! Serves operators on other machines, in TLS alone: a second transport to the one handler of requests. A connection
 //! has one of few places, in all and of its source, from the moment it is accepted. Until the handshake has proven an
-//! operator or an observer of the site, it costs that place, and a thread that waits for no longer than the handshake
-//! may take. Then it is served as a client of the control socket is, with the rights of its certificate.
+//! operator or an observer of the site, it costs that place, and a confined thread that waits for no longer than the
+//! handshake may take. Then it is served as a client of the control socket is, with the rights of its certificate.
 
 use super::api::{Greeting, Response};
 use super::caller::Caller;
@@ -9,11 +9,14 @@ use super::secured::{SecuredStream, keep_alive};
 use super::server::{Controlled, Session};
 use crate::limited::{Limited, unsaid};
 use ft_tls::{Channel, Credentials, Party, Places, SecuredService, TlsError};
+use ft_confine::ThreadKind;
 use std::io;
 use std::net::{SocketAddr, TcpStream as BlockingSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 /// Connections at a time, in all.
 pub const REMOTES_MAX: usize = 64;
@@ -23,6 +26,9 @@ pub const REMOTES_OF_SOURCE_MAX: usize = 16;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Lines about those who are not let in: a few, then one in so much time.
 const STRANGER_LINES: (u32, Duration) = (5, Duration::from_secs(10));
+
+/// A handshake that is under way.
+type Shaking = oneshot::Receiver<Result<Channel, TlsError>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -51,8 +57,8 @@ impl RemoteServer {
         self.listener.local_addr()
     }
 
-    /// Serves clients until the future is dropped.
-    pub async fn serve<C: Controlled>(self, controlled: Arc<C>) {
+    /// Takes clients until the future is dropped, and has them served by another runtime.
+    pub async fn serve<C: Controlled>(self, controlled: Arc<C>, clients: Handle) {
         let this = Arc::new(self);
         loop {
             let (stream, from) = match this.listener.accept().await {
@@ -71,9 +77,10 @@ impl RemoteServer {
                 }
             };
             let (this, controlled) = (Arc::clone(&this), Arc::clone(&controlled));
-            tokio::spawn(async move {
+            let shaking = this.shake_hands(stream, from);
+            clients.spawn(async move {
                 let _place = place;
-                match this.secure(stream, from).await {
+                match this.secured(shaking, from).await {
                     // How a client ends is its own business.
                     Ok((channel, caller)) => {
                         if let Err(error) = serve_one(channel, caller, &*controlled).await {
@@ -87,17 +94,30 @@ impl RemoteServer {
     }
 
     /// Shakes hands, on a thread that may wait.
-    async fn secure(&self, stream: TcpStream, from: SocketAddr) -> Result<(Channel, Caller), TlsError> {
+    fn shake_hands(&self, stream: TcpStream, from: SocketAddr) -> io::Result<Shaking> {
         let stream: BlockingSocket = stream.into_std()?;
         stream.set_nonblocking(false)?;
         keep_alive(&stream)?;
         let (credentials, limit) = (Arc::clone(&self.credentials), self.handshake);
-        let shaking = tokio::task::spawn_blocking(move || {
+        let (done, shaking) = oneshot::channel();
+        std::thread::Builder::new().name("ftd-operator".into()).spawn(move || {
+            ft_confine::this_thread(ThreadKind::Link);
             let admits =
                 move |party: &Party| Caller::remote(party, from).map(drop).map_err(|e| e.to_string());
-            credentials.take(stream, SecuredService::Control, admits, Instant::now() + limit)
-        });
-        let channel = shaking.await.map_err(io::Error::other)??;
+            let until = Instant::now() + limit;
+            // Who waits for it may have ended.
+            let _ = done.send(credentials.take(stream, SecuredService::Control, admits, until));
+        })?;
+        Ok(shaking)
+    }
+
+    /// What came of a handshake.
+    async fn secured(
+        &self,
+        shaking: io::Result<Shaking>,
+        from: SocketAddr,
+    ) -> Result<(Channel, Caller), TlsError> {
+        let channel = shaking?.await.map_err(io::Error::other)??;
         let party = channel.party().ok_or_else(|| TlsError::NotAdmitted("it has no certificate".into()))?;
         let caller = Caller::remote(party, from).map_err(|e| TlsError::NotAdmitted(e.to_string()))?;
         Ok((channel, caller))

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -46,7 +47,11 @@ pub trait Controlled: Send + Sync + 'static {
     fn stop(&self, power_off: Option<Duration>) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// Begins to compare the backup's disk images with this node's, at so many bytes a second.
-    fn verify_disks(&self, bytes_per_s: u64, on_difference: OnDifference) -> Result<String, Failure>;
+    fn verify_disks(
+        &self,
+        bytes_per_s: u64,
+        on_difference: OnDifference,
+    ) -> impl Future<Output = Result<String, Failure>> + Send;
 
     /// A connection to the serial console.
     fn console(&self) -> Result<ConsoleAttachment, Failure>;
@@ -153,8 +158,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves clients until the future is dropped.
-    pub async fn serve<C: Controlled>(self, controlled: Arc<C>) {
+    /// Takes clients until the future is dropped, and has them served by another runtime.
+    pub async fn serve<C: Controlled>(self, controlled: Arc<C>, clients: Handle) {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let stream = match self.listener.accept().await {
@@ -166,15 +171,13 @@ impl Server {
                     continue;
                 }
             };
-            let controlled = controlled.clone();
             match places.clone().try_acquire_owned() {
                 Ok(place) => {
-                    tokio::spawn(async move {
+                    let controlled = controlled.clone();
+                    clients.spawn(async move {
                         let _place = place;
                         // How a client ends is its own business.
-                        let (reader, writer) = stream.into_split();
-                        let session = Session::new(reader, writer, Caller::local());
-                        if let Err(error) = session.serve(&*controlled).await {
+                        if let Err(error) = serve_one(stream.into_std(), &*controlled).await {
                             tracing::debug!(%error, "control client gone");
                         }
                     });
@@ -189,6 +192,14 @@ impl Server {
             }
         }
     }
+}
+
+async fn serve_one<C: Controlled>(
+    stream: io::Result<std::os::unix::net::UnixStream>,
+    controlled: &C,
+) -> io::Result<()> {
+    let (reader, writer) = UnixStream::from_std(stream?)?.into_split();
+    Session::new(reader, writer, Caller::local()).serve(controlled).await
 }
 
 /// A connection with a client, over whichever transport.
@@ -257,7 +268,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                 Request::VerifyDisks { mib_s, repair } => {
                     let on_difference = if repair { OnDifference::Send } else { OnDifference::Tell };
                     let begun = controlled.verify_disks(mib_s.saturating_mul(1 << 20), on_difference);
-                    begun.map_or_else(Response::Error, Response::Done)
+                    begun.await.map_or_else(Response::Error, Response::Done)
                 }
                 Request::Console => match controlled.console() {
                     Ok(attachment) => {

@@ -23,6 +23,7 @@ use ft_tls::{Channel, Party, PartyKind, SecuredService, TlsError};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -231,9 +232,12 @@ fn take(
     prepare(local.peer.protection().take(stream, SecuredService::Replication, admits, until)?, local, until)
 }
 
-/// A connection to the peer that is made here.
-fn call(peer: SocketAddr, local: &Local, until: Instant) -> Result<(PeerReader, PeerWriter), HandshakeError> {
-    let stream = TcpStream::connect_timeout(&peer, DIAL_LIMIT)?;
+/// A connection to the peer that was made here.
+fn call(
+    stream: TcpStream,
+    local: &Local,
+    until: Instant,
+) -> Result<(PeerReader, PeerWriter), HandshakeError> {
     tune(&stream)?;
     let channel = local.peer.protection().dial(
         stream,
@@ -420,18 +424,69 @@ impl Dialler {
     }
 }
 
-fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeError> {
+/// Connects, and has a confined thread shake hands: it reads what the other end sends, and may not connect.
+fn dial(peer: SocketAddr, local: &Arc<Local>) -> Result<(Shaken, Welcome), HandshakeError> {
+    let connect = || TcpStream::connect_timeout(&peer, DIAL_LIMIT);
     let ours = local.identity()?;
-    let until = Instant::now() + HANDSHAKE_LIMIT;
-    let (mut reader, mut writer) = call(peer, local, until)?;
-    let (held, name) = ((local.held)(), random_nonce());
+    let stream = connect()?;
+    let held = (local.held)();
     // Who holds a copy has the memory for it.
-    if let Some(refusal) = local.shortage().filter(|_| held.is_none()) {
+    let lacks = if held.is_none() { local.shortage() } else { None };
+    let offer = Offer { ours, held, lacks };
+    let (ask, asked) = sync_channel(1);
+    let (connected, connections) = sync_channel(1);
+    let more = MoreConnections { ask, connections };
+    let local = Arc::clone(local);
+    let shaking = std::thread::Builder::new().name("ftd-greet".into()).spawn(move || {
+        ft_confine::this_thread(ThreadKind::Link);
+        greet(stream, &more, offer, &local)
+    })?;
+    while let Ok(()) = asked.recv() {
+        if connected.send(connect()).is_err() {
+            break;
+        }
+    }
+    shaking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// What a dialler has to say of itself.
+struct Offer {
+    ours: Identity,
+    held: Option<Held>,
+    lacks: Option<Refusal>,
+}
+
+/// Connections to the peer, made by a thread that may.
+struct MoreConnections {
+    ask: SyncSender<()>,
+    connections: Receiver<std::io::Result<TcpStream>>,
+}
+
+impl MoreConnections {
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let gone = || std::io::Error::other("the dialling thread has ended");
+        self.ask.send(()).map_err(|_| gone())?;
+        self.connections.recv().map_err(|_| gone())?
+    }
+}
+
+fn greet(
+    stream: TcpStream,
+    more: &MoreConnections,
+    offer: Offer,
+    local: &Local,
+) -> Result<(Shaken, Welcome), HandshakeError> {
+    let Offer { ours, held, lacks } = offer;
+    let until = Instant::now() + HANDSHAKE_LIMIT;
+    let (mut reader, mut writer) = call(stream, local, until)?;
+    if let Some(refusal) = lacks {
         Message::Refuse(refusal.to_message()).send(0, &mut writer)?;
         return Err(refusal.into());
     }
+    let name = random_nonce();
     Message::Hello(Hello { identity: ours.clone(), held, pulse: name }).send(0, &mut writer)?;
-    let pulse = dial_pulse(peer, local, name, until)?;
+    // The peer meanwhile judges the hello.
+    let pulse = greet_pulse(more.connect()?, local, name, until)?;
     match Message::decode(&reader.read()?)? {
         Message::Welcome(welcome) => {
             let agreed = check(&welcome.identity, &ours, Side::Backup)?;
@@ -445,14 +500,14 @@ fn dial(peer: SocketAddr, local: &Local) -> Result<(Shaken, Welcome), HandshakeE
     }
 }
 
-/// The second connection of a dial. The peer meanwhile judges the hello.
-fn dial_pulse(
-    peer: SocketAddr,
+/// The second connection of a dial.
+fn greet_pulse(
+    stream: TcpStream,
     local: &Local,
     name: u64,
     until: Instant,
 ) -> Result<PulseEnds, HandshakeError> {
-    let (mut reader, mut writer) = call(peer, local, until)?;
+    let (mut reader, mut writer) = call(stream, local, until)?;
     Message::Pulse { name }.send(0, &mut writer)?;
     reader.expect(vm_id(&local.lasting.vm), 0);
     Ok(PulseEnds { reader, writer })

@@ -194,6 +194,11 @@ fn rules(kind: ThreadKind) -> Result<Rules, BackendError> {
             Vec::new()
         }
         ThreadKind::Checkpoint => vec![of_type(USERFAULTFD_REQUESTS)?],
+        ThreadKind::Control => {
+            free(&CONNECTIONS);
+            free(&[libc::SYS_epoll_ctl]);
+            vec![argument(1, SeccompCmpOp::Eq, libc::FIONBIO)?]
+        }
     };
     if !requests.is_empty() {
         rules.insert(libc::SYS_ioctl, requests);

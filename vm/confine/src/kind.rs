@@ -17,22 +17,31 @@ pub enum ThreadKind {
     Stream,
     /// Makes and applies checkpoints: guest memory, and frames in memory.
     Checkpoint,
+    /// Reads what operators and readers of metrics ask, and answers.
+    Control,
 }
 
 /// All of them.
-pub(crate) const KINDS: [ThreadKind; 6] = [
+pub(crate) const KINDS: [ThreadKind; 7] = [
     ThreadKind::Vcpu,
     ThreadKind::Disk,
     ThreadKind::Frames,
     ThreadKind::Link,
     ThreadKind::Stream,
     ThreadKind::Checkpoint,
+    ThreadKind::Control,
 ];
 
 impl ThreadKind {
     /// Its place in [`KINDS`].
     pub(crate) fn index(self) -> usize {
         KINDS.iter().position(|&kind| kind == self).expect("all kinds are listed")
+    }
+
+    /// Whether it works with files by their names. What these are below may be mounted anew, which a rule of Landlock
+    /// would not see.
+    pub(crate) fn has_files(self) -> bool {
+        self == Self::Stream
     }
 }
 
@@ -45,6 +54,7 @@ impl fmt::Display for ThreadKind {
             Self::Link => "the peer's connections",
             Self::Stream => "the peer's stream",
             Self::Checkpoint => "checkpoints",
+            Self::Control => "operators",
         })
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!   the process   confine::on()                  once, ahead of the threads
-//!   a thread      confine::this_thread(kind)     first of all: a seccomp filter, and no capability any more
+//!   a thread      confine::this_thread(kind)     first of all: a seccomp filter, and no capability any more; for most
+//!                                                kinds Landlock, which lets nothing be reached by its name
 //!                 a call that its kind lacks     does nothing, gives EPERM, and is counted
 //!   a watcher     confine::refused()             what was asked for: a bug, or somebody else's code
 //! ```
@@ -16,9 +17,12 @@
 mod allocator;
 mod filter;
 mod kind;
+mod reach;
 mod refused;
 
 pub use kind::ThreadKind;
+pub use landlock::RulesetError;
+pub use reach::serve_from;
 pub use refused::{RefusedCall, is_confined, refused};
 
 use filter::Filters;
@@ -71,6 +75,10 @@ pub fn this_thread(kind: ThreadKind) {
     let Some(filters) = FILTERS.get() else { return };
     filter::drop_capabilities()
         .unwrap_or_else(|e| panic!("a thread for {kind} cannot drop its capabilities: {e}"));
+    // Ahead of the filter, which refuses to have more refused.
+    if !kind.has_files() {
+        reach::nothing().unwrap_or_else(|e| panic!("a thread for {kind} cannot give up what has a name: {e}"));
+    }
     refused::this_thread_is(kind);
     filters.apply(kind).unwrap_or_else(|e| panic!("a thread for {kind} cannot be confined: {e}"));
 }

@@ -165,3 +165,60 @@ fn a_refused_call_is_told_by_name() {
     let call = RefusedCall { kind: ThreadKind::Link, number: 500, count: 1 };
     assert_eq!(call.to_string(), "a thread for the peer's connections asked for system call 500");
 }
+
+/// On a thread that has this refused. None where the kernel has no Landlock.
+fn reaching<R: Send + 'static>(
+    limit: impl FnOnce() -> bool + Send + 'static,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    let thread = std::thread::spawn(move || limit().then(work));
+    let done = thread.join().unwrap();
+    if done.is_none() {
+        println!("SKIPPED what Landlock refuses: this kernel has none");
+    }
+    done
+}
+
+fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|e| e.raw_os_error())
+}
+
+#[test]
+fn without_any_filter_nothing_is_reached_by_its_name() {
+    let mut own = File::open("/dev/zero").unwrap();
+    let tried = reaching(
+        || reach::nothing().unwrap(),
+        move || {
+            own.read_exact(&mut [0; 8]).unwrap();
+            let program = || std::process::Command::new("/bin/true").status();
+            [errno(File::open("/dev/null")), errno(std::fs::read_dir("/")), errno(program())]
+        },
+    );
+    assert!(tried.is_none_or(|tried| tried == [Some(libc::EACCES); 3]));
+}
+
+#[test]
+fn a_service_changes_its_own_directory_and_no_other() {
+    fn own() -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("ftd-reach-{}", std::process::id()))
+    }
+    let other = own().with_extension("other");
+    std::fs::create_dir(own()).unwrap();
+    std::fs::write(&other, b"as it was").unwrap();
+    let theirs = other.clone();
+    let tried = reaching(
+        || serve_from(&[&own()]).unwrap(),
+        move || {
+            std::fs::write(own().join("aside"), b"new").unwrap();
+            std::fs::rename(own().join("aside"), own().join("store")).unwrap();
+            assert_eq!(std::fs::read(&theirs).unwrap(), b"as it was");
+            let program = std::process::Command::new("/bin/true").status();
+            [errno(std::fs::write(&theirs, b"else")), errno(std::fs::remove_file(&theirs)), errno(program)]
+        },
+    );
+    let untouched = std::fs::read(&other).unwrap();
+    std::fs::remove_file(&other).unwrap();
+    std::fs::remove_dir_all(own()).unwrap();
+    assert!(tried.is_none_or(|tried| tried == [Some(libc::EACCES); 3]));
+    assert_eq!(untouched, b"as it was");
+}

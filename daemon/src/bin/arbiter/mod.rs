@@ -179,6 +179,10 @@ fn serve(config: &ServedConfig) -> DaemonExit {
         return DaemonExit::Failure;
     };
     tracing::info!("ftd {}, arbiter", env!("CARGO_PKG_VERSION"));
+    if let Err(e) = confine(&config.store) {
+        tracing::error!("{e}");
+        return DaemonExit::Host;
+    }
     let store = match CellStore::open(&config.store) {
         Ok(store) => store,
         Err(e) => {
@@ -249,6 +253,15 @@ fn serve(config: &ServedConfig) -> DaemonExit {
         tracing::warn!("cannot tell systemd: {e}");
     }
     until_told(&signals, &server)
+}
+
+/// From now on it changes no file but its store, starts no program and connects to nobody. Ahead of the threads.
+fn confine(store: &Path) -> Result<(), ft_confine::RulesetError> {
+    let directory = store.parent().unwrap_or(Path::new("/"));
+    if !ft_confine::serve_from(&[directory])? {
+        tracing::info!("this kernel has no Landlock, which would keep it from all files but its store");
+    }
+    Ok(())
 }
 
 fn expiry_metric(expires_unix_s: u64) -> String {

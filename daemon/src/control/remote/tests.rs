@@ -37,7 +37,7 @@ impl Rig {
         let mut server = runtime.block_on(RemoteServer::bind(([127, 0, 0, 1], 0).into(), own)).unwrap();
         server.handshake = handshake;
         let address = server.address().unwrap();
-        runtime.spawn(server.serve(Arc::clone(&puppet)));
+        runtime.spawn(server.serve(Arc::clone(&puppet), runtime.handle().clone()));
         Self { runtime, site, address, puppet }
     }
 

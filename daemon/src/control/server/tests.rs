@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as BlockingStream;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 /// A daemon that does what the test tells it.
 pub(in super::super) struct Puppet {
@@ -53,7 +53,7 @@ impl Controlled for Puppet {
         Ok("stopping".into())
     }
 
-    fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
+    async fn verify_disks(&self, _: u64, _: OnDifference) -> Result<String, Failure> {
         Err(Failure::Refused("the VM has no writable disk".into()))
     }
 
@@ -150,7 +150,7 @@ impl Daemon {
         let puppet = Arc::new(Puppet::new());
         let _context = runtime.enter();
         let server = Server::bind(&directory.path().join("web.sock"), None).unwrap();
-        runtime.spawn(server.serve(puppet.clone()));
+        runtime.spawn(server.serve(puppet.clone(), runtime.handle().clone()));
         drop(_context);
         Self { _runtime: runtime, directory, puppet }
     }
@@ -332,7 +332,7 @@ async fn a_stale_socket_is_replaced_and_another_file_is_not() {
 async fn metrics_are_served_over_http_and_nothing_else_is() {
     let listener = http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(http::serve(listener, Arc::new(|| Puppet::new().metrics())));
+    let server = tokio::spawn(http::serve(listener, Arc::new(|| Puppet::new().metrics()), Handle::current()));
     for (request, first_line, last) in [
         ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK", "ftd_epoch 7\n"),
         ("GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found", "/metrics\n"),
