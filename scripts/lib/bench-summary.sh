@@ -45,7 +45,8 @@ bench_summary() {
            soft: all("soft"), replay: one("replay"), replay_log: all("replay_log"), golive: one("golive"),
            golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint"),
            disk: with("disk-setup"; "disk"), return: with("return-setup"; "return"),
-           net: with("net-setup"; "net"), tls: all("tls")}' "$bench_results"
+           net: with("net-setup"; "net"), tls: all("tls"),
+           confinement: all("confinement")}' "$bench_results"
 }
 
 # bench_targets: what was to be reached, and where the time goes of what was not.

@@ -6,16 +6,16 @@ source "${BASH_SOURCE[0]%/*}/bench-soft.sh"
 source "${BASH_SOURCE[0]%/*}/bench-replay.sh"
 source "${BASH_SOURCE[0]%/*}/bench-disk.sh"
 source "${BASH_SOURCE[0]%/*}/bench-net.sh"
-source "${BASH_SOURCE[0]%/*}/bench-tls.sh"
+source "${BASH_SOURCE[0]%/*}/bench-security.sh"
 
 # In the order in which they are measured.
-bench_sections=(pause epochs traffic takeover slowdown codec soft replay disk return net tls)
+bench_sections=(pause epochs traffic takeover slowdown codec soft replay disk return net tls confinement)
 
 # bench_needs SECTION: what it cannot do without, as words: kvm, network.
 bench_needs() {
     case $1 in
     pause) echo kvm ;;
-    epochs | traffic | takeover | slowdown | tls) echo kvm network ;;
+    epochs | traffic | takeover | slowdown | tls | confinement) echo kvm network ;;
     replay | disk | return | net) echo network ;;
     esac
 }

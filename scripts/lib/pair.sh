@@ -14,7 +14,7 @@
 #   FT_MODE checkpoint|replay, FT_ENGINE kvm|soft (replay mode is always on soft),
 #   FT_PEER_PORT (where a daemon looks for its peer; another than 7400 leads through a proxy),
 #   FT_LISTEN (where the daemons wait for each other, if not on the link between them),
-#   FT_SECURITY tls|none (security.sh),
+#   FT_SECURITY tls|none (security.sh), FT_CONFINEMENT full|none,
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication]),
 #   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does),
@@ -44,6 +44,7 @@ node = "${pair_node[$host]}"
 start_as = "$2"
 state_dir = "$dir/state"
 control_socket = "$dir/ctl.sock"
+confinement = "${FT_CONFINEMENT:-full}"
 
 [peer]
 node = "${pair_node[$peer]}"

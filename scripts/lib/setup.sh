@@ -25,7 +25,7 @@ setup_packages_for() {
     # What tests look at their subject with.
     tests) echo acpica-tools man-db mandoc ;;
     # The Debian package, and what judges it.
-    package) echo debhelper ;;
+    package) echo debhelper jq ;;
     lintian) echo lintian ;;
     # To compare the software engine with.
     qemu) echo qemu-system-x86 ;;
