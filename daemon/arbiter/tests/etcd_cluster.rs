@@ -4,13 +4,14 @@
 mod cluster;
 #[path = "common/history.rs"]
 mod history;
+#[path = "common/signal.rs"]
+mod signal;
 
 use cluster::{AT_LAST, Cluster};
 use ft_arbiter::etcd::EtcdSettings;
 use ft_arbiter::{Arbiter, Cell, EtcdArbiter, Outcome};
 use history::{Recorder, cell, last_state};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -28,10 +29,6 @@ enum Fault {
     Paused,
 }
 
-fn signal(cluster: &mut Cluster, member: usize, signal: Signal) {
-    kill(Pid::from_raw(cluster.process(member).id().try_into().unwrap()), signal).unwrap();
-}
-
 impl Fault {
     fn strike(self, cluster: &mut Cluster, member: usize) {
         match self {
@@ -39,14 +36,14 @@ impl Fault {
                 cluster.process(member).kill().unwrap();
                 cluster.process(member).wait().unwrap();
             }
-            Self::Paused => signal(cluster, member, Signal::SIGSTOP),
+            Self::Paused => signal::send(cluster.process(member), Signal::SIGSTOP),
         }
     }
 
     fn heal(self, cluster: &mut Cluster, member: usize) {
         match self {
             Self::Killed => cluster.start_member(member),
-            Self::Paused => signal(cluster, member, Signal::SIGCONT),
+            Self::Paused => signal::send(cluster.process(member), Signal::SIGCONT),
         }
     }
 }

@@ -23,8 +23,8 @@ use ft_tls::{Channel, Party, PartyKind, SecuredService, TlsError};
 use ft_vm::machine::CpuProfile;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// A whole handshake takes no longer.

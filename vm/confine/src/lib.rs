@@ -77,7 +77,8 @@ pub fn this_thread(kind: ThreadKind) {
         .unwrap_or_else(|e| panic!("a thread for {kind} cannot drop its capabilities: {e}"));
     // Ahead of the filter, which refuses to have more refused.
     if !kind.has_files() {
-        reach::nothing().unwrap_or_else(|e| panic!("a thread for {kind} cannot give up what has a name: {e}"));
+        reach::nothing()
+            .unwrap_or_else(|e| panic!("a thread for {kind} cannot give up what has a name: {e}"));
     }
     refused::this_thread_is(kind);
     filters.apply(kind).unwrap_or_else(|e| panic!("a thread for {kind} cannot be confined: {e}"));

@@ -1,9 +1,11 @@
 //! A service in a process of its own, which the test program is started as: it can be killed and stopped.
 
+#[path = "signal.rs"]
+mod signal;
+
 use ft_arbiter::service::{CellServer, CellStore, ServerLimits};
 use ft_tls::Protection;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -44,8 +46,9 @@ impl ServiceProcess {
         Self { address: address.expect("it says where it listens"), child }
     }
 
+    /// Sends it; who was told to stand still does so when this returns.
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        signal::send(&self.child, signal);
     }
 }
 
