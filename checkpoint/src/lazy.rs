@@ -37,9 +37,11 @@ const MINOR_SHMEM: FeatureFlags = FeatureFlags::from_bits_retain(1 << 10);
 
 /// Why pages cannot be served one by one.
 #[derive(Debug, thiserror::Error)]
-enum ServeError {
+pub enum ServeError {
+    /// The kernel has no userfaultfd for shared memory, or refuses it.
     #[error("userfaultfd: {0}")]
     Uffd(#[from] UffdError),
+    /// The guest's mapping stays as it is.
     #[error("cannot drop the guest's page table entries: {0}")]
     Unmap(std::io::Error),
 }
@@ -53,6 +55,20 @@ pub struct LazyStats {
     pub faults: usize,
     /// From the start to the last page.
     pub elapsed: Duration,
+}
+
+/// Whether this host lets a take-over apply its backlog behind the running guest; why not.
+pub fn is_possible() -> Result<(), ServeError> {
+    userfaultfd().map(drop)
+}
+
+fn userfaultfd() -> Result<Uffd, ServeError> {
+    Ok(UffdBuilder::new()
+        .close_on_exec(true)
+        .non_blocking(true)
+        .user_mode_only(false)
+        .require_features(MINOR_SHMEM | FeatureFlags::MISSING_SHMEM)
+        .create()?)
 }
 
 /// A backlog that is being applied behind a running guest.
@@ -209,12 +225,7 @@ struct FaultServer {
 impl FaultServer {
     fn new(ram: &GuestRam, image: &Arc<Image>, plan: Plan) -> Result<Self, ServeError> {
         let started = Instant::now();
-        let uffd = UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            .user_mode_only(false)
-            .require_features(MINOR_SHMEM | FeatureFlags::MISSING_SHMEM)
-            .create()?;
+        let uffd = userfaultfd()?;
         let mut ranges = Vec::new();
         for slot in ram.slots() {
             for group in plan.groups(RANGES_MAX) {

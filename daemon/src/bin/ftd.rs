@@ -293,6 +293,11 @@ fn check(path: &Path, syntax_only: bool) -> DaemonExit {
         if let Some(crowded) = host::Crowded::of(&config) {
             eprintln!("ftd: warning: {crowded}");
         }
+        if let Err(e) = ft_checkpoint::lazy::is_possible() {
+            eprintln!(
+                "ftd: warning: {e}: a take-over brings memory up to date before the VM runs (docs/rights.md)"
+            );
+        }
         match host::processor(&config) {
             Ok(Some(processor)) => println!("{}: the guest's processor is {processor}", config.node),
             Ok(None) => {}

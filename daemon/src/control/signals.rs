@@ -45,6 +45,7 @@ pub async fn stop_on_signals(wishes: Outlet<Wish>, log: Log) {
 async fn leave(wishes: Outlet<Wish>) {
     let mut said = String::new();
     let mut vm = Leave::Move;
+    let mut is_deaf = false;
     loop {
         let (done, outcome) = oneshot::channel();
         let reply = Box::new(move |result| drop(done.send(result)));
@@ -52,7 +53,16 @@ async fn leave(wishes: Outlet<Wish>) {
             return;
         }
         let Ok(Err(refused)) = outcome.await else { return };
-        let goes_down = tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(false);
+        let state = tokio::task::spawn_blocking(host_goes_down).await.unwrap_or(Ok(false));
+        let goes_down = state.unwrap_or_else(|why| {
+            if !is_deaf {
+                tracing::warn!(
+                    "cannot ask systemd whether this host goes down; taking it that it stays: {why}"
+                );
+                is_deaf = true;
+            }
+            false
+        });
         if goes_down {
             vm = Leave::HostDown { within_us: GOING_DOWN.as_micros() as u64 };
         }
@@ -81,10 +91,15 @@ fn why_not_yet(refused: &WishError, goes_down: bool) -> String {
     }
 }
 
-/// Whether systemd is taking the host down: a VM that stays here ends with it.
-fn host_goes_down() -> bool {
-    let state = Command::new("systemctl").arg("is-system-running").output();
-    state.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+/// Whether systemd is taking the host down: a VM that stays here ends with it. An error where systemd cannot be asked.
+fn host_goes_down() -> Result<bool, String> {
+    let asked = Command::new("systemctl").arg("is-system-running").output().map_err(|e| e.to_string())?;
+    let (state, complaint) = (asked.stdout.trim_ascii(), asked.stderr.trim_ascii());
+    // It has a word for each state, `offline` where another init has the host; this one where it does not reach systemd.
+    match state {
+        b"" | b"unknown" => Err(String::from_utf8_lossy(complaint).into_owned()),
+        state => Ok(state == b"stopping"),
+    }
 }
 
 /// SIGHUP has `reload` run. Without a handler it would end the daemon, and the VM with it.
