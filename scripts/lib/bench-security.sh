@@ -74,4 +74,6 @@ bench_tls() {
 bench_confinement() {
     bench_title 'Confined threads: filters of system calls, and no capabilities'
     bench_security confinement FT_CONFINEMENT none full
+    "$FTD_BIN_DIR/ft-bench" confined | bench_add confined
+    bench_table confined 'a system call|ns|of a confined thread, ns' '[.call, (.free_ns, .confined_ns | n(0))]'
 }

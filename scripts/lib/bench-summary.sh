@@ -46,7 +46,7 @@ bench_summary() {
            golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint"),
            disk: with("disk-setup"; "disk"), return: with("return-setup"; "return"),
            net: with("net-setup"; "net"), tls: all("tls"),
-           confinement: all("confinement")}' "$bench_results"
+           confinement: all("confinement"), confined: all("confined")}' "$bench_results"
 }
 
 # bench_targets: what was to be reached, and where the time goes of what was not.

@@ -2,6 +2,7 @@
 //! codec. `scripts/bench` prints it beside the figures of a real pair.
 
 pub mod codec;
+pub mod confined;
 pub mod linux;
 pub mod net;
 pub mod pause;

@@ -4,7 +4,7 @@
 use clap::{Parser, Subcommand};
 use ft_tests::bench::linux::{self, Emulator, Guest};
 use ft_tests::bench::net::{self, Way};
-use ft_tests::bench::{codec, pause, tsc};
+use ft_tests::bench::{codec, confined, pause, tsc};
 use serde::Serialize;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -34,6 +34,12 @@ enum What {
         /// Time for each kind of page
         #[arg(long, default_value_t = 1000)]
         ms: u64,
+    },
+    /// What a system call costs a confined thread; needs /dev/kvm
+    Confined {
+        /// So many times 20,000 calls of each kind
+        #[arg(long, default_value_t = 50)]
+        batches: u32,
     },
     /// Speed of this processor's time stamp counter
     Tsc {
@@ -72,6 +78,7 @@ fn main() -> anyhow::Result<()> {
             pages.iter().try_for_each(|&pages| print(&pause::measure(pages, Duration::from_millis(ms))?))
         }
         What::Codec { ms } => codec::measure(Duration::from_millis(ms))?.iter().try_for_each(print),
+        What::Confined { batches } => confined::measure(batches)?.iter().try_for_each(print),
         What::Tsc { ms } => print(&tsc::measure(Duration::from_millis(ms))),
         What::Net { addr, way, ms } => print(&net::measure(addr, way, Duration::from_millis(ms))?),
         What::Soft { guest, on, patience_s } => {
