@@ -95,7 +95,7 @@ fn why_not_yet(refused: &WishError, goes_down: bool) -> String {
 fn host_goes_down() -> Result<bool, String> {
     let asked = Command::new("systemctl").arg("is-system-running").output().map_err(|e| e.to_string())?;
     let (state, complaint) = (asked.stdout.trim_ascii(), asked.stderr.trim_ascii());
-    // It has a word for each state, `offline` where another init has the host; this one where it does not reach systemd.
+    // It has a word for each state, `offline` where another init has the host; these where systemd is silent.
     match state {
         b"" | b"unknown" => Err(String::from_utf8_lossy(complaint).into_owned()),
         state => Ok(state == b"stopping"),
