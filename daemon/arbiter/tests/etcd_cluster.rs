@@ -10,13 +10,14 @@ mod signal;
 use cluster::{AT_LAST, Cluster};
 use ft_arbiter::etcd::EtcdSettings;
 use ft_arbiter::{Arbiter, Cell, EtcdArbiter, Outcome};
-use history::{Recorder, cell, last_state};
+use ft_history::last_state;
+use history::{Recorder, cell};
 use nix::sys::signal::Signal;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Less than the search can explain, with what each thread adds when it is reached.
+/// A history of so many is still read by somebody whose test has failed; each thread adds some when it is reached.
 const CALLS_MAX: usize = 48;
 /// So many are made while all members are there.
 const CALLS_BEFORE: usize = 12;
@@ -116,8 +117,8 @@ fn round(cluster: &mut Cluster, before: &Option<Cell>, fault: Fault, member: usi
     recorder.read(&mut arbiter).unwrap();
     let history = recorder.into_history();
     match last_state(before, &history) {
-        Some(last) => last,
-        None => panic!("member {member} was {fault:?}, and no order explains {history:#?}"),
+        Ok(last) => last,
+        Err(call) => panic!("member {member} was {fault:?}, and call {call} has no place in {history:#?}"),
     }
 }
 

@@ -10,7 +10,8 @@ mod three;
 use ft_arbiter::majority::{MajorityPace, MemberSet};
 use ft_arbiter::service::{ServicePace, ServicePlace};
 use ft_arbiter::{Arbiter, Cell, MajorityArbiter, Outcome, ServiceArbiter, Trouble};
-use history::{Op, Recorder, cell, last_state};
+use ft_history::{Call, last_state};
+use history::{Op, Recorder, cell};
 use nix::sys::signal::Signal;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,14 +154,16 @@ fn histories_are_linearizable_while_members_are_killed_and_stand_still() {
                 }
             };
             let mut history = history;
-            history.push(history::Call {
+            history.push(Call {
                 op: Op::Read(fixed.clone()),
                 began: u64::MAX - 2,
-                ended: u64::MAX - 1,
+                ended: Some(u64::MAX - 1),
             });
             match last_state(&before, &history) {
-                Some(_) => before = fixed,
-                None => panic!("round {round}: no order from {before:?} explains {history:#?}"),
+                Ok(_) => before = fixed,
+                Err(call) => {
+                    panic!("round {round}: from {before:?}, call {call} has no place in {history:#?}")
+                }
             }
         }
         ended.store(true, Ordering::Relaxed);

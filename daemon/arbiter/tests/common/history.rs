@@ -1,8 +1,7 @@
-//! Concurrent histories of a cell, and whether some order explains them: Wing and Gong's search, which remembers the
-//! dead ends that it has seen. A set whose answer is unknown may take effect at any time after it began, or never.
+//! Concurrent histories of a cell. A set whose answer is unknown may take effect at any time after it began, or never.
 
 use ft_arbiter::{Arbiter, ArbiterError, Cell, CellId, Outcome};
-use std::collections::HashSet;
+use ft_history::{Answered, Call};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,8 +16,9 @@ pub enum Op {
     Set { expected: Option<u64>, new: Cell, outcome: Outcome },
 }
 
-impl Op {
-    /// The state after this operation, if it can have met `state`.
+impl Answered for Op {
+    type State = Option<Cell>;
+
     fn apply(&self, state: &Option<Cell>) -> Option<Option<Cell>> {
         let generation = state.as_ref().map(|cell| cell.generation);
         match self {
@@ -35,26 +35,20 @@ impl Op {
             Self::Set { outcome: Outcome::NotAttempted(_), .. } => Some(state.clone()),
         }
     }
+}
 
+impl Op {
     /// Whether it must have happened by the time of its answer.
     fn is_certain(&self) -> bool {
         !matches!(self, Self::Set { outcome: Outcome::Unknown(_), .. })
     }
 }
 
-/// An operation, when it began and when it was over.
-#[derive(Debug)]
-pub(crate) struct Call {
-    pub op: Op,
-    pub began: u64,
-    pub ended: u64,
-}
-
 /// Notes what several threads do at once.
 #[derive(Default)]
 pub struct Recorder {
     clock: AtomicU64,
-    calls: Mutex<Vec<Call>>,
+    calls: Mutex<Vec<Call<Op>>>,
 }
 
 impl Recorder {
@@ -78,7 +72,7 @@ impl Recorder {
         self.calls.lock().unwrap().len()
     }
 
-    pub fn into_history(self) -> Vec<Call> {
+    pub fn into_history(self) -> Vec<Call<Op>> {
         self.calls.into_inner().unwrap()
     }
 
@@ -87,47 +81,18 @@ impl Recorder {
     }
 
     fn note(&self, began: u64, op: Op) {
-        let ended = if op.is_certain() { self.now() } else { u64::MAX };
+        let ended = op.is_certain().then(|| self.now());
         self.calls.lock().unwrap().push(Call { op, began, ended });
     }
-}
-
-/// The cell after `history`, if some order of its operations explains every answer. An operation that was over before
-/// another began comes before it.
-pub fn last_state(first: &Option<Cell>, history: &[Call]) -> Option<Option<Cell>> {
-    assert!(history.len() <= 64, "one bit for each operation");
-    search(first.clone(), 0, history, &mut HashSet::new())
-}
-
-fn search(
-    state: Option<Cell>,
-    done: u64,
-    history: &[Call],
-    dead_ends: &mut HashSet<(u64, Option<Cell>)>,
-) -> Option<Option<Cell>> {
-    let open = || history.iter().enumerate().filter(|(index, _)| done & 1 << index == 0);
-    let certain = open().filter(|(_, call)| call.op.is_certain());
-    let Some(first_end) = certain.map(|(_, call)| call.ended).min() else { return Some(state) };
-    if dead_ends.contains(&(done, state.clone())) {
-        return None;
-    }
-    for (index, call) in open().filter(|(_, call)| call.began < first_end) {
-        if let Some(next) = call.op.apply(&state)
-            && let Some(last) = search(next, done | 1 << index, history, dead_ends)
-        {
-            return Some(last);
-        }
-    }
-    dead_ends.insert((done, state));
-    None
 }
 
 mod tests {
     use super::*;
     use ft_arbiter::{Place, Trouble};
+    use ft_history::last_state;
 
-    fn call(began: u64, ended: u64, op: Op) -> Call {
-        Call { op, began, ended }
+    fn call(began: u64, ended: u64, op: Op) -> Call<Op> {
+        Call { op, began, ended: Some(ended) }
     }
 
     fn win(expected: Option<u64>, new: Cell) -> Op {
@@ -135,43 +100,27 @@ mod tests {
     }
 
     #[test]
-    fn a_read_beside_a_win_may_see_either_state_but_none_after_it_the_old_one() {
-        let one = || Some(cell(1, "alpha"));
-        for seen in [None, one()] {
-            let history = [call(0, 9, win(None, cell(1, "alpha"))), call(1, 2, Op::Read(seen))];
-            assert_eq!(last_state(&None, &history), Some(one()));
-        }
-        let backwards = [
-            call(0, 9, win(None, cell(1, "alpha"))),
-            call(1, 2, Op::Read(one())),
-            call(3, 4, Op::Read(None)),
-        ];
-        assert_eq!(last_state(&None, &backwards), None);
-        let stale = [call(0, 1, win(None, cell(1, "alpha"))), call(2, 3, Op::Read(None))];
-        assert_eq!(last_state(&None, &stale), None);
-    }
-
-    #[test]
-    fn a_set_in_doubt_happens_late_or_never_but_not_twice_and_not_before_it_began() {
+    fn a_set_in_doubt_may_have_won_late_or_never_but_not_after_another_of_its_generation() {
         let place = Place::File("/shared/web.cell".into());
         let error = ArbiterError { place, trouble: Trouble::NoAnswer { seconds: 1 } };
-        let in_doubt = |began| {
-            let outcome = Outcome::Unknown(error.clone());
-            call(began, u64::MAX, Op::Set { expected: Some(1), new: cell(2, "beta"), outcome })
-        };
+        let outcome = Outcome::Unknown(error);
+        let in_doubt = || Op::Set { expected: Some(1), new: cell(2, "beta"), outcome: outcome.clone() };
+        assert!(!in_doubt().is_certain());
+        let in_doubt = || Call { op: in_doubt(), began: 0, ended: None };
         let read = |began, seen| call(began, began + 1, Op::Read(seen));
         let (one, two) = (|| Some(cell(1, "alpha")), || Some(cell(2, "beta")));
-        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, one())]), Some(one()));
-        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, one()), read(3, two())]), Some(two()));
-        assert_eq!(last_state(&one(), &[in_doubt(0), read(1, two()), read(3, one())]), None);
-        assert_eq!(last_state(&one(), &[in_doubt(9), read(1, two())]), None);
+        assert_eq!(last_state(&one(), &[in_doubt(), read(1, one()), read(3, two())]), Ok(two()));
         let overtaken = call(1, 2, win(Some(1), cell(2, "alpha")));
-        assert_eq!(last_state(&one(), &[in_doubt(0), overtaken, read(3, two())]), None);
+        assert_eq!(last_state(&one(), &[in_doubt(), overtaken, read(3, two())]), Err(2));
     }
 
     #[test]
-    fn two_winners_of_one_generation_have_no_order() {
+    fn two_winners_of_one_generation_have_no_order_and_a_loser_has_seen_a_winner() {
         let history = [call(0, 9, win(None, cell(1, "alpha"))), call(0, 9, win(None, cell(1, "beta")))];
-        assert_eq!(last_state(&None, &history), None);
+        assert_eq!(last_state(&None, &history), Err(1));
+        let lost = |found| Op::Set { expected: None, new: cell(1, "beta"), outcome: Outcome::Lost(found) };
+        let history = |found| [call(0, 9, win(None, cell(1, "alpha"))), call(0, 9, lost(found))];
+        assert_eq!(last_state(&None, &history(Some(cell(1, "alpha")))), Ok(Some(cell(1, "alpha"))));
+        assert_eq!(last_state(&None, &history(None)), Err(1));
     }
 }

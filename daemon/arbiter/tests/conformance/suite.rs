@@ -1,6 +1,6 @@
 //! The claims, each against the trait alone.
 
-use crate::history::{Op, Recorder, cell, last_state};
+use crate::history::{Op, Recorder, cell};
 use ft_arbiter::{Arbiter, Cell, CellId, GENERATION_MAX, Outcome, Standby, Trouble};
 
 /// Where a back end keeps one cell.
@@ -156,8 +156,8 @@ pub fn concurrent_histories_are_linearizable(site: &impl Site) {
             history.iter().filter(|call| matches!(call.op, Op::Set { outcome: Outcome::Won(_), .. })).count();
         assert!(wins > 0, "round {round}: nobody won: {history:#?}");
         match last_state(&before, &history) {
-            Some(cell) => before = cell,
-            None => panic!("round {round}: no order explains {history:#?}"),
+            Ok(cell) => before = cell,
+            Err(call) => panic!("round {round}: call {call} has no place in {history:#?}"),
         }
     }
     assert_eq!(site.connect().read(), Ok(before));
