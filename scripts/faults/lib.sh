@@ -1,12 +1,14 @@
 # The frame of a fault trial. A script under scripts/faults sources this, defines its fault, and calls run_trials "$@".
-# Every trial has a protected pair (the last trial's, if it is healthy again), a client that checks its own history, a
-# capture on the client's bridge, and the cell's history. The fault strikes at a moment drawn by the seed. The verdict
-# comes from evidence seen outside the hosts.
+# Every trial has a protected pair (the last trial's, if it is healthy again), a client that checks its own history, one
+# of several connections on shared keys whose answers some order must explain, a capture on the client's bridge, and the
+# cell's history. The fault strikes at a moment drawn by the seed. The verdict comes from evidence seen outside the
+# hosts.
 #
 # A script defines
 #   fault_about        one line for --help
 #   inject             the fault; calls mark_fault at its moment
-#   settle             waits until the pair has come to rest; calls `violation TEXT` when it does not
+#   settle             waits until the pair has come to rest; calls `violation TEXT` when it does not, and
+#                      `lose_clients` when the VM is allowed to be gone
 # and may define
 #   parse_option       takes an option of its own: sets option_words to the number of words taken, or returns 1
 #   prepare            brings up what the trial starts from (default: a protected pair)
@@ -19,6 +21,8 @@
 #   expect_exits       exit codes of ftd that are in order besides 0 and those it was killed with (default: none)
 #   fresh_pair         1: every trial starts a new pair
 #   fault_guest        the guest that it needs, whatever the others of a campaign run with
+#
+# From the environment: FT_TRIALS, a file to which each trial adds what became of it, as a line of JSON.
 
 set -euo pipefail
 FTD_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -35,6 +39,8 @@ fresh_pair=0
 faults_killed=137
 # How long the client talks before the fault at least, and at most how much longer; after it, at least.
 faults_before_ms=150 faults_jitter_ms=400 faults_after_ms=300
+# An answer that takes longer does not come: the connection is lost.
+faults_answer_s=${FT_ANSWER_S:-120}
 # Of what must happen; a machine that is busy is no violation.
 faults_patience_s=${FT_PATIENCE_S:-300}
 
@@ -158,7 +164,7 @@ spread() {
 # run_trial NUMBER COUNT SEED: fails on a violation.
 run_trial() {
     local number=$1 count=$2 seed=$3 wait_ms
-    violations=() details='' take_over_ms='' gap_ms='' fault_us=''
+    violations=() details='' take_over_ms='' gap_ms='' fault_us='' trial_faults=("$fault_name") own_take_overs_ms=()
     RANDOM=$((seed % 32768))
     trial_seed=$seed
     trial_dir=$run_dir/trial-$number
@@ -180,10 +186,13 @@ run_trial() {
         sleep_ms "$faults_after_ms"
         watch_end
         judge
+        judge_shared
     fi
     local text="trial $number/$count seed $seed $fault_name$details "
-    [[ -z $take_over_ms ]] || { text+=" take-over $take_over_ms ms" && take_overs_ms+=("$take_over_ms"); }
+    [[ -z $take_over_ms ]] || { text+=" take-over $take_over_ms ms" && own_take_overs_ms+=("$take_over_ms"); }
+    take_overs_ms+=("${own_take_overs_ms[@]}")
     [[ -z $gap_ms ]] || { text+=" gap $gap_ms ms" && gaps_ms+=("$gap_ms"); }
+    note_trial
     if ((${#violations[@]})); then
         keep_run_dir=1
         printf '%s%s  %sVIOLATION%s\n' "$say_line" "$text" "$say_red" "$say_off"
@@ -198,7 +207,9 @@ run_trial() {
     printf '%s%s  %sok%s\n' "$say_line" "$text" "$say_green" "$say_off"
     # A pair that does not heal is a violation of its own, told by the next trial's beginning or here by the last.
     if ! restore; then
-        printf '    %s\n' "VIOLATION: the pair was not protected again within $faults_patience_s s"
+        violation "the pair was not protected again within $faults_patience_s s"
+        printf '    %s\n' "VIOLATION: ${violations[*]}"
+        note_trial
         keep_run_dir=1
         mkdir -p "$trial_dir"
         save_logs
@@ -206,6 +217,31 @@ run_trial() {
         return 1
     fi
     [[ $keep_run_dir == 1 ]] || rm -rf -- "$trial_dir"
+}
+
+# note_trial: adds it to FT_TRIALS; one that did not heal is there twice, and the later line counts.
+note_trial() {
+    [[ -n ${FT_TRIALS:-} ]] || return 0
+    local primary metrics='' file
+    ! primary=$(pair_primary) || metrics=$(ctl "$primary" metrics 2>/dev/null) || metrics=''
+    for file in client shared; do
+        grep -s '"connections"' "$trial_dir/$file.log" | tail -n 1 >"$trial_dir/$file.json" || true
+    done
+    [[ -e $trial_dir/capture.json ]] || echo '{}' >"$trial_dir/capture.json"
+    jq -cn --arg fault "$fault_name" --argjson seed "$trial_seed" --arg detail "${details# }" --arg dir "$trial_dir" \
+        --arg take_overs_ms "${own_take_overs_ms[*]}" --arg gap_ms "$gap_ms" --arg struck "${trial_faults[*]}" \
+        --arg metrics "$metrics" --slurpfile client "$trial_dir/client.json" \
+        --slurpfile shared "$trial_dir/shared.json" --slurpfile capture "$trial_dir/capture.json" '
+        def metric($name; $part):
+            [$metrics | split("\n")[] | select(startswith($name) and contains($part)) | split(" ")[-1] | tonumber][0];
+        {
+            $fault, $seed, $detail, $dir, violations: $ARGS.positional, struck: ($struck | split(" ")),
+            take_overs_ms: [$take_overs_ms | scan("[0-9]+") | tonumber], gap_ms: ($gap_ms | tonumber? // null),
+            client: $client[0], shared: $shared[0],
+            frames: ([$capture[0].speakers[]?.bursts[].frames] | add // 0),
+            hold_us_p50: metric("ftd_hold_us{"; "\"0.5\""), hold_us_p99: metric("ftd_hold_us{"; "\"0.99\""),
+            sent_bytes: metric("ftd_sent_bytes_total{"; "")
+        }' --args "${violations[@]}" >>"$FT_TRIALS"
 }
 
 # The next trial goes on in the same files; this keeps them as they are now.
@@ -228,9 +264,19 @@ watch_start() {
     wait_until "$faults_patience_s" grep -qs ready "$trial_dir/owners.log" || return 1
     # A kernel that boots is protected before its service is up.
     wait_until "$faults_patience_s" service_answers || return 1
-    pair_start_client "$name/client" "$trial_dir/client.stop" --timeout-s 120
+    pair_start_client "$name/client" "$trial_dir/client.stop" --timeout-s "$faults_answer_s"
+    if shares_keys; then
+        spawn "$name/shared" ip netns exec "$(net_ns c)" "$FTD_BIN_DIR/ft-client" shared \
+            --addr "$net_vm_address:$pair_client_port" --seed "$trial_seed" --timeout-s "$faults_answer_s" \
+            --history "$trial_dir/shared.history" --stop-file "$trial_dir/client.stop" \
+            --gone-file "$trial_dir/client.gone"
+        wait_until "$faults_patience_s" grep -qs ready "$trial_dir/shared.log" || return 1
+    fi
     wait_until "$faults_patience_s" client_has_answers 20
 }
+
+# Whether the guest's service is the key-value one.
+shares_keys() { [[ ${FT_GUEST:-} != debian-disk ]]; }
 
 service_answers() { pair_service_answers 2 >>"$trial_dir/calls.log" 2>&1; }
 
@@ -248,11 +294,27 @@ client_goes_on() {
     wait_until "$1" client_has_answers $((ops + 20))
 }
 
+# lose_clients: the VM's memory is gone, and the connections with it. What was answered until now still has to be right.
+lose_clients() {
+    local shared=${trial_dir##*/}/shared
+    touch "$trial_dir/client.gone"
+    end_spawned "${trial_dir##*/}/client" KILL
+    wait_until "$faults_patience_s" has_ended "$shared" || violation "trouble: ${shared##*/} did not end"
+}
+
+# end_clients: they have read everything back.
+end_clients() {
+    local client
+    touch "$trial_dir/client.stop"
+    for client in "${trial_dir##*/}"/{client,shared}; do
+        wait_until "$faults_patience_s" has_ended "$client" ||
+            { violation "trouble: ${client##*/} did not end" && end_spawned "$client" KILL; }
+    done
+}
+
 watch_end() {
     local name=${trial_dir##*/}
-    touch "$trial_dir/client.stop"
-    wait_until "$faults_patience_s" has_ended "$name/client" ||
-        { violation "trouble: ft-client did not end" && end_spawned "$name/client" KILL; }
+    end_clients
     end_spawned "$name/wire"
     end_spawned "$name/owners"
     [[ $(spawned_exit "$name/owners") == 0 ]] || violation "trouble: the cell's history is not whole: $(tail -n 1 \
@@ -281,6 +343,23 @@ judge_client() {
     [[ $expect_client != survives || $survived == true ]] || violation "the client's connection did not survive"
     [[ $expect_gap_ms == any ]] || ((gap <= expect_gap_ms)) ||
         violation "the client waited $gap ms for an answer, longer than $expect_gap_ms ms"
+    [[ $expect_client != survives ]] || ! shares_keys || while IFS= read -r lost; do
+        violation "a connection on the shared keys did not survive: $lost"
+    done < <(grep '"connections"' "$trial_dir/shared.log" | jq -r '.errors[]')
+}
+
+# The history of the shared keys, of whatever became of the VM: it is linearizable, up to the last answer.
+judge_shared() {
+    local broken summary
+    shares_keys || return 0
+    summary=$(grep '"connections"' "$trial_dir/shared.log" | tail -n 1) || true
+    if [[ -z $summary ]]; then
+        violation "trouble: no verdict on the shared keys, see $trial_dir/shared.log"
+        return
+    fi
+    while IFS= read -r broken; do
+        violation "no order of the operations explains the answers of key $broken; see $trial_dir/shared.history"
+    done < <(jq -r '.broken[]' <<<"$summary")
 }
 
 # frames_between FROM_US TO_US: how many frames of the VM were heard in that time.

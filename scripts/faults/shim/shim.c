@@ -84,10 +84,12 @@ static int failure(unsigned asked) {
         struct timespec now;
         clock_gettime(CLOCK_REALTIME, &now);
         long long us = now.tv_sec * 1000000LL + now.tv_nsec / 1000;
-        /* dprintf would look at what kind of file it is: the threads here may write, and not that. */
-        char line[96];
-        int bytes = snprintf(line, sizeof line, "shim: %s fails with errno %d at %lld\n", calls[asked].name, fails, us);
-        ssize_t told = write(STDERR_FILENO, line, bytes);
+        /* The thread is confined, and the C library's streams ask for more than a write. */
+        char text[96];
+        int length =
+            snprintf(text, sizeof text, "shim: %s fails with errno %d at %lld
+", calls[asked].name, fails, us);
+        ssize_t told = write(STDERR_FILENO, text, length);
         (void)told;
     }
     return fails;

@@ -2,11 +2,12 @@
 //!
 //! Without a subcommand it keeps one TCP connection busy until it is told to stop, checks every answer, reads
 //! everything back, and sums up. It ends with 0 only if the connection survived and no answer was wrong; with 1
-//! otherwise; with 2 when it was called wrongly.
+//! otherwise; with 2 when it was called wrongly. `shared` keeps several connections busy on the same keys.
 
 use clap::{Args, Parser, Subcommand};
 use ft_tests::kv::connection::Connection;
 use ft_tests::kv::run::{LoadPlan, Summary, run};
+use ft_tests::kv::shared::{self, SharedEnd, SharedPlan};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -38,6 +39,42 @@ enum Command {
         #[arg(required = true)]
         request: Vec<String>,
     },
+    /// Keep several connections busy on the same keys, and look for an order of all that was asked that explains every
+    /// answer; ends with 0 only if there is one for each key and all connections survived
+    ///
+    /// Prints a JSON line when all connections are made, and one that sums up.
+    Shared(SharedArgs),
+}
+
+#[derive(Args)]
+struct SharedArgs {
+    /// Address of the service
+    #[arg(long, value_parser = address)]
+    addr: SocketAddr,
+    /// Stop when this file exists; what was asked is answered, and every key read back over another connection
+    #[arg(long)]
+    stop_file: PathBuf,
+    /// The service is gone when this file exists: no answer is waited for any longer
+    #[arg(long)]
+    gone_file: PathBuf,
+    /// Number of connections
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=32))]
+    connections: u8,
+    /// Number of keys
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    keys: u16,
+    /// Requests a second of each connection, at most
+    #[arg(long, default_value_t = 20.0, value_parser = positive)]
+    rate: f64,
+    /// Chooses the operations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// An answer that takes longer does not come: the connection is lost
+    #[arg(long, default_value_t = 120.0, value_parser = positive)]
+    timeout_s: f64,
+    /// Where all that was asked of a key goes whose answers no order explains
+    #[arg(long)]
+    history: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -102,6 +139,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match (cli.command, cli.run) {
         (Some(Command::Call { addr, timeout_s, request }), _) => call(addr, timeout_s, &request.join(" ")),
+        (Some(Command::Shared(args)), _) => share(args),
         (None, Some(args)) => check(args),
         (None, None) => {
             eprintln!("ft-client: --addr is missing; see --help");
@@ -161,6 +199,30 @@ fn check(args: RunArgs) -> ExitCode {
         print_summary(&summary);
     }
     if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn share(args: SharedArgs) -> ExitCode {
+    let plan = SharedPlan {
+        addr: args.addr,
+        name: own_name(),
+        keys: usize::from(args.keys),
+        connections: usize::from(args.connections),
+        rate: args.rate,
+        seed: args.seed,
+        timeout: Duration::from_secs_f64(args.timeout_s),
+        history: args.history,
+    };
+    let end = SharedEnd { stop: &|| args.stop_file.exists(), gone: &|| args.gone_file.exists() };
+    match shared::run(&plan, end, || print_line(r#"{"ready":true}"#)) {
+        Ok(summary) => {
+            print_line(&serde_json::to_string(&summary).unwrap_or_default());
+            if summary.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("ft-client: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn watch_stdin() -> Arc<AtomicBool> {

@@ -41,7 +41,7 @@ impl Operation {
     }
 
     /// The value after it.
-    fn apply(&self, value: Option<&str>) -> Option<String> {
+    pub(super) fn apply(&self, value: Option<&str>) -> Option<String> {
         match self {
             Self::Increment => Some((number(value) + 1).to_string()),
             Self::Append(text) => Some(value.unwrap_or("").to_owned() + text),
@@ -49,6 +49,11 @@ impl Operation {
             Self::Delete => None,
             Self::Get => value.map(str::to_owned),
         }
+    }
+
+    /// Whether `answer` is right for a key of this value.
+    pub(super) fn is_answered(&self, value: Option<&str>, answer: &str) -> bool {
+        self.answer_fits(&Fingerprint::of(value), answer)
     }
 
     /// Whether `answer` is right for a key in the state `before`.

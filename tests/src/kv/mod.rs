@@ -10,4 +10,5 @@ pub mod protocol;
 pub mod run;
 #[path = "../../../scripts/guest/service/serve.rs"]
 pub mod serve;
+pub mod shared;
 pub mod trace;
