@@ -11,7 +11,8 @@ def report($seed; $wanted_s; $ran_s):
     [inputs] as $all
     | [$all[] | .shared // empty] as $shared
     | {
-        seed: $seed, seeds: {first: $seed, last: ($seed + ($all | length) - 1)}, wanted_s: $wanted_s, ran_s: $ran_s,
+        # Trial i, from 0, has this seed and i.
+        seed: $seed, wanted_s: $wanted_s, ran_s: $ran_s,
         trials: ($all | results),
         faults: ($all | group_by(.fault) | map({fault: .[0].fault} + results)),
         # Each fault of a life counts; a script that is no life has one a trial.
@@ -52,7 +53,7 @@ def spread_text($unit):
 def counts: to_entries | map("\(.value) \(.key)") | join(", ");
 def figure_rows:
     (["figure", "value"] | row),
-    (["time", "\(.ran_s) s of \(.wanted_s) s, seeds \(.seeds.first) to \(.seeds.last)"] | row),
+    (["time", "\(.ran_s) s of \(.wanted_s) s: \(.trials.trials) trials from seed \(.seed)"] | row),
     (["faults struck", (.struck | counts)] | row),
     (["operations on shared keys", (.operations | counts)] | row),
     (.histories | ["histories checked", "\(.checked), of them \(.linearizable) linearizable: "

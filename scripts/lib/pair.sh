@@ -17,6 +17,7 @@
 #   FT_SECURITY tls|none (security.sh), FT_CONFINEMENT full|none,
 #   FT_FAILURE_TIMEOUT_MS (silence after which a peer counts as lost),
 #   FT_REPLICATION (further lines for the configuration's [replication]),
+#   FT_FTD (the ftd that both hosts run, if not the one of FTD_BIN_DIR),
 #   FT_SHIM (a library that is loaded into each daemon; faults/shim says what it does),
 #   FT_ARBITER file|service|majority|etcd (arbiter.sh)
 [[ -z ${pair_sourced:-} ]] || return 0
@@ -240,7 +241,7 @@ host_start() {
     spawn "$host/ftd" ip netns exec "$(net_ns "$host")" \
         bash -c 'mount --bind "$1" "$2" && exec 2>>"$3" && shift 3 && exec "$@"' _ \
         "${arbiter_storage[$host]:-$run_dir/arbiter}" "$run_dir/$host/arbiter" "${host_stderr[$host]:-/dev/stderr}" \
-        "${with[@]}" "${host_build[$host]:-$FTD_BIN_DIR/ftd}" run --config "$run_dir/$host/ftd.toml" "$@"
+        "${with[@]}" "${host_build[$host]:-${FT_FTD:-$FTD_BIN_DIR/ftd}}" run --config "$run_dir/$host/ftd.toml" "$@"
 }
 
 # host_fail HOST CALL [TIMES [ERRNO [SKIP]]]: from now on its kernel refuses these calls of ftd, so many times (-1: for
