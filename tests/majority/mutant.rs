@@ -17,10 +17,16 @@ pub(crate) enum Mutant {
     UnknownIsWon,
     /// A read believes one member.
     OneAnswerIsEnough,
+    /// A member whose store was lost rejoins at once.
+    RejoinsAtOnce,
+    /// A member whose store was lost rejoins with what one other member has.
+    RejoinsByOne,
+    /// A member accepts what follows its promise, however late.
+    PromisesForEver,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::ForgetsPromise,
         Self::ComesBackEmpty,
         Self::AcceptsBelowItsPromise,
@@ -28,5 +34,13 @@ impl Mutant {
         Self::UnknownIsNotAttempted,
         Self::UnknownIsWon,
         Self::OneAnswerIsEnough,
+        Self::RejoinsAtOnce,
+        Self::RejoinsByOne,
+        Self::PromisesForEver,
     ];
+
+    /// Whether it is caught when a store is lost, and nothing else goes wrong.
+    pub fn is_of_a_lost_store(self) -> bool {
+        matches!(self, Self::RejoinsAtOnce | Self::RejoinsByOne | Self::PromisesForEver)
+    }
 }

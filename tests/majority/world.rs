@@ -29,6 +29,8 @@ pub(crate) struct Bounds {
     pub wishes: [&'static [Wish]; NODES],
     /// Answers that are lost, questions that are late or come twice, members that restart, nodes that give up early.
     pub faults: u8,
+    /// Members whose store is lost.
+    pub losses: u8,
     /// No node begins a round beyond this: then it gives up.
     pub rounds: u64,
 }
@@ -56,6 +58,14 @@ pub(crate) enum Step {
     GivesUp(usize),
     /// A member restarts, with what is durable.
     Restarts(usize),
+    /// A member's store is lost, and with it its process.
+    Loses(usize),
+    /// A member that is away cannot be asked.
+    Away(usize, usize),
+    /// `--rejoin` has waited at this member: nodes have given up what they did, and promises count no more.
+    Waited(usize),
+    /// And then another member tells it what it has promised and accepted.
+    Tells(usize, usize),
 }
 
 /// A node with the operation that it is in.
@@ -87,6 +97,16 @@ struct Work {
 struct Keeper {
     register: Register,
     live: Option<Ballot>,
+    /// Its store is lost.
+    away: Option<Away>,
+}
+
+/// How far a member has come again whose store is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Away {
+    Waits,
+    /// It is told what others have: who has told that, and what.
+    Asks([bool; MEMBERS], Register),
 }
 
 /// Everything.
@@ -95,6 +115,7 @@ pub(crate) struct World {
     bounds: Bounds,
     mutant: Option<Mutant>,
     faults: u8,
+    losses: u8,
     keepers: [Keeper; MEMBERS],
     clients: [Client; NODES],
     late: BTreeSet<(usize, MemberKey)>,
@@ -143,6 +164,7 @@ impl World {
             bounds,
             mutant,
             faults: bounds.faults,
+            losses: bounds.losses,
             keepers: Default::default(),
             clients: [client.clone(), client],
             late: BTreeSet::new(),
@@ -177,6 +199,10 @@ impl World {
                 continue;
             };
             for member in (0..MEMBERS).filter(|member| open[*member]) {
+                if self.keepers[member].away.is_some() {
+                    steps.push(Step::Away(node, member));
+                    continue;
+                }
                 steps.push(Step::Exchange(node, member));
                 if self.faults > 0 {
                     steps.push(Step::AnswerLost(node, member));
@@ -190,6 +216,25 @@ impl World {
         if self.faults > 0 {
             let lives = |member: &usize| self.keepers[*member].live.is_some();
             steps.extend((0..MEMBERS).filter(lives).map(Step::Restarts));
+        }
+        self.steps_of_losses(steps);
+    }
+
+    fn steps_of_losses(&self, steps: &mut Vec<Step>) {
+        for (member, keeper) in self.keepers.iter().enumerate() {
+            match &keeper.away {
+                None if self.losses > 0 && keeper.register.promised.is_some() => {
+                    steps.push(Step::Loses(member));
+                }
+                None => {}
+                Some(Away::Waits) => steps.push(Step::Waited(member)),
+                Some(Away::Asks(told, _)) => {
+                    let tells = |other: &usize| {
+                        *other != member && !told[*other] && self.keepers[*other].away.is_none()
+                    };
+                    steps.extend((0..MEMBERS).filter(tells).map(|other| Step::Tells(member, other)));
+                }
+            }
         }
     }
 
@@ -256,7 +301,58 @@ impl World {
                 self.go_on(node, Some(Proposal::Found(finding)));
             }
             Step::Restarts(member) => self.restart(member),
+            Step::Loses(member) => {
+                self.losses -= 1;
+                let away = match self.mutant {
+                    Some(Mutant::RejoinsAtOnce) => Away::Asks([false; MEMBERS], Register::default()),
+                    _ => Away::Waits,
+                };
+                self.keepers[member] = Keeper { away: Some(away), ..Keeper::default() };
+                // What was on its way to the process is lost with it.
+                self.late.retain(|(to, _)| *to != member);
+            }
+            Step::Away(node, member) => {
+                let ask = self.open(node, member);
+                let proposal = self.work(node).proposer.unasked(member, &ask);
+                self.go_on(node, proposal);
+            }
+            Step::Waited(member) => self.waited(member),
+            Step::Tells(member, other) => self.tell(member, other),
         }
+    }
+
+    /// As long as `--rejoin` waits no operation lasts, and no promise is kept.
+    fn waited(&mut self, member: usize) {
+        for node in 0..NODES {
+            if self.clients[node].work.is_some() {
+                let finding = self.work(node).proposer.give_up();
+                self.go_on(node, Some(Proposal::Found(finding)));
+            }
+        }
+        let keepers = &self.keepers;
+        let keeps = self.mutant == Some(Mutant::PromisesForEver);
+        // A node has what it proposes accepted only by those whose promises it has heard.
+        self.late.retain(|(to, key)| match &key.0 {
+            MemberAsk::Accept(accepted) => keeps && keepers[*to].live == Some(accepted.ballot),
+            MemberAsk::Look | MemberAsk::Prepare(_) => true,
+        });
+        if !keeps {
+            self.keepers.iter_mut().for_each(|keeper| keeper.live = None);
+        }
+        self.keepers[member].away = Some(Away::Asks([false; MEMBERS], Register::default()));
+    }
+
+    /// The new store is made of what a majority of the others know.
+    fn tell(&mut self, member: usize, other: usize) {
+        let theirs = self.keepers[other].register.clone();
+        let needed = if self.mutant == Some(Mutant::RejoinsByOne) { 1 } else { MAJORITY };
+        let Some(Away::Asks(mut told, register)) = self.keepers[member].away.take() else { return };
+        told[other] = true;
+        let register = register.merged(theirs);
+        self.keepers[member] = match told.iter().filter(|told| **told).count() < needed {
+            true => Keeper { away: Some(Away::Asks(told, register)), ..Keeper::default() },
+            false => Keeper { register, ..Keeper::default() },
+        };
     }
 
     fn restart(&mut self, member: usize) {
@@ -402,7 +498,7 @@ impl World {
         if let Some((ask, open)) = before
             && ask != MemberAsk::Look
         {
-            let open = (0..MEMBERS).filter(|member| open[*member]);
+            let open = (0..MEMBERS).filter(|member| open[*member] && self.keepers[*member].away.is_none());
             self.late.extend(open.map(|member| (member, MemberKey(ask.clone()))));
         }
         match proposal {
@@ -478,7 +574,8 @@ impl World {
             return;
         }
         let keepers = &self.keepers;
-        let forgets = matches!(self.mutant, Some(Mutant::ForgetsPromise | Mutant::ComesBackEmpty));
+        let forgets = matches!(self.mutant, Some(Mutant::ForgetsPromise | Mutant::ComesBackEmpty))
+            || self.mutant.is_some_and(Mutant::is_of_a_lost_store);
         if !forgets {
             self.late.retain(|(member, key)| {
                 let promised = keepers[*member].register.promised;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Trouble};
+use ft_arbiter::{ArbiterError, Cell, Outcome, Place, Standby, Trouble};
 use ftd::role::{Event, Micros};
 
 use crate::check::Claim;
@@ -132,6 +132,13 @@ impl World {
             // A cell that went back counts as one that somebody else has taken.
             (Some(Mutant::WentBackIsLost), Event::CellRead(Ok(Some(mut cell)))) if self.newest.is_some() => {
                 cell.generation = asked(cell.generation) + 1;
+                Event::CellRead(Ok(Some(cell)))
+            }
+            // The cell names whatever this node has sealed.
+            (Some(Mutant::ContestsUnnamed), Event::CellRead(Ok(Some(mut cell)))) => {
+                if let Some(image) = self.nodes[n].image {
+                    cell.standby = Some(Standby { node: NAMES[n].into(), pairing: image.held.pairing });
+                }
                 Event::CellRead(Ok(Some(cell)))
             }
             (_, event) => event,

@@ -6,6 +6,7 @@ use ft_arbiter::Cell;
 use ftd::role::{Role, State};
 
 use crate::moves::Move;
+use crate::mutant::Mutant;
 use crate::world::{Host, NAMES, Port, World};
 
 /// A claim that holds always.
@@ -25,6 +26,8 @@ pub(crate) enum Claim {
     KeepsCopies,
     /// I11: nobody acts on a cell that went back.
     NeverBack,
+    /// If nothing more goes wrong, the pair is protected again within a bounded number of moves.
+    Heals,
 }
 
 impl Claim {
@@ -36,6 +39,7 @@ impl Claim {
             Self::Proven => "I9: proven",
             Self::KeepsCopies => "I10: keeps copies",
             Self::NeverBack => "I11: never back",
+            Self::Heals => "heals",
         }
     }
 }
@@ -229,7 +233,12 @@ impl World {
         let host = &self.nodes[n];
         let Some(core) = host.core.as_ref().filter(|_| !host.frozen) else { return };
         let view = core.view();
-        if view.state != State::Protected || view.role != Role::Primary {
+        let proven = match view.state {
+            State::Protected => true,
+            State::Degraded => self.mutant == Some(Mutant::RejoinedIsProven) && view.lapses.is_empty(),
+            _ => false,
+        };
+        if !proven || view.role != Role::Primary {
             return;
         }
         let (name, peer) = (NAMES[n], 1 - n);

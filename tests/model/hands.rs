@@ -171,7 +171,9 @@ impl World {
             }
             Command::Rehearse { .. } => {
                 if let Some(image) = self.nodes[n].image {
-                    self.known.note_rehearsed(n, image.held.pairing);
+                    if self.mutant != Some(Mutant::RehearsesNothing) {
+                        self.known.note_rehearsed(n, image.held.pairing);
+                    }
                     self.own(n, Event::Rehearsed { pairing: image.held.pairing });
                 }
             }

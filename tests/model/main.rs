@@ -14,7 +14,7 @@ mod mutant;
 mod net;
 mod world;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use canon::fingerprint;
 use check::Claim;
 use moves::Move;
 use mutant::Mutant;
+use stateright::report::{ReportData, ReportDiscovery, Reporter};
 use stateright::{Checker, HasDiscoveries, Model, Path, Property};
 use world::{Budget, World};
 
@@ -112,8 +113,8 @@ impl Model for Pair {
             Property::always(Claim::KeepsCopies.name(), |_, world| holds(Claim::KeepsCopies, world)),
             Property::always(Claim::NeverBack.name(), |_, world| holds(Claim::NeverBack, world)),
         ];
-        if self.mutant.is_none() {
-            properties.push(Property::always("heals", |pair: &Self, world| pair.heals(world)));
+        if self.mutant.is_none_or(|mutant| mutant.offends().contains(&Claim::Heals)) {
+            properties.push(Property::always(Claim::Heals.name(), |pair: &Self, world| pair.heals(world)));
         }
         properties
     }
@@ -151,10 +152,29 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get())
 }
 
+/// Says every minute how far a long search is.
+#[derive(Default)]
+struct Progress {
+    minutes: u64,
+}
+
+impl Reporter<Pair> for Progress {
+    fn report_checking(&mut self, data: ReportData) {
+        let minutes = data.duration.as_secs() / 60;
+        if minutes > self.minutes {
+            self.minutes = minutes;
+            println!("after {minutes} min: {} states, depth {}", data.unique_states, data.max_depth);
+        }
+    }
+
+    fn report_discoveries(&mut self, _: &Pair, _: BTreeMap<&'static str, ReportDiscovery<Pair>>) {}
+}
+
 /// Goes through every state within the bounds.
 fn explore(budget: Budget, limit: Duration) {
     let start = Instant::now();
-    let checker = Pair::new(budget, None).checker().threads(threads()).timeout(limit).spawn_bfs().join();
+    let checker = Pair::new(budget, None).checker().threads(threads()).timeout(limit).spawn_bfs();
+    let checker = checker.report(&mut Progress::default()).join();
     println!(
         "{budget:?}: {} states, {} moves, depth {}, healed within {} moves, {:.1} s",
         checker.unique_state_count(),

@@ -26,10 +26,20 @@ pub(crate) enum Mutant {
     ForgetsRecord,
     /// A VM that moved here speaks before the cell says that the former primary cannot take it back.
     PassesAtSwitchover,
+    /// A backup seals what it receives, and goes on holding the first state of the pairing.
+    AppliesNothing,
+    /// A backup contests with whatever it has sealed, also when the cell names nobody or another pairing.
+    ContestsUnnamed,
+    /// Whatever is held is said to have been tried.
+    RehearsesNothing,
+    /// A pair that is in step again counts as proven while its primary may still come to be alone, by the cell.
+    RejoinedIsProven,
+    /// A node whose connection ended before it was welcomed dials no more.
+    DialsOnce,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::IgnorePermit,
         Self::NoPromise,
         Self::UnknownIsNotAttempted,
@@ -40,6 +50,11 @@ impl Mutant {
         Self::WentBackIsLost,
         Self::ForgetsRecord,
         Self::PassesAtSwitchover,
+        Self::AppliesNothing,
+        Self::ContestsUnnamed,
+        Self::RehearsesNothing,
+        Self::RejoinedIsProven,
+        Self::DialsOnce,
     ];
 
     /// The claims of which one must fail.
@@ -51,6 +66,9 @@ impl Mutant {
             Self::WentBackIsLost | Self::UnknownIsNotAttempted => &[Claim::KeepsCopies],
             Self::ForgetsRecord => &[Claim::NeverBack],
             Self::PassesAtSwitchover => &[Claim::OneSpeaks, Claim::Covered],
+            Self::AppliesNothing | Self::ContestsUnnamed => &[Claim::Continues],
+            Self::RehearsesNothing | Self::RejoinedIsProven => &[Claim::Proven],
+            Self::DialsOnce => &[Claim::Heals],
         }
     }
 
@@ -58,7 +76,13 @@ impl Mutant {
     pub fn begins_in_step(self) -> bool {
         !matches!(
             self,
-            Self::UnknownIsNotAttempted | Self::UnknownIsWon | Self::WentBackIsLost | Self::ForgetsRecord
+            Self::UnknownIsNotAttempted
+                | Self::UnknownIsWon
+                | Self::WentBackIsLost
+                | Self::ForgetsRecord
+                | Self::ContestsUnnamed
+                | Self::RehearsesNothing
+                | Self::DialsOnce
         )
     }
 
@@ -67,6 +91,7 @@ impl Mutant {
         match self {
             Self::PassesAtSwitchover => Budget { faults: 1, requests: 1 },
             Self::ForgetsRecord | Self::NoPromise => Budget { faults: 2, requests: 0 },
+            Self::RehearsesNothing => Budget { faults: 0, requests: 0 },
             _ => Budget { faults: 1, requests: 0 },
         }
     }

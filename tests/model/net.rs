@@ -217,6 +217,7 @@ impl World {
         Some(match letter {
             Letter::Fin => {
                 if !self.nodes[n].links.contains(&conn) {
+                    self.nodes[n].dialling &= self.mutant != Some(Mutant::DialsOnce);
                     self.close(n, conn, true);
                     return None;
                 }
@@ -271,7 +272,12 @@ impl World {
         if held.is_some_and(|held| epoch != held.epoch + 1) {
             return Some(Event::PeerGone { conn, why: Gone::Lost("an epoch is missing".into()) });
         }
-        self.nodes[n].image = Some(seal);
+        let before = self.nodes[n].image.filter(|_| held.is_some());
+        let applied = match (self.mutant, before) {
+            (Some(Mutant::AppliesNothing), Some(before)) => Seal { counter: before.counter, ..seal },
+            _ => seal,
+        };
+        self.nodes[n].image = Some(applied);
         self.known.note_sealed(pairing, seal.counter);
         Some(Event::Sealed { conn, pairing, epoch, stamp })
     }
