@@ -4,12 +4,13 @@ use crate::SecuredService;
 use crate::channel::Channel;
 use crate::error::{CredentialError, TlsError};
 use crate::party::{Party, PartyKind};
-use crate::verdict::{self, Doorkeeper, Said, Visitor};
+use crate::verdict::{self, Admission, Doorkeeper, Said, Visitor};
 use parking_lot::Mutex;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
@@ -182,12 +183,12 @@ impl Credentials {
         admits: impl Fn(&Party) -> Result<(), String> + Send + Sync + 'static,
         until: Instant,
     ) -> Result<Channel, TlsError> {
-        let refused = Arc::new(Mutex::new(None));
+        let admission = Admission::new(admits);
         let own = self.current();
-        let config = own.visitor(service, Box::new(admits), &refused)?;
+        let config = own.visitor(service, admission.clone())?;
         // A name must be given; it is not sent, and the visitor compares it with nothing.
         let connection = ClientConnection::new(Arc::new(config), own.said.party.server_name())?;
-        proven(socket, connection.into(), &refused, until)
+        proven(socket, connection.into(), &admission, until)
     }
 
     /// Shakes hands as the one who was dialled, by somebody whom `admits` admits, or says why not.
@@ -198,10 +199,10 @@ impl Credentials {
         admits: impl Fn(&Party) -> Result<(), String> + Send + Sync + 'static,
         until: Instant,
     ) -> Result<Channel, TlsError> {
-        let refused = Arc::new(Mutex::new(None));
-        let config = self.current().server(service, Box::new(admits), &refused)?;
+        let admission = Admission::new(admits);
+        let config = self.current().server(service, admission.clone())?;
         let connection = ServerConnection::new(Arc::new(config))?;
-        proven(socket, connection.into(), &refused, until)
+        proven(socket, connection.into(), &admission, until)
     }
 }
 
@@ -209,11 +210,11 @@ impl Credentials {
 fn proven(
     socket: TcpStream,
     connection: Connection,
-    refused: &Mutex<Option<String>>,
+    admission: &Admission,
     until: Instant,
 ) -> Result<Channel, TlsError> {
     let shaken = shake(&socket, connection, until);
-    if let Some(why) = refused.lock().take() {
+    if let Some(why) = admission.refused() {
         return Err(TlsError::NotAdmitted(why));
     }
     let connection = shaken?;
@@ -269,11 +270,7 @@ impl Loaded {
     fn check(&self) -> Result<(), String> {
         let pair = CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &self.material.provider);
         pair.map_err(|e| format!("certificate and private key do not belong together ({e})"))?;
-        let judge = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&self.roots),
-            Arc::clone(&self.material.provider),
-        );
-        let judge = judge.build().map_err(|e| e.to_string())?;
+        let judge = self.of_clients().map_err(|e| e.to_string())?;
         // Its time is judged at the other end, and told in the status here.
         let midst =
             self.said.begins + self.said.expires.duration_since(self.said.begins).unwrap_or_default() / 2;
@@ -287,6 +284,13 @@ impl Loaded {
         }
     }
 
+    /// Takes clients with certificates of the site.
+    fn of_clients(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.material.provider));
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+        verifier.map_err(|e| rustls::Error::General(e.to_string()))
+    }
+
     fn client(&self, service: SecuredService) -> Result<ClientConfig, rustls::Error> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.material.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -297,36 +301,18 @@ impl Loaded {
         Ok(config)
     }
 
-    fn visitor(
-        &self,
-        service: SecuredService,
-        admits: Box<verdict::Admits<'static>>,
-        refused: &Arc<Mutex<Option<String>>>,
-    ) -> Result<ClientConfig, TlsError> {
-        let of_the_site = WebPkiServerVerifier::builder_with_provider(
-            Arc::clone(&self.roots),
-            Arc::clone(&self.material.provider),
-        );
-        let of_the_site = of_the_site.build().map_err(|e| rustls::Error::General(e.to_string()))?;
+    fn visitor(&self, service: SecuredService, admission: Admission) -> Result<ClientConfig, TlsError> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.material.provider));
+        let of_the_site = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+        let of_the_site = of_the_site.map_err(|e| rustls::Error::General(e.to_string()))?;
         let mut config = self.client(service)?;
-        let visitor = Visitor { of_the_site, admits, refused: Arc::clone(refused) };
-        config.dangerous().set_certificate_verifier(Arc::new(visitor));
+        config.dangerous().set_certificate_verifier(Arc::new(Visitor { of_the_site, admission }));
         config.enable_sni = false;
         Ok(config)
     }
 
-    fn server(
-        &self,
-        service: SecuredService,
-        admits: Box<verdict::Admits<'static>>,
-        refused: &Arc<Mutex<Option<String>>>,
-    ) -> Result<ServerConfig, TlsError> {
-        let of_the_site = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&self.roots),
-            Arc::clone(&self.material.provider),
-        );
-        let of_the_site = of_the_site.build().map_err(|e| rustls::Error::General(e.to_string()))?;
-        let doorkeeper = Doorkeeper { of_the_site, admits, refused: Arc::clone(refused) };
+    fn server(&self, service: SecuredService, admission: Admission) -> Result<ServerConfig, TlsError> {
+        let doorkeeper = Doorkeeper { of_the_site: self.of_clients()?, admission };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.material.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(doorkeeper))

@@ -21,6 +21,19 @@ pub enum TlsError {
     NotAdmitted(String),
 }
 
+impl TlsError {
+    /// What kind of reason it is, in a word for a metric.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "broken",
+            Self::TimedOut => "silent",
+            Self::Tls(_) => "unproven",
+            Self::NotAdmitted(_) => "unadmitted",
+        }
+    }
+}
+
 /// Why certificates and keys in files are not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {

@@ -41,15 +41,38 @@ pub fn read(certificate: &CertificateDer<'_>) -> Result<Said, String> {
     })
 }
 
-/// Whom a listener, or one who dials, takes: why not, for those whom it does not.
-pub type Admits<'a> = dyn Fn(&Party) -> Result<(), String> + Send + Sync + 'a;
+/// Whom a listener, or one who dials, takes; and of one who was not taken, why. A clone knows the same.
+#[derive(Clone)]
+pub struct Admission {
+    admits: Arc<dyn Fn(&Party) -> Result<(), String> + Send + Sync>,
+    refused: Arc<Mutex<Option<String>>>,
+}
+
+impl Admission {
+    /// Takes those whom `admits` does not say a reason against.
+    pub fn new(admits: impl Fn(&Party) -> Result<(), String> + Send + Sync + 'static) -> Self {
+        Self { admits: Arc::new(admits), refused: Arc::default() }
+    }
+
+    /// Why nobody was taken.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().take()
+    }
+
+    fn refuse(&self, why: String) -> rustls::Error {
+        *self.refused.lock() = Some(why);
+        CertificateError::ApplicationVerificationFailure.into()
+    }
+
+    fn pass(&self, party: &Party) -> Result<(), rustls::Error> {
+        (self.admits)(party).map_err(|why| self.refuse(why))
+    }
+}
 
 /// Takes a client whose certificate is one of the site's, and whom the listener admits.
 pub struct Doorkeeper {
     pub of_the_site: Arc<dyn ClientCertVerifier>,
-    pub admits: Box<Admits<'static>>,
-    /// Why the client was not admitted.
-    pub refused: Arc<Mutex<Option<String>>>,
+    pub admission: Admission,
 }
 
 impl std::fmt::Debug for Doorkeeper {
@@ -70,13 +93,9 @@ impl ClientCertVerifier for Doorkeeper {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.of_the_site.verify_client_cert(end_entity, intermediates, now)?;
-        match read(end_entity).and_then(|said| (self.admits)(&said.party)) {
-            Ok(()) => Ok(verified),
-            Err(why) => {
-                *self.refused.lock() = Some(why);
-                Err(CertificateError::ApplicationVerificationFailure.into())
-            }
-        }
+        let said = read(end_entity).map_err(|why| self.admission.refuse(why))?;
+        self.admission.pass(&said.party)?;
+        Ok(verified)
     }
 
     fn verify_tls12_signature(
@@ -105,9 +124,7 @@ impl ClientCertVerifier for Doorkeeper {
 /// Takes a listener whose certificate is one of the site's, whatever its name, and whom the one who dials admits.
 pub struct Visitor {
     pub of_the_site: Arc<dyn ServerCertVerifier>,
-    pub admits: Box<Admits<'static>>,
-    /// Why the listener was not admitted.
-    pub refused: Arc<Mutex<Option<String>>>,
+    pub admission: Admission,
 }
 
 impl std::fmt::Debug for Visitor {
@@ -125,15 +142,11 @@ impl ServerCertVerifier for Visitor {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let refuse = |why| {
-            *self.refused.lock() = Some(why);
-            rustls::Error::from(CertificateError::ApplicationVerificationFailure)
-        };
-        let party = read(end_entity).map_err(refuse)?.party;
+        let party = read(end_entity).map_err(|why| self.admission.refuse(why))?.party;
         let name = party.server_name();
         let verified =
             self.of_the_site.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)?;
-        (self.admits)(&party).map_err(refuse)?;
+        self.admission.pass(&party)?;
         Ok(verified)
     }
 
