@@ -18,7 +18,7 @@ use crate::observe::{Publisher, Sources, Telemetry, Window};
 use crate::outlet::Outlet;
 use crate::peer::{PeerPlace, Port};
 use crate::reload::{Handles, Reload};
-use crate::replica::{self, Input, Parts, StartError, TellLackBeside};
+use crate::replica::{self, Input, MakeArbiter, Parts, StartError, TellLackBeside};
 use crate::role::{Exit, NodeRecord, OnDisk, Policy, Role, Times};
 use ft_checkpoint::wire::message::Mode;
 use std::path::Path;
@@ -113,7 +113,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         let _context = runtime.enter();
         Server::bind(&config.control_socket, config.control_group.as_deref())?
     };
-    let remote = bind_remote(config, &trust, &runtime)?;
+    let remote = bind_remote(config, &trust, &telemetry, &runtime)?;
     let metrics = bind_metrics(config, &runtime)?;
     warn_of(config);
     let identity = identity(config, &host.spec)?;
@@ -179,7 +179,7 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
         contents: Errand::start("ftd-facts", move || contents.facts()).map_err(HostError::Thread)?.into_fn(),
         lacks: lack(need, &window),
         host,
-        arbiter: Box::new(move || config.arbiter(&trust)),
+        arbiter: make_arbiter(config, trust, &window),
         record_file,
         image_file,
         inputs: (inputs, received),
@@ -192,6 +192,12 @@ pub fn run(config: &Config, file: &Path, log: Log) -> Result<Exit, DaemonError> 
     await_answers(&desk);
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(exit)
+}
+
+/// Makes ways to the cell; how each of several services answers shows in the window.
+fn make_arbiter(config: Config, trust: Trust, window: &Window) -> MakeArbiter {
+    let members = window.arbiter_members().clone();
+    Box::new(move || config.arbiter_noting(&trust, &members))
 }
 
 /// An arbiter that does not answer yet is waited for.
@@ -248,13 +254,19 @@ fn serve(
 }
 
 /// Where remote operators are served, if at all.
-fn bind_remote(config: &Config, trust: &Trust, runtime: &Runtime) -> Result<Option<RemoteServer>, HostError> {
+fn bind_remote(
+    config: &Config,
+    trust: &Trust,
+    telemetry: &Arc<Telemetry>,
+    runtime: &Runtime,
+) -> Result<Option<RemoteServer>, HostError> {
     // Without a certificate the configuration is refused.
     let (Some(address), Some(credentials)) = (config.control.listen, trust.credentials()) else {
         return Ok(None);
     };
     let listen = |source| HostError::Listen { key: "control.listen", address, source };
-    let server = runtime.block_on(RemoteServer::bind(address, Arc::clone(credentials))).map_err(listen)?;
+    let bind = RemoteServer::bind(address, Arc::clone(credentials), Arc::clone(telemetry));
+    let server = runtime.block_on(bind).map_err(listen)?;
     tracing::info!("operators with a certificate are served at {}", server.address().map_err(listen)?);
     Ok(Some(server))
 }

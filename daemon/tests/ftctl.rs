@@ -120,6 +120,7 @@ impl Fixture {
                 hanging_calls: 0,
                 age_s: Some(0),
                 peer_age_s: None,
+                members: Vec::new(),
             },
             lapses: Vec::new(),
             uptime_s: 3,

@@ -156,7 +156,9 @@ fn strangers_are_turned_away_and_counted_and_the_peers_real_address_is_shown() {
         for mut stranger in strangers {
             assert_eq!(stranger.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed, and nothing is said");
         }
-        must_move(&pair.alpha, &["ftd_turned_away_total"]);
+        must_move(&pair.alpha, &["ftd_refused_connections_total"]);
+        let metrics = pair.alpha.ctl(&["metrics"]).stdout;
+        assert!(metrics.contains("service=\"replication\",reason=\"stranger\"} 100\n"), "{metrics}");
         let lines = pair.alpha.log().matches("closed a connection from 127.0.0.2").count();
         assert!((1..=5).contains(&lines), "{lines} lines about 100 strangers");
         let status = pair.alpha.wait_until(Role::Primary, State::Protected);

@@ -1,7 +1,7 @@
 //! A pair whose arbiter is three services, of which two decide.
 
 use crate::fixture::{Daemon, Pair, Traffic, World, binary};
-use ftd::control::api::{Role, State};
+use ftd::control::api::{Role, State, Status};
 use ftd::exit::DaemonExit;
 use nix::sys::signal::Signal;
 use std::net::TcpStream;
@@ -81,6 +81,29 @@ fn protected(world: &World) -> Pair {
     })
 }
 
+/// A host says which one of the three is away, that the two others are there, and what the loss of one more means.
+fn warns_of(daemon: &mut Daemon, away: usize) {
+    let told = daemon.wait_for("one service is away", |Status { arbiter, .. }| {
+        let is_as_it_is = |(nth, address): (usize, &str)| {
+            let member = arbiter.members.get(nth).filter(|member| member.address.to_string() == address);
+            member.is_some_and(|member| member.trouble.is_some() == (nth == away))
+        };
+        ADDRESSES.into_iter().enumerate().all(is_as_it_is)
+    });
+    assert!(told.arbiter.reachable, "{told:?}");
+    let (shown, metrics) = (daemon.ctl(&["status"]).stdout, daemon.ctl(&["metrics"]).stdout);
+    let warning = format!("WARNING: {}, one of 3, away for ", ADDRESSES[away]);
+    assert!(shown.contains(&warning) && shown.contains("with one more away no host takes over"), "{shown}");
+    assert_eq!(shown.matches("one of 3, away").count(), 1, "{shown}");
+    for (nth, address) in ADDRESSES.iter().enumerate() {
+        let (node, answers) = (&told.node, u8::from(nth != away));
+        let sample = format!(
+            "ftd_arbiter_member_answers{{vm=\"web\",node=\"{node}\",member=\"{address}\"}} {answers}\n"
+        );
+        assert!(metrics.contains(&sample), "{metrics}");
+    }
+}
+
 /// For some seconds it does not go on.
 fn waits(daemon: &mut Daemon) {
     daemon.wait_until(Role::Backup, State::Waiting);
@@ -113,6 +136,8 @@ fn with_one_of_three_services_lost_a_pair_stays_protected_and_survives_the_loss_
             assert_eq!(status.state, State::Protected, "{status:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
+        warns_of(&mut pair.alpha, 0);
+        warns_of(&mut pair.beta, 0);
         pair.alpha.kill();
         pair.beta.wait_until(Role::Primary, State::Solo);
         traffic.goes_on();
@@ -140,6 +165,7 @@ fn with_one_of_three_services_lost_a_pair_stays_protected_and_survives_the_loss_
         services.kill(1);
         pair.alpha = Daemon::start(world, &pair.alpha_config);
         pair.wait_protected_the_other_way_round();
+        warns_of(&mut pair.beta, 1);
         assert!(services.ctl(0, &["show", "web"]).contains("owner beta, standby alpha"));
         traffic.goes_on();
         traffic.must_have_lost_nothing();

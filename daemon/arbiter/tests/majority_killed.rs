@@ -4,19 +4,19 @@
 mod history;
 #[path = "common/process.rs"]
 mod process;
-#[path = "common/three.rs"]
-mod three;
+#[path = "common/several.rs"]
+mod several;
 
-use ft_arbiter::majority::{MajorityPace, MemberSet};
+use ft_arbiter::majority::{MajorityPace, MemberRoll, MemberSet};
 use ft_arbiter::service::{ServicePace, ServicePlace};
 use ft_arbiter::{Arbiter, Cell, MajorityArbiter, Outcome, ServiceArbiter, Trouble};
 use ft_history::{Call, last_state};
 use history::{Op, Recorder, cell};
 use nix::sys::signal::Signal;
+use several::SeveralServices;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use three::ThreeServices;
 
 fn pace() -> MajorityPace {
     let wait = Duration::from_millis(250);
@@ -30,7 +30,7 @@ fn win(arbiter: &mut MajorityArbiter, expected: Option<u64>, owner: &str) {
 
 #[test]
 fn the_loss_of_one_member_is_not_noticed_and_that_of_two_is_told() {
-    let three = ThreeServices::start();
+    let three = SeveralServices::start(3);
     let (mut alpha, mut beta) = (three.connect(pace()), three.connect(pace()));
     win(&mut alpha, None, "alpha");
     // Each away in its turn, and killed: what the two others decided is known to any two.
@@ -56,7 +56,7 @@ fn the_loss_of_one_member_is_not_noticed_and_that_of_two_is_told() {
 
 #[test]
 fn members_that_stand_still_hold_nobody_up_unless_they_are_a_majority() {
-    let three = ThreeServices::start();
+    let three = SeveralServices::start(3);
     let signal = |member: usize, signal| {
         three.members[member].lock().unwrap().as_ref().unwrap().signal(signal);
     };
@@ -87,7 +87,7 @@ fn members_that_stand_still_hold_nobody_up_unless_they_are_a_majority() {
 #[test]
 fn histories_are_linearizable_while_members_are_killed_and_stand_still() {
     const ROUNDS: u64 = 30;
-    let three = ThreeServices::start();
+    let three = SeveralServices::start(3);
     let ended = AtomicBool::new(false);
     let mut before: Option<Cell> = None;
     let (mut won, mut unknown) = (0, 0);
@@ -174,14 +174,14 @@ fn histories_are_linearizable_while_members_are_killed_and_stand_still() {
 
 #[test]
 fn a_node_with_another_list_or_with_one_member_only_is_refused_by_the_members() {
-    let three = ThreeServices::start();
+    let three = SeveralServices::start(3);
     let mut alpha = three.connect(pace());
     win(&mut alpha, None, "alpha");
     let [a, b, c] = *three.set.addresses() else { panic!("they are three") };
     let other = |addresses: &[SocketAddr]| {
         let set = MemberSet::new(addresses).unwrap();
         let places: Vec<ServicePlace> = set.addresses().iter().map(|address| (*address).into()).collect();
-        MajorityArbiter::new(set, &places, "web", pace())
+        MajorityArbiter::new(set, &places, "web", pace(), &MemberRoll::default())
     };
     let away: SocketAddr = "127.0.0.1:9".parse().unwrap();
     for mut beta in

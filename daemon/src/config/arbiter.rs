@@ -4,7 +4,7 @@ use super::tls::{MUST_BE_SAFE, is_loopback as is_loopback_ip};
 use super::validate::{BadValue, refuse, within};
 use super::{Name, services};
 use ft_arbiter::etcd::{ANSWER_LIMIT, EtcdLogin, EtcdSettings, EtcdTls};
-use ft_arbiter::majority::MajorityPace;
+use ft_arbiter::majority::{MajorityPace, MemberRoll};
 use ft_arbiter::service::{ARBITER_NAME, ServiceArbiter, ServicePace, ServicePlace};
 use ft_arbiter::{Arbiter, EtcdArbiter, FileArbiter, MajorityArbiter};
 use ft_tls::{Credentials, Protection};
@@ -204,14 +204,21 @@ impl ArbiterConfig {
         })
     }
 
-    /// A way to the cell of `vm`, with this host's credentials where it has some.
-    pub(crate) fn connect(&self, vm: &Name, credentials: Option<&Arc<Credentials>>) -> Box<dyn Arbiter> {
+    /// A way to the cell of `vm`, with this host's credentials where it has some. How each of several services answers
+    /// is noted in `roll`.
+    pub(crate) fn connect(
+        &self,
+        vm: &Name,
+        credentials: Option<&Arc<Credentials>>,
+        roll: &MemberRoll,
+    ) -> Box<dyn Arbiter> {
         let protection = match credentials {
             Some(credentials) if self.is_secured() => Protection::Tls(Arc::clone(credentials)),
             _ => Protection::None,
         };
         if let Some((set, places)) = self.several(&protection) {
-            return Box::new(MajorityArbiter::new(set, &places, vm.as_str(), MajorityPace::default()));
+            let pace = MajorityPace::default();
+            return Box::new(MajorityArbiter::new(set, &places, vm.as_str(), pace, roll));
         }
         match (self.kind, &self.endpoints, self.address) {
             (ArbiterKind::Service, _, Some(address)) => {
@@ -284,7 +291,11 @@ mod tests {
             "kind = \"etcd\"\nendpoints = [\"http://127.0.0.1:2379\", \"http://[::1]:2379\"]\n\
              user = \"ftd\"\npassword_file = \"/etc/ftd/etcd.password\"",
         );
-        let place = config.unwrap().connect(&"web".to_owned().try_into().unwrap(), None).place().to_string();
+        let place = config
+            .unwrap()
+            .connect(&"web".to_owned().try_into().unwrap(), None, &MemberRoll::default())
+            .place()
+            .to_string();
         assert_eq!(place, "etcd http://127.0.0.1:2379 http://[::1]:2379, key /ftd/web/cell");
         let one = "kind = \"etcd\"\nendpoints = [\"http://localhost:2379\"]\n";
         let cases = [

@@ -86,6 +86,7 @@ pub(super) fn told(list: &[impl Display]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ft_arbiter::majority::MemberRoll;
     use std::path::Path;
 
     fn judge(arbiter: &str) -> Result<ArbiterConfig, String> {
@@ -97,8 +98,8 @@ mod tests {
 
     #[test]
     fn the_order_of_the_addresses_does_not_matter_and_each_keeps_its_name() {
-        let place =
-            |text: &str| judge(text).unwrap().connect(&"web".to_owned().try_into().unwrap(), None).place();
+        let vm = "web".to_owned().try_into().unwrap();
+        let place = |text: &str| judge(text).unwrap().connect(&vm, None, &MemberRoll::default()).place();
         let one = place("addresses = [\"10.0.0.5:7390\", \"10.0.0.3:7390\", \"[::ffff:10.0.0.4]:7390\"]");
         let other = place("addresses = [\"10.0.0.3:7390\", \"10.0.0.4:7390\", \"10.0.0.5:7390\"]");
         assert_eq!(one, other);

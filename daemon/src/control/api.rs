@@ -11,8 +11,8 @@
 //! `console`, after whose response the connection carries raw bytes both ways.
 
 pub use crate::observe::{
-    ArbiterStatus, CopyStatus, DisksVerifyStatus, LapseStatus, NetworkStatus, PeerStatus, ReplayStatus,
-    STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status, VerifyState,
+    ArbiterStatus, CopyStatus, DisksVerifyStatus, LapseStatus, MemberStatus, NetworkStatus, PeerStatus,
+    ReplayStatus, STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status, VerifyState,
 };
 pub use crate::role::{Role, Start, State};
 

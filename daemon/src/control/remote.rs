@@ -8,6 +8,7 @@ use super::caller::Caller;
 use super::secured::{SecuredStream, keep_alive};
 use super::server::{Controlled, Session};
 use crate::limited::{Limited, unsaid};
+use crate::observe::{RefusingService, Telemetry};
 use ft_confine::ThreadKind;
 use ft_tls::{Channel, Credentials, Party, Places, SecuredService, TlsError};
 use std::io;
@@ -31,24 +32,29 @@ const STRANGER_LINES: (u32, Duration) = (5, Duration::from_secs(10));
 type Shaking = oneshot::Receiver<Result<Channel, TlsError>>;
 
 /// See the module.
-#[derive(Debug)]
 pub struct RemoteServer {
     listener: TcpListener,
     credentials: Arc<Credentials>,
     places: Arc<Places>,
     handshake: Duration,
     strangers: Limited,
+    telemetry: Arc<Telemetry>,
 }
 
 impl RemoteServer {
-    /// Listens at an address, with this host's certificate.
-    pub async fn bind(address: SocketAddr, credentials: Arc<Credentials>) -> io::Result<Self> {
+    /// Listens at an address, with this host's certificate. Who is not served is counted.
+    pub async fn bind(
+        address: SocketAddr,
+        credentials: Arc<Credentials>,
+        telemetry: Arc<Telemetry>,
+    ) -> io::Result<Self> {
         Ok(Self {
             listener: TcpListener::bind(address).await?,
             credentials,
             places: Places::new(REMOTES_MAX, REMOTES_OF_SOURCE_MAX),
             handshake: HANDSHAKE,
             strangers: Limited::new(STRANGER_LINES),
+            telemetry,
         })
     }
 
@@ -72,7 +78,7 @@ impl RemoteServer {
             let place = match this.places.take(from.ip()) {
                 Ok(place) => place,
                 Err(none) => {
-                    this.complain(from, &none);
+                    this.refused(from, "full", &none);
                     continue;
                 }
             };
@@ -87,7 +93,7 @@ impl RemoteServer {
                             tracing::debug!(%error, "remote control client gone");
                         }
                     }
-                    Err(e) => this.complain(from, &e),
+                    Err(e) => this.refused(from, e.kind(), &e),
                 }
             });
         }
@@ -124,7 +130,8 @@ impl RemoteServer {
     }
 
     /// Whoever has no certificate may try as often as he likes: few of his attempts are told.
-    fn complain(&self, from: SocketAddr, why: &dyn std::error::Error) {
+    fn refused(&self, from: SocketAddr, kind: &str, why: &dyn std::error::Error) {
+        self.telemetry.refused(RefusingService::Control, kind);
         if let Some(more) = self.strangers.pass(Instant::now()) {
             tracing::warn!("control.listen: no operator is served from {from}: {why}{}", unsaid(more));
         }

@@ -1,6 +1,6 @@
 //! The status as text for people: a block of aligned lines, or one line.
 
-use super::api::{NetworkStatus, ReplayStatus, Role, SecurityStatus, State, Status};
+use super::api::{MemberStatus, NetworkStatus, ReplayStatus, Role, SecurityStatus, State, Status};
 use crate::clock;
 use crate::observe::{
     BootStatus, Bottleneck, DisksCopyStatus, DisksStatus, DisksVerifyStatus, Percentiles, ServiceStatus,
@@ -240,6 +240,18 @@ impl Rows {
         }
     }
 
+    /// Those of several arbiters that do not answer.
+    fn members(&mut self, members: &[MemberStatus]) {
+        let (all, needed) = (members.len(), members.len() / 2 + 1);
+        let there = members.iter().filter(|member| member.trouble.is_none()).count();
+        let last = if there == needed { "; with one more away no host takes over" } else { "" };
+        for MemberStatus { address, trouble, for_s } in members {
+            let Some(trouble) = trouble else { continue };
+            let since = duration(*for_s);
+            self.add("", format!("WARNING: {address}, one of {all}, away for {since}: {trouble}{last}"));
+        }
+    }
+
     /// Peer, network and arbiter.
     fn surroundings(&mut self, status: &Status) {
         let peer = &status.peer;
@@ -272,6 +284,7 @@ impl Rows {
         if status.arbiter.hanging_calls > 0 {
             self.add("", format!("{} calls on it have never returned", status.arbiter.hanging_calls));
         }
+        self.members(&status.arbiter.members);
         self.security(&status.security);
         for lapse in &status.lapses {
             self.add("not proven", format!("for {}: {}", duration(lapse.since_s), lapse.what));

@@ -3,6 +3,7 @@
 use super::HostError;
 use crate::config::Config;
 use ft_arbiter::Arbiter;
+use ft_arbiter::majority::MemberRoll;
 use ft_tls::{Credentials, PartyKind, Protection};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -58,6 +59,12 @@ impl Config {
     /// The arbiter's cell.
     #[must_use]
     pub fn arbiter(&self, trust: &Trust) -> Box<dyn Arbiter> {
-        self.arbiter.connect(&self.vm, trust.credentials.as_ref())
+        self.arbiter_noting(trust, &MemberRoll::default())
+    }
+
+    /// The arbiter's cell; how each of several services that keep it answers is noted in `roll`.
+    #[must_use]
+    pub fn arbiter_noting(&self, trust: &Trust, roll: &MemberRoll) -> Box<dyn Arbiter> {
+        self.arbiter.connect(&self.vm, trust.credentials.as_ref(), roll)
     }
 }

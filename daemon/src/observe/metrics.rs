@@ -1,6 +1,7 @@
 //! The daemon's numbers, for `ftctl status` and for Prometheus. The replication threads add to atomic counters. Times
 //! go through sliding windows, so the percentiles shown are those of the last seconds.
 
+use super::labelled::{Counters, Gauges};
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -156,7 +157,9 @@ macro_rules! metrics {
             #[must_use]
             pub fn render(&self, vm: &str, node: &str) -> String {
                 let mut text = String::new();
-                $(write_sample(&mut text, $name, $help, $kind::TYPE, vm, node, self.$field.get());)+
+                // Names hold nothing that would need escaping in a label.
+                let common = format!("vm=\"{vm}\",node=\"{node}\"");
+                $(self.$field.write(&mut text, $name, $help, &common);)+
                 let now = Instant::now();
                 for (name, help, window) in [
                     ("ftd_pause_us", "Recent pauses of the VM for a checkpoint, in microseconds", &self.pause_us),
@@ -166,10 +169,7 @@ macro_rules! metrics {
                     let Percentiles { p50, p99 } = window.lock().percentiles(now);
                     write_head(&mut text, name, help, "gauge");
                     for (quantile, value) in [("0.5", p50), ("0.99", p99)] {
-                        let _ = writeln!(
-                            text,
-                            "{name}{{vm=\"{vm}\",node=\"{node}\",quantile=\"{quantile}\"}} {value}"
-                        );
+                        let _ = writeln!(text, "{name}{{{common},quantile=\"{quantile}\"}} {value}");
                     }
                 }
                 text
@@ -190,6 +190,8 @@ metrics! {
     peer_arbiter_age_us: Gauge "ftd_peer_arbiter_age_us" "Microseconds since the peer's arbiter answered last",
     arbiter_hangs: Gauge "ftd_arbiter_hanging_calls"
         "Calls on this node's arbiter that were left behind, and have not returned",
+    arbiter_members: Gauges "ftd_arbiter_member_answers"
+        "1 while this one of several arbiters answers this node, 0 while it does not; the label member is its address",
     certificate_expiry_s: Gauge "ftd_certificate_expiry_timestamp_seconds"
         "When this host's certificate expires, in seconds since 1970; 0 where it has none",
     is_peer_connected: Gauge "ftd_peer_connected" "1 while the peer is connected",
@@ -265,8 +267,8 @@ metrics! {
     device_refusals: Counter "ftd_device_refusals_total"
         "Rings, chains and requests of the guest's that break virtio's rules; each stops its device until a reset",
     network_troubled: Gauge "ftd_network_troubled" "1 while the VM's network is not as it should be on this host",
-    turned_away: Counter "ftd_turned_away_total"
-        "Connections to the replication port that were closed because they came from elsewhere than the peer",
+    refused_connections: Counters "ftd_refused_connections_total"
+        "Connections from other hosts that came to nothing, by service (replication, control) and reason",
     view_age_ms: Gauge "ftd_view_age_ms"
         "Milliseconds since the executor last showed its state; more than a few hundred mean that it is stuck",
     refused_calls: Counter "ftd_refused_system_calls_total"
@@ -294,8 +296,6 @@ impl Default for Metrics {
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    const TYPE: &'static str = "counter";
-
     /// Counts `n` more.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
@@ -311,6 +311,10 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    fn write(&self, text: &mut String, name: &str, help: &str, common: &str) {
+        write_sample(text, (name, help, "counter"), common, self.get());
+    }
 }
 
 /// A number that goes up and down.
@@ -318,8 +322,6 @@ impl Counter {
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
-    const TYPE: &'static str = "gauge";
-
     /// Sets it.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
@@ -330,16 +332,19 @@ impl Gauge {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    fn write(&self, text: &mut String, name: &str, help: &str, common: &str) {
+        write_sample(text, (name, help, "gauge"), common, self.get());
+    }
 }
 
-fn write_head(text: &mut String, name: &str, help: &str, kind: &str) {
+pub(super) fn write_head(text: &mut String, name: &str, help: &str, kind: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-fn write_sample(text: &mut String, name: &str, help: &str, kind: &str, vm: &str, node: &str, value: u64) {
+fn write_sample(text: &mut String, (name, help, kind): (&str, &str, &str), common: &str, value: u64) {
     write_head(text, name, help, kind);
-    // Names hold nothing that would need escaping in a label.
-    let _ = writeln!(text, "{name}{{vm=\"{vm}\",node=\"{node}\"}} {value}");
+    let _ = writeln!(text, "{name}{{{common}}} {value}");
 }
 
 #[cfg(test)]

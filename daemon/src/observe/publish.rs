@@ -5,8 +5,8 @@ use super::metrics::{Percentiles, Rate};
 use super::refusals::{self, Refusals};
 use super::service::{Declared, Holds, ServiceStatus, ServiceWatch};
 use super::status::{
-    ArbiterStatus, CopyStatus, DisksStatus, LapseStatus, NetworkStatus, PeerStatus, RehearsalStatus,
-    ReplayStatus, STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status,
+    ArbiterStatus, CopyStatus, DisksStatus, LapseStatus, MemberStatus, NetworkStatus, PeerStatus,
+    RehearsalStatus, ReplayStatus, STATUS_SCHEMA, STUCK_MS, SecurityStatus, Status,
 };
 use super::telemetry::{CheckpointParts, Telemetry};
 use super::window::Window;
@@ -118,6 +118,7 @@ fn initial_status(config: &Config) -> Status {
             hanging_calls: 0,
             age_s: None,
             peer_age_s: None,
+            members: Vec::new(),
         },
         security: SecurityStatus::default(),
         lapses: Vec::new(),
@@ -278,6 +279,7 @@ impl Publisher {
                 hanging_calls: metrics.arbiter_hangs.get(),
                 age_s: view.arbiter_at.map(age_s),
                 peer_age_s: view.peer_arbiter_at.map(age_s),
+                members: self.members(),
             },
             security: self.security(),
             lapses: view.lapses.iter().map(lapse_status).collect(),
@@ -373,6 +375,16 @@ impl Publisher {
             Lapse::Silent { node, .. } => node == self.config.node.as_str(),
             _ => false,
         })
+    }
+
+    fn members(&self) -> Vec<MemberStatus> {
+        let metrics = &self.sources.telemetry.metrics;
+        let members = self.sources.window.arbiter_members().look().into_iter().map(|member| {
+            let address = member.address.to_string();
+            metrics.arbiter_members.set(&[("member", &address)], member.trouble.is_none().into());
+            member.into()
+        });
+        members.collect()
     }
 
     fn disks(&self) -> Option<DisksStatus> {

@@ -5,6 +5,7 @@ use super::service::ServiceStatus;
 use super::telemetry::{CheckpointParts, Divergence, TakeOver};
 use crate::clock;
 use crate::role::{RehearsalView, Role, State};
+use ft_arbiter::majority::MemberStanding;
 use ft_checkpoint::wire::message::Mode;
 use ft_vm::spec::{CpuModel, EngineKind};
 use serde::{Deserialize, Serialize};
@@ -347,6 +348,27 @@ pub struct ArbiterStatus {
     /// Seconds since the peer's did.
     #[serde(default)]
     pub peer_age_s: Option<u64>,
+    /// Where several services keep the cell: how each of them answers this node.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+}
+
+/// One of several services that keep the cell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Why it gave no answer when it was asked last; null: it gave one.
+    pub trouble: Option<String>,
+    /// Seconds for which it has answered, or has not.
+    pub for_s: u64,
+}
+
+impl From<MemberStanding> for MemberStatus {
+    fn from(MemberStanding { address, trouble, since }: MemberStanding) -> Self {
+        let trouble = trouble.map(|trouble| trouble.to_string());
+        Self { address, trouble, for_s: since.elapsed().as_secs() }
+    }
 }
 
 /// How connections to other hosts are protected.

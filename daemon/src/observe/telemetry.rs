@@ -16,6 +16,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+/// Where other hosts connect.
+#[derive(Clone, Copy, Debug)]
+pub enum RefusingService {
+    /// `replication.listen`.
+    Replication,
+    /// `control.listen`.
+    Control,
+}
+
 /// The last take-over that this process did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TakeOver {
@@ -296,9 +305,13 @@ impl Telemetry {
         self.metrics.resyncs.add(1);
     }
 
-    /// A connection to the replication port came from elsewhere than the peer.
-    pub fn turned_away(&self) {
-        self.metrics.turned_away.add(1);
+    /// A connection from another host came to nothing.
+    pub fn refused(&self, service: RefusingService, reason: &str) {
+        let service = match service {
+            RefusingService::Replication => "replication",
+            RefusingService::Control => "control",
+        };
+        self.metrics.refused_connections.add(&[("service", service), ("reason", reason)]);
     }
 
     /// What the connection to the peer carries, and what keeps it from carrying more.

@@ -3,6 +3,7 @@
 use super::service::Declared;
 use crate::host::NetworkTrouble;
 use crate::role::View;
+use ft_arbiter::majority::MemberRoll;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub struct Window {
     peer_network: Mutex<Aged<Option<String>>>,
     arbiter_silent: AtomicBool,
     arbiter_hangs: Arc<AtomicU64>,
+    arbiter_members: MemberRoll,
     /// The declared service, once it is another than configured at start.
     declared: Mutex<Option<Declared>>,
 }
@@ -145,6 +147,11 @@ impl Window {
     /// Calls on the arbiter that were left behind and have not returned.
     pub fn arbiter_hangs(&self) -> &Arc<AtomicU64> {
         &self.arbiter_hangs
+    }
+
+    /// How each of several services that keep the cell answers.
+    pub fn arbiter_members(&self) -> &MemberRoll {
+        &self.arbiter_members
     }
 
     /// Whether the arbiter answered the request just made.

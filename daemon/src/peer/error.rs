@@ -51,6 +51,16 @@ impl HandshakeError {
         }
     }
 
+    /// What kind of reason it is, in a word for a metric.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tls(e) => e.kind(),
+            Self::TlsThere => "unproven",
+            Self::Frame(_) | Self::Io(_) | Self::NoPulse => "broken",
+            Self::Misfit(_) | Self::Refused(_) | Self::Declined(_) | Self::Unexpected(_) => "unfit",
+        }
+    }
+
     /// Whether somebody has spoken at the other end. Where TLS fails nobody knows who it was: it may be the peer with a
     /// certificate that has expired, and a VM is not booted anew while its state may be there.
     pub fn is_answer(&self) -> bool {

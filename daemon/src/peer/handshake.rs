@@ -12,6 +12,7 @@ use crate::config::Name;
 use crate::host::{Shortage, Unread};
 use crate::limited::{Limited, unsaid};
 use crate::nonce::random_nonce;
+use crate::observe::RefusingService;
 use crate::outlet::Outlet;
 use crate::role::ConnId;
 use ft_checkpoint::wire::handshake::{self, Agreed, Refusal, Side};
@@ -140,6 +141,7 @@ pub fn listen(
     let busy = Arc::new(AtomicUsize::new(0));
     let complaints = Arc::new(Limited::new(REFUSAL_LINES));
     let rendezvous = Arc::new(Rendezvous::default());
+    let telemetry = port.telemetry();
     std::thread::Builder::new().name("ftd-listen".into()).spawn(move || {
         loop {
             let stream = match port.accept() {
@@ -152,12 +154,14 @@ pub fn listen(
             };
             if busy.load(Ordering::Relaxed) >= HANDSHAKES_MAX {
                 tracing::debug!("too many handshakes at once: closing the newest connection");
+                telemetry.refused(RefusingService::Replication, "full");
                 continue;
             }
             busy.fetch_add(1, Ordering::Relaxed);
             let (local, ids, news, slot) =
                 (Arc::clone(&local), Arc::clone(&ids), news.clone(), BusySlot(Arc::clone(&busy)));
-            let (complaints, rendezvous) = (Arc::clone(&complaints), Arc::clone(&rendezvous));
+            let (complaints, rendezvous, telemetry) =
+                (Arc::clone(&complaints), Arc::clone(&rendezvous), Arc::clone(&telemetry));
             let spawned = std::thread::Builder::new().name("ftd-hello".into()).spawn(move || {
                 ft_confine::this_thread(ThreadKind::Link);
                 let _slot = slot;
@@ -170,6 +174,7 @@ pub fn listen(
                     Ok(Taken::Pulse | Taken::Question) => {}
                     Err(e) => {
                         if !e.is_reading() {
+                            telemetry.refused(RefusingService::Replication, e.kind());
                             complain(&complaints, from, &e);
                         }
                         if let HandshakeError::Misfit(_) | HandshakeError::Declined(_) = e {

@@ -3,7 +3,7 @@
 
 use crate::config::{Name, PeerConfig, REPLICATION_PORT};
 use crate::limited::{Limited, unsaid};
-use crate::observe::Telemetry;
+use crate::observe::{RefusingService, Telemetry};
 use ft_tls::Protection;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
@@ -105,6 +105,11 @@ impl Port {
         Ok(Self { listener, listen, peer, telemetry, strangers: Limited::new(STRANGER_LINES) })
     }
 
+    /// Where connections that come to nothing are counted.
+    pub fn telemetry(&self) -> Arc<Telemetry> {
+        Arc::clone(&self.telemetry)
+    }
+
     /// The next connection that comes from the peer's address.
     pub fn accept(&mut self) -> io::Result<TcpStream> {
         loop {
@@ -120,7 +125,7 @@ impl Port {
     }
 
     fn turn_away(&self, from: SocketAddr) {
-        self.telemetry.turned_away();
+        self.telemetry.refused(RefusingService::Replication, "stranger");
         if let Some(more) = self.strangers.pass(Instant::now()) {
             let peer = self.peer.get();
             tracing::warn!(
@@ -188,7 +193,8 @@ mod tests {
         for mut stranger in strangers {
             assert_eq!(stranger.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed, and nothing is said");
         }
-        assert_eq!(telemetry.metrics.turned_away.get(), 100);
+        let metrics = telemetry.metrics.render("web", "alpha");
+        assert!(metrics.contains("service=\"replication\",reason=\"stranger\"} 100\n"), "{metrics}");
     }
 
     #[test]

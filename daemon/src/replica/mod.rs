@@ -23,6 +23,7 @@ mod input;
 mod real;
 mod record_thread;
 
+pub use arbiter_thread::MakeArbiter;
 pub use executor::Executor;
 pub use hands::{Closing, Hands, Verification};
 pub use input::Input;

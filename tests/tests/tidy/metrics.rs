@@ -11,7 +11,7 @@ const METRICS: &str = "daemon/src/observe/metrics.rs";
 const SEEN: [&str; 2] = ["tests/e2e/metrics.rs", "tests/e2e/disks.rs"];
 /// What no pair can be brought to without harm, or without another build: each metric, the test of the counter that it
 /// shows, and how the test calls it.
-const COUNTED: [(&str, &str, &str); 20] = [
+const COUNTED: [(&str, &str, &str); 21] = [
     (
         "ftd_guest_watchdog_firings_total",
         "tests/e2e/guest.rs",
@@ -28,6 +28,7 @@ const COUNTED: [(&str, &str, &str); 20] = [
     ("ftd_disk_verified_bytes", "tests/e2e/disk_verify.rs", "\"ftd_disk_verified_bytes{\""),
     ("ftd_unknown_instructions_total", "vm/tests/machine.rs", "machine.unknown_instructions()"),
     ("ftd_throttle_permille", "daemon/src/keeper/log_cutter.rs", "throttles, [0, 0, 6, 29"),
+    ("ftd_arbiter_member_answers", "tests/e2e/services.rs", "\"ftd_arbiter_member_answers{{vm"),
     ("ftd_arbiter_hanging_calls", "daemon/src/replica/arbiter_thread.rs", "rig.left(), LEFT_MAX"),
     (
         "ftd_certificate_expiry_timestamp_seconds",
@@ -41,6 +42,8 @@ const COUNTED: [(&str, &str, &str); 20] = [
     ("ftd_scrub_mismatches_total", "tests/e2e/scrub.rs", "mismatches(&beta) > 0"),
     ("ftd_divergences_total", "tests/e2e/replay.rs", "divergences(status) > 1"),
 ];
+/// What a metric of the table can be.
+const KINDS: [&str; 4] = ["Counter", "Counters", "Gauge", "Gauges"];
 /// How a metric is written.
 const WRITES: [&str; 5] = [".set(", ".add(", ".set_total(", ".lock().record(", ".lock().absorb("];
 
@@ -61,7 +64,7 @@ fn metrics(source: &SourceFile) -> Vec<Metric> {
         };
         let of_table = text
             .split_once(": ")
-            .filter(|(_, rest)| rest.starts_with("Counter ") || rest.starts_with("Gauge "));
+            .filter(|(_, rest)| KINDS.iter().any(|kind| rest.split(' ').next() == Some(kind)));
         let field = match (of_table, text.split_once("&self.")) {
             (Some((field, _)), _) => field.trim(),
             (None, Some((_, field))) => identifier(field),

@@ -1,14 +1,14 @@
 //! A node's way to a cell that several services keep: asks them all at once, each on a thread of its own, so that one
 //! that hangs holds nobody up.
 
-use super::{Ballot, CellIntent, Finding, MemberAnswer, MemberAsk, MemberSet, Proposal, Proposer};
+use super::{
+    Ballot, CellIntent, Finding, MemberAnswer, MemberAsk, MemberRoll, MemberSet, Proposal, Proposer,
+};
 use crate::clock::since_boot;
 use crate::service::{MemberLine, NoVote, ServicePace, ServicePlace};
 use crate::{Arbiter, ArbiterError, Cell, MemberTrouble, Outcome, Place, Trouble};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -42,11 +42,8 @@ pub struct MajorityArbiter {
     id: u64,
     seen: Option<Ballot>,
     members: Vec<Sender<Job>>,
-    latest: Latest,
+    roll: MemberRoll,
 }
-
-/// What each member's last answer lacked.
-type Latest = Arc<Mutex<Vec<Option<Trouble>>>>;
 
 /// A question to a member.
 #[derive(Debug)]
@@ -66,20 +63,21 @@ struct Vote {
 }
 
 impl MajorityArbiter {
-    /// The cell of `vm` in these services, which are all members of `set`; each address is there once.
+    /// The cell of `vm` in these services, which are all members of `set`; each address is there once. How each of them
+    /// answers is noted in `roll`.
     #[must_use]
-    pub fn new(set: MemberSet, places: &[ServicePlace], vm: &str, pace: MajorityPace) -> Self {
-        let latest: Latest = Arc::new(Mutex::new(vec![None; places.len()]));
+    pub fn new(
+        set: MemberSet,
+        places: &[ServicePlace],
+        vm: &str,
+        pace: MajorityPace,
+        roll: &MemberRoll,
+    ) -> Self {
         let members = places.iter().enumerate().map(|(member, place)| {
             let (jobs, asked) = channel();
             let line = MemberLine::new(place.clone(), vm, set.clone(), pace.member);
-            let worker = Member {
-                member,
-                address: place.address,
-                line,
-                prepared: Prepared::Not,
-                latest: Arc::clone(&latest),
-            };
+            let worker =
+                Member { member, address: place.address, line, prepared: Prepared::Not, roll: roll.clone() };
             // It ends with its jobs, after the call that it is in. A member without a thread counts as one that fails.
             let spawned =
                 std::thread::Builder::new().name("ftd-member".into()).spawn(move || worker.run(&asked));
@@ -89,7 +87,7 @@ impl MajorityArbiter {
             jobs
         });
         let members = members.collect();
-        Self { set, pace, id: chance(), seen: None, members, latest }
+        Self { set, pace, id: chance(), seen: None, members, roll: roll.clone() }
     }
 
     fn error(&self, trouble: Trouble) -> ArbiterError {
@@ -98,22 +96,15 @@ impl MajorityArbiter {
 
     /// What a member has said last that no majority of others makes good: it is in another set.
     fn unlike(&self) -> Option<ArbiterError> {
-        let latest = self.latest.lock();
-        let unlike = latest.iter().enumerate().find_map(|(member, trouble)| match trouble {
-            Some(trouble @ (Trouble::OtherSet { .. } | Trouble::NoMember)) => Some((member, trouble.clone())),
+        let unlike = self.roll.look().into_iter().find_map(|member| match member.trouble {
+            Some(trouble @ (Trouble::OtherSet { .. } | Trouble::NoMember)) => Some((member.address, trouble)),
             _ => None,
         });
-        let (member, trouble) = unlike?;
-        let trouble = self.no_majority(BTreeMap::from([(member, trouble)]));
-        Some(self.error(trouble))
+        let (address, trouble) = unlike?;
+        Some(self.error(self.no_majority(vec![MemberTrouble { address, trouble: Box::new(trouble) }])))
     }
 
-    fn no_majority(&self, troubles: BTreeMap<usize, Trouble>) -> Trouble {
-        let of_member = |(member, trouble): (usize, Trouble)| MemberTrouble {
-            address: self.set.addresses()[member],
-            trouble: Box::new(trouble),
-        };
-        let members = troubles.into_iter().map(of_member).collect();
+    fn no_majority(&self, members: Vec<MemberTrouble>) -> Trouble {
         Trouble::NoMajority { needed: self.set.majority(), of: self.set.addresses().len(), members }
     }
 
@@ -143,7 +134,13 @@ impl MajorityArbiter {
                     unreachable!("{finding:?} has its trouble")
                 }
                 Ok(proposal) => next = proposal,
-                Err((finding, troubles)) => break (finding, self.no_majority(troubles)),
+                Err((finding, troubles)) => {
+                    let of_member = |(member, trouble): (usize, Trouble)| MemberTrouble {
+                        address: self.set.addresses()[member],
+                        trouble: Box::new(trouble),
+                    };
+                    break (finding, self.no_majority(troubles.into_iter().map(of_member).collect()));
+                }
             }
         };
         self.seen = proposer.seen();
@@ -251,7 +248,7 @@ struct Member {
     address: std::net::SocketAddr,
     line: MemberLine,
     prepared: Prepared,
-    latest: Latest,
+    roll: MemberRoll,
 }
 
 impl Member {
@@ -287,20 +284,8 @@ impl Member {
                 Err(NoVote { trouble, .. }) => Prepared::Failed(trouble.clone()),
             };
         }
-        self.tell(answer.as_ref().err().map(|no_vote| no_vote.trouble.clone()));
+        self.roll.note(self.address, answer.as_ref().err().map(|no_vote| no_vote.trouble.clone()));
         answer
-    }
-
-    /// Says, once, that the member is away, and that it is back: the others decide without it.
-    fn tell(&self, trouble: Option<Trouble>) {
-        let before = std::mem::replace(&mut self.latest.lock()[self.member], trouble.clone());
-        match (before, trouble) {
-            (None, Some(trouble)) => {
-                tracing::warn!("the arbiter at {}, one of several: {trouble}", self.address)
-            }
-            (Some(_), None) => tracing::info!("the arbiter at {} answers again", self.address),
-            _ => {}
-        }
     }
 }
 

@@ -8,6 +8,7 @@ mod client;
 mod members;
 mod proposer;
 mod register;
+mod roll;
 #[cfg(test)]
 mod tests;
 
@@ -16,3 +17,4 @@ pub use client::{MajorityArbiter, MajorityPace};
 pub use members::{BadMembers, MEMBERS_MAX, MemberSet};
 pub use proposer::{CellIntent, Finding, Proposal, Proposer};
 pub use register::{AcceptedCell, MemberAnswer, MemberAsk, Register, SetCell};
+pub use roll::{MemberRoll, MemberStanding};

@@ -1,7 +1,7 @@
 //! A service with a certificate: who is let in, and what each may ask.
 
 use super::*;
-use crate::majority::{MajorityArbiter, MajorityPace, MemberAsk, MemberSet};
+use crate::majority::{MajorityArbiter, MajorityPace, MemberAsk, MemberRoll, MemberSet};
 use crate::{Arbiter, Cell, CellId, Outcome, Trouble};
 use ft_tls::{CertificateSite, CredentialFiles, Credentials, Party, PartyKind, Protection, Validity};
 use std::collections::BTreeMap;
@@ -125,7 +125,7 @@ fn each_of_several_services_proves_that_it_is_the_one_of_its_name() {
         let mut places: Vec<ServicePlace> = std::iter::zip(names, addresses).map(place).collect();
         places.sort_by_key(|place| place.address);
         let pace = MajorityPace { member: pace(), whole: Duration::from_secs(20) };
-        MajorityArbiter::new(set.clone(), &places, "web", pace)
+        MajorityArbiter::new(set.clone(), &places, "web", pace, &MemberRoll::default())
     };
     assert_eq!(arbiter(names).compare_and_set(None, cell()), Outcome::Won(cell()));
     let error = arbiter(["another", "another"]).read().unwrap_err();

@@ -13,8 +13,8 @@ mod cluster;
 mod history;
 #[path = "../common/process.rs"]
 mod process;
-#[path = "../common/three.rs"]
-mod three;
+#[path = "../common/several.rs"]
+mod several;
 
 /// Runs a back end through every claim of the suite, each as a test of its own.
 macro_rules! conforms {
@@ -53,4 +53,5 @@ conforms!(file_arbiter: file::Shared::new);
 conforms!(service_arbiter: service::Served::new);
 conforms!(three_services: majority::Members::new);
 conforms!(two_of_three_services: majority::Members::two_of_three);
+conforms!(three_of_five_services: majority::Members::three_of_five);
 conforms!(etcd_arbiter: etcd::EtcdSite::new);

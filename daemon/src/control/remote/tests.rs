@@ -19,6 +19,7 @@ struct Rig {
     site: TempDir,
     address: SocketAddr,
     puppet: Arc<Puppet>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Rig {
@@ -34,11 +35,27 @@ impl Rig {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let puppet = Arc::new(Puppet::new());
         let own = credentials(site.path(), "alpha");
-        let mut server = runtime.block_on(RemoteServer::bind(([127, 0, 0, 1], 0).into(), own)).unwrap();
+        let telemetry = Arc::new(Telemetry::default());
+        let bind = RemoteServer::bind(([127, 0, 0, 1], 0).into(), own, Arc::clone(&telemetry));
+        let mut server = runtime.block_on(bind).unwrap();
         server.handshake = handshake;
         let address = server.address().unwrap();
         runtime.spawn(server.serve(Arc::clone(&puppet), runtime.handle().clone()));
-        Self { runtime, site, address, puppet }
+        Self { runtime, site, address, puppet, telemetry }
+    }
+
+    /// Waits until as many were refused for this reason.
+    fn must_count(&self, reason: &str, count: u64) {
+        let sample = format!("service=\"control\",reason=\"{reason}\"}} {count}\n");
+        let begun = Instant::now();
+        loop {
+            let metrics = self.telemetry.metrics.render("web", "alpha");
+            if metrics.contains(&sample) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "not {sample}: {metrics}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn place(&self, party: &str) -> DaemonPlace {
@@ -145,9 +162,11 @@ fn nodes_arbiters_and_strangers_are_not_served_and_told_why() {
     let rig = Rig::start();
     unproven(rig.client("beta"), "by its certificate, this one is not whom it takes there");
     unproven(rig.client("arbiter"), "the other end refuses");
+    rig.must_count("unadmitted", 2);
     let foreign = make_site();
     let stranger = DaemonPlace { credentials: credentials(foreign.path(), "ada"), ..rig.place("ada") };
     unproven(Client::connect_to(&stranger), "another certificate authority");
+    rig.must_count("unproven", 1);
     let named = |node: &str| DaemonPlace { node: Some(node.into()), ..rig.place("ada") };
     unproven(Client::connect_to(&named("beta")), "the other end is node alpha, and not node beta");
     Client::connect_to(&named("alpha")).unwrap().status().unwrap();
@@ -182,6 +201,7 @@ fn who_says_nothing_or_trickles_has_his_sources_places_and_keeps_nobody_else_out
     rig.client("ada").unwrap().status().unwrap();
     let mut beyond = rig.silent(far);
     assert_eq!(beyond.read(&mut [0; 1]).unwrap_or(0), 0, "it is closed, and nothing is said");
+    rig.must_count("full", 1);
     for stream in &mut silent {
         stream.set_nonblocking(true).unwrap();
         let waits = stream.read(&mut [0; 1]).unwrap_err().kind();
@@ -200,6 +220,7 @@ fn a_handshake_that_is_not_over_in_time_gives_its_place_back() {
         assert!(begun.elapsed() < PATIENCE, "its source has no place again");
         std::thread::sleep(Duration::from_millis(10));
     }
+    rig.must_count("silent", REMOTES_OF_SOURCE_MAX as u64);
     drop(silent);
 }
 

@@ -130,6 +130,7 @@ pub(in super::super) fn status() -> Status {
             hanging_calls: 0,
             age_s: Some(0),
             peer_age_s: None,
+            members: Vec::new(),
         },
         lapses: Vec::new(),
         uptime_s: 60,

@@ -1,8 +1,8 @@
-//! Three services, each in a process of its own, that keep cells together.
+//! Several services, each in a process of its own, that keep cells together.
 
 use crate::process::ServiceProcess;
 use ft_arbiter::MajorityArbiter;
-use ft_arbiter::majority::{MajorityPace, MemberSet};
+use ft_arbiter::majority::{MajorityPace, MemberRoll, MemberSet};
 use ft_arbiter::service::{CellStore, ServicePlace};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,28 +11,30 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The members, each of which may be away.
-pub struct ThreeServices {
+pub struct SeveralServices {
     directory: tempfile::TempDir,
     pub set: MemberSet,
-    pub members: [Mutex<Option<ServiceProcess>>; 3],
+    pub members: Vec<Mutex<Option<ServiceProcess>>>,
 }
 
-impl ThreeServices {
-    pub fn start() -> Self {
+impl SeveralServices {
+    /// So many, up to seven.
+    pub fn start(count: u8) -> Self {
         // Addresses of loopback that nobody else is given, so that a member can come back to its own.
         static MADE: AtomicU8 = AtomicU8::new(0);
         let (made, pid) = (MADE.fetch_add(1, Ordering::Relaxed), std::process::id());
         let high = 64 + made % 128;
-        let low = [1, 2, 3].map(|n| [127, high, (pid >> 6) as u8, ((pid & 0x3f) << 2) as u8 | n]);
-        let addresses: [SocketAddr; 3] = low.map(|address| (address, 7390).into());
+        let nth = |n: u8| [127, high, (pid >> 5) as u8, ((pid & 0x1f) << 3) as u8 | n];
+        let addresses: Vec<SocketAddr> = (1..=count).map(|n| (nth(n), 7390).into()).collect();
         let set = MemberSet::new(&addresses).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let three = Self { directory, set, members: Default::default() };
-        for member in 0..3 {
-            CellStore::create_member(&three.store(member), &three.set, &BTreeMap::new()).unwrap();
-            three.start_member(member);
+        let members = addresses.iter().map(|_| Mutex::default()).collect();
+        let several = Self { directory, set, members };
+        for member in 0..usize::from(count) {
+            CellStore::create_member(&several.store(member), &several.set, &BTreeMap::new()).unwrap();
+            several.start_member(member);
         }
-        three
+        several
     }
 
     pub fn store(&self, member: usize) -> PathBuf {
@@ -54,6 +56,6 @@ impl ThreeServices {
     pub fn connect(&self, pace: MajorityPace) -> MajorityArbiter {
         let places: Vec<ServicePlace> =
             self.set.addresses().iter().map(|address| (*address).into()).collect();
-        MajorityArbiter::new(self.set.clone(), &places, "web", pace)
+        MajorityArbiter::new(self.set.clone(), &places, "web", pace, &MemberRoll::default())
     }
 }
