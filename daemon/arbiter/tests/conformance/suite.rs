@@ -2,6 +2,7 @@
 
 use crate::history::{Op, Recorder, cell};
 use ft_arbiter::{Arbiter, Cell, CellId, GENERATION_MAX, Outcome, Standby, Trouble};
+use ft_history::last_state;
 
 /// Where a back end keeps one cell.
 pub trait Site: Sync {
