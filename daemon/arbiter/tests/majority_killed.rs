@@ -10,7 +10,7 @@ mod several;
 use ft_arbiter::majority::{MajorityPace, MemberRoll, MemberSet};
 use ft_arbiter::service::{ServicePace, ServicePlace};
 use ft_arbiter::{Arbiter, Cell, MajorityArbiter, Outcome, ServiceArbiter, Trouble};
-use ft_history::{Call, last_state};
+use ft_history::{TimedCall, last_state};
 use history::{Op, Recorder, cell};
 use nix::sys::signal::Signal;
 use several::SeveralServices;
@@ -154,7 +154,7 @@ fn histories_are_linearizable_while_members_are_killed_and_stand_still() {
                 }
             };
             let mut history = history;
-            history.push(Call {
+            history.push(TimedCall {
                 op: Op::Read(fixed.clone()),
                 began: u64::MAX - 2,
                 ended: Some(u64::MAX - 1),

@@ -6,7 +6,7 @@
 //! it that are. So time and memory grow with the calls, not with their square.
 //!
 //! ```
-//! use ft_history::{Answered, Call, last_state};
+//! use ft_history::{Answered, TimedCall, last_state};
 //!
 //! enum Op { Write(u64), Read(u64) }
 //! impl Answered for Op {
@@ -18,8 +18,8 @@
 //!         }
 //!     }
 //! }
-//! let write = Call { op: Op::Write(1), began: 0, ended: Some(1) };
-//! let stale = Call { op: Op::Read(0), began: 2, ended: Some(3) };
+//! let write = TimedCall { op: Op::Write(1), began: 0, ended: Some(1) };
+//! let stale = TimedCall { op: Op::Read(0), began: 2, ended: Some(3) };
 //! assert_eq!(last_state(&0, &[write, stale]), Err(1));
 //! ```
 
@@ -40,7 +40,7 @@ pub trait Answered {
 
 /// An operation, when it began, and when its answer was there.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<O> {
+pub struct TimedCall<O> {
     /// What was asked and answered.
     pub op: O,
     /// Before anybody can have heard of it, on a clock of the caller's choice.
@@ -55,7 +55,7 @@ pub struct Call<O> {
 /// # Errors
 ///
 /// The index of a call that has no place in any order: the earliest that the longest order lacks.
-pub fn last_state<O: Answered>(first: &O::State, history: &[Call<O>]) -> Result<O::State, usize> {
+pub fn last_state<O: Answered>(first: &O::State, history: &[TimedCall<O>]) -> Result<O::State, usize> {
     Search::new(history).run(first.clone())
 }
 
@@ -102,14 +102,14 @@ struct Step<S> {
 }
 
 struct Search<'a, O> {
-    history: &'a [Call<O>],
+    history: &'a [TimedCall<O>],
     /// Indices in the history, in the order of the beginnings.
     answered: Vec<usize>,
     unanswered: Vec<usize>,
 }
 
 impl<'a, O: Answered> Search<'a, O> {
-    fn new(history: &'a [Call<O>]) -> Self {
+    fn new(history: &'a [TimedCall<O>]) -> Self {
         let mut order: Vec<_> = (0..history.len()).collect();
         order.sort_by_key(|&index| history[index].began);
         let (answered, unanswered) = order.into_iter().partition(|&index| history[index].ended.is_some());

@@ -24,8 +24,8 @@ impl Answered for Op {
     }
 }
 
-fn call(began: u64, ended: u64, op: Op) -> Call<Op> {
-    Call { op, began, ended: Some(ended) }
+fn call(began: u64, ended: u64, op: Op) -> TimedCall<Op> {
+    TimedCall { op, began, ended: Some(ended) }
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_pair_whose_answers_changed_places_is_found() {
 
 #[test]
 fn what_was_not_answered_happens_late_or_never_but_not_twice_and_not_before_it_began() {
-    let open = |began, op| Call { op, began, ended: None };
+    let open = |began, op| TimedCall { op, began, ended: None };
     let history = |seen: &[u64]| {
         let mut history = vec![open(5, Write(9))];
         history.extend(seen.iter().zip(10..).map(|(value, at)| call(2 * at, 2 * at + 1, Read(*value))));
@@ -85,7 +85,7 @@ fn a_long_history_with_many_connections_is_checked_and_one_wrong_answer_in_it_fo
 }
 
 /// Every order is tried.
-fn explained_by_force(state: u64, left: &[Call<Op>]) -> bool {
+fn explained_by_force(state: u64, left: &[TimedCall<Op>]) -> bool {
     let first_end = left.iter().filter_map(|call| call.ended).min();
     let Some(first_end) = first_end else { return true };
     (0..left.len()).filter(|&next| left[next].began <= first_end).any(|next| {
@@ -98,9 +98,9 @@ fn explained_by_force(state: u64, left: &[Call<Op>]) -> bool {
 prop_compose! {
     fn any_call()(
         began in 0..12_u64, lasts in 0..6_u64, value in 0..3_u64, kind in 0..3, answered in 0..5
-    ) -> Call<Op> {
+    ) -> TimedCall<Op> {
         let op = match kind { 0 => Write(value), 1 => Read(value), _ => Add(value + 1) };
-        Call { op, began, ended: (answered > 0).then_some(began + lasts) }
+        TimedCall { op, began, ended: (answered > 0).then_some(began + lasts) }
     }
 }
 
@@ -127,7 +127,7 @@ proptest! {
             if ended.is_some() || after % 2 == 0 {
                 state = op.apply(&state).expect("it answers what it finds");
             }
-            history.push(Call { op, began: effect - before, ended });
+            history.push(TimedCall { op, began: effect - before, ended });
         }
         prop_assert!(last_state(&0, &history).is_ok());
     }

@@ -1,7 +1,7 @@
 //! Concurrent histories of a cell. A set whose answer is unknown may take effect at any time after it began, or never.
 
 use ft_arbiter::{Arbiter, ArbiterError, Cell, CellId, Outcome};
-use ft_history::{Answered, Call};
+use ft_history::{Answered, TimedCall};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -48,7 +48,7 @@ impl Op {
 #[derive(Default)]
 pub struct Recorder {
     clock: AtomicU64,
-    calls: Mutex<Vec<Call<Op>>>,
+    calls: Mutex<Vec<TimedCall<Op>>>,
 }
 
 impl Recorder {
@@ -72,7 +72,7 @@ impl Recorder {
         self.calls.lock().unwrap().len()
     }
 
-    pub fn into_history(self) -> Vec<Call<Op>> {
+    pub fn into_history(self) -> Vec<TimedCall<Op>> {
         self.calls.into_inner().unwrap()
     }
 
@@ -82,7 +82,7 @@ impl Recorder {
 
     fn note(&self, began: u64, op: Op) {
         let ended = op.is_certain().then(|| self.now());
-        self.calls.lock().unwrap().push(Call { op, began, ended });
+        self.calls.lock().unwrap().push(TimedCall { op, began, ended });
     }
 }
 
@@ -91,8 +91,8 @@ mod tests {
     use ft_arbiter::{Place, Trouble};
     use ft_history::last_state;
 
-    fn call(began: u64, ended: u64, op: Op) -> Call<Op> {
-        Call { op, began, ended: Some(ended) }
+    fn call(began: u64, ended: u64, op: Op) -> TimedCall<Op> {
+        TimedCall { op, began, ended: Some(ended) }
     }
 
     fn win(expected: Option<u64>, new: Cell) -> Op {
@@ -106,7 +106,7 @@ mod tests {
         let outcome = Outcome::Unknown(error);
         let in_doubt = || Op::Set { expected: Some(1), new: cell(2, "beta"), outcome: outcome.clone() };
         assert!(!in_doubt().is_certain());
-        let in_doubt = || Call { op: in_doubt(), began: 0, ended: None };
+        let in_doubt = || TimedCall { op: in_doubt(), began: 0, ended: None };
         let read = |began, seen| call(began, began + 1, Op::Read(seen));
         let (one, two) = (|| Some(cell(1, "alpha")), || Some(cell(2, "beta")));
         assert_eq!(last_state(&one(), &[in_doubt(), read(1, one()), read(3, two())]), Ok(two()));

@@ -1,7 +1,7 @@
 //! What was asked and answered, and the keys whose answers no order explains.
 
 use crate::kv::history::Operation;
-use ft_history::{Answered, Call, last_state};
+use ft_history::{Answered, TimedCall, last_state};
 use serde::Serialize;
 
 /// An operation on a key and its answer, if one came.
@@ -42,7 +42,7 @@ pub struct Noted {
     pub key: usize,
     pub connection: usize,
     /// Times in microseconds since the run began.
-    pub call: Call<Exchange>,
+    pub call: TimedCall<Exchange>,
 }
 
 /// A line of the history that is written.
@@ -58,7 +58,7 @@ pub struct NotedLine<'a> {
 
 impl Noted {
     pub fn line(&self) -> NotedLine<'_> {
-        let Self { key, connection, call: Call { op, began, ended } } = self;
+        let Self { key, connection, call: TimedCall { op, began, ended } } = self;
         NotedLine {
             key: *key,
             connection: *connection,
@@ -85,7 +85,7 @@ pub fn broken_keys(keys: &[Vec<Noted>]) -> Vec<BrokenKey> {
         let said: Vec<_> = noted.iter().filter(says).collect();
         let calls: Vec<_> = said.iter().map(|noted| noted.call.clone()).collect();
         let misfit = said[last_state(&None, &calls).err()?];
-        let Call { op, began, .. } = &misfit.call;
+        let TimedCall { op, began, .. } = &misfit.call;
         let answer = op.answer.as_deref().unwrap_or_default();
         let text = format!(
             "{key}: `{}` has no place after {} ms by connection {}: {}",

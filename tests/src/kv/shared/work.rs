@@ -4,7 +4,7 @@ use super::check::{Exchange, Noted};
 use super::{SharedEnd, SharedPlan, choose};
 use crate::kv::connection::{Connection, ConnectionError};
 use crate::kv::history::Operation;
-use ft_history::Call;
+use ft_history::TimedCall;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::time::{Duration, Instant};
@@ -62,14 +62,14 @@ impl<'a> Worker<'a> {
             Ok(answer) => {
                 let ended = answer.is_some().then_some(ended);
                 let op = Exchange { operation, answer };
-                self.noted.push(Noted { key, connection: self.number, call: Call { op, began, ended } });
+                self.noted.push(Noted { key, connection: self.number, call: TimedCall { op, began, ended } });
             }
             Err(error) => {
                 let op = Exchange { operation, answer: None };
                 self.noted.push(Noted {
                     key,
                     connection: self.number,
-                    call: Call { op, began, ended: None },
+                    call: TimedCall { op, began, ended: None },
                 });
                 self.error = Some(error);
             }
