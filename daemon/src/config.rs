@@ -35,6 +35,7 @@ pub use tls::{TLS_DIRECTORY, TlsConfig};
 use crate::role::{OnUplinkLoss, StartAs};
 use file::FILE_BYTES_MAX;
 use ft_checkpoint::wire::message::Mode;
+use ft_tls::{Party, PartyKind};
 use ft_vm::spec::{Boot, BusKind, CpuModel, EngineKind, FreestandingImage};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -346,7 +347,8 @@ pub struct MetricsConfig {
     pub listen: Option<SocketAddr>,
 }
 
-/// The name of a VM or a node: 1 to 32 of a-z, 0-9 and '-'.
+/// The name of a VM, a node or an arbiter, which is one that a certificate can have: 1 to 32 of a-z, 0-9 and '-', with
+/// no '-' at either end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Name(String);
@@ -369,11 +371,9 @@ impl TryFrom<String> for Name {
     type Error = ValueError;
 
     fn try_from(text: String) -> Result<Self, ValueError> {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
-            Ok(Self(text))
-        } else {
-            Err(ValueError::Name(text))
+        match Party::new(PartyKind::Node, &text) {
+            Ok(_) => Ok(Self(text)),
+            Err(_) => Err(ValueError::Name(text)),
         }
     }
 }
@@ -390,7 +390,7 @@ impl FromStr for Name {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
     /// Not the name of a VM or a node.
-    #[error("name '{0}' is not 1 to 32 of a-z, 0-9 and '-'")]
+    #[error("name '{0}' is not 1 to 32 of a-z, 0-9 and '-', with no '-' at either end")]
     Name(String),
     /// Not a MAC address.
     #[error("mac '{0}' is not of the form 52:54:00:12:34:56")]

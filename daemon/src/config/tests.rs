@@ -67,6 +67,11 @@ fn the_example_mentions_every_key() {
 fn errors_name_file_place_and_what_is_allowed() {
     let message = message(&edited("#epoch_ms = 5", "epoch_ms = 0"));
     assert_eq!(message, "/etc/ftd/web.toml: replication.epoch_ms = 0: must be 1 to 1000");
+    // No certificate can have the others either.
+    for name in ["-beta", "beta-"] {
+        let message = self::message(&edited("node = \"beta\"", &format!("node = \"{name}\"")));
+        assert!(message.contains(&format!("name '{name}' is not 1 to 32")), "{message}");
+    }
     let message = self::message(&edited("node = \"beta\"", "node = \"BETA\""));
     assert!(message.starts_with("/etc/ftd/web.toml: TOML parse error at line "), "{message}");
     assert!(message.contains("name 'BETA' is not 1 to 32 of a-z, 0-9 and '-'"), "{message}");
