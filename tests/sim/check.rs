@@ -360,6 +360,14 @@ impl World {
         }
     }
 
+    /// A node says good-bye: to a peer that hears it, or has heard why it was refused.
+    pub fn check_said(&mut self, n: usize, conn: ConnId) {
+        let exec = &self.nodes[n].exec;
+        if !exec.links.contains(&conn) && exec.refused_conn != Some(conn) {
+            self.fail(format!("unsaid: {}'s good-bye on connection {conn}, which has ended", NAMES[n]));
+        }
+    }
+
     /// A node that says protected can have shown that.
     pub fn check_proof(&mut self, n: usize) {
         let node = &self.nodes[n];

@@ -102,6 +102,7 @@ impl Hands for SimHands<'_> {
     }
 
     fn refuse(&mut self, conn: ConnId, why: String) {
+        self.world.nodes[self.n].exec.refused_conn = Some(conn);
         if self.arriving(conn) {
             self.world.send(self.n, conn, Msg::Refuse { why, permanent: false });
             self.world.close(self.n, conn, true);
@@ -200,6 +201,7 @@ impl Hands for SimHands<'_> {
                 self.world.hook(Hook::HandOver);
             }
             Message::TookOver { .. } => self.world.stats.add(Count::HandedOver),
+            Message::Bye(_) => self.world.check_said(self.n, conn),
             _ => {}
         }
         self.world.send(self.n, conn, Msg::Said(message));

@@ -214,6 +214,8 @@ pub struct Exec {
     pub arriving: Vec<(ConnId, Option<u64>)>,
     /// Connections that were welcomed or followed, and not closed since.
     pub links: Vec<ConnId>,
+    /// The last connection that was refused: its peer has heard why.
+    pub refused_conn: Option<ConnId>,
     /// What their pulses' writers are to say next.
     pub pulses: Vec<(ConnId, Outgoing)>,
     /// When anything of the peer was last taken in.

@@ -26,6 +26,8 @@ enum Step {
     Command(Command),
     /// The event that came with this connection is handled: one that the core did not take is closed.
     TurnAway(ConnId),
+    /// This node can do nothing more on this connection. The core was told, and has said why.
+    End(ConnId),
 }
 
 impl Executor {
@@ -50,6 +52,13 @@ impl Executor {
                 Ok(()) => Event::Ack { conn, epoch, stamp },
                 Err(e) => Event::AckRefused { conn, why: e.to_string() },
             },
+            Event::PeerGone { conn, why: why @ Gone::Unable(_) } => {
+                hands.unlink_pairing(conn);
+                let event = Event::PeerGone { conn, why };
+                self.handle(event, hands);
+                self.todo.push_back(Step::End(conn));
+                return;
+            }
             Event::PeerGone { conn, why } => {
                 if !hands.close(conn, Closing::Now) {
                     return;
@@ -75,6 +84,9 @@ impl Executor {
         match self.todo.pop_front() {
             Some(Step::Command(command)) => self.execute(command, hands),
             Some(Step::TurnAway(conn)) => hands.turn_away(conn),
+            Some(Step::End(conn)) => {
+                hands.close(conn, Closing::AfterQueued);
+            }
             None => match self.own.pop_front() {
                 Some(event) => self.handle(event, hands),
                 None => return false,
