@@ -378,6 +378,8 @@ impl Backup {
     fn on_offer(&mut self, core: &mut Core, conn: ConnId, epoch: u64) {
         self.hear(conn, |hearing| hearing.stream(core.now));
         let refusal = match self.hold {
+            // The cell may have been asked for the VM: it says what becomes of that.
+            _ if self.is_contesting() => return,
             _ if self.stage != Stage::Following => Some("it does not follow this primary".to_string()),
             _ if core.stop_requested => Some("it is stopping".to_string()),
             Hold::Sealed(held) if held.epoch == epoch => None,
@@ -385,7 +387,13 @@ impl Backup {
             _ => Some("it holds no complete checkpoint".to_string()),
         };
         match refusal {
-            Some(why) => core.out.push(Command::SendDecline { conn, why }),
+            Some(why) => {
+                // The primary goes on with the VM that it offered before, too.
+                if let Stage::Offered { .. } = self.stage {
+                    self.stage = Stage::Following;
+                }
+                core.out.push(Command::SendDecline { conn, why });
+            }
             None => {
                 self.stage = Stage::Offered { epoch };
                 core.out.push(Command::Load { epoch });

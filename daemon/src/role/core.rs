@@ -382,7 +382,8 @@ impl Core {
             Part::Primary(primary) => primary.on_cell(core, answer.ok().flatten()),
             Part::Backup(backup) => backup.on_cell(core, answer),
             Part::Heir(heir) => heir.on_cell(core, answer),
-            Part::Founding(_) | Part::Ended { .. } | Part::Moving => None,
+            Part::Founding(founding) => founding.on_cell(answer),
+            Part::Ended { .. } | Part::Moving => None,
         });
     }
 

@@ -108,6 +108,13 @@ impl Founding {
         Some(Next::Starting(Starting::default()))
     }
 
+    /// The answer to a question that was under way. The cell may have gone on from the one that is to be founded over:
+    /// what this node is by that is found out anew.
+    pub(super) fn on_cell(&mut self, answer: Result<Option<Cell>, String>) -> Option<Next> {
+        let found = answer.ok()?.map(|cell| (cell.id, cell.generation));
+        (found != self.expected).then(|| Next::Starting(Starting { trouble: None, wish: self.wish.take() }))
+    }
+
     pub(super) fn on_settled(&mut self, core: &mut Core, settled: Settled) -> Option<Next> {
         let wish = self.wish.take();
         match settled {

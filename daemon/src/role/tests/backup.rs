@@ -95,6 +95,21 @@ fn a_switchover_is_taken_only_when_what_is_held_is_verified() {
 }
 
 #[test]
+fn a_second_offer_is_declined_and_the_first_with_it() {
+    let mut rig = Rig::sealed();
+    let offer = || Event::SwitchoverOffered { conn: 7, epoch: 1 };
+    assert_eq!(rig.on(offer()), [Command::Load { epoch: 1 }]);
+    assert!(matches!(rig.on(offer())[..], [Command::SendDecline { conn: 7, .. }]));
+    // The primary goes on with the VM, and what was promised binds this node.
+    assert_eq!(rig.on(Event::Verified { epoch: 1 }), []);
+
+    let mut rig = Rig::sealed();
+    rig.on(offer());
+    rig.on(Event::Verified { epoch: 1 });
+    assert_eq!(rig.on(offer()), [], "it may have asked for the cell, and cannot decline any more");
+}
+
+#[test]
 fn a_peer_that_never_fits_ends_a_backup_that_holds_nothing() {
     let misfit = || Event::DialFailed { why: "another memory size".into(), permanent: true, answered: true };
     let mut rig = Rig::new("b", "a", StartAs::Backup);

@@ -130,6 +130,17 @@ fn an_owner_whose_memory_is_lost_boots_anew_only_when_nobody_shows_up_with_it() 
 }
 
 #[test]
+fn a_cell_that_went_on_while_it_was_asked_about_is_not_founded_over() {
+    let mut rig = began(cell(3, Some("a"), Some(("b", 9))));
+    rig.core.policy.boot_lost_after_us = Some(1_000_000);
+    rig.tick_after(1_000_000);
+    // The peer has taken over just now. That is recorded: nobody asks for an older generation any more.
+    let commands = rig.on(Event::CellRead(Ok(Some(cell(4, Some("b"), None)))));
+    assert_eq!(asks(&commands), None, "{commands:?}");
+    assert!(commands.contains(&Command::ReadCell), "{commands:?}");
+}
+
+#[test]
 fn an_owner_whose_machine_failed_boots_anew_after_the_delay() {
     let mut rig = Rig::solo();
     rig.core.policy.boot_lost_after_us = Some(1_000_000);
