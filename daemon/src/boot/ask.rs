@@ -2,7 +2,7 @@
 
 use super::child::COMMAND;
 use super::error::ImageBootError;
-use super::wire::{self, HearError, SECTOR_BYTES, Said};
+use super::wire::{self, ChildWord, HearError, SECTOR_BYTES};
 use crate::disks::DiskReader;
 use ft_disk::Buffer;
 use ft_image::BootEntry;
@@ -125,13 +125,13 @@ fn serve(
 ) -> Result<Result<BootEntry, String>, HearError> {
     loop {
         match wire::hear(wire, disk_bytes, file_bytes_max)? {
-            Said::Read { offset, bytes } => {
+            ChildWord::Read { offset, bytes } => {
                 let mut data = Buffer::zeroed(bytes);
                 let read = disk.read(&mut data, offset);
                 wire::answer(wire, read.map(|()| &*data))?;
             }
-            Said::Found(entry) => return Ok(Ok(*entry)),
-            Said::Failed(why) => return Ok(Err(why)),
+            ChildWord::Found(entry) => return Ok(Ok(*entry)),
+            ChildWord::Failed(why) => return Ok(Err(why)),
         }
     }
 }

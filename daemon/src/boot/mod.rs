@@ -13,6 +13,8 @@ mod ask;
 mod child;
 mod confine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod wire;
 
 pub use child::{COMMAND as IMAGE_READER_COMMAND, run as run_image_reader};

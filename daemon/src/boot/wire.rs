@@ -21,21 +21,27 @@ const NO_DATA: u8 = 0;
 
 /// What the child says next.
 #[derive(Debug, PartialEq)]
-pub(super) enum Said {
+pub enum ChildWord {
     /// It asks for so many bytes from this one on.
     Read {
+        /// Of the disk.
         offset: u64,
+        /// Whole sectors.
         bytes: usize,
     },
+    /// What is to be booted.
     Found(Box<BootEntry>),
+    /// There is nothing, and why.
     Failed(String),
 }
 
 /// Why what was said is not understood.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HearError {
+pub enum HearError {
+    /// The socket.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The child.
     #[error("{0}")]
     Nonsense(&'static str),
 }
@@ -74,7 +80,7 @@ fn put(to: &mut impl Write, content: &[u8]) -> io::Result<()> {
 }
 
 /// Daemon: what the child says next. Its files have so many bytes at most, and it may ask for what lies in the disk.
-pub(super) fn hear(from: &mut impl Read, disk_bytes: u64, file_bytes_max: u64) -> Result<Said, HearError> {
+pub fn hear(from: &mut impl Read, disk_bytes: u64, file_bytes_max: u64) -> Result<ChildWord, HearError> {
     let mut kind = [0];
     from.read_exact(&mut kind)?;
     match kind[0] {
@@ -82,7 +88,7 @@ pub(super) fn hear(from: &mut impl Read, disk_bytes: u64, file_bytes_max: u64) -
             let offset = length(from, disk_bytes)? as u64;
             let bytes = length(from, (disk_bytes - offset).min(READ_BYTES_MAX as u64))?;
             match offset.is_multiple_of(SECTOR_BYTES) && (bytes as u64).is_multiple_of(SECTOR_BYTES) {
-                true => Ok(Said::Read { offset, bytes }),
+                true => Ok(ChildWord::Read { offset, bytes }),
                 false => Err(HearError::Nonsense("it asks for a part of a sector")),
             }
         }
@@ -102,11 +108,11 @@ pub(super) fn hear(from: &mut impl Read, disk_bytes: u64, file_bytes_max: u64) -
                 version: origin.version.as_deref().map(printable),
                 initrds: origin.initrds.iter().map(|path| printable(path)).collect(),
             };
-            Ok(Said::Found(Box::new(BootEntry { kernel, initrd, cmdline, origin })))
+            Ok(ChildWord::Found(Box::new(BootEntry { kernel, initrd, cmdline, origin })))
         }
         FAILED => {
             let text = content(from, TEXT_BYTES_MAX as u64)?;
-            Ok(Said::Failed(printable(&String::from_utf8_lossy(&text))))
+            Ok(ChildWord::Failed(printable(&String::from_utf8_lossy(&text))))
         }
         _ => Err(HearError::Nonsense("a message of an unknown kind")),
     }
@@ -189,7 +195,7 @@ mod tests {
         BootEntry { kernel, initrd, cmdline, origin }
     }
 
-    fn hears(bytes: &[u8]) -> Result<Said, HearError> {
+    fn hears(bytes: &[u8]) -> Result<ChildWord, HearError> {
         hear(&mut &*bytes, DISK, MAX)
     }
 
@@ -204,7 +210,7 @@ mod tests {
             let entry = entry(kernel, initrd, cmdline);
             let mut said = Vec::new();
             say(&mut said, Ok(entry.clone())).unwrap();
-            prop_assert_eq!(hears(&said).unwrap(), Said::Found(Box::new(entry)));
+            prop_assert_eq!(hears(&said).unwrap(), ChildWord::Found(Box::new(entry)));
             prop_assert!(hears(&said[..cut.index(said.len())]).is_err());
         }
 
@@ -222,7 +228,7 @@ mod tests {
         };
         let question =
             |offset: u64, bytes: u64| [&[READ][..], &offset.to_le_bytes(), &bytes.to_le_bytes()].concat();
-        assert_eq!(hears(&question(512, 1024)).unwrap(), Said::Read { offset: 512, bytes: 1024 });
+        assert_eq!(hears(&question(512, 1024)).unwrap(), ChildWord::Read { offset: 512, bytes: 1024 });
         nonsense(&question(DISK + 512, 0), "beyond its limit");
         nonsense(&question(DISK - 512, 1024), "beyond its limit");
         nonsense(&question(0, READ_BYTES_MAX as u64 + 512), "beyond its limit");
@@ -233,6 +239,6 @@ mod tests {
         nonsense(&[9], "unknown kind");
         let mut said = Vec::new();
         say(&mut said, Err("bad\u{1b}[0m".into())).unwrap();
-        assert_eq!(hears(&said).unwrap(), Said::Failed("bad?[0m".into()));
+        assert_eq!(hears(&said).unwrap(), ChildWord::Failed("bad?[0m".into()));
     }
 }

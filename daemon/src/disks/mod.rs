@@ -25,6 +25,8 @@ mod error;
 mod executed;
 mod files;
 mod follower;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ground;
 mod images;
 mod intents;

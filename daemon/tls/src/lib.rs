@@ -11,6 +11,8 @@
 mod channel;
 mod credentials;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod party;
 mod places;
 mod site;

@@ -1,4 +1,9 @@
-//! The bytes of an input, as numbers and pieces. Where they end, zeros follow.
+//! The bytes of an input, as numbers and pieces, and as files. Where they end, zeros follow.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 /// An input that is read from its beginning on.
 pub struct FuzzInput<'a>(&'a [u8]);
@@ -64,6 +69,14 @@ pub fn put_piece(into: &mut Vec<u8>, piece: &[u8]) {
     let piece = &piece[..piece.len().min(u16::MAX.into())];
     into.extend_from_slice(&(piece.len() as u16).to_le_bytes());
     into.extend_from_slice(piece);
+}
+
+/// A file that holds this and has no name, and a path that opens it for as long as it is there.
+pub fn file(content: &[u8]) -> (File, PathBuf) {
+    let mut file = tempfile::tempfile().expect("there is room for a file");
+    file.write_all(content).expect("there is room for it");
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    (file, path)
 }
 
 /// A disk or a file, of which most is zero: pieces, each behind the place where it lies.

@@ -30,8 +30,11 @@ macro_rules! all {
 /// All of them.
 pub const TARGETS: &[FuzzTarget] = all![
     arbiter_message,
+    boot_child,
     boot_disk,
     boot_file,
+    certificate,
+    config_text,
     control_request,
     disk_journal,
     disk_maps,
@@ -39,6 +42,8 @@ pub const TARGETS: &[FuzzTarget] = all![
     guest_devices,
     machine_state,
     peer_stream,
+    protocol_core,
+    qcow2_file,
     recording_file,
     wire_frames,
 ];

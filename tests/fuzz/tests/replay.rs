@@ -88,8 +88,11 @@ macro_rules! tests {
 
 tests!(
     arbiter_message,
+    boot_child,
     boot_disk,
     boot_file,
+    certificate,
+    config_text,
     control_request,
     disk_journal,
     disk_maps,
@@ -97,6 +100,8 @@ tests!(
     guest_devices,
     machine_state,
     peer_stream,
+    protocol_core,
+    qcow2_file,
     recording_file,
     wire_frames,
 );

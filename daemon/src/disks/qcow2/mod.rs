@@ -52,14 +52,14 @@ pub enum Qcow2Error {
 }
 
 /// See the module.
-pub(super) struct Qcow2 {
+pub struct Qcow2 {
     disk: FormatAccess<imago::file::File>,
     bytes: u64,
 }
 
 impl Qcow2 {
     /// Judges an open file, all of its tables. The file stays open, and locked, as long as this is there.
-    pub(super) fn open(mut file: File) -> Result<Self, Qcow2Error> {
+    pub fn open(mut file: File) -> Result<Self, Qcow2Error> {
         let file_bytes = file.seek(SeekFrom::End(0))?;
         let header = Header::read(&file, file_bytes)?;
         audit::audit(&file, file_bytes, &header)?;
@@ -71,12 +71,12 @@ impl Qcow2 {
     }
 
     /// Bytes of the disk.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Where data begins, from this byte on, looking at so many bytes: all before it are zeroes.
-    pub(super) fn next_data(&self, offset: u64, look_at: u64) -> Result<u64, Qcow2Error> {
+    pub fn next_data(&self, offset: u64, look_at: u64) -> Result<u64, Qcow2Error> {
         let end = offset.saturating_add(look_at);
         let mut at = offset;
         while at < end {
@@ -90,7 +90,7 @@ impl Qcow2 {
     }
 
     /// Fills `into` with what the disk has from this byte on.
-    pub(super) fn read(&self, into: &mut [u8], offset: u64) -> Result<(), Qcow2Error> {
+    pub fn read(&self, into: &mut [u8], offset: u64) -> Result<(), Qcow2Error> {
         self.disk.read(into, offset).map_err(of_imago)
     }
 }
