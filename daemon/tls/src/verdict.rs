@@ -41,10 +41,13 @@ pub fn read(certificate: &CertificateDer<'_>) -> Result<Said, String> {
     })
 }
 
+/// Says a reason against whoever is not taken.
+type Admits = dyn Fn(&Party) -> Result<(), String> + Send + Sync;
+
 /// Whom a listener, or one who dials, takes; and of one who was not taken, why. A clone knows the same.
 #[derive(Clone)]
 pub struct Admission {
-    admits: Arc<dyn Fn(&Party) -> Result<(), String> + Send + Sync>,
+    admits: Arc<Admits>,
     refused: Arc<Mutex<Option<String>>>,
 }
 

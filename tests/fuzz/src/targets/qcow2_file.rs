@@ -105,7 +105,7 @@ fn made(version: u32, snapshots: bool) -> Vec<u8> {
     put(l1 as usize, l2 | 1 << 63);
     put(table as usize, block);
     put(l2 as usize, data | 1 << 63);
-    put(l2 as usize + 16, compressed + 5 | 1 << 62);
+    put(l2 as usize + 16, (compressed + 5) | (1 << 62));
     if version == 3 {
         put(l2 as usize + 24, 1);
         put(l2 as usize + 32, reserved | 1 << 63 | 1);
