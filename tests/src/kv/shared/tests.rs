@@ -90,7 +90,7 @@ fn one_stale_read_among_many_answers_is_found_and_the_history_kept() {
         let answer = pass_on(request, service);
         if request == "GET t-1" {
             reads += 1;
-            if reads == 40 {
+            if reads == 25 {
                 return first.clone();
             }
             // One that is there no more soon.
@@ -111,12 +111,13 @@ fn one_stale_read_among_many_answers_is_found_and_the_history_kept() {
 }
 
 #[test]
-fn one_acknowledged_write_that_was_lost_is_found() {
+fn acknowledged_writes_that_were_lost_are_found() {
+    // All but the first ones: an operation beside a single one might explain that nobody sees it.
     let mut writes = 0;
     let addr = behind(move |request, service| {
         let is_one = request.starts_with("SET t-1 ");
         writes += u64::from(is_one);
-        if writes == 20 && is_one { Some("OK".to_owned()) } else { pass_on(request, service) }
+        if writes > 3 && is_one { Some("OK".to_owned()) } else { pass_on(request, service) }
     });
     let summary = run_plan(&plan(addr));
     assert!(matches!(&summary.broken[..], [one] if one.starts_with("t-1: ")), "{summary:?}");
