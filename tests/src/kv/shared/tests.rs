@@ -102,7 +102,7 @@ fn stale_reads_are_found_and_the_history_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("history");
     let summary = run_plan(&SharedPlan { history: Some(path.clone()), ..plan(addr) });
-    assert!(matches!(&summary.broken[..], [one] if one.starts_with("t-1: `VALUE ")), "{summary:?}");
+    assert!(matches!(&summary.broken[..], [one] if one.starts_with("t-1: ")), "{summary:?}");
     let history = std::fs::read_to_string(path).unwrap();
     let calls: Vec<serde_json::Value> =
         history.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -124,12 +124,12 @@ fn acknowledged_writes_that_were_lost_are_found() {
 
 #[test]
 fn two_writes_that_took_effect_in_another_order_than_they_were_answered_are_found() {
-    // Now and then a write waits until the next operation on its key is over; once might be beside it.
+    // Each but the first ones waits until the next operation on its key is over; once might be beside it.
     let (mut writes, mut waiting) = (0, None::<String>);
     let addr = behind(move |request, service| {
         if request.starts_with("SET t-0 ") {
             writes += 1;
-            if writes % 3 == 0 {
+            if writes > 3 {
                 waiting = Some(request.to_owned());
                 return Some("OK".to_owned());
             }
