@@ -8,6 +8,8 @@ source "${BASH_SOURCE[0]%/*}/cleanup.sh"
 # What finds most, since states follow each other that no script thought of.
 mixed_life=fault-after-fault
 mixed_stopped=0 mixed_child=''
+# What is drawn from, and where the report goes: the caller's to say.
+mixed_scripts=() mixed_report=/dev/null
 
 # mixed_draw VARIABLE WORD...: one of these.
 mixed_draw() {
