@@ -87,8 +87,7 @@ static int failure(unsigned asked) {
         /* The thread is confined, and the C library's streams ask for more than a write. */
         char text[96];
         int length =
-            snprintf(text, sizeof text, "shim: %s fails with errno %d at %lld
-", calls[asked].name, fails, us);
+            snprintf(text, sizeof text, "shim: %s fails with errno %d at %lld\n", calls[asked].name, fails, us);
         ssize_t told = write(STDERR_FILENO, text, length);
         (void)told;
     }
