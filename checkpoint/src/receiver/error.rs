@@ -94,7 +94,7 @@ pub enum ReceiveError {
     /// A change of a disk that the machine does not change, of what is not on it, or of parts of sectors.
     #[error(
         "epoch {epoch}: a change of bytes {} to {} of disk {}, {what}",
-        .extent.bytes.start, .extent.bytes.end, .extent.disk + 1
+        .extent.bytes.start, .extent.bytes.end, u32::from(.extent.disk) + 1
     )]
     Change {
         /// The epoch, 0 in a copy.
