@@ -127,3 +127,17 @@ fn a_pair_with_a_service_for_its_arbiter_survives_the_loss_of_a_host_and_of_the_
         traffic.must_have_lost_nothing();
     });
 }
+
+#[test]
+fn a_store_that_is_a_link_is_served_where_it_lies() {
+    World::run("a_store_that_is_a_link_is_served_where_it_lies", |world| {
+        let mut service = Service::found(world);
+        service.kill();
+        let elsewhere = world.path("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::rename(&service.store, elsewhere.join("cells")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.join("cells"), &service.store).unwrap();
+        service.start_again();
+        assert_eq!(service.ctl(&["list"]), "");
+    });
+}

@@ -257,7 +257,9 @@ fn serve(config: &ServedConfig) -> DaemonExit {
 
 /// From now on it changes no file but its store, starts no program and connects to nobody. Ahead of the threads.
 fn confine(store: &Path) -> Result<(), ft_confine::RulesetError> {
-    let directory = store.parent().unwrap_or(Path::new("/"));
+    // Where the store itself is, if this is a link to it.
+    let file = store.canonicalize().unwrap_or_else(|_| store.to_owned());
+    let directory = file.parent().unwrap_or(Path::new("/"));
     if !ft_confine::serve_from(&[directory])? {
         tracing::info!("this kernel has no Landlock, which would keep it from all files but its store");
     }
