@@ -119,4 +119,12 @@ pub enum DeviceStateError {
         /// In the state.
         guest_time_ns: u64,
     },
+    /// Guest time is the engine's virtual time, and the state says two.
+    #[error("guest time of {guest_time_ns} ns, and {virtual_ns} ns by the processor's count")]
+    TwoTimes {
+        /// In the devices' state.
+        guest_time_ns: u64,
+        /// By the engine's state.
+        virtual_ns: u64,
+    },
 }

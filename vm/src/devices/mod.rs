@@ -467,7 +467,7 @@ impl Devices {
         }
         Com1::check(com1)?;
         Power::check(power)?;
-        Platform::check(platform)?;
+        self.platform.check(platform)?;
         Watchdog::check(watchdog)?;
         match (&self.rtc, rtc) {
             (None, Some(_)) => return Err(DeviceStateError::Rtc("the engine has it".into())),

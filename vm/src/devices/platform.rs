@@ -118,11 +118,19 @@ impl Platform {
         PlatformState { guest_time_ns: self.clock.now_ns() }
     }
 
-    pub(crate) fn check(state: &PlatformState) -> Result<(), DeviceStateError> {
-        if state.guest_time_ns > GUEST_TIME_MAX_NS {
-            return Err(DeviceStateError::GuestTime { guest_time_ns: state.guest_time_ns });
+    /// An engine that keeps time has taken its part of the state before.
+    pub(crate) fn check(&self, state: &PlatformState) -> Result<(), DeviceStateError> {
+        let PlatformState { guest_time_ns } = *state;
+        if guest_time_ns > GUEST_TIME_MAX_NS {
+            return Err(DeviceStateError::GuestTime { guest_time_ns });
         }
-        Ok(())
+        match &self.clock {
+            GuestClock::Engine(now_ns) if now_ns.load(Ordering::Relaxed) != guest_time_ns => {
+                let virtual_ns = now_ns.load(Ordering::Relaxed);
+                Err(DeviceStateError::TwoTimes { guest_time_ns, virtual_ns })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Guest time goes on from the captured one.

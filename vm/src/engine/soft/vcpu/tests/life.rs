@@ -115,3 +115,17 @@ fn the_time_of_day_goes_on_while_a_state_lies_on_disk_and_guest_time_does_not() 
     there.worker.resume();
     assert_eq!(clock_s(&mut there), before_s);
 }
+
+#[test]
+fn a_state_that_says_two_times_is_refused() {
+    let mut rig = hung();
+    fires(&mut rig, 1000);
+    let mut whole = rig.whole();
+    let good = whole.devices.clone();
+    whole.devices.platform.guest_time_ns += 1;
+    let mut there = Rig::empty();
+    there.worker.load(&whole.state).unwrap();
+    let error = there.devices.restore(&whole.devices).unwrap_err().to_string();
+    assert!(error.contains("by the processor's count"), "{error}");
+    there.take_over(&whole.state, &good);
+}
