@@ -205,6 +205,12 @@ steps_sum_up() {
         skipped) ((++skipped)) ;;
         esac
     done
+    # Once more, where whoever sees nothing but the end finds it.
+    for name in "${steps_names[@]}"; do
+        [[ ${steps_result[$name]:-} == failed ]] || continue
+        say_error "== $name: ${steps_note[$name]}"
+        step_failure "$steps_log_dir/$name.log" | tail -n 40 >&2
+    done
     local line="$passed passed, $failed failed"
     ((skipped == 0)) || line+=", $skipped skipped"
     printf '%s\n' "$line"
