@@ -17,6 +17,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long an image that nobody is seen to use may still be in use.
+const LEFT_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is looked at meanwhile.
+const LEFT_LOOK: Duration = Duration::from_millis(20);
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +77,15 @@ pub enum DiskImageError {
         bytes: u64,
     },
     /// Somebody else uses it.
-    #[error("disk image {}: in use by {holders}; stop it, or take another image", path.display())]
+    #[error(
+        "disk image {}: in use by {}; stop it, or take another image", path.display(),
+        holders.as_deref().unwrap_or("a process that is not to be seen from here")
+    )]
     InUse {
         /// The image.
         path: PathBuf,
-        /// By whom.
-        holders: String,
+        /// By whom, as far as the kernel shows it.
+        holders: Option<String>,
     },
     /// Where it lies nothing can be locked.
     #[error(
@@ -107,8 +116,11 @@ impl RawImage {
         let is_device = is_block_device(path)?;
         // For a block device O_EXCL says that it is neither mounted nor a part of another device, nor will be.
         let exclusive = if is_device && access == Access::Writable { libc::O_EXCL } else { 0 };
-        let (file, caching) = open_as(path, access, exclusive).map_err(not_opened(path))?;
-        lock_as(path, &file, access)?;
+        let (file, caching) = when_left(|| {
+            let (file, caching) = open_as(path, access, exclusive).map_err(not_opened(path))?;
+            lock_as(path, &file, access)?;
+            Ok((file, caching))
+        })?;
         if access == Access::Writable && !lock::loops_over(&file).is_empty() {
             return Err(in_use(path, &file));
         }
@@ -213,11 +225,14 @@ pub enum Readers {
 pub fn open_locked(path: &Path, readers: Readers) -> Result<File, DiskImageError> {
     // Judged before it is opened: opening a FIFO would wait for its writer.
     let exclusive = if is_block_device(path)? { libc::O_EXCL } else { 0 };
-    let (mut file, _) = open_as(path, Access::ReadOnly, exclusive).map_err(not_opened(path))?;
-    if readers == Readers::Many {
-        (file, _) = open_as(path, Access::ReadOnly, 0).map_err(not_opened(path))?;
-    }
-    lock_as(path, &file, Access::ReadOnly)?;
+    let file = when_left(|| {
+        let (mut file, _) = open_as(path, Access::ReadOnly, exclusive).map_err(not_opened(path))?;
+        if readers == Readers::Many {
+            (file, _) = open_as(path, Access::ReadOnly, 0).map_err(not_opened(path))?;
+        }
+        lock_as(path, &file, Access::ReadOnly)?;
+        Ok(file)
+    })?;
     match lock::is_under_a_writable_loop(&file) {
         true => Err(in_use(path, &file)),
         false => Ok(file),
@@ -254,6 +269,20 @@ fn disk_bytes(path: &Path, file: &File) -> Result<u64, DiskImageError> {
 
 fn in_use(path: &Path, file: &File) -> DiskImageError {
     DiskImageError::InUse { path: path.to_owned(), holders: lock::holders(file) }
+}
+
+/// What a process that was killed had open may be so for a moment longer, with nobody to be seen who has it: io_uring's
+/// rings are taken down behind its end. So an image in use by nobody is tried again for a while.
+fn when_left<T>(mut open: impl FnMut() -> Result<T, DiskImageError>) -> Result<T, DiskImageError> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(DiskImageError::InUse { holders: None, .. }) if begun.elapsed() < LEFT_WITHIN => {
+                std::thread::sleep(LEFT_LOOK);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// What the host's answer says of an image that it does not open. EBUSY is O_EXCL's.
@@ -337,6 +366,25 @@ mod tests {
         refused(Access::Writable);
         drop(readers);
         RawImage::open(&path, Access::Writable).unwrap();
+    }
+
+    #[test]
+    fn what_is_in_use_by_nobody_is_waited_for_and_what_somebody_uses_is_not() {
+        let in_use = |holders: Option<&str>| DiskImageError::InUse {
+            path: "image".into(),
+            holders: holders.map(ToOwned::to_owned),
+        };
+        let mut tries = 0;
+        let opened = when_left(|| {
+            tries += 1;
+            if tries < 4 { Err(in_use(None)) } else { Ok(tries) }
+        });
+        assert_eq!(opened.unwrap(), 4);
+        let error = when_left::<()>(|| Err(in_use(Some("qemu (process 7)")))).unwrap_err().to_string();
+        assert_eq!(error, "disk image image: in use by qemu (process 7); stop it, or take another image");
+        let begun = Instant::now();
+        let error = when_left::<()>(|| Err(in_use(None))).unwrap_err().to_string();
+        assert!(error.contains("not to be seen from here") && begun.elapsed() >= LEFT_WITHIN, "{error}");
     }
 
     #[test]

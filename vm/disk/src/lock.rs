@@ -84,12 +84,9 @@ fn is_locked(file: &File, byte: i64) -> io::Result<bool> {
 }
 
 /// Who has the file open, for a message. Whom the kernel does not show is not named.
-pub(crate) fn holders(file: &File) -> String {
+pub(crate) fn holders(file: &File) -> Option<String> {
     let names = who_has_open(file);
-    match names.len() {
-        0 => "a process that is not to be seen from here".into(),
-        _ => names.join(", "),
-    }
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 fn who_has_open(file: &File) -> Vec<String> {
