@@ -1,10 +1,12 @@
 //! Page arenas: memory for page copies that is taken from the kernel once, populated, and used again and again, so that
 //! a copy in the pause costs no page fault. A [`Capture`] is the result of a pause; the encoder takes it.
 
+use crate::copiers::{self, PIECE_PAGES, Piece, SHARED_PAGES_MIN};
 use crate::page::Page;
 use crate::scrub::Sample;
 use ft_ram::layout::PAGE_SIZE;
 use ft_ram::{PageIndex, RamView};
+use ft_vm::machine::IdleWork;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::num::NonZeroUsize;
@@ -152,10 +154,45 @@ impl PageArena {
     /// # Panics
     /// When a page is not one of the view's: dirty sets come from the kernel and the VMM.
     pub fn copy_pages(&mut self, view: &RamView, pages: &[PageIndex]) -> Result<(), ArenaError> {
+        // SAFETY: see `plan`; the arena is borrowed exclusively.
+        self.plan(view, pages, CHUNK_PAGES, |piece| unsafe { piece.copy() })
+    }
+
+    /// The same, with the help of others where there is much to copy: `offer` gives them the work.
+    ///
+    /// # Panics
+    /// As [`Self::copy_pages`].
+    pub fn copy_pages_with(
+        &mut self,
+        view: &RamView,
+        pages: &[PageIndex],
+        offer: impl FnOnce(IdleWork),
+    ) -> Result<(), ArenaError> {
+        if pages.len() < SHARED_PAGES_MIN {
+            return self.copy_pages(view, pages);
+        }
+        let mut pieces = Vec::with_capacity(pages.len());
+        self.plan(view, pages, PIECE_PAGES, |piece| pieces.push(piece))?;
+        // SAFETY: see `plan`; the arena is borrowed exclusively until this returns.
+        unsafe { copiers::copy(pieces, offer) };
+        Ok(())
+    }
+
+    /// Takes room for copies of guest pages, in order, and says what is to be copied: neighbours in one go, up to so
+    /// many. Each piece is of mapped pages (its first and its last are bounds-checked, the view is contiguous), goes
+    /// into one chunk, where no other goes, and guest and arena memory do not overlap. The guest's memory may change
+    /// meanwhile only where the caller did not pause it; then the bytes are whatever was there.
+    fn plan(
+        &mut self,
+        view: &RamView,
+        pages: &[PageIndex],
+        most: usize,
+        mut each: impl FnMut(Piece),
+    ) -> Result<(), ArenaError> {
         self.reserve(self.used + pages.len())?;
         let mut rest = pages;
         while let Some(&first) = rest.first() {
-            let room = CHUNK_PAGES - self.used % CHUNK_PAGES;
+            let room = most.min(CHUNK_PAGES - self.used % CHUNK_PAGES);
             let run =
                 rest.iter().take(room).zip(first..).take_while(|&(&page, expected)| page == expected).count();
             let from = view.page_ptr(first);
@@ -163,10 +200,7 @@ impl PageArena {
             debug_assert_eq!(last as usize - from as usize, (run - 1) * PAGE_SIZE);
             self.used += run;
             let to = self.pointer(self.used - run);
-            // SAFETY: the source is `run` mapped pages (first and last are bounds-checked, the view is contiguous), the
-            // destination as many pages of one chunk; guest and arena memory do not overlap. The guest's memory may
-            // change meanwhile only where the caller did not pause it; then the bytes are whatever was there.
-            unsafe { std::ptr::copy_nonoverlapping(from, to, run * PAGE_SIZE) };
+            each(Piece { from, to, bytes: run * PAGE_SIZE });
             rest = &rest[run..];
         }
         Ok(())
@@ -229,12 +263,23 @@ impl Capture {
         self.arena.clear();
         self.arena.copy_pages(view, &self.pages)
     }
+
+    /// The same, with the help of others where there is much to copy.
+    pub fn copy_pages_with(
+        &mut self,
+        view: &RamView,
+        offer: impl FnOnce(IdleWork),
+    ) -> Result<(), ArenaError> {
+        self.arena.clear();
+        self.arena.copy_pages_with(view, &self.pages, offer)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use ft_ram::GuestRam;
+    use std::sync::Arc;
 
     #[test]
     fn copies_are_those_of_the_pages_in_order_across_chunks() {
@@ -244,9 +289,21 @@ mod tests {
         }
         let mut arena = PageArena::new(4096);
         let pages: Vec<PageIndex> = (0..4096).filter(|p| p % 7 != 3).chain([5, 4095, 0]).collect();
-        for _ in 0..2 {
+        for round in 0..100 {
+            (0..arena.len()).for_each(|slot| arena.page_mut(slot).fill(0));
             arena.clear();
-            arena.copy_pages(&view, &pages).unwrap();
+            match round {
+                0 => arena.copy_pages(&view, &pages).unwrap(),
+                _ => std::thread::scope(|helpers| {
+                    let offer = |work: IdleWork| {
+                        for _ in 0..round % 4 {
+                            let work = Arc::clone(&work);
+                            helpers.spawn(move || work());
+                        }
+                    };
+                    arena.copy_pages_with(&view, &pages, offer).unwrap();
+                }),
+            }
             assert_eq!(arena.len(), pages.len());
             for (slot, &page) in pages.iter().enumerate() {
                 assert!(*arena.page(slot) == crate::bench_support::noise_page(page.into()), "slot {slot}");

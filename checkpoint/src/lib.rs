@@ -77,6 +77,7 @@ pub mod arena;
 pub mod backlog;
 pub mod bench_support;
 pub mod compare;
+mod copiers;
 pub mod copy;
 pub mod digest;
 pub mod encoder;

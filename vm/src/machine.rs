@@ -27,9 +27,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-pub use crate::engine::engine_fingerprint;
 pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, cpu_profile};
 pub use crate::engine::kvm::model::CpuLack;
+pub use crate::engine::{IdleWork, engine_fingerprint};
 pub use crate::error::{MachineError, MachineEvent};
 
 /// Types into the guest's console. Cheap to clone.
@@ -139,7 +139,8 @@ impl Machine {
             Executor::Soft(_) => 0,
         };
         self.devices.power_on_at(guest_ns);
-        let devices = self.devices.capture();
+        let mut devices = self.devices.capture();
+        devices.platform.guest_time_ns = guest_ns;
         Ok(self.apply(&engine, &devices)?)
     }
 
@@ -166,6 +167,20 @@ impl Machine {
         self.executor.engine().stop()?;
         self.running = false;
         Ok(())
+    }
+
+    /// Has the vCPUs' threads, which have nothing to do while the machine is paused, take part in this work. Returns at
+    /// once. The work is no longer offered when the machine runs again, but a thread may still be at it.
+    pub fn offer_while_parked(&mut self, work: &IdleWork) {
+        if !self.running {
+            self.executor.engine().offer(work);
+        }
+    }
+
+    /// Processor time that the busiest vCPU has taken since this was asked last, the device work on its thread
+    /// included. Zero the first time.
+    pub fn busiest(&mut self) -> Duration {
+        self.executor.engine().busiest()
     }
 
     /// Whether the vCPUs run.

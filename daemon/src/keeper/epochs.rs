@@ -5,6 +5,7 @@
 use super::copying::Copying;
 use super::error::{KeepError, ShipError};
 use super::flow::Turn;
+use super::load::Load;
 use super::log_cutter::LogCutter;
 use super::news::KeeperNews;
 use super::pairing::Pairing;
@@ -27,8 +28,12 @@ use std::time::{Duration, Instant};
 /// Without a connection, the epoch grows to this many times its length; then the guest is paused.
 const EPOCH_STRETCH: u32 = 4;
 
-/// Output ends an epoch early, but not before the epoch has lasted this many times the pause before it.
-const EARLY_PAUSES: u32 = 10;
+/// Output ends an epoch early, but not before the guest has worked this many times as long as the pause before it: that
+/// much of its work pauses may cost it.
+const EARLY_PAUSES: u64 = 10;
+
+/// Nor before the epoch has lasted this many times the pause before it, however little the guest works.
+const EARLY_PAUSES_IDLE: u64 = 2;
 
 /// A guest that stands still is asked about again after so long, whatever happens.
 const STAND_STILL_MAX: Duration = Duration::from_millis(20);
@@ -54,6 +59,7 @@ pub(super) struct Epochs {
     began: Micros,
     /// How long the pause before the epoch was.
     last_pause: Duration,
+    load: Load,
     /// Since when a frame waits for the epoch's end.
     output_since: Option<Micros>,
     /// The guest stands still.
@@ -94,6 +100,7 @@ impl Epochs {
             last_pages: RESERVE_PAGES_MIN,
             began: clock::now_us(),
             last_pause: Duration::ZERO,
+            load: Load::default(),
             output_since: None,
             paused: stands,
             starved: false,
@@ -155,7 +162,7 @@ impl Epochs {
         let due = if self.last == 0 || self.freezing {
             now
         } else {
-            due(self.began, epoch, self.last_pause, self.output_since)
+            due(self.began, epoch, self.last_pause, self.load.permille(), self.output_since)
         };
         self.pairing.with_flow(|flow| flow.turn(now, due, !self.starved))
     }
@@ -168,6 +175,9 @@ impl Epochs {
     pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if std::mem::take(&mut self.paused) {
             vm.machine.resume()?;
+            // What the processors did for the pause is not the guest's work.
+            vm.machine.busiest();
+            self.load.runs(clock::now_us());
         }
         self.pairing.with_flow(|flow| flow.runs(clock::now_us()));
         Ok(())
@@ -175,6 +185,8 @@ impl Epochs {
 
     fn stop(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if !self.paused {
+            let worked = vm.machine.busiest();
+            self.load.stops(clock::now_us(), worked);
             vm.machine.pause()?;
             self.paused = true;
             self.pairing.with_flow(|flow| flow.stops(clock::now_us()));
@@ -248,6 +260,9 @@ impl Epochs {
         }
         vm.machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
+        // The vCPUs' threads read their state out meanwhile, and help when they have.
+        capture.copy_pages_with(&vm.view, |work| vm.machine.offer_while_parked(&work))?;
+        let copied = Instant::now();
         match vm.machine.capture_as(self.pairing.state_version, &mut capture.state) {
             Err(MachineError::State(why @ StateError::NotCarried { .. })) => {
                 self.give_up(ShipError::NotCarried(why), setup);
@@ -257,12 +272,10 @@ impl Epochs {
             captured => captured?,
         }
         let captured = Instant::now();
-        capture.copy_pages(&vm.view)?;
         if setup.replay.on {
             vm.machine.start_recording()?;
             vm.machine.stop_dirty_log()?;
         }
-        let copied = Instant::now();
         if first {
             setup.output.hold();
         } else {
@@ -305,9 +318,9 @@ impl Epochs {
             pages,
             stop: stopped - started,
             harvest: harvested - stopped,
-            capture: captured - harvested,
-            copy: copied - captured,
-            resume: resumed - copied,
+            copy: copied - harvested,
+            capture: captured - copied,
+            resume: resumed - captured,
         });
         self.scrub(vm, setup);
         self.give_up_if_overloaded(stamp_us, setup);
@@ -324,12 +337,20 @@ impl Epochs {
     }
 }
 
-/// The end of an epoch that began after `last_pause`; a frame waits in it since `output_since`.
-fn due(began: Micros, epoch: Duration, last_pause: Duration, output_since: Option<Micros>) -> Micros {
+/// The end of an epoch that began after `last_pause`; the guest works `load` thousandths of its time, and a frame waits
+/// since `output_since`.
+fn due(
+    began: Micros,
+    epoch: Duration,
+    last_pause: Duration,
+    load: u64,
+    output_since: Option<Micros>,
+) -> Micros {
     let us = |duration: Duration| duration.as_micros() as u64;
     let regular = began + us(epoch);
     output_since.map_or(regular, |since| {
-        let early = (since + us(GROUP)).max(began + us(last_pause * EARLY_PAUSES));
+        let pauses_permille = (EARLY_PAUSES * load).max(EARLY_PAUSES_IDLE * 1000);
+        let early = (since + us(GROUP)).max(began + us(last_pause) * pauses_permille / 1000);
         regular.min(early)
     })
 }
@@ -341,14 +362,17 @@ mod tests {
     #[test]
     fn output_ends_an_epoch_early_but_no_sooner_than_pauses_allow_and_never_late() {
         let (began, group) = (1_000_000, GROUP.as_micros() as u64);
-        let after = |pause, output: Option<u64>| {
+        let after = |pause, load, output: Option<u64>| {
             let pause = Duration::from_micros(pause);
-            due(began, Duration::from_millis(5), pause, output.map(|at| began + at)) - began
+            due(began, Duration::from_millis(5), pause, load, output.map(|at| began + at)) - began
         };
-        assert_eq!(after(200, None), 5000, "nobody waits");
-        assert_eq!(after(200, Some(100)), 2000, "the pause was 200 us: a tenth of 2 ms");
-        assert_eq!(after(200, Some(3000)), 3000 + group, "others may share the epoch");
-        assert_eq!(after(200, Some(4990)), 5000, "it is over anyway");
-        assert_eq!(after(700, Some(100)), 5000, "expensive pauses keep their epochs");
+        assert_eq!(after(200, 1000, None), 5000, "nobody waits");
+        assert_eq!(after(200, 1000, Some(100)), 2000, "the pause was 200 us: a tenth of 2 ms");
+        assert_eq!(after(200, 1000, Some(3000)), 3000 + group, "others may share the epoch");
+        assert_eq!(after(200, 1000, Some(4990)), 5000, "it is over anyway");
+        assert_eq!(after(700, 1000, Some(100)), 5000, "expensive pauses keep their epochs");
+        assert_eq!(after(200, 500, Some(100)), 1000, "half of it is not the guest's work");
+        assert_eq!(after(200, 0, Some(100)), 400, "nothing but pauses would be no good either");
+        assert_eq!(after(20, 0, Some(100)), 100 + group);
     }
 }

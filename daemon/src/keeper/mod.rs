@@ -14,6 +14,7 @@ mod error;
 mod flow;
 mod follower;
 mod images;
+mod load;
 mod log_cutter;
 mod news;
 mod order;

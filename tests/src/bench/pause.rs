@@ -1,5 +1,5 @@
 //! The pause against the number of dirty pages: a real machine, whose guest dirties exactly that number, goes through
-//! epochs in the daemon's order (stop, harvest, capture, copy, resume). Then comes the work after the pause: encoding,
+//! epochs in the daemon's order (stop, harvest, copy, capture, resume). Then comes the work after the pause: encoding,
 //! then sending over a TCP connection until the backup's receiver has sealed it.
 
 use super::Spread;
@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Enough for 32,768 pages and the guest itself.
-const RAM_BYTES: u64 = 256 << 20;
+pub const RAM_MIB: u64 = 256;
 /// Memory for last-sent pages: all of them, as in the daemon.
 const SHADOW_BYTES: usize = 256 << 20;
 /// The guest runs at least this long, and at least for two whole rounds.
@@ -33,6 +33,8 @@ const EPOCHS_MAX: usize = 400;
 /// One line of the table; times in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PauseFigures {
+    /// The guest's memory. It has touched what it dirties, and its own.
+    pub ram_mib: u64,
     /// Pages that the guest was told to dirty.
     pub pages: u64,
     /// Pages in a checkpoint (median): those, and the guest's counter.
@@ -59,13 +61,14 @@ pub struct PauseFigures {
     pub sent_bytes: usize,
 }
 
-/// Measures with `pages` dirty pages an epoch, for about `time`.
-pub fn measure(pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
-    let (mut machine, ram, _) = machine(&spec(EngineKind::Kvm, 1, RAM_BYTES));
+/// Measures with `pages` dirty pages an epoch in a guest of `ram_mib`, for about `time`.
+pub fn measure(ram_mib: u64, pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
+    let ram_bytes = ram_mib << 20;
+    let (mut machine, ram, _) = machine(&spec(EngineKind::Kvm, 1, ram_bytes));
     boot_code(&mut machine, &sweep::code());
     sweep::set_pages(&ram, pages);
     let view = ram.view()?;
-    let (mut backup, receiving) = Backup::start()?;
+    let (mut backup, receiving) = Backup::start(ram_bytes)?;
     let mut encoder = Encoder::new(ram.pages(), SHADOW_BYTES);
     machine.start_dirty_log()?;
     FullCopy::begin(&mut encoder, 1, &view, &mut backup.writer)
@@ -92,10 +95,10 @@ pub fn measure(pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
         let stopped = Instant::now();
         machine.harvest(&mut capture.pages)?;
         let harvested = Instant::now();
+        capture.copy_pages_with(&view, |work| machine.offer_while_parked(&work))?;
+        let copied = Instant::now();
         machine.capture(&mut capture.state)?;
         let captured = Instant::now();
-        capture.copy_pages(&view)?;
-        let copied = Instant::now();
         machine.resume()?;
         let resumed = Instant::now();
         capture.epoch = epoch;
@@ -109,9 +112,9 @@ pub fn measure(pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
             resumed - started,
             stopped - started,
             harvested - stopped,
-            captured - harvested,
-            copied - captured,
-            resumed - copied,
+            captured - copied,
+            copied - harvested,
+            resumed - captured,
             encoded.stats.elapsed,
             sending.elapsed(),
         ];
@@ -133,6 +136,7 @@ pub fn measure(pages: u64, time: Duration) -> anyhow::Result<PauseFigures> {
     let [pause_us, stop_us, harvest_us, capture_us, copy_us, resume_us, encode_us, send_us] =
         times.map(|mut times| Spread::of(&mut times));
     Ok(PauseFigures {
+        ram_mib,
         pages,
         dirty_pages: median(dirty_pages),
         epochs,
@@ -154,13 +158,13 @@ struct Backup {
 }
 
 impl Backup {
-    fn start() -> anyhow::Result<(Self, JoinHandle<anyhow::Result<()>>)> {
+    fn start(ram_bytes: u64) -> anyhow::Result<(Self, JoinHandle<anyhow::Result<()>>)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let stream = TcpStream::connect(listener.local_addr()?)?;
         stream.set_nodelay(true)?;
         let (theirs, _) = listener.accept()?;
         theirs.set_nodelay(true)?;
-        let thread = std::thread::spawn(move || receive(theirs));
+        let thread = std::thread::spawn(move || receive(theirs, ram_bytes));
         Ok((Self { writer: FrameWriter::new(stream, 1, 0) }, thread))
     }
 
@@ -170,8 +174,8 @@ impl Backup {
     }
 }
 
-fn receive(stream: TcpStream) -> anyhow::Result<()> {
-    let ram = GuestRam::new(RAM_BYTES)?;
+fn receive(stream: TcpStream, ram_bytes: u64) -> anyhow::Result<()> {
+    let ram = GuestRam::new(ram_bytes)?;
     let mut receiver = Receiver::new(ram.view()?, Limits::of_memory(ram.pages()));
     let applier = receiver.applier();
     let applying = std::thread::spawn(move || applier.run());

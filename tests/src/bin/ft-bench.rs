@@ -28,6 +28,9 @@ enum What {
         /// Time for each number of pages
         #[arg(long, default_value_t = 2000)]
         ms: u64,
+        /// The guest's memory, in MiB
+        #[arg(long, default_value_t = pause::RAM_MIB, value_parser = clap::value_parser!(u64).range(pause::RAM_MIB..))]
+        ram_mib: u64,
     },
     /// Throughput of encoding and decoding
     Codec {
@@ -74,9 +77,9 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().what {
-        What::Pause { pages, ms } => {
-            pages.iter().try_for_each(|&pages| print(&pause::measure(pages, Duration::from_millis(ms))?))
-        }
+        What::Pause { pages, ms, ram_mib } => pages
+            .iter()
+            .try_for_each(|&pages| print(&pause::measure(ram_mib, pages, Duration::from_millis(ms))?)),
         What::Codec { ms } => codec::measure(Duration::from_millis(ms))?.iter().try_for_each(print),
         What::Confined { batches } => confined::measure(batches)?.iter().try_for_each(print),
         What::Tsc { ms } => print(&tsc::measure(Duration::from_millis(ms))),

@@ -22,6 +22,7 @@
 //! ```
 
 mod backing;
+mod bitmap;
 mod error;
 pub mod layout;
 mod memory;

@@ -176,14 +176,7 @@ impl GuestRam {
     /// since the last call. The caller has quiesced the device model.
     pub fn take_vmm_dirty(&self, mut each: impl FnMut(PageIndex)) {
         for region in self.memory.iter() {
-            let first = (region.file_offset().map_or(0, FileOffset::start) / PAGE_SIZE as u64) as PageIndex;
-            for (word_index, mut word) in (**region).bitmap().take().into_iter().enumerate() {
-                while word != 0 {
-                    let bit = word.trailing_zeros();
-                    word &= word - 1;
-                    each(first + word_index as PageIndex * 64 + bit);
-                }
-            }
+            (**region).bitmap().drain(&mut each);
         }
     }
 

@@ -2,22 +2,21 @@
 //! until the harvest drains it. An engine in software also gets a journal of the pages, since it keeps copies (decoded
 //! code) and must know at once.
 
+use crate::bitmap::PageBitmap;
 use crate::layout::PAGE_SIZE;
 use crate::page::PageIndex;
 use parking_lot::Mutex;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vm_memory::bitmap::{AtomicBitmap, Bitmap, RefSlice, WithBitmapSlice};
+use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
-const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).expect("a page is not empty");
 /// Entries from which on the journal is made unique before it grows further.
 const ENTRIES_MIN: usize = 1 << 16;
 
 /// Of one region.
 #[derive(Debug)]
 pub struct WrittenPages {
-    pages: AtomicBitmap,
+    pages: PageBitmap,
     /// Number of the region's first page.
     first: PageIndex,
     journal: Arc<Journal>,
@@ -27,11 +26,12 @@ impl WrittenPages {
     /// Of a region of `bytes` bytes, from `offset` on in the memfd.
     pub(crate) fn new(bytes: usize, offset: u64, journal: Arc<Journal>) -> Self {
         let first = (offset / PAGE_SIZE as u64) as PageIndex;
-        Self { pages: AtomicBitmap::new(bytes, PAGE), first, journal }
+        Self { pages: PageBitmap::new(bytes.div_ceil(PAGE_SIZE)), first, journal }
     }
 
-    pub(crate) fn take(&self) -> Vec<u64> {
-        self.pages.get_and_reset()
+    /// Forgets the pages written so far, and says which they were, in order.
+    pub(crate) fn drain(&self, mut each: impl FnMut(PageIndex)) {
+        self.pages.drain(|page| each(self.first + page as PageIndex));
     }
 }
 
@@ -41,15 +41,18 @@ impl<'a> WithBitmapSlice<'a> for WrittenPages {
 
 impl Bitmap for WrittenPages {
     fn mark_dirty(&self, offset: usize, bytes: usize) {
-        self.pages.mark_dirty(offset, bytes);
-        if bytes != 0 && self.journal.kept.load(Ordering::Relaxed) {
-            let last = offset.saturating_add(bytes - 1) / PAGE_SIZE;
-            self.journal.add((offset / PAGE_SIZE..=last).map(|page| self.first + page as PageIndex));
+        if bytes == 0 {
+            return;
+        }
+        let pages = offset / PAGE_SIZE..=offset.saturating_add(bytes - 1) / PAGE_SIZE;
+        pages.clone().for_each(|page| self.pages.set(page));
+        if self.journal.kept.load(Ordering::Relaxed) {
+            self.journal.add(pages.map(|page| self.first + page as PageIndex));
         }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        self.pages.dirty_at(offset)
+        self.pages.has(offset / PAGE_SIZE)
     }
 
     fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {

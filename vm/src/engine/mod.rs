@@ -3,12 +3,18 @@
 
 pub(crate) mod kvm;
 pub(crate) mod soft;
+mod worktime;
 
 use crate::boot::entry::Entry;
 use crate::error::MachineError;
 use crate::spec::EngineKind;
 use crate::state::{EngineState, StateError};
 use ft_ram::PageIndex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What whoever has nothing else to do can take part in, if there is still something to do.
+pub type IdleWork = Arc<dyn Fn() + Send + Sync>;
 
 /// The processors of a machine, with what surrounds them up to the devices. After its creation it is stopped.
 pub(crate) trait Engine: Send {
@@ -21,6 +27,13 @@ pub(crate) trait Engine: Send {
     /// Goes up to the guest's next instruction and no further: completes what is pending and reads the state out. The
     /// guest is stopped, and stays so.
     fn enter_once(&mut self) -> Result<(), MachineError>;
+
+    /// Has the vCPUs' threads, which have nothing to do while the guest is stopped, do this work as well. Returns at once;
+    /// a thread that comes to it late may do so at any time until the guest is let run.
+    fn offer(&mut self, work: &IdleWork);
+
+    /// Processor time that the busiest vCPU's thread has taken since this was asked last.
+    fn busiest(&mut self) -> Duration;
 
     /// The state. The guest is stopped.
     fn capture(&mut self) -> Result<EngineState, MachineError>;

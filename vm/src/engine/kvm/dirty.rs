@@ -35,8 +35,8 @@ pub(crate) struct DirtyLog {
     on: bool,
     /// One bit for each page, as KVM says now.
     log: Vec<u64>,
-    /// One bit for each page that was dirtied and not yet reported.
-    unreported: Vec<u64>,
+    /// Pages that were dirtied and not yet reported: the devices' ones, and those of a harvest that failed.
+    unreported: Vec<PageIndex>,
 }
 
 #[derive(Clone, Copy)]
@@ -68,7 +68,7 @@ impl DirtyLog {
             initially_set: flags & KVM_DIRTY_LOG_INITIALLY_SET != 0,
             on: false,
             log: vec![0; words],
-            unreported: vec![0; words],
+            unreported: Vec::new(),
         })
     }
 
@@ -81,7 +81,7 @@ impl DirtyLog {
         if self.on {
             self.stop(vm, ram)?;
         }
-        self.unreported.fill(0);
+        self.unreported.clear();
         ram.take_vmm_dirty(|_| ());
         set_slots(vm, ram, KVM_MEM_LOG_DIRTY_PAGES)?;
         self.on = true;
@@ -98,7 +98,7 @@ impl DirtyLog {
     pub(crate) fn stop(&mut self, vm: &VmFd, ram: &GuestRam) -> Result<(), KvmError> {
         set_slots(vm, ram, 0)?;
         self.on = false;
-        self.unreported.fill(0);
+        self.unreported.clear();
         Ok(())
     }
 
@@ -110,25 +110,40 @@ impl DirtyLog {
         ram: &GuestRam,
         dirty: &mut Vec<PageIndex>,
     ) -> Result<(), KvmError> {
-        let Self { unreported, .. } = self;
-        ram.take_vmm_dirty(|page| unreported[page as usize / 64] |= 1 << (page % 64));
+        ram.take_vmm_dirty(|page| self.unreported.push(page));
+        let before = dirty.len();
+        let harvested = self.harvest_slots(vm, dirty);
+        if harvested.is_err() {
+            // KVM may have forgotten them.
+            self.unreported.extend(dirty.drain(before..));
+        }
+        harvested
+    }
+
+    fn harvest_slots(&mut self, vm: &VmFd, dirty: &mut Vec<PageIndex>) -> Result<(), KvmError> {
         for slot in 0..self.slots.len() {
-            let range = self.read(vm, slot)?;
-            // From here on the pages are to be reported, whatever becomes of the clearing.
-            for (unreported, log) in self.unreported[range.clone()].iter_mut().zip(&self.log[range.clone()]) {
-                *unreported |= log;
+            let words = self.read(vm, slot)?;
+            let log = &mut self.log[words.clone()];
+            let pages = self.slots[slot].first..self.slots[slot].first + self.slots[slot].count as PageIndex;
+            for &page in self.unreported.iter().filter(|page| pages.contains(page)) {
+                log[(page - pages.start) as usize / 64] |= 1 << (page % 64);
+            }
+            // From here on they are to be reported, whatever becomes of the clearing.
+            let mut next = 0;
+            while let Some(word) = next_set(log, next) {
+                let first = pages.start + word as PageIndex * 64;
+                let mut rest = log[word];
+                while rest != 0 {
+                    dirty.push(first + rest.trailing_zeros());
+                    rest &= rest - 1;
+                }
+                next = word + 1;
             }
             if self.manual {
-                clear(vm, slot as u32, &self.log[range])?;
+                clear(vm, slot as u32, log)?;
             }
         }
-        for (index, word) in self.unreported.iter_mut().enumerate() {
-            let mut rest = std::mem::take(word);
-            while rest != 0 {
-                dirty.push(index as PageIndex * 64 + rest.trailing_zeros());
-                rest &= rest - 1;
-            }
-        }
+        self.unreported.clear();
         Ok(())
     }
 
@@ -142,6 +157,15 @@ impl DirtyLog {
             .map_err(KvmError::io("KVM_GET_DIRTY_LOG"))?;
         Ok(range)
     }
+}
+
+/// The first word from this one on that is not zero. Most are: several are looked at in one go.
+fn next_set(log: &[u64], from: usize) -> Option<usize> {
+    const AT_ONCE: usize = 16;
+    let skipped =
+        log[from..].chunks(AT_ONCE).take_while(|words| words.iter().fold(0, |any, word| any | word) == 0);
+    let at = from + skipped.count() * AT_ONCE;
+    Some(at + log.get(at..)?.iter().position(|&word| word != 0)?)
 }
 
 /// Clears what is set in `log`, in as few calls as the gaps allow.
@@ -158,7 +182,7 @@ fn clear(vm: &VmFd, slot: u32, log: &[u64]) -> Result<(), KvmError> {
 fn runs(log: &[u64]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
-        let start = at + log[at..].iter().position(|&word| word != 0)?;
+        let start = next_set(log, at)?;
         let limit = log.len().min(start + CLEAR_WORDS_MAX);
         let mut end = start + 1;
         let mut look = end;

@@ -9,7 +9,8 @@ use super::vcpu::{Surroundings, Vcpu};
 use super::vm::{self, Lines};
 use crate::boot::entry::Entry;
 use crate::devices::{Devices, IrqChip, Wiring};
-use crate::engine::Engine;
+use crate::engine::worktime::Worked;
+use crate::engine::{Engine, IdleWork};
 use crate::error::{MachineError, MachineEvent};
 use crate::spec::{CpuModel, EngineKind, MachineSpec, VCPUS_MAX};
 use crate::state::{EngineState, KvmState, StateError};
@@ -17,13 +18,17 @@ use ft_ram::{GuestRam, PageIndex};
 use kvm_ioctls::VmFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 /// The vCPUs of one machine, and what they share inside the kernel.
 pub(crate) struct KvmEngine {
     /// As of the last stop; what the vCPUs share, as of the last capture.
     state: Box<KvmState>,
     power_on: Box<KvmState>,
+    /// The vCPUs have stopped, and what they collect is not in `state` yet.
+    collecting: bool,
     dirty: DirtyLog,
+    worked: Worked,
     // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
     vcpus: Vec<Vcpu>,
     devices: Arc<Devices>,
@@ -68,7 +73,9 @@ impl KvmEngine {
         let engine = Self {
             power_on: state.clone(),
             state,
+            collecting: false,
             dirty,
+            worked: Worked::default(),
             vcpus,
             devices: Arc::clone(&devices),
             vm,
@@ -76,31 +83,46 @@ impl KvmEngine {
         };
         Ok((engine, devices))
     }
+
+    /// Waits until the vCPUs, which have stopped, have collected their states.
+    fn collect(&mut self) -> Result<(), MachineError> {
+        if std::mem::take(&mut self.collecting) {
+            self.vcpus.iter().zip(&mut self.state.vcpus).try_for_each(|(vcpu, state)| vcpu.parked(state))?;
+        }
+        Ok(())
+    }
 }
 
 impl Engine for KvmEngine {
     fn resume(&mut self) -> Result<(), MachineError> {
+        self.collect()?;
         self.vcpus.iter().for_each(Vcpu::run);
         Ok(())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
         self.vcpus.iter().for_each(Vcpu::kick);
-        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
-            vcpu.parked(state, || self.devices.interrupt_idle())?;
-        }
-        Ok(())
+        self.collecting = true;
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.stopped(|| self.devices.interrupt_idle()))
     }
 
     fn enter_once(&mut self) -> Result<(), MachineError> {
+        self.collect()?;
         self.vcpus.iter().for_each(Vcpu::enter_once);
-        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus) {
-            vcpu.parked(state, || ())?;
-        }
-        Ok(())
+        self.collecting = true;
+        self.vcpus.iter().try_for_each(|vcpu| vcpu.stopped(|| ()))
+    }
+
+    fn offer(&mut self, work: &IdleWork) {
+        self.vcpus.iter().for_each(|vcpu| vcpu.offer(Arc::clone(work)));
+    }
+
+    fn busiest(&mut self) -> Duration {
+        self.worked.busiest(self.vcpus.iter().filter_map(Vcpu::thread))
     }
 
     fn capture(&mut self) -> Result<EngineState, MachineError> {
+        self.collect()?;
         let trouble = self.vcpus.iter().enumerate().find_map(|(index, vcpu)| Some((index, vcpu.trouble()?)));
         if let Some((vcpu, trouble)) = trouble {
             return Err(trouble.error(vcpu));
@@ -117,6 +139,8 @@ impl Engine for KvmEngine {
             let (theirs, ours) = (state.vcpus.len().to_string(), self.vcpus.len().to_string());
             return Err(StateError::Spec { field: "vCPU states", theirs, ours });
         }
+        // What they collected last is not what they will have.
+        self.collecting = false;
         // One moment for all of them.
         let counter = match (self.vcpus.first(), state.vcpus.first()) {
             (Some(vcpu), Some(state)) => vcpu.host_counter(state.tsc_khz)?,

@@ -1,8 +1,8 @@
 //! One vCPU, one thread. The thread owns the vCPU's descriptor and is the only one that issues its ioctls.
 //!
 //! ```text
-//!            order Run                KVM_RUN returned EINTR, all others stopped too, state collected
-//!   Parked ─────────────> Running ───────────────────────────────────────────────────────────────────> Parked
+//!            order Run            KVM_RUN returned EINTR, and all others' too             state collected
+//!   Parked ─────────────> Running ─────────────────────────────────────────> Stopped ───────────────────> Parked
 //!     │  order Load: takes over a state, stays parked
 //!     └─ order Quit: the thread ends
 //! ```
@@ -13,7 +13,11 @@
 //! sees the flag, and the signal throws out one that is in the guest.
 //!
 //! No state is collected before the last vCPU has stopped: an interrupt that a running vCPU sends to a vCPU whose state
-//! is collected already would be lost.
+//! is collected already would be lost. From then on memory is as it will be captured, and whoever stopped the vCPUs
+//! goes on with that while their threads collect.
+//!
+//! A thread that expects the other one within a moment looks for it for a moment before it sleeps: on a machine with
+//! nothing else to do that spares the time to be woken.
 
 use super::cpuid;
 use super::error::KvmError;
@@ -22,6 +26,7 @@ use super::host::Host;
 use super::run_page::RunPage;
 use super::state::{Collector, apply, clear_host_msrs, host_counter};
 use crate::devices::{DeviceEvent, Devices};
+use crate::engine::IdleWork;
 use crate::error::{MachineError, MachineEvent};
 use crate::state::{StateError, VcpuState};
 use ft_confine::{ThreadKind, kick_signal};
@@ -29,7 +34,7 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Barrier, Once, OnceLock};
 use std::thread::JoinHandle;
@@ -41,6 +46,10 @@ const KICK_EVERY: Duration = Duration::from_millis(10);
 /// How long a vCPU may take to stop: its thread can be in a device, and the host can be busy.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a thread looks for the other before it sleeps: longer than a vCPU takes out of the guest, and than a short
+/// pause takes.
+const LOOK_FOR: Duration = Duration::from_micros(200);
+
 /// Where a vCPU is after INIT.
 const INIT_CS: u16 = 0xf000;
 const INIT_RIP: u64 = 0xfff0;
@@ -50,6 +59,8 @@ enum Phase {
     Starting,
     Parked,
     Running,
+    /// Out of the guest, as all others are; its state is being collected.
+    Stopped,
     Ended,
 }
 
@@ -59,6 +70,8 @@ enum Order {
     ReadCounter(u32),
     /// With the shift of the counters' offsets.
     Load(Box<VcpuState>, Option<u64>),
+    /// Something that others do, too.
+    Help(IdleWork),
     Quit,
 }
 
@@ -112,6 +125,8 @@ impl Trouble {
 struct Shared {
     control: Mutex<Control>,
     changed: Condvar,
+    /// Grows with every change, for those who look.
+    changes: AtomicU32,
     stop: AtomicBool,
     page: OnceLock<RunPage>,
 }
@@ -119,7 +134,49 @@ struct Shared {
 impl Shared {
     fn set_phase(&self, phase: Phase) {
         self.control.lock().phase = phase;
+        self.tell();
+    }
+
+    /// Something has changed.
+    fn tell(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_all();
+    }
+
+    /// Waits until there is something; looks for it before it sleeps.
+    fn wait_for<R>(&self, mut something: impl FnMut(&mut Control) -> Option<R>) -> R {
+        let begun = Instant::now();
+        loop {
+            let seen = self.changes.load(Ordering::SeqCst);
+            let mut control = self.control.lock();
+            if let Some(found) = something(&mut control) {
+                return found;
+            }
+            if begun.elapsed() >= LOOK_FOR {
+                self.changed.wait(&mut control);
+                continue;
+            }
+            drop(control);
+            self.look(seen, begun + LOOK_FOR);
+        }
+    }
+
+    /// Looks, before it sleeps, for a vCPU that is about to stop.
+    fn look_while_running(&self, until: Instant) {
+        loop {
+            let seen = self.changes.load(Ordering::SeqCst);
+            if self.control.lock().phase != Phase::Running || Instant::now() >= until {
+                return;
+            }
+            self.look(seen, until);
+        }
+    }
+
+    /// Until something has changed or the time is over.
+    fn look(&self, seen: u32, until: Instant) {
+        while self.changes.load(Ordering::SeqCst) == seen && Instant::now() < until {
+            std::hint::spin_loop();
+        }
     }
 }
 
@@ -165,6 +222,7 @@ impl Vcpu {
                 trouble: None,
             }),
             changed: Condvar::new(),
+            changes: AtomicU32::new(0),
             stop: AtomicBool::new(false),
             page: OnceLock::new(),
         });
@@ -214,7 +272,7 @@ impl Vcpu {
             }
             control.phase = Phase::Running;
             control.order = Some(Order::Run);
-            self.shared.changed.notify_all();
+            self.shared.tell();
         }
     }
 
@@ -224,7 +282,7 @@ impl Vcpu {
             // Under the lock, so that a thread that waits for this misses neither the flag nor the notice.
             let _control = self.shared.control.lock();
             self.shared.stop.store(true, Ordering::SeqCst);
-            self.shared.changed.notify_all();
+            self.shared.tell();
         }
         if let Some(page) = self.shared.page.get() {
             page.set_immediate_exit(true);
@@ -235,28 +293,59 @@ impl Vcpu {
         }
     }
 
-    /// Waits for a vCPU that was kicked, kicking again (with `again` called each time), until it is parked. Its
-    /// collected state is swapped with `state`.
-    pub(crate) fn parked(&self, state: &mut VcpuState, mut again: impl FnMut()) -> Result<(), MachineError> {
+    /// Offers work to its thread while it is parked, or about to be.
+    pub(crate) fn offer(&self, work: IdleWork) {
+        let mut control = self.shared.control.lock();
+        if matches!(control.phase, Phase::Stopped | Phase::Parked) && control.order.is_none() {
+            control.order = Some(Order::Help(work));
+            self.shared.tell();
+        }
+    }
+
+    /// Its thread.
+    pub(crate) fn thread(&self) -> Option<&JoinHandle<()>> {
+        self.thread.as_ref()
+    }
+
+    /// Waits until a vCPU that was kicked has stopped, and all others with it; kicks again, with `again` called each
+    /// time.
+    pub(crate) fn stopped(&self, mut again: impl FnMut()) -> Result<(), MachineError> {
         let begun = Instant::now();
+        self.shared.look_while_running(begun + LOOK_FOR);
         let mut control = self.shared.control.lock();
         while control.phase == Phase::Running {
             if !self.shared.changed.wait_for(&mut control, KICK_EVERY).timed_out() {
                 continue;
             }
             if begun.elapsed() > STOP_WITHIN {
-                return Err(MachineError::Unresponsive { vcpu: self.index, waited: begun.elapsed() });
+                return Err(self.unresponsive(begun));
             }
             MutexGuard::unlocked(&mut control, || {
                 again();
                 self.kick();
             });
         }
-        let Control { phase: Phase::Parked, state: Some(collected), .. } = &mut *control else {
-            return Err(MachineError::Unresponsive { vcpu: self.index, waited: begun.elapsed() });
-        };
-        std::mem::swap(collected, state);
-        Ok(())
+        match control.phase {
+            Phase::Stopped | Phase::Parked => Ok(()),
+            _ => Err(self.unresponsive(begun)),
+        }
+    }
+
+    /// Waits until a vCPU that has stopped is parked. Its collected state is swapped with `state`.
+    pub(crate) fn parked(&self, state: &mut VcpuState) -> Result<(), MachineError> {
+        let begun = Instant::now();
+        self.shared.wait_for(|control| match control {
+            Control { phase: Phase::Stopped, .. } => None,
+            Control { phase: Phase::Parked, state: Some(collected), .. } => {
+                std::mem::swap(collected, state);
+                Some(Ok(()))
+            }
+            _ => Some(Err(self.unresponsive(begun))),
+        })
+    }
+
+    fn unresponsive(&self, since: Instant) -> MachineError {
+        MachineError::Unresponsive { vcpu: self.index, waited: since.elapsed() }
     }
 
     /// Why the state that was collected last is not one to go on from, if it is not.
@@ -271,7 +360,7 @@ impl Vcpu {
             let mut control = self.shared.control.lock();
             control.counter = None;
             control.order = Some(Order::ReadCounter(tsc_khz));
-            self.shared.changed.notify_all();
+            self.shared.tell();
         }
         let mut control = self.wait(|control| control.counter.is_some() || control.phase == Phase::Ended);
         control.counter.take().unwrap_or(Err(StateError::Gone { vcpu: self.index }))
@@ -282,7 +371,7 @@ impl Vcpu {
         let mut control = self.shared.control.lock();
         control.loaded = None;
         control.order = Some(Order::Load(Box::new(state), offset_shift));
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 
     /// Waits for [`Self::load`].
@@ -294,7 +383,7 @@ impl Vcpu {
     /// Tells the thread to end as soon as it is parked.
     fn quit(&self) {
         self.shared.control.lock().order = Some(Order::Quit);
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 }
 
@@ -323,18 +412,11 @@ fn thread_main(index: usize, count: usize, around: Surroundings, shared: &Shared
         }
     };
     loop {
-        let order = {
-            let mut control = shared.control.lock();
-            loop {
-                match control.order.take() {
-                    Some(order) => break order,
-                    None => shared.changed.wait(&mut control),
-                }
-            }
-        };
-        match order {
+        match shared.wait_for(|control| control.order.take()) {
             Order::Run => runner.run_until_stopped(),
             Order::ReadCounter(tsc_khz) => runner.read_counter(tsc_khz),
+            // What goes wrong in it is the business of whoever does the rest.
+            Order::Help(work) => drop(catch_unwind(AssertUnwindSafe(|| work()))),
             Order::Load(state, offset_shift) => runner.load(*state, offset_shift),
             Order::Quit => return shared.set_phase(Phase::Ended),
         }
@@ -389,7 +471,7 @@ impl<'a> Runner<'a> {
             Some(current) => host_counter(&self.fd, self.index, &self.around.host, tsc_khz, current),
             None => Err(StateError::Gone { vcpu: self.index }),
         });
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 
     fn load(&mut self, state: VcpuState, offset_shift: Option<u64>) {
@@ -406,7 +488,7 @@ impl<'a> Runner<'a> {
             control.trouble = None;
         }
         control.loaded = Some(result);
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 
     fn run_until_stopped(&mut self) {
@@ -440,17 +522,25 @@ impl<'a> Runner<'a> {
     /// Waits for the other vCPUs to stop, and reads out this one's state, unless that is none to go on from.
     fn park(&mut self, mut trouble: Option<Trouble>) {
         self.around.stopped.wait();
-        let mut control = self.shared.control.lock();
-        let Control { state, .. } = &mut *control;
-        if trouble.is_none()
-            && let Some(state) = state
-            && let Err(e) = self.collector.collect(&self.fd, state)
+        let state = {
+            let mut control = self.shared.control.lock();
+            control.phase = Phase::Stopped;
+            control.state.take()
+        };
+        self.shared.tell();
+        let state = state.map(|mut state| {
+            if trouble.is_none()
+                && let Err(e) = self.collector.collect(&self.fd, &mut state)
+            {
+                trouble = Some(Trouble::Failed(format!("its state cannot be read: {e}")));
+            }
+            state
+        });
         {
-            trouble = Some(Trouble::Failed(format!("its state cannot be read: {e}")));
+            let mut control = self.shared.control.lock();
+            (control.state, control.trouble, control.phase) = (state, trouble, Phase::Parked);
         }
-        control.trouble = trouble;
-        control.phase = Phase::Parked;
-        self.shared.changed.notify_all();
+        self.shared.tell();
     }
 
     fn wait_for_stop(&self) {

@@ -9,7 +9,8 @@ use super::vcpu::{self, Parts, Progress, Shared, Worker};
 use crate::boot::entry::Entry;
 use crate::devices::inbox::{Bell, Inbox};
 use crate::devices::{Deterministic, Devices, FrameSink, IrqChip, Wiring};
-use crate::engine::Engine;
+use crate::engine::worktime::Worked;
+use crate::engine::{Engine, IdleWork};
 use crate::error::{MachineError, MachineEvent};
 use crate::replay::log::LogReader;
 use crate::replay::{LogCut, Registers, ReplayPosition};
@@ -36,6 +37,7 @@ pub(crate) struct SoftEngine {
     thread: Option<JoinHandle<()>>,
     /// Where the log has been read up to, while the machine replays one.
     log: Option<LogReader>,
+    worked: Worked,
 }
 
 impl SoftEngine {
@@ -55,7 +57,7 @@ impl SoftEngine {
                 vcpu::main(parts);
             })
             .map_err(MachineError::Thread)?;
-        Ok((Self { shared, thread: Some(thread), log: None }, devices))
+        Ok((Self { shared, thread: Some(thread), log: None, worked: Worked::default() }, devices))
     }
 
     /// Has the vCPU's thread do something; what it answers.
@@ -245,6 +247,15 @@ impl Engine for SoftEngine {
     /// Nothing is pending between two instructions, and the processor is what it was loaded with.
     fn enter_once(&mut self) -> Result<(), MachineError> {
         self.call(|_| ())
+    }
+
+    fn offer(&mut self, work: &IdleWork) {
+        let work = Arc::clone(work);
+        self.shared.send(Box::new(move |_| work()));
+    }
+
+    fn busiest(&mut self) -> Duration {
+        self.worked.busiest(self.thread.iter())
     }
 
     fn capture(&mut self) -> Result<EngineState, MachineError> {
