@@ -4,17 +4,18 @@
 # What a row of a table is about, in words: everything but what was measured.
 def subject:
     if type != "object" then "" else
-        [(.pages | numbers | "\(.) pages"), (.epoch_ms | numbers | "\(.) ms"),
+        [(.ram_mib | numbers | "\(.) MiB"), (.pages | numbers | "\(.) pages"), (.epoch_ms | numbers | "\(.) ms"),
          (.kind, .figure, .way, .order, .work, .call | strings)] | join(", ") end;
 # Conditions and counts, which are no figures of a build.
 def is_measured: all(.[]; . as $name
     | ["load_average", "load_average_max", "busy_before_pct", "stolen_pct", "processors", "epochs", "ops", "rounds",
-       "max", "pages", "dirty_pages", "epoch_ms"] | index([$name]) == null);
+       "max", "ram_mib", "pages", "dirty_pages", "epoch_ms"] | index([$name]) == null);
 
 # A figure by its name. Two rows about the same thing are told apart by their places.
 def figures:
     . as $all
-    | [paths(numbers) | select(map(strings) | is_measured)]
+    # Single kills are what the take-over's spread is of.
+    | [paths(numbers) | select((map(strings) | is_measured) and (.[0] | IN("kills", "golive_kills") | not))]
     | map(. as $path
         | {key: ([range($path | length) as $at | $path[$at]
             | if type == "string" then . else ($all | getpath($path[:$at + 1]) | subject) end

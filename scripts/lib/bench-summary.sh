@@ -40,7 +40,7 @@ bench_summary() {
            replay_golive_lag_ms_p50: one("golive").lag_ms.p50,
            $guest, $processors, $processor_model, $kvm, qemu: ($qemu | select(. != "") // null),
            quick: ($quick == "1"), load_average_max: (map(.load_average) | max), $busy_before_pct, $stolen_pct,
-           pause: all("pause"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
+           pause: all("pause"), ram: all("ram"), epochs: all("epochs"), traffic: all("traffic"), takeover: one("takeover"),
            kills: all("takeover-kill"), slowdown: one("slowdown"), speed: all("speed"), codec: all("codec"),
            soft: all("soft"), replay: one("replay"), replay_log: all("replay_log"), golive: one("golive"),
            golive_kills: all("golive-kill"), soft_checkpoint: one("soft_checkpoint"),

@@ -9,12 +9,12 @@ source "${BASH_SOURCE[0]%/*}/bench-net.sh"
 source "${BASH_SOURCE[0]%/*}/bench-security.sh"
 
 # In the order in which they are measured.
-bench_sections=(pause epochs traffic takeover slowdown codec soft replay disk return net tls confinement)
+bench_sections=(pause ram epochs traffic takeover slowdown codec soft replay disk return net tls confinement)
 
 # bench_needs SECTION: what it cannot do without, as words: kvm, network.
 bench_needs() {
     case $1 in
-    pause) echo kvm ;;
+    pause | ram) echo kvm ;;
     epochs | traffic | takeover | slowdown | tls | confinement) echo kvm network ;;
     replay | disk | return | net) echo network ;;
     esac
@@ -32,6 +32,19 @@ bench_pause() {
          ((.stop_us, .harvest_us, .capture_us, .copy_us, .resume_us, .encode_us, .send_us).p50 | n(0)), .sent_bytes]'
     say 'one vCPU that never stops writing one word a page; parts are medians; send and seal: TCP on loopback until'
     say 'the backup has decoded, verified and sealed it, and its answer is back'
+}
+
+bench_ram() {
+    bench_title 'Pause against the size of the memory, of which 16 pages are dirty'
+    local gib
+    for gib in 1 2 4 8 16; do
+        say_passing "$gib GiB"
+        "$FTD_BIN_DIR/ft-bench" pause --ms "$bench_page_ms" --ram-mib $((1024 * gib)) 16 | bench_add ram
+    done
+    bench_table ram 'GiB|pause p50/p99 us|stop|harvest|state|copy|resume' '
+        [.ram_mib / 1024, (.pause_us | spread),
+         ((.stop_us, .harvest_us, .capture_us, .copy_us, .resume_us).p50 | n(0))]'
+    say 'the guest has touched little else: what it never touched is a hole of the memory file'
 }
 
 bench_epochs() {

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 pub use crate::engine::kvm::cpuid::{CpuMismatch, CpuProfile, cpu_profile};
 pub use crate::engine::kvm::model::CpuLack;
-pub use crate::engine::{IdleWork, engine_fingerprint};
+pub use crate::engine::{IdleWork, Stint, engine_fingerprint};
 pub use crate::error::{MachineError, MachineEvent};
 
 /// Types into the guest's console. Cheap to clone.
@@ -177,10 +177,9 @@ impl Machine {
         }
     }
 
-    /// Processor time that the busiest vCPU has taken since this was asked last, the device work on its thread
-    /// included. Zero the first time.
-    pub fn busiest(&mut self) -> Duration {
-        self.executor.engine().busiest()
+    /// How the machine ran before it was paused last.
+    pub fn stint(&mut self) -> Stint {
+        self.executor.engine().stint()
     }
 
     /// Whether the vCPUs run.

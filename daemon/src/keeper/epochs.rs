@@ -175,9 +175,6 @@ impl Epochs {
     pub(super) fn let_run(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if std::mem::take(&mut self.paused) {
             vm.machine.resume()?;
-            // What the processors did for the pause is not the guest's work.
-            vm.machine.busiest();
-            self.load.runs(clock::now_us());
         }
         self.pairing.with_flow(|flow| flow.runs(clock::now_us()));
         Ok(())
@@ -185,9 +182,8 @@ impl Epochs {
 
     fn stop(&mut self, vm: &mut Vm) -> Result<(), KeepError> {
         if !self.paused {
-            let worked = vm.machine.busiest();
-            self.load.stops(clock::now_us(), worked);
             vm.machine.pause()?;
+            self.load.ran(vm.machine.stint());
             self.paused = true;
             self.pairing.with_flow(|flow| flow.stops(clock::now_us()));
         }

@@ -11,7 +11,8 @@ use crate::spec::EngineKind;
 use crate::state::{EngineState, StateError};
 use ft_ram::PageIndex;
 use std::sync::Arc;
-use std::time::Duration;
+
+pub use worktime::Stint;
 
 /// What whoever has nothing else to do can take part in, if there is still something to do.
 pub type IdleWork = Arc<dyn Fn() + Send + Sync>;
@@ -32,8 +33,8 @@ pub(crate) trait Engine: Send {
     /// a thread that comes to it late may do so at any time until the guest is let run.
     fn offer(&mut self, work: &IdleWork);
 
-    /// Processor time that the busiest vCPU's thread has taken since this was asked last.
-    fn busiest(&mut self) -> Duration;
+    /// How the guest ran before it was stopped last.
+    fn stint(&self) -> Stint;
 
     /// The state. The guest is stopped.
     fn capture(&mut self) -> Result<EngineState, MachineError>;

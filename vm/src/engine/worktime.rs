@@ -1,12 +1,28 @@
-//! The processor time that a vCPU's thread has taken: how much of the time its guest works.
+//! The processor time that vCPUs' threads take: how much of the time that its machine runs a guest works.
 
 use nix::time::{ClockId, clock_gettime};
 use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The time that a machine ran, from when it was resumed until it was paused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stint {
+    /// By the clock.
+    pub ran: Duration,
+    /// Processor time that the busiest vCPU took of it, the device work on its thread included.
+    pub worked: Duration,
+}
+
+impl Stint {
+    /// Whether a vCPU worked most of the time, and so does now, probably.
+    pub(super) fn is_busy(&self) -> bool {
+        self.worked * 2 >= self.ran
+    }
+}
 
 /// Of a thread that is not joined yet; zero for one that has ended.
-pub(super) fn of(thread: &JoinHandle<()>) -> Duration {
+fn processor_time(thread: &JoinHandle<()>) -> Duration {
     let mut clock = 0;
     // SAFETY: the thread's identity is valid until it is joined or detached, which takes the handle; the clock's number
     // is written to a place of our own.
@@ -17,24 +33,36 @@ pub(super) fn of(thread: &JoinHandle<()>) -> Duration {
     clock_gettime(ClockId::from_raw(clock)).map_or(Duration::ZERO, Duration::from)
 }
 
-/// What the busiest of some threads has taken since this was asked last.
+/// Measures the stints of one machine's threads.
 #[derive(Default)]
-pub(super) struct Worked {
+pub(super) struct Stints {
+    begun: Option<Instant>,
+    /// The threads' processor times when it began.
     before: Vec<Duration>,
+    last: Stint,
 }
 
-impl Worked {
-    /// Always of the same threads, in the same order.
-    pub(super) fn busiest<'a>(&mut self, threads: impl Iterator<Item = &'a JoinHandle<()>>) -> Duration {
-        let mut busiest = Duration::ZERO;
-        for (index, thread) in threads.enumerate() {
-            let now = of(thread);
-            match self.before.get_mut(index) {
-                Some(before) => busiest = busiest.max(now.saturating_sub(std::mem::replace(before, now))),
-                None => self.before.push(now),
-            }
+impl Stints {
+    /// The threads run from now on.
+    pub(super) fn begin<'a>(&mut self, threads: impl Iterator<Item = &'a JoinHandle<()>>) {
+        self.before.clear();
+        self.before.extend(threads.map(processor_time));
+        self.begun = Some(Instant::now());
+    }
+
+    /// The same threads, in the same order, are stopped now.
+    pub(super) fn end<'a>(&mut self, threads: impl Iterator<Item = &'a JoinHandle<()>>) -> Stint {
+        if let Some(begun) = self.begun.take() {
+            let worked = threads.map(processor_time).zip(&self.before);
+            let worked = worked.map(|(now, before)| now.saturating_sub(*before)).max();
+            self.last = Stint { ran: begun.elapsed(), worked: worked.unwrap_or_default() };
         }
-        busiest
+        self.last
+    }
+
+    /// The last one that has ended.
+    pub(super) fn last(&self) -> Stint {
+        self.last
     }
 }
 
@@ -45,22 +73,31 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
-    fn the_busiest_thread_is_told_and_only_what_is_new() {
+    fn a_stint_has_what_the_busiest_thread_took_in_it() {
         let ends = Arc::new(AtomicBool::new(false));
         let theirs = Arc::clone(&ends);
         let busy = std::thread::spawn(move || while !theirs.load(Ordering::Relaxed) {});
         let idle = std::thread::spawn(std::thread::park);
-        let mut worked = Worked::default();
-        assert_eq!(worked.busiest([&idle, &busy].into_iter()), Duration::ZERO, "the first time");
+        let mut stints = Stints::default();
+        assert_eq!(stints.end([&idle, &busy].into_iter()), Stint::default(), "none has begun");
+        stints.begin([&idle, &busy].into_iter());
         // However busy this machine is: it runs at some time.
-        while of(&busy) < Duration::from_millis(20) {
+        let before = processor_time(&busy);
+        while processor_time(&busy) < before + Duration::from_millis(20) {
             std::thread::yield_now();
         }
-        assert!(worked.busiest([&idle, &busy].into_iter()) > Duration::ZERO);
+        let stint = stints.end([&idle, &busy].into_iter());
+        assert!(
+            stint.worked >= Duration::from_millis(20) && stint.ran >= Duration::from_millis(20),
+            "{stint:?}"
+        );
+        assert_eq!(stints.last(), stint);
         ends.store(true, Ordering::Relaxed);
         busy.join().unwrap();
-        worked.busiest([&idle].into_iter());
-        assert_eq!(worked.busiest([&idle].into_iter()), Duration::ZERO, "it sleeps");
+        stints.begin([&idle].into_iter());
+        std::thread::sleep(Duration::from_millis(5));
+        let stint = stints.end([&idle].into_iter());
+        assert!(stint.worked == Duration::ZERO && !stint.is_busy(), "it sleeps: {stint:?}");
         idle.thread().unpark();
         idle.join().unwrap();
     }

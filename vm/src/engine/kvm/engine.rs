@@ -9,7 +9,7 @@ use super::vcpu::{Surroundings, Vcpu};
 use super::vm::{self, Lines};
 use crate::boot::entry::Entry;
 use crate::devices::{Devices, IrqChip, Wiring};
-use crate::engine::worktime::Worked;
+use crate::engine::worktime::{Stint, Stints};
 use crate::engine::{Engine, IdleWork};
 use crate::error::{MachineError, MachineEvent};
 use crate::spec::{CpuModel, EngineKind, MachineSpec, VCPUS_MAX};
@@ -18,7 +18,6 @@ use ft_ram::{GuestRam, PageIndex};
 use kvm_ioctls::VmFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
 
 /// The vCPUs of one machine, and what they share inside the kernel.
 pub(crate) struct KvmEngine {
@@ -28,7 +27,7 @@ pub(crate) struct KvmEngine {
     /// The vCPUs have stopped, and what they collect is not in `state` yet.
     collecting: bool,
     dirty: DirtyLog,
-    worked: Worked,
+    stints: Stints,
     // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
     vcpus: Vec<Vcpu>,
     devices: Arc<Devices>,
@@ -75,7 +74,7 @@ impl KvmEngine {
             state,
             collecting: false,
             dirty,
-            worked: Worked::default(),
+            stints: Stints::default(),
             vcpus,
             devices: Arc::clone(&devices),
             vm,
@@ -97,10 +96,13 @@ impl Engine for KvmEngine {
     fn resume(&mut self) -> Result<(), MachineError> {
         self.collect()?;
         self.vcpus.iter().for_each(Vcpu::run);
+        self.stints.begin(self.vcpus.iter().filter_map(Vcpu::thread));
         Ok(())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
+        let stint = self.stints.end(self.vcpus.iter().filter_map(Vcpu::thread));
+        self.vcpus.iter().for_each(|vcpu| vcpu.expect_soon(stint.is_busy()));
         self.vcpus.iter().for_each(Vcpu::kick);
         self.collecting = true;
         self.vcpus.iter().try_for_each(|vcpu| vcpu.stopped(|| self.devices.interrupt_idle()))
@@ -117,8 +119,8 @@ impl Engine for KvmEngine {
         self.vcpus.iter().for_each(|vcpu| vcpu.offer(Arc::clone(work)));
     }
 
-    fn busiest(&mut self) -> Duration {
-        self.worked.busiest(self.vcpus.iter().filter_map(Vcpu::thread))
+    fn stint(&self) -> Stint {
+        self.stints.last()
     }
 
     fn capture(&mut self) -> Result<EngineState, MachineError> {

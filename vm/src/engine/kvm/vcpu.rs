@@ -16,8 +16,9 @@
 //! is collected already would be lost. From then on memory is as it will be captured, and whoever stopped the vCPUs
 //! goes on with that while their threads collect.
 //!
-//! A thread that expects the other one within a moment looks for it for a moment before it sleeps: on a machine with
-//! nothing else to do that spares the time to be woken.
+//! In the pause of a guest that works, who waits for the other looks for it for a moment before it sleeps: both are on
+//! their processors, and that spares the time to be woken. A vCPU that waits is woken itself, maybe on the very
+//! processor that would look for it.
 
 use super::cpuid;
 use super::error::KvmError;
@@ -127,6 +128,8 @@ struct Shared {
     changed: Condvar,
     /// Grows with every change, for those who look.
     changes: AtomicU32,
+    /// Whether they do.
+    looks: AtomicBool,
     stop: AtomicBool,
     page: OnceLock<RunPage>,
 }
@@ -143,29 +146,35 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until there is something; looks for it before it sleeps.
+    /// Until when one who waits from now on looks.
+    fn look_until(&self) -> Instant {
+        let now = Instant::now();
+        if self.looks.load(Ordering::Relaxed) { now + LOOK_FOR } else { now }
+    }
+
+    /// Waits until there is something.
     fn wait_for<R>(&self, mut something: impl FnMut(&mut Control) -> Option<R>) -> R {
-        let begun = Instant::now();
+        let until = self.look_until();
         loop {
             let seen = self.changes.load(Ordering::SeqCst);
             let mut control = self.control.lock();
             if let Some(found) = something(&mut control) {
                 return found;
             }
-            if begun.elapsed() >= LOOK_FOR {
+            if Instant::now() >= until {
                 self.changed.wait(&mut control);
                 continue;
             }
             drop(control);
-            self.look(seen, begun + LOOK_FOR);
+            self.look(seen, until);
         }
     }
 
-    /// Looks, before it sleeps, for a vCPU that is about to stop.
+    /// Looks for a vCPU that is about to stop.
     fn look_while_running(&self, until: Instant) {
         loop {
             let seen = self.changes.load(Ordering::SeqCst);
-            if self.control.lock().phase != Phase::Running || Instant::now() >= until {
+            if Instant::now() >= until || self.control.lock().phase != Phase::Running {
                 return;
             }
             self.look(seen, until);
@@ -223,6 +232,7 @@ impl Vcpu {
             }),
             changed: Condvar::new(),
             changes: AtomicU32::new(0),
+            looks: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             page: OnceLock::new(),
         });
@@ -276,6 +286,11 @@ impl Vcpu {
         }
     }
 
+    /// Whether what is waited for in the pause that comes is expected soon enough to be looked for.
+    pub(crate) fn expect_soon(&self, soon: bool) {
+        self.shared.looks.store(soon, Ordering::Relaxed);
+    }
+
     /// Tells it to stop; returns at once.
     pub(crate) fn kick(&self) {
         {
@@ -311,7 +326,7 @@ impl Vcpu {
     /// time.
     pub(crate) fn stopped(&self, mut again: impl FnMut()) -> Result<(), MachineError> {
         let begun = Instant::now();
-        self.shared.look_while_running(begun + LOOK_FOR);
+        self.shared.look_while_running(self.shared.look_until());
         let mut control = self.shared.control.lock();
         while control.phase == Phase::Running {
             if !self.shared.changed.wait_for(&mut control, KICK_EVERY).timed_out() {

@@ -9,7 +9,7 @@ use super::vcpu::{self, Parts, Progress, Shared, Worker};
 use crate::boot::entry::Entry;
 use crate::devices::inbox::{Bell, Inbox};
 use crate::devices::{Deterministic, Devices, FrameSink, IrqChip, Wiring};
-use crate::engine::worktime::Worked;
+use crate::engine::worktime::{Stint, Stints};
 use crate::engine::{Engine, IdleWork};
 use crate::error::{MachineError, MachineEvent};
 use crate::replay::log::LogReader;
@@ -37,7 +37,7 @@ pub(crate) struct SoftEngine {
     thread: Option<JoinHandle<()>>,
     /// Where the log has been read up to, while the machine replays one.
     log: Option<LogReader>,
-    worked: Worked,
+    stints: Stints,
 }
 
 impl SoftEngine {
@@ -57,7 +57,7 @@ impl SoftEngine {
                 vcpu::main(parts);
             })
             .map_err(MachineError::Thread)?;
-        Ok((Self { shared, thread: Some(thread), log: None, worked: Worked::default() }, devices))
+        Ok((Self { shared, thread: Some(thread), log: None, stints: Stints::default() }, devices))
     }
 
     /// Has the vCPU's thread do something; what it answers.
@@ -237,10 +237,13 @@ pub(super) fn parts(
 
 impl Engine for SoftEngine {
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.call(Worker::resume)
+        self.call(Worker::resume)?;
+        self.stints.begin(self.thread.iter());
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
+        self.stints.end(self.thread.iter());
         self.call(Worker::stop)
     }
 
@@ -254,8 +257,8 @@ impl Engine for SoftEngine {
         self.shared.send(Box::new(move |_| work()));
     }
 
-    fn busiest(&mut self) -> Duration {
-        self.worked.busiest(self.thread.iter())
+    fn stint(&self) -> Stint {
+        self.stints.last()
     }
 
     fn capture(&mut self) -> Result<EngineState, MachineError> {
