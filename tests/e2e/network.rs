@@ -195,7 +195,7 @@ fn a_linux_guest_sees_no_link_while_its_card_reaches_nobody_and_one_where_it_is_
         until(&mut shell, true, "back");
         world.ip("link set dev vm-alpha nomaster");
         until(&mut shell, false, "cut-again");
-        pair.wait_protected();
+        pair.wait_committed();
         pair.alpha.kill();
         pair.beta.wait_until(Role::Primary, State::Solo);
         until(&mut Shell::on(&pair.beta), true, "there");
