@@ -1,6 +1,6 @@
-//! Copying in the pause, by several threads: while the guest stands still, those that ran it have nothing to do. A large
-//! dirty set is cut into pieces, which whoever is there takes one after the other. Nobody waits for a helper that comes
-//! late: what it would have done is done by then.
+//! Copying in the pause, by several threads: while the guest stands still, those that ran it have nothing to do. A
+//! large dirty set is cut into pieces, which whoever is there takes one after the other. Nobody waits for a helper that
+//! comes late: what it would have done is done by then.
 
 use ft_vm::machine::IdleWork;
 use std::sync::Arc;

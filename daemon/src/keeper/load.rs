@@ -1,5 +1,5 @@
-//! How much of its time the guest works. A pause costs a guest that waits nothing: what it would have done then, it does
-//! at once afterwards. So the pauses' share of the time is measured against the time that the guest works.
+//! How much of its time the guest works. A pause costs a guest that waits nothing: what it would have done then, it
+//! does at once afterwards. So the pauses' share of the time is measured against the time that the guest works.
 
 use ft_vm::machine::Stint;
 

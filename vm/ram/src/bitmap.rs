@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub(crate) struct PageBitmap {
     pages: Box<[AtomicU64]>,
-    /// Which words of `pages` have a bit, or had one of late. Set after the bit of the page: a drain that does not see it
-    /// leaves the page to the next one.
+    /// Which words of `pages` have a bit, or had one of late. Set after the bit of the page: a drain that does not see
+    /// it leaves the page to the next one.
     words: Box<[AtomicU64]>,
 }
 
@@ -97,8 +97,8 @@ mod tests {
         }
     }
 
-    /// Each writer counts up in a cell of its own and sets the cell's page; who drains reads the cells of the pages that
-    /// it is told of. In the end it has read the last number of each.
+    /// Each writer counts up in cells of its own and sets the cell's page; who drains reads the cells of the pages
+    /// that it is told of. In the end it has read the last number of each.
     #[test]
     fn no_write_is_lost_however_writers_and_drains_meet() {
         const WRITERS: usize = 3;

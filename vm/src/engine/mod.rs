@@ -29,8 +29,8 @@ pub(crate) trait Engine: Send {
     /// guest is stopped, and stays so.
     fn enter_once(&mut self) -> Result<(), MachineError>;
 
-    /// Has the vCPUs' threads, which have nothing to do while the guest is stopped, do this work as well. Returns at once;
-    /// a thread that comes to it late may do so at any time until the guest is let run.
+    /// Has the vCPUs' threads, which have nothing to do while the guest is stopped, do this work as well. Returns at
+    /// once; a thread that comes to it late may do so at any time until the guest is let run.
     fn offer(&mut self, work: &IdleWork);
 
     /// How the guest ran before it was stopped last.

@@ -20,6 +20,9 @@
 //! their processors, and that spares the time to be woken. A vCPU that waits is woken itself, maybe on the very
 //! processor that would look for it.
 
+mod shared;
+
+use self::shared::{Control, Order, Phase, Shared, Trouble};
 use super::cpuid;
 use super::error::KvmError;
 use super::exit::{self, Doing};
@@ -47,34 +50,9 @@ const KICK_EVERY: Duration = Duration::from_millis(10);
 /// How long a vCPU may take to stop: its thread can be in a device, and the host can be busy.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long a thread looks for the other before it sleeps: longer than a vCPU takes out of the guest, and than a short
-/// pause takes.
-const LOOK_FOR: Duration = Duration::from_micros(200);
-
 /// Where a vCPU is after INIT.
 const INIT_CS: u16 = 0xf000;
 const INIT_RIP: u64 = 0xfff0;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Starting,
-    Parked,
-    Running,
-    /// Out of the guest, as all others are; its state is being collected.
-    Stopped,
-    Ended,
-}
-
-enum Order {
-    Run,
-    /// The host's counter, scaled to this frequency in kHz.
-    ReadCounter(u32),
-    /// With the shift of the counters' offsets.
-    Load(Box<VcpuState>, Option<u64>),
-    /// Something that others do, too.
-    Help(IdleWork),
-    Quit,
-}
 
 /// How long a vCPU is in the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,111 +60,6 @@ enum Stay {
     UntilStopped,
     /// It comes back ahead of the next instruction.
     ForNothing,
-}
-
-struct Control {
-    phase: Phase,
-    order: Option<Order>,
-    /// How the thread's start went, while it is `Ended`.
-    start: Option<KvmError>,
-    /// The answer to `ReadCounter`.
-    counter: Option<Result<Option<u64>, StateError>>,
-    /// The answer to `Load`.
-    loaded: Option<Result<(), StateError>>,
-    /// As of the last time it was parked.
-    state: Option<VcpuState>,
-    /// Why its state is not one to go on from.
-    trouble: Option<Trouble>,
-}
-
-/// Why a vCPU cannot go on, whoever's doing it is.
-#[derive(Clone, Debug)]
-pub(crate) enum Trouble {
-    Crashed(String),
-    Failed(String),
-}
-
-impl Trouble {
-    pub(crate) fn error(self, vcpu: usize) -> MachineError {
-        match self {
-            Self::Crashed(why) => MachineError::Crashed { vcpu, why },
-            Self::Failed(why) => MachineError::Failed { vcpu, why },
-        }
-    }
-
-    fn event(self, vcpu: usize) -> MachineEvent {
-        match self {
-            Self::Crashed(why) => MachineEvent::Crashed { vcpu, why },
-            Self::Failed(why) => MachineEvent::Failed { vcpu, why },
-        }
-    }
-}
-
-/// What the thread shares with those who command it.
-struct Shared {
-    control: Mutex<Control>,
-    changed: Condvar,
-    /// Grows with every change, for those who look.
-    changes: AtomicU32,
-    /// Whether they do.
-    looks: AtomicBool,
-    stop: AtomicBool,
-    page: OnceLock<RunPage>,
-}
-
-impl Shared {
-    fn set_phase(&self, phase: Phase) {
-        self.control.lock().phase = phase;
-        self.tell();
-    }
-
-    /// Something has changed.
-    fn tell(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        self.changed.notify_all();
-    }
-
-    /// Until when one who waits from now on looks.
-    fn look_until(&self) -> Instant {
-        let now = Instant::now();
-        if self.looks.load(Ordering::Relaxed) { now + LOOK_FOR } else { now }
-    }
-
-    /// Waits until there is something.
-    fn wait_for<R>(&self, mut something: impl FnMut(&mut Control) -> Option<R>) -> R {
-        let until = self.look_until();
-        loop {
-            let seen = self.changes.load(Ordering::SeqCst);
-            let mut control = self.control.lock();
-            if let Some(found) = something(&mut control) {
-                return found;
-            }
-            if Instant::now() >= until {
-                self.changed.wait(&mut control);
-                continue;
-            }
-            drop(control);
-            self.look(seen, until);
-        }
-    }
-
-    /// Looks for a vCPU that is about to stop.
-    fn look_while_running(&self, until: Instant) {
-        loop {
-            let seen = self.changes.load(Ordering::SeqCst);
-            if Instant::now() >= until || self.control.lock().phase != Phase::Running {
-                return;
-            }
-            self.look(seen, until);
-        }
-    }
-
-    /// Until something has changed or the time is over.
-    fn look(&self, seen: u32, until: Instant) {
-        while self.changes.load(Ordering::SeqCst) == seen && Instant::now() < until {
-            std::hint::spin_loop();
-        }
-    }
 }
 
 /// Where a vCPU thread reports and what it runs against.
