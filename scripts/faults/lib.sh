@@ -147,7 +147,7 @@ run_trials() {
 
     local trial failed=0
     take_overs_ms=() gaps_ms=()
-    # A fault of the storage's own would be seen here too: its files are elsewhere.
+    # It does not see the trouble that a fault makes: the storage of that is elsewhere.
     spawn storage "$FTD_ROOT/scripts/lib/storage-watch" "$run_dir/storage"
     for ((trial = 1; trial <= count; trial++)); do
         run_trial_undisturbed "$trial" "$count" $((seed + trial - 1)) || ((++failed))

@@ -14,13 +14,6 @@ pub struct Stint {
     pub worked: Duration,
 }
 
-impl Stint {
-    /// Whether a vCPU worked most of the time, and so does now, probably.
-    pub(super) fn is_busy(&self) -> bool {
-        self.worked * 2 >= self.ran
-    }
-}
-
 /// Of a thread that is not joined yet; zero for one that has ended.
 fn processor_time(thread: &JoinHandle<()>) -> Duration {
     let mut clock = 0;
@@ -40,6 +33,7 @@ pub(super) struct Stints {
     /// The threads' processor times when it began.
     before: Vec<Duration>,
     last: Stint,
+    all_worked: bool,
 }
 
 impl Stints {
@@ -53,11 +47,22 @@ impl Stints {
     /// The same threads, in the same order, are stopped now.
     pub(super) fn end<'a>(&mut self, threads: impl Iterator<Item = &'a JoinHandle<()>>) -> Stint {
         if let Some(begun) = self.begun.take() {
-            let worked = threads.map(processor_time).zip(&self.before);
-            let worked = worked.map(|(now, before)| now.saturating_sub(*before)).max();
-            self.last = Stint { ran: begun.elapsed(), worked: worked.unwrap_or_default() };
+            let ran = begun.elapsed();
+            let mut worked = Duration::ZERO;
+            self.all_worked = true;
+            for (now, before) in threads.map(processor_time).zip(&self.before) {
+                let took = now.saturating_sub(*before);
+                worked = worked.max(took);
+                self.all_worked &= took * 2 >= ran;
+            }
+            self.last = Stint { ran, worked };
         }
         self.last
+    }
+
+    /// Whether each thread worked most of the last one, and so did at its end, probably.
+    pub(super) fn all_worked(&self) -> bool {
+        self.all_worked
     }
 
     /// The last one that has ended.
@@ -92,12 +97,13 @@ mod tests {
             "{stint:?}"
         );
         assert_eq!(stints.last(), stint);
+        assert!(!stints.all_worked(), "one of two");
         ends.store(true, Ordering::Relaxed);
         busy.join().unwrap();
         stints.begin([&idle].into_iter());
         std::thread::sleep(Duration::from_millis(5));
         let stint = stints.end([&idle].into_iter());
-        assert!(stint.worked == Duration::ZERO && !stint.is_busy(), "it sleeps: {stint:?}");
+        assert!(stint.worked == Duration::ZERO && !stints.all_worked(), "it sleeps: {stint:?}");
         idle.thread().unpark();
         idle.join().unwrap();
     }

@@ -24,8 +24,8 @@ pub(crate) struct KvmEngine {
     /// As of the last stop; what the vCPUs share, as of the last capture.
     state: Box<KvmState>,
     power_on: Box<KvmState>,
-    /// The vCPUs have stopped, and what they collect is not in `state` yet.
-    collecting: bool,
+    /// So many vCPUs, the last ones, have stopped, and what they collect is not in `state` yet.
+    collecting: usize,
     dirty: DirtyLog,
     stints: Stints,
     // Dropped in this order: the threads use the devices and the descriptor, both use the memory.
@@ -72,7 +72,7 @@ impl KvmEngine {
         let engine = Self {
             power_on: state.clone(),
             state,
-            collecting: false,
+            collecting: 0,
             dirty,
             stints: Stints::default(),
             vcpus,
@@ -85,8 +85,11 @@ impl KvmEngine {
 
     /// Waits until the vCPUs, which have stopped, have collected their states.
     fn collect(&mut self) -> Result<(), MachineError> {
-        if std::mem::take(&mut self.collecting) {
-            self.vcpus.iter().zip(&mut self.state.vcpus).try_for_each(|(vcpu, state)| vcpu.parked(state))?;
+        // Each once: what is left of an attempt that failed is still to be collected.
+        let done = self.vcpus.len() - self.collecting;
+        for (vcpu, state) in self.vcpus.iter().zip(&mut self.state.vcpus).skip(done) {
+            vcpu.parked(state)?;
+            self.collecting -= 1;
         }
         Ok(())
     }
@@ -101,17 +104,19 @@ impl Engine for KvmEngine {
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
-        let stint = self.stints.end(self.vcpus.iter().filter_map(Vcpu::thread));
-        self.vcpus.iter().for_each(|vcpu| vcpu.expect_soon(stint.is_busy()));
+        self.stints.end(self.vcpus.iter().filter_map(Vcpu::thread));
+        // They wait for each other: one that has to be woken keeps all.
+        let soon = self.stints.all_worked();
+        self.vcpus.iter().for_each(|vcpu| vcpu.expect_soon(soon));
         self.vcpus.iter().for_each(Vcpu::kick);
-        self.collecting = true;
+        self.collecting = self.vcpus.len();
         self.vcpus.iter().try_for_each(|vcpu| vcpu.stopped(|| self.devices.interrupt_idle()))
     }
 
     fn enter_once(&mut self) -> Result<(), MachineError> {
         self.collect()?;
         self.vcpus.iter().for_each(Vcpu::enter_once);
-        self.collecting = true;
+        self.collecting = self.vcpus.len();
         self.vcpus.iter().try_for_each(|vcpu| vcpu.stopped(|| ()))
     }
 
@@ -142,7 +147,7 @@ impl Engine for KvmEngine {
             return Err(StateError::Spec { field: "vCPU states", theirs, ours });
         }
         // What they collected last is not what they will have.
-        self.collecting = false;
+        self.collecting = 0;
         // One moment for all of them.
         let counter = match (self.vcpus.first(), state.vcpus.first()) {
             (Some(vcpu), Some(state)) => vcpu.host_counter(state.tsc_khz)?,

@@ -199,7 +199,7 @@ impl Vcpu {
     /// time.
     pub(crate) fn stopped(&self, mut again: impl FnMut()) -> Result<(), MachineError> {
         let begun = Instant::now();
-        self.shared.look_while_running(self.shared.look_until());
+        self.shared.look_while(Phase::Running);
         let mut control = self.shared.control.lock();
         while control.phase == Phase::Running {
             if !self.shared.changed.wait_for(&mut control, KICK_EVERY).timed_out() {
@@ -222,14 +222,19 @@ impl Vcpu {
     /// Waits until a vCPU that has stopped is parked. Its collected state is swapped with `state`.
     pub(crate) fn parked(&self, state: &mut VcpuState) -> Result<(), MachineError> {
         let begun = Instant::now();
-        self.shared.wait_for(|control| match control {
-            Control { phase: Phase::Stopped, .. } => None,
-            Control { phase: Phase::Parked, state: Some(collected), .. } => {
-                std::mem::swap(collected, state);
-                Some(Ok(()))
+        self.shared.look_while(Phase::Stopped);
+        let mut control = self.shared.control.lock();
+        while control.phase == Phase::Stopped {
+            // Nothing is waited for without end: an ioctl can hang in the kernel.
+            if self.shared.changed.wait_until(&mut control, begun + STOP_WITHIN).timed_out() {
+                return Err(self.unresponsive(begun));
             }
-            _ => Some(Err(self.unresponsive(begun))),
-        })
+        }
+        let Control { phase: Phase::Parked, state: Some(collected), .. } = &mut *control else {
+            return Err(self.unresponsive(begun));
+        };
+        std::mem::swap(collected, state);
+        Ok(())
     }
 
     fn unresponsive(&self, since: Instant) -> MachineError {

@@ -98,7 +98,7 @@ impl Shared {
     }
 
     /// Until when one who waits from now on looks.
-    pub(super) fn look_until(&self) -> Instant {
+    fn look_until(&self) -> Instant {
         let now = Instant::now();
         if self.looks.load(Ordering::Relaxed) { now + LOOK_FOR } else { now }
     }
@@ -121,11 +121,12 @@ impl Shared {
         }
     }
 
-    /// Looks for a vCPU that is about to stop.
-    pub(super) fn look_while_running(&self, until: Instant) {
+    /// Looks for the end of a phase that is about to end.
+    pub(super) fn look_while(&self, phase: Phase) {
+        let until = self.look_until();
         loop {
             let seen = self.changes.load(Ordering::SeqCst);
-            if Instant::now() >= until || self.control.lock().phase != Phase::Running {
+            if Instant::now() >= until || self.control.lock().phase != phase {
                 return;
             }
             self.look(seen, until);
@@ -133,7 +134,7 @@ impl Shared {
     }
 
     /// Until something has changed or the time is over.
-    pub(super) fn look(&self, seen: u32, until: Instant) {
+    fn look(&self, seen: u32, until: Instant) {
         while self.changes.load(Ordering::SeqCst) == seen && Instant::now() < until {
             std::hint::spin_loop();
         }
